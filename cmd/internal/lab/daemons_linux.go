@@ -1,0 +1,160 @@
+package lab
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// Listen makes the host accept TCP connections to a port, over both families,
+// and close them.
+func (h *Host) Listen(t testing.TB, port uint16) {
+	t.Helper()
+	var l net.Listener
+	var err error
+	h.Do(func() { l, err = net.Listen("tcp", fmt.Sprintf(":%d", port)) })
+	must(t, err)
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_ = c.Close()
+		}
+	}()
+}
+
+// Daemon is a program that runs until the host ends, or [Cmd.End].
+type Daemon struct {
+	*Cmd
+	Log *Log // stdout and stderr
+}
+
+// Daemon starts a program that stays in the foreground.
+func (h *Host) Daemon(t testing.TB, name string, args ...string) *Daemon {
+	t.Helper()
+	d := &Daemon{h.Command(name, args...), &Log{}}
+	d.Stdout, d.Stderr = d.Log, d.Log
+	must(t, d.Start())
+	t.Cleanup(func() {
+		d.End()
+		if t.Failed() {
+			t.Logf("%s: %s said:\n%s", h.Name, name, d.Log)
+		}
+	})
+	return d
+}
+
+// SSHD is a running OpenSSH server that lets root in with one key.
+type SSHD struct {
+	*Daemon
+	key, known string
+}
+
+// SSHD starts a server on the ports, and waits until it listens on all. Lines
+// of sshd_config in options come first, and so win.
+func (h *Host) SSHD(t testing.TB, ports []uint16, options ...string) *SSHD {
+	t.Helper()
+	Require(t, "sshd", "ssh", "ssh-keygen")
+	dir := t.TempDir()
+	file := func(name string) string { return filepath.Join(dir, name) }
+	s := &SSHD{key: file("user"), known: file("known_hosts")}
+	for _, key := range []string{file("host"), s.key} {
+		if out, err := exec.Command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key).CombinedOutput(); err != nil {
+			t.Fatalf("ssh-keygen: %v\n%s", err, out)
+		}
+	}
+	public, err := os.ReadFile(file("host.pub"))
+	must(t, err)
+	must(t, os.WriteFile(s.known, append([]byte("* "), public...), 0o600))
+	lines := slices.Clone(options)
+	for _, p := range ports {
+		lines = append(lines, fmt.Sprintf("Port %d", p))
+	}
+	lines = append(lines, "HostKey "+file("host"), "AuthorizedKeysFile "+file("user.pub"), "PidFile none",
+		"PermitRootLogin prohibit-password", "StrictModes no", "UsePAM no", "UseDNS no", "PrintMotd no",
+		"MaxStartups 1000", "LogLevel VERBOSE", "Subsystem sftp internal-sftp", "")
+	must(t, os.WriteFile(file("sshd_config"), []byte(strings.Join(lines, "\n")), 0o600))
+	sshd, err := lookPath(h.path, "sshd") // it wants to be run by its absolute path
+	must(t, err)
+	s.Daemon = h.Daemon(t, sshd, "-D", "-e", "-f", file("sshd_config"))
+	s.Log.Await(t, "Server listening on ", len(ports)*len(Families))
+	return s
+}
+
+// ClientConfig writes a file for ssh -F that logs in to this server under any
+// name, with the lines given first: HostName, ProxyCommand, a Host block.
+func (s *SSHD) ClientConfig(t testing.TB, lines ...string) string {
+	t.Helper()
+	lines = append(slices.Clone(lines), "Host *", "User root", "IdentityFile "+s.key, "IdentitiesOnly yes",
+		"UserKnownHostsFile "+s.known, "GlobalKnownHostsFile /dev/null", "StrictHostKeyChecking yes",
+		"BatchMode yes", "ControlMaster no", "ConnectTimeout 20", "LogLevel ERROR", "")
+	file := filepath.Join(t.TempDir(), "ssh_config")
+	must(t, os.WriteFile(file, []byte(strings.Join(lines, "\n")), 0o600))
+	return file
+}
+
+// Knockd runs knockd on eth0 with a configuration, and waits until it sees
+// packets. Its log says what it makes of each.
+func (h *Host) Knockd(t testing.TB, config string) *Daemon {
+	t.Helper()
+	Require(t, "knockd")
+	file := filepath.Join(t.TempDir(), "knockd.conf")
+	must(t, os.WriteFile(file, []byte(config), 0o600))
+	// It says nothing through a pipe before its buffer is full.
+	d := h.Daemon(t, "stdbuf", "-oL", "knockd", "-i", "eth0", "-v", "-D", "-c", file, "-p", "/run/knockd.pid", "-g", "/run/knockd.log")
+	d.Log.Await(t, "istening on eth0", 1)
+	return d
+}
+
+// Firewall is a way to guard a port, and what it takes to run it here.
+type Firewall struct {
+	Name     string   // nftables, iptables-nft, iptables-legacy or knockd
+	Programs []string // what must be installed
+	// Async: it opens a moment after the last knock.
+	Async bool
+	// the suffix of the iptables programs that its rules mean
+	variant string
+}
+
+// Firewalls are all of them.
+var Firewalls = []Firewall{
+	{Name: "nftables", Programs: []string{"nft"}},
+	{Name: "iptables-nft", Programs: []string{"iptables-nft", "ip6tables-nft"}, variant: "-nft"},
+	{Name: "iptables-legacy", Programs: []string{"iptables-legacy", "ip6tables-legacy"}, variant: "-legacy"},
+	{Name: "knockd", Programs: []string{"knockd", "iptables-nft", "stdbuf"}, variant: "-nft", Async: true},
+}
+
+// Install makes iptables, ip6tables and their -save and -restore mean this
+// firewall's on a host, and skips the test if a program is missing.
+func (f Firewall) Install(t testing.TB, h *Host) {
+	t.Helper()
+	Require(t, f.Programs...)
+	if f.variant == "" {
+		return
+	}
+	dir := t.TempDir()
+	for _, family := range []string{"iptables", "ip6tables"} {
+		for _, job := range []string{"", "-save", "-restore"} {
+			// One program does all, by the name it is called by.
+			program, err := lookPath(h.path, family+f.variant+job)
+			must(t, err)
+			must(t, os.Symlink(program, filepath.Join(dir, family+job)))
+		}
+	}
+	h.path = dir + ":" + h.path
+}
+
+// Shell runs a line of shell that must succeed, such as a rules file's load
+// line.
+func (h *Host) Shell(t testing.TB, line string) string {
+	t.Helper()
+	return h.Run(t, "sh", "-c", line)
+}

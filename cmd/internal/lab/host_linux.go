@@ -1,0 +1,279 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"os/exec"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// limit is the time anything in the lab may take that ought to be quick.
+const limit = 10 * time.Second
+
+// Host is a machine of its own as far as network, processes and mounts go. Its
+// files, but for /run, are those of the test.
+type Host struct {
+	Name string
+
+	pid    int
+	spaces map[int]*os.File // namespaces by clone flag
+	path   string           // PATH of its commands
+	ctx    context.Context
+
+	number int     // on its segment, from 1; 0 without a link
+	peers  []*Host // the others on it
+	ports  atomic.Uint32
+
+	mu       sync.Mutex
+	commands []*Cmd
+}
+
+// NewHost starts a host that ends with the test, and with it all it runs. It
+// has a loopback interface and nothing else until [Link] connects it.
+func NewHost(t testing.TB, name string) *Host {
+	t.Helper()
+	Require(t, "ip")
+	stdin, alive, err := os.Pipe()
+	must(t, err)
+	said, stdout, err := os.Pipe()
+	must(t, err)
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Args = []string{"lab-" + name}
+	cmd.Env = []string{hostVariable + "=" + name}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWUTS,
+	}
+	err = cmd.Start()
+	_, _ = stdin.Close(), stdout.Close()
+	if err != nil {
+		_, _ = alive.Close(), said.Close()
+		if unsupported(err) {
+			missing(t, "namespaces: "+err.Error())
+		}
+		t.Fatal(err)
+	}
+	h := &Host{Name: name, pid: cmd.Process.Pid, path: systemPath(), spaces: map[int]*os.File{}}
+	h.ports.Store(firstPort)
+	var cancel context.CancelFunc
+	h.ctx, cancel = context.WithCancel(context.Background())
+	t.Cleanup(func() {
+		cancel()
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		for _, c := range h.commands {
+			_ = c.Wait() // the kernel keeps a PID namespace until its last process is waited for
+		}
+		_, _ = alive.Close(), said.Close()
+		stuck := time.AfterFunc(limit, func() { _ = cmd.Process.Kill() })
+		_ = cmd.Wait()
+		stuck.Stop()
+		for _, ns := range h.spaces {
+			_ = ns.Close()
+		}
+	})
+	must(t, said.SetReadDeadline(time.Now().Add(limit)))
+	answer := make([]byte, 1000)
+	if n, err := said.Read(answer); string(answer[:n]) != ready {
+		t.Fatalf("host %s does not start (does TestMain call lab.Main?): %s %v", name, answer[:n], err)
+	}
+	for kind, name := range spaceNames {
+		h.spaces[kind], err = os.Open(fmt.Sprintf("/proc/%d/ns/%s", h.pid, name))
+		must(t, err)
+	}
+	return h
+}
+
+// spaceNames are the namespaces of a host as /proc names them.
+var spaceNames = map[int]string{
+	unix.CLONE_NEWNET: "net", unix.CLONE_NEWPID: "pid", unix.CLONE_NEWUTS: "uts", unix.CLONE_NEWNS: "mnt",
+}
+
+// enter moves the calling thread, which must be one to throw away, into
+// namespaces of the host.
+func (h *Host) enter(kinds ...int) error {
+	for _, kind := range kinds {
+		if err := unix.Setns(int(h.spaces[kind].Fd()), kind); err != nil {
+			return fmt.Errorf("enter the %s namespace of %s: %w", spaceNames[kind], h.Name, err)
+		}
+	}
+	return nil
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Do runs f on a thread of the host's network: sockets that f itself makes
+// belong to the host for as long as they live. Goroutines that f starts are
+// not in it, so dial literal addresses. f must not call t.Fatal.
+func (h *Host) Do(f func()) {
+	onThread(func() {
+		if err := h.enter(unix.CLONE_NEWNET); err != nil {
+			panic(err)
+		}
+		f()
+	})
+}
+
+// onThread runs f on a thread that is thrown away afterwards, since f changes
+// what belongs to the thread.
+func onThread(f func()) {
+	done := make(chan struct{})
+	go func() {
+		runtime.LockOSThread() // and never unlock: the thread ends with the goroutine
+		defer close(done)
+		if unix.Gettid() == unix.Getpid() {
+			// The main thread cannot end, and /proc/self describes it: stand
+			// on it while another thread does the work.
+			onThread(f)
+			runtime.UnlockOSThread()
+			return
+		}
+		f()
+	}()
+	<-done
+}
+
+// Cmd is an exec.Cmd that starts inside a host. Nothing but Stdin, Stdout,
+// Stderr, Env (added to the host's) and Dir should be set.
+type Cmd struct {
+	*exec.Cmd
+	host   *Host
+	cancel context.CancelFunc
+	wait   func() error
+}
+
+// Command returns a command of the host, found in the host's PATH. It is
+// killed when the host ends.
+func (h *Host) Command(name string, args ...string) *Cmd {
+	ctx, cancel := context.WithCancel(h.ctx)
+	return h.command(ctx, cancel, name, args)
+}
+
+func (h *Host) command(ctx context.Context, cancel context.CancelFunc, name string, args []string) *Cmd {
+	c := &Cmd{Cmd: exec.CommandContext(ctx, name, args...), host: h, cancel: cancel}
+	c.Path, c.Err = lookPath(h.path, name)
+	c.Env = append(os.Environ(), "PATH="+h.path)
+	c.WaitDelay = time.Second // children may hold the pipes
+	c.wait = sync.OnceValue(func() error {
+		defer cancel()
+		return c.Cmd.Wait()
+	})
+	return c
+}
+
+// Start is that of exec.Cmd.
+func (c *Cmd) Start() (err error) {
+	if c.Dir == "" {
+		c.Dir, _ = os.Getwd() // entering a mount namespace goes to its root
+	}
+	h := c.host
+	onThread(func() {
+		// Threads share their working directory, and with it the mounts.
+		if err = unix.Unshare(unix.CLONE_FS); err != nil {
+			return
+		}
+		if err = h.enter(unix.CLONE_NEWNET, unix.CLONE_NEWPID, unix.CLONE_NEWUTS, unix.CLONE_NEWNS); err != nil {
+			return
+		}
+		err = c.Cmd.Start()
+	})
+	if err != nil {
+		c.cancel()
+		return fmt.Errorf("%s: %w", h.Name, err)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.commands = append(h.commands, c)
+	return nil
+}
+
+// Wait is that of exec.Cmd, and may be called more than once.
+func (c *Cmd) Wait() error { return c.wait() }
+
+// Run is that of exec.Cmd.
+func (c *Cmd) Run() error {
+	if err := c.Start(); err != nil {
+		return err
+	}
+	return c.Wait()
+}
+
+// Output is that of exec.Cmd; what the command says on stderr goes where
+// Stderr points.
+func (c *Cmd) Output() ([]byte, error) {
+	var out lockedBuffer
+	c.Stdout = &out
+	err := c.Run()
+	return out.bytes(), err
+}
+
+// CombinedOutput is that of exec.Cmd.
+func (c *Cmd) CombinedOutput() ([]byte, error) {
+	var out lockedBuffer
+	c.Stdout, c.Stderr = &out, &out
+	err := c.Run()
+	return out.bytes(), err
+}
+
+// End kills the command and waits until it is gone.
+func (c *Cmd) End() {
+	c.cancel()
+	_ = c.Wait()
+}
+
+// runLimit is how long [Host.Run] and its like may take.
+const runLimit = time.Minute
+
+// Try runs a command to its end, within a minute, and returns all it printed.
+func (h *Host) Try(name string, args ...string) (string, error) {
+	return h.run(nil, name, args)
+}
+
+// Run is [Host.Try] for a command that must succeed.
+func (h *Host) Run(t testing.TB, name string, args ...string) string {
+	t.Helper()
+	return h.RunInput(t, nil, name, args...)
+}
+
+// RunInput is [Host.Run] with something to read.
+func (h *Host) RunInput(t testing.TB, stdin io.Reader, name string, args ...string) string {
+	t.Helper()
+	out, err := h.run(stdin, name, args)
+	if err != nil {
+		t.Fatalf("%s: %s %q: %v\n%s", h.Name, name, args, err, out)
+	}
+	return out
+}
+
+func (h *Host) run(stdin io.Reader, name string, args []string) (string, error) {
+	ctx, cancel := context.WithTimeout(h.ctx, runLimit)
+	c := h.command(ctx, cancel, name, args)
+	c.Stdin = stdin
+	out, err := c.CombinedOutput()
+	if ctx.Err() == context.DeadlineExceeded {
+		err = fmt.Errorf("not done after %v", runLimit)
+	}
+	return string(out), err
+}
+
+// Addr returns the host's address on its segment.
+func (h *Host) Addr(f Family) netip.Addr { return f.addr(h.number) }
+
+// Source returns the nth of 65,535 further addresses of the host, from 1. It
+// needs no setting up: the whole range is the host's, and its peers know.
+func (h *Host) Source(f Family, n uint16) netip.Addr { return f.source(h.number, n) }

@@ -1,0 +1,199 @@
+package lab
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Family is a version of the Internet protocol.
+type Family int
+
+// The families, which every link carries both.
+const (
+	IPv4 Family = 4
+	IPv6 Family = 6
+)
+
+// Families are both, to range over.
+var Families = []Family{IPv4, IPv6}
+
+// String returns "ipv4" or "ipv6".
+func (f Family) String() string { return fmt.Sprintf("ipv%d", int(f)) }
+
+// Addresses come from the documentation prefixes; further ones from prefixes
+// routed to their host, so that nothing on the segment needs to look them up.
+func (f Family) addr(host int) netip.Addr {
+	if f == IPv4 {
+		return netip.AddrFrom4([4]byte{192, 0, 2, byte(host)})
+	}
+	return netip.AddrFrom16([16]byte{0: 0x20, 1: 0x01, 2: 0x0d, 3: 0xb8, 15: byte(host)})
+}
+
+func (f Family) source(host int, n uint16) netip.Addr {
+	if f == IPv4 {
+		return netip.AddrFrom4([4]byte{10, byte(host), byte(n >> 8), byte(n)})
+	}
+	return netip.AddrFrom16([16]byte{0: 0x20, 1: 0x01, 2: 0x0d, 3: 0xb8, 5: byte(host), 14: byte(n >> 8), 15: byte(n)})
+}
+
+func (f Family) sources(host int) netip.Prefix {
+	if f == IPv4 {
+		return netip.PrefixFrom(f.source(host, 0), 16)
+	}
+	return netip.PrefixFrom(f.source(host, 0), 64)
+}
+
+func (f Family) prefix(host int) netip.Prefix {
+	if f == IPv4 {
+		return netip.PrefixFrom(f.addr(host), 24)
+	}
+	return netip.PrefixFrom(f.addr(host), 64)
+}
+
+func familyOf(a netip.Addr) Family {
+	if a.Is4() {
+		return IPv4
+	}
+	return IPv6
+}
+
+// Link puts hosts that have no link yet on one Ethernet segment: a virtual
+// cable between two, a switch among more. Each has one interface, eth0, with
+// an address of both families, and reaches every address of the others.
+func Link(t testing.TB, hosts ...*Host) {
+	t.Helper()
+	for i, h := range hosts {
+		h.number = i + 1
+		for _, peer := range hosts {
+			if peer != h {
+				h.peers = append(h.peers, peer)
+			}
+		}
+	}
+	where, batch := hosts[0], ""
+	if len(hosts) == 2 {
+		batch = fmt.Sprintf("link add eth0 address %s type veth peer name eth0 address %s netns %d\n",
+			mac(1), mac(2), hosts[1].pid) + addressing(hosts[0], hosts)
+	} else {
+		where = NewHost(t, "switch")
+		batch = "link add br0 type bridge forward_delay 0 mcast_snooping 0\nlink set br0 up\n"
+		for _, h := range hosts {
+			batch += fmt.Sprintf("link add port%d type veth peer name eth0 address %s netns %d\n"+
+				"link set port%[1]d master br0 up\n", h.number, mac(h.number), h.pid)
+		}
+	}
+	where.ip(t, batch)
+	var all sync.WaitGroup
+	for _, h := range hosts {
+		if h != where {
+			all.Go(func() { h.ip(t, addressing(h, hosts)) })
+		}
+	}
+	all.Wait()
+	if t.Failed() {
+		t.FailNow()
+	}
+	for _, h := range hosts[1:] {
+		h.awaitCarrier(t)
+	}
+}
+
+// addressing returns the lines for ip(8) that make h one of hosts. Everybody
+// knows everybody from the start: a capture shows no neighbour discovery, and
+// a sweep loses nothing while waiting for one.
+func addressing(h *Host, hosts []*Host) string {
+	var b strings.Builder
+	b.WriteString("link set eth0 up\n")
+	for _, f := range Families {
+		nodad := map[Family]string{IPv6: "nodad"}[f]
+		fmt.Fprintf(&b, "addr add %s dev eth0 %s\n", f.prefix(h.number), nodad)
+		fmt.Fprintf(&b, "route add local %s dev lo\n", f.sources(h.number))
+		for _, peer := range hosts {
+			if peer != h {
+				fmt.Fprintf(&b, "neigh add %s lladdr %s nud permanent dev eth0\n", f.addr(peer.number), mac(peer.number))
+				fmt.Fprintf(&b, "route add %s via %s\n", f.sources(peer.number), f.addr(peer.number))
+			}
+		}
+	}
+	return b.String()
+}
+
+func mac(host int) string { return fmt.Sprintf("02:00:00:00:00:%02x", host) }
+
+// ip runs ip(8) in the host's network only: the PIDs in the batch are ours.
+func (h *Host) ip(t testing.TB, batch string) {
+	t.Helper()
+	var out lockedBuffer
+	c := h.Command("ip", "-batch", "-")
+	c.Stdin, c.Stdout, c.Stderr = strings.NewReader(batch), &out, &out
+	var err error
+	h.Do(func() { err = c.Cmd.Start() })
+	if err == nil {
+		err = c.Wait()
+	}
+	if err != nil {
+		t.Errorf("%s: ip: %v\n%s%s", h.Name, err, out.bytes(), batch)
+	}
+}
+
+// awaitCarrier waits until packets pass between the host and its first peer.
+// Linux opens an interface that waited for its other end a moment later, and
+// until then loses what it is given.
+func (h *Host) awaitCarrier(t testing.TB) {
+	t.Helper()
+	c := h.Capture(t)
+	defer c.Close()
+	for end := time.Now().Add(limit); time.Now().Before(end); {
+		if c.settle(t, 2*time.Millisecond) == nil {
+			return
+		}
+	}
+	t.Fatalf("%s has no link to %s", h.Name, h.peers[0].Name)
+}
+
+// Net is the network of most tests: three hosts on one segment.
+type Net struct{ Client, Server, Attacker *Host }
+
+// New makes a Net.
+func New(t testing.TB) *Net {
+	t.Helper()
+	n := &Net{}
+	for _, h := range []struct {
+		name string
+		host **Host
+	}{{"server", &n.Server}, {"client", &n.Client}, {"attacker", &n.Attacker}} {
+		*h.host = NewHost(t, h.name)
+	}
+	Link(t, n.Server, n.Client, n.Attacker)
+	return n
+}
+
+// processors are those this process may run on.
+var processors = sync.OnceValue(func() (list []int) {
+	var set unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &set); err != nil {
+		panic(err)
+	}
+	for cpu := 0; len(list) < set.Count(); cpu++ {
+		if set.IsSet(cpu) {
+			list = append(list, cpu)
+		}
+	}
+	return list
+})
+
+// pin keeps the calling thread, which must be one to throw away, on a
+// processor.
+func pin(cpu int) {
+	var set unix.CPUSet
+	set.Set(cpu)
+	if err := unix.SchedSetaffinity(0, &set); err != nil {
+		panic(err)
+	}
+}

@@ -1,0 +1,74 @@
+package lab
+
+import (
+	"bytes"
+	"sync"
+	"testing"
+	"time"
+)
+
+// lockedBuffer collects what a program prints.
+type lockedBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *lockedBuffer) bytes() []byte {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return bytes.Clone(b.buf.Bytes())
+}
+
+// Log is what a daemon says, as it says it.
+type Log struct {
+	mu      sync.Mutex
+	buf     bytes.Buffer
+	changed chan struct{}
+}
+
+// Write adds to the log.
+func (l *Log) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.changed != nil {
+		close(l.changed)
+		l.changed = nil
+	}
+	return l.buf.Write(p)
+}
+
+// String returns the log so far.
+func (l *Log) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
+}
+
+// Await waits until the log contains text n times, for at most ten seconds.
+func (l *Log) Await(t testing.TB, text string, n int) {
+	t.Helper()
+	late := time.After(limit)
+	for {
+		l.mu.Lock()
+		found := bytes.Count(l.buf.Bytes(), []byte(text)) >= n
+		if l.changed == nil {
+			l.changed = make(chan struct{})
+		}
+		changed := l.changed
+		l.mu.Unlock()
+		if found {
+			return
+		}
+		select {
+		case <-changed:
+		case <-late:
+			t.Fatalf("no %q in the log after %v:\n%s", text, limit, l)
+		}
+	}
+}

@@ -1,0 +1,62 @@
+package lab
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// Require skips the test unless it runs as root and the programs exist; under
+// PORTKNOCK_LAB=require it fails the test instead. Either way it says all that
+// is missing.
+func Require(t testing.TB, programs ...string) {
+	t.Helper()
+	var lacking []string
+	if os.Geteuid() != 0 {
+		lacking = append(lacking, "root")
+	}
+	for _, p := range programs {
+		if _, err := lookPath(systemPath(), p); err != nil {
+			lacking = append(lacking, p)
+		}
+	}
+	if len(lacking) > 0 {
+		missing(t, strings.Join(lacking, ", "))
+	}
+}
+
+// missing ends the test because of what the machine lacks.
+func missing(t testing.TB, what string) {
+	t.Helper()
+	if os.Getenv("PORTKNOCK_LAB") == "require" {
+		t.Fatalf("the lab needs %s, and PORTKNOCK_LAB=require", what)
+	}
+	t.Skipf("the lab needs %s", what)
+}
+
+// systemPath is PATH and the folders of an administrator's programs, which a
+// user's PATH may lack.
+func systemPath() string { return os.Getenv("PATH") + ":/usr/sbin:/sbin" }
+
+// lookPath is exec.LookPath for a PATH that is not this process's own.
+func lookPath(path, name string) (string, error) {
+	if strings.Contains(name, "/") {
+		return exec.LookPath(name)
+	}
+	for _, dir := range filepath.SplitList(path) {
+		if file, err := exec.LookPath(filepath.Join(dir, name)); err == nil && filepath.IsAbs(file) {
+			return file, nil
+		}
+	}
+	return "", &exec.Error{Name: name, Err: exec.ErrNotFound}
+}
+
+// unsupported reports whether the kernel, or the container around us, refuses
+// to make namespaces.
+func unsupported(err error) bool {
+	return errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOSYS) || errors.Is(err, syscall.EINVAL)
+}

@@ -1,0 +1,170 @@
+package lab
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/portknock/portknock/knock"
+
+	"golang.org/x/sys/unix"
+)
+
+// Source ports of raw packets stay below those the kernel picks.
+const firstPort, ports = 10000, 20000
+
+// port returns a source port that the host has not used for long.
+func (h *Host) port() uint16 { return uint16(firstPort + h.ports.Add(1)%ports) }
+
+// Send puts packets on the wire in order, past the host's own TCP and UDP:
+// nothing is repeated, and the source address may be anybody's. What a packet
+// leaves out is filled in: the host's address, a fresh source port, UDP or,
+// with Flags, TCP.
+func (h *Host) Send(t testing.TB, packets ...Packet) {
+	t.Helper()
+	raw := make([][]byte, len(packets))
+	for i, p := range packets {
+		raw[i] = h.complete(p).marshal()
+	}
+	must(t, h.sendRaw(func(i int) ([]byte, netip.Addr) { return raw[i], packets[i].Dst.Addr() }, len(raw)))
+}
+
+func (h *Host) complete(p Packet) Packet {
+	src, port := p.Src.Addr(), p.Src.Port()
+	if !src.IsValid() {
+		src = h.Addr(familyOf(p.Dst.Addr()))
+	}
+	if port == 0 {
+		port = h.port()
+	}
+	p.Src = netip.AddrPortFrom(src, port)
+	if p.Proto == 0 {
+		p.Proto = unix.IPPROTO_UDP
+		if p.Flags != 0 {
+			p.Proto = unix.IPPROTO_TCP
+		}
+	}
+	return p
+}
+
+// sendRaw sends n IP packets from the processor all raw packets leave from.
+// The kernel makes it wait when too many are on their way: none is lost.
+func (h *Host) sendRaw(packet func(i int) ([]byte, netip.Addr), n int) (err error) {
+	h.Do(func() {
+		pin(processors()[0])
+		socket := map[Family]int{}
+		defer func() {
+			for _, fd := range socket {
+				_ = unix.Close(fd)
+			}
+		}()
+		for i := 0; i < n && err == nil; i++ {
+			b, to := packet(i)
+			f := familyOf(to)
+			fd, open := socket[f]
+			if !open {
+				domain := map[Family]int{IPv4: unix.AF_INET, IPv6: unix.AF_INET6}[f]
+				if fd, err = unix.Socket(domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW); err != nil {
+					return
+				}
+				socket[f] = fd
+				timeout := unix.NsecToTimeval(limit.Nanoseconds())
+				if err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &timeout); err != nil {
+					return
+				}
+			}
+			if f == IPv4 {
+				err = unix.Sendto(fd, b, 0, &unix.SockaddrInet4{Addr: to.As4()})
+			} else {
+				err = unix.Sendto(fd, b, 0, &unix.SockaddrInet6{Addr: to.As16()})
+			}
+		}
+	})
+	if err != nil {
+		err = fmt.Errorf("%s: raw packet: %w", h.Name, err)
+	}
+	return err
+}
+
+// knockPacket is the packet of one knock.
+func knockPacket(from, to netip.Addr, s knock.Step) Packet {
+	p := Packet{Src: netip.AddrPortFrom(from, 0), Dst: netip.AddrPortFrom(to, s.Port), Payload: s.Payload}
+	if s.Transport == knock.TCP {
+		p.Flags = SYN
+	}
+	return p
+}
+
+// Knock sends knocks from the host's own address without a pause.
+func (h *Host) Knock(t testing.TB, to netip.Addr, steps ...knock.Step) {
+	t.Helper()
+	h.KnockFrom(t, h.Addr(familyOf(to)), to, steps...)
+}
+
+// KnockFrom is [Host.Knock] from another address.
+func (h *Host) KnockFrom(t testing.TB, from, to netip.Addr, steps ...knock.Step) {
+	t.Helper()
+	packets := make([]Packet, len(steps))
+	for i, s := range steps {
+		packets[i] = knockPacket(from, to, s)
+	}
+	h.Send(t, packets...)
+}
+
+// Order is that of the ports in a sweep.
+type Order string
+
+// The orders of a sweep; a random one is the same in every run.
+const (
+	Ascending  Order = "ascending"
+	Descending Order = "descending"
+	Random     Order = "random"
+)
+
+// Sweep sends one knock to every port from 1 to 65535, from one source port.
+func (h *Host) Sweep(t testing.TB, to netip.Addr, transport knock.Transport, order Order) {
+	t.Helper()
+	h.sweep(t, h.Addr(familyOf(to)), to, transport, order)
+}
+
+func (h *Host) sweep(t testing.TB, from, to netip.Addr, transport knock.Transport, order Order) {
+	t.Helper()
+	list := make([]uint16, 65535)
+	for i := range list {
+		list[i] = uint16(i + 1)
+	}
+	switch order {
+	case Descending:
+		slices.Reverse(list)
+	case Random:
+		rand.New(rand.NewPCG(1, 2)).Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
+	}
+	src := netip.AddrPortFrom(from, h.port())
+	must(t, h.sendRaw(func(i int) ([]byte, netip.Addr) {
+		p := knockPacket(from, to, knock.Step{Transport: transport, Port: list[i]})
+		p.Src = src
+		return h.complete(p).marshal(), to
+	}, len(list)))
+}
+
+// FragmentedSYN sends a SYN over IPv4 whose first fragment holds no more than
+// the ports and the sequence number, so that a rule that looks at its flags
+// looks past its end. It says how the port answered.
+func (h *Host) FragmentedSYN(t testing.TB, to netip.AddrPort) State {
+	t.Helper()
+	p := h.complete(Packet{Dst: to, Flags: SYN})
+	whole := p.marshal()
+	const header, first = 20, 8
+	a := slices.Clone(whole[:header+first])
+	a[6] |= 0x20 // more fragments
+	b := append(slices.Clone(whole[:header]), whole[header+first:]...)
+	b[7] = first / 8 // the offset
+	for _, f := range [][]byte{a, b} {
+		f[2], f[3] = 0, byte(len(f))
+	}
+	return h.answer(t, p, func() error {
+		return h.sendRaw(func(i int) ([]byte, netip.Addr) { return [][]byte{a, b}[i], to.Addr() }, 2)
+	})
+}

@@ -1,0 +1,294 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/portknock/portknock/knock"
+)
+
+// Trace is a story that every firewall must play alike: who sends what, waits
+// how long, is let in or not.
+//
+//	# a stranger's knock in between
+//	sequence 7001/udp 8003/tcp 9005/udp
+//	set      KnockTimeout 2s
+//	not      knockd
+//	client   knock 1
+//	attacker knock 2
+//	client   knock 2 3
+//	client   open
+//	wait     2500ms
+//	client+7 closed
+//
+// A host does one of: knock N... (or all), send PORT/TRANSPORT..., sweep
+// TRANSPORT ORDER, open, closed. The last two ask for port 22, which the trace
+// guards and the server answers on. client+7 is the client at its seventh
+// further address. "on" and "not" name firewalls.
+type Trace struct {
+	File     string
+	Sequence knock.Sequence
+	Settings []Setting
+	On, Not  []string
+
+	actions []action
+}
+
+// Setting is a keyword of a profile and its value.
+type Setting struct{ Keyword, Value string }
+
+type action struct {
+	line   int
+	text   string
+	host   string // empty: wait
+	source uint16 // 0: the host's own address
+	verb   string
+	steps  []knock.Step
+	sweep  knock.Transport
+	order  Order
+	wait   time.Duration
+}
+
+// GuardedPort is the TCP port a trace is about.
+const GuardedPort = 22
+
+// maxWait bounds what a trace may wait at a time.
+const maxWait = time.Minute
+
+// ReadTraces reads all traces of a folder.
+func ReadTraces(t testing.TB, dir string) []*Trace {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "*.txt"))
+	must(t, err)
+	if len(files) == 0 {
+		t.Fatalf("no traces in %s", dir)
+	}
+	traces := make([]*Trace, len(files))
+	for i, file := range files {
+		text, err := os.ReadFile(file)
+		must(t, err)
+		traces[i], err = ParseTrace(filepath.Base(file), string(text))
+		must(t, err)
+	}
+	return traces
+}
+
+// ParseTrace reads a trace; file is for its errors.
+func ParseTrace(file, text string) (*Trace, error) {
+	tr := &Trace{File: file}
+	for i, line := range strings.Split(text, "\n") {
+		words, _, _ := strings.Cut(line, "#")
+		fields := strings.Fields(words)
+		if len(fields) == 0 {
+			continue
+		}
+		if err := tr.parseLine(i+1, fields); err != nil {
+			return nil, fmt.Errorf("%s:%d: %w", file, i+1, err)
+		}
+	}
+	if tr.Sequence == nil {
+		return nil, fmt.Errorf("%s: no sequence", file)
+	}
+	return tr, nil
+}
+
+func (tr *Trace) parseLine(number int, fields []string) (err error) {
+	word, args := fields[0], fields[1:]
+	if len(args) == 0 {
+		return fmt.Errorf("%s what?", word)
+	}
+	a := action{line: number, text: strings.Join(fields, " ")}
+	switch word {
+	case "sequence":
+		tr.Sequence, err = knock.ParseSequence(strings.Join(args, " "))
+		return err
+	case "set":
+		tr.Settings = append(tr.Settings, Setting{args[0], strings.Join(args[1:], " ")})
+		return nil
+	case "on", "not":
+		for _, name := range args {
+			if !slices.ContainsFunc(Firewalls, func(f Firewall) bool { return f.Name == name }) {
+				return fmt.Errorf("no firewall %q", name)
+			}
+		}
+		if word == "on" {
+			tr.On = args
+		} else {
+			tr.Not = args
+		}
+		return nil
+	case "wait":
+		a.wait, err = time.ParseDuration(args[0])
+		if err == nil && (a.wait <= 0 || a.wait > maxWait || len(args) > 1) {
+			err = fmt.Errorf("wait once, up to %v", maxWait)
+		}
+	default:
+		err = tr.parseAction(&a, word, args)
+	}
+	tr.actions = append(tr.actions, a)
+	return err
+}
+
+func (tr *Trace) parseAction(a *action, who string, args []string) (err error) {
+	var source string
+	var further bool
+	a.host, source, further = strings.Cut(who, "+")
+	if a.host != "client" && a.host != "attacker" {
+		return fmt.Errorf("no %q in a trace", who)
+	}
+	if further {
+		n, err := strconv.ParseUint(source, 10, 16)
+		if err != nil || n == 0 || n >= settleSources {
+			return fmt.Errorf("%q is no address number from 1 to %d", source, settleSources-1)
+		}
+		a.source = uint16(n)
+	}
+	a.verb, args = args[0], args[1:]
+	switch a.verb {
+	case "open", "closed":
+		if len(args) > 0 {
+			return fmt.Errorf("%s takes nothing", a.verb)
+		}
+	case "knock":
+		a.steps, err = tr.pick(args)
+	case "send":
+		a.steps, err = knock.ParseSequence(strings.Join(args, " "))
+	case "sweep":
+		if len(args) != 2 || !slices.Contains([]Order{Ascending, Descending, Random}, Order(args[1])) {
+			return errors.New("sweep tcp or udp, ascending, descending or random")
+		}
+		a.order = Order(args[1])
+		a.sweep, err = knock.ParseTransport(args[0])
+	default:
+		return fmt.Errorf("nobody can %q", a.verb)
+	}
+	return err
+}
+
+// pick returns the knocks of the sequence with these numbers.
+func (tr *Trace) pick(numbers []string) ([]knock.Step, error) {
+	if len(numbers) == 1 && numbers[0] == "all" {
+		return tr.Sequence, nil
+	}
+	var steps []knock.Step
+	for _, word := range numbers {
+		n, err := strconv.Atoi(word)
+		if err != nil || n < 1 || n > len(tr.Sequence) {
+			return nil, fmt.Errorf("no knock %q in a sequence of %d", word, len(tr.Sequence))
+		}
+		steps = append(steps, tr.Sequence[n-1])
+	}
+	return steps, nil
+}
+
+// For reports whether the trace is for a firewall.
+func (tr *Trace) For(f Firewall) bool {
+	return (len(tr.On) == 0 || slices.Contains(tr.On, f.Name)) && !slices.Contains(tr.Not, f.Name)
+}
+
+// Run plays the trace in a new network, once load has put the rules for it in
+// force on the server.
+func (tr *Trace) Run(t testing.TB, f Firewall, family Family, load func(server *Host)) {
+	t.Helper()
+	if err := tr.play(t, f, family, load); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (tr *Trace) play(t testing.TB, f Firewall, family Family, load func(server *Host)) error {
+	t.Helper()
+	Require(t, f.Programs...)
+	n := New(t)
+	f.Install(t, n.Server)
+	n.Server.Listen(t, GuardedPort)
+	load(n.Server)
+	p := &player{TB: t, Net: n, trace: tr, async: f.Async, family: family, fresh: settleSources}
+	for _, a := range tr.actions {
+		if err := p.do(a); err != nil {
+			return fmt.Errorf("%s:%d: %s: %w (%s, %v)", tr.File, a.line, a.text, err, f.Name, family)
+		}
+	}
+	return nil
+}
+
+// settleSources are the first of the addresses that only settling uses.
+const settleSources = 60000
+
+// settleLimit is how long a daemon may take to open.
+const settleLimit = 3 * time.Second
+
+type player struct {
+	testing.TB
+	*Net
+	trace  *Trace
+	async  bool
+	family Family
+	fresh  uint16
+}
+
+func (p *player) do(a action) error {
+	host := map[string]*Host{"client": p.Client, "attacker": p.Attacker}[a.host]
+	if host == nil {
+		time.Sleep(a.wait) // the kernel's clock cannot be faked
+		return nil
+	}
+	from := host.Addr(p.family)
+	if a.source != 0 {
+		from = host.Source(p.family, a.source)
+	}
+	server := p.Server.Addr(p.family)
+	switch a.verb {
+	case "knock", "send":
+		host.KnockFrom(p, from, server, a.steps...)
+	case "sweep":
+		host.sweep(p, from, server, a.sweep, a.order)
+	case "open":
+		if got := p.await(host, from); got != Open {
+			return fmt.Errorf("port %d is %v", GuardedPort, got)
+		}
+	case "closed":
+		if err := p.settle(); err != nil {
+			return err
+		}
+		if got := p.probe(host, from); got == Open {
+			return fmt.Errorf("port %d is %v", GuardedPort, got)
+		}
+	}
+	return nil
+}
+
+func (p *player) probe(host *Host, from netip.Addr) State {
+	return host.ProbeFrom(p, from, netip.AddrPortFrom(p.Server.Addr(p.family), GuardedPort))
+}
+
+// await probes until the port is open, for as long as the firewall may take.
+func (p *player) await(host *Host, from netip.Addr) State {
+	for end := time.Now().Add(settleLimit); ; time.Sleep(5 * time.Millisecond) {
+		if got := p.probe(host, from); got == Open || !p.async || time.Now().After(end) {
+			return got
+		}
+	}
+}
+
+// settle makes sure that a daemon has worked through everything sent so far:
+// it has if it lets in somebody who knocks now, at an address new to it.
+func (p *player) settle() error {
+	if !p.async {
+		return nil
+	}
+	p.fresh++
+	from := p.Client.Source(p.family, p.fresh)
+	p.Client.KnockFrom(p, from, p.Server.Addr(p.family), p.trace.Sequence...)
+	if p.await(p.Client, from) != Open {
+		return errors.New("the daemon lets in nobody any more")
+	}
+	return nil
+}

@@ -1,0 +1,166 @@
+package lab
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/portknock/portknock/knock"
+)
+
+// nftRules returns the smallest rules that the traces of a synchronous
+// firewall should pass.
+func nftRules(seq knock.Sequence) string {
+	var steps []string
+	for i, s := range seq {
+		steps = append(steps, fmt.Sprintf("0:%d . %s . %d : 0:%d", i, s.Transport, s.Port, i+1))
+	}
+	text := `table inet lab {
+	map step {
+		typeof meta priority . meta l4proto . th dport : meta priority
+		elements = { ` + strings.Join(steps, ", ") + ` }
+	}
+	chain guard {
+		type filter hook prerouting priority mangle
+		ct state established,related accept
+		tcp dport 22 tcp flags & (fin|syn|rst|ack) == syn goto door
+		tcp flags & (fin|syn|rst|ack) != syn accept
+		meta l4proto != { tcp, udp } accept
+		th dport { 80, 443 } accept
+		meta nfproto ipv4 jump knock4
+		meta nfproto ipv6 jump knock6
+		meta priority set 0:0
+	}
+	chain door {
+		ip saddr @open4 accept
+		ip6 saddr @open6 accept
+		drop
+	}
+`
+	for v, saddr := range map[string]string{"4": "ip saddr", "6": "ip6 saddr"} {
+		text += strings.NewReplacer("SADDR", saddr, "#", v).Replace(`
+	map at# { typeof SADDR : meta priority; flags dynamic,timeout; size 65536; }
+	set made# { typeof SADDR . meta l4proto . th dport; flags dynamic,timeout; size 65536; }
+	set open# { typeof SADDR; flags dynamic,timeout; size 65536; }
+	chain knock# {
+		meta priority set SADDR map @at#
+		meta priority set meta priority . meta l4proto . th dport map @step goto advance#
+		SADDR . meta l4proto . th dport @made# return
+		delete @at# { SADDR : meta priority }
+		meta priority set 0:0
+		meta priority set meta priority . meta l4proto . th dport map @step goto advance#
+	}
+	chain advance# {
+		delete @at# { SADDR : meta priority }
+		meta priority 0:` + fmt.Sprint(len(seq)) + ` goto admit#
+		add @at# { SADDR timeout 2s : meta priority }
+		update @made# { SADDR . meta l4proto . th dport timeout 2s }
+	}
+	chain admit# { update @open# { SADDR timeout 2s }; }
+`)
+	}
+	return text + "}\n"
+}
+
+// knockdConfig returns a door, and a second one of the ports beside the
+// knocks, so that knockd sees a sweep's wrong ones.
+func knockdConfig(seq knock.Sequence) string {
+	var door, trap []string
+	for _, s := range seq {
+		door = append(door, fmt.Sprintf("%d:%s", s.Port, s.Transport))
+		trap = append(trap, fmt.Sprintf("%d:%s", s.Port-1, s.Transport), fmt.Sprintf("%d:%[2]s", s.Port+1, s.Transport))
+	}
+	slices.Reverse(trap)
+	return fmt.Sprintf(`[door]
+	sequence = %s
+	seq_timeout = 2
+	tcpflags = syn
+	start_command = iptables -I INPUT -s %%IP%% -p tcp --dport 22 -j ACCEPT
+	start_command_6 = ip6tables -I INPUT -s %%IP%% -p tcp --dport 22 -j ACCEPT
+	cmd_timeout = 2
+	stop_command = iptables -D INPUT -s %%IP%% -p tcp --dport 22 -j ACCEPT
+	stop_command_6 = ip6tables -D INPUT -s %%IP%% -p tcp --dport 22 -j ACCEPT
+[trap]
+	sequence = %s
+	seq_timeout = 2
+	tcpflags = syn
+	command = true
+`, strings.Join(door, ","), strings.Join(trap, ","))
+}
+
+func TestTraces(t *testing.T) {
+	t.Parallel()
+	load := map[string]func(t *testing.T, server *Host, tr *Trace){
+		"nftables": func(t *testing.T, server *Host, tr *Trace) {
+			server.RunInput(t, strings.NewReader(nftRules(tr.Sequence)), "nft", "-f", "-")
+		},
+		"knockd": func(t *testing.T, server *Host, tr *Trace) {
+			server.Shell(t, "for c in iptables ip6tables; do $c -A INPUT -p tcp --dport 22 --syn -j DROP || exit; done")
+			server.Knockd(t, knockdConfig(tr.Sequence))
+		},
+	}
+	for _, tr := range ReadTraces(t, "../../../testdata/traces") {
+		for _, f := range Firewalls {
+			if load[f.Name] == nil || !tr.For(f) {
+				continue
+			}
+			for _, family := range Families {
+				t.Run(tr.File+"/"+f.Name+"/"+family.String(), func(t *testing.T) {
+					t.Parallel()
+					tr.Run(t, f, family, func(server *Host) { load[f.Name](t, server, tr) })
+				})
+			}
+		}
+	}
+}
+
+func TestTraceTellsWhatIsWrong(t *testing.T) {
+	t.Parallel()
+	const text = "sequence 1/udp\nclient closed\n"
+	tr, err := ParseTrace("x.txt", text)
+	must(t, err)
+	err = tr.play(t, Firewalls[0], IPv6, func(*Host) {})
+	const want = "x.txt:2: client closed: port 22 is open (nftables, ipv6)"
+	if err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+}
+
+func TestParseTraceRefuses(t *testing.T) {
+	t.Parallel()
+	const seq = "sequence 1/udp 2/tcp\n"
+	for text, want := range map[string]string{
+		"":                            "x: no sequence",
+		seq + "client":                "x:2: client what?",
+		seq + "clinet open":           `x:2: no "clinet" in a trace`,
+		seq + "client+0 open":         `x:2: "0" is no address number from 1 to 59999`,
+		seq + "client knock 3":        `x:2: no knock "3" in a sequence of 2`,
+		"client knock 1\n" + seq:      `x:1: no knock "1" in a sequence of 0`,
+		seq + "client dance":          `x:2: nobody can "dance"`,
+		seq + "client sweep tcp up":   "x:2: sweep tcp or udp, ascending, descending or random",
+		seq + "client open 22":        "x:2: open takes nothing",
+		seq + "\n# c\non pf":          `x:4: no firewall "pf"`,
+		seq + "wait 2h":               "x:2: wait once, up to 1m0s",
+		seq + "client send 99999/tcp": `x:2: "99999/tcp": "99999" is not a port from 1 to 65535`,
+	} {
+		if _, err := ParseTrace("x", text); err == nil || err.Error() != want {
+			t.Errorf("%q: %v, want %s", text, err, want)
+		}
+	}
+}
+
+func FuzzParseTrace(f *testing.F) {
+	f.Add("sequence 1/udp 2/tcp\nset OpenFor 2s\nnot knockd\nclient+3 knock 1 2\nwait 1s\nattacker sweep udp random\nclient open\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		tr, err := ParseTrace("x", text)
+		if err != nil {
+			return
+		}
+		for _, a := range tr.actions {
+			if a.host == "" && a.wait <= 0 || a.host != "" && a.verb == "" {
+				t.Errorf("%q does nothing: %+v", text, a)
+			}
+		}
+	})
+}

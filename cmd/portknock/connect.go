@@ -1,0 +1,99 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/signal"
+	"strconv"
+	"strings"
+
+	"github.com/portknock/portknock/knock/profile"
+	"github.com/portknock/portknock/proxy"
+	"github.com/spf13/pflag"
+)
+
+func connectFlags(a *app, f *pflag.FlagSet) {
+	a.shared.networkFlags(f)
+	f.BoolVar(&a.optional, "optional", false, "connect without knocking if there is no profile")
+}
+
+// errReaderGone ends everything without a word: whoever would read it is gone.
+var errReaderGone = errors.New("nobody reads standard output any more")
+
+// runConnect is what ssh runs. Nothing but the stream goes to stdout.
+func runConnect(ctx context.Context, a *app, args []string) error {
+	if len(args) != 2 {
+		return usageError("connect takes HOST and PORT")
+	}
+	if a.shared.config == "-" {
+		return usageError("standard input carries the connection, so it cannot be the profile file too")
+	}
+	port, err := parsePort(args[1])
+	if err != nil {
+		return err
+	}
+	p, err := a.lookupNamed(args[0])
+	if err != nil && !(a.optional && noProfile(err)) {
+		return err
+	}
+	dialer := a.plainDialer()
+	if p != nil {
+		if dialer, err = a.dialer(p); err != nil {
+			return err
+		}
+	}
+
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if stdout, ok := a.stdout.(*os.File); ok {
+		gone := proxy.ReaderGone(ctx, stdout)
+		go func() {
+			<-gone
+			cancel(errReaderGone)
+		}()
+	}
+	conn, err := dialer.Connect(ctx, a.target(args[0], p), port)
+	if err != nil {
+		return connectFailure(ctx, args[0], p, err)
+	}
+	defer conn.Close()
+
+	// ssh's master with ControlPersist lives on when ^C ends the command it was
+	// started for. From here on ssh decides when we end.
+	signal.Ignore(os.Interrupt)
+	err = proxy.Splice(ctx, conn, a.stdin, a.stdout)
+	if errors.Is(context.Cause(ctx), errReaderGone) {
+		return nil
+	}
+	if err != nil {
+		return connectFailure(ctx, args[0], p, err)
+	}
+	return nil
+}
+
+// lookupNamed returns the profile for a host of the command line.
+func (a *app) lookupNamed(host string) (*profile.Profile, error) {
+	if a.shared.profile != "" {
+		return a.lookup(a.shared.profile)
+	}
+	return a.lookup(host)
+}
+
+// target returns where to connect. A host that names its profile stands for
+// the profile's HostName; any other is an address that the caller, with
+// --profile, has found out already.
+func (a *app) target(host string, p *profile.Profile) string {
+	if p == nil || p.HostName == "" || a.shared.profile != "" && !strings.EqualFold(host, a.shared.profile) {
+		return host
+	}
+	return p.HostName
+}
+
+func parsePort(s string) (uint16, error) {
+	n, err := strconv.ParseUint(s, 10, 16)
+	if err != nil || n == 0 {
+		return 0, usageError("%q is not a port from 1 to 65535", s)
+	}
+	return uint16(n), nil
+}

@@ -1,0 +1,112 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"context"
+	"net"
+	"net/netip"
+	"os/exec"
+	"strings"
+	"time"
+
+	"github.com/portknock/portknock/proxy"
+	"github.com/spf13/pflag"
+)
+
+func knockFlags(a *app, f *pflag.FlagSet) {
+	a.shared.networkFlags(f)
+	f.BoolVar(&a.wait, "wait", false, "knock until the port answers")
+}
+
+func runKnock(ctx context.Context, a *app, args []string) error {
+	if len(args) < 1 || len(args) > 2 {
+		return usageError("knock takes HOST and perhaps PORT")
+	}
+	p, err := a.lookupNamed(args[0])
+	if err != nil {
+		return err
+	}
+	host, port := a.target(args[0], p), p.Port
+	if p.HostName == "" && a.shared.profile == "" {
+		host, port = askSSH(ctx, host, port)
+	}
+	if len(args) == 2 {
+		if port, err = parsePort(args[1]); err != nil {
+			return err
+		}
+	}
+	dialer, err := a.dialer(p)
+	if err != nil {
+		return err
+	}
+	if a.wait {
+		err = dialer.Probe(ctx, host, cmp.Or(port, 22))
+	} else {
+		err = knockOnce(ctx, dialer, host)
+	}
+	if err != nil {
+		return connectFailure(ctx, args[0], p, err)
+	}
+	return nil
+}
+
+// knockOnce sends one round to the first address of each family: which one the
+// program that comes next will use, nobody knows.
+func knockOnce(ctx context.Context, d *proxy.Dialer, host string) error {
+	ctx, cancel := context.WithTimeout(ctx, d.Timeout)
+	defer cancel()
+	addrs, err := net.DefaultResolver.LookupNetIP(ctx, cmp.Or(d.Family, "ip"), host)
+	if err != nil {
+		return &proxy.ResolveError{Host: host, Err: err}
+	}
+	var failed error
+	sent := map[bool]bool{} // by whether the address is IPv4
+	for _, to := range addrs {
+		to = to.Unmap()
+		if sent[to.Is4()] {
+			continue
+		}
+		from, err := d.Source(to)
+		if err == nil {
+			err = d.Knock(ctx, from, to, 0)
+		}
+		if err != nil {
+			failed = &proxy.KnockError{To: to, Err: err}
+			continue
+		}
+		sent[to.Is4()] = true
+	}
+	if len(sent) == 0 {
+		return failed
+	}
+	return nil
+}
+
+// askSSH returns what ssh would connect to for an alias: the HostName and Port
+// of ~/.ssh/config. Without ssh the alias stands for itself.
+func askSSH(ctx context.Context, alias string, port uint16) (string, uint16) {
+	if _, err := netip.ParseAddr(alias); err == nil {
+		return alias, port
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, "ssh", "-G", "--", alias).Output()
+	if err != nil {
+		return alias, port
+	}
+	host := alias
+	for lines := bufio.NewScanner(bytes.NewReader(out)); lines.Scan(); {
+		key, value, _ := strings.Cut(lines.Text(), " ")
+		switch key {
+		case "hostname":
+			host = value
+		case "port":
+			if n, err := parsePort(value); err == nil && port == 0 {
+				port = n
+			}
+		}
+	}
+	return host, port
+}

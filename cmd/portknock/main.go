@@ -1,0 +1,232 @@
+// Command portknock knocks at a closed port and connects to it. It is made for
+// ssh's ProxyCommand; the server's rules come out of the same profile.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/portknock/portknock/knock/profile"
+	"github.com/spf13/pflag"
+)
+
+const usage = `Usage: portknock [FLAGS] HOST PORT           knock, connect, join stdin and stdout
+       portknock connect [FLAGS] HOST PORT   the same
+       portknock knock [FLAGS] HOST [PORT]   knock only
+       portknock sequence [FLAGS] HOST       what would be sent
+       portknock emit-rules [FLAGS] HOST...  the rules for the server
+       portknock profile list|show           what the profile file says
+       portknock version | help [COMMAND]
+
+Flags of most commands ("portknock help COMMAND" lists them all):
+  -c, --config FILE         the profile file; - is standard input
+  -o, --option KEY=VALUE    a setting before those of the file, as in ssh
+      --profile NAME        the profile, if HOST does not name it
+  -4, -6                    IPv4 only, IPv6 only
+  -v, -vv                   say what happens; -vv also what is sent
+  -q, --quiet               say nothing, not even why it failed
+      --log-file FILE       say it to FILE too (or set PORTKNOCK_LOG)
+
+Exit status: 0 done, 1 connecting failed, 2 usage, 3 profile, 4 the knocks
+could not be sent, 5 the port did not open.
+
+Example, in ~/.ssh/config:
+  Host vps
+      HostName 203.0.113.7
+      ProxyCommand portknock %h %p
+and in ~/.config/portknock/config (mode 0600):
+  Host vps
+      HostName 203.0.113.7
+      Sequence 7000/udp 8000/tcp 9000/udp`
+
+// The exit codes.
+const (
+	exitFailed  = 1 // connecting or splicing failed
+	exitUsage   = 2
+	exitProfile = 3
+	exitKnock   = 4 // the knocks could not be sent
+	exitClosed  = 5 // the port did not open in time
+)
+
+// failure is an error with what main makes of it.
+type failure struct {
+	code int
+	err  error
+	hint string // the way out, if there is one
+}
+
+func (f *failure) Error() string { return f.err.Error() }
+func (f *failure) Unwrap() error { return f.err }
+
+func usageError(format string, args ...any) error {
+	return &failure{code: exitUsage, err: fmt.Errorf(format, args...), hint: "portknock help"}
+}
+
+// command is one row of the table of commands.
+type command struct {
+	name     string
+	synopsis string // its flags and operands
+	about    string
+	run      func(ctx context.Context, a *app, args []string) error
+	flags    func(a *app, f *pflag.FlagSet)
+}
+
+// app is one call of the program.
+type app struct {
+	stdin          io.Reader
+	stdout, stderr io.Writer
+	shared         shared
+	log            logger
+	file           *profile.File // read when first needed
+
+	// Flags of single commands.
+	optional bool     // connect
+	wait     bool     // knock
+	at       string   // sequence
+	json     bool     // sequence, profile
+	rules    ruleOpts // emit-rules
+}
+
+// commands is filled in init, since help lists it.
+var commands []command
+
+func init() {
+	commands = []command{
+		{"connect", "[FLAGS] HOST PORT", "Knock, connect, and join stdin and stdout to the connection.", runConnect, connectFlags},
+		{"knock", "[FLAGS] HOST [PORT]", "Send the knocks. With --wait, knock until PORT (or the profile's, or 22) answers.", runKnock, knockFlags},
+		{"sequence", "[FLAGS] HOST", "Print the sequence that would be sent, and how long it is valid.", runSequence, sequenceFlags},
+		{"emit-rules", "[FLAGS] HOST...", "Print the rules with which a server opens to these profiles.", runRules, ruleFlags},
+		{"profile", "list|show [FLAGS] [HOST]", "List the profiles, or show one with its defaults.", runProfile, profileFlags},
+		{"version", "", "Print the version.", runVersion, nil},
+		{"help", "[COMMAND]", "Print how to use portknock, or one of its commands.", runHelp, nil},
+	}
+}
+
+func find(name string) *command {
+	for i := range commands {
+		if commands[i].name == name {
+			return &commands[i]
+		}
+	}
+	return nil
+}
+
+func main() {
+	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
+	ctx, cancel := context.WithCancelCause(context.Background())
+	interrupt := make(chan os.Signal, 1)
+	signal.Notify(interrupt, os.Interrupt)
+	go func() {
+		<-interrupt
+		cancel(errInterrupted)
+	}()
+	os.Exit(a.report(a.main(ctx, os.Args[1:])))
+}
+
+var errInterrupted = errors.New("interrupted")
+
+// main finds out what is asked for. ssh gives a host and a port, and a host
+// may be called like a command: so two operands of which the second is a
+// number are a host and a port, whatever the first is.
+func (a *app) main(ctx context.Context, args []string) error {
+	flags := a.flagSet(find("connect"))
+	flags.SetInterspersed(false)
+	help := flags.BoolP("help", "h", false, "")
+	if err := flags.Parse(args); err != nil {
+		return usageError("%w", err)
+	}
+	if *help {
+		return runHelp(ctx, a, nil)
+	}
+	operands := flags.Args()
+	if len(operands) == 0 {
+		return usageError("no host given")
+	}
+	if len(operands) == 2 && isNumber(operands[1]) {
+		return a.start(ctx, find("connect"), operands)
+	}
+	cmd := find(operands[0])
+	if cmd == nil {
+		return unknownCommand(operands)
+	}
+	// What stood before the command is for the command too.
+	before := args[:len(args)-len(operands)]
+	flags = a.flagSet(cmd)
+	help = flags.BoolP("help", "h", false, "")
+	if err := flags.Parse(slices.Concat(before, operands[1:])); err != nil {
+		return usageError("%s: %w", cmd.name, err)
+	}
+	if *help {
+		return runHelp(ctx, a, operands[:1])
+	}
+	return a.start(ctx, cmd, flags.Args())
+}
+
+// unknownCommand guesses what was meant.
+func unknownCommand(operands []string) error {
+	name := operands[0]
+	switch len(operands) {
+	case 1:
+		return &failure{exitUsage, fmt.Errorf("%q is no command, and to connect a port is missing", name),
+			fmt.Sprintf("portknock %[1]s 22, or portknock knock %[1]s", name)}
+	case 2:
+		return &failure{exitUsage, fmt.Errorf("%q is not a port number", operands[1]), "portknock HOST PORT"}
+	}
+	return usageError("%q is no command", name)
+}
+
+func isNumber(s string) bool {
+	_, err := strconv.ParseUint(s, 10, 64)
+	return err == nil
+}
+
+// flagSet returns the flags of a command, silent on its own.
+func (a *app) flagSet(c *command) *pflag.FlagSet {
+	f := pflag.NewFlagSet("portknock", pflag.ContinueOnError)
+	f.SetOutput(io.Discard)
+	f.SortFlags = false
+	f.Usage = func() {}
+	if c.flags != nil {
+		c.flags(a, f)
+	}
+	return f
+}
+
+func (a *app) start(ctx context.Context, c *command, args []string) error {
+	if err := a.shared.check(); err != nil {
+		return err
+	}
+	if err := a.openLog(); err != nil {
+		return err
+	}
+	return c.run(ctx, a, args)
+}
+
+// report says on stderr why it failed and returns the exit code.
+func (a *app) report(err error) int {
+	if err == nil {
+		return 0
+	}
+	f := &failure{code: exitFailed, err: err}
+	errors.As(err, &f)
+	if a.log.stderr == nil { // the flags could not be read, so neither could -q
+		a.log.stderr = a.stderr
+	}
+	a.log.say(always, "%s", oneLine(err.Error()))
+	if f.hint != "" {
+		a.log.say(always, "hint: %s", oneLine(f.hint))
+	}
+	return f.code
+}
+
+// oneLine keeps a text to a line: what comes from elsewhere can hold several.
+func oneLine(s string) string {
+	return strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == '\n' || r == '\r' }), " ")
+}

@@ -1,0 +1,71 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/portknock/portknock/knock/profile"
+	"github.com/spf13/pflag"
+)
+
+func profileFlags(a *app, f *pflag.FlagSet) {
+	a.shared.profileFlags(f)
+	f.BoolVar(&a.json, "json", false, "print JSON")
+}
+
+func runProfile(_ context.Context, a *app, args []string) error {
+	switch {
+	case len(args) == 1 && args[0] == "list":
+		return a.listProfiles()
+	case len(args) == 2 && args[0] == "show":
+		return a.showProfile(args[1])
+	}
+	return usageError("profile takes list, or show and a HOST")
+}
+
+// listProfiles prints the blocks of the file, without their secrets.
+func (a *app) listProfiles() error {
+	file, err := a.loadFile()
+	if err != nil {
+		return err
+	}
+	entries := file.Entries()
+	if a.json {
+		if entries == nil {
+			entries = []profile.Entry{}
+		}
+		return a.printJSON(entries)
+	}
+	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
+	if _, err := w.Write([]byte("HOST\tHOSTNAME\tSCHEME\tKNOCKS\n")); err != nil {
+		return err
+	}
+	for _, e := range entries {
+		knocks := "-"
+		if e.Knocks > 0 {
+			knocks = strconv.Itoa(e.Knocks)
+		}
+		row := []string{strings.Join(e.Patterns, " "), cmp.Or(e.HostName, "-"), cmp.Or(e.Scheme, "-"), knocks}
+		if _, err := w.Write([]byte(strings.Join(row, "\t") + "\n")); err != nil {
+			return err
+		}
+	}
+	return w.Flush()
+}
+
+// showProfile prints what applies to a host, defaults and all, as a block that
+// could stand in the file. It shows the sequence.
+func (a *app) showProfile(host string) error {
+	p, err := a.lookup(host)
+	if err != nil {
+		return err
+	}
+	if a.json {
+		return a.printJSON(p)
+	}
+	_, err = p.WriteTo(a.stdout)
+	return err
+}

@@ -1,0 +1,124 @@
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/portknock/portknock/cmd/internal/lab"
+)
+
+// labMain prepares a run of tests: these mostly wait for the kernel's clock.
+func labMain() {
+	lab.Main()
+	flag.Parse()
+	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue {
+		_ = flag.Set("test.parallel", "8")
+	}
+}
+
+// format is the argument of --format for a firewall of the lab.
+func format(f lab.Firewall) string {
+	name, _, _ := strings.Cut(f.Name, "-")
+	return name
+}
+
+// secret writes a file that only its owner can read, in a folder of the test.
+func secret(t testing.TB, name string, lines ...string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// emit has portknock write the rules for the profile vps, and returns the file.
+func emit(t testing.TB, h *lab.Host, f lab.Firewall, profile string, flags ...string) string {
+	t.Helper()
+	rules := filepath.Join(t.TempDir(), "rules")
+	args := append([]string{"emit-rules", "-c", profile, "--format", format(f), "--output", rules}, flags...)
+	h.Run(t, "portknock", append(args, "vps")...)
+	return rules
+}
+
+// header runs a command that stands in the header of a rules file.
+func header(t testing.TB, h *lab.Host, rules, name string) string {
+	t.Helper()
+	return h.Shell(t, headerLine(t, rules, name))
+}
+
+func headerLine(t testing.TB, rules, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(rules)
+	if err != nil {
+		t.Fatal(err)
+	}
+	line := regexp.MustCompile(`(?m)^# ` + name + `: (.*)$`).FindSubmatch(text)
+	if line == nil {
+		t.Fatalf("no line %q in the header:\n%s", name, text)
+	}
+	return string(line[1])
+}
+
+// loadTrace puts the rules for a trace in force.
+func loadTrace(t testing.TB, f lab.Firewall, tr *lab.Trace) func(*lab.Host) {
+	return func(server *lab.Host) {
+		lines := []string{"Host vps", "Sequence " + tr.Sequence.String()}
+		for _, s := range tr.Settings {
+			lines = append(lines, s.Keyword+" "+s.Value)
+		}
+		header(t, server, emit(t, server, f, secret(t, "config", lines...)), "load")
+	}
+}
+
+// rig is a server that nobody reaches without knocking, and its visitors.
+type rig struct {
+	*lab.Net
+	lab.Firewall
+	family  lab.Family
+	sshd    *lab.SSHD
+	profile string // the file with the profile vps
+	rules   string // emitted from it; not yet loaded
+	config  string // for ssh -F: the host vps by way of portknock, direct without
+}
+
+// newRig makes a rig for the profile vps with these settings.
+func newRig(t testing.TB, f lab.Firewall, family lab.Family, settings ...string) *rig {
+	t.Helper()
+	lab.Require(t, append([]string{"ssh", "sshd"}, f.Programs...)...)
+	r := &rig{Net: lab.New(t), Firewall: f, family: family}
+	f.Install(t, r.Server)
+	r.sshd = r.Server.SSHD(t, []uint16{22})
+	addr := r.Server.Addr(family).String()
+	r.profile = secret(t, "config", append([]string{"Host vps", "HostName " + addr}, settings...)...)
+	r.rules = emit(t, r.Server, f, r.profile)
+	r.config = r.sshd.ClientConfig(t,
+		"Host vps", "HostName "+addr, "ProxyCommand portknock -c "+r.profile+" %h %p",
+		"Host direct", "HostName "+addr)
+	return r
+}
+
+// ssh runs a command on the server through portknock.
+func (r *rig) ssh(t testing.TB, command string) string {
+	t.Helper()
+	return r.Client.Run(t, "ssh", "-F", r.config, "vps", command)
+}
+
+// probe asks the server's port 22 from one of its visitors.
+func (r *rig) probe(t testing.TB, from *lab.Host) lab.State {
+	t.Helper()
+	return from.Probe(t, addrPort(r, 22))
+}
+
+// expect probes until the port is in a state: a daemon opens a little later.
+func (r *rig) expect(t testing.TB, from *lab.Host, want lab.State) {
+	t.Helper()
+	if got := r.probe(t, from); got != want {
+		t.Fatalf("%s: port 22 is %v for the %s, want %v", fmt.Sprint(r.Firewall.Name, " ", r.family), got, from.Name, want)
+	}
+}

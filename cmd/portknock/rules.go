@@ -1,0 +1,101 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/portknock/portknock/knock"
+	"github.com/portknock/portknock/knock/rules"
+	"github.com/spf13/pflag"
+)
+
+// ruleOpts are the flags of emit-rules.
+type ruleOpts struct {
+	format, policy, allow, output string
+	consume, force                bool
+}
+
+func ruleFlags(a *app, f *pflag.FlagSet) {
+	a.shared.profileFlags(f)
+	o := &a.rules
+	f.StringVar(&o.format, "format", "nftables", "`NAME` of the format: "+strings.Join(rules.Formats(), ", "))
+	f.StringVar(&o.policy, "policy", "guard", "`POLICY`: guard only guards the ports, drop closes all others too")
+	f.StringVar(&o.allow, "allow", "", "with --policy drop, the `PORTS` open to all, as 80/tcp,443/tcp")
+	f.BoolVar(&o.consume, "consume", false, "drop the knocks, on a server that drops at closed ports")
+	f.BoolVar(&o.force, "force", false, "accept a sequence that a port scan would find")
+	f.StringVar(&o.output, "output", "", "write to this `FILE`, with mode 0600")
+}
+
+func runRules(_ context.Context, a *app, args []string) error {
+	if len(args) == 0 {
+		return usageError("emit-rules takes one HOST or more")
+	}
+	o := rules.Options{Consume: a.rules.consume, Force: a.rules.force}
+	switch a.rules.policy {
+	case "guard":
+	case "drop":
+		o.DropPolicy = true
+	default:
+		return usageError("--policy %q is neither guard nor drop", a.rules.policy)
+	}
+	if a.rules.allow != "" {
+		var err error
+		if o.Allow, err = knock.ParsePortRanges(a.rules.allow); err != nil {
+			return usageError("--allow: %w", err)
+		}
+	}
+	if a.rules.output != "" {
+		path, err := filepath.Abs(a.rules.output)
+		if err != nil {
+			return err
+		}
+		o.File = path
+	}
+	guards := make([]rules.Guard, len(args))
+	for i, host := range args {
+		p, err := a.lookup(host)
+		if err == nil {
+			guards[i], err = guard(p)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	var text bytes.Buffer
+	if err := rules.Emit(&text, a.rules.format, guards, o); err != nil {
+		return &failure{code: exitUsage, err: err}
+	}
+	if a.rules.output == "" {
+		_, err := a.stdout.Write(text.Bytes())
+		return err
+	}
+	return writeSecret(o.File, text.Bytes())
+}
+
+// writeSecret writes a file that only its owner can read, all of it or nothing:
+// a firewall that is loaded at this moment sees the old one or the new one.
+func writeSecret(path string, text []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".portknock-*") // with mode 0600
+	if err != nil {
+		return fmt.Errorf("cannot write %s: %w", path, err)
+	}
+	_, err = f.Write(text)
+	if err == nil {
+		err = f.Sync()
+	}
+	if closed := f.Close(); err == nil {
+		err = closed
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		os.Remove(f.Name())
+		return fmt.Errorf("cannot write %s: %w", path, err)
+	}
+	return nil
+}

@@ -1,0 +1,91 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+var updateScripts = flag.Bool("update", false, "write what the scripts compare with anew")
+
+func TestMain(m *testing.M) {
+	labMain()
+	testscript.Main(m, map[string]func(){"portknock": main})
+}
+
+// TestScripts runs the scripts in testdata/scripts: one behaviour each, against
+// the real command.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 filepath.Join("..", "..", "testdata", "scripts"),
+		UpdateScripts:       *updateScripts,
+		RequireExplicitExec: true,
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("HOME", e.WorkDir)
+			e.Setenv("XDG_CONFIG_HOME", filepath.Join(e.WorkDir, "xdg"))
+			// Files of a script are made readable by all, which the profile
+			// must not be.
+			if runtime.GOOS == "windows" {
+				return nil
+			}
+			return filepath.WalkDir(e.WorkDir, func(path string, d os.DirEntry, err error) error {
+				if err == nil && d.Type().IsRegular() {
+					err = os.Chmod(path, 0o600)
+				}
+				return err
+			})
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"exits": exits,
+			"mode":  mode,
+		},
+	})
+}
+
+// exits runs a command that must end with an exit code: exits CODE COMMAND...
+func exits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits CODE COMMAND...")
+	}
+	code := 0
+	if err := ts.Exec(args[1], args[2:]...); err != nil {
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) {
+			ts.Fatalf("%v", err)
+		}
+		code = exit.ExitCode()
+	}
+	if strconv.Itoa(code) != args[0] {
+		ts.Fatalf("exit code %d, want %s", code, args[0])
+	}
+	if code != 0 {
+		lines := strings.Count(ts.ReadFile("stderr"), "\n")
+		if hints := strings.Count(ts.ReadFile("stderr"), "portknock: hint: "); lines-hints > 1 || hints > 1 {
+			ts.Fatalf("a failure is one line and a hint")
+		}
+		if out := ts.ReadFile("stdout"); out != "" {
+			ts.Fatalf("a failure prints nothing on stdout, but: %q", out)
+		}
+	}
+}
+
+// mode checks the permissions of a file, where there are such: mode 600 FILE.
+func mode(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: mode MODE FILE")
+	}
+	info, err := os.Stat(ts.MkAbs(args[1]))
+	ts.Check(err)
+	if got := fmt.Sprintf("%o", info.Mode().Perm()); runtime.GOOS != "windows" && got != args[0] {
+		ts.Fatalf("%s has mode %s, want %s", args[1], got, args[0])
+	}
+}

@@ -1,0 +1,168 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/portknock/portknock/knock/profile"
+	"github.com/spf13/pflag"
+)
+
+// shared are the flags of most commands.
+type shared struct {
+	config   string
+	options  []string
+	settings []profile.Setting // options, read
+	profile  string
+	v4, v6   bool
+	verbose  int
+	quiet    bool
+	logFile  string
+}
+
+// profileFlags choose the profile and what is said.
+func (s *shared) profileFlags(f *pflag.FlagSet) {
+	f.StringVarP(&s.config, "config", "c", "", "the profile `FILE`; - is standard input")
+	f.StringArrayVarP(&s.options, "option", "o", nil, "a setting before those of the file, `KEY=VALUE`")
+	f.CountVarP(&s.verbose, "verbose", "v", "say what happens; twice, also what is sent")
+	f.BoolVarP(&s.quiet, "quiet", "q", false, "say nothing, not even why it failed")
+	f.StringVar(&s.logFile, "log-file", os.Getenv("PORTKNOCK_LOG"), "say it to this `FILE` too; PORTKNOCK_LOG does the same")
+}
+
+// networkFlags are for the commands that send something.
+func (s *shared) networkFlags(f *pflag.FlagSet) {
+	s.profileFlags(f)
+	f.StringVar(&s.profile, "profile", "", "the profile's `NAME`, if it is not HOST")
+	f.BoolVarP(&s.v4, "ipv4", "4", false, "IPv4 only")
+	f.BoolVarP(&s.v6, "ipv6", "6", false, "IPv6 only")
+}
+
+// check reads the flags that are more than a value.
+func (s *shared) check() error {
+	if s.v4 && s.v6 {
+		return usageError("-4 and -6 exclude each other")
+	}
+	if s.quiet && s.verbose > 0 {
+		return usageError("-q and -v exclude each other")
+	}
+	for _, o := range s.options {
+		set, err := profile.ParseSetting(o)
+		if err != nil {
+			return usageError("%w", err)
+		}
+		s.settings = append(s.settings, set)
+	}
+	for flag, family := range map[*bool]string{&s.v4: "inet", &s.v6: "inet6"} {
+		if *flag {
+			set, err := profile.ParseSetting("AddressFamily=" + family)
+			if err != nil {
+				return err
+			}
+			// Before the others: a flag of its own outranks -o.
+			s.settings = append([]profile.Setting{set}, s.settings...)
+		}
+	}
+	return nil
+}
+
+// loadFile reads the profile file, once. An error in it is a failure with the
+// code for profiles; that there is none is fs.ErrNotExist.
+func (a *app) loadFile() (file *profile.File, err error) {
+	if a.file != nil {
+		return a.file, nil
+	}
+	switch path := a.shared.config; path {
+	case "-":
+		var text []byte
+		if text, err = io.ReadAll(a.stdin); err == nil {
+			file, err = profile.Parse("-", text)
+		}
+	case "":
+		if path, err = profile.Find(); err == nil {
+			file, err = profile.Load(path)
+		}
+	default:
+		file, err = profile.Load(path)
+	}
+	if err != nil {
+		f := &failure{code: exitProfile, err: err}
+		if errors.Is(err, fs.ErrNotExist) {
+			f.hint = "portknock help shows how to write one; --optional connects without"
+		}
+		return nil, f
+	}
+	a.file = file
+	return file, nil
+}
+
+// lookup returns the profile of a host.
+func (a *app) lookup(host string) (*profile.Profile, error) {
+	file, err := a.loadFile()
+	if err != nil {
+		return nil, err
+	}
+	p, err := file.Lookup(host, a.shared.settings...)
+	if err != nil {
+		f := &failure{code: exitProfile, err: err}
+		if errors.Is(err, profile.ErrNoProfile) {
+			f.hint = "portknock profile list shows those there are"
+		}
+		return nil, f
+	}
+	return p, nil
+}
+
+// noProfile reports whether a profile was looked for in the right places and
+// is not there, as opposed to one that is wrong.
+func noProfile(err error) bool {
+	return errors.Is(err, profile.ErrNoProfile) || errors.Is(err, fs.ErrNotExist)
+}
+
+// The levels of what is said.
+const (
+	always  = iota
+	verbose // -v
+	secrets // -vv: what is sent, too
+)
+
+// logger writes lines to stderr and to a file. ssh with ControlPersist sends
+// our stderr to /dev/null, which is what the file is for.
+type logger struct {
+	level  int
+	stderr io.Writer
+	file   io.Writer
+	began  time.Time
+}
+
+func (a *app) openLog() error {
+	a.log = logger{level: a.shared.verbose, stderr: a.stderr, began: time.Now()}
+	if a.shared.quiet {
+		a.log.stderr = io.Discard
+	}
+	if a.shared.logFile != "" {
+		f, err := os.OpenFile(a.shared.logFile, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+		if err != nil {
+			return usageError("cannot log: %w", err)
+		}
+		a.log.file = f
+	}
+	return nil
+}
+
+// say writes a line if its level is asked for. The file gets what -v says even
+// without -v, and a time.
+func (l *logger) say(level int, format string, args ...any) {
+	line := fmt.Sprintf(format, args...)
+	if level <= l.level {
+		fmt.Fprintf(l.stderr, "portknock: %s\n", line)
+	}
+	if l.file != nil && level <= max(l.level, verbose) {
+		now := time.Now().UTC().Format("2006-01-02T15:04:05.000Z")
+		fmt.Fprintf(l.file, "%s [%d] %s\n", now, os.Getpid(), strings.TrimSpace(line))
+	}
+}

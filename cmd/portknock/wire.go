@@ -1,0 +1,185 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/portknock/portknock/knock"
+	"github.com/portknock/portknock/knock/profile"
+	"github.com/portknock/portknock/knock/rules"
+	"github.com/portknock/portknock/proxy"
+)
+
+// This file is the only place that knows a profile, a Dialer and a Guard.
+
+// guard returns the server's half of a profile.
+func guard(p *profile.Profile) (rules.Guard, error) {
+	s, err := p.Schedule()
+	if err != nil {
+		return rules.Guard{}, err
+	}
+	return rules.Guard{
+		Name:         p.Name,
+		Schedule:     s,
+		OpenPorts:    p.OpenPorts,
+		OpenFor:      p.OpenFor,
+		KnockTimeout: p.KnockTimeout,
+		IgnorePorts:  p.IgnorePorts,
+	}, nil
+}
+
+// plainDialer connects without knocking, for a host that has no profile.
+func (a *app) plainDialer() *proxy.Dialer {
+	d := &proxy.Dialer{Timeout: 10 * time.Second, Trace: a.trace}
+	switch {
+	case a.shared.v4:
+		d.Family = "ip4"
+	case a.shared.v6:
+		d.Family = "ip6"
+	}
+	return d
+}
+
+// dialer returns the client's half of a profile.
+func (a *app) dialer(p *profile.Profile) (*proxy.Dialer, error) {
+	k, err := newKnocker(a, p)
+	if err != nil {
+		return nil, err
+	}
+	return &proxy.Dialer{
+		Family:  map[string]string{"inet": "ip4", "inet6": "ip6"}[p.AddressFamily],
+		Source:  k.source,
+		Knock:   k.knock,
+		Timeout: p.ConnectTimeout,
+		Trace:   a.trace,
+	}, nil
+}
+
+// knocker sends a profile's knocks.
+type knocker struct {
+	*profile.Profile
+	schedule knock.Schedule
+	log      *logger
+}
+
+func newKnocker(a *app, p *profile.Profile) (*knocker, error) {
+	s, err := p.Schedule()
+	if err != nil {
+		return nil, &failure{code: exitProfile, err: err}
+	}
+	return &knocker{p, s, &a.log}, nil
+}
+
+// source returns the address that knocks and connection leave from.
+func (k *knocker) source(to netip.Addr) (netip.Addr, error) {
+	switch {
+	case k.BindAddress.IsValid():
+		if k.BindAddress.Is4() != to.Is4() {
+			return netip.Addr{}, fmt.Errorf("BindAddress %v cannot reach %v", k.BindAddress, to)
+		}
+		return k.BindAddress, nil
+	case k.BindInterface != "":
+		return interfaceAddr(k.BindInterface, to)
+	}
+	return knock.Source(to)
+}
+
+// interfaceAddr returns an interface's address to reach another from: like ssh,
+// the first of the family that is not link-local, unless the other is.
+func interfaceAddr(name string, to netip.Addr) (netip.Addr, error) {
+	ifi, err := net.InterfaceByName(name)
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("BindInterface %q: %w", name, err)
+	}
+	addrs, err := ifi.Addrs()
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("BindInterface %q: %w", name, err)
+	}
+	for _, a := range addrs {
+		prefix, err := netip.ParsePrefix(a.String())
+		if err != nil {
+			continue
+		}
+		addr := prefix.Addr().Unmap()
+		if addr.Is4() != to.Is4() || addr.IsLinkLocalUnicast() != to.IsLinkLocalUnicast() {
+			continue
+		}
+		if addr.IsLinkLocalUnicast() && addr.Is6() {
+			addr = addr.WithZone(name)
+		}
+		return addr, nil
+	}
+	return netip.Addr{}, fmt.Errorf("BindInterface %q has no address to reach %v from", name, to)
+}
+
+// knock sends one round: another of the sequences that open now each time.
+func (k *knocker) knock(ctx context.Context, from, to netip.Addr, round int) error {
+	sequences, _, err := k.schedule.At(time.Now())
+	if err != nil {
+		return err
+	}
+	sequence := sequences[round%len(sequences)]
+	k.log.say(secrets, "%v: round %d: %v", to, round, sequence)
+	return knock.Sender{From: from}.Send(ctx, to, sequence, k.pause(round))
+}
+
+// pause returns what lies between two knocks of a round. The first round is
+// fast; on a path that reorders packets it fails, so the next ones are slower,
+// though always within what the server waits for.
+func (k *knocker) pause(round int) time.Duration {
+	pause := 5 * time.Millisecond
+	for i := 1; i < round && pause < 250*time.Millisecond; i++ {
+		pause *= 5
+	}
+	pause = min(pause, 250*time.Millisecond, k.KnockTimeout/2)
+	if round == 0 {
+		pause = 0
+	}
+	return max(pause, k.KnockDelay)
+}
+
+// trace says what the dialer does.
+func (a *app) trace(e proxy.Event) {
+	ms := func(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d)/float64(time.Millisecond)) }
+	switch {
+	case e.Kind == proxy.Resolved:
+		a.log.say(verbose, "%s: resolved: %s", ms(e.At), strings.Trim(fmt.Sprint(e.Addrs), "[]"))
+	case e.Err != nil:
+		a.log.say(verbose, "%s: round %d: %v %v: %v", ms(e.At), e.Round, e.Kind, e.To, e.Err)
+	case e.From.IsValid():
+		a.log.say(verbose, "%s: round %d: %v %v from %v", ms(e.At), e.Round, e.Kind, e.To, e.From)
+	default:
+		a.log.say(verbose, "%s: round %d: %v %v", ms(e.At), e.Round, e.Kind, e.To)
+	}
+}
+
+// connectFailure says what a Dialer's error means: for whom, with which exit
+// code, and what to do about it. p is nil where nothing was to be knocked.
+func connectFailure(ctx context.Context, host string, p *profile.Profile, err error) error {
+	if ctx.Err() != nil {
+		return &failure{code: exitFailed, err: context.Cause(ctx)}
+	}
+	f := &failure{code: exitFailed}
+	name := host
+	if p != nil {
+		name = p.Name
+	}
+	f.err = fmt.Errorf("%s: %w", name, err)
+	knockErr, closedErr := (*proxy.KnockError)(nil), (*proxy.ClosedError)(nil)
+	switch {
+	case errors.As(err, &knockErr):
+		f.code = exitKnock
+		f.hint = "a firewall, a route or a BindAddress of this machine is in the way"
+	case errors.As(err, &closedErr):
+		f.code = exitClosed
+		if p != nil {
+			f.hint = fmt.Sprintf("is the profile the server's? Compare with portknock sequence %s and the server's rules; -v tells more", p.Name)
+		}
+	}
+	return f
+}

@@ -1,0 +1,224 @@
+// Package knock says what a port knock is and puts it on the wire.
+//
+// A [Step] is one packet, a [Sequence] the packets that open a port, and a
+// [Schedule] says which sequences open at a given time. A [Sender] sends a
+// sequence. Nothing here reads a file, looks up a name or needs a privilege.
+package knock
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Transport is the protocol of one knock.
+type Transport uint8
+
+// The transports a knock can use.
+const (
+	TCP Transport = iota // exactly one SYN
+	UDP                  // exactly one datagram
+)
+
+// String returns "tcp" or "udp".
+func (t Transport) String() string {
+	if t == UDP {
+		return "udp"
+	}
+	return "tcp"
+}
+
+// ParseTransport reads "tcp" or "udp" in any case.
+func ParseTransport(s string) (Transport, error) {
+	switch strings.ToLower(s) {
+	case "tcp":
+		return TCP, nil
+	case "udp":
+		return UDP, nil
+	}
+	return 0, fmt.Errorf("%q is neither tcp nor udp", s)
+}
+
+// Step is one knock: a packet to a port.
+type Step struct {
+	Transport Transport
+	Port      uint16 // 1 to 65535
+	Payload   []byte // what the datagram carries; only for UDP, usually nothing
+}
+
+// String returns the step as a profile writes it: "7000/udp".
+func (s Step) String() string { return fmt.Sprintf("%d/%s", s.Port, s.Transport) }
+
+// Sequence is the knocks that open a port, in order.
+type Sequence []Step
+
+// MaxSteps is the longest sequence: knockd's limit.
+const MaxSteps = 32
+
+// ParseSequence reads "7000/udp 8000:tcp 9000": knocks in order, parted by
+// blanks or commas, each a port with its transport behind a slash or a colon,
+// tcp where none is given.
+func ParseSequence(s string) (Sequence, error) {
+	fields := strings.FieldsFunc(s, func(r rune) bool { return r == ' ' || r == '\t' || r == ',' })
+	if len(fields) == 0 {
+		return nil, errors.New("a sequence needs at least one knock, such as 7000/udp")
+	}
+	if len(fields) > MaxSteps {
+		return nil, fmt.Errorf("%d knocks are more than %d", len(fields), MaxSteps)
+	}
+	seq := make(Sequence, len(fields))
+	for i, f := range fields {
+		port, transport, err := cutTransport(f)
+		if err != nil {
+			return nil, err
+		}
+		if seq[i].Port, err = parsePort(port); err != nil {
+			return nil, fmt.Errorf("%q: %w", f, err)
+		}
+		seq[i].Transport = transport
+	}
+	return seq, nil
+}
+
+// String returns the sequence as [ParseSequence] reads it.
+func (s Sequence) String() string {
+	words := make([]string, len(s))
+	for i, step := range s {
+		words[i] = step.String()
+	}
+	return strings.Join(words, " ")
+}
+
+// SweepFinds reports whether a scan of all ports in ascending or in descending
+// order would send the sequence by chance: every knock is then a neighbour of
+// the one before, not counting ports for which between returns true because
+// the server overlooks them. A lone knock is always found; a payload never.
+func (s Sequence) SweepFinds(overlooked func(Step) bool) bool {
+	for _, dir := range []int{1, -1} {
+		found := true
+		for i := 1; i < len(s) && found; i++ {
+			found = follows(s[i-1], s[i], dir, overlooked)
+		}
+		if found {
+			return !hasPayload(s)
+		}
+	}
+	return false
+}
+
+// follows reports whether a scan in direction dir that has just sent a reaches
+// b without sending a packet that would count against it.
+func follows(a, b Step, dir int, overlooked func(Step) bool) bool {
+	port := int(a.Port)
+	for port != int(b.Port) {
+		port += dir
+		if port < 1 || port > 65535 {
+			return false
+		}
+		if port != int(b.Port) && !overlooked(Step{Transport: b.Transport, Port: uint16(port)}) {
+			return false
+		}
+	}
+	return true
+}
+
+func hasPayload(s Sequence) bool {
+	for _, step := range s {
+		if len(step.Payload) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// PortRange is the ports from First to Last, both included.
+type PortRange struct {
+	Transport   Transport
+	First, Last uint16
+}
+
+// ParsePortRanges reads "22/tcp 60000-61000/udp": ports and ranges of ports,
+// parted by blanks or commas, tcp where no transport is given.
+func ParsePortRanges(s string) ([]PortRange, error) {
+	fields := strings.FieldsFunc(s, func(r rune) bool { return r == ' ' || r == '\t' || r == ',' })
+	if len(fields) == 0 {
+		return nil, errors.New("no port given, such as 22/tcp")
+	}
+	ranges := make([]PortRange, len(fields))
+	for i, f := range fields {
+		ports, transport, err := cutTransport(f)
+		if err != nil {
+			return nil, err
+		}
+		first, last, isRange := strings.Cut(ports, "-")
+		if !isRange {
+			last = first
+		}
+		r := PortRange{Transport: transport}
+		if r.First, err = parsePort(first); err != nil {
+			return nil, fmt.Errorf("%q: %w", f, err)
+		}
+		if r.Last, err = parsePort(last); err != nil {
+			return nil, fmt.Errorf("%q: %w", f, err)
+		}
+		if r.First > r.Last {
+			return nil, fmt.Errorf("%q: the range is upside down", f)
+		}
+		ranges[i] = r
+	}
+	return ranges, nil
+}
+
+// String returns the range as [ParsePortRanges] reads it.
+func (r PortRange) String() string {
+	if r.First == r.Last {
+		return fmt.Sprintf("%d/%s", r.First, r.Transport)
+	}
+	return fmt.Sprintf("%d-%d/%s", r.First, r.Last, r.Transport)
+}
+
+// Contains reports whether a knock falls into the range.
+func (r PortRange) Contains(s Step) bool {
+	return s.Transport == r.Transport && r.First <= s.Port && s.Port <= r.Last
+}
+
+// cutTransport parts "7000/udp" or "7000:udp" at its separator.
+func cutTransport(s string) (ports string, t Transport, err error) {
+	i := strings.IndexAny(s, "/:")
+	if i < 0 {
+		return s, TCP, nil
+	}
+	if t, err = ParseTransport(s[i+1:]); err != nil {
+		return "", 0, fmt.Errorf("%q: %w", s, err)
+	}
+	return s[:i], t, nil
+}
+
+func parsePort(s string) (uint16, error) {
+	n, err := strconv.ParseUint(s, 10, 16)
+	if err != nil || n == 0 || s[0] == '+' {
+		return 0, fmt.Errorf("%q is not a port from 1 to 65535", s)
+	}
+	return uint16(n), nil
+}
+
+// Window is a span of time, from Start up to but not including End. The zero
+// Window is for ever.
+type Window struct{ Start, End time.Time }
+
+// Schedule says which sequences open at a time.
+type Schedule interface {
+	// At returns the sequences of which any one opens at t, and the window in
+	// which that holds.
+	At(t time.Time) ([]Sequence, Window, error)
+}
+
+// Static is a schedule of one sequence that never changes.
+type Static Sequence
+
+// At returns the sequence, for ever.
+func (s Static) At(time.Time) ([]Sequence, Window, error) {
+	return []Sequence{Sequence(s)}, Window{}, nil
+}

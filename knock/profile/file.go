@@ -1,0 +1,231 @@
+package profile
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+)
+
+// ErrNoProfile says that the file gives a host neither a Sequence nor a Scheme.
+var ErrNoProfile = errors.New("no profile")
+
+// File is a profile file in which every block has been checked.
+type File struct {
+	name   string
+	blocks []*block
+
+	// Blocks by number: those that only a name on their Host line can match, by
+	// that name in lower case, and all others.
+	byName map[string][]int
+	wild   []int
+}
+
+// block is a Host line and what stands below it.
+type block struct {
+	line     int // of the Host line; 0 for what stands above the first
+	patterns []pattern
+	settings settings
+}
+
+// Setting is one keyword and its value.
+type Setting struct {
+	Keyword string // as the documentation spells it
+	Value   string // without quotes; the words of a list parted by single blanks
+	line    int    // where in the file; 0 if not from a file
+}
+
+// settings has each keyword at most once.
+type settings []Setting
+
+func (ss settings) get(keyword string) (Setting, bool) {
+	for _, s := range ss {
+		if s.Keyword == keyword {
+			return s, true
+		}
+	}
+	return Setting{}, false
+}
+
+func (ss settings) have(keyword string) bool {
+	_, ok := ss.get(keyword)
+	return ok
+}
+
+// knocks reports whether the settings say how to knock.
+func (ss settings) knocks() bool { return ss.have("Sequence") || ss.have("Scheme") }
+
+// Entry is one Host block as a list of profiles shows it. It says how long a
+// sequence is, never what it is.
+type Entry struct {
+	Patterns []string `json:"patterns"`
+	Line     int      `json:"line"`               // of the Host line, from 1
+	HostName string   `json:"hostName,omitempty"` // as written, "%h" and all; "" if the block gives none
+	Scheme   string   `json:"scheme,omitempty"`   // "" if the block says nothing of how to knock
+	Knocks   int      `json:"knocks,omitempty"`   // in the block's Sequence; 0 if it gives none
+}
+
+// Load reads the profile file at path. On Unix the file must belong to the user
+// or to root, others must not be able to write it, nor to read it if it holds a
+// Sequence. A pipe, such as /dev/fd/63 of a shell's process substitution, is
+// read as it is.
+func Load(path string) (*File, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	info, err := file.Stat() // of what is open, not of what the path has come to mean since
+	if err != nil {
+		return nil, err
+	}
+	regular := info.Mode().IsRegular()
+	if !regular && info.Mode()&(fs.ModeNamedPipe|fs.ModeCharDevice) == 0 {
+		return nil, fmt.Errorf("%s: not a regular file", path)
+	}
+	if regular {
+		if err := checkOwner(path, info); err != nil {
+			return nil, err
+		}
+	}
+	data, err := io.ReadAll(io.LimitReader(file, maxFile+1))
+	if err != nil {
+		return nil, err
+	}
+	f, err := Parse(path, data)
+	if err != nil {
+		return nil, err
+	}
+	if regular && f.holdsSequence() {
+		if err := checkReaders(path, info); err != nil {
+			return nil, err
+		}
+	}
+	return f, nil
+}
+
+func (f *File) holdsSequence() bool {
+	return slices.ContainsFunc(f.blocks, func(b *block) bool { return b.settings.have("Sequence") })
+}
+
+// Parse reads a profile file. Its name is for errors, which begin "NAME:LINE: ".
+func Parse(name string, data []byte) (*File, error) {
+	tokens, err := tokenize(name, data)
+	if err != nil {
+		return nil, err
+	}
+	f := &File{name: name, byName: make(map[string][]int)}
+	all := &block{patterns: []pattern{{text: "*", wild: true}}}
+	f.blocks = append(f.blocks, all)
+	for _, t := range tokens {
+		last := f.blocks[len(f.blocks)-1]
+		if strings.EqualFold(t.keyword, "Host") {
+			b, err := newBlock(t)
+			if err != nil {
+				return nil, fault(name, t.line, "Host: %w", err)
+			}
+			f.blocks = append(f.blocks, b)
+			continue
+		}
+		s, err := newSetting(t)
+		if err != nil {
+			return nil, fault(name, t.line, "%w", err)
+		}
+		if first, twice := last.settings.get(s.Keyword); twice {
+			return nil, fault(name, t.line, "%s again: line %d has it already, and the first counts", s.Keyword, first.line)
+		}
+		last.settings = append(last.settings, s)
+	}
+	f.index()
+	if err := f.check(); err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
+func newBlock(t token) (*block, error) {
+	if len(t.words) == 0 {
+		return nil, errors.New("no host given")
+	}
+	b := &block{line: t.line, patterns: make([]pattern, len(t.words))}
+	for i, w := range t.words {
+		var err error
+		if b.patterns[i], err = parsePattern(w); err != nil {
+			return nil, err
+		}
+	}
+	return b, nil
+}
+
+// newSetting checks a line for all that can be said of it alone.
+func newSetting(t token) (Setting, error) {
+	k := keywordNamed(t.keyword)
+	switch {
+	case strings.EqualFold(t.keyword, "Match"):
+		return Setting{}, errors.New("keyword Match is not supported; use Host")
+	case strings.EqualFold(t.keyword, "Include"):
+		return Setting{}, errors.New("keyword Include is not supported; a profile is one file")
+	case k == nil:
+		return Setting{}, unknown(t.keyword)
+	case !k.list && len(t.words) > 1:
+		return Setting{}, fmt.Errorf("%s: takes one value, not %d", k.name, len(t.words))
+	}
+	s := Setting{Keyword: k.name, Value: strings.Join(t.words, " "), line: t.line}
+	if err := k.set(new(Profile), s.Value); err != nil {
+		return Setting{}, fmt.Errorf("%s: %w", k.name, err)
+	}
+	return s, nil
+}
+
+// ParseSetting reads the argument of -o, "Keyword=Value" or "Keyword Value". A
+// Sequence is refused: everybody on the machine can see a command line.
+func ParseSetting(s string) (Setting, error) {
+	if strings.Contains(s, "\n") {
+		return Setting{}, fault(commandLine, 0, "one setting at a time")
+	}
+	tokens, err := tokenize(commandLine, []byte(s))
+	if err != nil {
+		return Setting{}, err
+	}
+	if len(tokens) == 0 {
+		return Setting{}, fault(commandLine, 0, "no setting, such as Port=2222")
+	}
+	return checkOverride(tokens[0])
+}
+
+// checkOverride checks a setting that is from no file.
+func checkOverride(t token) (Setting, error) {
+	t.line = 0
+	if strings.EqualFold(t.keyword, "Host") {
+		return Setting{}, fault(commandLine, 0, "Host cannot be set")
+	}
+	if k := keywordNamed(t.keyword); k != nil && k.secret {
+		return Setting{}, fault(commandLine, 0, "a %s belongs in the profile: a command line is seen by everybody", k.name)
+	}
+	s, err := newSetting(t)
+	if err != nil {
+		return Setting{}, fault(commandLine, 0, "%w", err)
+	}
+	return s, nil
+}
+
+// Entries returns the Host blocks in file order.
+func (f *File) Entries() []Entry {
+	entries := []Entry{}
+	for _, b := range f.blocks[1:] {
+		e := Entry{Line: b.line}
+		for _, p := range b.patterns {
+			e.Patterns = append(e.Patterns, p.written)
+		}
+		p, _ := f.fill(b.settings) // Parse has checked it
+		e.HostName, e.Scheme, e.Knocks = p.HostName, p.Scheme, len(p.Sequence)
+		if e.Scheme == "" && e.Knocks > 0 {
+			e.Scheme = "static"
+		}
+		entries = append(entries, e)
+	}
+	return entries
+}

@@ -1,0 +1,104 @@
+package profile
+
+import (
+	"errors"
+	"fmt"
+	"reflect"
+	"testing"
+)
+
+func TestParseSetting(t *testing.T) {
+	for s, want := range map[string]Setting{
+		"Port=2222":               {"Port", "2222", 0},
+		"port 2222":               {"Port", "2222", 0},
+		"Port = \"2222\"":         {"Port", "2222", 0},
+		"OpenPorts=22 60000/udp":  {"OpenPorts", "22 60000/udp", 0},
+		"BindInterface=\"Wi Fi\"": {"BindInterface", "Wi Fi", 0},
+	} {
+		if got, err := ParseSetting(s); err != nil || got != want {
+			t.Errorf("%s: got %+v, %v", s, got, err)
+		}
+	}
+	for s, want := range map[string]string{
+		"":                "-o: no setting, such as Port=2222",
+		"# Port=22":       "-o: no setting, such as Port=2222",
+		"Port":            "-o: Port: no value",
+		"Port=":           "-o: Port: no value",
+		"Port=x":          `-o: Port: "x" is not a port from 1 to 65535`,
+		"Prot=22":         `-o: unknown keyword "Prot"; did you mean Port?`,
+		"Port=22\nPort=1": "-o: one setting at a time",
+		"Host=vps":        "-o: Host cannot be set",
+		"Match=all":       "-o: keyword Match is not supported; use Host",
+		"Port=\x00":       "-o: the character U+0000 has no place here",
+		"Sequence=7000":   "-o: a Sequence belongs in the profile: a command line is seen by everybody",
+	} {
+		if _, err := ParseSetting(s); err == nil || err.Error() != want {
+			t.Errorf("%s:\ngot  %v\nwant %s", s, err, want)
+		}
+	}
+}
+
+func TestOverride(t *testing.T) {
+	f := mustParse(t, "Host vps\n    Port 22\n    KnockDelay 1ms\n"+knocks+"Host *\n    KnockTimeout 1m\n")
+	p, err := f.Lookup("vps", Setting{Keyword: "port", Value: "2222"}, Setting{Keyword: "Port", Value: "3333"})
+	if err != nil || p.Port != 2222 || p.OpenPorts[0].First != 2222 {
+		t.Errorf("%+v, %v", p, err)
+	}
+	for _, tt := range []struct {
+		s    Setting
+		want string
+	}{
+		{Setting{Keyword: "Sequence", Value: "1234"}, "-o: a Sequence belongs in the profile: a command line is seen by everybody"},
+		{Setting{Keyword: "Port", Value: ""}, `-o: Port: "" is not a port from 1 to 65535`},
+		{Setting{Keyword: "BindInterface", Value: ""}, `-o: BindInterface: "" is not the name of a network interface`},
+		{Setting{Keyword: "BindInterface", Value: `a"b`}, `-o: BindInterface: "a\"b" is not the name of a network interface`},
+		{Setting{Keyword: "OpenPorts", Value: "8000"}, "file:4: Sequence: knock 2 of 3 is one of the OpenPorts, and a guarded port cannot be a knock"},
+		{Setting{Keyword: "KnockTimeout", Value: "1s"}, ""},
+	} {
+		_, err := f.Lookup("vps", tt.s)
+		if got := fmt.Sprint(err); got != tt.want && (err != nil || tt.want != "") {
+			t.Errorf("%+v:\ngot  %v\nwant %s", tt.s, err, tt.want)
+		}
+	}
+	_, err = f.Lookup("vps", Setting{Keyword: "KnockDelay", Value: "10s"}, Setting{Keyword: "KnockTimeout", Value: "2s"})
+	if want := "-o: KnockDelay: 10s is not below the KnockTimeout, 2s"; err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+	// A scheme on the command line does not hide the profile of an address.
+	f = mustParse(t, "Host vps\n    HostName 192.0.2.1\n"+knocks)
+	if p, err := f.Lookup("192.0.2.1", Setting{Keyword: "Scheme", Value: "static"}); err != nil || p.Name != "vps" {
+		t.Errorf("got %+v, %v", p, err)
+	}
+	// Nor does it make a profile of any host.
+	if _, err := f.Lookup("other", Setting{Keyword: "Scheme", Value: "static"}); !errors.Is(err, ErrNoProfile) {
+		t.Errorf("got %v, want ErrNoProfile", err)
+	}
+}
+
+func TestEntries(t *testing.T) {
+	f := mustParse(t, `Port 22
+Host VPS 203.0.113.7 !web
+    HostName %h.example
+    Sequence 7000 8000 9000
+
+Host *
+    ConnectTimeout 5
+# last
+Host plain
+    Scheme static
+Host *
+    Sequence 1000
+`)
+	want := []Entry{
+		{Patterns: []string{"VPS", "203.0.113.7", "!web"}, Line: 2, HostName: "%h.example", Scheme: "static", Knocks: 3},
+		{Patterns: []string{"*"}, Line: 6},
+		{Patterns: []string{"plain"}, Line: 9, Scheme: "static"},
+		{Patterns: []string{"*"}, Line: 11, Scheme: "static", Knocks: 1},
+	}
+	if got := f.Entries(); !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+	if got := mustParse(t, "").Entries(); got == nil || len(got) != 0 {
+		t.Errorf("empty file: %#v, which is not [] in JSON", got)
+	}
+}

@@ -1,0 +1,48 @@
+package profile
+
+import (
+	"bytes"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+)
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(full), "vps")
+	f.Add([]byte("\ufeffHost \"a\" b*\tc?\r\n\tSequence = 7000,8000:udp # x\r\n"), "bx")
+	f.Add([]byte("Scheme static\nHost * !a\nHostName %h.example\n"), "a")
+	f.Add([]byte("Host a 192.0.2.1\nHostName ::1\nBindInterface \"a #b\"\nSequence 1\n"), "::1")
+	f.Add([]byte("Match all\nInclude /etc/passwd\n"), "a")
+	f.Fuzz(func(t *testing.T, data []byte, host string) {
+		file, err := Parse("file", data)
+		if err != nil {
+			if !strings.HasPrefix(err.Error(), "file:") {
+				t.Fatalf("no place: %v", err)
+			}
+			return
+		}
+		file.Entries()
+		p, err := file.Lookup(host)
+		if err != nil {
+			return
+		}
+		s, err := p.Schedule()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if seqs, _, err := s.At(time.Now()); err != nil || len(seqs) == 0 || len(seqs[0]) == 0 {
+			t.Fatalf("nothing to send: %v, %v", seqs, err)
+		}
+		var written bytes.Buffer
+		p.WriteTo(&written)
+		again, err := Parse("again", written.Bytes())
+		if err != nil {
+			t.Fatalf("written: %v\n%s", err, &written)
+		}
+		q, err := again.Lookup(p.Name)
+		if err != nil || !reflect.DeepEqual(p, q) {
+			t.Fatalf("read back: %v\n%s", err, &written)
+		}
+	})
+}

@@ -1,0 +1,234 @@
+package profile
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/portknock/portknock/knock"
+)
+
+// keyword is one line of the documentation's table of settings.
+type keyword struct {
+	name   string
+	list   bool                         // takes several words
+	secret bool                         // must not stand on a command line
+	set    func(*Profile, string) error // reads one value, and checks what can be checked of it alone
+	get    func(*Profile) string        // writes it; "" if there is none
+}
+
+// keywords is all settings there are, in the order in which they are shown.
+var keywords = []keyword{
+	{
+		name: "HostName",
+		set: func(p *Profile, v string) error {
+			host, err := expand(v, "h")
+			if err != nil {
+				return err
+			}
+			p.HostName = v // expanded once it is known for which host
+			return checkHost(host)
+		},
+		get: func(p *Profile) string { return strings.ReplaceAll(p.HostName, "%", "%%") },
+	},
+	{
+		name: "Port",
+		set: func(p *Profile, v string) error {
+			n, err := strconv.ParseUint(v, 10, 16)
+			if err != nil || n == 0 {
+				return fmt.Errorf("%q is not a port from 1 to 65535", v)
+			}
+			p.Port = uint16(n)
+			return nil
+		},
+		get: func(p *Profile) string {
+			if p.Port == 0 {
+				return ""
+			}
+			return strconv.Itoa(int(p.Port))
+		},
+	},
+	{
+		name: "AddressFamily",
+		set: func(p *Profile, v string) error {
+			p.AddressFamily = strings.ToLower(v)
+			switch p.AddressFamily {
+			case "any", "inet", "inet6":
+				return nil
+			}
+			return fmt.Errorf("%q is not any, inet or inet6", v)
+		},
+		get: func(p *Profile) string { return p.AddressFamily },
+	},
+	{
+		name: "BindAddress",
+		set: func(p *Profile, v string) error {
+			a, err := netip.ParseAddr(v)
+			if err != nil {
+				return fmt.Errorf("%q is not an IP address", v)
+			}
+			p.BindAddress = a.Unmap()
+			return nil
+		},
+		get: func(p *Profile) string {
+			if !p.BindAddress.IsValid() {
+				return ""
+			}
+			return p.BindAddress.String()
+		},
+	},
+	{
+		name: "BindInterface",
+		set: func(p *Profile, v string) error {
+			if v == "" || len(v) > 255 || strings.ContainsFunc(v, func(r rune) bool { return r == '"' || !unicode.IsPrint(r) }) {
+				return fmt.Errorf("%q is not the name of a network interface", v)
+			}
+			p.BindInterface = v
+			return nil
+		},
+		get: func(p *Profile) string { return p.BindInterface },
+	},
+	{
+		name: "Scheme",
+		set: func(p *Profile, v string) error {
+			p.Scheme = strings.ToLower(v)
+			return checkScheme(p.Scheme)
+		},
+		get: func(p *Profile) string { return p.Scheme },
+	},
+	{
+		name: "Sequence", list: true, secret: true,
+		set: func(p *Profile, v string) (err error) {
+			p.Sequence, err = parseSequence(v)
+			return err
+		},
+		get: func(p *Profile) string { return p.Sequence.String() },
+	},
+	duration("KnockDelay", 0, 10*time.Second, func(p *Profile) *time.Duration { return &p.KnockDelay }),
+	duration("ConnectTimeout", time.Microsecond, time.Hour, func(p *Profile) *time.Duration { return &p.ConnectTimeout }),
+	{
+		name: "OpenPorts", list: true,
+		set: func(p *Profile, v string) (err error) {
+			p.OpenPorts, err = knock.ParsePortRanges(v)
+			return err
+		},
+		get: func(p *Profile) string { return strings.Join(portWords(p.OpenPorts), " ") },
+	},
+	duration("OpenFor", time.Second, 24*time.Hour, func(p *Profile) *time.Duration { return &p.OpenFor }),
+	duration("KnockTimeout", time.Second, 5*time.Minute, func(p *Profile) *time.Duration { return &p.KnockTimeout }),
+	{
+		name: "IgnorePorts", list: true,
+		set: func(p *Profile, v string) (err error) {
+			if strings.EqualFold(v, "none") {
+				p.IgnorePorts = []knock.PortRange{}
+				return nil
+			}
+			p.IgnorePorts, err = knock.ParsePortRanges(v)
+			return err
+		},
+		get: func(p *Profile) string {
+			if len(p.IgnorePorts) == 0 {
+				return "none"
+			}
+			return strings.Join(portWords(p.IgnorePorts), " ")
+		},
+	},
+}
+
+// duration is the keyword of a time from least to most.
+func duration(name string, least, most time.Duration, field func(*Profile) *time.Duration) keyword {
+	return keyword{
+		name: name,
+		set: func(p *Profile, v string) error {
+			d, err := ParseDuration(v)
+			if err != nil {
+				return err
+			}
+			if d < least || d > most {
+				return fmt.Errorf("%q is not from %s to %s", v, formatDuration(least), formatDuration(most))
+			}
+			*field(p) = d
+			return nil
+		},
+		get: func(p *Profile) string { return formatDuration(*field(p)) },
+	}
+}
+
+// parseSequence is [knock.ParseSequence] with errors that quote nothing: they
+// end up in logs, and a sequence with a typo is nearly the sequence.
+func parseSequence(s string) (knock.Sequence, error) {
+	seq, err := knock.ParseSequence(s)
+	if err == nil {
+		return seq, nil
+	}
+	words := strings.FieldsFunc(s, func(r rune) bool { return r == ' ' || r == '\t' || r == ',' })
+	if len(words) > knock.MaxSteps {
+		return nil, fmt.Errorf("%d knocks are more than %d", len(words), knock.MaxSteps)
+	}
+	for i, w := range words {
+		if _, err := knock.ParseSequence(w); err == nil {
+			continue
+		}
+		reason := "not a port from 1 to 65535"
+		if sep := strings.IndexAny(w, "/:"); sep >= 0 {
+			if _, err := knock.ParseTransport(w[sep+1:]); err != nil {
+				reason = "neither tcp nor udp"
+			}
+		}
+		return nil, fmt.Errorf("knock %d of %d: %s", i+1, len(words), reason)
+	}
+	return nil, errors.New("not knocks such as 7000/udp 8000/tcp")
+}
+
+// keywordNamed returns the keyword of that name in any case, or nil.
+func keywordNamed(name string) *keyword {
+	for i := range keywords {
+		if strings.EqualFold(keywords[i].name, name) {
+			return &keywords[i]
+		}
+	}
+	return nil
+}
+
+// unknown is the error for a keyword that is none. It quotes letters only:
+// "Sequence:7000/udp" is one word, and so is the second line of a sequence that
+// somebody has wrapped.
+func unknown(name string) error {
+	if name == "" || strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsLetter(r) }) {
+		return errors.New("a line begins with a keyword, such as HostName, and a blank")
+	}
+	best, least := "", 3
+	for _, k := range append([]keyword{{name: "Host"}}, keywords...) {
+		if d := distance(strings.ToLower(name), strings.ToLower(k.name)); d < least {
+			best, least = k.name, d
+		}
+	}
+	if best == "" {
+		return fmt.Errorf("unknown keyword %q", name)
+	}
+	return fmt.Errorf("unknown keyword %q; did you mean %s?", name, best)
+}
+
+// distance is the Levenshtein distance of a and b in bytes.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost = 1 + min(diagonal, row[j], row[j+1])
+			}
+			diagonal, row[j+1] = row[j+1], cost
+		}
+	}
+	return row[len(b)]
+}

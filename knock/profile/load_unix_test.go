@@ -1,0 +1,139 @@
+//go:build unix
+
+package profile
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+func TestLoadPermissions(t *testing.T) {
+	const secret, open = "Host vps\n" + knocks, "Host vps\n    Port 22\n"
+	path := filepath.Join(t.TempDir(), "config")
+	for _, tt := range []struct {
+		mode    fs.FileMode
+		content string
+		want    string // the error, of which FILE is the path
+	}{
+		{0o600, secret, ""},
+		{0o400, secret, ""},
+		{0o700, secret, ""},
+		{0o640, secret, "FILE: holds a Sequence and is readable by others (mode 0640); chmod 600 FILE"},
+		{0o604, secret, "FILE: holds a Sequence and is readable by others (mode 0604); chmod 600 FILE"},
+		{0o644, open, ""},
+		{0o620, secret, "FILE: writable by others (mode 0620); chmod 600 FILE"},
+		{0o666, open, "FILE: writable by others (mode 0666); chmod 600 FILE"},
+		{0o602, open, "FILE: writable by others (mode 0602); chmod 600 FILE"},
+	} {
+		os.Remove(path)
+		if err := os.WriteFile(path, []byte(tt.content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(path, tt.mode); err != nil {
+			t.Fatal(err)
+		}
+		_, err := Load(path)
+		if want := strings.ReplaceAll(tt.want, "FILE", path); err == nil && want != "" || err != nil && err.Error() != want {
+			t.Errorf("%04o: got %v, want %s", tt.mode, err, want)
+		}
+	}
+}
+
+func TestLoadOwner(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can give files away")
+	}
+	path := filepath.Join(t.TempDir(), "config")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(path, 12345, -1); err != nil {
+		t.Fatal(err)
+	}
+	_, err := Load(path)
+	if want := path + ": owned by user 12345, neither by you nor by root; chown it or use a file of your own"; err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+}
+
+func TestLoadSymlink(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "real"), []byte("Host vps\n"+knocks), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	link := filepath.Join(dir, "config") // a link's own mode is 0777
+	if err := os.Symlink("real", link); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Load(link); err != nil {
+		t.Error(err)
+	}
+}
+
+// A pipe has the mode the shell gives it, and no owner to speak of.
+func TestLoadPipe(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "config")
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(path, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	go os.WriteFile(path, []byte("Host vps\n"+knocks), 0)
+	f, err := Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Lookup("vps"); err != nil {
+		t.Error(err)
+	}
+
+	if runtime.GOOS != "linux" && runtime.GOOS != "darwin" {
+		return // elsewhere /dev/fd may have to be mounted
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	fmt.Fprint(w, "Host vps\n"+knocks)
+	w.Close()
+	if f, err = Load(fmt.Sprintf("/dev/fd/%d", r.Fd())); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Lookup("vps"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestLoadOddFiles(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := Load(dir); err == nil || err.Error() != dir+": not a regular file" {
+		t.Errorf("folder: %v", err)
+	}
+	if _, err := Load(filepath.Join(dir, "missing")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("missing: %v", err)
+	}
+	if _, err := Load("/dev/null"); err != nil {
+		t.Errorf("/dev/null: %v", err)
+	}
+	if runtime.GOOS == "linux" { // it never ends
+		if _, err := Load("/dev/zero"); err == nil || err.Error() != "/dev/zero: larger than 4194304 bytes" {
+			t.Errorf("/dev/zero: %v", err)
+		}
+	}
+	path := filepath.Join(dir, "config")
+	if err := os.WriteFile(path, []byte("\nPrt 22\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Load(path); err == nil || err.Error() != path+`:2: unknown keyword "Prt"; did you mean Port?` {
+		t.Errorf("fault: %v", err)
+	}
+}

@@ -1,0 +1,216 @@
+package profile
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Lookup returns the profile of a host, a name or an address, with the settings
+// of -o before those of the file.
+//
+// The settings are those of all blocks that match the host as given. If they
+// hold neither a Sequence nor a Scheme, the host may be what ssh has made of a
+// name: then the first block whose HostName is the host says which, and its
+// first name (the one that "%h" turns into the host, if there is a "%h") is
+// looked up instead. A block of wildcards only has no such name; it is then
+// taken as if it matched, and the profile is called as the host. A HostName that
+// an earlier block overrules does not count. If that gives neither a Sequence
+// nor a Scheme, the error is [ErrNoProfile]. What -o sets does not choose.
+//
+// The profile's Name is the host in lower case, except that an address whose
+// Host line also has a name goes by that name: "Host vps 203.0.113.7" is "vps"
+// for both.
+func (f *File) Lookup(host string, override ...Setting) (*Profile, error) {
+	if err := checkHost(host); err != nil {
+		return nil, err
+	}
+	var given settings
+	for _, s := range override {
+		// Checked here too: a Setting need not come from ParseSetting.
+		s, err := checkOverride(token{keyword: s.Keyword, words: []string{s.Value}})
+		if err != nil {
+			return nil, err
+		}
+		given = given.add(settings{s})
+	}
+	name := host
+	blocks := f.matching(host, nil)
+	if !gather(blocks).knocks() {
+		name, blocks = f.byHostName(host)
+	}
+	ss := gather(blocks)
+	if !ss.knocks() {
+		return nil, fmt.Errorf("%w for %q in %s", ErrNoProfile, host, f.name)
+	}
+	return f.profile(name, blocks, given.add(ss))
+}
+
+// profile makes and checks the profile of a host that the blocks match.
+func (f *File) profile(host string, blocks []*block, ss settings) (*Profile, error) {
+	p, err := f.fill(ss)
+	if err != nil {
+		return nil, err
+	}
+	p.Name = profileName(host, blocks)
+	if p.HostName != "" {
+		if p.HostName, err = expand(p.HostName, host); err == nil {
+			err = checkHost(p.HostName) // "%h" can make it too long
+		}
+		if err != nil {
+			return nil, f.fault(ss, "HostName", err)
+		}
+	}
+	p.setDefaults(ss)
+	if keyword, err := p.conflict(); err != nil {
+		return nil, f.fault(ss, keyword, err)
+	}
+	if _, err := p.Schedule(); err != nil {
+		return nil, f.fault(ss, "Scheme", err)
+	}
+	return p, nil
+}
+
+// fill makes a profile of settings, without defaults.
+func (f *File) fill(ss settings) (*Profile, error) {
+	p := new(Profile)
+	for _, s := range ss {
+		if err := keywordNamed(s.Keyword).set(p, s.Value); err != nil {
+			return nil, f.fault(ss, s.Keyword, err)
+		}
+	}
+	return p, nil
+}
+
+// fault puts the place of a setting before an error.
+func (f *File) fault(ss settings, keyword string, err error) error {
+	s, ok := ss.get(keyword)
+	switch {
+	case !ok:
+		return fmt.Errorf("%s: %s: %w", f.name, keyword, err)
+	case s.line == 0:
+		return fault(commandLine, 0, "%s: %w", keyword, err)
+	}
+	return fault(f.name, s.line, "%s: %w", keyword, err)
+}
+
+// gather returns the settings of blocks, the first value of each.
+func gather(blocks []*block) settings {
+	var ss settings
+	for _, b := range blocks {
+		ss = ss.add(b.settings)
+	}
+	return ss
+}
+
+// add appends the settings that are not there yet.
+func (ss settings) add(more settings) settings {
+	for _, s := range more {
+		if !ss.have(s.Keyword) {
+			ss = append(ss, s)
+		}
+	}
+	return ss
+}
+
+// matching returns the blocks that match a host, in file order. The block as,
+// if any, need only not exclude it.
+func (f *File) matching(host string, as *block) []*block {
+	host = strings.ToLower(host)
+	numbers := slices.Concat(f.byName[host], f.wild)
+	slices.Sort(numbers)
+	var blocks []*block
+	for _, n := range numbers {
+		if b := f.blocks[n]; b.matches(host) || b == as && !b.excludes(host) {
+			blocks = append(blocks, b)
+		}
+	}
+	return blocks
+}
+
+// byHostName returns the name under which the file knows a host by its
+// HostName, and the blocks for it; none if it does not.
+func (f *File) byHostName(host string) (name string, blocks []*block) {
+	for _, b := range f.blocks {
+		s, ok := b.settings.get("HostName")
+		if !ok {
+			continue
+		}
+		names, as := b.literals(), (*block)(nil)
+		if len(names) == 0 && !strings.Contains(strings.ReplaceAll(s.Value, "%%", ""), "%h") {
+			names, as = []string{host}, b
+		}
+		for _, name := range names {
+			if !isHostName(s, name, host) {
+				continue
+			}
+			blocks := f.matching(name, as)
+			if first, _ := gather(blocks).get("HostName"); first == s {
+				return name, blocks
+			}
+		}
+	}
+	return host, nil
+}
+
+// isHostName reports whether the HostName of that setting is the host, for one
+// who has looked up name.
+func isHostName(s Setting, name, host string) bool {
+	expanded, err := expand(s.Value, name)
+	return err == nil && sameHost(expanded, host)
+}
+
+// index fills byName and wild.
+func (f *File) index() {
+	for n, b := range f.blocks {
+		if slices.ContainsFunc(b.patterns, func(p pattern) bool { return p.wild && !p.not }) {
+			f.wild = append(f.wild, n)
+			continue
+		}
+		for _, name := range b.literals() {
+			f.byName[name] = append(f.byName[name], n)
+		}
+	}
+}
+
+// checkBudget bounds the comparisons of check. The product of names and
+// wildcards in a file of 4 MiB could take minutes; no file kept by hand comes
+// near, and Lookup checks the host it is asked for anyway.
+const checkBudget = 1 << 22
+
+// check finds the contradictions within each block, and those that come out
+// when the names of a block that says how to knock are looked up.
+func (f *File) check() error {
+	for _, b := range f.blocks {
+		p, err := f.fill(b.settings)
+		if err != nil {
+			return err
+		}
+		if keyword, err := p.conflict(); err != nil {
+			return f.fault(b.settings, keyword, err)
+		}
+	}
+	budget := checkBudget
+	checked := make(map[string]bool)
+	for _, b := range f.blocks {
+		if !b.settings.knocks() {
+			continue
+		}
+		for _, name := range b.literals() {
+			if checked[name] {
+				continue
+			}
+			checked[name] = true
+			if budget -= 64 + len(f.wild) + len(f.byName[name]); budget < 0 {
+				return nil
+			}
+			blocks := f.matching(name, nil)
+			if ss := gather(blocks); ss.knocks() {
+				if _, err := f.profile(name, blocks, ss); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,157 @@
+package profile
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestLookup(t *testing.T) {
+	const seq = "    Sequence 7000 8000\n"
+	for _, tt := range []struct {
+		name, file, host string
+		want             string // "NAME HOSTNAME PORT", or "error: …"
+	}{
+		{"literal", "Host vps\n    Port 1\n" + seq, "vps", "vps  1"},
+		{"literal, any case", "Host Vps\n    Port 1\n" + seq, "vPS", "vps  1"},
+		{"no such host", "Host vps\n" + seq, "web", `error: no profile for "web" in file`},
+		{"empty file", "", "vps", `error: no profile for "vps" in file`},
+		{"only a HostName", "Host vps\n    HostName 192.0.2.1\n", "vps", `error: no profile for "vps" in file`},
+		{"star", "Host *.example\n    Port 1\n" + seq, "Web.Example", "web.example  1"},
+		{"star matches nothing too", "Host vps*\n    Port 1\n" + seq, "vps", "vps  1"},
+		{"stars", "Host *a*b*c\n    Port 1\n" + seq, "xaxbbxcc", "xaxbbxcc  1"},
+		{"stars, no match", "Host *a*b*c\n" + seq, "xaxcxb", `error: no profile for "xaxcxb" in file`},
+		{"question mark", "Host v?s\n    Port 1\n" + seq, "vxs", "vxs  1"},
+		{"question mark, one letter beyond ASCII", "Host v?s\n    Port 1\n" + seq, "vüs", "vüs  1"},
+		{"question mark, nothing", "Host vp?s\n" + seq, "vps", `error: no profile for "vps" in file`},
+		{"question mark, two", "Host v?s\n" + seq, "vpps", `error: no profile for "vpps" in file`},
+		{"dot is a dot", "Host a.b\n" + seq, "axb", `error: no profile for "axb" in file`},
+		{"comma is a letter", "Host a,b\n" + seq, "a", `error: no profile for "a" in file`},
+		{"negated", "Host * !vps\n" + seq, "vps", `error: no profile for "vps" in file`},
+		{"negated first", "Host !VPS *\n" + seq, "vps", `error: no profile for "vps" in file`},
+		{"negated pattern", "Host * !v*\n" + seq, "vps", `error: no profile for "vps" in file`},
+		{"negated literal", "Host vps !vps\n" + seq, "vps", `error: no profile for "vps" in file`},
+		{"negated other", "Host * !web\n    Port 1\n" + seq, "vps", "vps  1"},
+		{"only negated", "Host !web\n" + seq, "vps", `error: no profile for "vps" in file`},
+		{"first wins", "Host vps\n    Port 1\n" + seq + "Host *\n    Port 2\n    HostName h\n", "vps", "vps h 1"},
+		{"first wins, star first", "Host *\n    Port 2\nHost vps\n    Port 1\n" + seq, "vps", "vps  2"},
+		{"above the first Host", "Port 2\nHost vps\n    Port 1\n" + seq, "vps", "vps  2"},
+		{"two blocks of one name", "Host vps\n    Port 1\nHost VPS\n    HostName h\n" + seq, "vps", "vps h 1"},
+		{"name twice in a line", "Host vps vps\n    Port 1\n" + seq, "vps", "vps  1"},
+
+		{"%h", "Host vps\n    HostName %h.example\n" + seq, "VPS", "vps VPS.example 0"},
+		{"%h, too long", "Host *\n    HostName %h.%h\n" + seq, strings.Repeat("a", 200), `error: file:2: HostName: "` + strings.Repeat("a", 200) + "." + strings.Repeat("a", 99) + `" is not a host name`},
+		{"%%", "Host vps\n    HostName fe80::1%%eth0\n" + seq, "vps", "vps fe80::1%eth0 0"},
+
+		{"address with a name", "Host vps 203.0.113.7\n" + seq, "203.0.113.7", "vps  0"},
+		{"address with two names", "Host 203.0.113.7 vps web\n" + seq, "203.0.113.7", "vps  0"},
+		{"address before the name", "Host 203.0.113.7 *.x VPS\n" + seq, "203.0.113.7", "vps  0"},
+		{"address without a name", "Host 203.0.113.7\n" + seq, "203.0.113.7", "203.0.113.7  0"},
+		{"address, name in another line", "Host 203.0.113.7\n" + seq + "Host vps\n" + seq, "203.0.113.7", "203.0.113.7  0"},
+		{"address, name in a line by star", "Host 203.* vps\n" + seq, "203.0.113.7", "203.0.113.7  0"},
+		{"address, name in a later line", "Host *\n    Port 1\nHost vps 203.0.113.7\n" + seq, "203.0.113.7", "vps  1"},
+		{"address, negated name", "Host 203.0.113.7 !vps\n" + seq, "203.0.113.7", "203.0.113.7  0"},
+		{"IPv6 address in capitals", "Host vps 2001:db8::1\n" + seq, "2001:DB8::1", "vps  0"},
+
+		{"by HostName", "Host vps\n    HostName 203.0.113.7\n    Port 1\n" + seq, "203.0.113.7", "vps 203.0.113.7 1"},
+		{"by HostName, any case, dot", "Host vps\n    HostName Web.Example.\n" + seq, "web.example", "vps Web.Example. 0"},
+		{"by HostName, dot in host", "Host vps\n    HostName web.example\n" + seq, "web.example.", "vps web.example 0"},
+		{"by HostName, IPv6", "Host vps\n    HostName 2001:db8:0::1\n" + seq, "2001:DB8::1", "vps 2001:db8:0::1 0"},
+		{"by HostName, IPv4 in IPv6", "Host vps\n    HostName ::ffff:192.0.2.1\n" + seq, "192.0.2.1", "vps ::ffff:192.0.2.1 0"},
+		{"by HostName, another zone", "Host vps\n    HostName fe80::1%%eth0\n" + seq, "fe80::1", `error: no profile for "fe80::1" in file`},
+		{"by HostName, %h", "Host a b\n    HostName %h.example\n" + seq, "b.example", "b b.example 0"},
+		{"by HostName, no settings of its own", "Host vps\n    HostName h\nHost vps\n    Port 1\n" + seq, "h", "vps h 1"},
+		{"by HostName, first of two", "Host a\n    HostName h\n" + seq + "Host b\n    HostName h\n" + seq, "h", "a h 0"},
+		{"by HostName, not if HOST knocks", "Host a\n    HostName h\n" + seq + "Host h\n    Port 1\n" + seq, "h", "h  1"},
+		{"by HostName, HOST matches but has no knock", "Host a\n    HostName h\n" + seq + "Host h\n    Port 1\n", "h", "a h 0"},
+		{"by HostName, which is overruled", "Host a\n    HostName x\nHost a\n    HostName h\n" + seq, "h", `error: no profile for "h" in file`},
+		{"by HostName, which is overruled for the first", "Host a\n    HostName x\nHost a b\n    HostName h\n" + seq, "h", "b h 0"},
+		{"by HostName, no knock there", "Host a\n    HostName h\n", "h", `error: no profile for "h" in file`},
+		{"by HostName, address first", "Host 192.0.2.1 vps\n    HostName h\n" + seq, "h", "vps h 0"},
+		{"by HostName, only wildcards", "Port 1\nHost *.example\n    HostName h\n" + seq + "Host *\n    Port 2\n", "H", "h h 1"},
+		{"by HostName, only wildcards, excluded", "Host *.example !h\n    HostName h\n" + seq, "h", `error: no profile for "h" in file`},
+		{"by HostName, only wildcards and %h", "Host *.example\n    HostName %h\n" + seq, "h", `error: no profile for "h" in file`},
+		{"by HostName, only negated", "Host !a\n    HostName h\n" + seq, "h", `error: no profile for "h" in file`},
+		{"by HostName, only negated wildcards", "Host !a*\n    HostName h\n" + seq, "h", `error: no profile for "h" in file`},
+
+		{"option as host", "Host *\n" + seq, "-x", `error: "-x" is not a host name`},
+		{"empty host", "Host *\n" + seq, "", `error: "" is not a host name`},
+		{"blank in host", "Host *\n" + seq, "a b", `error: "a b" is not a host name`},
+		{"no-break space in host", "Host *\n" + seq, "a\u00a0b", `error: "a\u00a0b" is not a host name`},
+		{"newline in host", "Host *\n" + seq, "a\nb", `error: "a\nb" is not a host name`},
+		{"escape in host", "Host *\n" + seq, "a\x1b", `error: "a\x1b" is not a host name`},
+		{"not UTF-8", "Host *\n" + seq, "a\xff", `error: "a\xff" is not a host name`},
+		{"pattern as host", "Host *\n" + seq, "a*", `error: "a*" is not a host name`},
+		{"zone in host", "Host *\n" + seq, "fe80::1%eth0", "fe80::1%eth0  0"},
+		{"255 bytes", "Host *\n" + seq, strings.Repeat("a", 255), strings.Repeat("a", 255) + "  0"},
+		{"256 bytes", "Host *\n" + seq, strings.Repeat("a", 256), `error: "` + strings.Repeat("a", 256) + `" is not a host name`},
+
+		{"no Sequence behind the scheme", "Host *\n    Scheme static\n", "vps", "error: file:2: Scheme: static needs a Sequence"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var got string
+			if p, err := mustParse(t, tt.file).Lookup(tt.host); err != nil {
+				got = "error: " + err.Error()
+				if strings.Contains(got, "no profile") != errors.Is(err, ErrNoProfile) {
+					t.Errorf("%v is not ErrNoProfile", err)
+				}
+			} else {
+				got = fmt.Sprintf("%s %s %d", p.Name, p.HostName, p.Port)
+			}
+			if got != tt.want {
+				t.Errorf("got  %s\nwant %s", got, tt.want)
+			}
+		})
+	}
+}
+
+// manyHosts is a file of n Host blocks of four lines.
+func manyHosts(n int) []byte {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, "Host host%d\n    HostName 10.%d.%d.%d\n    Port 2222\n    Sequence 7000/udp 8000/tcp 9000/udp\n\n", i, i>>16, i>>8&255, i&255)
+	}
+	b.WriteString("Host *\n    ConnectTimeout 20\n")
+	return []byte(b.String())
+}
+
+func TestManyHosts(t *testing.T) {
+	start := time.Now()
+	f, err := Parse("file", manyHosts(10_000))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, host := range []string{"host9999", "10.0.39.15"} {
+		if p, err := f.Lookup(host); err != nil || p.Name != "host9999" {
+			t.Errorf("%s: %+v, %v", host, p, err)
+		}
+	}
+	if took := time.Since(start); took > 2*time.Second {
+		t.Errorf("took %v", took)
+	}
+}
+
+func BenchmarkParse(b *testing.B) {
+	data := manyHosts(10_000)
+	b.SetBytes(int64(len(data)))
+	for b.Loop() {
+		if _, err := Parse("file", data); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkLookup(b *testing.B) {
+	f := mustParse(b, string(manyHosts(10_000)))
+	for name, host := range map[string]string{"name": "host9999", "hostname": "10.0.39.15"} {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				if _, err := f.Lookup(host); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

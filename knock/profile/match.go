@@ -1,0 +1,161 @@
+package profile
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// pattern is one word of a Host line.
+type pattern struct {
+	written string // as it stands in the file
+	text    string // in lower case, without the "!"
+	not     bool
+	wild    bool // holds "*" or "?"
+}
+
+func parsePattern(word string) (pattern, error) {
+	text, not := strings.CutPrefix(strings.ToLower(word), "!")
+	// A pattern that no host can match is a mistake: quotes ssh would take off,
+	// say, or a stray "!".
+	if err := checkHost(strings.NewReplacer("*", "x", "?", "x").Replace(text)); err != nil {
+		return pattern{}, fmt.Errorf("%.300q is not a host name or pattern", word)
+	}
+	return pattern{written: word, text: text, not: not, wild: strings.ContainsAny(text, "*?")}, nil
+}
+
+// literal reports whether the pattern is the name of one host.
+func (p pattern) literal() bool { return !p.not && !p.wild }
+
+// matches reports whether the pattern covers a host, given in lower case,
+// whether or not it is negated.
+func (p pattern) matches(host string) bool {
+	if !p.wild {
+		return p.text == host
+	}
+	return glob(p.text, host)
+}
+
+// glob matches "*" with any characters and "?" with exactly one.
+func glob(pattern, s string) bool {
+	afterStar, retry := -1, 0 // where to go on after the last star, and from which character
+	p, i := 0, 0
+	for i < len(s) {
+		_, size := utf8.DecodeRuneInString(s[i:])
+		switch {
+		case p < len(pattern) && pattern[p] == '*':
+			p++
+			afterStar, retry = p, i
+		case p < len(pattern) && pattern[p] == '?':
+			p++
+			i += size
+		case p < len(pattern) && strings.HasPrefix(pattern[p:], s[i:i+size]):
+			p += size
+			i += size
+		case afterStar >= 0:
+			retry++ // into the midst of a character does no harm
+			p, i = afterStar, retry
+		default:
+			return false
+		}
+	}
+	return strings.Trim(pattern[p:], "*") == ""
+}
+
+// matches reports whether the block applies to a host, given in lower case: a
+// pattern matches it, and no negated one does.
+func (b *block) matches(host string) bool {
+	return !b.excludes(host) && slices.ContainsFunc(b.patterns, func(p pattern) bool { return !p.not && p.matches(host) })
+}
+
+// excludes reports whether a negated pattern matches a host, given in lower
+// case.
+func (b *block) excludes(host string) bool {
+	return slices.ContainsFunc(b.patterns, func(p pattern) bool { return p.not && p.matches(host) })
+}
+
+// literals returns the names in the block's Host line, in lower case.
+func (b *block) literals() []string {
+	var names []string
+	for _, p := range b.patterns {
+		if p.literal() {
+			names = append(names, p.text)
+		}
+	}
+	return names
+}
+
+// profileName returns what to call the profile of a host that the blocks match.
+// It is the host, unless that is an address and the first of the blocks to list
+// both it and a name offers that name.
+func profileName(host string, blocks []*block) string {
+	host = strings.ToLower(host)
+	if !isAddress(host) {
+		return host
+	}
+	for _, b := range blocks {
+		name, listed := "", false
+		for _, literal := range b.literals() {
+			listed = listed || literal == host
+			if name == "" && !isAddress(literal) {
+				name = literal
+			}
+		}
+		if listed && name != "" {
+			return name
+		}
+	}
+	return host
+}
+
+func isAddress(s string) bool {
+	_, err := netip.ParseAddr(s)
+	return err == nil
+}
+
+// sameHost compares addresses as addresses and names without regard to case and
+// to the dot at their end.
+func sameHost(a, b string) bool {
+	x, err := netip.ParseAddr(a)
+	if err != nil {
+		return strings.EqualFold(strings.TrimSuffix(a, "."), strings.TrimSuffix(b, "."))
+	}
+	y, err := netip.ParseAddr(b)
+	return err == nil && x.Unmap() == y.Unmap()
+}
+
+// checkHost refuses what ssh refuses as a host name, and what would be read as
+// a pattern or a comment if it were written into a profile.
+func checkHost(host string) error {
+	odd := func(r rune) bool {
+		return !unicode.IsPrint(r) || strings.ContainsRune(" '`\"$\\;&<>|(){}*?!#=", r)
+	}
+	if host == "" || len(host) > 255 || host[0] == '-' || !utf8.ValidString(host) || strings.ContainsFunc(host, odd) {
+		return fmt.Errorf("%.300q is not a host name", host)
+	}
+	return nil
+}
+
+// expand replaces "%h" by the host and "%%" by "%", the tokens that
+// ssh_config(5) has for HostName.
+func expand(s, host string) (string, error) {
+	var b strings.Builder
+	for rest := s; ; {
+		before, after, found := strings.Cut(rest, "%")
+		b.WriteString(before)
+		switch {
+		case !found:
+			return b.String(), nil
+		case strings.HasPrefix(after, "h"):
+			b.WriteString(host)
+		case strings.HasPrefix(after, "%"):
+			b.WriteByte('%')
+		default:
+			return "", fmt.Errorf("%q: only %%h and %%%% can follow a percent sign", s)
+		}
+		rest = after[1:]
+	}
+}

@@ -1,0 +1,328 @@
+package profile
+
+import (
+	"bytes"
+	"encoding/json"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/portknock/portknock/knock"
+)
+
+func mustParse(t testing.TB, file string) *File {
+	t.Helper()
+	f, err := Parse("file", []byte(file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+func TestDefaults(t *testing.T) {
+	p, err := mustParse(t, "Host vps\n"+knocks).Lookup("vps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &Profile{
+		Name:           "vps",
+		AddressFamily:  "any",
+		Scheme:         "static",
+		Sequence:       knock.Sequence{{Transport: knock.UDP, Port: 7000}, {Port: 8000}, {Port: 9000}},
+		KnockDelay:     500 * time.Microsecond,
+		ConnectTimeout: 10 * time.Second,
+		OpenPorts:      []knock.PortRange{{First: 22, Last: 22}},
+		OpenFor:        30 * time.Second,
+		KnockTimeout:   5 * time.Second,
+		IgnorePorts:    []knock.PortRange{{First: 80, Last: 80}, {First: 443, Last: 443}, {Transport: knock.UDP, First: 443, Last: 443}},
+	}
+	if !reflect.DeepEqual(p, want) {
+		t.Errorf("got  %+v\nwant %+v", p, want)
+	}
+}
+
+const full = `Host vps
+    HostName fe80::1%%eth0
+    Port 2222
+    AddressFamily inet6
+    BindAddress fe80::2%eth0
+    Scheme Static
+    Sequence 7000/udp,8000:tcp 9000
+    KnockDelay 0
+    ConnectTimeout 1m30s
+    OpenPorts 2222 60000-61000/udp
+    OpenFor 1h
+    KnockTimeout 1500ms
+    IgnorePorts none
+`
+
+func TestEverySetting(t *testing.T) {
+	p, err := mustParse(t, full).Lookup("vps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &Profile{
+		Name:           "vps",
+		HostName:       "fe80::1%eth0",
+		Port:           2222,
+		AddressFamily:  "inet6",
+		BindAddress:    netip.MustParseAddr("fe80::2%eth0"),
+		Scheme:         "static",
+		Sequence:       knock.Sequence{{Transport: knock.UDP, Port: 7000}, {Port: 8000}, {Port: 9000}},
+		ConnectTimeout: 90 * time.Second,
+		OpenPorts:      []knock.PortRange{{First: 2222, Last: 2222}, {Transport: knock.UDP, First: 60000, Last: 61000}},
+		OpenFor:        time.Hour,
+		KnockTimeout:   1500 * time.Millisecond,
+		IgnorePorts:    []knock.PortRange{},
+	}
+	if !reflect.DeepEqual(p, want) {
+		t.Errorf("got  %+v\nwant %+v", p, want)
+	}
+}
+
+func TestOpenPortsFollowPort(t *testing.T) {
+	if got, want := ours("Host vps\n    Port 2222\n"+knocks, "vps", "OpenPorts"), "2222/tcp"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+func TestWriteTo(t *testing.T) {
+	const want = `Host vps
+    HostName fe80::1%%eth0
+    Port 2222
+    AddressFamily inet6
+    BindAddress fe80::2%eth0
+    Scheme static
+    Sequence 7000/udp 8000/tcp 9000/tcp
+    KnockDelay 0s
+    ConnectTimeout 1m30s
+    OpenPorts 2222/tcp 60000-61000/udp
+    OpenFor 1h
+    KnockTimeout 1s500ms
+    IgnorePorts none
+`
+	p, err := mustParse(t, full).Lookup("vps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	n, err := p.WriteTo(&b)
+	if b.String() != want || n != int64(len(want)) || err != nil {
+		t.Errorf("%d bytes, %v:\n%s", n, err, &b)
+	}
+	again, err := mustParse(t, b.String()).Lookup("vps")
+	if err != nil || !reflect.DeepEqual(again, p) {
+		t.Errorf("read back: %+v, %v", again, err)
+	}
+}
+
+func TestWriteToQuotes(t *testing.T) {
+	for _, name := range []string{"Wi-Fi 2", "wan#1"} {
+		p, err := mustParse(t, "Host vps\n    BindInterface \""+name+"\"\n"+knocks).Lookup("vps")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var b bytes.Buffer
+		p.WriteTo(&b)
+		if again, err := mustParse(t, b.String()).Lookup("vps"); err != nil || !reflect.DeepEqual(again, p) {
+			t.Errorf("read back: %+v, %v", again, err)
+		}
+	}
+}
+
+func TestJSON(t *testing.T) {
+	p, err := mustParse(t, full).Lookup("vps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := json.Marshal(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = `{"name":"vps","hostName":"fe80::1%eth0","port":2222,"addressFamily":"inet6","bindAddress":"fe80::2%eth0",` +
+		`"scheme":"static","sequence":"7000/udp 8000/tcp 9000/tcp","knockDelay":"0s","connectTimeout":"1m30s",` +
+		`"openPorts":["2222/tcp","60000-61000/udp"],"openFor":"1h0m0s","knockTimeout":"1.5s","ignorePorts":[]}`
+	if string(got) != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	p, err = mustParse(t, "Host vps\n"+knocks).Lookup("vps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := json.Marshal(p); strings.Contains(string(got), "bindAddress") {
+		t.Errorf("an address that is not there: %s", got)
+	}
+}
+
+func TestBadValues(t *testing.T) {
+	for _, tt := range []struct{ line, want string }{
+		{"Port 0", `Port: "0" is not a port from 1 to 65535`},
+		{"Port 65536", `Port: "65536" is not a port from 1 to 65535`},
+		{"Port +22", `Port: "+22" is not a port from 1 to 65535`},
+		{"Port ssh", `Port: "ssh" is not a port from 1 to 65535`},
+		{"AddressFamily inet4", `AddressFamily: "inet4" is not any, inet or inet6`},
+		{"BindAddress eth0", `BindAddress: "eth0" is not an IP address`},
+		{"BindInterface " + strings.Repeat("x", 256), `BindInterface: "` + strings.Repeat("x", 256) + `" is not the name of a network interface`},
+		{"Scheme rotating", `Scheme: there is no scheme "rotating", only static`},
+		{"KnockDelay 10001ms", `KnockDelay: "10001ms" is not from 0s to 10s`},
+		{"KnockDelay 5 s", `KnockDelay: takes one value, not 2`},
+		{"ConnectTimeout 0", `ConnectTimeout: "0" is not from 1us to 1h`},
+		{"ConnectTimeout 3601", `ConnectTimeout: "3601" is not from 1us to 1h`},
+		{"OpenFor 999ms", `OpenFor: "999ms" is not from 1s to 1d`},
+		{"OpenFor 86401", `OpenFor: "86401" is not from 1s to 1d`},
+		{"KnockTimeout 999ms", `KnockTimeout: "999ms" is not from 1s to 5m`},
+		{"KnockTimeout 301", `KnockTimeout: "301" is not from 1s to 5m`},
+		{"OpenPorts none", `OpenPorts: "none": "none" is not a port from 1 to 65535`},
+		{"OpenPorts 30-20", `OpenPorts: "30-20": the range is upside down`},
+		{"IgnorePorts 80 none", `IgnorePorts: "none": "none" is not a port from 1 to 65535`},
+		{"HostName -x", `HostName: "-x" is not a host name`},
+		{"HostName a;b", `HostName: "a;b" is not a host name`},
+		{"HostName %h.%d", `HostName: "%h.%d": only %h and %% can follow a percent sign`},
+		{"HostName 50%", `HostName: "50%": only %h and %% can follow a percent sign`},
+		{"Host a 'b'", `Host: "'b'" is not a host name or pattern`},
+		{"Host a!b", `Host: "a!b" is not a host name or pattern`},
+		{"Host !", `Host: "!" is not a host name or pattern`},
+		{`Host "a b"`, `Host: "a b" is not a host name or pattern`},
+	} {
+		// In a block nobody asks for.
+		_, err := Parse("file", []byte("Host other\n"+tt.line+"\nHost vps\n"+knocks))
+		want := "file:2: " + tt.want
+		if err == nil || !strings.HasPrefix(err.Error(), "file:2: ") {
+			t.Errorf("%s: got %v", tt.line, err)
+		} else if err.Error() != want {
+			t.Errorf("%s:\ngot  %s\nwant %s", tt.line, err, want)
+		}
+	}
+}
+
+func TestGoodValues(t *testing.T) {
+	for _, tt := range []struct{ line, keyword, want string }{
+		{"Port 65535", "Port", "65535"},
+		{"KnockDelay 0", "KnockDelay", "0s"},
+		{"AddressFamily INET", "AddressFamily", "inet"},
+		{"BindAddress ::ffff:192.0.2.1", "BindAddress", "192.0.2.1"},
+		{"ConnectTimeout 1h", "ConnectTimeout", "1h"},
+		{"OpenFor 24h", "OpenFor", "1d"},
+		{"KnockTimeout 5m", "KnockTimeout", "5m"},
+		{"IgnorePorts NONE", "IgnorePorts", "none"},
+		{"IgnorePorts 80 8000-8100/udp", "IgnorePorts", "80/tcp 8000-8100/udp"},
+		{"HostName %h.example.com", "HostName", "vps.example.com"},
+		{"HostName bücher.example", "HostName", "bücher.example"},
+	} {
+		if got := ours("Host vps\n"+tt.line+"\n"+knocks, "vps", tt.keyword); got != tt.want {
+			t.Errorf("%s: got %s, want %s", tt.line, got, tt.want)
+		}
+	}
+}
+
+func TestConflicts(t *testing.T) {
+	for _, tt := range []struct{ name, file, want string }{
+		{
+			"guarded port, default", "Host vps\n    Sequence 7000 22/tcp 9000\n",
+			"file:2: Sequence: knock 2 of 3 is one of the OpenPorts, and a guarded port cannot be a knock",
+		},
+		{
+			"guarded port, from Port", "Host vps\n    Port 7000\n    Sequence 7000 8000 9000\n",
+			"file:3: Sequence: knock 1 of 3 is one of the OpenPorts, and a guarded port cannot be a knock",
+		},
+		{
+			"guarded port, from another block", "Host vps\n" + knocks + "Host *\n    OpenPorts 8000-9000\n",
+			"file:2: Sequence: knock 2 of 3 is one of the OpenPorts, and a guarded port cannot be a knock",
+		},
+		{
+			"guarded port, block of wildcards", "Host *.example\n" + knocks + "    OpenPorts 7000/udp\n",
+			"file:2: Sequence: knock 1 of 3 is one of the OpenPorts, and a guarded port cannot be a knock",
+		},
+		{
+			"delay above the timeout", "Host vps\n    KnockDelay 1s\n    KnockTimeout 1s\n" + knocks,
+			"file:2: KnockDelay: 1s is not below the KnockTimeout, 1s",
+		},
+		{
+			"delay above the default timeout", "Host vps\n    KnockDelay 5s\n" + knocks,
+			"file:2: KnockDelay: 5s is not below the KnockTimeout, 5s",
+		},
+		{
+			"two ways to bind", "Host *.example\n    BindAddress 192.0.2.1\n    BindInterface eth0\n",
+			"file:3: BindInterface: cannot be combined with BindAddress",
+		},
+		{
+			"family, IPv4", "Host *.example\n    BindAddress 192.0.2.1\n    AddressFamily inet6\n",
+			"file:2: BindAddress: 192.0.2.1 is not of the AddressFamily inet6",
+		},
+		{
+			"family, IPv6", "Host *.example\n    AddressFamily inet\n    BindAddress 2001:db8::1\n",
+			"file:3: BindAddress: 2001:db8::1 is not of the AddressFamily inet",
+		},
+		{"static without Sequence", "Host vps\n    Port 22\n    Scheme static\n", "file:3: Scheme: static needs a Sequence"},
+	} {
+		if _, err := Parse("file", []byte(tt.file)); err == nil || err.Error() != tt.want {
+			t.Errorf("%s:\ngot  %v\nwant %s", tt.name, err, tt.want)
+		}
+	}
+	for name, file := range map[string]string{
+		"same port, other transport":   "Host vps\n    Sequence 22/udp 8000\n",
+		"OpenPorts from another block": "Host vps\n    Sequence 22/tcp 8000\nHost *\n    OpenPorts 443\n",
+		"Sequence from another block":  "Host vps\n    Scheme static\nHost *\n" + knocks,
+		"defaults without a host":      "Host nas\n    Port 22\nHost *\n    Scheme static\n",
+	} {
+		if _, err := Parse("file", []byte(file)); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// No error may hold a part of the sequence, whatever is wrong with the file.
+func TestErrorsKeepTheSecret(t *testing.T) {
+	for _, tt := range []struct{ file, want string }{
+		{"Host vps\nSequence 17001/udp 17002/udo 17003", "file:2: Sequence: knock 2 of 3: neither tcp nor udp"},
+		{"Host vps\nSequence 17001/udp 170029 17003", "file:2: Sequence: knock 2 of 3: not a port from 1 to 65535"},
+		{"Host vps\nSequence 17001/udp 17002;17003", "file:2: Sequence: knock 2 of 2: not a port from 1 to 65535"},
+		{"Host vps\nSequence 17001-17003", "file:2: Sequence: knock 1 of 1: not a port from 1 to 65535"},
+		{"Host vps\nSequence ,", "file:2: Sequence: not knocks such as 7000/udp 8000/tcp"},
+		{"Host vps\nSequence" + strings.Repeat(" 17001", 33), "file:2: Sequence: 33 knocks are more than 32"},
+		{"Host vps\nSequnce 17001 17002", `file:2: unknown keyword "Sequnce"; did you mean Sequence?`},
+		{"Host vps\nSequence:17001/udp", "file:2: a line begins with a keyword, such as HostName, and a blank"},
+		{"Host vps\nSequence 17001\n17002/udp 17003", "file:3: a line begins with a keyword, such as HostName, and a blank"},
+		{"Host vps\nSequence 17001\nSequence 17002", "file:3: Sequence again: line 2 has it already, and the first counts"},
+		{"Host vps\nSequence 17001#17002", "file:2: a # inside a word: put a blank before a comment, or quotes around the word"},
+		{"Host vps\nScheme static 17001/udp", "file:2: Scheme: takes one value, not 2"},
+		{"Host vps\nOpenPorts 17000-17002\nSequence 17001", "file:3: Sequence: knock 1 of 1 is one of the OpenPorts, and a guarded port cannot be a knock"},
+		{"Host vps\nSequence 17001\xff", "file:2: not UTF-8"},
+	} {
+		_, err := Parse("file", []byte(tt.file))
+		if err == nil || err.Error() != tt.want {
+			t.Errorf("got  %v\nwant %s", err, tt.want)
+		}
+	}
+	for _, s := range []string{"Sequence=17001/udp", "sequence 17001", "Sequnce=17001", "17001/udp", "Sequence:17001"} {
+		_, err := ParseSetting(s)
+		if err == nil || strings.Contains(err.Error(), "17001") {
+			t.Errorf("-o %s: %v", s, err)
+		}
+	}
+}
+
+func TestSchemes(t *testing.T) {
+	for _, name := range Schemes {
+		if s, err := (&Profile{Scheme: name}).Schedule(); s == nil && err == nil {
+			t.Errorf("%s is no case of Schedule", name)
+		}
+	}
+	if _, err := (&Profile{Scheme: "rotating"}).Schedule(); err == nil || err.Error() != `there is no scheme "rotating", only static` {
+		t.Errorf("got %v", err)
+	}
+	p, err := mustParse(t, "Host vps\n"+knocks).Lookup("vps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := p.Schedule()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if seqs, _, err := s.At(time.Now()); err != nil || len(seqs) != 1 || !slices.EqualFunc(seqs[0], p.Sequence, func(a, b knock.Step) bool { return a.String() == b.String() }) {
+		t.Errorf("got %v, %v", seqs, err)
+	}
+}

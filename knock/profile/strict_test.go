@@ -1,0 +1,336 @@
+package profile
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kevinburke/ssh_config"
+)
+
+const knocks = "    Sequence 7000/udp 8000 9000\n"
+
+// TestTraps holds down what the library alone gets wrong. Each case says what
+// the library answers, so that an update that mends or changes it shows here.
+func TestTraps(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		file    string
+		host    string
+		keyword string
+		bare    string // the library's value of keyword for host, or "error: …"
+		want    string // ours, or "error: …"
+	}{
+		{
+			// The BOM sticks to Host, which becomes an unknown keyword, and what
+			// stands below it applies to every host.
+			"BOM", "\ufeffHost vps\n    Port 2222\n" + knocks, "other", "Port",
+			"2222", `error: no profile for "other" in file`,
+		},
+		{
+			"BOM, right host", "\ufeffHost vps\n    Port 2222\n" + knocks, "vps", "Port",
+			"2222", "2222",
+		},
+		{
+			// Patterns are parted at blanks only: "web\tvps" is one.
+			"tab between patterns", "Host web\tvps\n    Port 2222\n" + knocks, "vps", "Port",
+			"", "2222",
+		},
+		{
+			// The quotes belong to the pattern.
+			"quoted pattern", "Host \"vps\" \"web\"\n    Port 2222\n" + knocks, "vps", "Port",
+			"", "2222",
+		},
+		{
+			// The tab before a comment belongs to the pattern.
+			"tab after pattern", "Host vps\t# mine\n    Port 2222\n" + knocks, "vps", "Port",
+			"", "2222",
+		},
+		{
+			// "?" is compiled to ".?".
+			"? matches nothing", "Host vps?\n    Port 2222\n" + knocks, "vps", "Port",
+			"2222", `error: no profile for "vps" in file`,
+		},
+		{
+			"host in capitals", "Host vps\n    Port 2222\n" + knocks, "VPS", "Port",
+			"", "2222",
+		},
+		{
+			"pattern in capitals", "Host *.Example\n    Port 2222\n" + knocks, "vps.example", "Port",
+			"", "2222",
+		},
+		{
+			// The first quote stays and the rest is a comment.
+			"# inside quotes", "Host vps\n    BindInterface \"wan#1\"\n" + knocks, "vps", "BindInterface",
+			`"wan`, "wan#1",
+		},
+		{
+			// ssh would read the port "22#x".
+			"# inside a word", "Host vps\n    Port 22#x\n", "vps", "Port",
+			"22", "error: file:2: a # inside a word: put a blank before a comment, or quotes around the word",
+		},
+		{
+			// The outer quotes of two words are taken off.
+			"two quoted words", "Host vps\n    OpenPorts \"22\" \"80\"\n" + knocks, "vps", "OpenPorts",
+			`22" "80`, "22/tcp 80/tcp",
+		},
+		{
+			// Some criteria work, others do not, and no error says so before it is
+			// too late.
+			"Match host", "Match host vps\n    Port 2222\n" + knocks, "vps", "Port",
+			"2222", "error: file:1: keyword Match is not supported; use Host",
+		},
+		{
+			// Errors have a place, but no file.
+			"Match exec", "\nMatch exec true\n    Port 2222\n" + knocks, "vps", "Port",
+			"error: (2, 7): ssh_config: Match Exec is not supported",
+			"error: file:2: keyword Match is not supported; use Host",
+		},
+		{
+			// Absolute or below ~/.ssh, never beside the file; read while parsing.
+			"Include", "Include no-such-folder/*\nHost vps\n    Port 2222\n" + knocks, "vps", "Port",
+			"2222", "error: file:1: keyword Include is not supported; a profile is one file",
+		},
+		{
+			"unknown keyword", "Host vps\n    Prot 2222\n" + knocks, "vps", "Port",
+			"", `error: file:2: unknown keyword "Prot"; did you mean Port?`,
+		},
+		{
+			// The second value of a keyword is never looked at.
+			"twice", "Host vps\n    Port 2222\n    Port 2223\n" + knocks, "vps", "Port",
+			"2222", "error: file:3: Port again: line 2 has it already, and the first counts",
+		},
+		{
+			// Neither blank nor control character to the library.
+			"no-break space", "Host web\u00a0vps\n    Port 2222\n" + knocks, "vps", "Port",
+			"", "error: file:1: the character U+00A0 has no place here",
+		},
+		{
+			"lone CR", "Host vps\rPort 2222\n", "vps", "Port",
+			"", "error: file:1: the character U+000D has no place here",
+		},
+		{
+			"not UTF-8", "Host vps\n    Port 22\xff\n", "vps", "Port",
+			"22\ufffd", "error: file:2: not UTF-8",
+		},
+		{
+			"NUL", "Host vps\n    Port 22\x00\n", "vps", "Port",
+			"22\x00", "error: file:2: the character U+0000 has no place here",
+		},
+		{
+			"open quote", "Host vps\n    BindInterface \"wan 1\n", "vps", "BindInterface",
+			`"wan 1`, "error: file:2: a quote is not closed",
+		},
+		{
+			// As a keyword of its own name, the value is silently empty.
+			"no value", "Host vps\n    Port\n" + knocks, "vps", "Port",
+			"", "error: file:2: Port: no value",
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := bare(tt.file, tt.host, tt.keyword); got != tt.bare {
+				t.Errorf("the library says %q, not %q any more", got, tt.bare)
+			}
+			if got := ours(tt.file, tt.host, tt.keyword); got != tt.want {
+				t.Errorf("got  %s\nwant %s", got, tt.want)
+			}
+		})
+	}
+}
+
+func bare(file, host, keyword string) string {
+	config, err := ssh_config.DecodeBytes([]byte(file))
+	if err != nil {
+		return "error: " + err.Error()
+	}
+	v, err := config.Get(host, keyword)
+	if err != nil {
+		return "error: " + err.Error()
+	}
+	return v
+}
+
+func ours(file, host, keyword string) string {
+	f, err := Parse("file", []byte(file))
+	if err != nil {
+		return "error: " + err.Error()
+	}
+	p, err := f.Lookup(host)
+	if err != nil {
+		return "error: " + err.Error()
+	}
+	return keywordNamed(keyword).get(p)
+}
+
+// Include must not be followed at all: the library reads what it names, and
+// dies of what it finds there, before anybody can object.
+func TestIncludeReadsNothing(t *testing.T) {
+	included := filepath.Join(t.TempDir(), "included")
+	if err := os.WriteFile(included, []byte("Match exec true\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	file := "Include " + included + "\n"
+	if got := bare(file, "vps", "Port"); !strings.Contains(got, "Match Exec") {
+		t.Errorf("the library says %q: it does not read the file any more", got)
+	}
+	if got, want := ours(file, "vps", "Port"), "error: file:1: keyword Include is not supported; a profile is one file"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+// UserSettings, and with it the package's Get, falls back on OpenSSH's defaults.
+func TestNoForeignDefaults(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "config")
+	if err := os.WriteFile(path, []byte("Host vps\n"+knocks), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	u := &ssh_config.UserSettings{}
+	u.ConfigFinder(func() string { return path })
+	if got := u.Get("vps", "Port"); got != "22" {
+		t.Errorf("the library says %q, not 22 any more", got)
+	}
+	f, err := Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p, err := f.Lookup("vps"); err != nil || p.Port != 0 {
+		t.Errorf("Port %v, %v; want none", p, err)
+	}
+}
+
+// GetAll returns the values of Host * beside those of the host.
+func TestFirstValueOnly(t *testing.T) {
+	const file = "Host vps\n    OpenPorts 22\n" + knocks + "Host *\n    OpenPorts 80\n"
+	config, err := ssh_config.DecodeBytes([]byte(file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if all, _ := config.GetAll("vps", "OpenPorts"); len(all) != 2 {
+		t.Errorf("the library says %q, not both values any more", all)
+	}
+	if got, want := ours(file, "vps", "OpenPorts"), "22/tcp"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+// A value of 200 KB takes the library seconds: its time grows with the square.
+func TestLimits(t *testing.T) {
+	long := "Host vps\n    Port " + strings.Repeat("2", 200_000) + "\n"
+	start := time.Now()
+	if got, want := ours(long, "vps", "Port"), "error: file:2: longer than 4096 bytes"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	big := strings.Repeat("# nothing to see here\n", maxFile/20)
+	if got, want := ours(big, "vps", "Port"), "error: file: larger than 4194304 bytes"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	if took := time.Since(start); took > 500*time.Millisecond {
+		t.Errorf("took %v", took)
+	}
+}
+
+// The worst that fits into the limits takes seconds at most, not minutes.
+func TestWorstFile(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
+	fill := func(line func(n int) string) string {
+		var b strings.Builder
+		for n := 0; ; n++ {
+			l := line(n)
+			if b.Len()+len(l) > maxFile {
+				return b.String()
+			}
+			b.WriteString(l)
+		}
+	}
+	for name, file := range map[string]string{
+		"values": fill(func(int) string { return "Host " + strings.Repeat(strings.Repeat("y", 250)+" ", 16) + "\n" }),
+		"quotes": fill(func(int) string { return "Host BindInterface " + strings.Repeat(`""`, 2000) + "x\n" }),
+		"names":  fill(func(n int) string { return fmt.Sprintf("Host a%d b%d c%d\nSequence 1\n", n, n, n) }),
+		"names and wildcards": fill(func(n int) string {
+			return fmt.Sprintf("Host a%d\nSequence 1\nHost *%d\nHostName h\n", n, n)
+		}),
+		"one name": fill(func(int) string { return "Host a\nSequence 1\n" }),
+	} {
+		t.Run(name, func(t *testing.T) {
+			start := time.Now()
+			f, err := Parse("file", []byte(file))
+			parsed := time.Since(start)
+			if err != nil {
+				t.Fatal(err)
+			}
+			f.Lookup("h")
+			if took := time.Since(start); took > 20*time.Second {
+				t.Errorf("took %v, Parse %v", took, parsed)
+			}
+		})
+	}
+}
+
+func TestLineNumbers(t *testing.T) {
+	for _, tt := range []struct{ name, file, want string }{
+		{"first line", "Foo 1\n", "file:1: "},
+		{"no newline at the end", "Host vps\nFoo 1", "file:2: "},
+		{"blank lines and comments", "\n  \n# one\n\t# two\n\nHost vps # three\n\n    Foo 1\n", "file:8: "},
+		{"CRLF", "# one\r\n\r\nHost vps\r\n    Port 22\r\n\r\n    Foo 1\r\n", "file:6: "},
+		{"BOM", "\ufeff# one\r\nFoo 1\n", "file:2: "},
+		{"before any Host", "Port 22\n\nPort 99999\n", "file:3: "},
+		{"Host line", "Host vps\n\n# one\nHost\n", "file:4: Host: no host given"},
+		{"value", "Host vps\n    Port 22 # ok\n    KnockDelay x\n", "file:3: KnockDelay: "},
+		{"mix of ends", "Host a\r\nHost b\n\r\nHost c\r\nFoo 1", "file:5: "},
+	} {
+		_, err := Parse("file", []byte(tt.file))
+		if err == nil || !strings.HasPrefix(err.Error(), tt.want) {
+			t.Errorf("%s: got %v, want %s…", tt.name, err, tt.want)
+		}
+	}
+}
+
+func TestSyntax(t *testing.T) {
+	for _, tt := range []struct{ name, line, keyword, want string }{
+		{"blank", "Port 2222", "Port", "2222"},
+		{"tabs", "\tPort\t\t2222\t", "Port", "2222"},
+		{"equals", "Port=2222", "Port", "2222"},
+		{"equals and blanks", "Port = 2222", "Port", "2222"},
+		{"quotes", `Port "2222"`, "Port", "2222"},
+		{"equals and quotes", `Port="2222"`, "Port", "2222"},
+		{"any case", "pORT 2222", "Port", "2222"},
+		{"comment", `Port 2222 # "not a quote`, "Port", "2222"},
+		{"comment with control character", "Port 2222 # \x1b[2J", "Port", "error: file:2: the character U+001B has no place here"},
+		{"comment with no-break space", "Port 2222 # a\u00a0b", "Port", "2222"},
+		{"quoted blanks", `BindInterface "Wi-Fi 2"`, "BindInterface", "Wi-Fi 2"},
+		{"list in quotes", `OpenPorts "22 60000-61000/udp"`, "OpenPorts", "22/tcp 60000-61000/udp"},
+		{"list of quotes", `OpenPorts = "22" "60000-61000/udp"`, "OpenPorts", "22/tcp 60000-61000/udp"},
+		{"empty quotes", `Port ""`, "Port", "error: file:2: Port: no value"},
+		{"too many words", "Port 22 23", "Port", "error: file:2: Port: takes one value, not 2"},
+		{"only equals", "= 22", "Port", "error: file:2: a line begins with a keyword, such as HostName, and a blank"},
+		{"UTF-16", "P\x00", "Port", "error: file:2: the character U+0000 has no place here"},
+	} {
+		if got := ours("Host vps\n"+tt.line+"\n"+knocks, "vps", tt.keyword); got != tt.want {
+			t.Errorf("%s:\ngot  %s\nwant %s", tt.name, got, tt.want)
+		}
+	}
+	if got, want := ours("\xff\xfeH\x00", "vps", "Port"), "error: file:1: this is UTF-16; save it as UTF-8"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+func TestUnknownKeyword(t *testing.T) {
+	for word, want := range map[string]string{
+		"Sequnce":           `unknown keyword "Sequnce"; did you mean Sequence?`,
+		"hostnmae":          `unknown keyword "hostnmae"; did you mean HostName?`,
+		"Hots":              `unknown keyword "Hots"; did you mean Host?`,
+		"KeyFile":           `unknown keyword "KeyFile"`,
+		"X":                 `unknown keyword "X"`,
+		"Sequence:7000/udp": "a line begins with a keyword, such as HostName, and a blank",
+		"8000/tcp":          "a line begins with a keyword, such as HostName, and a blank",
+	} {
+		if got := ours(word+" 9000\n", "vps", "Port"); got != "error: file:1: "+want {
+			t.Errorf("%s: got %s", word, got)
+		}
+	}
+}

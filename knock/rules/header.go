@@ -1,0 +1,74 @@
+package rules
+
+import (
+	"fmt"
+	"io"
+	"strings"
+)
+
+// header is the comment every file opens with: what it does and the commands
+// around it, each on one line that can be pasted into a shell.
+type header struct {
+	Guards                   []guard
+	Check, Load, Watch, Undo string
+	Notes                    []string
+}
+
+// trialMark exists while the rules are on trial.
+const trialMark = "/run/portknock.trial"
+
+func (h header) write(w io.Writer, o Options) error {
+	var b strings.Builder
+	for _, g := range h.Guards {
+		fmt.Fprintf(&b, "portknock: guards %s for %s\n", join(g.OpenPorts), g.Name)
+		fmt.Fprintf(&b, "  opens for %v after %d knocks with at most %v between two\n", g.OpenFor, len(g.Steps), g.KnockTimeout)
+		fmt.Fprintf(&b, "  valid until the sequence is changed\n")
+	}
+	b.WriteString("The knocks are in here: keep it as secret as a password, mode 0600.\n\n")
+	fmt.Fprintf(&b, "check: %s\n", h.Check)
+	fmt.Fprintf(&b, "load: %s\n", h.Load)
+	fmt.Fprintf(&b, "watch: %s\n", h.Watch)
+	fmt.Fprintf(&b, "undo: %s\n", h.Undo)
+	fmt.Fprintf(&b, "trial: touch %[1]s; setsid sh -c 'sleep 60; [ ! -e %[1]s ] || { %[2]s; }' >/dev/null 2>&1 & %[3]s\n", trialMark, h.Undo, h.Load)
+	fmt.Fprintf(&b, "keep: rm %s\n\n", trialMark)
+	b.WriteString(`The first time, use the trial: it loads the rules and undoes them after a
+minute. Leave your session open, log in from another terminal, and only if
+that works, keep them. Loading again replaces the rules; sessions and openings
+go on. Loading turns connection tracking on.
+`)
+	if o.DropPolicy {
+		b.WriteString("\nAll other ports are closed too")
+		if len(o.Allow) > 0 {
+			fmt.Fprintf(&b, ", but for %s", join(o.Allow))
+		}
+		b.WriteString(".\n")
+	}
+	if o.Consume {
+		b.WriteString("\nKnocks are dropped here. If the server answers at other closed ports, a scan\nsees which ports are silent: then leave out --consume.\n")
+	}
+	for _, n := range h.Notes {
+		b.WriteString("\n" + n + "\n")
+	}
+	for line := range strings.Lines(b.String()) {
+		if _, err := fmt.Fprintln(w, strings.TrimRight("# "+line, " \n")); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func join[T fmt.Stringer](list []T) string {
+	words := make([]string, len(list))
+	for i, s := range list {
+		words[i] = s.String()
+	}
+	return strings.Join(words, " ")
+}
+
+// quote makes a path one word for a shell.
+func quote(path string) string {
+	if strings.Trim(path, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+,@") == "" {
+		return path
+	}
+	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, `$`, `\$`, "`", "\\`").Replace(path) + `"`
+}

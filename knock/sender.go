@@ -1,0 +1,170 @@
+package knock
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"syscall"
+	"time"
+)
+
+// Source returns the local address from which the system sends to an address.
+// It sends nothing. Knocks and the connection that follows must leave from the
+// same address, and a host can have several (IPv6 privacy addresses, VPNs).
+func Source(to netip.Addr) (netip.Addr, error) {
+	// Connecting a UDP socket only makes the kernel choose a route. The port
+	// is discard's (RFC 863); no packet goes there.
+	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(to, 9)))
+	if err != nil {
+		return netip.Addr{}, cause(err)
+	}
+	defer conn.Close()
+	return conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap(), nil
+}
+
+// Sender puts sequences on the wire. It needs no privilege.
+type Sender struct {
+	// From is the local address the knocks leave from; the zero Addr leaves
+	// the choice to the system, for each knock anew.
+	From netip.Addr
+}
+
+// Send sends the knocks of a sequence in order to a literal address, one
+// packet each, and waits pause after every one, also after the last, so that
+// what the caller sends next does not overtake it. It does not wait for
+// answers: to a knock there are none. A knock the system refuses to send (no
+// route, a local firewall) ends it with that error, which names the knock by
+// its place in the sequence and never by its port.
+func (s Sender) Send(ctx context.Context, to netip.Addr, seq Sequence, pause time.Duration) error {
+	to = to.Unmap()
+	// One socket carries all datagrams of this call and none of another's: if
+	// a real service answered a knock, a repeat from the same port would pass
+	// as part of an established flow and no longer count as a knock.
+	var datagrams *net.UDPConn
+	defer func() {
+		if datagrams != nil {
+			datagrams.Close()
+		}
+	}()
+	for i, step := range seq {
+		if err := ctx.Err(); err != nil {
+			return context.Cause(ctx)
+		}
+		dest := netip.AddrPortFrom(to, step.Port)
+		var err error
+		switch step.Transport {
+		case TCP:
+			err = s.sendSYN(ctx, dest)
+		case UDP:
+			if datagrams == nil {
+				datagrams, err = s.listen(to)
+			}
+			if err == nil {
+				_, err = datagrams.WriteToUDPAddrPort(step.Payload, dest)
+			}
+		default:
+			err = fmt.Errorf("unknown transport %d", step.Transport)
+		}
+		if err != nil {
+			return fmt.Errorf("knock %d of %d: %w", i+1, len(seq), cause(err))
+		}
+		if err := sleep(ctx, pause); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// listen opens the socket for the datagrams. It stays unconnected: on a
+// connected one, the ICMP error that a closed port answers to the first knock
+// would be reported as a failure of the second.
+func (s Sender) listen(to netip.Addr) (*net.UDPConn, error) {
+	network := "udp4"
+	if to.Is6() {
+		network = "udp6"
+	}
+	var local *net.UDPAddr
+	if s.From.IsValid() {
+		local = net.UDPAddrFromAddrPort(netip.AddrPortFrom(s.From, 0))
+	}
+	return net.ListenUDP(network, local)
+}
+
+// errSent stops the net package after our own connect.
+var errSent = errors.New("knock sent")
+
+// sendSYN sends exactly one SYN. The system repeats a SYN for as long as its
+// socket lives (Linux after one second), and a doubled knock makes knockd drop
+// the whole sequence; so the socket is closed as soon as connect has sent the
+// first. The net package has no call for that: it makes the socket, our
+// Control function connects it, and the error makes the package close it.
+func (s Sender) sendSYN(ctx context.Context, dest netip.AddrPort) error {
+	var failed error
+	d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
+		err := c.Control(func(fd uintptr) { failed = startConnect(fd, s.From, dest) })
+		if err == nil {
+			err = failed
+		}
+		if err == nil {
+			err = errSent
+		}
+		return err
+	}}
+	network := "tcp4"
+	if dest.Addr().Is6() {
+		network = "tcp6"
+	}
+	conn, err := d.DialContext(ctx, network, dest.String())
+	if conn != nil {
+		conn.Close()
+	}
+	if errors.Is(err, errSent) {
+		return nil
+	}
+	return err
+}
+
+func sockaddr(a netip.AddrPort) syscall.Sockaddr {
+	if a.Addr().Is4() {
+		return &syscall.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
+	}
+	return &syscall.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16(), ZoneId: zoneID(a.Addr().Zone())}
+}
+
+// zoneID returns the index of the interface that an IPv6 zone names.
+func zoneID(zone string) uint32 {
+	if zone == "" {
+		return 0
+	}
+	if ifi, err := net.InterfaceByName(zone); err == nil {
+		return uint32(ifi.Index)
+	}
+	n, _ := strconv.ParseUint(zone, 10, 32)
+	return uint32(n)
+}
+
+// cause strips the net package's description of an operation, which would put
+// the port of a knock into an error text.
+func cause(err error) error {
+	if op := (*net.OpError)(nil); errors.As(err, &op) {
+		return op.Err
+	}
+	return err
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return nil
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

@@ -1,0 +1,101 @@
+package knock
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+)
+
+var loopback = netip.MustParseAddr("127.0.0.1")
+
+// What leaves as packets, and in which order, is proved by a capture in the
+// lab; here only what any system can show without one.
+func TestSendReachesListeners(t *testing.T) {
+	udp, err := net.ListenUDP("udp4", &net.UDPAddr{IP: loopback.AsSlice()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer udp.Close()
+	tcp, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tcp.Close()
+	seq := Sequence{
+		{Transport: UDP, Port: port(udp.LocalAddr())},
+		{Transport: TCP, Port: port(tcp.Addr())},
+		{Transport: UDP, Port: port(udp.LocalAddr()), Payload: []byte("token")},
+	}
+	from := netip.MustParseAddr("127.0.0.1")
+	if err := (Sender{From: from}).Send(t.Context(), loopback, seq, 0); err != nil {
+		t.Fatal(err)
+	}
+	udp.SetReadDeadline(time.Now().Add(5 * time.Second))
+	buf := make([]byte, 100)
+	for _, want := range []string{"", "token"} {
+		n, sender, err := udp.ReadFromUDPAddrPort(buf)
+		if err != nil || string(buf[:n]) != want || sender.Addr() != from {
+			t.Fatalf("datagram %q from %v, %v; want %q", buf[:n], sender, err, want)
+		}
+	}
+	tcp.(*net.TCPListener).SetDeadline(time.Now().Add(5 * time.Second))
+	conn, err := tcp.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+}
+
+func TestSendToClosedPorts(t *testing.T) {
+	// Loopback answers at once, by RST and by ICMP: neither may stop the rest.
+	seq, _ := ParseSequence("1 1/udp 2/udp 3/udp 2")
+	if err := (Sender{}).Send(t.Context(), loopback, seq, time.Millisecond); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestSendFailures(t *testing.T) {
+	seq, _ := ParseSequence("7654/udp 7654")
+	elsewhere := netip.MustParseAddr("192.0.2.1") // TEST-NET-1, on no interface here
+	for _, seq := range []Sequence{seq[:1], seq[1:]} {
+		err := Sender{From: elsewhere}.Send(t.Context(), loopback, seq, 0)
+		if err == nil || !strings.HasPrefix(err.Error(), "knock 1 of 1: ") || strings.Contains(err.Error(), "7654") {
+			t.Errorf("%v from a foreign address: %v; want an error without the port", seq, err)
+		}
+	}
+	stop := errors.New("stop")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(stop)
+	if err := (Sender{}).Send(ctx, loopback, seq, 0); !errors.Is(err, stop) {
+		t.Errorf("cancelled: %v", err)
+	}
+}
+
+func TestSendStopsInAPause(t *testing.T) {
+	udp, err := net.ListenUDP("udp4", &net.UDPAddr{IP: loopback.AsSlice()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer udp.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		udp.ReadFrom(make([]byte, 1))
+		cancel()
+	}()
+	seq := Sequence{{Transport: UDP, Port: port(udp.LocalAddr())}}
+	if err := (Sender{}).Send(ctx, loopback, seq, time.Hour); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
+func TestSource(t *testing.T) {
+	if got, err := Source(loopback); err != nil || got != loopback {
+		t.Errorf("Source(%v) = %v, %v", loopback, got, err)
+	}
+}
+
+func port(a net.Addr) uint16 { return netip.MustParseAddrPort(a.String()).Port() }

@@ -1,0 +1,109 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"time"
+)
+
+// ResolveError is returned by Connect when a host has no address.
+type ResolveError struct {
+	Host string
+	Err  error
+}
+
+func (e *ResolveError) Error() string {
+	return fmt.Sprintf("cannot resolve %q: %v", e.Host, plain(e.Err))
+}
+
+func (e *ResolveError) Unwrap() error { return e.Err }
+
+// KnockError is returned by Connect when knocks could not be sent.
+type KnockError struct {
+	To  netip.Addr
+	Err error
+}
+
+func (e *KnockError) Error() string {
+	return fmt.Sprintf("cannot knock at %v: %v", e.To, plain(e.Err))
+}
+
+func (e *KnockError) Unwrap() error { return e.Err }
+
+// ClosedError is returned by Connect when the port did not open in time.
+type ClosedError struct {
+	Port  uint16
+	After time.Duration // how long it was tried
+	Err   error         // the last refusal; nil if no answer came at all
+}
+
+func (e *ClosedError) Error() string {
+	why := "no answer"
+	_, rejected := errors.AsType[*rejection](e.Err)
+	switch {
+	case rejected:
+		why = fmt.Sprintf("rejected on the way (%v)", plain(e.Err))
+	case isRefusal(e.Err):
+		why = "connection refused"
+	case e.Err != nil:
+		why = plain(e.Err).Error()
+	}
+	return fmt.Sprintf("port %d did not open within %v: %s", e.Port, e.After.Round(10*time.Millisecond), why)
+}
+
+func (e *ClosedError) Unwrap() error { return e.Err }
+
+// plain returns the part of a network error that does not repeat what the
+// message around it says already.
+func plain(err error) error {
+	if errors.Is(err, context.DeadlineExceeded) {
+		return errors.New("no answer in time")
+	}
+	var dns *net.DNSError
+	var call *os.SyscallError
+	switch {
+	case errors.As(err, &dns):
+		return errors.New(dns.Err)
+	case errors.As(err, &call):
+		return call.Err
+	}
+	return err
+}
+
+// isRefusal reports whether a dial was answered by RST, or by the ICMP message
+// that stands for it.
+func isRefusal(err error) bool { return isOneOf(err, errnosRefused) }
+
+// isSilence reports whether a dial ended for want of an answer. The deadline of a
+// context makes itself felt in net a moment before the context is done.
+func isSilence(err error) bool {
+	t, ok := errors.AsType[net.Error](err)
+	return ok && t.Timeout()
+}
+
+// isHopeless reports whether a dial failed for a reason that time does not
+// mend: no route, no such address here, a local firewall.
+func isHopeless(err error) bool {
+	if _, rejected := errors.AsType[*rejection](err); rejected {
+		return false
+	}
+	_, mismatch := errors.AsType[*net.AddrError](err) // from and to of two families
+	return mismatch || isOneOf(err, errnosHopeless)
+}
+
+// isPassing reports whether knocks that failed with err may succeed a second
+// later.
+func isPassing(err error) bool {
+	return isOneOf(err, errnosPassing) || errors.Is(err, os.ErrDeadlineExceeded)
+}
+
+// rejection is an error that a router or firewall on the way has sent by ICMP,
+// and that looks as if this machine had no route. It means "not yet", as RST
+// does: firewalld rejects closed ports so.
+type rejection struct{ error }
+
+func (r *rejection) Unwrap() error { return r.error }

@@ -1,0 +1,41 @@
+package proxy
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Kind is what an [Event] is about.
+type Kind uint8
+
+// The kinds of events. Err is set where it says so.
+const (
+	Resolved  Kind = iota // the addresses are known, in the order in which they are tried
+	Knocked               // the knocks of a round have left; with Err, they could not be sent
+	Dialing               // a SYN leaves
+	Refused               // it was answered, but not by a connection: Err says by what
+	Lost                  // a socket had no answer in time, or connected after another
+	Failed                // the attempts on this address are over: Err says why
+	Connected             // the connection that Connect returns
+)
+
+var kinds = [...]string{"resolved", "knocked", "dialing", "refused", "lost", "failed", "connected"}
+
+// String returns the kind's name in lower case.
+func (k Kind) String() string {
+	if int(k) < len(kinds) {
+		return kinds[k]
+	}
+	return "unknown"
+}
+
+// Event is one thing that happened on the way to a connection.
+type Event struct {
+	Kind  Kind
+	At    time.Duration  // since Connect was called
+	Addrs []netip.Addr   // Resolved only
+	From  netip.Addr     // the local address; the zero Addr if the kernel chooses
+	To    netip.AddrPort // where the knocks and the SYN go; its port is the one to be opened
+	Round int            // from 0, for each address
+	Err   error
+}

@@ -1,0 +1,51 @@
+//go:build darwin || dragonfly || netbsd
+
+package proxy
+
+import "golang.org/x/sys/unix"
+
+// awaitHangup waits until fd has hung up, and returns true, or stop has, and
+// returns false.
+//
+// The poll(2) of macOS does not watch a descriptor for which it is asked for no
+// event, and the other two do not promise to. With kqueue(2), a read filter on
+// the writing end of a pipe fires when the pipe dies and at no other time. A socket has data to be read as well,
+// and a peer that only stops sending still reads, so there it is the write
+// filter. EV_CLEAR has either report a change once, not for as long as it lasts.
+func awaitHangup(fd, stop int) bool {
+	kq, err := unix.Kqueue()
+	if err != nil {
+		return false
+	}
+	defer unix.Close(kq)
+	unix.CloseOnExec(kq)
+
+	filter := unix.EVFILT_READ
+	var st unix.Stat_t
+	if unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFSOCK {
+		filter = unix.EVFILT_WRITE
+	}
+	watch := func(fd, filter int) error {
+		change := make([]unix.Kevent_t, 1)
+		unix.SetKevent(&change[0], fd, filter, unix.EV_ADD|unix.EV_CLEAR)
+		_, err := unix.Kevent(kq, change, nil, nil)
+		return err
+	}
+	// What cannot be watched, such as some devices, cannot hang up.
+	_ = watch(fd, filter)
+	if stop >= 0 {
+		_ = watch(stop, unix.EVFILT_READ)
+	}
+	for {
+		events := make([]unix.Kevent_t, 2)
+		n, err := unix.Kevent(kq, nil, events, nil)
+		if err != nil && err != unix.EINTR { // Go's scheduler sends signals
+			return false
+		}
+		for _, e := range events[:max(n, 0)] {
+			if e.Flags&unix.EV_EOF != 0 {
+				return int(e.Ident) == fd
+			}
+		}
+	}
+}

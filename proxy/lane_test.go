@@ -1,0 +1,226 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestThreeSocketsLive(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(netip.Addr, int) (time.Duration, error) { return never, nil })
+		if _, err := w.dialer(v4).Connect(t.Context(), "vps", 22); err == nil {
+			t.Fatal("connected")
+		}
+		if w.most != 3 {
+			t.Errorf("%d sockets were live at once, want 3", w.most)
+		}
+		if n := w.syns[v4]; n != 30 { // three in each of ten rounds
+			t.Errorf("%d dials, want 30", n)
+		}
+	})
+}
+
+func TestTwoConnectionsAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(_ netip.Addr, n int) (time.Duration, error) {
+			return 300*ms - time.Duration(n)*150*ms, nil // both arrive at 300 ms
+		})
+		conn, err := w.dialer(v4).Connect(t.Context(), "vps", 22)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.idle(conn)
+	})
+}
+
+func TestSlowKnocksStillGetTheirDials(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(_ netip.Addr, n int) (time.Duration, error) {
+			if n < 2 {
+				return never, nil
+			}
+			return 30 * ms, nil
+		})
+		d := w.dialer(v4)
+		d.Knock = func(context.Context, netip.Addr, netip.Addr, int) error {
+			time.Sleep(1200 * ms)
+			return nil
+		}
+		if _, err := d.Connect(t.Context(), "vps", 22); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(w.start); took != 1680*ms { // 1200 + 450 + 30
+			t.Errorf("took %v", took)
+		}
+	})
+}
+
+func TestInterrupted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(netip.Addr, int) (time.Duration, error) { return never, nil })
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(400*ms, cancel)
+		_, err := w.dialer(v6, v4).Connect(ctx, "vps", 22)
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("error %v", err)
+		}
+		if took := time.Since(w.start); took != 400*ms {
+			t.Errorf("took %v", took)
+		}
+		w.idle(nil)
+	})
+}
+
+func TestOneAddressPerRound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(netip.Addr, int) (time.Duration, error) { return never, nil })
+		type path struct{ from, to netip.Addr }
+		var paths []path // in order, knocks and dials
+		d := w.dialer(v4)
+		d.Timeout = 3 * time.Second
+		rounds := 0
+		d.Source = func(to netip.Addr) (netip.Addr, error) {
+			rounds++
+			return netip.AddrFrom4([4]byte{198, 51, 100, byte(rounds)}), nil
+		}
+		d.Knock = func(_ context.Context, from, to netip.Addr, round int) error {
+			if round != rounds-1 {
+				t.Errorf("round %d is called %d", rounds-1, round)
+			}
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			paths = append(paths, path{from, to})
+			return nil
+		}
+		d.Dial = func(ctx context.Context, from netip.Addr, to netip.AddrPort) (net.Conn, error) {
+			w.mu.Lock()
+			paths = append(paths, path{from, to.Addr()})
+			w.mu.Unlock()
+			return w.dial(ctx, from, to)
+		}
+		_, err := d.Connect(t.Context(), "vps", 22)
+		if closed, ok := errors.AsType[*ClosedError](err); !ok || closed.After != 3*time.Second {
+			t.Errorf("error %v", err)
+		}
+		if len(paths) != 12 {
+			t.Fatalf("%d knocks and dials, want 12", len(paths))
+		}
+		for i, p := range paths {
+			want := path{netip.AddrFrom4([4]byte{198, 51, 100, byte(i/4 + 1)}), v4}
+			if p != want {
+				t.Errorf("step %d went from %v to %v, want %v", i, p.from, p.to, want)
+			}
+		}
+	})
+}
+
+func TestKnockErrors(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(netip.Addr, int) (time.Duration, error) { return 0, nil })
+		d := w.dialer(v4)
+		cause := errors.New("no sequence for this hour")
+		d.Knock = func(context.Context, netip.Addr, netip.Addr, int) error { return cause }
+		_, err := d.Connect(t.Context(), "vps", 22)
+		if e, ok := errors.AsType[*KnockError](err); !ok || e.To != v4 || !errors.Is(err, cause) {
+			t.Errorf("error %v", err)
+		}
+		if time.Since(w.start) != 0 || len(w.log) != 0 {
+			t.Errorf("took %v and did %v", time.Since(w.start), w.log)
+		}
+
+		// What time may mend is tried again, and is the error if it did not.
+		passing := os.NewSyscallError("sendto", errnosPassing[1])
+		rounds := 0
+		d.Knock = func(context.Context, netip.Addr, netip.Addr, int) error { rounds++; return passing }
+		_, err = d.Connect(t.Context(), "vps", 22)
+		if _, ok := errors.AsType[*KnockError](err); !ok || rounds != 10 {
+			t.Errorf("error %v after %d rounds", err, rounds)
+		}
+		rounds = 0
+		d.Knock = func(_ context.Context, _, _ netip.Addr, round int) error {
+			if round == 0 {
+				return passing
+			}
+			return nil
+		}
+		if _, err := d.Connect(t.Context(), "vps", 22); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestKnocksOfOneFamilyUnsent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(netip.Addr, int) (time.Duration, error) { return never, nil })
+		d := w.dialer(v4, v6)
+		d.Knock = func(_ context.Context, _, to netip.Addr, _ int) error {
+			if to.Is6() {
+				return errnosPassing[1]
+			}
+			return nil
+		}
+		_, err := d.Connect(t.Context(), "vps", 22)
+		if _, ok := errors.AsType[*ClosedError](err); !ok {
+			t.Errorf("error %v", err)
+		}
+	})
+}
+
+func TestSourceError(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil)
+		d := w.dialer(v4)
+		d.Source = func(netip.Addr) (netip.Addr, error) { return netip.Addr{}, errNoRoute }
+		if _, err := d.Connect(t.Context(), "vps", 22); !errors.Is(err, errNoRoute) {
+			t.Errorf("error %v", err)
+		}
+	})
+}
+
+func TestWithoutKnocksARefusalIsFinal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(netip.Addr, int) (time.Duration, error) { return 30 * ms, errRefused })
+		d := w.dialer(v4)
+		d.Knock = nil
+		_, err := d.Connect(t.Context(), "vps", 22)
+		if took := time.Since(w.start); !errors.Is(err, errRefused) || took != 30*ms {
+			t.Errorf("error %v after %v", err, took)
+		}
+	})
+}
+
+func TestTrace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(_ netip.Addr, n int) (time.Duration, error) {
+			switch n {
+			case 0:
+				return 30 * ms, errRefused
+			case 1:
+				return never, nil
+			}
+			return 30 * ms, nil
+		})
+		var got []string
+		d := w.dialer(v4)
+		d.Trace = func(e Event) { got = append(got, fmt.Sprintf("%v %v", e.At, e.Kind)) }
+		if err := d.Probe(t.Context(), "vps", 22); err != nil {
+			t.Fatal(err)
+		}
+		w.idle(nil) // Probe keeps none
+		want := []string{
+			"0s resolved", "0s knocked", "0s dialing", "30ms refused", "150ms dialing",
+			"450ms dialing", "480ms connected", "480ms lost",
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	})
+}

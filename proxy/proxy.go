@@ -1,0 +1,99 @@
+// Package proxy reaches a port that opens to a knock, and joins the connection
+// to a pair of streams.
+//
+// A [Dialer] resolves a name, knocks, and connects, again and again until the
+// port has opened or its time is up. [Splice] then does what netcat does as an
+// ssh ProxyCommand, and [ReaderGone] says when there is nobody left to do it
+// for. What a knock is, the package does not know: it is a function that the
+// caller hands in.
+package proxy
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"time"
+)
+
+// Dialer resolves, knocks and connects. The zero Dialer connects without
+// knocking and without a time limit. A Dialer is not changed by its use and may
+// be used by several goroutines at once.
+//
+// # What it does
+//
+// The name is resolved once. Its addresses, the families taking turns, become
+// lanes that start 250 ms apart, or at once when a lane has failed for good
+// (RFC 8305, sections 4 and 5). A lane works in rounds, which begin one second
+// apart, or half a second after the last knock if that is later: the knocks, a
+// SYN at once, and further SYNs from sockets of their own after Hedge, three
+// times Hedge, seven times Hedge and so on. Those are for servers that change
+// their rules only after the first SYN was dropped; the kernel would repeat it
+// after a full second. A refusal means "not yet". At most three sockets of a
+// lane wait at once, the oldest gives way to a fourth. The first connection
+// wins, and everything else has ended when Connect returns.
+//
+// Four lanes are in a round at once. A name with more addresses has them take
+// turns, round by round, in order: each is tried, whatever the others do, and
+// the knocks of one second stay as few as four servers deserve.
+//
+// # What a server's log shows
+//
+// A connection that comes second is a stranger to sshd: one that connects and
+// leaves. [DialTCP] has it leave by RST, never by FIN. On Linux it also holds
+// back the last ACK of the handshake until the connection has been chosen, so
+// that no loser ever reaches accept(2): sshd logs nothing and counts nothing.
+// On other systems sshd sees nothing if the RST comes with the handshake, which
+// is the rule. At worst, with an RST that is delayed, each of at most two losers
+// per address leaves a line "Connection reset by peer" and, with OpenSSH 9.8 or
+// later, one second of PerSourcePenalties' noauth, of which fifteen are needed
+// before anything is refused. MaxStartups (10:30:100) sees at most three
+// connections from one address, the winner among them.
+type Dialer struct {
+	// Family is "ip4", "ip6", or "ip" or "" for both.
+	Family string
+
+	// Resolve returns the addresses of a host, the preferred one first. It is
+	// not asked about a literal address. If nil, [net.DefaultResolver] answers.
+	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
+
+	// Source returns the local address for the knocks and dials of one round.
+	// If it is nil, or the address is the zero Addr, the kernel chooses. An
+	// error ends the attempts on that address.
+	Source func(to netip.Addr) (netip.Addr, error)
+
+	// Knock sends the knocks of a round, counted from 0 for each address, and
+	// returns when they have left. An error ends the attempts on that address,
+	// unless it is one that time mends, such as ENOBUFS. What ICMP says about
+	// earlier knocks is no error: those ports are meant to look closed.
+	//
+	// If Knock is nil nothing is sent, and as nothing then opens the port a
+	// refusal is final too.
+	Knock func(ctx context.Context, from, to netip.Addr, round int) error
+
+	// Dial opens one connection. It must end as soon as ctx does. If nil,
+	// [DialTCP] is used.
+	Dial func(ctx context.Context, from netip.Addr, to netip.AddrPort) (net.Conn, error)
+
+	// Timeout is the time from the start to the connection, resolution and all
+	// rounds together. If it is not positive, only the context ends the search.
+	Timeout time.Duration
+
+	// Hedge is the time before a second SYN from another socket. If it is not
+	// positive, it is 150 ms.
+	Hedge time.Duration
+
+	// Trace, if not nil, is told what happens, one event at a time. It must not
+	// block: the attempts wait for it.
+	Trace func(Event)
+}
+
+const (
+	laneDelay    = 250 * time.Millisecond // RFC 8305, section 5: the connection attempt delay
+	lanesAtATime = 4
+
+	roundEvery = time.Second            // from the start of a round to that of the next
+	roundGrace = 500 * time.Millisecond // from the last knock of a round to the next round, at least
+
+	hedgeDefault = 150 * time.Millisecond
+	socketsLive  = 3
+)

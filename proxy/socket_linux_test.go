@@ -1,0 +1,121 @@
+package proxy
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestLoserIsNeverAccepted(t *testing.T) {
+	l, addr := listen(t)
+	slowest := time.Duration(0)
+	for i := range 10 {
+		start := time.Now()
+		conn, err := DialTCP(t.Context(), netip.Addr{}, addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i%2 == 1 {
+			time.Sleep(20 * time.Millisecond) // the server's SYN-ACK is an RTT old
+		}
+		conn.Close()
+		slowest = max(slowest, time.Since(start))
+	}
+	if slowest > 150*time.Millisecond {
+		t.Skip("this machine is too busy to close within the delay of the ACK")
+	}
+	// Later than any delayed ACK.
+	if err := l.SetDeadline(time.Now().Add(300 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	if conn, err := l.Accept(); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("accepted %v, %v", conn, err)
+	}
+}
+
+// A server that speaks first, such as sshd, is accepted at once. The fastest of
+// five counts: a busy machine may be slow, the 200 ms of a delayed ACK are never
+// missed.
+func TestServerSpeaksFirst(t *testing.T) {
+	l, addr := listen(t)
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			conn.Write([]byte("SSH-2.0-test\r\n"))
+			conn.Close()
+		}
+	}()
+	banner := func(dial func() (net.Conn, error)) time.Duration {
+		fastest := time.Hour
+		for range 5 {
+			start := time.Now()
+			conn, err := dial()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := conn.Read(make([]byte, 64)); err != nil {
+				t.Fatal(err)
+			}
+			fastest = min(fastest, time.Since(start))
+			conn.Close()
+		}
+		return fastest
+	}
+	var d Dialer
+	settled := banner(func() (net.Conn, error) { return d.Connect(t.Context(), "127.0.0.1", addr.Port()) })
+	held := banner(func() (net.Conn, error) { return DialTCP(t.Context(), netip.Addr{}, addr) })
+	t.Logf("banner after %v, and after %v with the ACK held back", settled, held)
+	if settled > 100*time.Millisecond {
+		t.Errorf("banner after %v", settled)
+	}
+	if held < 30*time.Millisecond { // or else the test above shows nothing
+		t.Errorf("the ACK was not held back: banner after %v", held)
+	}
+}
+
+func TestWinnersOptions(t *testing.T) {
+	client, _ := pair(t)
+	raw, err := client.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	system, err := os.ReadFile("/proc/sys/net/ipv4/tcp_keepalive_time")
+	if err != nil {
+		t.Skip(err)
+	}
+	err = raw.Control(func(fd uintptr) {
+		get := func(level, opt int) int {
+			n, err := unix.GetsockoptInt(int(fd), level, opt)
+			if err != nil {
+				t.Error(err)
+			}
+			return n
+		}
+		if get(unix.SOL_SOCKET, unix.SO_KEEPALIVE) != 1 {
+			t.Error("keep-alive is off")
+		}
+		idle := get(unix.IPPROTO_TCP, unix.TCP_KEEPIDLE)
+		if want := strings.TrimSpace(string(system)); want != strconv.Itoa(idle) {
+			t.Errorf("keep-alive probes after %d s, the system's are %s s", idle, want)
+		}
+		if n := get(unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT); n != 0 {
+			t.Errorf("TCP_DEFER_ACCEPT is %d", n)
+		}
+		if get(unix.SOL_SOCKET, unix.SO_LINGER) != 0 {
+			t.Error("SO_LINGER is on")
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,139 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+)
+
+var loopback = netip.MustParseAddr("127.0.0.1")
+
+func listen(t *testing.T) (*net.TCPListener, netip.AddrPort) {
+	t.Helper()
+	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(loopback, 0)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l, l.Addr().(*net.TCPAddr).AddrPort()
+}
+
+// pair returns the two ends of a connection that Connect has made.
+func pair(t *testing.T) (client, server *net.TCPConn) {
+	t.Helper()
+	l, addr := listen(t)
+	accepted := make(chan *net.TCPConn, 1)
+	go func() {
+		c, _ := l.AcceptTCP()
+		accepted <- c
+	}()
+	var d Dialer
+	conn, err := d.Connect(t.Context(), addr.Addr().String(), addr.Port())
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, server = conn.(*net.TCPConn), <-accepted
+	if server == nil {
+		t.Fatal("not accepted")
+	}
+	t.Cleanup(func() { client.Close(); server.Close() })
+	return client, server
+}
+
+func TestDialTCPSource(t *testing.T) {
+	_, addr := listen(t)
+	conn, err := DialTCP(t.Context(), loopback, addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if got := conn.LocalAddr().(*net.TCPAddr).AddrPort().Addr(); got != loopback {
+		t.Errorf("from %v", got)
+	}
+}
+
+func TestDialTCPErrors(t *testing.T) {
+	l, addr := listen(t)
+	l.Close()
+	if _, err := DialTCP(t.Context(), netip.Addr{}, addr); !isRefusal(err) || isHopeless(err) {
+		t.Errorf("closed port: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	for _, test := range []struct{ from, to string }{
+		{"192.0.2.1", "127.0.0.1"}, // not an address of ours
+		{"::1", "127.0.0.1"},       // two families
+		{"", "fe80::1"},            // no zone
+	} {
+		from, _ := netip.ParseAddr(test.from)
+		to := netip.AddrPortFrom(netip.MustParseAddr(test.to), addr.Port())
+		if _, err := DialTCP(ctx, from, to); !isHopeless(err) {
+			t.Errorf("from %q to %q: %v", test.from, test.to, err)
+		}
+	}
+}
+
+// A port that opens after the first knocks: the second SYN finds it.
+func TestConnectForReal(t *testing.T) {
+	l, addr := listen(t)
+	l.Close()
+	var open sync.Once
+	d := Dialer{
+		Hedge:   20 * time.Millisecond,
+		Timeout: 10 * time.Second,
+		Knock:   func(context.Context, netip.Addr, netip.Addr, int) error { return nil },
+		Trace: func(e Event) {
+			if e.Kind == Refused {
+				open.Do(func() {
+					var err error
+					if l, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(addr)); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+		},
+	}
+	conn, err := d.Connect(t.Context(), "127.0.0.1", addr.Port())
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+	l.Close()
+}
+
+func TestWinnerEndsInOrder(t *testing.T) {
+	client, server := pair(t)
+	if _, err := client.Write([]byte("last words")); err != nil {
+		t.Fatal(err)
+	}
+	client.Close()
+	if got, err := io.ReadAll(server); string(got) != "last words" || err != nil {
+		t.Errorf("got %q, %v", got, err)
+	}
+}
+
+func TestLoserIsReset(t *testing.T) {
+	l, addr := listen(t)
+	conn, err := DialTCP(t.Context(), netip.Addr{}, addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Data makes any system finish the handshake.
+	if _, err := conn.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	server, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	conn.Close()
+	if _, err := io.ReadAll(server); err == nil || errors.Is(err, io.EOF) {
+		t.Errorf("the loser left in order: %v", err)
+	}
+}

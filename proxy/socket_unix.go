@@ -1,0 +1,26 @@
+//go:build unix
+
+package proxy
+
+import "syscall"
+
+var (
+	errnosRefused     = []syscall.Errno{syscall.ECONNREFUSED}
+	errnosUnreachable = []syscall.Errno{syscall.EHOSTUNREACH, syscall.ENETUNREACH}
+	errnosHopeless    = []syscall.Errno{
+		syscall.EHOSTUNREACH, syscall.ENETUNREACH, syscall.ENETDOWN,
+		syscall.EADDRNOTAVAIL, syscall.EAFNOSUPPORT,
+		syscall.EACCES, syscall.EPERM,
+		syscall.EINVAL, // a link-local address without its zone
+	}
+	errnosPassing = []syscall.Errno{
+		syscall.ECONNREFUSED, syscall.ENOBUFS, syscall.ENOMEM, syscall.EAGAIN, syscall.EINTR,
+	}
+)
+
+const errnoProhibited = syscall.EACCES
+
+// setAbort has the socket end by RST when it is closed, whatever its state.
+func setAbort(fd uintptr) {
+	_ = syscall.SetsockoptLinger(int(fd), syscall.SOL_SOCKET, syscall.SO_LINGER, &syscall.Linger{Onoff: 1})
+}

@@ -1,0 +1,103 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"syscall"
+)
+
+const bufferSize = 64 << 10
+
+// Splice copies in to conn and conn to out, as netcat does for ssh, and closes
+// conn before it returns.
+//
+// It returns when conn has been read to its end and all of that is written to
+// out, whatever in does; when out takes no more; when reading conn fails; or
+// when ctx is done, with its error. The end of in closes only the sending half
+// of conn, if it can do that: a reply that comes later arrives whole. So does
+// one that the peer had sent before it stopped listening to us. There is no
+// idle timeout. A read of in, or a write to out, that is under way when Splice
+// returns goes on in the background, for nothing can end it but the process.
+//
+// The error is nil if conn ended in order. A peer that has closed its side needs
+// not take what we still send it.
+//
+// If out is a pipe or a socket, have [ReaderGone] cancel ctx: nothing else tells
+// that its reader has gone while the peer says nothing.
+func Splice(ctx context.Context, conn net.Conn, in io.Reader, out io.Writer) error {
+	defer conn.Close()
+	sent := make(chan error, 1)
+	received := make(chan error, 1)
+	go func() { sent <- send(conn, in) }()
+	go func() { received <- receive(out, conn) }()
+
+	var err error
+	select {
+	case err = <-received:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if err == nil {
+		select {
+		case err = <-sent: // Linux reports a reset once: a write may have taken it from the read
+		default:
+		}
+	}
+	return err
+}
+
+// send copies in to conn and then closes the sending half.
+func send(conn net.Conn, in io.Reader) error {
+	readErr, writeErr := copyStream(conn, in)
+	if writeErr != nil {
+		if errors.Is(writeErr, syscall.EPIPE) { // closed by the peer, in order
+			return nil
+		}
+		return writeErr
+	}
+	if c, ok := conn.(interface{ CloseWrite() error }); ok {
+		_ = c.CloseWrite() // if it fails, reading conn says why
+	}
+	if readErr != nil {
+		return fmt.Errorf("read input: %w", readErr)
+	}
+	return nil
+}
+
+// receive copies conn to out.
+func receive(out io.Writer, conn net.Conn) error {
+	readErr, writeErr := copyStream(out, conn)
+	if writeErr != nil {
+		return fmt.Errorf("write output: %w", writeErr)
+	}
+	return readErr
+}
+
+// copyStream copies src to dst until one of them ends, and tells which: both
+// errors are nil at the end of src. It is a plain loop for a reason: io.Copy
+// from a TCP connection to a pipe uses splice(2), and keeps a core busy as long
+// as the pipe is full (golang/go#75304).
+func copyStream(dst io.Writer, src io.Reader) (readErr, writeErr error) {
+	buf := make([]byte, bufferSize)
+	for {
+		n, err := src.Read(buf)
+		if n > 0 {
+			m, err := dst.Write(buf[:n])
+			if err == nil && m < n {
+				err = io.ErrShortWrite
+			}
+			if err != nil {
+				return nil, err
+			}
+		}
+		if err == io.EOF {
+			return nil, nil
+		}
+		if err != nil {
+			return err, nil
+		}
+	}
+}
