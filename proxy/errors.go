@@ -37,7 +37,7 @@ func (e *KnockError) Unwrap() error { return e.Err }
 // ClosedError is returned by Connect when the port did not open in time.
 type ClosedError struct {
 	Port  uint16
-	After time.Duration // how long it was tried
+	After time.Duration // how long it was tried; 0 if a refusal was final
 	Err   error         // the last refusal; nil if no answer came at all
 }
 

@@ -140,10 +140,14 @@ func (l *lane) dial(ctx context.Context, e Event) {
 		case over, isSilence(err):
 			e.Kind, e.Err = Lost, nil
 			l.trace(e)
-		case isHopeless(err), l.Knock == nil && isRefusal(err):
+		case isHopeless(err):
 			e.Kind = Failed
 			l.trace(e)
 			l.fail(err)
+		case l.Knock == nil && isRefusal(err): // nothing will open it
+			e.Kind = Failed
+			l.trace(e)
+			l.fail(&ClosedError{Port: l.to.Port(), Err: err})
 		default:
 			e.Kind = Refused
 			l.trace(e)

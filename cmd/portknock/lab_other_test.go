@@ -2,4 +2,5 @@
 
 package main
 
-func labMain() {}
+func labMain()    {}
+func manyAtOnce() {}

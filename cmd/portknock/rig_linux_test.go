@@ -12,9 +12,12 @@ import (
 	"github.com/portknock/portknock/cmd/internal/lab"
 )
 
-// labMain prepares a run of tests: these mostly wait for the kernel's clock.
-func labMain() {
-	lab.Main()
+// labMain is the first thing a process of this test does: it may be a host.
+func labMain() { lab.Main() }
+
+// manyAtOnce lets more tests run in parallel than there are processors: they
+// mostly wait for the kernel's clock.
+func manyAtOnce() {
 	flag.Parse()
 	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue {
 		_ = flag.Set("test.parallel", "8")

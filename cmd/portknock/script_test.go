@@ -19,7 +19,15 @@ var updateScripts = flag.Bool("update", false, "write what the scripts compare w
 
 func TestMain(m *testing.M) {
 	labMain()
-	testscript.Main(m, map[string]func(){"portknock": main})
+	testscript.Main(tests{m}, map[string]func(){"portknock": main})
+}
+
+// tests runs those of the package; a process that is the command never does.
+type tests struct{ *testing.M }
+
+func (t tests) Run() int {
+	manyAtOnce()
+	return t.M.Run()
 }
 
 // TestScripts runs the scripts in testdata/scripts: one behaviour each, against

@@ -129,7 +129,7 @@ var Firewalls = []Firewall{
 	{Name: "nftables", Programs: []string{"nft"}},
 	{Name: "iptables-nft", Programs: []string{"iptables-nft", "ip6tables-nft"}, variant: "-nft"},
 	{Name: "iptables-legacy", Programs: []string{"iptables-legacy", "ip6tables-legacy"}, variant: "-legacy"},
-	{Name: "knockd", Programs: []string{"knockd", "iptables-nft", "stdbuf"}, variant: "-nft", Async: true},
+	{Name: "knockd", Programs: []string{"knockd", "stdbuf", "nft", "iptables-nft", "ip6tables-nft"}, variant: "-nft", Async: true},
 }
 
 // Install makes iptables, ip6tables and their -save and -restore mean this

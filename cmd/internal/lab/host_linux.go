@@ -49,7 +49,8 @@ func NewHost(t testing.TB, name string) *Host {
 	must(t, err)
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Args = []string{"lab-" + name}
-	cmd.Env = []string{hostVariable + "=" + name}
+	// The race detector would let every host linger for a second.
+	cmd.Env = []string{hostVariable + "=" + name, "GORACE=atexit_sleep_ms=0"}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWUTS,
@@ -64,7 +65,6 @@ func NewHost(t testing.TB, name string) *Host {
 		t.Fatal(err)
 	}
 	h := &Host{Name: name, pid: cmd.Process.Pid, path: systemPath(), spaces: map[int]*os.File{}}
-	h.ports.Store(firstPort)
 	var cancel context.CancelFunc
 	h.ctx, cancel = context.WithCancel(context.Background())
 	t.Cleanup(func() {

@@ -1,0 +1,230 @@
+package main
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/portknock/portknock/cmd/internal/lab"
+)
+
+// newJourney is a rig on nftables and IPv4 with the guard loaded.
+func newJourney(t testing.TB, settings ...string) *rig {
+	t.Helper()
+	r := newRig(t, lab.Firewalls[0], lab.IPv4, append([]string{"Sequence 7001/udp 8003/tcp 9005/udp"}, settings...)...)
+	header(t, r.Server, r.rules, "load")
+	return r
+}
+
+// randomFile writes a file of that many bytes that no compression shortens.
+func randomFile(t testing.TB, size int64) string {
+	t.Helper()
+	f, err := os.Create(filepath.Join(t.TempDir(), "data"))
+	if err == nil {
+		_, err = io.CopyN(f, rand.Reader, size)
+	}
+	if err == nil {
+		err = f.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f.Name()
+}
+
+func checksum(t testing.TB, path string) [32]byte {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		t.Fatal(err)
+	}
+	return [32]byte(h.Sum(nil))
+}
+
+// TestCopies has the programs above ssh copy 200 MB each way they know.
+func TestCopies(t *testing.T) {
+	lab.Require(t, "scp", "sftp", "rsync")
+	r := newJourney(t)
+	data := randomFile(t, 200<<20)
+	want := checksum(t, data)
+	for _, tt := range []struct {
+		name string
+		copy func(to string) // from data, by way of the server
+	}{
+		{"scp up", func(to string) { r.Client.Run(t, "scp", "-q", "-F", r.config, data, "vps:"+to) }},
+		{"scp down", func(to string) { r.Client.Run(t, "scp", "-q", "-F", r.config, "vps:"+data, to) }},
+		{"sftp", func(to string) {
+			r.Client.RunInput(t, strings.NewReader("put "+data+" "+to+"\n"), "sftp", "-q", "-b", "-", "-F", r.config, "vps")
+		}},
+		{"rsync", func(to string) { r.Client.Run(t, "rsync", "-e", "ssh -F "+r.config, data, "vps:"+to) }},
+	} {
+		to := filepath.Join(t.TempDir(), "copy")
+		tt.copy(to)
+		if checksum(t, to) != want {
+			t.Errorf("%s: the copy differs", tt.name)
+		}
+		os.Remove(to)
+	}
+}
+
+// TestGitClone clones a repository over ssh.
+func TestGitClone(t *testing.T) {
+	t.Parallel()
+	lab.Require(t, "git")
+	r := newJourney(t)
+	dir := t.TempDir()
+	r.Server.Shell(t, `cd `+dir+` && git init -q origin && cd origin && echo hello >file && git add file &&
+		git -c user.name=lab -c user.email=lab@example.org commit -q -m one`)
+	c := r.Client.Command("git", "-c", "safe.directory=*", "clone", "-q", "vps:"+dir+"/origin", dir+"/clone")
+	c.Env = append(c.Env, "GIT_SSH_COMMAND=ssh -F "+r.config)
+	if out, err := c.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if text, err := os.ReadFile(dir + "/clone/file"); string(text) != "hello\n" {
+		t.Errorf("%q, %v", text, err)
+	}
+}
+
+// TestControlPersist: ssh's master in the background outlives ^C on the
+// command it was started for, and portknock with it.
+func TestControlPersist(t *testing.T) {
+	t.Parallel()
+	r := newJourney(t, "OpenFor 1s")
+	socket := filepath.Join(t.TempDir(), "master")
+	master := []string{"-F", r.config, "-o", "ControlMaster=auto", "-o", "ControlPath=" + socket, "-o", "ControlPersist=yes"}
+
+	c := r.Client.Command("ssh", append(master, "vps", "cat")...)
+	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // as a shell does
+	startEcho(t, c)
+	if err := syscall.Kill(-c.Process.Pid, syscall.SIGINT); err != nil { // ^C: the whole group
+		t.Fatal(err)
+	}
+	if err := c.Wait(); err == nil {
+		t.Fatal("^C did not end the command")
+	}
+	// Without a knock, so by way of the master or not at all.
+	if got := r.Client.Run(t, "ssh", "-F", r.config, "-o", "ProxyCommand=false", "-o", "ControlPath="+socket, "vps", "echo still here"); got != "still here\n" {
+		t.Errorf("by way of the master: %q", got)
+	}
+	r.Client.Run(t, "ssh", "-F", r.config, "-o", "ControlPath="+socket, "-O", "exit", "vps")
+	r.noneLeft(t)
+}
+
+// noneLeft waits until no portknock runs on the client any more.
+func (r *rig) noneLeft(t testing.TB) {
+	t.Helper()
+	lab.Require(t, "pgrep")
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		out, err := r.Client.Try("pgrep", "-a", "portknock")
+		if err != nil && out == "" {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("left behind: %s", out)
+		}
+	}
+}
+
+// TestSSHTimeout: ssh gives up before portknock does, says so in its own words,
+// and leaves nothing behind.
+func TestSSHTimeout(t *testing.T) {
+	t.Parallel()
+	r := newJourney(t)
+	wrong := secret(t, "config", "Host *", "Sequence 1111/udp 2222/udp")
+	config := r.sshd.ClientConfig(t, "ConnectTimeout 2", "Host vps",
+		"HostName "+r.Server.Addr(r.family).String(), "ProxyCommand portknock -c "+wrong+" %h %p")
+	began := time.Now()
+	out, err := r.Client.Try("ssh", "-F", config, "vps", "true")
+	if err == nil || !strings.Contains(out, "timed out") || strings.Contains(out, "portknock") {
+		t.Errorf("ssh says %q, %v", out, err)
+	}
+	if took := time.Since(began); took > 8*time.Second {
+		t.Errorf("after %v", took)
+	}
+	r.noneLeft(t)
+}
+
+// TestSSHKilled: when ssh is gone without a word, portknock goes too.
+func TestSSHKilled(t *testing.T) {
+	t.Parallel()
+	r := newJourney(t)
+	c := r.Client.Command("ssh", "-F", r.config, "vps", "cat")
+	startEcho(t, c)
+	if err := c.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	r.noneLeft(t)
+}
+
+// TestByName connects by ssh's alias and by what ssh makes of it, with the
+// profile named or found by its HostName.
+func TestByName(t *testing.T) {
+	t.Parallel()
+	r := newJourney(t)
+	addr := r.Server.Addr(r.family).String()
+	for _, proxy := range []string{
+		"portknock -c " + r.profile + " %h %p",
+		"portknock -c " + r.profile + " --profile vps %h %p",
+		"portknock connect -c " + r.profile + " --profile vps %n %p",
+	} {
+		config := r.sshd.ClientConfig(t, "Host box", "HostName "+addr, "ProxyCommand "+strings.Replace(proxy, "%n", "vps", 1))
+		if got := r.Client.Run(t, "ssh", "-F", config, "box", "echo in"); got != "in\n" {
+			t.Errorf("%s: %q", proxy, got)
+		}
+	}
+}
+
+// TestKnockCommand knocks for programs that connect by themselves.
+func TestKnockCommand(t *testing.T) {
+	t.Parallel()
+	r := newJourney(t)
+	if out := r.Client.Run(t, "portknock", "knock", "-c", r.profile, "vps"); out != "" {
+		t.Errorf("it says %q", out)
+	}
+	r.expect(t, r.Client, lab.Open)
+	if out := r.Attacker.Run(t, "portknock", "knock", "-c", r.profile, "--wait", "vps", "22"); out != "" {
+		t.Errorf("it says %q", out)
+	}
+	r.expect(t, r.Attacker, lab.Open)
+	if log := r.sshd.Log.String(); strings.Contains(log, "Connection from") {
+		t.Errorf("waiting for the port left a trace in sshd's log:\n%s", log)
+	}
+}
+
+// TestUnreachable says what is in the way, with the exit code for it.
+func TestUnreachable(t *testing.T) {
+	t.Parallel()
+	r := newJourney(t)
+	check := func(code int, want string, args ...string) {
+		t.Helper()
+		var stdout, stderr lab.Log
+		c := r.Client.Command("portknock", args...)
+		c.Stdout, c.Stderr = &stdout, &stderr
+		if err := c.Run(); err == nil || c.ProcessState.ExitCode() != code {
+			t.Errorf("%q: %v, want exit code %d", args, err, code)
+		}
+		said, hints := stderr.String(), strings.Count(stderr.String(), "portknock: hint: ")
+		if !strings.HasPrefix(said, "portknock: "+want) || strings.Count(said, "\n")-hints != 1 || stdout.String() != "" {
+			t.Errorf("%q says %q and prints %q, want %q", args, said, stdout.String(), want)
+		}
+		if strings.Contains(said, "7001") {
+			t.Errorf("%q tells a knock: %s", args, said)
+		}
+	}
+	nowhere := secret(t, "config", "Host vps", "HostName 198.51.100.1", "Sequence 7001/udp 8003")
+	check(1, "vps: ", "-c", nowhere, "vps", "22")
+	r.Client.Run(t, "nft", "add table inet out; add chain inet out output { type filter hook output priority 0; }; add rule inet out output udp dport 7001 drop")
+	check(4, "vps: cannot knock at 192.0.2.1: ", "-c", r.profile, "vps", "22")
+	check(4, "vps: ", "knock", "-c", r.profile, "vps")
+}

@@ -1,0 +1,159 @@
+package main
+
+import (
+	"bytes"
+	"io"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/portknock/portknock/cmd/internal/lab"
+)
+
+// stream is a portknock that has connected to a server of the test's own.
+type stream struct {
+	*lab.Cmd
+	in   *os.File // its standard input's other end
+	out  *os.File // its standard output's
+	peer *net.TCPConn
+}
+
+func newStream(t *testing.T) *stream {
+	t.Helper()
+	client, server := lab.NewHost(t, "client"), lab.NewHost(t, "server")
+	lab.Link(t, client, server)
+	var l net.Listener
+	var err error
+	server.Do(func() { l, err = net.Listen("tcp4", ":22") })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	profile := secret(t, "config", "Host *", "Sequence 7001/udp 8003/tcp")
+	s := &stream{Cmd: client.Command("portknock", "-c", profile, server.Addr(lab.IPv4).String(), "22")}
+	childIn, in, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, childOut, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.in, s.out = in, out
+	s.Stdin, s.Stdout, s.Stderr = childIn, childOut, os.Stderr
+	if err := s.Start(); err != nil {
+		t.Fatal(err)
+	}
+	childIn.Close()
+	childOut.Close()
+	l.(*net.TCPListener).SetDeadline(time.Now().Add(10 * time.Second))
+	conn, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.peer = conn.(*net.TCPConn)
+	s.peer.SetDeadline(time.Now().Add(30 * time.Second))
+	t.Cleanup(func() {
+		s.End()
+		in.Close()
+		out.Close()
+		conn.Close()
+	})
+	return s
+}
+
+// ends waits until portknock has ended by itself, with exit code 0.
+func (s *stream) ends(t *testing.T) {
+	t.Helper()
+	ended := make(chan error, 1)
+	go func() { ended <- s.Wait() }()
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("portknock goes on")
+	}
+}
+
+func TestStreamServerClosesFirst(t *testing.T) {
+	t.Parallel()
+	s := newStream(t)
+	io.WriteString(s.peer, "bye")
+	s.peer.Close()
+	if got, err := io.ReadAll(s.out); string(got) != "bye" {
+		t.Errorf("%q, %v", got, err)
+	}
+	s.ends(t) // though its standard input is open
+}
+
+func TestStreamLateReply(t *testing.T) {
+	t.Parallel()
+	s := newStream(t)
+	io.WriteString(s.in, "question")
+	s.in.Close()
+	if got, err := io.ReadAll(s.peer); string(got) != "question" {
+		t.Errorf("%q, %v", got, err)
+	}
+	reply := bytes.Repeat([]byte("reply "), 200_000)
+	go func() {
+		s.peer.Write(reply)
+		s.peer.Close()
+	}()
+	if got, err := io.ReadAll(s.out); !bytes.Equal(got, reply) {
+		t.Errorf("%d bytes of %d, %v", len(got), len(reply), err)
+	}
+	s.ends(t)
+}
+
+func TestStreamReaderGone(t *testing.T) {
+	t.Parallel()
+	s := newStream(t)
+	s.out.Close()
+	s.ends(t) // though the server is silent and its standard input is open
+	if _, err := s.peer.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("the server sees %v", err)
+	}
+}
+
+func TestStreamStalledReader(t *testing.T) {
+	t.Parallel()
+	s := newStream(t)
+	stalled := make(chan struct{})
+	go func() {
+		defer close(stalled)
+		for buf := make([]byte, 1<<20); ; {
+			s.peer.SetWriteDeadline(time.Now().Add(time.Second))
+			if _, err := s.peer.Write(buf); err != nil {
+				return // everything between here and the reader is full
+			}
+		}
+	}()
+	<-stalled
+	before := cpuTicks(t, s.Process.Pid)
+	const span = 2 * time.Second
+	time.Sleep(span) // the time over which is measured
+	ticks := cpuTicks(t, s.Process.Pid) - before
+	t.Logf("%d ms of CPU time in %v", ticks*10, span)
+	if ticks > 40 {
+		t.Errorf("a stalled reader costs %d %% of a processor", ticks*10*100/int(span.Milliseconds()))
+	}
+}
+
+// cpuTicks returns the CPU time of a process in hundredths of a second.
+func cpuTicks(t *testing.T, pid int) int {
+	t.Helper()
+	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// After the name in parentheses; utime and stime are fields 14 and 15.
+	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
+	user, _ := strconv.Atoi(fields[11])
+	system, _ := strconv.Atoi(fields[12])
+	return user + system
+}
