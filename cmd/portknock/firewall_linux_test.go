@@ -59,8 +59,10 @@ func TestGuard(t *testing.T) {
 		// Sessions from before the guard, on a server without connection
 		// tracking until now: one goes on, and one is idle during the load.
 		idle := r.echo(t, "direct")
+		r.quiet(t)
 		header(t, r.Server, r.rules, "check")
 		header(t, r.Server, r.rules, "load")
+		once := ruleset(t, r)
 		idle.say(t, "before the first load")
 
 		r.expect(t, r.Client, lab.Dropped)
@@ -71,6 +73,9 @@ func TestGuard(t *testing.T) {
 		r.expect(t, r.Attacker, lab.Dropped)
 
 		header(t, r.Server, r.rules, "load") // again: sessions and openings go on
+		if twice := ruleset(t, r); twice != once {
+			t.Errorf("loaded once the rules are\n%s\nloaded twice\n%s", once, twice)
+		}
 		r.expect(t, r.Client, lab.Open)
 		through.say(t, "after the second load")
 		idle.say(t, "after the second load")
@@ -113,10 +118,29 @@ func transfer(t *testing.T, r *rig) {
 	}
 }
 
-// ruleset returns the rules in force, without counters.
+// quiet waits until every segment of the sessions has been acknowledged: from
+// then on neither side has anything to say by itself.
+func (r *rig) quiet(t testing.TB) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		unacknowledged := ""
+		for _, h := range []*lab.Host{r.Client, r.Server} {
+			unacknowledged += h.Shell(t, "ss -Htn state established | awk '$2 > 0'") // Send-Q
+		}
+		if unacknowledged == "" {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("never quiet: %s", unacknowledged)
+		}
+	}
+}
+
+// ruleset returns the rules in force, without counters and without what the
+// sets hold.
 func ruleset(t testing.TB, r *rig) string {
 	t.Helper()
-	script := "nft -s list ruleset"
+	script := "nft -s -t list ruleset"
 	if strings.HasPrefix(r.Firewall.Name, "iptables") {
 		// An empty table that was looked at once is listed from then on.
 		script = "for t in iptables ip6tables; do $t-save | grep -e ^-; done; true"
@@ -189,6 +213,39 @@ func TestPublishedPort(t *testing.T) {
 		r.ssh(t, "true")
 		if got := r.Client.Probe(t, port); got != lab.Open {
 			t.Errorf("after the knock the published port is %v", got)
+		}
+	})
+}
+
+// TestRoutedTraffic: a guard is about its own host. What the server hands on
+// between others passes, to the same port, too.
+func TestRoutedTraffic(t *testing.T) {
+	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		r := newRig(t, f, family, "Sequence 7001/udp 8003/tcp")
+		r.Attacker.Listen(t, 22)
+		r.Server.Shell(t, "echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding")
+		beyond := r.Attacker.Source(family, 5)
+		r.Client.Run(t, "ip", "route", "add", beyond.String(), "via", r.Server.Addr(family).String())
+		header(t, r.Server, r.rules, "load")
+		if got := r.Client.Probe(t, netip.AddrPortFrom(beyond, 22)); got != lab.Open {
+			t.Errorf("port 22 of a host beyond the server is %v", got)
+		}
+		r.expect(t, r.Client, lab.Dropped)
+	})
+}
+
+// TestKnockAtAService: a knock may go to a port where somebody answers. The
+// client's kernel then ends the handshake by RST, which is not another knock.
+func TestKnockAtAService(t *testing.T) {
+	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		r := newRig(t, f, family, "Sequence 7001/udp 8003/tcp 9005/tcp 4000/udp")
+		r.Server.Listen(t, 8003)
+		header(t, r.Server, r.rules, "load")
+		if got := r.ssh(t, "echo in"); got != "in\n" {
+			t.Errorf("ssh prints %q", got)
+		}
+		if got := r.Attacker.Probe(t, addrPort(r, 8003)); got != lab.Open {
+			t.Errorf("the service is %v for others", got)
 		}
 	})
 }

@@ -1,0 +1,140 @@
+package main
+
+import (
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// dependencies are the modules that the command is linked with, each for a
+// reason that stands in the README's table.
+var dependencies = []string{
+	"github.com/adrg/xdg",
+	"github.com/kevinburke/ssh_config",
+	"github.com/portknock/portknock",
+	"github.com/spf13/pflag",
+	"golang.org/x/sys",
+}
+
+// TestDependencies holds down what the command is linked with, on every system.
+func TestDependencies(t *testing.T) {
+	for _, system := range []string{"linux", "darwin", "windows", "freebsd", "openbsd"} {
+		c := exec.Command("go", "list", "-deps", "-f", "{{with .Module}}{{.Path}}{{end}}", ".")
+		c.Env = append(os.Environ(), "GOOS="+system, "CGO_ENABLED=0")
+		out, err := c.Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := strings.Fields(string(out))
+		slices.Sort(got)
+		for _, module := range slices.Compact(got) {
+			if !slices.Contains(dependencies, module) {
+				t.Errorf("%s: linked with %s, which is not on the list", system, module)
+			}
+		}
+	}
+}
+
+// TestArrows holds down who may import whom.
+func TestArrows(t *testing.T) {
+	const ours = "github.com/portknock/portknock/"
+	allowed := map[string][]string{
+		"knock":         nil,
+		"proxy":         nil,
+		"knock/profile": {"knock"},
+		"knock/rules":   {"knock"},
+		"cmd/portknock": {"knock", "knock/profile", "knock/rules", "proxy"},
+	}
+	for dir, may := range allowed {
+		for _, imported := range imports(t, filepath.Join("..", "..", filepath.FromSlash(dir))) {
+			if name, is := strings.CutPrefix(imported, ours); is && !slices.Contains(may, name) {
+				t.Errorf("%s imports %s", dir, name)
+			}
+		}
+	}
+}
+
+// TestWire: only wire.go turns a profile into a Dialer or a Guard.
+func TestWire(t *testing.T) {
+	for _, file := range goFiles(t, ".") {
+		got := fileImports(t, file)
+		rules, profile := false, false
+		for _, i := range got {
+			rules = rules || strings.HasSuffix(i, "/knock/rules")
+			profile = profile || strings.HasSuffix(i, "/knock/profile")
+		}
+		if rules && profile && filepath.Base(file) != "wire.go" {
+			t.Errorf("%s knows profiles and guards at once", file)
+		}
+	}
+}
+
+// TestPackageComments: each package says what it is for, in one place.
+func TestPackageComments(t *testing.T) {
+	err := filepath.WalkDir(filepath.Join("..", ".."), func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.IsDir() {
+			return err
+		}
+		if name := d.Name(); name == "testdata" || strings.HasPrefix(name, ".") && name != ".." {
+			return filepath.SkipDir
+		}
+		files := goFiles(t, path)
+		comments := 0
+		for _, file := range files {
+			f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.PackageClauseOnly|parser.ParseComments)
+			if err != nil {
+				return err
+			}
+			if f.Doc != nil {
+				comments++
+			}
+		}
+		if len(files) > 0 && comments != 1 {
+			t.Errorf("%s has %d package comments", path, comments)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// goFiles returns the Go files of a folder that are no tests.
+func goFiles(t *testing.T, dir string) []string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "*.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.DeleteFunc(files, func(f string) bool { return strings.HasSuffix(f, "_test.go") })
+}
+
+func imports(t *testing.T, dir string) (all []string) {
+	t.Helper()
+	files := goFiles(t, dir)
+	if len(files) == 0 {
+		t.Fatalf("no code in %s", dir)
+	}
+	for _, file := range files {
+		all = append(all, fileImports(t, file)...)
+	}
+	return all
+}
+
+func fileImports(t *testing.T, file string) (all []string) {
+	t.Helper()
+	f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ImportsOnly)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range f.Imports {
+		all = append(all, strings.Trim(i.Path.Value, `"`))
+	}
+	return all
+}
