@@ -54,22 +54,16 @@ func runConnect(ctx context.Context, a *app, args []string) error {
 		}()
 	}
 	conn, err := dialer.Connect(ctx, a.target(args[0], p), port)
-	if err != nil {
-		return connectFailure(ctx, args[0], p, err)
+	if err == nil {
+		// ssh's master with ControlPersist lives on when ^C ends the command it
+		// was started for. From here on ssh decides when we end.
+		signal.Ignore(os.Interrupt)
+		err = proxy.Splice(ctx, conn, a.stdin, a.stdout)
 	}
-	defer conn.Close()
-
-	// ssh's master with ControlPersist lives on when ^C ends the command it was
-	// started for. From here on ssh decides when we end.
-	signal.Ignore(os.Interrupt)
-	err = proxy.Splice(ctx, conn, a.stdin, a.stdout)
-	if errors.Is(context.Cause(ctx), errReaderGone) {
+	if err == nil || context.Cause(ctx) == errReaderGone {
 		return nil
 	}
-	if err != nil {
-		return connectFailure(ctx, args[0], p, err)
-	}
-	return nil
+	return connectFailure(ctx, args[0], p, err)
 }
 
 // lookupNamed returns the profile for a host of the command line.

@@ -295,8 +295,8 @@ func TestManyAtOnce(t *testing.T) {
 		var all sync.WaitGroup
 		for i := range 10 {
 			all.Go(func() {
-				if out, err := r.Client.Try("ssh", "-F", r.config, "vps", "echo in"); err != nil || out != "in\n" {
-					t.Errorf("client %d: %q, %v", i, out, err)
+				if out := r.ssh(t, "echo in"); out != "in\n" {
+					t.Errorf("client %d: %q", i, out)
 				}
 			})
 		}

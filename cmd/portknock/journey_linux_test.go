@@ -114,7 +114,7 @@ func TestControlPersist(t *testing.T) {
 		t.Fatal("^C did not end the command")
 	}
 	// Without a knock, so by way of the master or not at all.
-	if got := r.Client.Run(t, "ssh", "-F", r.config, "-o", "ProxyCommand=false", "-o", "ControlPath="+socket, "vps", "echo still here"); got != "still here\n" {
+	if got := sshOutput(t, r.Client, "-F", r.config, "-o", "ProxyCommand=false", "-o", "ControlPath="+socket, "vps", "echo still here"); got != "still here\n" {
 		t.Errorf("by way of the master: %q", got)
 	}
 	r.Client.Run(t, "ssh", "-F", r.config, "-o", "ControlPath="+socket, "-O", "exit", "vps")
@@ -179,7 +179,7 @@ func TestByName(t *testing.T) {
 		"portknock connect -c " + r.profile + " --profile vps %n %p",
 	} {
 		config := r.sshd.ClientConfig(t, "Host box", "HostName "+addr, "ProxyCommand "+strings.Replace(proxy, "%n", "vps", 1))
-		if got := r.Client.Run(t, "ssh", "-F", config, "box", "echo in"); got != "in\n" {
+		if got := sshOutput(t, r.Client, "-F", config, "box", "echo in"); got != "in\n" {
 			t.Errorf("%s: %q", proxy, got)
 		}
 	}

@@ -60,7 +60,7 @@ func TestOnTheWire(t *testing.T) {
 					"ProxyCommand portknock -c "+r.profile+" %h %p")
 				capture := r.Client.Capture(t)
 				// Longer than the second after which Linux repeats a SYN.
-				r.Client.Run(t, "ssh", "-F", config, "vps", "sleep 1.5")
+				sshOutput(t, r.Client, "-F", config, "vps", "sleep 1.5")
 				packets := capture.Packets(t)
 				story, from := sent(packets)
 				if got, want := strings.Join(story, "\n"), strings.Join([]string{

@@ -2,7 +2,6 @@ package main
 
 import (
 	"flag"
-	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -19,6 +18,8 @@ func labMain() { lab.Main() }
 // mostly wait for the kernel's clock.
 func manyAtOnce() {
 	flag.Parse()
+	// Else every process of a binary built with -race ends a second late.
+	_ = os.Setenv("GORACE", "atexit_sleep_ms=0")
 	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue {
 		_ = flag.Set("test.parallel", "8")
 	}
@@ -106,10 +107,24 @@ func newRig(t testing.TB, f lab.Firewall, family lab.Family, settings ...string)
 	return r
 }
 
-// ssh runs a command on the server through portknock.
+// ssh runs a command on the server through portknock and returns its output.
 func (r *rig) ssh(t testing.TB, command string) string {
 	t.Helper()
-	return r.Client.Run(t, "ssh", "-F", r.config, "vps", command)
+	return sshOutput(t, r.Client, "-F", r.config, "vps", command)
+}
+
+// sshOutput returns the output of ssh alone: on stderr the login shell of the
+// machine that tests may have something to say.
+func sshOutput(t testing.TB, h *lab.Host, args ...string) string {
+	t.Helper()
+	var said lab.Log
+	c := h.Command("ssh", args...)
+	c.Stderr = &said
+	out, err := c.Output()
+	if err != nil {
+		t.Errorf("ssh %q: %v\n%s", args, err, said.String())
+	}
+	return string(out)
 }
 
 // probe asks the server's port 22 from one of its visitors.
@@ -118,10 +133,10 @@ func (r *rig) probe(t testing.TB, from *lab.Host) lab.State {
 	return from.Probe(t, addrPort(r, 22))
 }
 
-// expect probes until the port is in a state: a daemon opens a little later.
+// expect checks how port 22 answers one of the visitors.
 func (r *rig) expect(t testing.TB, from *lab.Host, want lab.State) {
 	t.Helper()
 	if got := r.probe(t, from); got != want {
-		t.Fatalf("%s: port 22 is %v for the %s, want %v", fmt.Sprint(r.Firewall.Name, " ", r.family), got, from.Name, want)
+		t.Fatalf("%s, %v: port 22 is %v for the %s, want %v", r.Firewall.Name, r.family, got, from.Name, want)
 	}
 }

@@ -57,15 +57,9 @@ func (s *shared) check() error {
 		}
 		s.settings = append(s.settings, set)
 	}
-	for flag, family := range map[*bool]string{&s.v4: "inet", &s.v6: "inet6"} {
-		if *flag {
-			set, err := profile.ParseSetting("AddressFamily=" + family)
-			if err != nil {
-				return err
-			}
-			// Before the others: a flag of its own outranks -o.
-			s.settings = append([]profile.Setting{set}, s.settings...)
-		}
+	if family := map[bool]string{s.v4: "inet", s.v6: "inet6"}[true]; family != "" {
+		// Before the others: a flag of its own outranks -o.
+		s.settings = append([]profile.Setting{{Keyword: "AddressFamily", Value: family}}, s.settings...)
 	}
 	return nil
 }

@@ -145,6 +145,9 @@ func (k *knocker) pause(round int) time.Duration {
 
 // trace says what the dialer does.
 func (a *app) trace(e proxy.Event) {
+	if op, ok := errors.AsType[*net.OpError](e.Err); ok {
+		e.Err = op.Err // the rest stands in the line already
+	}
 	ms := func(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d)/float64(time.Millisecond)) }
 	switch {
 	case e.Kind == proxy.Resolved:
@@ -170,12 +173,13 @@ func connectFailure(ctx context.Context, host string, p *profile.Profile, err er
 		name = p.Name
 	}
 	f.err = fmt.Errorf("%s: %w", name, err)
-	knockErr, closedErr := (*proxy.KnockError)(nil), (*proxy.ClosedError)(nil)
+	_, notSent := errors.AsType[*proxy.KnockError](err)
+	_, notOpened := errors.AsType[*proxy.ClosedError](err)
 	switch {
-	case errors.As(err, &knockErr):
+	case notSent:
 		f.code = exitKnock
 		f.hint = "a firewall, a route or a BindAddress of this machine is in the way"
-	case errors.As(err, &closedErr):
+	case notOpened:
 		f.code = exitClosed
 		if p != nil {
 			f.hint = fmt.Sprintf("is the profile the server's? Compare with portknock sequence %s and the server's rules; -v tells more", p.Name)
