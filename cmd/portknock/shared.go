@@ -57,7 +57,14 @@ func (s *shared) check() error {
 		}
 		s.settings = append(s.settings, set)
 	}
-	if family := map[bool]string{s.v4: "inet", s.v6: "inet6"}[true]; family != "" {
+	family := ""
+	switch {
+	case s.v4:
+		family = "inet"
+	case s.v6:
+		family = "inet6"
+	}
+	if family != "" {
 		// Before the others: a flag of its own outranks -o.
 		s.settings = append([]profile.Setting{{Keyword: "AddressFamily", Value: family}}, s.settings...)
 	}

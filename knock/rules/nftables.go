@@ -17,7 +17,14 @@ func emitNftables(w io.Writer, guards []guard, o Options) error {
 		Load:   "nft -f " + quote(o.File),
 		Watch:  "nft list table inet portknock",
 		Undo:   nftUndo,
-		Notes:  append(nftNotes(o), floodNote(guards)),
+		Notes: []string{
+			`"flush ruleset" removes the guard and leaves the port open. Debian's
+/etc/nftables.conf begins with it, and stopping its service does it: end that
+file with the line  include "` + o.File + `"`,
+			`Keep this file rather than the output of "nft list ruleset", which would
+freeze who is in at that moment.`,
+			floodNote(guards),
+		},
 	}.write(w, o)
 	if err != nil {
 		return err
@@ -26,16 +33,6 @@ func emitNftables(w io.Writer, guards []guard, o Options) error {
 }
 
 const nftUndo = "nft delete table inet portknock"
-
-func nftNotes(o Options) []string {
-	return []string{
-		`"flush ruleset" removes the guard and leaves the port open. Debian's
-/etc/nftables.conf begins with it, and stopping its service does it: end that
-file with the line  include "` + o.File + `"`,
-		`Keep this file rather than the output of "nft list ruleset", which would
-freeze who is in at that moment.`,
-	}
-}
 
 // setSize is how many addresses each set holds. It stays the same from file to
 // file, since a loaded set cannot change its size.
