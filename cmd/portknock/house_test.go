@@ -25,11 +25,13 @@ var dependencies = []string{
 // TestDependencies holds down what the command is linked with, on every system.
 func TestDependencies(t *testing.T) {
 	for _, system := range []string{"linux", "darwin", "windows", "freebsd", "openbsd"} {
-		c := exec.Command("go", "list", "-deps", "-f", "{{with .Module}}{{.Path}}{{end}}", ".")
+		c := exec.Command("go", "list", "-buildvcs=false", "-deps", "-f", "{{with .Module}}{{.Path}}{{end}}", ".")
 		c.Env = append(os.Environ(), "GOOS="+system, "CGO_ENABLED=0")
+		var said strings.Builder
+		c.Stderr = &said
 		out, err := c.Output()
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("%v\n%s", err, said.String())
 		}
 		got := strings.Fields(string(out))
 		slices.Sort(got)
