@@ -153,7 +153,7 @@ type race struct {
 	stop  context.CancelFunc
 	slots chan struct{} // held by a lane for a round; the first to wait is the first to get one
 	won   chan net.Conn // has room for the winner only
-	tried chan struct{} // closed when each lane has had its first turn
+	tried chan struct{} // closed when each lane has had its first turn, or has room for it
 
 	mu      sync.Mutex // guards what follows, and has Trace called once at a time
 	refusal error      // the last one
@@ -167,6 +167,10 @@ func (r *race) run(ctx context.Context, addrs []netip.Addr, port uint16) error {
 	var lanes sync.WaitGroup
 	errs := make([]error, len(addrs))
 	failed := make(chan struct{}, len(addrs))
+	crowded := len(addrs) > lanesAtATime
+	if !crowded {
+		close(r.tried)
+	}
 	for i, addr := range addrs {
 		if i > 0 {
 			select {
@@ -178,7 +182,7 @@ func (r *race) run(ctx context.Context, addrs []netip.Addr, port uint16) error {
 		if ctx.Err() != nil {
 			break
 		}
-		last := i == len(addrs)-1
+		last := crowded && i == len(addrs)-1
 		lanes.Go(func() {
 			l := lane{race: r, to: netip.AddrPortFrom(addr, port), last: last}
 			errs[i] = l.run(ctx)

@@ -11,13 +11,15 @@ import (
 // lane is the attempts on one address.
 type lane struct {
 	*race
-	to    netip.AddrPort
-	last  bool // of the addresses
-	fail  context.CancelCauseFunc
-	dials sync.WaitGroup
+	to      netip.AddrPort
+	last    bool // of the addresses
+	knocked bool // in the round before
+	fail    context.CancelCauseFunc
+	dials   sync.WaitGroup
 
-	mu   sync.Mutex
-	live []*socket // the oldest first
+	mu       sync.Mutex
+	live     []*socket     // the oldest first
+	answered time.Duration // how long the last refusal took to come
 }
 
 // socket is a dial under way.
@@ -44,14 +46,13 @@ func (l *lane) run(ctx context.Context) error {
 	}
 }
 
-// round knocks, dials, and dials again until it is time for the next round. The
-// sockets that are not answered by then live on.
+// round dials, knocks, dials, and waits for answers. The sockets that have none
+// by the time of the next round live on.
 func (l *lane) round(ctx context.Context, n int) error {
 	if err := l.turn(ctx, n); err != nil {
 		return err
 	}
 	defer func() { <-l.slots }()
-	next := time.Now().Add(roundEvery)
 	e := Event{To: l.to, Round: n}
 	var err error
 	if l.Source != nil {
@@ -59,8 +60,13 @@ func (l *lane) round(ctx context.Context, n int) error {
 			return err
 		}
 	}
+	if l.knocked {
+		// The knocks before may have opened the port after the SYN behind
+		// them was dropped: do not wait for these knocks to leave.
+		l.dial(ctx, e)
+	}
 	if l.Knock != nil {
-		err := l.Knock(ctx, e.From, l.to.Addr(), n)
+		err = l.Knock(ctx, e.From, l.to.Addr(), n)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -72,27 +78,30 @@ func (l *lane) round(ctx context.Context, n int) error {
 		}
 		e.Kind, e.Err = Knocked, err
 		l.trace(e)
-		if err != nil {
-			return sleep(ctx, next)
-		}
+		l.knocked = err == nil
 	}
-	if grace := time.Now().Add(roundGrace); grace.After(next) {
-		next = grace
-	}
-	pause := l.Hedge
-	if pause <= 0 {
-		pause = hedgeDefault
-	}
-	for ; ; pause *= 2 {
+	if err == nil {
 		l.dial(ctx, e)
-		again := time.Now().Add(pause)
-		if !again.Before(next) {
-			return sleep(ctx, next)
-		}
-		if err := sleep(ctx, again); err != nil {
-			return err
-		}
 	}
+	return sleep(ctx, time.Now().Add(l.pause(n)))
+}
+
+// pause returns the time from the SYN of round n to the next round: at first a
+// hedge, then longer. Once it is known how long an answer takes, the pause is
+// never so short that none could have come.
+func (l *lane) pause(n int) time.Duration {
+	pause := roundLong
+	switch {
+	case n == 0 && l.Hedge > 0:
+		pause = l.Hedge
+	case n == 0:
+		pause = hedgeDefault
+	case n < roundsFast:
+		pause = roundShort
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return max(pause, l.answered+l.answered/2)
 }
 
 // turn waits until the lane may begin round n. An address that has not been
@@ -130,6 +139,7 @@ func (l *lane) dial(ctx context.Context, e Event) {
 		if dial == nil {
 			dial = DialTCP
 		}
+		began := time.Now()
 		conn, err := dial(ctx, e.From, l.to)
 		over := ctx.Err() != nil
 		l.leave(s)
@@ -149,6 +159,9 @@ func (l *lane) dial(ctx context.Context, e Event) {
 			l.trace(e)
 			l.fail(&ClosedError{Port: l.to.Port(), Err: err})
 		default:
+			l.mu.Lock()
+			l.answered = time.Since(began)
+			l.mu.Unlock()
 			e.Kind = Refused
 			l.trace(e)
 		}

@@ -22,8 +22,10 @@ func TestThreeSocketsLive(t *testing.T) {
 		if w.most != 3 {
 			t.Errorf("%d sockets were live at once, want 3", w.most)
 		}
-		if n := w.syns[v4]; n != 30 { // three in each of ten rounds
-			t.Errorf("%d dials, want 30", n)
+		// Rounds at 0, 150, 650 ms and so on, the eighth at 3150 ms, and then
+		// every second: 14 in all, with two dials each but for the first.
+		if n := w.syns[v4]; n != 27 {
+			t.Errorf("%d dials, want 27", n)
 		}
 	})
 }
@@ -38,6 +40,25 @@ func TestTwoConnectionsAtOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.idle(conn)
+	})
+}
+
+// TestAnswersSetThePace: once a refusal has taken 400 ms, a round lasts half as
+// long again at least, so that its answer can come.
+func TestAnswersSetThePace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(netip.Addr, int) (time.Duration, error) { return 400 * ms, errRefused })
+		var rounds []time.Duration
+		d := w.dialer(v4)
+		d.Timeout = 2 * time.Second
+		d.Knock = func(context.Context, netip.Addr, netip.Addr, int) error {
+			rounds = append(rounds, time.Since(w.start))
+			return nil
+		}
+		_, _ = d.Connect(t.Context(), "vps", 22)
+		if want := []time.Duration{0, 150 * ms, 650 * ms, 1250 * ms, 1850 * ms}; !slices.Equal(rounds, want) {
+			t.Errorf("rounds at %v, want %v", rounds, want)
+		}
 	})
 }
 
@@ -57,7 +78,7 @@ func TestSlowKnocksStillGetTheirDials(t *testing.T) {
 		if _, err := d.Connect(t.Context(), "vps", 22); err != nil {
 			t.Fatal(err)
 		}
-		if took := time.Since(w.start); took != 1680*ms { // 1200 + 450 + 30
+		if took := time.Since(w.start); took != 2580*ms { // 1200 + 150 + 1200 + 30
 			t.Errorf("took %v", took)
 		}
 	})
@@ -110,11 +131,12 @@ func TestOneAddressPerRound(t *testing.T) {
 		if closed, ok := errors.AsType[*ClosedError](err); !ok || closed.After != 3*time.Second {
 			t.Errorf("error %v", err)
 		}
-		if len(paths) != 12 {
-			t.Fatalf("%d knocks and dials, want 12", len(paths))
+		// A knock and a dial, then six rounds of a dial, a knock and a dial.
+		if len(paths) != 20 {
+			t.Fatalf("%d knocks and dials, want 20", len(paths))
 		}
 		for i, p := range paths {
-			want := path{netip.AddrFrom4([4]byte{198, 51, 100, byte(i/4 + 1)}), v4}
+			want := path{netip.AddrFrom4([4]byte{198, 51, 100, byte((i+1)/3 + 1)}), v4}
 			if p != want {
 				t.Errorf("step %d went from %v to %v, want %v", i, p.from, p.to, want)
 			}
@@ -141,7 +163,7 @@ func TestKnockErrors(t *testing.T) {
 		rounds := 0
 		d.Knock = func(context.Context, netip.Addr, netip.Addr, int) error { rounds++; return passing }
 		_, err = d.Connect(t.Context(), "vps", 22)
-		if _, ok := errors.AsType[*KnockError](err); !ok || rounds != 10 {
+		if _, ok := errors.AsType[*KnockError](err); !ok || rounds != 14 {
 			t.Errorf("error %v after %d rounds", err, rounds)
 		}
 		rounds = 0
@@ -217,7 +239,7 @@ func TestTrace(t *testing.T) {
 		w.idle(nil) // Probe keeps none
 		want := []string{
 			"0s resolved", "0s knocked", "0s dialing", "30ms refused", "150ms dialing",
-			"450ms dialing", "480ms connected", "480ms lost",
+			"150ms knocked", "150ms dialing", "180ms connected", "180ms lost",
 		}
 		if !slices.Equal(got, want) {
 			t.Errorf("got %q, want %q", got, want)

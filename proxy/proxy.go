@@ -23,14 +23,15 @@ import (
 //
 // The name is resolved once. Its addresses, the families taking turns, become
 // lanes that start 250 ms apart, or at once when a lane has failed for good
-// (RFC 8305, sections 4 and 5). A lane works in rounds, which begin one second
-// apart, or half a second after the last knock if that is later: the knocks, a
-// SYN at once, and further SYNs from sockets of their own after Hedge, three
-// times Hedge, seven times Hedge and so on. Those are for servers that change
-// their rules only after the first SYN was dropped; the kernel would repeat it
-// after a full second. A refusal means "not yet". At most three sockets of a
-// lane wait at once, the oldest gives way to a fourth. The first connection
-// wins, and everything else has ended when Connect returns.
+// (RFC 8305, sections 4 and 5). A lane works in rounds: the knocks, and a SYN at
+// once. The second round begins after Hedge, further ones half a second later,
+// from the eighth on a second. Each begins with a SYN from another socket, for
+// servers that changed their rules only after the SYN before was dropped; the
+// kernel would repeat that one after a full second. Then come the knocks anew,
+// and a SYN behind them. A refusal means "not yet", and tells how long an answer
+// takes: no round is shorter from then on. At most three sockets of a lane wait
+// at once, the oldest gives way to a fourth. The first connection wins, and
+// everything else has ended when Connect returns.
 //
 // Four lanes are in a round at once. A name with more addresses has them take
 // turns, round by round, in order: each is tried, whatever the others do, and
@@ -78,7 +79,7 @@ type Dialer struct {
 	// rounds together. If it is not positive, only the context ends the search.
 	Timeout time.Duration
 
-	// Hedge is the time before a second SYN from another socket. If it is not
+	// Hedge is the time from the first SYN to the second round. If it is not
 	// positive, it is 150 ms.
 	Hedge time.Duration
 
@@ -91,9 +92,14 @@ const (
 	laneDelay    = 250 * time.Millisecond // RFC 8305, section 5: the connection attempt delay
 	lanesAtATime = 4
 
-	roundEvery = time.Second            // from the start of a round to that of the next
-	roundGrace = 500 * time.Millisecond // from the last knock of a round to the next round, at least
+	// From the SYN of a round to the next round. The first round may fail
+	// because packets came out of order or the server was slow; then the second
+	// opens. Further ones mean that packets are lost, or that nothing will
+	// open it.
+	hedgeDefault = 150 * time.Millisecond // the first
+	roundShort   = 500 * time.Millisecond
+	roundsFast   = 7 // so many until the pauses get long
+	roundLong    = time.Second
 
-	hedgeDefault = 150 * time.Millisecond
-	socketsLive  = 3
+	socketsLive = 3
 )

@@ -132,15 +132,11 @@ func (k *knocker) knock(ctx context.Context, from, to netip.Addr, round int) err
 // fast; on a path that reorders packets it fails, so the next ones are slower,
 // though always within what the server waits for.
 func (k *knocker) pause(round int) time.Duration {
-	pause := 5 * time.Millisecond
-	for i := 1; i < round && pause < 250*time.Millisecond; i++ {
-		pause *= 5
-	}
-	pause = min(pause, 250*time.Millisecond, k.KnockTimeout/2)
 	if round == 0 {
-		pause = 0
+		return k.KnockDelay
 	}
-	return max(pause, k.KnockDelay)
+	slower := min(5*time.Millisecond<<min(round, 5), 100*time.Millisecond, k.KnockTimeout/2)
+	return max(slower, k.KnockDelay)
 }
 
 // trace says what the dialer does.
