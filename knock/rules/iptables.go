@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"text/template"
 	"time"
 
 	"github.com/portknock/portknock/knock"
@@ -40,7 +39,8 @@ module's parameter ip_list_tot, or use nftables.`,
 	if err != nil {
 		return err
 	}
-	return iptTemplate.Execute(w, r)
+	_, err = io.WriteString(w, r.text())
+	return err
 }
 
 // iptBoth runs a command for both families; it calls the program $t.
@@ -49,24 +49,14 @@ func iptBoth(command string) string {
 }
 
 type iptRules struct {
-	Guards  []guard
-	Options Options
-}
-
-func (iptRules) Jump() string { return iptJump }
-
-// Verdict is what becomes of a knock.
-func (r iptRules) Verdict() string {
-	if r.Options.Consume {
-		return "DROP"
-	}
-	return "RETURN"
+	guards  []guard
+	options Options
 }
 
 // load restores, then removes the jumps of earlier loads. Undoing first would
 // open the port for a moment and forget who is in.
 func (r iptRules) load() string {
-	line := "$t-restore -w --noflush " + quote(r.Options.File)
+	line := "$t-restore -w --noflush " + quote(r.options.File)
 	for i, t := range r.tables() {
 		line += [...]string{" && ", "; "}[min(i, 1)]
 		line += fmt.Sprintf("while [ $($t -w -t %[1]s -S %[2]s | grep -c PORTKNOCK) -gt 1 ] && $t -w -t %[1]s -D %[3]s; do :; done",
@@ -98,10 +88,10 @@ func (r iptRules) undo() string {
 // chain in each.
 func (r iptRules) tables() []iptTable {
 	mangle := iptTable{"mangle", iptJump, []string{"PORTKNOCK"}}
-	for _, g := range r.Guards {
+	for _, g := range r.guards {
 		mangle.chains = append(mangle.chains, "PORTKNOCK-"+g.ID)
 	}
-	if !r.Options.DropPolicy {
+	if !r.options.DropPolicy {
 		return []iptTable{mangle}
 	}
 	return []iptTable{mangle, {"filter", "INPUT -j PORTKNOCK", []string{"PORTKNOCK"}}}
@@ -112,72 +102,35 @@ type iptTable struct {
 	chains     []string
 }
 
-// Guarded returns matches for the ports that all guards together close.
-func (r iptRules) Guarded() []string {
-	return iptMatches(func(t knock.Transport) []knock.PortRange { return guarded(t, r.Guards) })
-}
-
-// GuardedAny is like Guarded, but matches all packets of a session.
-func (r iptRules) GuardedAny() []string {
-	var all []string
-	for _, m := range r.Guarded() {
-		all = append(all, strings.Replace(m, " --syn", "", 1))
-	}
-	return all
-}
-
-func (r iptRules) Allowed() []string {
-	return iptMatches(func(t knock.Transport) []knock.PortRange { return ports(t, r.Options.Allow) })
-}
-
-// IptOpens returns matches for what the guard opens.
-func (g guard) IptOpens() []string {
-	return iptMatches(func(t knock.Transport) []knock.PortRange { return ports(t, g.OpenPorts) })
-}
-
-// IptIgnored returns matches for the ports that do not count as wrong.
-func (g guard) IptIgnored() []string {
-	return iptMatches(func(t knock.Transport) []knock.PortRange { return ports(t, g.IgnorePorts) })
-}
-
-// IptKnocks returns the knocks from the last to the first: a packet that could
+// iptKnocks returns the knocks from the last to the first: a packet that could
 // be two of them counts as the later one.
-func (g guard) IptKnocks() []iptKnock {
+func iptKnocks(g guard) []iptKnock {
 	var all []iptKnock
 	for i := len(g.Steps) - 1; i >= 0; i-- {
 		k := iptKnock{
-			Match: iptMatch(g.Steps[i].Transport, fmt.Sprint(g.Steps[i].Port)),
-			List:  fmt.Sprintf("portknock_%s_%d", g.ID, i+1),
+			match: iptMatch(g.Steps[i].Transport, fmt.Sprint(g.Steps[i].Port)),
+			list:  fmt.Sprintf("portknock_%s_%d", g.ID, i+1),
 		}
 		if i > 0 {
-			k.Before = fmt.Sprintf("portknock_%s_%d", g.ID, i)
+			k.before = fmt.Sprintf("portknock_%s_%d", g.ID, i)
 		}
 		if i == len(g.Steps)-1 {
-			k.List = fmt.Sprintf("portknock_%s_open", g.ID)
+			k.list = fmt.Sprintf("portknock_%s_open", g.ID)
 		}
 		all = append(all, k)
 	}
 	return all
 }
 
-// iptKnock moves an address that is in Before, if that is not empty, to List.
-type iptKnock struct{ Match, Before, List string }
+// iptKnock puts an address that is in the list before, if there is such, in list.
+type iptKnock struct{ match, before, list string }
 
-// Stages returns the lists an address passes through.
-func (g guard) Stages() []string {
-	var all []string
-	for i := 1; i < len(g.Steps); i++ {
-		all = append(all, fmt.Sprintf("portknock_%s_%d", g.ID, i))
-	}
-	return all
-}
-
-func iptMatches(of func(knock.Transport) []knock.PortRange) []string {
+// iptMatches returns matches for what begins a connection or a flow to ports.
+func iptMatches(lists ...[]knock.PortRange) []string {
 	var all []string
 	for _, t := range transports {
-		for _, r := range of(t) {
-			p, _, _ := strings.Cut(r.String(), "/")
-			all = append(all, iptMatch(t, strings.Replace(p, "-", ":", 1)))
+		for _, r := range ports(t, lists...) {
+			all = append(all, iptMatch(t, numbers(r, ":")))
 		}
 	}
 	return all
@@ -190,53 +143,71 @@ func iptMatch(t knock.Transport, ports string) string {
 	return "-p udp --dport " + ports
 }
 
-var iptTemplate = template.Must(template.New("iptables").Funcs(template.FuncMap{
-	"seconds": func(d time.Duration) int { return int(d / time.Second) },
-}).Parse(`
-# In mangle, before NAT, so that published ports are guarded too.
-*mangle
-:PORTKNOCK - [0:0]
-{{- range .Guards}}
-:PORTKNOCK-{{.ID}} - [0:0]
-{{- end}}
--I {{.Jump}}
--A PORTKNOCK -i lo -j RETURN
-# The state also makes the kernel put fragments together first.
--A PORTKNOCK -m conntrack --ctstate ESTABLISHED,RELATED -j RETURN
-{{- range $g := .Guards}}
-{{- range .IptOpens}}
--A PORTKNOCK {{.}} -m recent --name portknock_{{$g.ID}}_open --rcheck --seconds {{seconds $g.OpenFor}} -j RETURN
-{{- end}}
-{{- end}}
-{{- range .Guarded}}
--A PORTKNOCK {{.}} -j DROP
-{{- end}}
--A PORTKNOCK -p tcp ! --syn -j RETURN
-{{- range .Guards}}
--A PORTKNOCK -p tcp -j PORTKNOCK-{{.ID}}
--A PORTKNOCK -p udp -j PORTKNOCK-{{.ID}}
-{{- end}}
-{{- range $g := .Guards}}
-# {{.Name}}: the right knock brings an address that is in one list into the next,
-# a wrong one takes it out of all. Repeats do no harm.
-{{- range .IptKnocks}}
-{{- if .Before}}
--A PORTKNOCK-{{$g.ID}} {{.Match}} -m recent --name {{.Before}} --rcheck --seconds {{seconds $g.KnockTimeout}} -m recent --name {{.List}} --set -j {{$.Verdict}}
-{{- else}}
--A PORTKNOCK-{{$g.ID}} {{.Match}} -m recent --name {{.List}} --rcheck --seconds 1 --hitcount 20 -j {{$.Verdict}}
--A PORTKNOCK-{{$g.ID}} {{.Match}} -m recent --name {{.List}} --set -j {{$.Verdict}}
-{{- end}}
-{{- end}}
-{{- range .IptIgnored}}
--A PORTKNOCK-{{$g.ID}} {{.}} -j RETURN
-{{- end}}
-{{- range .Stages}}
--A PORTKNOCK-{{$g.ID}} -m recent --name {{.}} --remove
-{{- end}}
-{{- end}}
-COMMIT
-{{- if .Options.DropPolicy}}
-*filter
+// text returns the rules as iptables-restore reads them.
+func (r iptRules) text() string {
+	var b strings.Builder
+	p := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	p("\n# In mangle, before NAT, so that published ports are guarded too.\n*mangle\n:PORTKNOCK - [0:0]")
+	for _, g := range r.guards {
+		p(":PORTKNOCK-%s - [0:0]", g.ID)
+	}
+	p("-I %s", iptJump)
+	p("-A PORTKNOCK -i lo -j RETURN")
+	p("# The state also makes the kernel put fragments together first.")
+	p("-A PORTKNOCK -m conntrack --ctstate ESTABLISHED,RELATED -j RETURN")
+	for _, g := range r.guards {
+		for _, m := range iptMatches(g.OpenPorts) {
+			p("-A PORTKNOCK %s -m recent --name portknock_%s_open --rcheck --seconds %d -j RETURN", m, g.ID, g.OpenFor/time.Second)
+		}
+	}
+	closed := iptMatches(guarded(r.guards)...)
+	for _, m := range closed {
+		p("-A PORTKNOCK %s -j DROP", m)
+	}
+	p("-A PORTKNOCK -p tcp ! --syn -j RETURN")
+	for _, g := range r.guards {
+		p("-A PORTKNOCK -p tcp -j PORTKNOCK-%[1]s\n-A PORTKNOCK -p udp -j PORTKNOCK-%[1]s", g.ID)
+	}
+	for _, g := range r.guards {
+		r.automaton(p, g)
+	}
+	p("COMMIT")
+	if r.options.DropPolicy {
+		r.filter(p, closed)
+	}
+	return b.String()
+}
+
+// automaton writes the chain of one guard.
+func (r iptRules) automaton(p func(string, ...any), g guard) {
+	verdict := "RETURN"
+	if r.options.Consume {
+		verdict = "DROP"
+	}
+	p("# %s: the right knock brings an address that is in one list into the next,", g.Name)
+	p("# a wrong one takes it out of all. Repeats do no harm.")
+	rule := func(format string, args ...any) { p("-A PORTKNOCK-"+g.ID+" "+format, args...) }
+	knocks := iptKnocks(g)
+	for _, k := range knocks {
+		if k.before != "" {
+			rule("%s -m recent --name %s --rcheck --seconds %d -m recent --name %s --set -j %s", k.match, k.before, g.KnockTimeout/time.Second, k.list, verdict)
+			continue
+		}
+		// At most 20 first knocks a second, which is as far as recent counts.
+		rule("%s -m recent --name %s --rcheck --seconds 1 --hitcount 20 -j %s", k.match, k.list, verdict)
+		rule("%s -m recent --name %s --set -j %s", k.match, k.list, verdict)
+	}
+	for _, m := range iptMatches(g.IgnorePorts) {
+		rule("%s -j RETURN", m)
+	}
+	for i := len(knocks) - 1; i > 0; i-- {
+		rule("-m recent --name %s --remove", knocks[i].list)
+	}
+}
+
+// filter writes the table that closes everything else.
+func (r iptRules) filter(p func(string, ...any), closed []string) {
+	p(`*filter
 :PORTKNOCK - [0:0]
 -I INPUT -j PORTKNOCK
 -A PORTKNOCK -i lo -j RETURN
@@ -245,14 +216,12 @@ COMMIT
 -6 -A PORTKNOCK -p ipv6-icmp -j RETURN
 -4 -A PORTKNOCK -p udp --sport 67 --dport 68 -j RETURN
 -6 -A PORTKNOCK -p udp --dport 546 -j RETURN
-# The guard in mangle has judged these.
-{{- range .GuardedAny}}
--A PORTKNOCK {{.}} -j RETURN
-{{- end}}
-{{- range .Allowed}}
--A PORTKNOCK {{.}} -j RETURN
-{{- end}}
--A PORTKNOCK -j DROP
-COMMIT
-{{- end}}
-`))
+# The guard in mangle has judged these.`)
+	for _, m := range closed {
+		p("-A PORTKNOCK %s -j RETURN", strings.Replace(m, " --syn", "", 1))
+	}
+	for _, m := range iptMatches(r.options.Allow) {
+		p("-A PORTKNOCK %s -j RETURN", m)
+	}
+	p("-A PORTKNOCK -j DROP\nCOMMIT")
+}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"text/template"
 	"time"
 
 	"github.com/portknock/portknock/knock"
@@ -19,10 +18,6 @@ func emitKnockd(w io.Writer, guards []guard, o Options) error {
 		return errors.New("knockd only listens, so it cannot consume the knocks: nftables and iptables can")
 	}
 	file := quote(o.File)
-	var guard strings.Builder
-	if err := nftTemplate.Execute(&guard, nftRules{guards, o, false}); err != nil {
-		return err
-	}
 	nft := `sed -n "s/^#: //p" ` + file + ` | nft `
 	err := header{
 		Guards: guards,
@@ -44,24 +39,29 @@ one, and after a lost last knock needs two more attempts.`,
 	if err != nil {
 		return err
 	}
-	doors := make([]knockdDoor, len(guards))
-	for i, g := range guards {
-		doors[i] = knockdDoor{g}
+	var b strings.Builder
+	b.WriteByte('\n')
+	for line := range strings.Lines(strings.TrimLeft(nftRules{guards, o, false}.text(), "\n")) {
+		b.WriteString("#: " + line)
 	}
-	return knockdTemplate.Execute(w, struct {
-		Guard []string
-		Doors []knockdDoor
-	}{strings.Split(strings.TrimSpace(guard.String()), "\n"), doors})
+	b.WriteString("\n[options]\n\tUseSyslog\n")
+	for _, g := range guards {
+		d := knockdDoor{g}
+		fmt.Fprintf(&b, "\n[%s]\n\tsequence = %s\n\tseq_timeout = %d\n\ttcpflags = syn\n", d.ID, knockdSequence(d.Steps), d.timeout())
+		fmt.Fprintf(&b, "\tstart_command = %s\n\tstart_command_6 = %s\n", d.open("4"), d.open("6"))
+		if trap := d.trap(); trap != "" {
+			fmt.Fprintf(&b, "\n[%s_trap]\n\tsequence = %s\n\tseq_timeout = %d\n\ttcpflags = syn\n", d.ID, trap, d.timeout())
+		}
+	}
+	_, err = io.WriteString(w, b.String())
+	return err
 }
 
 type knockdDoor struct{ guard }
 
-// Sequence returns the knocks as knockd writes them.
-func (d knockdDoor) Sequence() string { return knockdSequence(d.Steps) }
-
-// Trap returns the ports before and behind every knock, as a sequence that
+// trap returns the ports before and behind every knock, as a sequence that
 // nobody sends: knockd then sees the ports, and takes them for wrong knocks.
-func (d knockdDoor) Trap() string {
+func (d knockdDoor) trap() string {
 	var trap knock.Sequence
 	seen := map[string]bool{}
 	for _, s := range d.Steps {
@@ -88,41 +88,16 @@ func knockdSequence(s knock.Sequence) string {
 	return strings.Join(words, ",")
 }
 
-// Timeout returns what knockd allows from the first knock to the last, in
+// timeout returns what knockd allows from the first knock to the last, in
 // seconds.
-func (d knockdDoor) Timeout() int {
+func (d knockdDoor) timeout() int {
 	all := d.KnockTimeout * time.Duration(max(len(d.Steps)-1, 1))
 	return int((all + time.Second - 1) / time.Second)
 }
 
-// Open returns the command that lets an address in. An element keeps its
+// open returns the command that lets an address in. An element keeps its
 // first timeout when it is added again, so it is made anew.
-func (d knockdDoor) Open(family string) string {
+func (d knockdDoor) open(family string) string {
 	set := fmt.Sprintf("element inet portknock open%s_%s", family, d.ID)
 	return fmt.Sprintf(`nft "add %[1]s { %%IP%% }; delete %[1]s { %%IP%% }; add %[1]s { %%IP%% timeout %[2]s }"`, set, nftTime(d.OpenFor))
 }
-
-var knockdTemplate = template.Must(template.New("knockd").Parse(`
-{{- range .Guard}}
-#: {{.}}
-{{- end}}
-
-[options]
-	UseSyslog
-{{- range .Doors}}
-
-[{{.ID}}]
-	sequence = {{.Sequence}}
-	seq_timeout = {{.Timeout}}
-	tcpflags = syn
-	start_command = {{.Open "4"}}
-	start_command_6 = {{.Open "6"}}
-{{- if .Trap}}
-
-[{{.ID}}_trap]
-	sequence = {{.Trap}}
-	seq_timeout = {{.Timeout}}
-	tcpflags = syn
-{{- end}}
-{{- end}}
-`))

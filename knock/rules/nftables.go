@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"text/template"
 	"time"
 
 	"github.com/portknock/portknock/knock"
@@ -29,7 +28,8 @@ freeze who is in at that moment.`,
 	if err != nil {
 		return err
 	}
-	return nftTemplate.Execute(w, nftRules{guards, o, true})
+	_, err = io.WriteString(w, nftRules{guards, o, true}.text())
+	return err
 }
 
 const nftUndo = "nft delete table inet portknock"
@@ -54,95 +54,67 @@ stays in.`, setSize, rate)
 // nftRules is what the nftables text is made of. Without an automaton it only
 // guards, and somebody else fills the sets of who is in.
 type nftRules struct {
-	Guards    []guard
-	Options   Options
-	Automaton bool
+	guards    []guard
+	options   Options
+	automaton bool
 }
 
-// Families are the address families, each with a set of its own per guard:
-// a set holds addresses of one length.
-func (nftRules) Families() []nftFamily { return nftFamilies }
-
-type nftFamily struct{ N, Addr, Proto string }
+// nftFamily is an address family. Each has sets of its own per guard: a set holds
+// addresses of one length.
+type nftFamily struct{ n, addr, proto string }
 
 var nftFamilies = []nftFamily{{"4", "ip saddr", "ipv4"}, {"6", "ip6 saddr", "ipv6"}}
 
-// Guarded returns the ports that all guards together close, by transport.
-func (r nftRules) Guarded() []nftPorts {
-	return nftByTransport(func(t knock.Transport) []knock.PortRange { return guarded(t, r.Guards) })
-}
-
-// Allowed returns the ports that stay open to everybody, by transport.
-func (r nftRules) Allowed() []nftPorts {
-	return nftByTransport(func(t knock.Transport) []knock.PortRange { return ports(t, r.Options.Allow) })
-}
-
-// Verdict is what becomes of a repeated knock.
-func (r nftRules) Verdict() string {
-	if r.Options.Consume {
-		return "drop"
-	}
-	return "return"
-}
-
-func (nftRules) Size() int { return setSize }
-
-// nftPorts matches packets to some ports of one transport. Only a packet that
-// begins something is matched: New for a connection or a flow.
+// nftPorts is some ports of one transport.
 type nftPorts struct {
-	Transport knock.Transport
-	Ports     []knock.PortRange
+	transport knock.Transport
+	ports     []knock.PortRange
 }
 
-// Match returns the expression for the ports: "tcp dport { 22, 80-81 }".
-func (p nftPorts) Match() string {
-	words := make([]string, len(p.Ports))
-	for i, r := range p.Ports {
-		words[i], _, _ = strings.Cut(r.String(), "/")
+// match returns the expression for the ports: "tcp dport { 22, 80-81 }".
+func (p nftPorts) match() string {
+	words := make([]string, len(p.ports))
+	for i, r := range p.ports {
+		words[i] = numbers(r, "-")
 	}
-	return fmt.Sprintf("%s dport { %s }", p.Transport, strings.Join(words, ", "))
+	return fmt.Sprintf("%s dport { %s }", p.transport, strings.Join(words, ", "))
 }
 
-// New narrows Match to what opens a connection. A TCP packet without a SYN
+// begins narrows match to what opens a connection. A TCP packet without a SYN
 // belongs to a session, perhaps to one older than the rules. UDP has no such
 // mark: the rule on established flows has gone before.
-func (p nftPorts) New() string {
-	if p.Transport == knock.TCP {
-		return p.Match() + " tcp flags & (fin|syn|rst|ack) == syn"
+func (p nftPorts) begins() string {
+	if p.transport == knock.TCP {
+		return p.match() + " tcp flags & (fin|syn|rst|ack) == syn"
 	}
-	return p.Match()
+	return p.match()
 }
 
-func nftByTransport(of func(knock.Transport) []knock.PortRange) []nftPorts {
+// nftSplit returns the ports of lists by transport.
+func nftSplit(lists ...[]knock.PortRange) []nftPorts {
 	var all []nftPorts
 	for _, t := range transports {
-		if p := of(t); len(p) > 0 {
+		if p := ports(t, lists...); len(p) > 0 {
 			all = append(all, nftPorts{t, p})
 		}
 	}
 	return all
 }
 
-// Opens returns the guard's ports by transport.
-func (g guard) Opens() []nftPorts {
-	return nftByTransport(func(t knock.Transport) []knock.PortRange { return ports(t, g.OpenPorts) })
-}
-
-// Ignored returns the elements of the set of ports that do not reset.
-func (g guard) Ignored() string {
+// nftIgnored returns the elements of the set of ports that do not reset.
+func nftIgnored(g guard) string {
 	var words []string
 	for _, t := range transports {
 		for _, r := range ports(t, g.IgnorePorts) {
-			p, _, _ := strings.Cut(r.String(), "/")
-			words = append(words, fmt.Sprintf("%s . %s", t, p))
+			words = append(words, fmt.Sprintf("%s . %s", t, numbers(r, "-")))
 		}
 	}
 	return strings.Join(words, ", ")
 }
 
-// Next returns the elements of the map from stage and knock to the next stage,
-// for every knock but the last.
-func (g guard) Next() string {
+// nftNext returns the elements of the map from stage and knock to the next
+// stage, for every knock but the last.
+func nftNext(g guard) string {
 	words := make([]string, len(g.Steps)-1)
 	for i := range words {
 		words[i] = fmt.Sprintf("%s : %s", nftKnock(i, g.Steps[i]), nftStage(i+1))
@@ -150,8 +122,8 @@ func (g guard) Next() string {
 	return strings.Join(words, ", ")
 }
 
-// Last returns the element of the set of last knocks.
-func (g guard) Last() string {
+// nftLast returns the element of the set of last knocks.
+func nftLast(g guard) string {
 	i := len(g.Steps) - 1
 	return nftKnock(i, g.Steps[i])
 }
@@ -173,9 +145,11 @@ func nftTime(d time.Duration) string {
 	return fmt.Sprintf("%dms", d.Milliseconds())
 }
 
-var nftTemplate = template.Must(template.New("nftables").Funcs(template.FuncMap{
-	"time": nftTime,
-}).Parse(`
+// text returns the rules, from the first table line on.
+func (r nftRules) text() string {
+	var b strings.Builder
+	p := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	p(`
 # Rules are replaced in one step; the sets of who knocks and who is in stay.
 table inet portknock
 flush table inet portknock
@@ -185,119 +159,143 @@ table inet portknock {
 		type filter hook prerouting priority -150; policy accept;
 		iif lo accept
 		ct state established,related accept comment "also makes the kernel put fragments together first"
-		fib daddr type != local accept
-{{- range $g := .Guards}}
-{{- range .Opens}}
-		{{.New}} jump door_{{$g.ID}}
-{{- end}}
-{{- end}}
-{{- range .Guarded}}
-		{{.New}} counter drop
-{{- end}}
-{{- if .Automaton}}
-		tcp flags & (fin|syn|rst|ack) != syn accept
-{{- range $g := .Guards}}
-{{- range $.Families}}
-		meta nfproto {{.Proto}} meta l4proto { tcp, udp } jump knock{{.N}}_{{$g.ID}}
-{{- end}}
-{{- end}}
-		meta priority set 0:0
-{{- end}}
+		fib daddr type != local accept`)
+	for _, g := range r.guards {
+		for _, o := range nftSplit(g.OpenPorts) {
+			p("\t\t%s jump door_%s", o.begins(), g.ID)
+		}
 	}
-{{- range $g := .Guards}}
+	closed := nftSplit(guarded(r.guards)...)
+	for _, c := range closed {
+		p("\t\t%s counter drop", c.begins())
+	}
+	if r.automaton {
+		p("\t\ttcp flags & (fin|syn|rst|ack) != syn accept")
+		for _, g := range r.guards {
+			for _, f := range nftFamilies {
+				p("\t\tmeta nfproto %s meta l4proto { tcp, udp } jump knock%s_%s", f.proto, f.n, g.ID)
+			}
+		}
+		p("\t\tmeta priority set 0:0")
+	}
+	p("\t}")
+	for _, g := range r.guards {
+		p("%s", r.guard(g))
+	}
+	if r.options.DropPolicy {
+		p("%s\n}", r.input(closed))
+	} else {
+		// A file with the drop policy may have been loaded before.
+		p("\n\tchain input {\n\t}\n}\ndelete chain inet portknock input")
+	}
+	if !r.automaton {
+		return b.String()
+	}
+	for _, g := range r.guards {
+		p("flush map inet portknock next_%s\nflush set inet portknock last_%[1]s\nflush set inet portknock ignore_%[1]s", g.ID)
+		for _, set := range []struct{ name, elements string }{
+			{"next", nftNext(g)}, {"last", nftLast(g)}, {"ignore", nftIgnored(g)},
+		} {
+			if set.elements != "" {
+				p("add element inet portknock %s_%s { %s }", set.name, g.ID, set.elements)
+			}
+		}
+	}
+	return b.String()
+}
 
-	# {{.Name}}
-	chain door_{{.ID}} {
-{{- range $.Families}}
-		{{.Addr}} @open{{.N}}_{{$g.ID}} accept
-{{- end}}
+// guard returns the chains and sets of one guard.
+func (r nftRules) guard(g guard) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "\n\t# %s\n\tchain door_%s {\n", g.Name, g.ID)
+	for _, f := range nftFamilies {
+		fmt.Fprintf(&b, "\t\t%s @open%s_%s accept\n", f.addr, f.n, g.ID)
 	}
-{{- range $.Families}}
-	set open{{.N}}_{{$g.ID}} { typeof {{.Addr}}; flags dynamic,timeout; size {{$.Size}}; }
-{{- end}}
-{{- if $.Automaton}}
-	# The stage of a knocker and its knock lead to the next stage.
-	map next_{{.ID}} { typeof meta priority . meta l4proto . th dport : meta priority; }
-	set last_{{.ID}} { typeof meta priority . meta l4proto . th dport; }
-	set ignore_{{.ID}} { typeof meta l4proto . th dport; flags interval; }
-{{- range $.Families}}
-	map at{{.N}}_{{$g.ID}} { typeof {{.Addr}} : meta priority; flags dynamic,timeout; size {{$.Size}}; }
-	set made{{.N}}_{{$g.ID}} { typeof {{.Addr}} . meta l4proto . th dport; flags dynamic,timeout; size {{$.Size}}; }
-	set pace{{.N}}_{{$g.ID}} { typeof {{.Addr}}; flags dynamic,timeout; size {{$.Size}}; }
-	chain knock{{.N}}_{{$g.ID}} {
-		meta priority set {{.Addr}} map @at{{.N}}_{{$g.ID}} goto mid{{.N}}_{{$g.ID}}
-		goto start{{.N}}_{{$g.ID}}
+	b.WriteString("\t}")
+	for _, f := range nftFamilies {
+		fmt.Fprintf(&b, "\n\tset open%s_%s { typeof %s; flags dynamic,timeout; size %d; }", f.n, g.ID, f.addr, setSize)
 	}
-	chain mid{{.N}}_{{$g.ID}} {
-		meta priority set meta priority . meta l4proto . th dport map @next_{{$g.ID}} goto advance{{.N}}_{{$g.ID}}
-		meta priority . meta l4proto . th dport @last_{{$g.ID}} goto admit{{.N}}_{{$g.ID}}
-		{{.Addr}} . meta l4proto . th dport @made{{.N}}_{{$g.ID}} {{$.Verdict}} comment "a repeat"
-		meta l4proto . th dport @ignore_{{$g.ID}} return
-		delete @at{{.N}}_{{$g.ID}} { {{.Addr}} : meta priority } comment "a wrong knock"
-		goto start{{.N}}_{{$g.ID}}
+	if !r.automaton {
+		return b.String()
 	}
-	chain start{{.N}}_{{$g.ID}} {
-		meta priority set 0:0
-{{- if eq (len $g.Steps) 1}}
-		meta priority . meta l4proto . th dport @last_{{$g.ID}} goto admit{{.N}}_{{$g.ID}}
-{{- end}}
-		meta priority set meta priority . meta l4proto . th dport map @next_{{$g.ID}} goto begin{{.N}}_{{$g.ID}}
+	verdict, consume, single := "return", "", ""
+	if r.options.Consume {
+		verdict, consume = "drop", "\n\t\tdrop"
 	}
-	chain begin{{.N}}_{{$g.ID}} {
-		update @pace{{.N}}_{{$g.ID}} { {{.Addr}} timeout 10s limit rate over 20/second burst 60 packets } {{$.Verdict}}
-		goto advance{{.N}}_{{$g.ID}}
+	if len(g.Steps) == 1 {
+		single = "\n\t\tmeta priority . meta l4proto . th dport @last_ID goto admitN_ID"
 	}
-	chain advance{{.N}}_{{$g.ID}} {
-		delete @at{{.N}}_{{$g.ID}} { {{.Addr}} : meta priority }
-		add @at{{.N}}_{{$g.ID}} { {{.Addr}} timeout {{time $g.KnockTimeout}} : meta priority }
-		update @made{{.N}}_{{$g.ID}} { {{.Addr}} . meta l4proto . th dport timeout {{time $g.KnockTimeout}} }
-{{- if $.Options.Consume}}
-		drop
-{{- end}}
+	text := nftMaps
+	for _, f := range nftFamilies {
+		text += strings.NewReplacer("SADDR", f.addr, "N_ID", f.n+"_ID").Replace(strings.ReplaceAll(nftAutomaton, "SINGLE", single))
 	}
-	chain admit{{.N}}_{{$g.ID}} {
-		delete @at{{.N}}_{{$g.ID}} { {{.Addr}} : meta priority }
-		update @open{{.N}}_{{$g.ID}} { {{.Addr}} timeout {{time $g.OpenFor}} } counter
-{{- if $.Options.Consume}}
-		drop
-{{- end}}
-	}
-{{- end}}
-{{- end}}
-{{- end}}
+	b.WriteString(strings.NewReplacer("ID", g.ID, "SIZE", fmt.Sprint(setSize), "REPEAT", verdict, "CONSUME", consume,
+		"KNOCKTIMEOUT", nftTime(g.KnockTimeout), "OPENFOR", nftTime(g.OpenFor)).Replace(text))
+	return b.String()
+}
 
+// input returns the chain that closes everything else.
+func (r nftRules) input(closed []nftPorts) string {
+	var b strings.Builder
+	b.WriteString(`
 	chain input {
-{{- if .Options.DropPolicy}}
 		type filter hook input priority 0; policy drop;
 		iif lo accept
 		ct state established,related accept
 		meta l4proto { icmp, ipv6-icmp } accept
 		udp sport 67 udp dport 68 accept comment "DHCP"
 		udp dport 546 accept comment "DHCPv6"
-{{- range .Guarded}}
-		{{.Match}} accept comment "judged by the guard"
-{{- end}}
-{{- range .Allowed}}
-		{{.Match}} accept
-{{- end}}
-{{- end}}
+`)
+	for _, c := range closed {
+		fmt.Fprintf(&b, "\t\t%s accept comment \"judged by the guard\"\n", c.match())
 	}
+	for _, a := range nftSplit(r.options.Allow) {
+		fmt.Fprintf(&b, "\t\t%s accept\n", a.match())
+	}
+	b.WriteString("\t}")
+	return b.String()
 }
-{{- if not .Options.DropPolicy}}
-delete chain inet portknock input
-{{- end}}
-{{- if .Automaton}}
-{{- range .Guards}}
-flush map inet portknock next_{{.ID}}
-flush set inet portknock last_{{.ID}}
-flush set inet portknock ignore_{{.ID}}
-{{- if .Next}}
-add element inet portknock next_{{.ID}} { {{.Next}} }
-{{- end}}
-add element inet portknock last_{{.ID}} { {{.Last}} }
-{{- if .Ignored}}
-add element inet portknock ignore_{{.ID}} { {{.Ignored}} }
-{{- end}}
-{{- end}}
-{{- end}}
-`))
+
+// Words in capitals stand for what differs from guard to guard and from family
+// to family.
+const (
+	nftMaps = `
+	# The stage of a knocker and its knock lead to the next stage.
+	map next_ID { typeof meta priority . meta l4proto . th dport : meta priority; }
+	set last_ID { typeof meta priority . meta l4proto . th dport; }
+	set ignore_ID { typeof meta l4proto . th dport; flags interval; }`
+
+	nftAutomaton = `
+	map atN_ID { typeof SADDR : meta priority; flags dynamic,timeout; size SIZE; }
+	set madeN_ID { typeof SADDR . meta l4proto . th dport; flags dynamic,timeout; size SIZE; }
+	set paceN_ID { typeof SADDR; flags dynamic,timeout; size SIZE; }
+	chain knockN_ID {
+		meta priority set SADDR map @atN_ID goto midN_ID
+		goto startN_ID
+	}
+	chain midN_ID {
+		meta priority set meta priority . meta l4proto . th dport map @next_ID goto advanceN_ID
+		meta priority . meta l4proto . th dport @last_ID goto admitN_ID
+		SADDR . meta l4proto . th dport @madeN_ID REPEAT comment "a repeat"
+		meta l4proto . th dport @ignore_ID return
+		delete @atN_ID { SADDR : meta priority } comment "a wrong knock"
+		goto startN_ID
+	}
+	chain startN_ID {
+		meta priority set 0:0SINGLE
+		meta priority set meta priority . meta l4proto . th dport map @next_ID goto beginN_ID
+	}
+	chain beginN_ID {
+		update @paceN_ID { SADDR timeout 10s limit rate over 20/second burst 60 packets } REPEAT
+		goto advanceN_ID
+	}
+	chain advanceN_ID {
+		delete @atN_ID { SADDR : meta priority }
+		add @atN_ID { SADDR timeout KNOCKTIMEOUT : meta priority }
+		update @madeN_ID { SADDR . meta l4proto . th dport timeout KNOCKTIMEOUT }CONSUME
+	}
+	chain admitN_ID {
+		delete @atN_ID { SADDR : meta priority }
+		update @openN_ID { SADDR timeout OPENFOR } counterCONSUME
+	}`
+)

@@ -13,6 +13,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -178,13 +179,22 @@ func ports(t knock.Transport, lists ...[]knock.PortRange) []knock.PortRange {
 	return merged
 }
 
-// guarded returns what all guards together close, one transport's part.
-func guarded(t knock.Transport, guards []guard) []knock.PortRange {
+// guarded returns what all guards together close.
+func guarded(guards []guard) [][]knock.PortRange {
 	lists := make([][]knock.PortRange, len(guards))
 	for i, g := range guards {
 		lists[i] = g.OpenPorts
 	}
-	return ports(t, lists...)
+	return lists
+}
+
+// numbers returns a range without its transport: "22", or "60000-61000" with
+// that separator.
+func numbers(r knock.PortRange, separator string) string {
+	if r.First == r.Last {
+		return strconv.Itoa(int(r.First))
+	}
+	return fmt.Sprintf("%d%s%d", r.First, separator, r.Last)
 }
 
 var transports = []knock.Transport{knock.TCP, knock.UDP}

@@ -175,7 +175,7 @@ func TestKnockdTrap(t *testing.T) {
 	d := knockdDoor{guard{Guard: mustGuard(t, "x", "81 65535/udp 7000 7001", "22 6999")}}
 	d.Steps, _ = knock.ParseSequence("81 65535/udp 7000 7001")
 	// Without 80 (ignored), 65536, 6999 (guarded) and the knocks themselves.
-	if got, want := d.Trap(), "82:tcp,65534:udp,7002:tcp"; got != want {
+	if got, want := d.trap(), "82:tcp,65534:udp,7002:tcp"; got != want {
 		t.Errorf("Trap = %q, want %q", got, want)
 	}
 }
