@@ -140,3 +140,22 @@ func fileImports(t *testing.T, file string) (all []string) {
 	}
 	return all
 }
+
+// TestBinarySize: people copy the binary to machines without much room.
+func TestBinarySize(t *testing.T) {
+	const most = 5_000_000
+	file := filepath.Join(t.TempDir(), "portknock")
+	c := exec.Command("go", "build", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w", "-o", file, ".")
+	c.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := c.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	info, err := os.Stat(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d bytes", info.Size())
+	if info.Size() > most {
+		t.Errorf("the stripped binary has %d bytes, more than %d", info.Size(), most)
+	}
+}
