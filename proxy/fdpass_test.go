@@ -59,13 +59,17 @@ func TestPassFD(t *testing.T) {
 	for _, opt := range []struct {
 		name       string
 		level, opt int
+		on         bool
 	}{
-		{"TCP_NODELAY", unix.IPPROTO_TCP, unix.TCP_NODELAY},
-		{"SO_KEEPALIVE", unix.SOL_SOCKET, unix.SO_KEEPALIVE},
+		{"TCP_NODELAY", unix.IPPROTO_TCP, unix.TCP_NODELAY, false},
+		{"SO_KEEPALIVE", unix.SOL_SOCKET, unix.SO_KEEPALIVE, true},
 	} {
-		if n, err := unix.GetsockoptInt(fd, opt.level, opt.opt); n != 0 || err != nil {
+		if n, err := unix.GetsockoptInt(fd, opt.level, opt.opt); n != 0 != opt.on || err != nil {
 			t.Errorf("%s is %d, %v", opt.name, n, err)
 		}
+	}
+	if linger, err := unix.GetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER); err != nil || linger.Onoff != 0 {
+		t.Errorf("SO_LINGER is %v, %v", linger, err)
 	}
 	passed := os.NewFile(uintptr(fd), "passed")
 	server.SetDeadline(time.Now().Add(patience))

@@ -34,8 +34,9 @@ func CanPassFD(to *os.File) error {
 // UNIX socket: its descriptor goes with one byte of value 0, as SCM_RIGHTS, which
 // is what ssh waits for with ProxyUseFdpass (ssh_config(5), and mm_receive_fd in
 // OpenSSH's monitor_fdpass.c). The connection is as connect(2) leaves one:
-// blocking, and without the options that Go sets, for ssh has its own view of
-// keep-alive and of TCP_NODELAY.
+// blocking, and without the TCP_NODELAY that Go sets, which ssh sets if it sees
+// fit. Keep-alive stays on: ssh has it on by default (TCPKeepAlive), but turns it
+// on only for the connections that it makes itself.
 //
 // conn is closed in any case; if the error is nil the connection lives on at the
 // other end. It is an error if conn is no [*net.TCPConn], if to is no UNIX
@@ -51,7 +52,6 @@ func PassFD(conn net.Conn, to *os.File) error {
 	}
 	// An error would mean that the connection is dead, which ssh will see.
 	_ = tcp.SetNoDelay(false)
-	_ = tcp.SetKeepAlive(false)
 	from, err := tcp.SyscallConn()
 	if err != nil {
 		return err
