@@ -23,8 +23,8 @@ const (
 
 // spliceStream does what copyStream does, without a copy, if one of dst and src
 // is a pipe and the other a socket: splice(2) hands the pages over. If they are
-// something else, or the kernel declines, ended is false; nothing is lost then,
-// and a plain copy can go on where this one stopped. If ctx is done first, its
+// something else, or the kernel declines, or src seems to be at its end, ended is
+// false; nothing is lost then, and a plain copy goes on where this stopped. If ctx is done first, its
 // error is readErr.
 func spliceStream(ctx context.Context, dst io.Writer, src io.Reader) (ended bool, readErr, writeErr error) {
 	from, to := rawConn(src), rawConn(dst)
@@ -104,8 +104,8 @@ func (s *splicer) run() (ended bool, readErr, writeErr error) {
 			n, err = s.splice()
 		}
 		switch {
-		case err == nil && n == 0:
-			return true, nil, nil
+		case err == nil && n == 0: // the end, or urgent data before it: read(2) tells
+			return false, nil, nil
 		case err == nil:
 			if n >= spliceBulk && !bulk {
 				bulk = true
@@ -121,7 +121,7 @@ func (s *splicer) run() (ended bool, readErr, writeErr error) {
 	}
 }
 
-// splice moves what can be moved at once; 0 bytes mean the end of in.
+// splice moves what can be moved at once.
 func (s *splicer) splice() (int, error) {
 	for {
 		n, err := unix.Splice(s.in, nil, s.out, nil, spliceMost, unix.SPLICE_F_NONBLOCK)
