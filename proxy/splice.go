@@ -9,7 +9,14 @@ import (
 	"syscall"
 )
 
-const bufferSize = 64 << 10
+const (
+	bufferSize = 64 << 10
+
+	// bulk is how much comes at once in a transfer, in bytes: more than anybody
+	// types, and less than an ordinary pipe holds when each packet takes one of
+	// its sixteen slots.
+	bulk = 16 << 10
+)
 
 // Splice copies in to conn and conn to out, as netcat does for ssh, and closes
 // conn before it returns.
@@ -22,8 +29,8 @@ const bufferSize = 64 << 10
 // idle timeout. A Read of in, or a Write to out, that is under way when Splice
 // returns goes on in the background, for nothing can end it but the process.
 //
-// On Linux, between a pipe and a TCP connection, splice(2) moves the data without
-// a copy, and without a change to a flag of the pipe, which others share; for a
+// On Linux, between a pipe and a TCP connection, splice(2) moves what is much
+// without a copy, and without a change to a flag of the pipe, which others share; for a
 // transfer the pipe is made to hold more, if that is allowed. Deadlines of conn
 // do not end a splice(2).
 //
@@ -83,19 +90,12 @@ func receive(ctx context.Context, out io.Writer, conn net.Conn) error {
 	return readErr
 }
 
-// stream moves src to dst, in the cheapest way there is, until one of them ends,
-// and tells which: both errors are nil at the end of src.
+// stream moves src to dst until one of them ends, and tells which: both errors
+// are nil at the end of src. What is little goes through a buffer: a program that
+// waits for a key's echo is woken up later by splice(2) than by write(2). It is a
+// plain loop for a reason: io.Copy from a TCP connection to a pipe uses splice(2)
+// too, and keeps a core busy as long as the pipe is full (golang/go#75304).
 func stream(ctx context.Context, dst io.Writer, src io.Reader) (readErr, writeErr error) {
-	if ended, readErr, writeErr := spliceStream(ctx, dst, src); ended {
-		return readErr, writeErr
-	}
-	return copyStream(dst, src)
-}
-
-// copyStream is stream for anything. It is a plain loop for a reason: io.Copy
-// from a TCP connection to a pipe uses splice(2), and keeps a core busy as long
-// as the pipe is full (golang/go#75304).
-func copyStream(dst io.Writer, src io.Reader) (readErr, writeErr error) {
 	buf := make([]byte, bufferSize)
 	for {
 		n, err := src.Read(buf)
@@ -113,6 +113,11 @@ func copyStream(dst io.Writer, src io.Reader) (readErr, writeErr error) {
 		}
 		if err != nil {
 			return err, nil
+		}
+		if n >= bulk {
+			if ended, readErr, writeErr := spliceStream(ctx, dst, src); ended {
+				return readErr, writeErr
+			}
 		}
 	}
 }

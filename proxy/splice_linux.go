@@ -14,18 +14,14 @@ const (
 	// less moves less.
 	spliceMost = 1 << 20
 
-	// A transfer is one that moves spliceBulk bytes at once, more than anybody
-	// types and less than an ordinary pipe holds when each packet takes one of
-	// its sixteen slots. It gets a pipe of pipeBulk bytes.
-	spliceBulk = 16 << 10
-	pipeBulk   = 1 << 20
+	pipeBulk = 1 << 20 // what a pipe is made to hold for a transfer, in bytes
 )
 
-// spliceStream does what copyStream does, without a copy, if one of dst and src
-// is a pipe and the other a socket: splice(2) hands the pages over. If they are
-// something else, or the kernel declines, or src seems to be at its end, ended is
-// false; nothing is lost then, and a plain copy goes on where this stopped. If ctx is done first, its
-// error is readErr.
+// spliceStream goes on with what stream has begun, for as long as much comes at
+// once, and without a copy, if one of dst and src is a pipe and the other a
+// socket: splice(2) hands the pages over. If they are something else, or little
+// comes, or the end, or the kernel declines, ended is false: nothing is lost, and
+// stream goes on. If ctx is done first, its error is readErr.
 func spliceStream(ctx context.Context, dst io.Writer, src io.Reader) (ended bool, readErr, writeErr error) {
 	from, to := rawConn(src), rawConn(dst)
 	if from == nil || to == nil {
@@ -80,7 +76,7 @@ func (s *splicer) isPipe(fd int) bool {
 	return unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFIFO
 }
 
-// run splices until in ends, or stop hangs up, or something fails.
+// run splices until little comes, or stop hangs up, or something fails.
 //
 // It sleeps in poll(2) only. A splice(2) that sleeps for the socket holds the
 // pipe's lock, and with it the program at the pipe's other end, even one that
@@ -91,7 +87,7 @@ func (s *splicer) isPipe(fd int) bool {
 // nobody else reads from it; so out is full. If out has room and it is still
 // EAGAIN, this is nothing that waiting mends, such as urgent data next in line.
 func (s *splicer) run() (ended bool, readErr, writeErr error) {
-	bulk := false
+	s.enlarge()
 	for {
 		if !s.await(s.in, unix.POLLIN) {
 			return true, nil, nil
@@ -104,13 +100,9 @@ func (s *splicer) run() (ended bool, readErr, writeErr error) {
 			n, err = s.splice()
 		}
 		switch {
-		case err == nil && n == 0: // the end, or urgent data before it: read(2) tells
+		case err == nil && n >= bulk:
+		case err == nil: // 0 may be the end, or urgent data before it: read(2) tells
 			return false, nil, nil
-		case err == nil:
-			if n >= spliceBulk && !bulk {
-				bulk = true
-				s.enlarge()
-			}
 		case err == unix.EAGAIN, err == unix.EINVAL, err == unix.ENOSYS, err == unix.EPERM:
 			return false, nil, nil
 		case err == unix.EPIPE, s.isPipe(s.in): // a socket that is read never says EPIPE
