@@ -24,17 +24,8 @@ func ReaderGone(ctx context.Context, f *os.File) <-chan struct{} {
 			close(gone)
 			return
 		}
-		stop := -1 // no descriptor left for a pipe: then it cannot be stopped
-		if r, w, err := os.Pipe(); err == nil {
-			defer r.Close()
-			unhook := context.AfterFunc(ctx, func() { w.Close() })
-			defer func() {
-				if unhook() {
-					w.Close()
-				}
-			}()
-			stop = int(r.Fd())
-		}
+		stop, release := stopper(ctx)
+		defer release()
 		hungUp := false
 		err = raw.Control(func(fd uintptr) { hungUp = awaitHangup(int(fd), stop) })
 		if hungUp || err != nil { // with an error f is closed
@@ -42,4 +33,21 @@ func ReaderGone(ctx context.Context, f *os.File) <-chan struct{} {
 		}
 	}()
 	return gone
+}
+
+// stopper returns a descriptor that hangs up when ctx is done, so that poll(2)
+// can wait for that too, and a function that gives it back. It is -1, which
+// poll(2) takes for nothing, if no descriptor is left.
+func stopper(ctx context.Context) (fd int, release func()) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return -1, func() {}
+	}
+	unhook := context.AfterFunc(ctx, func() { w.Close() })
+	return int(r.Fd()), func() {
+		if unhook() {
+			w.Close()
+		}
+		r.Close()
+	}
 }

@@ -9,7 +9,14 @@ import (
 	"syscall"
 )
 
-const bufferSize = 64 << 10
+const (
+	bufferSize = 64 << 10
+
+	// bulk is how much comes at once in a transfer, in bytes: more than anybody
+	// types, and less than an ordinary pipe holds when each packet takes one of
+	// its sixteen slots.
+	bulk = 16 << 10
+)
 
 // Splice copies in to conn and conn to out, as netcat does for ssh, and closes
 // conn before it returns.
@@ -19,8 +26,13 @@ const bufferSize = 64 << 10
 // when ctx is done, with its error. The end of in closes only the sending half
 // of conn, if it can do that: a reply that comes later arrives whole. So does
 // one that the peer had sent before it stopped listening to us. There is no
-// idle timeout. A read of in, or a write to out, that is under way when Splice
+// idle timeout. A Read of in, or a Write to out, that is under way when Splice
 // returns goes on in the background, for nothing can end it but the process.
+//
+// On Linux, between a pipe and a TCP connection, splice(2) moves what is much
+// without a copy, and without a change to a flag of the pipe, which others share; for a
+// transfer the pipe is made to hold more, if that is allowed. Deadlines of conn
+// do not end a splice(2).
 //
 // The error is nil if conn ended in order. A peer that has closed its side needs
 // not take what we still send it.
@@ -29,10 +41,12 @@ const bufferSize = 64 << 10
 // that its reader has gone while the peer says nothing.
 func Splice(ctx context.Context, conn net.Conn, in io.Reader, out io.Writer) error {
 	defer conn.Close()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // before the Close, which waits for a splice(2) to let go of conn
 	sent := make(chan error, 1)
 	received := make(chan error, 1)
-	go func() { sent <- send(conn, in) }()
-	go func() { received <- receive(out, conn) }()
+	go func() { sent <- send(ctx, conn, in) }()
+	go func() { received <- receive(ctx, out, conn) }()
 
 	var err error
 	select {
@@ -50,8 +64,8 @@ func Splice(ctx context.Context, conn net.Conn, in io.Reader, out io.Writer) err
 }
 
 // send copies in to conn and then closes the sending half.
-func send(conn net.Conn, in io.Reader) error {
-	readErr, writeErr := copyStream(conn, in)
+func send(ctx context.Context, conn net.Conn, in io.Reader) error {
+	readErr, writeErr := stream(ctx, conn, in)
 	if writeErr != nil {
 		if errors.Is(writeErr, syscall.EPIPE) { // closed by the peer, in order
 			return nil
@@ -68,19 +82,20 @@ func send(conn net.Conn, in io.Reader) error {
 }
 
 // receive copies conn to out.
-func receive(out io.Writer, conn net.Conn) error {
-	readErr, writeErr := copyStream(out, conn)
+func receive(ctx context.Context, out io.Writer, conn net.Conn) error {
+	readErr, writeErr := stream(ctx, out, conn)
 	if writeErr != nil {
 		return fmt.Errorf("write output: %w", writeErr)
 	}
 	return readErr
 }
 
-// copyStream copies src to dst until one of them ends, and tells which: both
-// errors are nil at the end of src. It is a plain loop for a reason: io.Copy
-// from a TCP connection to a pipe uses splice(2), and keeps a core busy as long
-// as the pipe is full (golang/go#75304).
-func copyStream(dst io.Writer, src io.Reader) (readErr, writeErr error) {
+// stream moves src to dst until one of them ends, and tells which: both errors
+// are nil at the end of src. What is little goes through a buffer: a program that
+// waits for a key's echo is woken up later by splice(2) than by write(2). It is a
+// plain loop for a reason: io.Copy from a TCP connection to a pipe uses splice(2)
+// too, and keeps a core busy as long as the pipe is full (golang/go#75304).
+func stream(ctx context.Context, dst io.Writer, src io.Reader) (readErr, writeErr error) {
 	buf := make([]byte, bufferSize)
 	for {
 		n, err := src.Read(buf)
@@ -98,6 +113,11 @@ func copyStream(dst io.Writer, src io.Reader) (readErr, writeErr error) {
 		}
 		if err != nil {
 			return err, nil
+		}
+		if n >= bulk {
+			if ended, readErr, writeErr := spliceStream(ctx, dst, src); ended {
+				return readErr, writeErr
+			}
 		}
 	}
 }

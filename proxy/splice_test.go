@@ -12,6 +12,7 @@ import (
 	"os"
 	"syscall"
 	"testing"
+	"testing/synctest"
 )
 
 func pipe(t *testing.T) (r, w *os.File) {
@@ -174,19 +175,22 @@ func TestSpliceDrainsAfterWriteError(t *testing.T) {
 		{syscall.EPIPE, nil}, // it had closed in order
 		{syscall.ECONNRESET, syscall.ECONNRESET},
 	} {
-		failed := make(chan struct{})
-		conn := &scriptedConn{
-			read: func(b []byte) (int, error) {
-				<-failed
-				return copy(b, "farewell"), io.EOF
-			},
-			write: func([]byte) (int, error) { defer close(failed); return 0, test.err },
-		}
-		var out bytes.Buffer
-		err := Splice(t.Context(), conn, bytes.NewReader([]byte("x")), &out)
-		if !errors.Is(err, test.want) || out.String() != "farewell" {
-			t.Errorf("%v: got %q, error %v", test.err, &out, err)
-		}
+		synctest.Test(t, func(t *testing.T) {
+			failed := make(chan struct{})
+			conn := &scriptedConn{
+				read: func(b []byte) (int, error) {
+					<-failed
+					synctest.Wait() // until Splice knows, too
+					return copy(b, "farewell"), io.EOF
+				},
+				write: func([]byte) (int, error) { defer close(failed); return 0, test.err },
+			}
+			var out bytes.Buffer
+			err := Splice(t.Context(), conn, bytes.NewReader([]byte("x")), &out)
+			if !errors.Is(err, test.want) || out.String() != "farewell" {
+				t.Errorf("%v: got %q, error %v", test.err, &out, err)
+			}
+		})
 	}
 }
 

@@ -3,10 +3,12 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/signal"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/portknock/portknock/knock/profile"
 	"github.com/portknock/portknock/proxy"
@@ -16,12 +18,14 @@ import (
 func connectFlags(a *app, f *pflag.FlagSet) {
 	a.shared.networkFlags(f)
 	f.BoolVar(&a.optional, "optional", false, "connect without knocking if there is no profile")
+	f.BoolVarP(&a.fdpass, "fdpass", "F", false, "hand ssh the connected socket and leave, for ProxyUseFdpass")
 }
 
 // errReaderGone ends everything without a word: whoever would read it is gone.
 var errReaderGone = errors.New("nobody reads standard output any more")
 
-// runConnect is what ssh runs. Nothing but the stream goes to stdout.
+// runConnect is what ssh runs. Nothing but the stream, or with -F its socket,
+// goes to stdout.
 func runConnect(ctx context.Context, a *app, args []string) error {
 	if len(args) != 2 {
 		return usageError("connect takes HOST and PORT")
@@ -32,6 +36,13 @@ func runConnect(ctx context.Context, a *app, args []string) error {
 	port, err := parsePort(args[1])
 	if err != nil {
 		return err
+	}
+	stdout, _ := a.stdout.(*os.File)
+	if a.fdpass {
+		if err := proxy.CanPassFD(stdout); err != nil { // before a knock tells anybody that we are here
+			return &failure{exitUsage, fmt.Errorf("cannot pass the connection to standard output: %w", err),
+				"-F goes with ProxyUseFdpass yes in ~/.ssh/config; without it, leave out -F"}
+		}
 	}
 	p, err := a.lookupNamed(args[0])
 	if err != nil && !(a.optional && noProfile(err)) {
@@ -46,7 +57,7 @@ func runConnect(ctx context.Context, a *app, args []string) error {
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	if stdout, ok := a.stdout.(*os.File); ok {
+	if stdout != nil {
 		gone := proxy.ReaderGone(ctx, stdout)
 		go func() {
 			<-gone
@@ -54,13 +65,17 @@ func runConnect(ctx context.Context, a *app, args []string) error {
 		}()
 	}
 	conn, err := dialer.Connect(ctx, a.target(args[0], p), port)
-	if err == nil {
+	switch {
+	case err != nil:
+	case a.fdpass:
+		err = proxy.PassFD(conn, stdout)
+	default:
 		// ssh's master with ControlPersist lives on when ^C ends the command it
 		// was started for. From here on ssh decides when we end.
 		signal.Ignore(os.Interrupt)
 		err = proxy.Splice(ctx, conn, a.stdin, a.stdout)
 	}
-	if err == nil || context.Cause(ctx) == errReaderGone {
+	if err == nil || context.Cause(ctx) == errReaderGone || errors.Is(err, syscall.EPIPE) { // of stdout: a peer's is no error
 		return nil
 	}
 	return connectFailure(ctx, args[0], p, err)

@@ -3,6 +3,7 @@ package main
 import (
 	"crypto/rand"
 	"crypto/sha256"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -20,6 +21,20 @@ func newJourney(t testing.TB, settings ...string) *rig {
 	r := newRig(t, lab.Firewalls[0], lab.IPv4, append([]string{"Sequence 7001/udp 8003/tcp 9005/udp"}, settings...)...)
 	header(t, r.Server, r.rules, "load")
 	return r
+}
+
+// bothWays runs a test on a journey of portknock's own stream, and on one of a
+// socket that is ssh's.
+func bothWays(t *testing.T, test func(*testing.T, *rig), settings ...string) {
+	for _, fdpass := range []bool{false, true} {
+		t.Run(fmt.Sprintf("fdpass=%v", fdpass), func(t *testing.T) {
+			t.Parallel()
+			r := newJourney(t, settings...)
+			r.fdpass = fdpass
+			r.config = r.sshConfig(t, r.profile)
+			test(t, r)
+		})
+	}
 }
 
 // randomFile writes a file of that many bytes that no compression shortens.
@@ -55,70 +70,73 @@ func checksum(t testing.TB, path string) [32]byte {
 // TestCopies has the programs above ssh copy 200 MB each way they know.
 func TestCopies(t *testing.T) {
 	lab.Require(t, "scp", "sftp", "rsync")
-	r := newJourney(t)
-	data := randomFile(t, 200<<20)
-	want := checksum(t, data)
-	for _, tt := range []struct {
-		name string
-		copy func(to string) // from data, by way of the server
-	}{
-		{"scp up", func(to string) { r.Client.Run(t, "scp", "-q", "-F", r.config, data, "vps:"+to) }},
-		{"scp down", func(to string) { r.Client.Run(t, "scp", "-q", "-F", r.config, "vps:"+data, to) }},
-		{"sftp", func(to string) {
-			r.Client.RunInput(t, strings.NewReader("put "+data+" "+to+"\n"), "sftp", "-q", "-b", "-", "-F", r.config, "vps")
-		}},
-		{"rsync", func(to string) { r.Client.Run(t, "rsync", "-e", "ssh -F "+r.config, data, "vps:"+to) }},
-	} {
-		to := filepath.Join(t.TempDir(), "copy")
-		tt.copy(to)
-		if checksum(t, to) != want {
-			t.Errorf("%s: the copy differs", tt.name)
+	bothWays(t, func(t *testing.T, r *rig) {
+		data := randomFile(t, 200<<20)
+		want := checksum(t, data)
+		for _, tt := range []struct {
+			name string
+			copy func(to string) // from data, by way of the server
+		}{
+			{"scp up", func(to string) { r.Client.Run(t, "scp", "-q", "-F", r.config, data, "vps:"+to) }},
+			{"scp down", func(to string) { r.Client.Run(t, "scp", "-q", "-F", r.config, "vps:"+data, to) }},
+			{"sftp", func(to string) {
+				r.Client.RunInput(t, strings.NewReader("put "+data+" "+to+"\n"), "sftp", "-q", "-b", "-", "-F", r.config, "vps")
+			}},
+			{"rsync", func(to string) { r.Client.Run(t, "rsync", "-e", "ssh -F "+r.config, data, "vps:"+to) }},
+		} {
+			to := filepath.Join(t.TempDir(), "copy")
+			tt.copy(to)
+			if checksum(t, to) != want {
+				t.Errorf("%s: the copy differs", tt.name)
+			}
+			os.Remove(to)
 		}
-		os.Remove(to)
-	}
+	})
 }
 
 // TestGitClone clones a repository over ssh.
 func TestGitClone(t *testing.T) {
 	t.Parallel()
 	lab.Require(t, "git")
-	r := newJourney(t)
-	dir := t.TempDir()
-	r.Server.Shell(t, `cd `+dir+` && git init -q origin && cd origin && echo hello >file && git add file &&
-		git -c user.name=lab -c user.email=lab@example.org commit -q -m one`)
-	c := r.Client.Command("git", "-c", "safe.directory=*", "clone", "-q", "vps:"+dir+"/origin", dir+"/clone")
-	c.Env = append(c.Env, "GIT_SSH_COMMAND=ssh -F "+r.config)
-	if out, err := c.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	if text, err := os.ReadFile(dir + "/clone/file"); string(text) != "hello\n" {
-		t.Errorf("%q, %v", text, err)
-	}
+	bothWays(t, func(t *testing.T, r *rig) {
+		dir := t.TempDir()
+		r.Server.Shell(t, `cd `+dir+` && git init -q origin && cd origin && echo hello >file && git add file &&
+			git -c user.name=lab -c user.email=lab@example.org commit -q -m one`)
+		c := r.Client.Command("git", "-c", "safe.directory=*", "clone", "-q", "vps:"+dir+"/origin", dir+"/clone")
+		c.Env = append(c.Env, "GIT_SSH_COMMAND=ssh -F "+r.config)
+		if out, err := c.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		if text, err := os.ReadFile(dir + "/clone/file"); string(text) != "hello\n" {
+			t.Errorf("%q, %v", text, err)
+		}
+	})
 }
 
 // TestControlPersist: ssh's master in the background outlives ^C on the
 // command it was started for, and portknock with it.
 func TestControlPersist(t *testing.T) {
 	t.Parallel()
-	r := newJourney(t, "OpenFor 1s")
-	socket := filepath.Join(t.TempDir(), "master")
-	master := []string{"-F", r.config, "-o", "ControlMaster=auto", "-o", "ControlPath=" + socket, "-o", "ControlPersist=yes"}
+	bothWays(t, func(t *testing.T, r *rig) {
+		socket := filepath.Join(t.TempDir(), "master")
+		master := []string{"-F", r.config, "-o", "ControlMaster=auto", "-o", "ControlPath=" + socket, "-o", "ControlPersist=yes"}
 
-	c := r.Client.Command("ssh", append(master, "vps", "cat")...)
-	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // as a shell does
-	startEcho(t, c)
-	if err := syscall.Kill(-c.Process.Pid, syscall.SIGINT); err != nil { // ^C: the whole group
-		t.Fatal(err)
-	}
-	if err := c.Wait(); err == nil {
-		t.Fatal("^C did not end the command")
-	}
-	// Without a knock, so by way of the master or not at all.
-	if got := sshOutput(t, r.Client, "-F", r.config, "-o", "ProxyCommand=false", "-o", "ControlPath="+socket, "vps", "echo still here"); got != "still here\n" {
-		t.Errorf("by way of the master: %q", got)
-	}
-	r.Client.Run(t, "ssh", "-F", r.config, "-o", "ControlPath="+socket, "-O", "exit", "vps")
-	r.noneLeft(t)
+		c := r.Client.Command("ssh", append(master, "vps", "cat")...)
+		c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // as a shell does
+		startEcho(t, c)
+		if err := syscall.Kill(-c.Process.Pid, syscall.SIGINT); err != nil { // ^C: the whole group
+			t.Fatal(err)
+		}
+		if err := c.Wait(); err == nil {
+			t.Fatal("^C did not end the command")
+		}
+		// Without a knock, so by way of the master or not at all.
+		if got := sshOutput(t, r.Client, "-F", r.config, "-o", "ProxyCommand=false", "-o", "ControlPath="+socket, "vps", "echo still here"); got != "still here\n" {
+			t.Errorf("by way of the master: %q", got)
+		}
+		r.Client.Run(t, "ssh", "-F", r.config, "-o", "ControlPath="+socket, "-O", "exit", "vps")
+		r.noneLeft(t)
+	}, "OpenFor 1s")
 }
 
 // noneLeft waits until no portknock runs on the client any more.
@@ -158,13 +176,14 @@ func TestSSHTimeout(t *testing.T) {
 // TestSSHKilled: when ssh is gone without a word, portknock goes too.
 func TestSSHKilled(t *testing.T) {
 	t.Parallel()
-	r := newJourney(t)
-	c := r.Client.Command("ssh", "-F", r.config, "vps", "cat")
-	startEcho(t, c)
-	if err := c.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	r.noneLeft(t)
+	bothWays(t, func(t *testing.T, r *rig) {
+		c := r.Client.Command("ssh", "-F", r.config, "vps", "cat")
+		startEcho(t, c)
+		if err := c.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		r.noneLeft(t)
+	})
 }
 
 // TestByName connects by ssh's alias and by what ssh makes of it, with the

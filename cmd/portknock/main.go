@@ -30,6 +30,8 @@ Flags of most commands ("portknock help COMMAND" lists them all):
   -o, --option KEY=VALUE    a setting before those of the file, as in ssh
       --profile NAME        the profile, if HOST does not name it
   -4, -6                    IPv4 only, IPv6 only
+  -F, --fdpass              hand ssh the connected socket and leave, for
+                            ProxyUseFdpass yes
   -v, -vv                   say what happens; -vv also what is sent
   -q, --quiet               say nothing, not even why it failed
       --log-file FILE       say it to FILE too (or set PORTKNOCK_LOG)
@@ -88,6 +90,7 @@ type app struct {
 
 	// Flags of single commands.
 	optional bool     // connect
+	fdpass   bool     // connect
 	wait     bool     // knock
 	at       string   // sequence
 	json     bool     // sequence, profile

@@ -88,23 +88,35 @@ type rig struct {
 	sshd    *lab.SSHD
 	profile string // the file with the profile vps
 	rules   string // emitted from it; not yet loaded
+	fdpass  bool   // portknock hands ssh the socket
 	config  string // for ssh -F: the host vps by way of portknock, direct without
 }
 
-// newRig makes a rig for the profile vps with these settings.
+// newRig makes a rig for the profile vps with these settings. If the variable
+// PORTKNOCK_LAB_FDPASS is set, portknock hands ssh the socket in every test.
 func newRig(t testing.TB, f lab.Firewall, family lab.Family, settings ...string) *rig {
 	t.Helper()
 	lab.Require(t, append([]string{"ssh", "sshd"}, f.Programs...)...)
-	r := &rig{Net: lab.New(t), Firewall: f, family: family}
+	r := &rig{Net: lab.New(t), Firewall: f, family: family, fdpass: os.Getenv("PORTKNOCK_LAB_FDPASS") != ""}
 	f.Install(t, r.Server)
 	r.sshd = r.Server.SSHD(t, []uint16{22})
 	addr := r.Server.Addr(family).String()
 	r.profile = secret(t, "config", append([]string{"Host vps", "HostName " + addr}, settings...)...)
 	r.rules = emit(t, r.Server, f, r.profile)
-	r.config = r.sshd.ClientConfig(t,
-		"Host vps", "HostName "+addr, "ProxyCommand portknock -c "+r.profile+" %h %p",
-		"Host direct", "HostName "+addr)
+	r.config = r.sshConfig(t, r.profile)
 	return r
+}
+
+// sshConfig returns a configuration for ssh that uses a profile file.
+func (r *rig) sshConfig(t testing.TB, profile string) string {
+	t.Helper()
+	addr := r.Server.Addr(r.family).String()
+	proxy := []string{"ProxyCommand portknock -c " + profile + " %h %p"}
+	if r.fdpass {
+		proxy = []string{"ProxyCommand portknock -F -c " + profile + " %h %p", "ProxyUseFdpass yes"}
+	}
+	lines := append([]string{"Host vps", "HostName " + addr}, proxy...)
+	return r.sshd.ClientConfig(t, append(lines, "Host direct", "HostName "+addr)...)
 }
 
 // ssh runs a command on the server through portknock and returns its output.

@@ -1,0 +1,152 @@
+package proxy
+
+import (
+	"context"
+	"io"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// spliceMost is how much one splice(2) is asked to move; a pipe that holds
+	// less moves less.
+	spliceMost = 1 << 20
+
+	pipeBulk = 1 << 20 // what a pipe is made to hold for a transfer, in bytes
+)
+
+// spliceStream goes on with what stream has begun, for as long as much comes at
+// once, and without a copy, if one of dst and src is a pipe and the other a
+// socket: splice(2) hands the pages over. If they are something else, or little
+// comes, or the end, or the kernel declines, ended is false: nothing is lost, and
+// stream goes on. If ctx is done first, its error is readErr.
+func spliceStream(ctx context.Context, dst io.Writer, src io.Reader) (ended bool, readErr, writeErr error) {
+	from, to := rawConn(src), rawConn(dst)
+	if from == nil || to == nil {
+		return false, nil, nil
+	}
+	// Control keeps a descriptor from being closed, and leaves its flags alone.
+	err := from.Control(func(in uintptr) {
+		err := to.Control(func(out uintptr) {
+			s := splicer{in: int(in), out: int(out)}
+			if s.isPipe(s.in) == s.isPipe(s.out) {
+				return
+			}
+			var release func()
+			s.stop, release = stopper(ctx)
+			defer release()
+			ended, readErr, writeErr = s.run()
+			if ended && ctx.Err() != nil {
+				readErr, writeErr = ctx.Err(), nil
+			}
+		})
+		if err != nil {
+			ended, writeErr = true, err
+		}
+	})
+	if err != nil {
+		ended, readErr = true, err
+	}
+	return ended, readErr, writeErr
+}
+
+// rawConn returns the descriptor behind a reader or writer, or nil.
+func rawConn(stream any) syscall.RawConn {
+	c, ok := stream.(syscall.Conn)
+	if !ok {
+		return nil
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	return raw
+}
+
+// splicer moves what comes out of one descriptor into another.
+type splicer struct {
+	in, out int
+	stop    int // hangs up when it is time to end
+}
+
+func (s *splicer) isPipe(fd int) bool {
+	var st unix.Stat_t
+	return unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFIFO
+}
+
+// run splices until little comes, or stop hangs up, or something fails.
+//
+// It sleeps in poll(2) only. A splice(2) that sleeps for the socket holds the
+// pipe's lock, and with it the program at the pipe's other end, even one that
+// closes the pipe; and one that sleeps for either cannot be woken up to end. So
+// each splice is one that does not wait. Of the EAGAIN that it may answer one
+// cannot tell whom it is about, which is how io.Copy comes to spin
+// (golang/go#75304). Here it is clear: in was seen to be ready, and stays so, as
+// nobody else reads from it; so out is full. If out has room and it is still
+// EAGAIN, this is nothing that waiting mends, such as urgent data next in line.
+func (s *splicer) run() (ended bool, readErr, writeErr error) {
+	s.enlarge()
+	for {
+		if !s.await(s.in, unix.POLLIN) {
+			return true, nil, nil
+		}
+		n, err := s.splice()
+		if err == unix.EAGAIN {
+			if !s.await(s.out, unix.POLLOUT) {
+				return true, nil, nil
+			}
+			n, err = s.splice()
+		}
+		switch {
+		case err == nil && n >= bulk:
+		case err == nil: // 0 may be the end, or urgent data before it: read(2) tells
+			return false, nil, nil
+		case err == unix.EAGAIN, err == unix.EINVAL, err == unix.ENOSYS, err == unix.EPERM:
+			return false, nil, nil
+		case err == unix.EPIPE, s.isPipe(s.in): // a socket that is read never says EPIPE
+			return true, nil, os.NewSyscallError("splice", err)
+		default:
+			return true, os.NewSyscallError("splice", err), nil
+		}
+	}
+}
+
+// splice moves what can be moved at once.
+func (s *splicer) splice() (int, error) {
+	for {
+		n, err := unix.Splice(s.in, nil, s.out, nil, spliceMost, unix.SPLICE_F_NONBLOCK)
+		if err != unix.EINTR { // Go's scheduler sends signals
+			return int(n), err
+		}
+	}
+}
+
+// await waits until fd is ready for events, or has failed, and returns true, or
+// until stop has hung up, and returns false.
+func (s *splicer) await(fd int, events int16) bool {
+	fds := [2]unix.PollFd{{Fd: int32(fd), Events: events}, {Fd: int32(s.stop)}}
+	for {
+		_, err := unix.Poll(fds[:], -1)
+		switch {
+		case err == unix.EINTR, err == unix.EAGAIN:
+		case fds[1].Revents != 0, err != nil:
+			return false
+		default:
+			return true
+		}
+	}
+}
+
+// enlarge has the pipe hold more, so that more is moved at once. Only transfers
+// ask for it: once a user's pipes are 64 MiB together (pipe-user-pages-soft in
+// pipe(7)), each new one is 8 KiB small, and a hundred sessions that wait for a
+// key to be pressed must not bring that about. If it is not allowed, it is not.
+func (s *splicer) enlarge() {
+	for _, fd := range []int{s.in, s.out} {
+		if size, err := unix.FcntlInt(uintptr(fd), unix.F_GETPIPE_SZ, 0); err == nil && size < pipeBulk {
+			_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, pipeBulk)
+		}
+	}
+}

@@ -1,0 +1,239 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func setNonblock(t *testing.T, f *os.File) *os.File {
+	t.Helper()
+	fd, err := unix.Dup(int(f.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.SetNonblock(fd, true); err != nil {
+		t.Fatal(err)
+	}
+	dup := os.NewFile(uintptr(fd), f.Name())
+	t.Cleanup(func() { dup.Close() })
+	return dup
+}
+
+// blocking makes a pipe what a shell makes it: os.Pipe's are not.
+func blocking(f *os.File) *os.File {
+	f.Fd()
+	return f
+}
+
+// Whatever mode the pipes are in, the data comes whole, and they stay so.
+func TestSplicePipes(t *testing.T) {
+	const size = 8 * mega
+	for _, test := range []struct {
+		name string
+		mode func(*os.File) *os.File
+	}{
+		{"blocking", blocking},
+		{"non-blocking", func(f *os.File) *os.File { return setNonblock(t, f) }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			conn, server := pair(t)
+			inR, inW := pipe(t)
+			outR, outW := pipe(t)
+			in, out := test.mode(inR), test.mode(outW)
+			before := [2]int{flags(t, in), flags(t, out)}
+			go func() {
+				io.Copy(inW, noise(size, 6))
+				inW.Close()
+			}()
+			down := make(chan string, 1)
+			go func() { down <- digest(outR) }()
+			up := make(chan string, 1)
+			go func() {
+				up <- digest(server) // all of it first: out's pipe is empty until then
+				io.Copy(server, noise(size, 7))
+				server.Close()
+			}()
+			if err := Splice(t.Context(), conn, in, out); err != nil {
+				t.Error(err)
+			}
+			if after := [2]int{flags(t, in), flags(t, out)}; after != before {
+				t.Errorf("the flags were %#x and are %#x", before, after)
+			}
+			out.Close()
+			outW.Close()
+			if got, want := <-up, digest(noise(size, 6)); got != want {
+				t.Errorf("up: got %s, want %s", got, want)
+			}
+			if got, want := <-down, digest(noise(size, 7)); got != want {
+				t.Errorf("down: got %s, want %s", got, want)
+			}
+		})
+	}
+}
+
+// spliceOnly fails the test if a stream is copied.
+func spliceOnly(t *testing.T, ctx context.Context, dst io.Writer, src io.Reader) (readErr, writeErr error) {
+	ended, readErr, writeErr := spliceStream(ctx, dst, src)
+	if !ended {
+		t.Error("the kernel declined")
+	}
+	return readErr, writeErr
+}
+
+func TestSpliceTellsWhoFailed(t *testing.T) {
+	t.Run("reader gone", func(t *testing.T) {
+		conn, server := pair(t)
+		outR, outW := pipe(t)
+		outR.Close()
+		server.Write([]byte("x"))
+		if r, w := spliceOnly(t, t.Context(), outW, conn); r != nil || !errors.Is(w, syscall.EPIPE) {
+			t.Errorf("read error %v, write error %v", r, w)
+		}
+	})
+	t.Run("reset while reading", func(t *testing.T) {
+		conn, server := pair(t)
+		_, outW := pipe(t)
+		server.SetLinger(0)
+		server.Close()
+		if r, w := spliceOnly(t, t.Context(), outW, conn); !errors.Is(r, syscall.ECONNRESET) || w != nil {
+			t.Errorf("read error %v, write error %v", r, w)
+		}
+	})
+	t.Run("reset while writing", func(t *testing.T) {
+		conn, server := pair(t)
+		inR, inW := pipe(t)
+		server.SetLinger(0)
+		server.Close()
+		inW.Write([]byte("x"))
+		if r, w := spliceOnly(t, t.Context(), conn, inR); r != nil || !errors.Is(w, syscall.ECONNRESET) {
+			t.Errorf("read error %v, write error %v", r, w)
+		}
+	})
+}
+
+// Whatever it waits for, Splice ends at once, and nothing that it leaves behind
+// keeps a file from being closed.
+func TestSpliceStops(t *testing.T) {
+	fill := func(w io.Writer) {
+		for buf := make([]byte, 64<<10); ; {
+			if _, err := w.Write(buf); err != nil {
+				return
+			}
+		}
+	}
+	for _, test := range []struct {
+		name  string
+		start func(conn, server *net.TCPConn, inW *os.File)
+	}{
+		{"silence", func(conn, server *net.TCPConn, inW *os.File) {}},
+		{"stalled reader", func(conn, server *net.TCPConn, inW *os.File) { go fill(server) }},
+		{"stalled server", func(conn, server *net.TCPConn, inW *os.File) { go fill(inW) }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			conn, server := pair(t)
+			inR, inW := pipe(t)
+			_, outW := pipe(t)
+			test.start(conn, server, inW)
+			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+			defer cancel()
+			ended := make(chan struct{})
+			go func() {
+				if err := Splice(ctx, conn, blocking(inR), blocking(outW)); !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("error %v", err)
+				}
+				inR.Close()
+				outW.Close()
+				close(ended)
+			}()
+			if !isGone(ended, patience) {
+				t.Fatal("still splicing")
+			}
+		})
+	}
+}
+
+// splice(2) does not go past urgent data, and says EAGAIN for ever, or that this
+// is the end: the stream goes on without it, as it does through read(2).
+func TestSpliceUrgentData(t *testing.T) {
+	const size = mega / 4 // fits into the buffers on the way
+	all := func() io.Reader { return io.MultiReader(noise(size, 9), strings.NewReader("after")) }
+	for _, closed := range []bool{false, true} {
+		t.Run(fmt.Sprintf("closed=%v", closed), func(t *testing.T) {
+			conn, server := pair(t)
+			stdin, _ := pipe(t)
+			outR, outW := pipe(t)
+			raw, err := server.SyscallConn()
+			if err != nil {
+				t.Fatal(err)
+			}
+			sent := make(chan struct{})
+			go func() {
+				defer close(sent)
+				io.Copy(server, noise(size, 9))
+				raw.Write(func(fd uintptr) bool { return unix.Sendto(int(fd), []byte("!"), unix.MSG_OOB, nil) != unix.EAGAIN })
+				io.WriteString(server, "after")
+				if closed {
+					server.Close()
+				}
+			}()
+			ended := make(chan error, 1)
+			go func() { ended <- Splice(t.Context(), conn, stdin, outW) }()
+			if !isGone(sent, patience) {
+				t.Fatal("the server cannot send it all")
+			}
+			outR.SetReadDeadline(time.Now().Add(patience))
+			if got, want := digest(io.LimitReader(outR, size+5)), digest(all()); got != want {
+				t.Errorf("got %s, want %s", got, want)
+			}
+			server.Close()
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// A pipe grows for a transfer, and not for a key that is pressed.
+func TestSpliceEnlarges(t *testing.T) {
+	conn, server := pair(t)
+	stdin, _ := pipe(t)
+	outR, outW := pipe(t)
+	size := func() int {
+		n, err := unix.FcntlInt(outR.Fd(), unix.F_GETPIPE_SZ, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	small := size()
+	ended := make(chan error, 1)
+	go func() { ended <- Splice(t.Context(), conn, stdin, outW) }()
+	io.WriteString(server, "x")
+	io.ReadFull(outR, make([]byte, 1))
+	if n := size(); n != small {
+		t.Errorf("after a byte the pipe holds %d bytes, and held %d", n, small)
+	}
+	go func() {
+		io.Copy(server, noise(4*mega, 8))
+		server.Close()
+	}()
+	if n, err := io.CopyN(io.Discard, outR, 4*mega); err != nil {
+		t.Fatal(n, err)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if n := size(); n != pipeBulk {
+		t.Skipf("the pipe holds %d bytes: this user may not have it hold more", n)
+	}
+}

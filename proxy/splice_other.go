@@ -1,0 +1,13 @@
+//go:build !linux
+
+package proxy
+
+import (
+	"context"
+	"io"
+)
+
+// spliceStream does nothing: only Linux has splice(2).
+func spliceStream(context.Context, io.Writer, io.Reader) (ended bool, readErr, writeErr error) {
+	return false, nil, nil
+}
