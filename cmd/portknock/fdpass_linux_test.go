@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"net"
 	"strings"
 	"testing"
 	"time"
@@ -98,36 +97,24 @@ func TestFDPassRefused(t *testing.T) {
 	t.Parallel()
 	client, server := lab.NewHost(t, "client"), lab.NewHost(t, "server")
 	lab.Link(t, client, server)
-	var l net.PacketConn
-	var err error
-	server.Do(func() { l, err = net.ListenPacket("udp4", ":7001") })
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
 	profile := secret(t, "config", "Host *", "Sequence 7001/udp 8003/tcp", "ConnectTimeout 1")
-	var said bytes.Buffer
-	try := func(args ...string) int {
-		said.Reset()
+	capture := client.Capture(t)
+	try := func(want int, args ...string) (story []string) {
+		t.Helper()
+		var said bytes.Buffer
 		c := client.Command("portknock", append(args, "-c", profile, server.Addr(lab.IPv4).String(), "22")...)
 		c.Stderr = &said
 		_, _ = c.Output()
-		return c.ProcessState.ExitCode()
-	}
-	if code := try("-F"); code != exitUsage {
-		t.Errorf("exit code %d: %s", code, &said)
-	}
-	if code := try(); code != exitClosed { // its knock is the only one
-		t.Errorf("exit code %d: %s", code, &said)
-	}
-	l.SetReadDeadline(time.Now().Add(time.Second))
-	n := 0
-	for ; ; n++ {
-		if _, _, err := l.ReadFrom(make([]byte, 1)); err != nil {
-			break
+		if code := c.ProcessState.ExitCode(); code != want {
+			t.Errorf("%q: exit code %d: %s", args, code, &said)
 		}
+		story, _ = sent(capture.Packets(t))
+		return story
 	}
-	if n != 1 {
-		t.Errorf("%d knocks, want 1", n)
+	if story := try(exitUsage, "-F"); len(story) > 0 {
+		t.Errorf("left the client: %q", story)
+	}
+	if story := try(exitClosed); len(story) != 3 {
+		t.Errorf("without -F it would have left: %q", story)
 	}
 }
