@@ -190,9 +190,9 @@ func iptMatch(t knock.Transport, ports string) string {
 	return "-p udp --dport " + ports
 }
 
-var iptTemplate = template.Must(template.New("iptables").Funcs(template.FuncMap{
+var iptTemplate = text{"iptables", template.FuncMap{
 	"seconds": func(d time.Duration) int { return int(d / time.Second) },
-}).Parse(`
+}, `
 # In mangle, before NAT, so that published ports are guarded too.
 *mangle
 :PORTKNOCK - [0:0]
@@ -255,4 +255,4 @@ COMMIT
 -A PORTKNOCK -j DROP
 COMMIT
 {{- end}}
-`))
+`}

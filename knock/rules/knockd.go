@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"text/template"
 	"time"
 
 	"github.com/portknock/portknock/knock"
@@ -102,7 +101,7 @@ func (d knockdDoor) Open(family string) string {
 	return fmt.Sprintf(`nft "add %[1]s { %%IP%% }; delete %[1]s { %%IP%% }; add %[1]s { %%IP%% timeout %[2]s }"`, set, nftTime(d.OpenFor))
 }
 
-var knockdTemplate = template.Must(template.New("knockd").Parse(`
+var knockdTemplate = text{"knockd", nil, `
 {{- range .Guard}}
 #: {{.}}
 {{- end}}
@@ -125,4 +124,4 @@ var knockdTemplate = template.Must(template.New("knockd").Parse(`
 	tcpflags = syn
 {{- end}}
 {{- end}}
-`))
+`}

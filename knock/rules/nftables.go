@@ -176,9 +176,9 @@ func nftTime(d time.Duration) string {
 	return fmt.Sprintf("%dms", d.Milliseconds())
 }
 
-var nftTemplate = template.Must(template.New("nftables").Funcs(template.FuncMap{
+var nftTemplate = text{"nftables", template.FuncMap{
 	"time": nftTime,
-}).Parse(`
+}, `
 # Rules are replaced in one step; the sets of who knocks and who is in stay.
 table inet portknock
 flush table inet portknock
@@ -303,4 +303,4 @@ add element inet portknock ignore_{{.ID}} { {{.Ignored}} }
 {{- end}}
 {{- end}}
 {{- end}}
-`))
+`}

@@ -14,6 +14,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"text/template"
 	"time"
 	"unicode"
 
@@ -188,3 +189,20 @@ func guarded(t knock.Transport, guards []guard) []knock.PortRange {
 }
 
 var transports = []knock.Transport{knock.TCP, knock.UDP}
+
+// text is a template. It is parsed when it is executed, once in the life of a
+// process that writes rules: connecting to a host writes none, and is in a hurry.
+type text struct {
+	name  string
+	funcs template.FuncMap
+	body  string
+}
+
+// Execute is that of a template.Template.
+func (t text) Execute(w io.Writer, data any) error {
+	parsed, err := template.New(t.name).Funcs(t.funcs).Parse(t.body)
+	if err != nil {
+		return err
+	}
+	return parsed.Execute(w, data)
+}
