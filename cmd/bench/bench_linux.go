@@ -24,6 +24,7 @@ var quiet = []grid{
 	{"clean", lab.WAN{Delay: oneWay}, knockd, []contestant{portknock3, knockNC, shellNC}, nil},
 	{"clean", lab.WAN{Delay: oneWay}, fwknopd, []contestant{fwknopNC}, nil},
 	{"IPv6 black-holed", lab.WAN{Delay: oneWay}, nftables, []contestant{both, onlyIPv4}, blackHole},
+	{"receive-steered", lab.WAN{Delay: oneWay}, nftables, []contestant{ncOpen, portknock3, portknock10, cheap(knockNC)}, steer},
 	{"none", lab.WAN{}, nftables, []contestant{ncOpen, portknock3, ncatOpen, socatOpen}, nil},
 }
 
@@ -56,6 +57,12 @@ func blackHole(t *tb, r *rig) {
 	hosts := filepath.Join(t.TempDir(), "hosts")
 	r.file(t, hosts, r.server.Addr(lab.IPv6).String()+" "+twoFamilies, r.addr+" "+twoFamilies)
 	r.client.Run(t, "mount", "--bind", hosts, "/etc/hosts")
+}
+
+// steer has the server spread what it receives over its processors, so that
+// packets of two flows may overtake each other: what KnockDelay is for.
+func steer(t *tb, r *rig) {
+	r.server.Shell(t, "printf %x $(( (1 << $(nproc)) - 1 )) >/sys/class/net/eth0/queues/rx-0/rps_cpus")
 }
 
 // measure does everything that is wanted.
