@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -88,6 +89,32 @@ func TestSendStopsInAPause(t *testing.T) {
 	}()
 	seq := Sequence{{Transport: UDP, Port: port(udp.LocalAddr())}}
 	if err := (Sender{}).Send(ctx, loopback, seq, time.Hour); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
+// A short pause is neither cut short nor rounded up to milliseconds.
+func TestShortPause(t *testing.T) {
+	for _, pause := range []time.Duration{100 * time.Microsecond, 500 * time.Microsecond} {
+		fastest := time.Hour // a busy machine makes the others longer
+		for range 50 {
+			start := time.Now()
+			if err := sleep(t.Context(), pause); err != nil {
+				t.Fatal(err)
+			}
+			took := time.Since(start)
+			if took < pause {
+				t.Fatalf("%v took %v", pause, took)
+			}
+			fastest = min(fastest, took)
+		}
+		if runtime.GOOS == "linux" && fastest > pause+300*time.Microsecond {
+			t.Errorf("%v took %v at best", pause, fastest)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := sleep(ctx, time.Microsecond); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 }

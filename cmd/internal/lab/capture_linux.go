@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"os"
 	"sync/atomic"
-	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,7 +22,7 @@ type Capture struct {
 }
 
 // Capture starts one, which ends with the test unless closed before.
-func (h *Host) Capture(t testing.TB) *Capture {
+func (h *Host) Capture(t TB) *Capture {
 	t.Helper()
 	if len(h.peers) == 0 {
 		t.Fatalf("%s has no link to capture from", h.Name)
@@ -56,7 +55,7 @@ func (c *Capture) Close() { _ = c.file.Close() }
 
 // Packets returns all IP packets so far, in order: at least those that left
 // any host of the segment before the call.
-func (c *Capture) Packets(t testing.TB) []Packet {
+func (c *Capture) Packets(t TB) []Packet {
 	t.Helper()
 	if err := c.settle(t, limit); err != nil {
 		t.Fatalf("%s: capture: %v", c.host.Name, err)
@@ -70,7 +69,7 @@ var probes atomic.Uint32
 
 // settle reads until an answer has come to a probe sent now from each
 // processor. Its error is that of the reading: too late, most likely.
-func (c *Capture) settle(t testing.TB, timeout time.Duration) error {
+func (c *Capture) settle(t TB, timeout time.Duration) error {
 	t.Helper()
 	asked := map[[6]byte]bool{}
 	raw, err := c.file.SyscallConn()
@@ -188,13 +187,13 @@ func (s State) String() string { return [...]string{"dropped", "refused", "open"
 
 // Probe asks one TCP port with one SYN. It sees the effect of everything sent
 // before, and does not wait for an answer that will not come.
-func (h *Host) Probe(t testing.TB, to netip.AddrPort) State {
+func (h *Host) Probe(t TB, to netip.AddrPort) State {
 	t.Helper()
 	return h.ProbeFrom(t, h.Addr(familyOf(to.Addr())), to)
 }
 
 // ProbeFrom is [Host.Probe] from another of the host's addresses.
-func (h *Host) ProbeFrom(t testing.TB, from netip.Addr, to netip.AddrPort) State {
+func (h *Host) ProbeFrom(t TB, from netip.Addr, to netip.AddrPort) State {
 	t.Helper()
 	p := h.complete(Packet{Src: netip.AddrPortFrom(from, 0), Dst: to, Flags: SYN})
 	return h.answer(t, p, func() error {
@@ -203,7 +202,7 @@ func (h *Host) ProbeFrom(t testing.TB, from netip.Addr, to netip.AddrPort) State
 }
 
 // answer returns how p is answered when send sends it.
-func (h *Host) answer(t testing.TB, p Packet, send func() error) State {
+func (h *Host) answer(t TB, p Packet, send func() error) State {
 	t.Helper()
 	c := h.Capture(t)
 	defer c.Close()

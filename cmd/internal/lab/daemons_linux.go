@@ -8,12 +8,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"testing"
 )
 
 // Listen makes the host accept TCP connections to a port, over both families,
 // and close them.
-func (h *Host) Listen(t testing.TB, port uint16) {
+func (h *Host) Listen(t TB, port uint16) {
 	t.Helper()
 	var l net.Listener
 	var err error
@@ -38,7 +37,7 @@ type Daemon struct {
 }
 
 // Daemon starts a program that stays in the foreground.
-func (h *Host) Daemon(t testing.TB, name string, args ...string) *Daemon {
+func (h *Host) Daemon(t TB, name string, args ...string) *Daemon {
 	t.Helper()
 	d := &Daemon{h.Command(name, args...), &Log{}}
 	d.Stdout, d.Stderr = d.Log, d.Log
@@ -60,7 +59,7 @@ type SSHD struct {
 
 // SSHD starts a server on the ports, and waits until it listens on all. Lines
 // of sshd_config in options come first, and so win.
-func (h *Host) SSHD(t testing.TB, ports []uint16, options ...string) *SSHD {
+func (h *Host) SSHD(t TB, ports []uint16, options ...string) *SSHD {
 	t.Helper()
 	Require(t, "sshd", "ssh", "ssh-keygen")
 	dir := t.TempDir()
@@ -91,7 +90,7 @@ func (h *Host) SSHD(t testing.TB, ports []uint16, options ...string) *SSHD {
 
 // ClientConfig writes a file for ssh -F that logs in to this server under any
 // name, with the lines given first: HostName, ProxyCommand, a Host block.
-func (s *SSHD) ClientConfig(t testing.TB, lines ...string) string {
+func (s *SSHD) ClientConfig(t TB, lines ...string) string {
 	t.Helper()
 	lines = append(slices.Clone(lines), "Host *", "User root", "IdentityFile "+s.key, "IdentitiesOnly yes",
 		"UserKnownHostsFile "+s.known, "GlobalKnownHostsFile /dev/null", "StrictHostKeyChecking yes",
@@ -103,7 +102,7 @@ func (s *SSHD) ClientConfig(t testing.TB, lines ...string) string {
 
 // Knockd runs knockd on eth0 with a configuration, and waits until it sees
 // packets. Its log says what it makes of each.
-func (h *Host) Knockd(t testing.TB, config string) *Daemon {
+func (h *Host) Knockd(t TB, config string) *Daemon {
 	t.Helper()
 	Require(t, "knockd")
 	file := filepath.Join(t.TempDir(), "knockd.conf")
@@ -134,7 +133,7 @@ var Firewalls = []Firewall{
 
 // Install makes iptables, ip6tables and their -save and -restore mean this
 // firewall's on a host, and skips the test if a program is missing.
-func (f Firewall) Install(t testing.TB, h *Host) {
+func (f Firewall) Install(t TB, h *Host) {
 	t.Helper()
 	Require(t, f.Programs...)
 	if f.variant == "" {
@@ -154,7 +153,7 @@ func (f Firewall) Install(t testing.TB, h *Host) {
 
 // Shell runs a line of shell that must succeed, such as a rules file's load
 // line.
-func (h *Host) Shell(t testing.TB, line string) string {
+func (h *Host) Shell(t TB, line string) string {
 	t.Helper()
 	return h.Run(t, "sh", "-c", line)
 }

@@ -16,4 +16,10 @@
 // causes in the kernels along the way, and no rule of a firewall sees it. Raw
 // packets therefore leave from one processor, and a [Capture] is complete as
 // soon as the probes it sent from every processor are answered.
+//
+// # A long way
+//
+// [LinkWAN] joins two hosts by an emulated wide-area link instead, for which no
+// kernel module is needed: late, lossy, out of order. There the order above
+// does not hold.
 package lab

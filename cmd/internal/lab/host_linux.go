@@ -11,7 +11,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
-	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -40,7 +39,7 @@ type Host struct {
 
 // NewHost starts a host that ends with the test, and with it all it runs. It
 // has a loopback interface and nothing else until [Link] connects it.
-func NewHost(t testing.TB, name string) *Host {
+func NewHost(t TB, name string) *Host {
 	t.Helper()
 	Require(t, "ip")
 	stdin, alive, err := os.Pipe()
@@ -110,7 +109,7 @@ func (h *Host) enter(kinds ...int) error {
 	return nil
 }
 
-func must(t testing.TB, err error) {
+func must(t TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -245,13 +244,13 @@ func (h *Host) Try(name string, args ...string) (string, error) {
 }
 
 // Run is [Host.Try] for a command that must succeed.
-func (h *Host) Run(t testing.TB, name string, args ...string) string {
+func (h *Host) Run(t TB, name string, args ...string) string {
 	t.Helper()
 	return h.RunInput(t, nil, name, args...)
 }
 
 // RunInput is [Host.Run] with something to read.
-func (h *Host) RunInput(t testing.TB, stdin io.Reader, name string, args ...string) string {
+func (h *Host) RunInput(t TB, stdin io.Reader, name string, args ...string) string {
 	t.Helper()
 	out, err := h.run(stdin, name, args)
 	if err != nil {

@@ -5,7 +5,6 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
-	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -66,16 +65,9 @@ func familyOf(a netip.Addr) Family {
 // Link puts hosts that have no link yet on one Ethernet segment: a virtual
 // cable between two, a switch among more. Each has one interface, eth0, with
 // an address of both families, and reaches every address of the others.
-func Link(t testing.TB, hosts ...*Host) {
+func Link(t TB, hosts ...*Host) {
 	t.Helper()
-	for i, h := range hosts {
-		h.number = i + 1
-		for _, peer := range hosts {
-			if peer != h {
-				h.peers = append(h.peers, peer)
-			}
-		}
-	}
+	seat(hosts)
 	where, batch := hosts[0], ""
 	if len(hosts) == 2 {
 		batch = fmt.Sprintf("link add eth0 address %s type veth peer name eth0 address %s netns %d\n",
@@ -104,6 +96,18 @@ func Link(t testing.TB, hosts ...*Host) {
 	}
 }
 
+// seat gives hosts that have no link yet their places on one segment.
+func seat(hosts []*Host) {
+	for i, h := range hosts {
+		h.number = i + 1
+		for _, peer := range hosts {
+			if peer != h {
+				h.peers = append(h.peers, peer)
+			}
+		}
+	}
+}
+
 // addressing returns the lines for ip(8) that make h one of hosts. Everybody
 // knows everybody from the start: a capture shows no neighbour discovery, and
 // a sweep loses nothing while waiting for one.
@@ -127,7 +131,7 @@ func addressing(h *Host, hosts []*Host) string {
 func mac(host int) string { return fmt.Sprintf("02:00:00:00:00:%02x", host) }
 
 // ip runs ip(8) in the host's network only: the PIDs in the batch are ours.
-func (h *Host) ip(t testing.TB, batch string) {
+func (h *Host) ip(t TB, batch string) {
 	t.Helper()
 	var out lockedBuffer
 	c := h.Command("ip", "-batch", "-")
@@ -145,7 +149,7 @@ func (h *Host) ip(t testing.TB, batch string) {
 // awaitCarrier waits until packets pass between the host and its first peer.
 // Linux opens an interface that waited for its other end a moment later, and
 // until then loses what it is given.
-func (h *Host) awaitCarrier(t testing.TB) {
+func (h *Host) awaitCarrier(t TB) {
 	t.Helper()
 	c := h.Capture(t)
 	defer c.Close()
@@ -161,7 +165,7 @@ func (h *Host) awaitCarrier(t testing.TB) {
 type Net struct{ Client, Server, Attacker *Host }
 
 // New makes a Net.
-func New(t testing.TB) *Net {
+func New(t TB) *Net {
 	t.Helper()
 	n := &Net{}
 	for _, h := range []struct {

@@ -3,7 +3,6 @@ package lab
 import (
 	"bytes"
 	"sync"
-	"testing"
 	"time"
 )
 
@@ -51,7 +50,7 @@ func (l *Log) String() string {
 }
 
 // Await waits until the log contains text n times, for at most ten seconds.
-func (l *Log) Await(t testing.TB, text string, n int) {
+func (l *Log) Await(t TB, text string, n int) {
 	t.Helper()
 	late := time.After(limit)
 	for {

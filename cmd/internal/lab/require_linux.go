@@ -7,13 +7,12 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
-	"testing"
 )
 
 // Require skips the test unless it runs as root and the programs exist; under
 // PORTKNOCK_LAB=require it fails the test instead. Either way it says all that
 // is missing.
-func Require(t testing.TB, programs ...string) {
+func Require(t TB, programs ...string) {
 	t.Helper()
 	var lacking []string
 	if os.Geteuid() != 0 {
@@ -30,7 +29,7 @@ func Require(t testing.TB, programs ...string) {
 }
 
 // missing ends the test because of what the machine lacks.
-func missing(t testing.TB, what string) {
+func missing(t TB, what string) {
 	t.Helper()
 	if os.Getenv("PORTKNOCK_LAB") == "require" {
 		t.Fatalf("the lab needs %s, and PORTKNOCK_LAB=require", what)

@@ -5,7 +5,6 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
-	"testing"
 
 	"github.com/portknock/portknock/knock"
 
@@ -22,7 +21,7 @@ func (h *Host) port() uint16 { return uint16(firstPort + h.ports.Add(1)%ports) }
 // nothing is repeated, and the source address may be anybody's. What a packet
 // leaves out is filled in: the host's address, a fresh source port, UDP or,
 // with Flags, TCP.
-func (h *Host) Send(t testing.TB, packets ...Packet) {
+func (h *Host) Send(t TB, packets ...Packet) {
 	t.Helper()
 	raw := make([][]byte, len(packets))
 	for i, p := range packets {
@@ -98,13 +97,13 @@ func knockPacket(from, to netip.Addr, s knock.Step) Packet {
 }
 
 // Knock sends knocks from the host's own address without a pause.
-func (h *Host) Knock(t testing.TB, to netip.Addr, steps ...knock.Step) {
+func (h *Host) Knock(t TB, to netip.Addr, steps ...knock.Step) {
 	t.Helper()
 	h.KnockFrom(t, h.Addr(familyOf(to)), to, steps...)
 }
 
 // KnockFrom is [Host.Knock] from another address.
-func (h *Host) KnockFrom(t testing.TB, from, to netip.Addr, steps ...knock.Step) {
+func (h *Host) KnockFrom(t TB, from, to netip.Addr, steps ...knock.Step) {
 	t.Helper()
 	packets := make([]Packet, len(steps))
 	for i, s := range steps {
@@ -124,12 +123,12 @@ const (
 )
 
 // Sweep sends one knock to every port from 1 to 65535, from one source port.
-func (h *Host) Sweep(t testing.TB, to netip.Addr, transport knock.Transport, order Order) {
+func (h *Host) Sweep(t TB, to netip.Addr, transport knock.Transport, order Order) {
 	t.Helper()
 	h.sweep(t, h.Addr(familyOf(to)), to, transport, order)
 }
 
-func (h *Host) sweep(t testing.TB, from, to netip.Addr, transport knock.Transport, order Order) {
+func (h *Host) sweep(t TB, from, to netip.Addr, transport knock.Transport, order Order) {
 	t.Helper()
 	list := make([]uint16, 65535)
 	for i := range list {
@@ -152,7 +151,7 @@ func (h *Host) sweep(t testing.TB, from, to netip.Addr, transport knock.Transpor
 // FragmentedSYN sends a SYN over IPv4 whose first fragment holds no more than
 // the ports and the sequence number, so that a rule that looks at its flags
 // looks past its end. It says how the port answered.
-func (h *Host) FragmentedSYN(t testing.TB, to netip.AddrPort) State {
+func (h *Host) FragmentedSYN(t TB, to netip.AddrPort) State {
 	t.Helper()
 	p := h.complete(Packet{Dst: to, Flags: SYN})
 	whole := p.marshal()

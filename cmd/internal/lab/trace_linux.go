@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"testing"
 	"time"
 
 	"github.com/portknock/portknock/knock"
@@ -64,7 +63,7 @@ const GuardedPort = 22
 const maxWait = time.Minute
 
 // ReadTraces reads all traces of a folder.
-func ReadTraces(t testing.TB, dir string) []*Trace {
+func ReadTraces(t TB, dir string) []*Trace {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(dir, "*.txt"))
 	must(t, err)
@@ -196,14 +195,14 @@ func (tr *Trace) For(f Firewall) bool {
 
 // Run plays the trace in a new network, once load has put the rules for it in
 // force on the server.
-func (tr *Trace) Run(t testing.TB, f Firewall, family Family, load func(server *Host)) {
+func (tr *Trace) Run(t TB, f Firewall, family Family, load func(server *Host)) {
 	t.Helper()
 	if err := tr.play(t, f, family, load); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func (tr *Trace) play(t testing.TB, f Firewall, family Family, load func(server *Host)) error {
+func (tr *Trace) play(t TB, f Firewall, family Family, load func(server *Host)) error {
 	t.Helper()
 	Require(t, f.Programs...)
 	n := New(t)
@@ -226,7 +225,7 @@ const settleSources = 60000
 const settleLimit = 3 * time.Second
 
 type player struct {
-	testing.TB
+	TB
 	*Net
 	trace  *Trace
 	async  bool

@@ -1,0 +1,152 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/portknock/portknock/cmd/internal/lab"
+)
+
+// enter is the first thing a process does: it may be one of the lab's hosts.
+func enter() { lab.Main() }
+
+const oneWay = 20 * time.Millisecond
+
+// The links that are measured one after the other, since there milliseconds
+// count.
+var quiet = []grid{
+	{"clean", lab.WAN{Delay: oneWay}, nftables, []contestant{ncOpen, portknock3, portknock10, ncatOpen, socatOpen, knockNC, shellNC}, nil},
+	{"clean", lab.WAN{Delay: oneWay}, knockd, []contestant{portknock3, knockNC, shellNC}, nil},
+	{"clean", lab.WAN{Delay: oneWay}, fwknopd, []contestant{fwknopNC}, nil},
+	{"IPv6 black-holed", lab.WAN{Delay: oneWay}, nftables, []contestant{both, onlyIPv4}, blackHole},
+	{"receive-steered", lab.WAN{Delay: oneWay}, nftables, []contestant{ncOpen, portknock3, portknock10, cheap(knockNC)}, steer},
+	{"none", lab.WAN{}, nftables, []contestant{ncOpen, portknock3, ncatOpen, socatOpen}, nil},
+}
+
+// The links on which a run is mostly spent waiting, a few at a time.
+var bad = []grid{
+	{"loss 5 %", lab.WAN{Delay: oneWay, Loss: .05, Seed: 1}, nftables, []contestant{ncOpen, portknock3, portknock10, knockNC}, nil},
+	{"loss 20 %", lab.WAN{Delay: oneWay, Loss: .20, Seed: 2}, nftables, []contestant{ncOpen, portknock3, cheap(knockNC)}, nil},
+	{"reordered 20 %", lab.WAN{Delay: oneWay, Reorder: .20, ReorderBy: 5 * time.Millisecond, Seed: 3}, nftables,
+		[]contestant{ncOpen, portknock3, portknock10, cheap(knockNC)}, nil},
+	{"duplicated 10 %", lab.WAN{Delay: oneWay, Duplicate: .10, Seed: 4}, nftables, []contestant{ncOpen, portknock3, portknock10, cheap(knockNC)}, nil},
+	{"slow, 300 ms", lab.WAN{Delay: 150 * time.Millisecond}, nftables, []contestant{ncOpen, portknock3, cheap(knockNC)}, nil},
+	{"jitter 20 ms", lab.WAN{Delay: oneWay, Jitter: oneWay, Seed: 5}, nftables, []contestant{ncOpen, portknock3, cheap(knockNC)}, nil},
+	{"loss 5 %", lab.WAN{Delay: oneWay, Loss: .05, Seed: 6}, knockd, []contestant{portknock3, cheap(knockNC)}, nil},
+	{"loss 5 %", lab.WAN{Delay: oneWay, Loss: .05, Seed: 7}, fwknopd, []contestant{fwknopNC}, nil},
+}
+
+// atATime is how many bad links.
+const atATime = 3
+
+// cheap has a contestant drop out when it is slow.
+func cheap(c contestant) contestant {
+	c.needed = false
+	return c
+}
+
+// blackHole has the server hear nothing by IPv6, and gives it a name with an
+// address of each family.
+func blackHole(t *tb, r *rig) {
+	r.server.Run(t, "nft", "add table ip6 hole; add chain ip6 hole c { type filter hook prerouting priority -400; policy drop; }")
+	hosts := filepath.Join(t.TempDir(), "hosts")
+	r.file(t, hosts, r.server.Addr(lab.IPv6).String()+" "+twoFamilies, r.addr+" "+twoFamilies)
+	r.client.Run(t, "mount", "--bind", hosts, "/etc/hosts")
+}
+
+// steer has the server spread what it receives over its processors, so that
+// packets of two flows may overtake each other: what KnockDelay is for.
+func steer(t *tb, r *rig) {
+	r.server.Shell(t, "printf %x $(( (1 << $(nproc)) - 1 )) >/sys/class/net/eth0/queues/rx-0/rps_cpus")
+}
+
+// measure does everything that is wanted.
+func measure(ctx context.Context, o *options) (*Report, error) {
+	if os.Geteuid() != 0 {
+		return nil, fmt.Errorf("it takes root, to make networks of its own")
+	}
+	// Where an administrator's programs are, which sudo may leave out.
+	if err := os.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin:/sbin"); err != nil {
+		return nil, err
+	}
+	r := &Report{Machine: thisMachine(), Runs: o.runs}
+	err := guarded(func(t *tb) error {
+		if err := build(ctx, t, o); err != nil {
+			return err
+		}
+		for _, g := range quiet {
+			if err := r.addCells(g.cells(ctx, o)); err != nil {
+				return err
+			}
+		}
+		if err := r.disturbed(ctx, o); err != nil {
+			return err
+		}
+		return r.costs(ctx, o)
+	})
+	if err != nil && ctx.Err() == nil {
+		return nil, err
+	}
+	if err != nil { // what there is, is worth seeing
+		r.Missing = append(r.Missing, "the rest: "+err.Error())
+	}
+	return r, nil
+}
+
+func (r *Report) addCells(cells []Cell, missing []string, err error) error {
+	r.Cells, r.Missing = append(r.Cells, cells...), append(r.Missing, missing...)
+	return err
+}
+
+// disturbed measures the bad links, some at a time, and reports them in order.
+func (r *Report) disturbed(ctx context.Context, o *options) error {
+	type result struct {
+		cells   []Cell
+		missing []string
+		err     error
+	}
+	results := make([]result, len(bad))
+	var all sync.WaitGroup
+	slots := make(chan struct{}, atATime)
+	for i, g := range bad {
+		slots <- struct{}{}
+		all.Go(func() {
+			defer func() { <-slots }()
+			s := &results[i]
+			s.cells, s.missing, s.err = g.cells(ctx, o)
+		})
+	}
+	all.Wait()
+	var failed error
+	for _, s := range results {
+		if err := r.addCells(s.cells, s.missing, s.err); err != nil {
+			failed = err
+		}
+	}
+	return failed
+}
+
+// build makes the program as a release has it, unless there is one given.
+func build(ctx context.Context, t *tb, o *options) error {
+	if o.portknock != "" {
+		path, err := filepath.Abs(o.portknock)
+		if err == nil {
+			_, err = os.Stat(path)
+		}
+		o.portknock = path
+		return err
+	}
+	o.portknock = filepath.Join(t.TempDir(), "portknock")
+	c := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w", "-o", o.portknock,
+		"github.com/portknock/portknock/cmd/portknock")
+	c.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := c.CombinedOutput(); err != nil {
+		return fmt.Errorf("go build: %w\n%s", err, out)
+	}
+	return nil
+}

@@ -1,0 +1,79 @@
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+)
+
+// contestant is a way to reach an SSH server.
+type contestant struct {
+	name     string
+	programs []string
+	// needed: a target is about it, so it has all its runs however slow it is.
+	needed bool
+	// argv returns the command, for a client at an address.
+	argv func(r *rig, from netip.Addr) []string
+}
+
+// The ports of the server. The guarded ones open to their sequence; all but
+// these three drop what comes.
+const (
+	guardedPort = 22   // three knocks
+	longPort    = 2210 // ten knocks
+	openPort    = 2222
+)
+
+// twoFamilies is a server's name with an address of each.
+const twoFamilies = "both.example"
+
+// sequence is of TCP knocks, since the shell's recipe knows no other.
+var (
+	sequence     = []string{"7001/tcp", "8003/tcp", "9005/tcp"}
+	longSequence = []string{"10421/udp", "10697/tcp", "10556/udp", "10459/tcp", "10205/udp",
+		"10333/tcp", "10918/udp", "10777/tcp", "10132/udp", "10845/tcp"}
+)
+
+// shell is a command of /bin/sh in which HOST is the server.
+func shell(line string) func(*rig, netip.Addr) []string {
+	return func(r *rig, from netip.Addr) []string {
+		return []string{"sh", "-c", strings.NewReplacer("HOST", r.addr, "FROM", from.String()).Replace(line)}
+	}
+}
+
+// portknock is it for a profile and a port, with further flags.
+func portknock(name, profile string, port int, flags ...string) contestant {
+	return contestant{"portknock" + name, nil, true, func(r *rig, _ netip.Addr) []string {
+		return append(append([]string{r.portknock, "-c", r.profile}, flags...), profile, fmt.Sprint(port))
+	}}
+}
+
+var (
+	portknock3  = portknock(", 3 knocks", "vps", guardedPort)
+	portknock10 = portknock(", 10 knocks", "long", longPort)
+	both        = portknock("", twoFamilies, guardedPort)
+	onlyIPv4    = portknock(" -4", twoFamilies, guardedPort, "-4")
+
+	ncOpen = contestant{"nc", []string{"nc"}, true, func(r *rig, _ netip.Addr) []string {
+		return []string{"nc", r.addr, fmt.Sprint(openPort)}
+	}}
+	ncatOpen = contestant{"ncat", []string{"ncat"}, false, func(r *rig, _ netip.Addr) []string {
+		return []string{"ncat", r.addr, fmt.Sprint(openPort)}
+	}}
+	socatOpen = contestant{"socat", []string{"socat"}, false, func(r *rig, _ netip.Addr) []string {
+		return []string{"socat", "-", fmt.Sprintf("TCP:%s:%d", r.addr, openPort)}
+	}}
+	knockNC = contestant{"knock + nc", []string{"knock", "nc"}, true,
+		shell("knock HOST " + strings.ReplaceAll(strings.Join(sequence, " "), "/", ":") + " && exec nc HOST 22")}
+	shellNC = contestant{"nc -w 1 for each knock", []string{"nc"}, false,
+		shell("for p in 7001 8003 9005; do nc -w 1 HOST $p </dev/null; done; exec nc HOST 22")}
+	fwknopNC = contestant{"fwknop + nc", []string{"fwknop", "nc"}, false,
+		shell("fwknop --no-rc-file --no-save-args -A tcp/22 -a FROM -D HOST -U bench --use-hmac" +
+			" --key-base64-rijndael " + rijndaelKey + " --key-base64-hmac " + hmacKey + " >/dev/null && exec nc HOST 22")}
+)
+
+// The keys of fwknop and its server.
+const (
+	rijndaelKey = "VGhlc2UgMzIgYnl0ZXMgZ3VhcmQgYSB0ZXN0IG9ubHk="
+	hmacKey     = "QW5kIHRoZXNlIGFyZSBmb3IgaXRzIG1lc3NhZ2UgY29kZS4="
+)

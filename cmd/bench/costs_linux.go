@@ -1,0 +1,174 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/portknock/portknock/cmd/internal/lab"
+)
+
+// costs measures what has no cells.
+func (r *Report) costs(ctx context.Context, o *options) error {
+	for _, part := range []struct {
+		name string
+		do   func(context.Context, *options) error
+	}{{"stream", r.streams}, {"start", r.startUp}, {"stalled", r.stalled}, {"crowd", r.crowd}, {"size", r.size}} {
+		if !o.wants(part.name) && part.name != "stream" { // which looks itself
+			continue
+		}
+		if err := part.do(ctx, o); err != nil {
+			r.Missing = append(r.Missing, fmt.Sprintf("%s: %v", part.name, err))
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+func (r *Report) figureIs(name string, value float64, unit string) {
+	r.Figures = append(r.Figures, Figure{name, value, unit})
+}
+
+// startUp is a process that does nothing, from its start to its end.
+func (r *Report) startUp(ctx context.Context, o *options) error {
+	return guarded(func(t *tb) error {
+		h := lab.NewHost(t, "client")
+		commands := [][]string{{o.portknock, "version"}, {"nc", "-h"}}
+		var times [2][]float64
+		for range max(o.runs, 5) {
+			for i, argv := range commands {
+				if ctx.Err() != nil || !installed(argv[:1]) {
+					continue
+				}
+				c := h.Command(argv[0], argv[1:]...)
+				began := time.Now()
+				_ = c.Run() // some programs fail when asked for help
+				times[i] = append(times[i], milliseconds(time.Since(began)))
+			}
+		}
+		for i, name := range []string{"portknock version", "nc -h"} {
+			if len(times[i]) > 0 {
+				r.figureIs("start and end of "+name, median(times[i]), "ms")
+			}
+		}
+		return nil
+	})
+}
+
+// stalled is a session whose reader has stopped: it must cost nothing.
+func (r *Report) stalled(ctx context.Context, o *options) error {
+	span := 2 * time.Second
+	if o.quick {
+		span = 200 * time.Millisecond
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	return guarded(func(t *tb) error {
+		hosts := newRig(t, o.portknock, func(client, server *lab.Host) { lab.Link(t, client, server) })
+		full := make(chan struct{})
+		listen(t, hosts.server, downPort, func(c net.Conn) {
+			for err := error(nil); err == nil; {
+				_ = c.SetWriteDeadline(time.Now().Add(500 * time.Millisecond))
+				_, err = c.Write(make([]byte, 1<<20))
+			}
+			close(full) // nothing moves any more
+			<-ctx.Done()
+		})
+		p, err := start(hosts.client, portknock("", "vps", downPort).argv(hosts, hosts.client.Addr(lab.IPv4)))
+		if err != nil {
+			return err
+		}
+		defer p.end()
+		select {
+		case <-full:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(runLimit):
+			return fmt.Errorf("it goes on reading")
+		}
+		before, err := cpuTime(p.Process.Pid)
+		if err != nil {
+			return err
+		}
+		time.Sleep(span) // over which is measured
+		after, err := cpuTime(p.Process.Pid)
+		if err != nil {
+			return err
+		}
+		r.figureIs(figureStalled, 100*float64(after-before)/float64(span), "%")
+		return nil
+	})
+}
+
+// crowd has many connect at once from one address, through one server's rules.
+func (r *Report) crowd(ctx context.Context, o *options) error {
+	size := crowd
+	if o.quick {
+		size = 10
+	}
+	return guarded(func(t *tb) error {
+		hosts := newRig(t, o.portknock, func(client, server *lab.Host) {
+			lab.LinkWAN(t, client, server, lab.WAN{Delay: oneWay})
+		})
+		nftables.start(t, hosts)
+		from := hosts.move(t)
+		var all []*process
+		defer func() {
+			for _, p := range all {
+				p.end()
+			}
+		}()
+		began := time.Now()
+		for range size {
+			p, err := start(hosts.client, portknock3.argv(hosts, from))
+			if err != nil {
+				return err
+			}
+			all = append(all, p)
+		}
+		connected := 0
+		var each []float64
+		for _, p := range all {
+			if _, err := p.banner(2 * runLimit); err != nil || ctx.Err() != nil {
+				continue
+			}
+			connected++
+			mb, err := memory(p.Process.Pid, "VmHWM")
+			if err != nil {
+				return err
+			}
+			each = append(each, mb)
+		}
+		if size == crowd {
+			r.figureIs(figureCrowd, float64(connected), fmt.Sprintf("of %d", size))
+			r.figureIs(figureCrowdMemory, quantile(each, 1), "MB")
+		} else {
+			r.figureIs(fmt.Sprintf("connected, of %d at once", size), float64(connected), "")
+		}
+		r.figureIs("all of them connected after", milliseconds(time.Since(began)), "ms")
+		return nil
+	})
+}
+
+// size is that of the program file.
+func (r *Report) size(_ context.Context, o *options) error {
+	info, err := os.Stat(o.portknock)
+	if err == nil {
+		r.figureIs(figureSize, float64(info.Size())/1e6, "MB")
+	}
+	return err
+}
+
+// said is what the process has written to stderr. The process is ended.
+func (p *process) said() error {
+	p.End()
+	if s := strings.TrimSpace(p.stderr.String()); s != "" {
+		return fmt.Errorf("%s", s)
+	}
+	return nil
+}

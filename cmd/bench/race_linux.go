@@ -1,0 +1,176 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/portknock/portknock/cmd/internal/lab"
+)
+
+// runLimit is how long a contestant may take: portknock's own ConnectTimeout,
+// and a little for its message.
+const runLimit = 10500 * time.Millisecond
+
+// grid is the cells of one link and one server.
+type grid struct {
+	link        string
+	wan         lab.WAN
+	server      server
+	contestants []contestant
+	prepare     func(t *tb, r *rig) // nil: nothing more
+}
+
+// cells runs all contestants that are wanted and installed, in turn, so that
+// what else the machine does hits all alike.
+func (g grid) cells(ctx context.Context, o *options) (cells []Cell, missing []string, err error) {
+	var entered []contestant
+	for _, c := range g.contestants {
+		cell := Cell{Link: g.link, Server: g.serverOf(c), Contestant: c.name}
+		switch {
+		case !o.wants(cell.name()), o.quick && c.name == shellNC.name: // which takes seconds
+		case !installed(append(c.programs, g.server.programs...)):
+			missing = append(missing, cell.name()+": not installed")
+		default:
+			entered, cells = append(entered, c), append(cells, cell)
+		}
+	}
+	if len(entered) == 0 {
+		return nil, missing, nil
+	}
+	err = guarded(func(t *tb) error {
+		r := newRig(t, o.portknock, func(client, server *lab.Host) { lab.LinkWAN(t, client, server, g.wan) })
+		g.server.start(t, r)
+		if g.prepare != nil {
+			g.prepare(t, r)
+		}
+		return g.race(ctx, t, o, r, entered, cells)
+	})
+	if err != nil {
+		missing = append(missing, fmt.Sprintf("%s/%s: %v", g.link, g.server.name, err))
+	}
+	return cells, missing, context.Cause(ctx)
+}
+
+// serverOf returns what a contestant goes to: some to a port that is open.
+func (g grid) serverOf(c contestant) string {
+	switch c.name {
+	case ncOpen.name, ncatOpen.name, socatOpen.name:
+		return none.name
+	}
+	return g.server.name
+}
+
+// race runs the contestants in turn. One that is not needed and slow drops out
+// when it has had its time.
+func (g grid) race(ctx context.Context, t *tb, o *options, r *rig, entered []contestant, cells []Cell) error {
+	budget := time.Duration(o.runs) * 500 * time.Millisecond
+	spent := make([]time.Duration, len(entered))
+	for n := range o.runs {
+		for i, c := range entered {
+			if !c.needed && spent[i] > budget && n >= 3 { // enough for a median
+				continue
+			}
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			start := time.Now()
+			took, err := r.attempt(c.argv(r, r.move(t)))
+			if err != nil && time.Since(start) < runLimit/2 && n == 0 && g.wan.Loss == 0 {
+				return fmt.Errorf("%s: %w", c.name, err)
+			}
+			spent[i] += time.Since(start)
+			cells[i].Runs++
+			if err == nil {
+				cells[i].Times = append(cells[i].Times, milliseconds(took))
+			}
+		}
+	}
+	return nil
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// move gives the client an address that it has not had before, so that no run
+// finds what the one before has opened.
+func (r *rig) move(t *tb) netip.Addr {
+	r.sources++
+	from := r.client.Source(lab.IPv4, r.sources)
+	r.client.Run(t, "ip", "route", "replace", r.addr, "dev", "eth0", "src", from.String())
+	return from
+}
+
+// attempt runs a contestant until it prints a banner, and says how long that
+// took from its start.
+func (r *rig) attempt(argv []string) (time.Duration, error) {
+	p, err := start(r.client, argv)
+	if err != nil {
+		return 0, err
+	}
+	defer p.end()
+	// As ssh does, which does not wait for the server's. It also makes up for a
+	// lost last ACK of the handshake.
+	if _, err := p.in.WriteString(banner); err != nil {
+		return 0, err
+	}
+	return p.banner(runLimit)
+}
+
+// banner is what both sides of SSH say first.
+const banner = "SSH-2.0-bench\r\n"
+
+// process is a contestant that runs.
+type process struct {
+	*lab.Cmd
+	began   time.Time
+	in, out *os.File // the other ends of its standard input and output
+	stderr  bytes.Buffer
+}
+
+func start(h *lab.Host, argv []string) (*process, error) {
+	p := &process{Cmd: h.Command(argv[0], argv[1:]...)}
+	stdin, in, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	out, stdout, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	p.in, p.out, p.Stdin, p.Stdout, p.Stderr = in, out, stdin, stdout, &p.stderr
+	p.began = time.Now()
+	err = p.Start()
+	_, _ = stdin.Close(), stdout.Close()
+	if err != nil {
+		_, _ = in.Close(), out.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+// end kills the process if it still runs.
+func (p *process) end() {
+	p.End()
+	_ = p.in.Close()
+	_ = p.out.Close()
+}
+
+// banner waits for it, and returns the time since the start.
+func (p *process) banner(limit time.Duration) (time.Duration, error) {
+	_ = p.out.SetReadDeadline(p.began.Add(limit))
+	var got []byte
+	for buf := make([]byte, 4096); ; {
+		n, err := p.out.Read(buf)
+		got = append(got, buf[:n]...)
+		if bytes.Contains(got, []byte(banner)) {
+			return time.Since(p.began), p.out.SetReadDeadline(time.Time{})
+		}
+		if err != nil {
+			p.End() // or else stderr is still written to
+			return 0, fmt.Errorf("no banner: %w: %s", err, bytes.TrimSpace(p.stderr.Bytes()))
+		}
+	}
+}

@@ -1,0 +1,177 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"strings"
+	"text/tabwriter"
+)
+
+// Report is what was measured in one run.
+type Report struct {
+	Machine Machine
+	Runs    int // of each contestant in each cell, at most
+	Cells   []Cell
+	Streams []Stream
+	Figures []Figure
+	Targets []Target
+	Missing []string `json:",omitempty"` // what was not measured, and why
+}
+
+// Machine is where.
+type Machine struct {
+	Date   string // YYYY-MM-DD
+	CPU    string // model
+	Cores  int
+	Kernel string
+	Go     string
+}
+
+// Cell is how long a contestant took from the start of its process to the SSH
+// banner on its standard output. A run that took more than ten seconds failed.
+type Cell struct {
+	Link, Server, Contestant string
+	Runs                     int
+	Times                    []float64 // of the runs that succeeded, in ms
+}
+
+func (c *Cell) name() string { return c.Link + "/" + c.Server + "/" + c.Contestant }
+
+// Stream is what it costs a contestant to carry a stream on a link that adds
+// nothing. Each figure is the median of some runs.
+type Stream struct {
+	Contestant string
+	Direction  string  // down or up
+	CPU        float64 // seconds per GiB, of user and system together
+	Rate       float64 // MB/s
+	Memory     float64 // MB, the most that was resident
+}
+
+func (s *Stream) name() string { return "stream/" + s.Direction + "/" + s.Contestant }
+
+// Figure is a single one.
+type Figure struct {
+	Name  string
+	Value float64
+	Unit  string
+}
+
+// cell returns a cell by its name, or nil.
+func (r *Report) cell(name string) *Cell {
+	for i := range r.Cells {
+		if r.Cells[i].name() == name {
+			return &r.Cells[i]
+		}
+	}
+	return nil
+}
+
+func (r *Report) stream(name string) *Stream {
+	for i := range r.Streams {
+		if r.Streams[i].name() == name {
+			return &r.Streams[i]
+		}
+	}
+	return nil
+}
+
+// figure returns a figure, or NaN.
+func (r *Report) figure(name string) float64 {
+	for _, f := range r.Figures {
+		if f.Name == name {
+			return f.Value
+		}
+	}
+	return math.NaN()
+}
+
+// table is a heading and rows, all cells text.
+type table struct {
+	title string
+	head  []string
+	rows  [][]string
+}
+
+func (r *Report) tables() []table {
+	cells := table{"From the start of the process to the SSH banner", []string{"link", "server", "contestant", "median ms", "p95 ms", "succeeded"}, nil}
+	for _, c := range r.Cells {
+		cells.rows = append(cells.rows, []string{c.Link, c.Server, c.Contestant, number(median(c.Times)),
+			number(quantile(c.Times, 0.95)), fmt.Sprintf("%d of %d", len(c.Times), c.Runs)})
+	}
+	streams := table{"A stream", []string{"direction", "contestant", "CPU-s/GiB", "MB/s", "MB resident"}, nil}
+	for _, s := range r.Streams {
+		streams.rows = append(streams.rows, []string{s.Direction, s.Contestant, fmt.Sprintf("%.3f", s.CPU), number(s.Rate), number(s.Memory)})
+	}
+	figures := table{"Footprint", []string{"what", "value", "unit"}, nil}
+	for _, f := range r.Figures {
+		figures.rows = append(figures.rows, []string{f.Name, number(f.Value), f.Unit})
+	}
+	targets := table{"Targets", []string{"what", "target", "measured", "verdict"}, nil}
+	for _, t := range r.Targets {
+		targets.rows = append(targets.rows, []string{t.What, t.Want, t.Got, t.Verdict})
+	}
+	missing := table{"Not measured", []string{"what"}, nil}
+	for _, m := range r.Missing {
+		missing.rows = append(missing.rows, []string{m})
+	}
+	var list []table
+	for _, t := range []table{cells, streams, figures, targets, missing} {
+		if len(t.rows) > 0 {
+			list = append(list, t)
+		}
+	}
+	return list
+}
+
+// number prints a value with three digits or more, and NaN as a dash.
+func number(v float64) string {
+	switch {
+	case math.IsNaN(v):
+		return "-"
+	case v < 10:
+		return fmt.Sprintf("%.2f", v)
+	case v < 1000:
+		return fmt.Sprintf("%.1f", v)
+	}
+	return fmt.Sprintf("%.0f", v)
+}
+
+// where is the report's headline.
+func (r *Report) where() string {
+	m := r.Machine
+	return fmt.Sprintf("%s, %d cores, Linux %s, %s, on %s; up to %d runs of each, in turn", m.CPU, m.Cores, m.Kernel, m.Go, m.Date, r.Runs)
+}
+
+// print writes aligned tables.
+func (r *Report) print(w io.Writer) error {
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(tw, r.where())
+	for _, t := range r.tables() {
+		fmt.Fprintf(tw, "\n%s\n", t.title)
+		for _, row := range append([][]string{t.head}, t.rows...) {
+			fmt.Fprintln(tw, strings.Join(row, "\t"))
+		}
+	}
+	return tw.Flush()
+}
+
+func (r *Report) printMarkdown(w io.Writer) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "# portknock beside its peers\n\n%s.\n", r.where())
+	for _, t := range r.tables() {
+		fmt.Fprintf(&b, "\n## %s\n\n| %s |\n|%s\n", t.title, strings.Join(t.head, " | "), strings.Repeat("---|", len(t.head)))
+		for _, row := range t.rows {
+			fmt.Fprintf(&b, "| %s |\n", strings.Join(row, " | "))
+		}
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+func (r *Report) printJSON(w io.Writer) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "\t")
+	return e.Encode(r)
+}

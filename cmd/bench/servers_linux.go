@@ -1,0 +1,144 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"github.com/portknock/portknock/cmd/internal/lab"
+)
+
+// server is how a guarded port opens.
+type server struct {
+	name     string
+	programs []string
+	start    func(t *tb, r *rig) // on the rig's server, once its ports are up
+}
+
+var (
+	none     = server{"open port", nil, func(*tb, *rig) {}}
+	nftables = server{"nftables", []string{"nft"}, func(t *tb, r *rig) { r.load(t, "nftables") }}
+	knockd   = server{"knockd", []string{"nft", "knockd", "stdbuf"}, startKnockd}
+	fwknopd  = server{"fwknopd", []string{"nft", "iptables", "fwknopd"}, startFwknopd}
+)
+
+// installed reports whether all of the programs are there.
+func installed(programs []string) bool {
+	for _, p := range programs {
+		if _, err := exec.LookPath(p); err != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// rig is a client, a server, and a link.
+type rig struct {
+	client, server *lab.Host
+	addr           string // the server's, IPv4
+	portknock      string // the program
+	profile        string // its profile file
+	rules          string // the rules file in force
+	sources        uint16 // of the client's addresses, used up
+}
+
+// newRig makes hosts that are joined by link, and a server with its ports up.
+func newRig(t *tb, portknock string, link func(client, server *lab.Host)) *rig {
+	r := &rig{client: lab.NewHost(t, "client"), server: lab.NewHost(t, "server"), portknock: portknock}
+	link(r.client, r.server)
+	r.addr = r.server.Addr(lab.IPv4).String()
+	r.profile = filepath.Join(t.TempDir(), "config")
+	r.file(t, r.profile, "Host vps", "HostName "+r.addr, "Sequence "+strings.Join(sequence, " "),
+		"Host long", "HostName "+r.addr, "Port "+fmt.Sprint(longPort), "OpenPorts "+fmt.Sprint(longPort),
+		"Sequence "+strings.Join(longSequence, " "),
+		"Host "+twoFamilies, "Sequence "+strings.Join(sequence, " "))
+	for _, port := range []int{guardedPort, longPort, openPort} {
+		listen(t, r.server, port, func(c net.Conn) {
+			_, _ = io.WriteString(c, banner)
+			_, _ = io.Copy(io.Discard, c)
+		})
+	}
+	return r
+}
+
+// listen has a host serve the connections to a port, each in a goroutine.
+func listen(t *tb, h *lab.Host, port int, serve func(net.Conn)) {
+	var l net.Listener
+	var err error
+	h.Do(func() { l, err = net.Listen("tcp", fmt.Sprintf(":%d", port)) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				serve(c)
+				_ = c.Close()
+			}()
+		}
+	}()
+}
+
+func (r *rig) file(t *tb, name string, lines ...string) {
+	if err := os.WriteFile(name, []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// load puts the rules that portknock writes in force, and a firewall that
+// drops what is for no open port, as most servers' does.
+func (r *rig) load(t *tb, format string) {
+	r.drop(t, guardedPort, longPort, openPort)
+	file := filepath.Join(t.TempDir(), "rules")
+	r.server.Run(t, r.portknock, "emit-rules", "-c", r.profile, "--format", format, "--output", file, "vps", "long")
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	line := regexp.MustCompile(`(?m)^# load: (.*)$`).FindSubmatch(text)
+	if line == nil {
+		t.Fatalf("the rules for %s do not say how to load them", format)
+	}
+	// knockd runs in the foreground, see startKnockd.
+	load, _, _ := strings.Cut(string(line[1]), " && {")
+	r.server.Shell(t, load)
+	r.rules = file
+}
+
+// drop drops new packets but to some TCP ports.
+func (r *rig) drop(t *tb, ports ...int) {
+	open := strings.Trim(strings.ReplaceAll(fmt.Sprint(ports), " ", ", "), "[]")
+	r.server.Run(t, "nft", "add table inet server; add chain inet server input { type filter hook input priority 10; policy drop; };"+
+		"add rule inet server input iif lo accept; add rule inet server input ct state established,related accept;"+
+		"add rule inet server input tcp dport { "+open+" } accept")
+}
+
+func startKnockd(t *tb, r *rig) {
+	r.load(t, "knockd")
+	config, err := os.ReadFile(r.rules)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.server.Knockd(t, string(config))
+}
+
+// startFwknopd has the real one open the port by iptables.
+func startFwknopd(t *tb, r *rig) {
+	dir := t.TempDir()
+	name := func(base string) string { return filepath.Join(dir, base) }
+	r.file(t, name("access.conf"), "SOURCE ANY", "KEY_BASE64 "+rijndaelKey, "HMAC_KEY_BASE64 "+hmacKey, "FW_ACCESS_TIMEOUT 30")
+	r.file(t, name("fwknopd.conf"), "PCAP_INTF eth0;", "FWKNOP_RUN_DIR "+dir+";", "FWKNOP_CONF_DIR "+dir+";")
+	r.server.Shell(t, "iptables -A INPUT -p tcp --dport 22 --syn -j DROP")
+	d := r.server.Daemon(t, "fwknopd", "-f", "-i", "eth0", "-c", name("fwknopd.conf"), "-a", name("access.conf"))
+	d.Log.Await(t, "Starting fwknopd main event loop", 1)
+}

@@ -1,0 +1,323 @@
+package lab
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+	"math"
+	"net"
+	"slices"
+	"testing"
+	"time"
+)
+
+// fates returns what becomes of n packets of 1000 bytes, one each millisecond.
+func fates(w WAN, n int) []fate {
+	p, list := newPath(w, 0), make([]fate, n)
+	for i := range list {
+		list[i] = p.carry(time.Duration(i)*time.Millisecond, 1000)
+	}
+	return list
+}
+
+func TestPathShares(t *testing.T) {
+	t.Parallel()
+	const n = 10_000
+	near := func(what string, got int, share float64) {
+		t.Helper()
+		// Four standard deviations; the seed is fixed.
+		if want := share * n; math.Abs(float64(got)-want) > 4*math.Sqrt(want*(1-share)) {
+			t.Errorf("%s: %d of %d, want about %.0f", what, got, n, want)
+		}
+	}
+	for _, share := range []float64{0, 0.05, 0.2, 1} {
+		var lost, late, twice int
+		for i, f := range fates(WAN{Loss: share, Seed: 1}, n) {
+			if f.copies == 0 {
+				lost++
+			} else if want := time.Duration(i) * time.Millisecond; f.due != want {
+				t.Fatalf("due at %v, want %v", f.due, want)
+			}
+		}
+		for _, f := range fates(WAN{Reorder: share, Duplicate: share, Seed: 2}, n) {
+			if f.late {
+				late++
+			}
+			if f.copies == 2 {
+				twice++
+			}
+		}
+		near("lost", lost, share)
+		near("late", late, share)
+		near("twice", twice, share)
+	}
+}
+
+func TestPathRepeats(t *testing.T) {
+	t.Parallel()
+	w := WAN{Delay: time.Second, Jitter: time.Second, Loss: .3, Reorder: .3, ReorderBy: time.Second, Duplicate: .3, Seed: 7}
+	if !slices.Equal(fates(w, 1000), fates(w, 1000)) {
+		t.Error("one seed, two stories")
+	}
+	other := w
+	other.Seed = 8
+	if slices.Equal(fates(w, 1000), fates(other, 1000)) {
+		t.Error("two seeds, one story")
+	}
+	back := newPath(w, 1)
+	var there []fate
+	for i := range 1000 {
+		there = append(there, back.carry(time.Duration(i)*time.Millisecond, 1000))
+	}
+	if slices.Equal(fates(w, 1000), there) {
+		t.Error("both directions meet the same")
+	}
+}
+
+func TestPathOrder(t *testing.T) {
+	t.Parallel()
+	w := WAN{Delay: 20 * time.Millisecond, Jitter: 10 * time.Millisecond, Reorder: .2, ReorderBy: 5 * time.Millisecond, Seed: 3}
+	var last [2]time.Duration
+	var least, most time.Duration = time.Hour, 0
+	for i, f := range fates(w, 10_000) {
+		k := 0
+		if f.late {
+			k = 1
+		}
+		if f.due < last[k] {
+			t.Fatalf("packet %d overtakes one of its like", i)
+		}
+		last[k] = f.due
+		took := f.due - time.Duration(i)*time.Millisecond
+		if f.late {
+			took -= w.ReorderBy
+		}
+		least, most = min(least, took), max(most, took)
+	}
+	if least < w.Delay || least > w.Delay+time.Millisecond || most > w.Delay+w.Jitter || most < w.Delay+w.Jitter*9/10 {
+		t.Errorf("from %v to %v", least, most)
+	}
+}
+
+func TestPathRate(t *testing.T) {
+	t.Parallel()
+	// 1000 bytes each millisecond, over a link that takes twice as long.
+	lost := 0
+	var last time.Duration
+	for _, f := range fates(WAN{Rate: 500_000}, 1000) {
+		if f.copies == 0 {
+			lost++
+			continue
+		}
+		if last > 0 && f.due-last < 2*time.Millisecond {
+			t.Fatalf("%v after %v", f.due, last)
+		}
+		last = f.due
+	}
+	// In a second half arrive, and a queue of 200 ms.
+	if lost < 395 || lost > 405 {
+		t.Errorf("%d lost", lost)
+	}
+}
+
+// wanPair is two hosts on a WAN and a UDP socket of each, in the family.
+func wanPair(t testing.TB, f Family, w WAN) (client, server *net.UDPConn) {
+	t.Helper()
+	c, s := NewHost(t, "client"), NewHost(t, "server")
+	LinkWAN(t, c, s, w)
+	for _, end := range []struct {
+		host *Host
+		conn **net.UDPConn
+	}{{c, &client}, {s, &server}} {
+		var err error
+		end.host.Do(func() {
+			*end.conn, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(port(end.host.Addr(f), 7)))
+		})
+		must(t, err)
+		t.Cleanup(func() { _ = (*end.conn).Close() })
+		must(t, (*end.conn).SetDeadline(time.Now().Add(limit)))
+		must(t, (*end.conn).SetReadBuffer(1<<20))
+	}
+	return client, server
+}
+
+// number sends numbered packets, some at a time, each lot once the one before
+// has arrived or been lost, and returns the numbers as they arrive.
+func number(t *testing.T, client, server *net.UDPConn, n int) (arrived []int) {
+	t.Helper()
+	const lot, mark = 250, 1 << 30
+	to := server.LocalAddr().(*net.UDPAddr).AddrPort()
+	send := func(i int) {
+		_, err := client.WriteToUDPAddrPort(binary.BigEndian.AppendUint32(nil, uint32(i)), to)
+		must(t, err)
+	}
+	read := func(wait time.Duration) (int, bool) {
+		b := make([]byte, 4)
+		must(t, server.SetReadDeadline(time.Now().Add(wait)))
+		_, err := server.Read(b)
+		return int(binary.BigEndian.Uint32(b)), err == nil
+	}
+	for i := 0; i < n; i += lot {
+		for j := range lot {
+			send(i + j)
+		}
+		// What comes after the mark is late. A lost mark is sent again.
+		for tries, marked := 0, false; !marked; tries++ {
+			if tries == 20 {
+				t.Fatal("nothing arrives")
+			}
+			send(mark + i)
+			for {
+				got, ok := read(50 * time.Millisecond)
+				if !ok {
+					break
+				}
+				if got >= mark {
+					marked = marked || got == mark+i
+					continue
+				}
+				arrived = append(arrived, got)
+			}
+		}
+	}
+	return arrived
+}
+
+func TestWANDelay(t *testing.T) {
+	t.Parallel()
+	for _, f := range Families {
+		t.Run(f.String(), func(t *testing.T) {
+			t.Parallel()
+			client, server := wanPair(t, f, WAN{Delay: 20 * time.Millisecond})
+			var took []time.Duration
+			b := make([]byte, 1)
+			for range 50 {
+				start := time.Now()
+				_, err := client.WriteToUDPAddrPort(b, server.LocalAddr().(*net.UDPAddr).AddrPort())
+				must(t, err)
+				_, from, err := server.ReadFromUDPAddrPort(b)
+				must(t, err)
+				_, err = server.WriteToUDPAddrPort(b, from)
+				must(t, err)
+				_, err = client.Read(b)
+				must(t, err)
+				took = append(took, time.Since(start))
+			}
+			slices.Sort(took)
+			t.Logf("round trips: least %v, median %v, most %v", took[0], took[25], took[49])
+			if took[0] < 40*time.Millisecond || took[0] > 45*time.Millisecond {
+				t.Errorf("%v there and back, want 40 ms", took[0])
+			}
+		})
+	}
+}
+
+func TestWANLoss(t *testing.T) {
+	t.Parallel()
+	client, server := wanPair(t, IPv4, WAN{Loss: .05, Seed: 5})
+	const n = 10_000
+	arrived := number(t, client, server, n)
+	if lost := n - len(arrived); lost < 400 || lost > 600 {
+		t.Errorf("%d of %d lost, want about 500", lost, n)
+	}
+	if !slices.IsSorted(arrived) {
+		t.Error("out of order")
+	}
+}
+
+func TestWANReorders(t *testing.T) {
+	t.Parallel()
+	for share, most := range map[float64]int{0: 0, .2: 500} {
+		client, server := wanPair(t, IPv6, WAN{Reorder: share, ReorderBy: 5 * time.Millisecond, Jitter: time.Millisecond, Seed: 5})
+		const n = 2000
+		arrived := number(t, client, server, n)
+		overtaken, highest := 0, -1
+		for _, i := range arrived {
+			if i < highest {
+				overtaken++
+			}
+			highest = max(highest, i)
+		}
+		if len(arrived) != n || overtaken > most || overtaken < most/2 {
+			t.Errorf("%.0f %%: %d of %d overtaken", share*100, overtaken, len(arrived))
+		}
+	}
+}
+
+func TestWANDuplicates(t *testing.T) {
+	t.Parallel()
+	client, server := wanPair(t, IPv4, WAN{Duplicate: .1, Seed: 5})
+	const n = 2000
+	if twice := len(number(t, client, server, n)) - n; twice < 140 || twice > 260 {
+		t.Errorf("%d of %d arrive twice, want about 200", twice, n)
+	}
+}
+
+func TestWANRate(t *testing.T) {
+	t.Parallel()
+	client, server := wanPair(t, IPv6, WAN{Rate: 1_000_000})
+	packet, start := make([]byte, 1000-14-40-8), time.Now()
+	for range 100 {
+		_, err := client.WriteToUDPAddrPort(packet, server.LocalAddr().(*net.UDPAddr).AddrPort())
+		must(t, err)
+	}
+	for range 100 {
+		_, err := server.Read(packet)
+		must(t, err)
+	}
+	if took := time.Since(start); took < 100*time.Millisecond || took > time.Second {
+		t.Errorf("100 kB in %v at 1 MB/s", took)
+	}
+}
+
+// knockd reads the device, in both families.
+func TestWANKnockd(t *testing.T) {
+	t.Parallel()
+	Require(t, "knockd")
+	c, s := NewHost(t, "client"), NewHost(t, "server")
+	LinkWAN(t, c, s, WAN{Delay: time.Millisecond})
+	d := s.Knockd(t, "[options]\n[door]\nsequence = 7001:udp,8003:udp\nseq_timeout = 5\ncommand = true\n")
+	var err error
+	for i, f := range Families {
+		for _, p := range []uint16{7001, 8003} {
+			c.Do(func() {
+				var conn net.Conn
+				if conn, err = net.Dial("udp", port(s.Addr(f), p).String()); err == nil {
+					_, err = conn.Write(nil)
+					_ = conn.Close()
+				}
+			})
+			must(t, err)
+		}
+		d.Log.Await(t, "OPEN SESAME", i+1)
+	}
+}
+
+// BenchmarkWAN is how much the link carries when it adds nothing.
+func BenchmarkWAN(b *testing.B) {
+	c, s := NewHost(b, "client"), NewHost(b, "server")
+	LinkWAN(b, c, s, WAN{})
+	var l net.Listener
+	var err error
+	s.Do(func() { l, err = net.Listen("tcp", fmt.Sprintf("%v:7", s.Addr(IPv4))) })
+	must(b, err)
+	defer l.Close()
+	go func() {
+		if conn, err := l.Accept(); err == nil {
+			_, _ = io.Copy(io.Discard, conn)
+			_ = conn.Close()
+		}
+	}()
+	var conn net.Conn
+	c.Do(func() { conn, err = net.DialTimeout("tcp", l.Addr().String(), limit) })
+	must(b, err)
+	chunk := make([]byte, 1<<20)
+	b.SetBytes(int64(len(chunk)))
+	for b.Loop() {
+		_, err := conn.Write(chunk)
+		must(b, err)
+	}
+	must(b, conn.(*net.TCPConn).CloseWrite())
+	_, _ = conn.Read(chunk)
+	_ = conn.Close()
+}
