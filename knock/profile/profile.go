@@ -83,7 +83,7 @@ func (p *Profile) setDefaults(given settings) {
 	setDefault(&p.AddressFamily, "any")
 	setDefault(&p.Scheme, "static")
 	if !given.have("KnockDelay") { // 0 is a value
-		p.KnockDelay = 500 * time.Microsecond
+		p.KnockDelay = 200 * time.Microsecond
 	}
 	setDefault(&p.ConnectTimeout, 10*time.Second)
 	setDefault(&p.OpenFor, 30*time.Second)

@@ -32,7 +32,7 @@ func TestDefaults(t *testing.T) {
 		AddressFamily:  "any",
 		Scheme:         "static",
 		Sequence:       knock.Sequence{{Transport: knock.UDP, Port: 7000}, {Port: 8000}, {Port: 9000}},
-		KnockDelay:     500 * time.Microsecond,
+		KnockDelay:     200 * time.Microsecond,
 		ConnectTimeout: 10 * time.Second,
 		OpenPorts:      []knock.PortRange{{First: 22, Last: 22}},
 		OpenFor:        30 * time.Second,
