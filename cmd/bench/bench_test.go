@@ -51,7 +51,7 @@ func TestQuantile(t *testing.T) {
 // sample is a report in which each target is one way or another.
 func sample() *Report {
 	cell := func(link, server, contestant string, runs int, times ...float64) Cell {
-		return Cell{link, server, contestant, runs, times}
+		return Cell{link, server, contestant, runs, times, nil}
 	}
 	const pk = "portknock, 3 knocks"
 	r := &Report{

@@ -84,9 +84,11 @@ func (g grid) race(ctx context.Context, t *tb, o *options, r *rig, entered []con
 			}
 			spent[i] += time.Since(start)
 			cells[i].Runs++
-			if err == nil {
-				cells[i].Times = append(cells[i].Times, milliseconds(took))
+			if err != nil {
+				cells[i].Failures = append(cells[i].Failures, err.Error())
+				continue
 			}
+			cells[i].Times = append(cells[i].Times, milliseconds(took))
 		}
 	}
 	return nil

@@ -35,6 +35,7 @@ type Cell struct {
 	Link, Server, Contestant string
 	Runs                     int
 	Times                    []float64 // of the runs that succeeded, in ms
+	Failures                 []string  `json:",omitempty"` // of the others, what they said
 }
 
 func (c *Cell) name() string { return c.Link + "/" + c.Server + "/" + c.Contestant }
