@@ -125,18 +125,19 @@ func (k *knocker) knock(ctx context.Context, from, to netip.Addr, round int) err
 	}
 	sequence := sequences[round%len(sequences)]
 	k.log.say(secrets, "%v: round %d: %v", to, round, sequence)
-	return knock.Sender{From: from}.Send(ctx, to, sequence, k.pause(round))
+	return knock.Sender{From: from}.Send(ctx, to, sequence, k.pause(round, len(sequence)))
 }
 
-// pause returns what lies between two knocks of a round. The first round is
+// pause returns what lies between two of a round's knocks. The first round is
 // fast; on a path that reorders packets it fails, so the next ones are slower,
-// though always within what the server waits for.
-func (k *knocker) pause(round int) time.Duration {
+// though always within what the server waits for, and never so slow that too few
+// rounds fit into the time there is.
+func (k *knocker) pause(round, knocks int) time.Duration {
 	if round == 0 {
 		return k.KnockDelay
 	}
-	slower := min(5*time.Millisecond<<min(round, 5), 100*time.Millisecond, k.KnockTimeout/2)
-	return max(slower, k.KnockDelay)
+	slower := 5 * time.Millisecond << min(round, 5)
+	return max(k.KnockDelay, min(slower, 400*time.Millisecond/time.Duration(knocks), k.KnockTimeout/2))
 }
 
 // trace says what the dialer does.
