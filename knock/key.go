@@ -59,9 +59,9 @@ func ParseKey(text string) (Key, error) {
 	digits, ok := strings.CutPrefix(text, keyPrefix)
 	switch {
 	case !ok && strings.HasPrefix(text, keyKind):
-		return Key{}, errors.New("a key of another version than this program's, which begins with " + keyPrefix)
+		return Key{}, fmt.Errorf("a key of another version than this program's, which begins with %q", keyPrefix)
 	case !ok:
-		return Key{}, errors.New("not a key: it does not begin with " + keyPrefix)
+		return Key{}, fmt.Errorf("not a key: it does not begin with %q", keyPrefix)
 	case len(digits) < keyDigits.EncodedLen(minKey+crc32.Size):
 		return Key{}, errors.New("the key is truncated: its end is missing")
 	case len(digits) > keyDigits.EncodedLen(maxKey+crc32.Size):

@@ -46,10 +46,10 @@ func TestKeyText(t *testing.T) {
 func TestKeyFaults(t *testing.T) {
 	body := strings.TrimPrefix(exampleKey, keyPrefix)
 	for _, tt := range []struct{ name, text, want string }{
-		{"nothing", "", "not a key: it does not begin with portknock-key-1:"},
-		{"a private key of ssh", "-----BEGIN OPENSSH PRIVATE KEY-----\n" + body, "not a key: it does not begin with portknock-key-1:"},
-		{"without its prefix", body, "not a key: it does not begin with portknock-key-1:"},
-		{"of tomorrow", keyKind + "2:" + body, "a key of another version than this program's, which begins with portknock-key-1:"},
+		{"nothing", "", `not a key: it does not begin with "portknock-key-1:"`},
+		{"a private key of ssh", "-----BEGIN OPENSSH PRIVATE KEY-----\n" + body, `not a key: it does not begin with "portknock-key-1:"`},
+		{"without its prefix", body, `not a key: it does not begin with "portknock-key-1:"`},
+		{"of tomorrow", keyKind + "2:" + body, `a key of another version than this program's, which begins with "portknock-key-1:"`},
 		{"one letter short", exampleKey[:len(exampleKey)-1], "the key is truncated: its end is missing"},
 		{"only the prefix", keyPrefix, "the key is truncated: its end is missing"},
 		{"a wrong digit", exampleKey[:30] + "1" + exampleKey[31:], "the key is mistyped: not a letter or a digit from 2 to 7 everywhere"},
