@@ -98,15 +98,24 @@ func TestDrawnSchedules(t *testing.T) {
 		"Scheme rotating\nKeyCommand cat " + file:                    rotating,
 		"Scheme rotating\nDeriveHostKey yes\nKeyFile " + file:        derived,
 		"Scheme rotating\nDeriveHostKey YES\nKeyCommand cat " + file: derived,
-		// One newline is not the secret's, the rest is.
+		// One final newline is not the secret's.
 		"Scheme md5-hourly\nPortRange 10000-10999\nSkew 0\nKeyFile " + keyFile(t, 0o600, "f00b4r\n"): knock.MD5Hourly{
 			Secret: knock.KeyFrom([]byte("f00b4r")), Ports: knock.PortRange{First: 10000, Last: 10999}, Knocks: 5},
-		"Scheme md5-hourly\nPortRange 10000-10999\nSkew 0\nKeyFile " + keyFile(t, 0o600, " f00b4r\n\n"): knock.MD5Hourly{
-			Secret: knock.KeyFrom([]byte(" f00b4r\n")), Ports: knock.PortRange{First: 10000, Last: 10999}, Knocks: 5},
+		"Scheme md5-hourly\nPortRange 10000-10999\nSkew 0\nKeyFile " + keyFile(t, 0o600, "f00b4r"): knock.MD5Hourly{
+			Secret: knock.KeyFrom([]byte("f00b4r")), Ports: knock.PortRange{First: 10000, Last: 10999}, Knocks: 5},
 	} {
 		if got, err := scheduleOf(t, lines); err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%s:\ngot  %+v, %v\nwant %+v", lines, got, err, want)
 		}
+	}
+}
+
+// A second newline would be the secret's, and such a one the scheme cannot carry.
+func TestSecretAsItStands(t *testing.T) {
+	path := keyFile(t, 0o600, "f00b4r\n\n")
+	_, err := scheduleOf(t, "Scheme md5-hourly\nKeyFile "+path)
+	if err == nil || !strings.HasPrefix(err.Error(), path+": the secret holds a blank") {
+		t.Errorf("got %v", err)
 	}
 }
 

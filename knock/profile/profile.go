@@ -78,21 +78,29 @@ func (p *Profile) Schedule() (knock.Schedule, error) {
 	if err := p.complete(); err != nil {
 		return nil, err
 	}
+	var s knock.Schedule
 	switch p.Scheme {
 	case "rotating":
 		k, err := p.key()
 		if err != nil {
 			return nil, err
 		}
-		return knock.Rotating{Key: k, Ports: p.PortRange, Knocks: p.Knocks, Period: p.Period, Skew: p.Skew}, nil
+		s = knock.Rotating{Key: k, Ports: p.PortRange, Knocks: p.Knocks, Period: p.Period, Skew: p.Skew}
 	case "md5-hourly":
 		k, err := p.foreignSecret()
 		if err != nil {
 			return nil, err
 		}
-		return knock.MD5Hourly{Secret: k, Ports: p.PortRange, Knocks: p.Knocks, Skew: p.Skew}, nil
+		s = knock.MD5Hourly{Secret: k, Ports: p.PortRange, Knocks: p.Knocks, Skew: p.Skew}
+	default:
+		return knock.Static(p.Sequence), nil
 	}
-	return knock.Static(p.Sequence), nil
+	// What is wrong with the secret is wrong at all times: better said now than
+	// by a round of knocks.
+	if _, _, err := s.At(time.Unix(0, 0)); err != nil {
+		return nil, p.keyFault(err)
+	}
+	return s, nil
 }
 
 // complete reports what the scheme lacks, as far as can be told without the key.
