@@ -1,8 +1,40 @@
 // Package knock says what a port knock is and puts it on the wire.
 //
 // A [Step] is one packet, a [Sequence] the packets that open a port, and a
-// [Schedule] says which sequences open at a given time. A [Sender] sends a
-// sequence. Nothing here reads a file, looks up a name or needs a privilege.
+// [Schedule] says which sequences open at a given time: always the same
+// ([Static]), or others as time goes by ([Rotating], [MD5Hourly]). A [Sender]
+// sends a sequence. Nothing here reads a file, looks up a name or needs a
+// privilege.
+//
+// # The scheme rotating
+//
+// Client and server share a key, and derive each window's sequence from it and
+// the clock. All numbers are big-endian; time is Unix time in seconds, UTC.
+//
+//	window  w = floor(time / period)
+//	block n = HMAC-SHA256(key, "portknock/1 rotating" ‖ 0 ‖ period ‖ w ‖ n)
+//
+// where 0 is one byte, period and w have 8 bytes (w is signed: it is negative
+// before 1970), and n has 4 and counts the blocks of a window from 0. The blocks,
+// one after the other, are read as numbers v of 2 bytes, 16 in each block. Of a
+// range of size ports beginning with first,
+//
+//   - v is rejected if v ≥ floor(65536 / size) · size, so that no port is likelier
+//     than another,
+//   - the port is first + v mod size,
+//   - one that is in the sequence already is skipped,
+//
+// until the sequence has as many knocks as agreed, in the order of the draw. The
+// server accepts it in its window and, since clocks differ, for Skew before and
+// after. testdata/vectors has examples, and the same in Python.
+//
+// # Keys
+//
+// A key is 32 to 64 random bytes. Its text is "portknock-key-1:" and, in base32
+// (RFC 4648) in lower case without padding, the bytes followed by their CRC-32
+// (the one of Ethernet and zip, 4 bytes, big-endian): 58 characters for 32 bytes.
+// The checksum notices every single wrong letter and every swap of neighbours.
+// One key can serve many hosts as a master key: each has its own by [Key.Derive].
 package knock
 
 import (
@@ -204,15 +236,40 @@ func parsePort(s string) (uint16, error) {
 	return uint16(n), nil
 }
 
+// size returns how many ports there are.
+func (r PortRange) size() int { return int(r.Last) - int(r.First) + 1 }
+
 // Window is a span of time, from Start up to but not including End. The zero
 // Window is for ever.
 type Window struct{ Start, End time.Time }
 
+// WindowAt returns the window around t of those that are a period long, counted
+// from 1970 in UTC. The period is at least a second; what exceeds whole seconds
+// is not counted.
+func WindowAt(t time.Time, period time.Duration) Window {
+	length, now := int64(period/time.Second), t.Unix()
+	start := now - (now%length+length)%length
+	return Window{time.Unix(start, 0).UTC(), time.Unix(start+length, 0).UTC()}
+}
+
 // Schedule says which sequences open at a time.
 type Schedule interface {
-	// At returns the sequences of which any one opens at t, and the window in
-	// which that holds.
+	// At returns the sequences of which any one opens at t, at least one, and the
+	// window of the first. Those that follow are of other windows, for a client
+	// whose clock is not the server's; a server walks the windows by their End
+	// and takes the first sequence of each.
 	At(t time.Time) ([]Sequence, Window, error)
+}
+
+// sequencesAt is At for windows that are a period long: the sequence of the one
+// around t and, for skew after its start, of the one before.
+func sequencesAt(t time.Time, period, skew time.Duration, draw func(Window) Sequence) ([]Sequence, Window) {
+	w := WindowAt(t, period)
+	seqs := []Sequence{draw(w)}
+	if t.Sub(w.Start) < skew {
+		seqs = append(seqs, draw(WindowAt(w.Start.Add(-1), period)))
+	}
+	return seqs, w
 }
 
 // Static is a schedule of one sequence that never changes.

@@ -23,6 +23,7 @@ const usage = `Usage: portknock [FLAGS] HOST PORT           knock, connect, join
        portknock sequence [FLAGS] HOST       what would be sent
        portknock emit-rules [FLAGS] HOST...  the rules for the server
        portknock profile list|show           what the profile file says
+       portknock keygen [FILE]               a new key, for a scheme that takes one
        portknock version | help [COMMAND]
 
 Flags of most commands ("portknock help COMMAND" lists them all):
@@ -93,8 +94,11 @@ type app struct {
 	fdpass   bool     // connect
 	wait     bool     // knock
 	at       string   // sequence
+	windows  int      // sequence
 	json     bool     // sequence, profile
 	rules    ruleOpts // emit-rules
+	from     string   // keygen
+	host     string   // keygen
 }
 
 // commands is filled in init, since help lists it.
@@ -104,9 +108,10 @@ func init() {
 	commands = []command{
 		{"connect", "[FLAGS] HOST PORT", "Knock, connect, and join stdin and stdout to the connection.", runConnect, connectFlags},
 		{"knock", "[FLAGS] HOST [PORT]", "Send the knocks. With --wait, knock until PORT (or the profile's, or 22) answers.", runKnock, knockFlags},
-		{"sequence", "[FLAGS] HOST", "Print the sequence that would be sent, and how long it is valid.", runSequence, sequenceFlags},
+		{"sequence", "[FLAGS] HOST", "Print the sequence that would be sent, and how long it is valid. Just after a\nwindow began, a second one follows, which every other round sends: that of the\nwindow before.", runSequence, sequenceFlags},
 		{"emit-rules", "[FLAGS] HOST...", "Print the rules with which a server opens to these profiles.", runRules, ruleFlags},
 		{"profile", "list|show [FLAGS] [HOST]", "List the profiles, or show one with its defaults.", runProfile, profileFlags},
+		{"keygen", "[--from FILE --host NAME] [FILE]", "Write a new key to FILE, which must not exist, or print it. With --from, the\nkey that DeriveHostKey makes for a profile's NAME: all that its server needs.", runKeygen, keygenFlags},
 		{"version", "", "Print the version.", runVersion, nil},
 		{"help", "[COMMAND]", "Print how to use portknock, or one of its commands.", runHelp, nil},
 	}

@@ -13,13 +13,28 @@ import (
 func sequenceFlags(a *app, f *pflag.FlagSet) {
 	a.shared.profileFlags(f)
 	f.StringVar(&a.at, "at", "", "the `TIME` to say it for, as 2006-01-02T15:04:05Z, instead of now")
-	f.BoolVar(&a.json, "json", false, "print JSON")
+	f.IntVar(&a.windows, "windows", 0, "the sequences of `N` windows, from that time on, as the server expects them")
+	f.BoolVar(&a.json, "json", false, "print JSON; with --windows, a list")
+}
+
+const maxWindows = 100_000 // of --windows: more than eleven years of hours
+
+// answer is what is said of one window.
+type answer struct {
+	Name      string    `json:"name"`
+	Scheme    string    `json:"scheme"`
+	Sequences []string  `json:"sequences"` // the first is the window's; another, the one's before
+	From      time.Time `json:"from,omitzero"`
+	Until     time.Time `json:"until,omitzero"`
 }
 
 // runSequence prints the sequence of a host: it is a secret, and asked for.
 func runSequence(_ context.Context, a *app, args []string) error {
 	if len(args) != 1 {
 		return usageError("sequence takes one HOST")
+	}
+	if a.windows < 0 || a.windows > maxWindows {
+		return usageError("--windows %d is not from 1 to %d", a.windows, maxWindows)
 	}
 	at := time.Now()
 	if a.at != "" {
@@ -32,33 +47,52 @@ func runSequence(_ context.Context, a *app, args []string) error {
 	if err != nil {
 		return err
 	}
-	schedule, err := p.Schedule()
+	schedule, err := scheduleOf(p)
 	if err != nil {
-		return &failure{code: exitProfile, err: err}
+		return err
 	}
-	sequences, window, err := schedule.At(at)
-	if err != nil {
-		return &failure{code: exitProfile, err: fmt.Errorf("%s: %w", p.Name, err)}
-	}
-	if a.json {
+	var answers []answer
+	for range max(a.windows, 1) {
+		sequences, window, err := schedule.At(at)
+		if err != nil {
+			return &failure{code: exitProfile, err: fmt.Errorf("%s: %w", p.Name, err)}
+		}
+		if a.windows > 0 {
+			sequences = sequences[:1]
+		}
 		texts := make([]string, len(sequences))
 		for i, s := range sequences {
 			texts[i] = s.String()
 		}
-		return a.printJSON(struct {
-			Name      string    `json:"name"`
-			Scheme    string    `json:"scheme"`
-			Sequences []string  `json:"sequences"`
-			From      time.Time `json:"from,omitzero"`
-			Until     time.Time `json:"until,omitzero"`
-		}{p.Name, p.Scheme, texts, window.Start, window.End})
+		answers = append(answers, answer{p.Name, p.Scheme, texts, window.Start, window.End})
+		if at = window.End; window == (knock.Window{}) {
+			break
+		}
 	}
+	switch {
+	case a.json && a.windows > 0:
+		return a.printJSON(answers)
+	case a.json:
+		return a.printJSON(answers[0])
+	}
+	for _, w := range answers {
+		if err := a.printAnswer(w); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (a *app) printAnswer(w answer) error {
 	valid := "always"
-	if window != (knock.Window{}) {
-		valid = window.Start.UTC().Format(time.RFC3339) + " until " + window.End.UTC().Format(time.RFC3339)
+	if !w.Until.IsZero() {
+		valid = w.From.UTC().Format(time.RFC3339) + " until " + w.Until.UTC().Format(time.RFC3339)
 	}
-	for _, s := range sequences {
-		if err := a.print("%s  (%s, %s)\n", s, p.Scheme, valid); err != nil {
+	for i, s := range w.Sequences {
+		if i > 0 {
+			valid = "of the window before"
+		}
+		if err := a.print("%s  (%s, %s)\n", s, w.Scheme, valid); err != nil {
 			return err
 		}
 	}

@@ -17,9 +17,18 @@ import (
 
 // This file is the only place that knows a profile, a Dialer and a Guard.
 
+// scheduleOf returns what opens a host, and reads its key for that.
+func scheduleOf(p *profile.Profile) (knock.Schedule, error) {
+	s, err := p.Schedule()
+	if err != nil {
+		return nil, &failure{code: exitProfile, err: fmt.Errorf("%s: %w", p.Name, err)}
+	}
+	return s, nil
+}
+
 // guard returns the server's half of a profile.
 func guard(p *profile.Profile) (rules.Guard, error) {
-	s, err := p.Schedule()
+	s, err := scheduleOf(p)
 	if err != nil {
 		return rules.Guard{}, err
 	}
@@ -68,9 +77,9 @@ type knocker struct {
 }
 
 func newKnocker(a *app, p *profile.Profile) (*knocker, error) {
-	s, err := p.Schedule()
+	s, err := scheduleOf(p)
 	if err != nil {
-		return nil, &failure{code: exitProfile, err: err}
+		return nil, err
 	}
 	return &knocker{p, s, &a.log}, nil
 }
@@ -179,8 +188,20 @@ func connectFailure(ctx context.Context, host string, p *profile.Profile, err er
 	case notOpened:
 		f.code = exitClosed
 		if p != nil {
-			f.hint = fmt.Sprintf("is the profile the server's? Compare with portknock sequence %s and the server's rules; -v tells more", p.Name)
+			f.hint = closedHint(p, time.Now())
 		}
 	}
 	return f
+}
+
+// closedHint says where to look when the port stays closed. Where the sequence
+// follows the clock, that is the first suspect.
+func closedHint(p *profile.Profile, now time.Time) string {
+	if p.Period == 0 {
+		return fmt.Sprintf("is the profile the server's? Compare with portknock sequence %s and the server's rules; -v tells more", p.Name)
+	}
+	w := knock.WindowAt(now, p.Period)
+	utc := func(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+	return fmt.Sprintf("hold date -u on both sides together: here it is %s, in the window from %s until %s; then compare portknock sequence %s with the server's rules",
+		utc(now), utc(w.Start), utc(w.End), p.Name)
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 )
@@ -16,6 +17,7 @@ var ErrNoProfile = errors.New("no profile")
 // File is a profile file in which every block has been checked.
 type File struct {
 	name   string
+	dir    string // where a relative KeyFile begins; "" if the profile is in no folder
 	blocks []*block
 
 	// Blocks by number: those that only a name on their Host line can match, by
@@ -34,7 +36,7 @@ type block struct {
 // Setting is one keyword and its value.
 type Setting struct {
 	Keyword string // as the documentation spells it
-	Value   string // without quotes; the words of a list parted by single blanks
+	Value   string // without quotes, but in a KeyCommand; the words of a list parted by single blanks
 	line    int    // where in the file; 0 if not from a file
 }
 
@@ -59,13 +61,13 @@ func (ss settings) have(keyword string) bool {
 func (ss settings) knocks() bool { return ss.have("Sequence") || ss.have("Scheme") }
 
 // Entry is one Host block as a list of profiles shows it. It says how long a
-// sequence is, never what it is.
+// sequence is, never what it is, and nothing of a key.
 type Entry struct {
 	Patterns []string `json:"patterns"`
 	Line     int      `json:"line"`               // of the Host line, from 1
 	HostName string   `json:"hostName,omitempty"` // as written, "%h" and all; "" if the block gives none
 	Scheme   string   `json:"scheme,omitempty"`   // "" if the block says nothing of how to knock
-	Knocks   int      `json:"knocks,omitempty"`   // in the block's Sequence; 0 if it gives none
+	Knocks   int      `json:"knocks,omitempty"`   // in the block's Sequence, or to be drawn; 0 if it gives neither
 }
 
 // Load reads the profile file at path. On Unix the file must belong to the user
@@ -95,7 +97,13 @@ func Load(path string) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := Parse(path, data)
+	dir := ""
+	if regular {
+		if dir, err = filepath.Abs(filepath.Dir(path)); err != nil {
+			return nil, err
+		}
+	}
+	f, err := parse(path, dir, data)
 	if err != nil {
 		return nil, err
 	}
@@ -112,12 +120,15 @@ func (f *File) holdsSequence() bool {
 }
 
 // Parse reads a profile file. Its name is for errors, which begin "NAME:LINE: ".
-func Parse(name string, data []byte) (*File, error) {
+// As it is in no folder, a relative KeyFile is an error.
+func Parse(name string, data []byte) (*File, error) { return parse(name, "", data) }
+
+func parse(name, dir string, data []byte) (*File, error) {
 	tokens, err := tokenize(name, data)
 	if err != nil {
 		return nil, err
 	}
-	f := &File{name: name, byName: make(map[string][]int)}
+	f := &File{name: name, dir: dir, byName: make(map[string][]int)}
 	all := &block{patterns: []pattern{{text: "*", wild: true}}}
 	f.blocks = append(f.blocks, all)
 	for _, t := range tokens {
@@ -174,6 +185,9 @@ func newSetting(t token) (Setting, error) {
 		return Setting{}, fmt.Errorf("%s: takes one value, not %d", k.name, len(t.words))
 	}
 	s := Setting{Keyword: k.name, Value: strings.Join(t.words, " "), line: t.line}
+	if k.quoted {
+		s.Value = joinWords(t.words)
+	}
 	if err := k.set(new(Profile), s.Value); err != nil {
 		return Setting{}, fmt.Errorf("%s: %w", k.name, err)
 	}
@@ -181,7 +195,8 @@ func newSetting(t token) (Setting, error) {
 }
 
 // ParseSetting reads the argument of -o, "Keyword=Value" or "Keyword Value". A
-// Sequence is refused: everybody on the machine can see a command line.
+// Sequence, KeyFile or KeyCommand is refused: everybody on the machine can see a
+// command line.
 func ParseSetting(s string) (Setting, error) {
 	if strings.Contains(s, "\n") {
 		return Setting{}, fault(commandLine, 0, "one setting at a time")
@@ -221,8 +236,8 @@ func (f *File) Entries() []Entry {
 			e.Patterns = append(e.Patterns, p.written)
 		}
 		p, _ := f.fill(b.settings) // Parse has checked it
-		e.HostName, e.Scheme, e.Knocks = p.HostName, p.Scheme, len(p.Sequence)
-		if e.Scheme == "" && e.Knocks > 0 {
+		e.HostName, e.Scheme, e.Knocks = p.HostName, p.Scheme, max(len(p.Sequence), p.Knocks)
+		if e.Scheme == "" && len(p.Sequence) > 0 {
 			e.Scheme = "static"
 		}
 		entries = append(entries, e)

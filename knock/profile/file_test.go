@@ -31,6 +31,8 @@ func TestParseSetting(t *testing.T) {
 		"Match=all":       "-o: keyword Match is not supported; use Host",
 		"Port=\x00":       "-o: the character U+0000 has no place here",
 		"Sequence=7000":   "-o: a Sequence belongs in the profile: a command line is seen by everybody",
+		"KeyFile=/key":    "-o: a KeyFile belongs in the profile: a command line is seen by everybody",
+		"keycommand=pass": "-o: a KeyCommand belongs in the profile: a command line is seen by everybody",
 	} {
 		if _, err := ParseSetting(s); err == nil || err.Error() != want {
 			t.Errorf("%s:\ngot  %v\nwant %s", s, err, want)

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/portknock/portknock/knock"
 )
 
 func FuzzParse(f *testing.F) {
@@ -13,6 +15,8 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte("\ufeffHost \"a\" b*\tc?\r\n\tSequence = 7000,8000:udp # x\r\n"), "bx")
 	f.Add([]byte("Scheme static\nHost * !a\nHostName %h.example\n"), "a")
 	f.Add([]byte("Host a 192.0.2.1\nHostName ::1\nBindInterface \"a #b\"\nSequence 1\n"), "::1")
+	f.Add([]byte(drawn), "vps")
+	f.Add([]byte("Host a\nScheme md5-hourly\nKeyCommand pass \"my key\" \"a#b\"\nHost *\nKeyFile /k\nKnocks 3\nPortRange 10000-10999\n"), "a")
 	f.Add([]byte("Match all\nInclude /etc/passwd\n"), "a")
 	f.Fuzz(func(t *testing.T, data []byte, host string) {
 		file, err := Parse("file", data)
@@ -27,9 +31,11 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			return
 		}
-		s, err := p.Schedule()
-		if err != nil {
-			t.Fatal(err)
+		var s knock.Schedule = knock.Rotating{Key: knock.NewKey(), Ports: p.PortRange, Knocks: p.Knocks, Period: p.Period, Skew: p.Skew}
+		if !p.keyed() { // Schedule would read or run what the fuzzer has come up with
+			if s, err = p.Schedule(); err != nil {
+				t.Fatal(err)
+			}
 		}
 		if seqs, _, err := s.At(time.Now()); err != nil || len(seqs) == 0 || len(seqs[0]) == 0 {
 			t.Fatalf("nothing to send: %v, %v", seqs, err)

@@ -16,6 +16,7 @@ import (
 type keyword struct {
 	name   string
 	list   bool                         // takes several words
+	quoted bool                         // of which each may hold blanks, and keeps its quotes
 	secret bool                         // must not stand on a command line
 	set    func(*Profile, string) error // reads one value, and checks what can be checked of it alone
 	get    func(*Profile) string        // writes it; "" if there is none
@@ -137,6 +138,95 @@ var keywords = []keyword{
 			return strings.Join(portWords(p.IgnorePorts), " ")
 		},
 	},
+	{
+		name: "KeyFile", secret: true,
+		set: func(p *Profile, v string) error {
+			p.KeyFile = v // made absolute once it is known whether it applies
+			return checkPath(v)
+		},
+		get: func(p *Profile) string { return p.KeyFile },
+	},
+	{
+		name: "KeyCommand", list: true, quoted: true, secret: true,
+		set: func(p *Profile, v string) error {
+			p.KeyCommand = split(v)
+			return checkCommand(p.KeyCommand)
+		},
+		get: func(p *Profile) string { return joinWords(p.KeyCommand) },
+	},
+	{
+		name: "DeriveHostKey",
+		set: func(p *Profile, v string) error {
+			p.DeriveHostKey = strings.EqualFold(v, "yes")
+			if !p.DeriveHostKey && !strings.EqualFold(v, "no") {
+				return fmt.Errorf("%q is neither yes nor no", v)
+			}
+			return nil
+		},
+		get: func(p *Profile) string {
+			if p.DeriveHostKey {
+				return "yes"
+			}
+			return p.ifKeyed("no")
+		},
+	},
+	{
+		name: "PortRange",
+		set: func(p *Profile, v string) error {
+			ranges, err := knock.ParsePortRanges(v)
+			if err != nil || len(ranges) != 1 || strings.ContainsAny(v, "/:") || !strings.Contains(v, "-") {
+				return fmt.Errorf("%q is not a range of ports such as 20000-29999", v)
+			}
+			p.PortRange.First, p.PortRange.Last = ranges[0].First, ranges[0].Last
+			return nil
+		},
+		get: (*Profile).rangeWord,
+	},
+	{
+		name: "Knocks",
+		set: func(p *Profile, v string) error {
+			n, err := strconv.ParseUint(v, 10, 8)
+			if err != nil || n < minKnocks || n > knock.MaxSteps {
+				return fmt.Errorf("%q is not a number from %d to %d", v, minKnocks, knock.MaxSteps)
+			}
+			p.Knocks = int(n)
+			return nil
+		},
+		get: func(p *Profile) string { return p.ifKeyed(strconv.Itoa(p.Knocks)) },
+	},
+	{
+		name: "Protocol",
+		set: func(p *Profile, v string) (err error) {
+			p.PortRange.Transport, err = knock.ParseTransport(v)
+			return err
+		},
+		get: (*Profile).protocolWord,
+	},
+	keyedOnly(wholeSeconds(duration("Period", time.Second, 366*24*time.Hour, func(p *Profile) *time.Duration { return &p.Period }))),
+	keyedOnly(wholeSeconds(duration("Skew", 0, 183*24*time.Hour, func(p *Profile) *time.Duration { return &p.Skew }))),
+}
+
+// minKnocks is the least that is worth drawing: a scan of all ports sends every
+// single knock.
+const minKnocks = 2
+
+// wholeSeconds is a duration that firewalls count in seconds.
+func wholeSeconds(k keyword) keyword {
+	set := k.set
+	k.set = func(p *Profile, v string) error {
+		if d, err := ParseDuration(v); err == nil && d%time.Second != 0 {
+			return fmt.Errorf("%q is not whole seconds", v)
+		}
+		return set(p, v)
+	}
+	return k
+}
+
+// keyedOnly is a keyword that has no value where no key draws.
+func keyedOnly(k keyword) keyword {
+	get := k.get
+	k.get = func(p *Profile) string { return p.ifKeyed(get(p)) }
+	return k
 }
 
 // duration is the keyword of a time from least to most.

@@ -62,10 +62,19 @@ func (f *File) profile(host string, blocks []*block, ss settings) (*Profile, err
 		}
 	}
 	p.setDefaults(ss)
+	if p.KeyFile != "" {
+		if p.KeyFile, err = keyPath(p.KeyFile, f.dir); err != nil {
+			return nil, f.fault(ss, "KeyFile", err)
+		}
+	}
 	if keyword, err := p.conflict(); err != nil {
 		return nil, f.fault(ss, keyword, err)
 	}
-	if _, err := p.Schedule(); err != nil {
+	if p.DeriveHostKey && isAddress(p.Name) {
+		// The same host by its name would have another key.
+		return nil, f.fault(ss, "DeriveHostKey", fmt.Errorf("%s is an address: give its Host line a name too", p.Name))
+	}
+	if err := p.complete(); err != nil {
 		return nil, f.fault(ss, "Scheme", err)
 	}
 	return p, nil
@@ -103,14 +112,32 @@ func gather(blocks []*block) settings {
 	return ss
 }
 
-// add appends the settings that are not there yet.
+// add appends the settings that are not there yet. Of two that say the same in
+// two ways, the first obtained prevents the other, as with ssh's ProxyCommand and
+// ProxyJump: a KeyFile and a KeyCommand, a Sequence and a Scheme other than static.
 func (ss settings) add(more settings) settings {
+	had := ss // both in one block are left for conflict to find
 	for _, s := range more {
-		if !ss.have(s.Keyword) {
+		if !ss.have(s.Keyword) && !had.prevent(s) {
 			ss = append(ss, s)
 		}
 	}
 	return ss
+}
+
+func (ss settings) prevent(s Setting) bool {
+	switch s.Keyword {
+	case "KeyFile":
+		return ss.have("KeyCommand")
+	case "KeyCommand":
+		return ss.have("KeyFile")
+	case "Scheme":
+		return ss.have("Sequence")
+	case "Sequence":
+		scheme, ok := ss.get("Scheme")
+		return ok && !strings.EqualFold(scheme.Value, "static")
+	}
+	return false
 }
 
 // matching returns the blocks that match a host, in file order. The block as,

@@ -28,3 +28,17 @@ func checkReaders(path string, info fs.FileInfo) error {
 	}
 	return nil
 }
+
+// nonBlocking is a flag for opening.
+const nonBlocking = syscall.O_NONBLOCK
+
+// checkKeyFile refuses what ssh refuses as a private key.
+func checkKeyFile(path string, info fs.FileInfo) error {
+	if err := checkOwner(path, info); err != nil {
+		return err
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return fmt.Errorf("%s: holds a key and is accessible by others (mode %04o); chmod 600 %s", path, info.Mode().Perm(), path)
+	}
+	return nil
+}

@@ -18,7 +18,8 @@
 //
 // [Find] says where the file is, [Load] and [Parse] read it into a [File],
 // [File.Lookup] makes the [Profile] of one host, and [Profile.Schedule] what to
-// knock. No error holds any part of a sequence.
+// knock. Only Schedule reads a key or runs a command for one. No error holds any
+// part of a sequence or a key.
 package profile
 
 import (
@@ -44,7 +45,7 @@ type Profile struct {
 	BindAddress   netip.Addr        // the local address; the zero Addr if none is given
 	BindInterface string            // the local interface; "" if none is given
 	Scheme        string            // one of [Schemes]
-	Sequence      knock.Sequence    // what the scheme static sends
+	Sequence      knock.Sequence    // what the scheme static sends; nil for others
 	KnockDelay    time.Duration     // the pause between knocks, and before the SYN
 	OpenPorts     []knock.PortRange // what the server opens
 	OpenFor       time.Duration     // how long a knocker may start connections
@@ -54,21 +55,68 @@ type Profile struct {
 	// ConnectTimeout is the time from the start to the connection, all rounds
 	// of knocks together.
 	ConnectTimeout time.Duration
+
+	// What a scheme needs that draws its sequences by a key; zero for static.
+	KeyFile       string          // where the key is, an absolute path; or else
+	KeyCommand    []string        // the program that prints it, and its arguments
+	DeriveHostKey bool            // use the key that [knock.Key.Derive] gives for Name
+	PortRange     knock.PortRange // what is drawn from; its Transport is the Protocol
+	Knocks        int             // how many are drawn
+	Period        time.Duration   // how long a sequence is the current one
+	Skew          time.Duration   // by how much two clocks may differ
 }
 
 // Schemes names the schemes there are: the cases of [Profile.Schedule].
-var Schemes = []string{"static"}
+var Schemes = []string{"static", "rotating", "md5-hourly"}
 
-// Schedule returns what opens the host's ports, and when.
+// keyed reports whether the scheme draws its sequences by a key and the time.
+func (p *Profile) keyed() bool { return p.Scheme == "rotating" || p.Scheme == "md5-hourly" }
+
+// Schedule returns what opens the host's ports, and when. It reads the KeyFile,
+// or runs the KeyCommand, which may take 30 seconds and speak to the user.
 func (p *Profile) Schedule() (knock.Schedule, error) {
+	if err := p.complete(); err != nil {
+		return nil, err
+	}
+	var s knock.Schedule
 	switch p.Scheme {
-	case "static":
-		if len(p.Sequence) == 0 {
-			return nil, errors.New("static needs a Sequence")
+	case "rotating":
+		k, err := p.key()
+		if err != nil {
+			return nil, err
 		}
+		s = knock.Rotating{Key: k, Ports: p.PortRange, Knocks: p.Knocks, Period: p.Period, Skew: p.Skew}
+	case "md5-hourly":
+		k, err := p.foreignSecret()
+		if err != nil {
+			return nil, err
+		}
+		s = knock.MD5Hourly{Secret: k, Ports: p.PortRange, Knocks: p.Knocks, Skew: p.Skew}
+	default:
 		return knock.Static(p.Sequence), nil
 	}
-	return nil, checkScheme(p.Scheme)
+	// What is wrong with the secret is wrong at all times: better said now than
+	// by a round of knocks.
+	if _, _, err := s.At(time.Unix(0, 0)); err != nil {
+		return nil, p.keyFault(err)
+	}
+	return s, nil
+}
+
+// complete reports what the scheme lacks, as far as can be told without the key.
+func (p *Profile) complete() error {
+	switch {
+	case p.Scheme == "static" && len(p.Sequence) == 0:
+		return errors.New("static needs a Sequence")
+	case p.keyed() && p.KeyFile == "" && len(p.KeyCommand) == 0:
+		return fmt.Errorf("%s needs a KeyFile or a KeyCommand", p.Scheme)
+	}
+	for _, open := range p.OpenPorts {
+		if r := p.PortRange; p.keyed() && open.Transport == r.Transport && open.First <= r.Last && r.First <= open.Last {
+			return fmt.Errorf("PortRange and Protocol include %v of the OpenPorts, and a guarded port cannot be a knock", open)
+		}
+	}
+	return checkScheme(p.Scheme)
 }
 
 func checkScheme(name string) error {
@@ -88,6 +136,22 @@ func (p *Profile) setDefaults(given settings) {
 	setDefault(&p.ConnectTimeout, 10*time.Second)
 	setDefault(&p.OpenFor, 30*time.Second)
 	setDefault(&p.KnockTimeout, 5*time.Second)
+	if p.keyed() {
+		if p.PortRange.First == 0 {
+			p.PortRange.First, p.PortRange.Last = 20000, 59999
+		}
+		if !given.have("Protocol") && p.Scheme != "md5-hourly" { // which is tcp, the zero value
+			p.PortRange.Transport = knock.UDP
+		}
+		setDefault(&p.Knocks, 5)
+		setDefault(&p.Period, time.Hour)
+		if !given.have("Skew") { // 0 is a value
+			p.Skew = 2 * time.Minute
+		}
+	} else { // what stands under Host * for other schemes does not apply
+		p.KeyFile, p.KeyCommand, p.DeriveHostKey = "", nil, false
+		p.PortRange, p.Knocks, p.Period, p.Skew = knock.PortRange{}, 0, 0, 0
+	}
 	if p.OpenPorts == nil {
 		port := p.Port
 		setDefault(&port, 22)
@@ -131,11 +195,42 @@ func (p *Profile) conflict() (keyword string, err error) {
 			}
 		}
 	}
+	return p.keyConflict()
+}
+
+// keyConflict is conflict for the schemes that draw.
+func (p *Profile) keyConflict() (keyword string, err error) {
+	if p.KeyFile != "" && len(p.KeyCommand) > 0 {
+		return "KeyCommand", errors.New("cannot be combined with KeyFile")
+	}
+	if p.Scheme != "" && p.Scheme != "static" && len(p.Sequence) > 0 {
+		return "Sequence", fmt.Errorf("%s draws its own", p.Scheme)
+	}
+	if p.Period > 0 && p.Skew >= p.Period-p.Skew {
+		// Of the two, the one that cannot be a default.
+		if p.Period != time.Hour {
+			return "Period", fmt.Errorf("%s is not above twice the Skew, %s", formatDuration(p.Period), formatDuration(p.Skew))
+		}
+		return "Skew", fmt.Errorf("twice %s is not below the Period, %s", formatDuration(p.Skew), formatDuration(p.Period))
+	}
+	if size := int(p.PortRange.Last) - int(p.PortRange.First) + 1; p.PortRange.First > 0 && size < p.Knocks {
+		return "PortRange", fmt.Errorf("%d ports are not enough for %d different knocks", size, p.Knocks)
+	}
+	if p.Scheme == "md5-hourly" {
+		switch {
+		case p.Period > 0 && p.Period != time.Hour:
+			return "Period", errors.New("md5-hourly has one of an hour")
+		case p.PortRange.Transport == knock.UDP:
+			return "Protocol", errors.New("md5-hourly knocks by tcp")
+		case p.DeriveHostKey:
+			return "DeriveHostKey", errors.New("md5-hourly uses the secret as it stands")
+		}
+	}
 	return "", nil
 }
 
 // Settings returns the profile as settings, in the order of the documentation,
-// without those that have no value. They hold the sequence.
+// without those that have no value. They hold the sequence, but never a key.
 func (p *Profile) Settings() []Setting {
 	var out []Setting
 	for _, k := range keywords {
@@ -147,7 +242,7 @@ func (p *Profile) Settings() []Setting {
 }
 
 // WriteTo writes the profile as a Host block that [Parse] reads back. It holds
-// the sequence.
+// the sequence, but never a key.
 func (p *Profile) WriteTo(w io.Writer) (int64, error) {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "Host %s\n", p.Name)
@@ -162,7 +257,7 @@ func (p *Profile) WriteTo(w io.Writer) (int64, error) {
 }
 
 // MarshalJSON writes durations as Go writes them ("500µs"), and knocks and
-// ports as a profile does ("7000/udp"). It holds the sequence.
+// ports as a profile does ("7000/udp"). It holds the sequence, but never a key.
 func (p *Profile) MarshalJSON() ([]byte, error) {
 	return json.Marshal(struct {
 		Name           string     `json:"name"`
@@ -179,11 +274,37 @@ func (p *Profile) MarshalJSON() ([]byte, error) {
 		OpenFor        string     `json:"openFor"`
 		KnockTimeout   string     `json:"knockTimeout"`
 		IgnorePorts    []string   `json:"ignorePorts"`
+		KeyFile        string     `json:"keyFile,omitempty"`
+		KeyCommand     []string   `json:"keyCommand,omitempty"`
+		DeriveHostKey  bool       `json:"deriveHostKey,omitempty"`
+		PortRange      string     `json:"portRange,omitempty"`
+		Knocks         int        `json:"knocks,omitempty"`
+		Protocol       string     `json:"protocol,omitempty"`
+		Period         string     `json:"period,omitempty"`
+		Skew           string     `json:"skew,omitempty"`
 	}{
 		p.Name, p.HostName, p.Port, p.AddressFamily, p.BindAddress, p.BindInterface,
 		p.Scheme, p.Sequence.String(), p.KnockDelay.String(), p.ConnectTimeout.String(),
 		portWords(p.OpenPorts), p.OpenFor.String(), p.KnockTimeout.String(), portWords(p.IgnorePorts),
+		p.KeyFile, p.KeyCommand, p.DeriveHostKey, p.rangeWord(), p.Knocks, p.protocolWord(),
+		p.ifKeyed(p.Period.String()), p.ifKeyed(p.Skew.String()),
 	})
+}
+
+// rangeWord and protocolWord write the two halves of PortRange.
+func (p *Profile) rangeWord() string {
+	r := p.PortRange
+	r.Transport = knock.TCP
+	return p.ifKeyed(strings.TrimSuffix(r.String(), "/tcp"))
+}
+
+func (p *Profile) protocolWord() string { return p.ifKeyed(p.PortRange.Transport.String()) }
+
+func (p *Profile) ifKeyed(s string) string {
+	if p.keyed() {
+		return s
+	}
+	return ""
 }
 
 func portWords(ranges []knock.PortRange) []string {

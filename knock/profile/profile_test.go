@@ -166,7 +166,24 @@ func TestBadValues(t *testing.T) {
 		{"AddressFamily inet4", `AddressFamily: "inet4" is not any, inet or inet6`},
 		{"BindAddress eth0", `BindAddress: "eth0" is not an IP address`},
 		{"BindInterface " + strings.Repeat("x", 256), `BindInterface: "` + strings.Repeat("x", 256) + `" is not the name of a network interface`},
-		{"Scheme rotating", `Scheme: there is no scheme "rotating", only static`},
+		{"Scheme telepathy", `Scheme: there is no scheme "telepathy", only static, rotating, md5-hourly`},
+		{"KeyFile ~root/key", `KeyFile: "~root/key": only ~/ stands for a home, your own`},
+		{"KeyFile a b", `KeyFile: takes one value, not 2`},
+		{"KeyCommand bin/key", `KeyCommand: "bin/key" is neither a program's name nor an absolute path`},
+		{"KeyCommand ~", `KeyCommand: "~": only ~/ stands for a home, your own`},
+		{"DeriveHostKey true", `DeriveHostKey: "true" is neither yes nor no`},
+		{"PortRange 20000", `PortRange: "20000" is not a range of ports such as 20000-29999`},
+		{"PortRange 20000-29999/udp", `PortRange: "20000-29999/udp" is not a range of ports such as 20000-29999`},
+		{"PortRange 29999-20000", `PortRange: "29999-20000" is not a range of ports such as 20000-29999`},
+		{"PortRange 1-5,7-9", `PortRange: "1-5,7-9" is not a range of ports such as 20000-29999`},
+		{"Knocks 1", `Knocks: "1" is not a number from 2 to 32`},
+		{"Knocks 33", `Knocks: "33" is not a number from 2 to 32`},
+		{"Knocks +5", `Knocks: "+5" is not a number from 2 to 32`},
+		{"Protocol sctp", `Protocol: "sctp" is neither tcp nor udp`},
+		{"Period 0", `Period: "0" is not from 1s to 366d`},
+		{"Period 1500ms", `Period: "1500ms" is not whole seconds`},
+		{"Period 367d", `Period: "367d" is not from 1s to 366d`},
+		{"Skew 1500ms", `Skew: "1500ms" is not whole seconds`},
 		{"KnockDelay 10001ms", `KnockDelay: "10001ms" is not from 0s to 10s`},
 		{"KnockDelay 5 s", `KnockDelay: takes one value, not 2`},
 		{"ConnectTimeout 0", `ConnectTimeout: "0" is not from 1us to 1h`},
@@ -306,12 +323,7 @@ func TestErrorsKeepTheSecret(t *testing.T) {
 }
 
 func TestSchemes(t *testing.T) {
-	for _, name := range Schemes {
-		if s, err := (&Profile{Scheme: name}).Schedule(); s == nil && err == nil {
-			t.Errorf("%s is no case of Schedule", name)
-		}
-	}
-	if _, err := (&Profile{Scheme: "rotating"}).Schedule(); err == nil || err.Error() != `there is no scheme "rotating", only static` {
+	if _, err := (&Profile{Scheme: "telepathy"}).Schedule(); err == nil || err.Error() != `there is no scheme "telepathy", only static, rotating, md5-hourly` {
 		t.Errorf("got %v", err)
 	}
 	p, err := mustParse(t, "Host vps\n"+knocks).Lookup("vps")

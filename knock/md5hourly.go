@@ -1,0 +1,71 @@
+package knock
+
+import (
+	"bytes"
+	"crypto/md5"
+	"errors"
+	"fmt"
+	"math/big"
+	"time"
+)
+
+// MD5Hourly is the schedule of the scheme md5-hourly, for servers that already
+// run it: what Roland Mas' shell function calc_knock_ports computes ("Netfilter-
+// based port-knocking"). The MD5 of `date +%Y-%m-%d-%H-SECRET` in UTC, with its
+// newline, is read as a number of 128 bits; the knocks are its last digits in a
+// base as large as the range, the lowest first. Ports may repeat. The secret is
+// as weak as it is short, and whoever sees one sequence can try secrets at home:
+// a new server is better off with [Rotating].
+type MD5Hourly struct {
+	Secret Key           // the text as it stands in the script; see [KeyFrom]
+	Ports  PortRange     // from bottomport to topport
+	Knocks int           // the function has 5
+	Skew   time.Duration // as in [Rotating]; below half an hour
+}
+
+// At returns the sequence of the hour (UTC) around t first, and that hour. For
+// Skew after its start the sequence of the hour before follows: the server's is
+// as old as the last run of its refresh.
+func (m MD5Hourly) At(t time.Time) ([]Sequence, Window, error) {
+	if err := m.check(); err != nil {
+		return nil, Window{}, err
+	}
+	seqs, w := sequencesAt(t, time.Hour, m.Skew, m.draw)
+	return seqs, w, nil
+}
+
+func (m MD5Hourly) check() error {
+	switch secret := m.Secret.bytes(); {
+	case len(secret) == 0:
+		return errors.New("no secret")
+	case bytes.IndexByte(secret, '%') >= 0:
+		return errors.New("the secret holds a percent sign, which date does not print as it stands")
+	case bytes.ContainsFunc(secret, func(r rune) bool { return r <= ' ' || r == 0x7f }):
+		return errors.New("the secret holds a blank or a control character, which the shell does not pass as it stands")
+	case m.Skew < 0 || m.Skew >= 30*time.Minute:
+		return fmt.Errorf("twice the Skew, %v, is not below an hour", m.Skew)
+	}
+	if err := checkDraw(m.Ports, m.Knocks); err != nil {
+		return err
+	}
+	// More digits than the hash has would all be zero, and that port known.
+	numbers := new(big.Int).Exp(big.NewInt(int64(m.Ports.size())), big.NewInt(int64(m.Knocks)), nil)
+	if numbers.BitLen() > 8*md5.Size {
+		return fmt.Errorf("an MD5 is too short for %d knocks from %d ports", m.Knocks, m.Ports.size())
+	}
+	return nil
+}
+
+// draw returns the sequence of an hour.
+func (m MD5Hourly) draw(w Window) Sequence {
+	line := w.Start.UTC().AppendFormat(nil, "2006-01-02-15-")
+	line = append(append(line, m.Secret.bytes()...), '\n')
+	hash := md5.Sum(line)
+	number, base, digit := new(big.Int).SetBytes(hash[:]), big.NewInt(int64(m.Ports.size())), new(big.Int)
+	seq := make(Sequence, m.Knocks)
+	for i := range seq {
+		number.DivMod(number, base, digit)
+		seq[i] = Step{Transport: m.Ports.Transport, Port: m.Ports.First + uint16(digit.Int64())}
+	}
+	return seq
+}

@@ -1,0 +1,122 @@
+package knock
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestMD5Hourly(t *testing.T) {
+	m := MD5Hourly{Secret: KeyFrom([]byte("f00b4r")), Ports: PortRange{TCP, 10000, 10999}, Knocks: 5, Skew: 2 * time.Minute}
+	seqs, w, err := m.At(time.Date(2026, 11, 21, 0, 30, 0, 0, time.FixedZone("", 3600)))
+	if err != nil || len(seqs) != 1 || seqs[0].String() != "10421/tcp 10697/tcp 10556/tcp 10459/tcp 10205/tcp" {
+		t.Errorf("got %v, %v", seqs, err)
+	}
+	start := time.Date(2026, 11, 20, 23, 0, 0, 0, time.UTC)
+	if w != (Window{start, start.Add(time.Hour)}) {
+		t.Errorf("window %v", w)
+	}
+	// A refresh that is late still has the sequence of the hour before.
+	if next, _, err := m.At(w.End.Add(time.Minute)); err != nil || len(next) != 2 || next[1].String() != seqs[0].String() {
+		t.Errorf("got %v, %v", next, err)
+	}
+}
+
+// pipeline is calc_knock_ports as it stands, but for the time it is told, its
+// output, and names that are not global. Each line of its input is a call.
+const pipeline = `
+while read -r at secret bottomport topport; do
+    nbports=$(( $topport - $bottomport + 1 ))
+    hash=$(TZ=UTC date -d @$at +%Y-%m-%d-%H-$secret | md5sum | awk '{print $1}' | tr a-z A-Z)
+    num=$(echo 16i $hash f | dc)
+    for i in 0 1 2 3 4; do
+        echo $num $nbports $i ^ / $nbports % $bottomport + f | dc
+    done | tr '\n' ' '
+    echo
+done`
+
+// TestMD5HourlyPipeline compares with the shell's own programs.
+func TestMD5HourlyPipeline(t *testing.T) {
+	for _, name := range []string{"sh", "date", "md5sum", "awk", "dc"} {
+		program(t, name)
+	}
+	if exec.Command("date", "-d", "@0").Run() != nil {
+		t.Skip("this date knows no -d")
+	}
+	random := rand.New(rand.NewPCG(0, 0))
+	letters := []rune("abcdefghijklmnopqrstuvwxyzABCXYZ0123456789_-.,:/+=@~^!ß€")
+	var calls, want strings.Builder
+	for range 150 {
+		secret := make([]rune, 1+random.IntN(30))
+		for i := range secret {
+			secret[i] = letters[random.IntN(len(letters))]
+		}
+		first := 1 + random.IntN(65535)
+		last := first + random.IntN(65536-first)
+		if last-first < 5 {
+			continue
+		}
+		// Up to 2100, and often at an edge of the hour.
+		at := random.Int64N(4102444800)
+		if random.IntN(2) == 0 {
+			at = at/3600*3600 - random.Int64N(2)
+		}
+		m := MD5Hourly{Secret: KeyFrom([]byte(string(secret))), Ports: PortRange{TCP, uint16(first), uint16(last)}, Knocks: 5}
+		seqs, _, err := m.At(time.Unix(at, 0))
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintln(&calls, at, string(secret), first, last)
+		for _, step := range seqs[0] {
+			fmt.Fprintf(&want, "%d ", step.Port)
+		}
+		want.WriteString("\n")
+	}
+	c := exec.Command("sh", "-c", pipeline)
+	c.Stdin, c.Stderr = strings.NewReader(calls.String()), os.Stderr
+	out, err := c.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	gotLines, wantLines, callLines := strings.Split(string(out), "\n"), strings.Split(want.String(), "\n"), strings.Split(calls.String(), "\n")
+	if len(gotLines) != len(wantLines) || len(wantLines) < 100 {
+		t.Fatalf("%d answers to %d calls", len(gotLines), len(wantLines))
+	}
+	for i := range wantLines {
+		if gotLines[i] != wantLines[i] {
+			t.Errorf("%s: got %s, the shell has %s", callLines[i], wantLines[i], gotLines[i])
+		}
+	}
+}
+
+func TestMD5HourlyRefuses(t *testing.T) {
+	for _, tt := range []struct {
+		secret string
+		ports  PortRange
+		knocks int
+		skew   time.Duration
+		want   string
+	}{
+		{"", PortRange{TCP, 10000, 10999}, 5, 0, "no secret"},
+		{"a%Yb", PortRange{TCP, 10000, 10999}, 5, 0, "the secret holds a percent sign, which date does not print as it stands"},
+		{"a b", PortRange{TCP, 10000, 10999}, 5, 0, "the secret holds a blank or a control character, which the shell does not pass as it stands"},
+		{"f00b4r\r", PortRange{TCP, 10000, 10999}, 5, 0, "the secret holds a blank or a control character, which the shell does not pass as it stands"},
+		{"f00b4r", PortRange{TCP, 10000, 10999}, 13, 0, "an MD5 is too short for 13 knocks from 1000 ports"},
+		{"f00b4r", PortRange{TCP, 10000, 10999}, 5, 30 * time.Minute, "twice the Skew, 30m0s, is not below an hour"},
+		{"f00b4r", PortRange{TCP, 0, 10999}, 5, 0, "no ports to draw from"},
+		{"f00b4r", PortRange{TCP, 10000, 10999}, 0, 0, "0 knocks are not from 1 to 32"},
+	} {
+		m := MD5Hourly{Secret: KeyFrom([]byte(tt.secret)), Ports: tt.ports, Knocks: tt.knocks, Skew: tt.skew}
+		if seqs, _, err := m.At(time.Now()); err == nil || err.Error() != tt.want {
+			t.Errorf("%q: got %v, %v; want %s", tt.secret, seqs, err, tt.want)
+		}
+	}
+	m := MD5Hourly{Secret: KeyFrom([]byte("f00b4r")), Ports: PortRange{TCP, 10000, 10999}, Knocks: 12}
+	if _, _, err := m.At(time.Now()); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,38 @@
+//go:build unix
+
+package profile
+
+import (
+	"os"
+	"os/exec"
+	"os/signal"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// own gives a command a process group of its own, so that all of it can be
+// killed. A terminal talks to one group only, so if that is ours now, it is the
+// command's until done is called: it may want a passphrase, or ^C.
+func own(c *exec.Cmd) (done func()) {
+	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	c.Cancel = func() error { return syscall.Kill(-c.Process.Pid, syscall.SIGKILL) }
+	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
+	if err != nil {
+		return func() {}
+	}
+	fd := int(tty.Fd())
+	group, err := unix.IoctlGetInt(fd, unix.TIOCGPGRP)
+	if err != nil || group != unix.Getpgrp() {
+		tty.Close()
+		return func() {}
+	}
+	// Whoever is in the background may not change that, unless it ignores this.
+	signal.Ignore(syscall.SIGTTOU)
+	c.SysProcAttr.Foreground, c.SysProcAttr.Ctty = true, fd
+	return func() {
+		_ = unix.IoctlSetPointerInt(fd, unix.TIOCSPGRP, group)
+		signal.Reset(syscall.SIGTTOU)
+		tty.Close()
+	}
+}

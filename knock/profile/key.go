@@ -1,0 +1,278 @@
+package profile
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/portknock/portknock/knock"
+)
+
+const maxKeyText = 4096 // bytes in a key file, or of a command's output
+
+// keyCommandLimit is how long a KeyCommand may take: a human may have to unlock
+// something. The tests have no such patience.
+var keyCommandLimit = 30 * time.Second
+
+// LoadKey reads a file with the text of one key; see [knock.ParseKey]. On Unix
+// the file must be as ssh wants a private key: it belongs to the user or to root,
+// and nobody else may read or write it.
+func LoadKey(path string) (knock.Key, error) {
+	text, err := readKeyFile(path)
+	if err != nil {
+		return knock.Key{}, err
+	}
+	k, err := parseKey(text)
+	if err != nil {
+		return knock.Key{}, fmt.Errorf("%s: %w", path, err)
+	}
+	return k, nil
+}
+
+// key reads the profile's key: this is where a file is opened or a command run.
+func (p *Profile) key() (knock.Key, error) {
+	text, err := p.keyText()
+	if err != nil {
+		return knock.Key{}, err
+	}
+	k, err := parseKey(text)
+	if err != nil {
+		return knock.Key{}, p.keyFault(err)
+	}
+	if p.DeriveHostKey {
+		k = k.Derive(p.Name)
+	}
+	return k, nil
+}
+
+// foreignSecret reads a secret as it stands, less one final newline.
+func (p *Profile) foreignSecret() (knock.Key, error) {
+	text, err := p.keyText()
+	if err != nil {
+		return knock.Key{}, err
+	}
+	return knock.KeyFrom(bytes.TrimSuffix(text, []byte("\n"))), nil
+}
+
+func (p *Profile) keyText() ([]byte, error) {
+	if p.KeyFile != "" {
+		return readKeyFile(p.KeyFile)
+	}
+	text, err := runKeyCommand(p.KeyCommand)
+	if err != nil {
+		return nil, p.keyFault(err)
+	}
+	return text, nil
+}
+
+// keyFault says where a faulty key is from. Of a command it names the program
+// only: what follows is the user's business.
+func (p *Profile) keyFault(err error) error {
+	if p.KeyFile != "" {
+		return fmt.Errorf("%s: %w", p.KeyFile, err)
+	}
+	return fmt.Errorf("KeyCommand %s: %w", p.KeyCommand[0], err)
+}
+
+func parseKey(text []byte) (knock.Key, error) {
+	text = bytes.TrimSpace(text)
+	if len(text) == 0 {
+		return knock.Key{}, errors.New("empty, where a key should be")
+	}
+	return knock.ParseKey(string(text))
+}
+
+func readKeyFile(path string) ([]byte, error) {
+	// Not blocking: a pipe that nobody writes to would keep ssh waiting.
+	f, err := os.OpenFile(path, os.O_RDONLY|nonBlocking, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat() // of what is open, not of what the path has come to mean since
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s: not a regular file", path)
+	}
+	if err := checkKeyFile(path, info); err != nil {
+		return nil, err
+	}
+	text, err := io.ReadAll(io.LimitReader(f, maxKeyText+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(text) > maxKeyText {
+		return nil, fmt.Errorf("%s: too long to be a key", path)
+	}
+	return text, nil
+}
+
+// runKeyCommand returns the one line that a command prints. It runs without a
+// shell and without our standard input, which may be ssh's connection; what it
+// says on stderr is for the user.
+func runKeyCommand(words []string) ([]byte, error) {
+	name, err := expandHome(words[0])
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), keyCommandLimit)
+	defer cancel()
+	var out limited
+	c := exec.CommandContext(ctx, name, words[1:]...)
+	c.Stdout, c.Stderr = &out, os.Stderr
+	c.WaitDelay = time.Second // for children that keep the pipe open
+	done := own(c)
+	err = c.Run()
+	done()
+	switch {
+	case ctx.Err() != nil:
+		return nil, fmt.Errorf("no key within %v", keyCommandLimit)
+	case out.full:
+		return nil, errors.New("prints too much for a key")
+	case err != nil && !errors.Is(err, exec.ErrWaitDelay):
+		// All else in these is the command's name.
+		if e, ok := errors.AsType[*exec.Error](err); ok {
+			err = e.Err
+		}
+		if e, ok := errors.AsType[*fs.PathError](err); ok {
+			err = e.Err
+		}
+		return nil, err
+	}
+	text, more, _ := bytes.Cut(out.text, []byte("\n"))
+	switch {
+	case len(bytes.TrimSpace(out.text)) == 0:
+		return nil, errors.New("prints nothing")
+	case len(bytes.TrimSpace(more)) > 0:
+		return nil, errors.New("prints more than one line")
+	}
+	return text, nil
+}
+
+// limited keeps what is written to it, up to a limit.
+type limited struct {
+	text []byte
+	full bool
+}
+
+func (l *limited) Write(b []byte) (int, error) {
+	if len(l.text)+len(b) > maxKeyText {
+		l.full = true
+		return 0, io.ErrShortWrite
+	}
+	l.text = append(l.text, b...)
+	return len(b), nil
+}
+
+// checkPath refuses what [keyPath] and [expandHome] could not make sense of
+// anywhere.
+func checkPath(path string) error {
+	if rest, tilde := strings.CutPrefix(path, "~"); tilde && (rest == "" || !os.IsPathSeparator(rest[0])) {
+		return fmt.Errorf("%q: only ~/ stands for a home, your own", path)
+	}
+	return nil
+}
+
+// keyPath makes a KeyFile absolute: "~/" is the user's home, and any other path
+// that is not absolute begins at the folder of the profile file. ssh_config's
+// begin where the user happens to be, where anybody can have put a file.
+func keyPath(path, dir string) (string, error) {
+	path, err := expandHome(path)
+	switch {
+	case err != nil:
+		return "", err
+	case filepath.IsAbs(path):
+		return filepath.Clean(path), nil
+	case dir == "":
+		return "", fmt.Errorf("%q is not absolute, and the profile is not in a folder", path)
+	}
+	return filepath.Join(dir, path), nil
+}
+
+// expandHome replaces "~/" at the start of a path.
+func expandHome(path string) (string, error) {
+	if !strings.HasPrefix(path, "~") {
+		return path, nil
+	}
+	home, err := os.UserHomeDir()
+	if err == nil && !filepath.IsAbs(home) {
+		err = errors.New("the home is not an absolute path")
+	}
+	if err != nil {
+		return "", fmt.Errorf("%q: %w", path, err)
+	}
+	return filepath.Join(home, path[1:]), nil
+}
+
+// checkCommand refuses a command that would be looked for where the user happens
+// to be.
+func checkCommand(words []string) error {
+	if len(words) == 0 {
+		return errors.New("no command")
+	}
+	name := words[0]
+	if err := checkPath(name); err != nil {
+		return err
+	}
+	if strings.ContainsFunc(name, func(r rune) bool { return r < 0x80 && os.IsPathSeparator(uint8(r)) }) &&
+		!strings.HasPrefix(name, "~") && !filepath.IsAbs(name) {
+		return fmt.Errorf("%q is neither a program's name nor an absolute path", name)
+	}
+	return nil
+}
+
+// joinWords writes words so that [split] parts them again.
+func joinWords(words []string) string {
+	quoted := make([]string, len(words))
+	for i, w := range words {
+		if strings.ContainsAny(w, " \t#") {
+			w = `"` + w + `"`
+		}
+		quoted[i] = w
+	}
+	return strings.Join(quoted, " ")
+}
+
+// SharesKey returns who else opens with the profile's key: other names and
+// patterns of the file's Host lines, sorted. Whoever has the rules of one such
+// server can open all of them; DeriveHostKey gives each host a key of its own.
+func (f *File) SharesKey(p *Profile) []string {
+	var others []string
+	if !p.keyed() || p.DeriveHostKey {
+		return nil
+	}
+	for _, b := range f.blocks[1:] {
+		for _, pattern := range b.patterns {
+			if pattern.not {
+				continue
+			}
+			// A pattern stands for a host that is called like it.
+			q, err := f.Lookup(strings.NewReplacer("*", "x", "?", "x").Replace(pattern.text))
+			if err != nil || !q.keyed() || q.DeriveHostKey || q.KeyFile != p.KeyFile || !slices.Equal(q.KeyCommand, p.KeyCommand) {
+				continue
+			}
+			if p.HostName != "" && sameHost(p.HostName, q.HostName) && p.Port == q.Port {
+				continue // another name of the same server
+			}
+			switch {
+			case pattern.wild:
+				others = append(others, pattern.text)
+			case q.Name != p.Name:
+				others = append(others, q.Name)
+			}
+		}
+	}
+	slices.Sort(others)
+	return slices.Compact(others)
+}

@@ -1,0 +1,231 @@
+package profile
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/portknock/portknock/knock"
+)
+
+const keyText = "portknock-key-1:aaaqeayeaudaocajbifqydiob4ibceqtcqkrmfyydenbwha5dypzcjt6ri"
+
+const drawn = `Host vps
+    Scheme rotating
+    KeyFile /keys/vps
+    DeriveHostKey yes
+    PortRange 30000-30999
+    Knocks 7
+    Protocol tcp
+    Period 10m
+    Skew 0
+`
+
+func TestDrawnSettings(t *testing.T) {
+	p, err := mustParse(t, drawn).Lookup("vps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p.KeyFile != filepath.FromSlash("/keys/vps") || !p.DeriveHostKey || p.PortRange != (knock.PortRange{Transport: knock.TCP, First: 30000, Last: 30999}) ||
+		p.Knocks != 7 || p.Period != 10*time.Minute || p.Skew != 0 {
+		t.Errorf("%+v", p)
+	}
+	got, err := json.Marshal(p)
+	const want = `"keyFile":"/keys/vps","deriveHostKey":true,"portRange":"30000-30999","knocks":7,"protocol":"tcp","period":"10m0s","skew":"0s"}`
+	if err != nil || !strings.HasSuffix(string(got), want) {
+		t.Errorf("%s, %v", got, err)
+	}
+	var written bytes.Buffer
+	p.WriteTo(&written)
+	if again, err := mustParse(t, written.String()).Lookup("vps"); err != nil || !reflect.DeepEqual(p, again) {
+		t.Errorf("%v\n%s", err, &written)
+	}
+}
+
+func TestDrawnDefaults(t *testing.T) {
+	for _, tt := range []struct {
+		scheme string
+		want   Profile
+	}{
+		{"rotating", Profile{PortRange: knock.PortRange{Transport: knock.UDP, First: 20000, Last: 59999}, Knocks: 5, Period: time.Hour, Skew: 2 * time.Minute}},
+		{"md5-hourly", Profile{PortRange: knock.PortRange{Transport: knock.TCP, First: 20000, Last: 59999}, Knocks: 5, Period: time.Hour, Skew: 2 * time.Minute}},
+		{"static", Profile{}},
+	} {
+		p, err := mustParse(t, "Host vps\nScheme "+tt.scheme+"\nHost *\nSequence 1000\nKeyFile /keys/vps\n").Lookup("vps")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p.PortRange != tt.want.PortRange || p.Knocks != tt.want.Knocks || p.Period != tt.want.Period || p.Skew != tt.want.Skew || p.DeriveHostKey {
+			t.Errorf("%+v", p)
+		}
+		if drawn := tt.scheme != "static"; drawn != (p.KeyFile != "") || drawn != (p.Sequence == nil) {
+			t.Errorf("%s: %+v", tt.scheme, p)
+		}
+	}
+}
+
+// Of two ways to say the same, the first obtained prevents the other.
+func TestFirstWayWins(t *testing.T) {
+	for _, tt := range []struct{ file, want string }{
+		{"Host vps\nKeyFile /a\nHost *\nScheme rotating\nKeyCommand b\n", "rotating  /a"},
+		{"Host vps\nKeyCommand b\nHost *\nScheme rotating\nKeyFile /a\n", "rotating b "},
+		{"Host vps\nSequence 1000 3000\nHost *\nScheme rotating\nKeyFile /a\n", "static  "},
+		{"Host vps\nScheme rotating\nHost *\nSequence 1000 3000\nKeyFile /a\n", "rotating  /a"},
+		{"Host vps\nScheme Static\nHost *\nSequence 1000 3000\n", "static  "},
+	} {
+		p, err := mustParse(t, tt.file).Lookup("vps")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := p.Scheme + " " + joinWords(p.KeyCommand) + " " + filepath.ToSlash(p.KeyFile); got != tt.want {
+			t.Errorf("got %q, want %q", got, tt.want)
+		}
+	}
+}
+
+func TestDrawnConflicts(t *testing.T) {
+	for _, tt := range []struct{ lines, want string }{
+		{"Scheme rotating", "file:2: Scheme: rotating needs a KeyFile or a KeyCommand"},
+		{"Scheme md5-hourly", "file:2: Scheme: md5-hourly needs a KeyFile or a KeyCommand"},
+		{"KeyFile /k\nKeyCommand c", "file:3: KeyCommand: cannot be combined with KeyFile"},
+		{"Scheme rotating\nSequence 17001", "file:3: Sequence: rotating draws its own"},
+		{"Scheme rotating\nKeyFile k", `file:3: KeyFile: "k" is not absolute, and the profile is not in a folder`},
+		{"Scheme rotating\nKeyFile /k\nSkew 30m", "file:4: Skew: twice 30m is not below the Period, 1h"},
+		{"Scheme rotating\nKeyFile /k\nPeriod 4m", "file:4: Period: 4m is not above twice the Skew, 2m"},
+		{"Scheme rotating\nKeyFile /k\nPortRange 1000-1003", "file:4: PortRange: 4 ports are not enough for 5 different knocks"},
+		{"Scheme rotating\nKeyFile /k\nOpenPorts 22 60000-61000/udp\nPortRange 50000-60000",
+			"file:2: Scheme: PortRange and Protocol include 60000-61000/udp of the OpenPorts, and a guarded port cannot be a knock"},
+		{"Scheme md5-hourly\nKeyFile /k\nPeriod 2h", "file:4: Period: md5-hourly has one of an hour"},
+		{"Scheme md5-hourly\nKeyFile /k\nProtocol udp", "file:4: Protocol: md5-hourly knocks by tcp"},
+		{"Scheme md5-hourly\nKeyFile /k\nDeriveHostKey yes", "file:4: DeriveHostKey: md5-hourly uses the secret as it stands"},
+	} {
+		_, err := Parse("file", []byte("Host vps\n"+tt.lines+"\n"))
+		if err == nil || err.Error() != tt.want {
+			t.Errorf("got  %v\nwant %s", err, tt.want)
+		}
+	}
+	for _, lines := range []string{
+		"Scheme rotating\nKeyFile /k\nOpenPorts 30000/tcp", // the knocks are udp
+		"Scheme rotating\nKeyFile /k\nPeriod 241",
+		"Scheme md5-hourly\nKeyFile /k\nPeriod 60m",
+	} {
+		mustParse(t, "Host vps\n"+lines+"\n")
+	}
+	_, err := Parse("file", []byte("Host 192.0.2.1\nScheme rotating\nKeyFile /k\nDeriveHostKey yes\n"))
+	if want := "file:4: DeriveHostKey: 192.0.2.1 is an address: give its Host line a name too"; err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+}
+
+// Where a relative KeyFile begins, and "~/".
+func TestKeyPath(t *testing.T) {
+	home := t.TempDir()
+	t.Setenv("HOME", home)
+	t.Setenv("USERPROFILE", home)
+	dir := t.TempDir()
+	for name, want := range map[string]string{
+		"vps.key": filepath.Join(dir, "vps.key"), "../k": filepath.Join(dir, "..", "k"), "~/k": filepath.Join(home, "k"), "~k": "",
+		filepath.Join(home, "a b"): filepath.Join(home, "a b"),
+	} {
+		path := filepath.Join(dir, "config")
+		if err := os.WriteFile(path, []byte("Host vps\nScheme rotating\nKeyFile \""+name+"\"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		f, err := Load(path)
+		if want == "" {
+			if err == nil {
+				t.Errorf("%s is taken", name)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p, err := f.Lookup("vps"); err != nil || p.KeyFile != want {
+			t.Errorf("%s: got %v, %v; want %s", name, p, err, want)
+		}
+	}
+}
+
+// Nothing but Schedule touches a key.
+func TestKeysAreReadLazily(t *testing.T) {
+	ran := filepath.Join(t.TempDir(), "ran")
+	f := mustParse(t, "Host vps\nScheme rotating\nKeyCommand touch \""+ran+"\"\nHost web\nScheme rotating\nKeyFile /no/such/key\n")
+	f.Entries()
+	for _, host := range []string{"vps", "web"} {
+		p, err := f.Lookup(host)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Settings()
+		f.SharesKey(p)
+		if _, err := json.Marshal(p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := os.Stat(ran); err == nil {
+		t.Error("the command ran")
+	}
+}
+
+func TestSharesKey(t *testing.T) {
+	f := mustParse(t, `Host vps 192.0.2.1 VPS.example
+    HostName 192.0.2.1
+    KeyFile /k
+    Scheme rotating
+Host web db !mail
+    KeyFile /k
+    Scheme md5-hourly
+Host own
+    KeyFile /own
+    Scheme rotating
+Host derived
+    KeyFile /k
+    Scheme rotating
+    DeriveHostKey yes
+Host fixed
+    KeyFile /k
+    Sequence 1000 3000
+Host *.corp !no.corp
+    KeyFile /k
+    Scheme rotating
+Host *.fleet
+    KeyCommand pass key
+    Scheme rotating
+`)
+	for host, want := range map[string][]string{
+		"vps":     {"*.corp", "db", "web"},
+		"db":      {"*.corp", "vps", "vps.example", "web"},
+		"own":     nil,
+		"derived": nil,
+		"fixed":   nil,
+		"a.corp":  {"*.corp", "db", "vps", "vps.example", "web"},
+		"a.fleet": {"*.fleet"},
+	} {
+		p, err := f.Lookup(host)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := f.SharesKey(p); !slices.Equal(got, want) {
+			t.Errorf("%s: got %q, want %q", host, got, want)
+		}
+	}
+}
+
+func TestKeyCommandWords(t *testing.T) {
+	p, err := mustParse(t, "Host vps\nScheme rotating\nKeyCommand pass \"my key\"  -x=\"a#b\" c\n").Lookup("vps")
+	if want := []string{"pass", "my key", "-x=a#b", "c"}; err != nil || !slices.Equal(p.KeyCommand, want) {
+		t.Fatalf("got %q, %v", p.KeyCommand, err)
+	}
+	var written bytes.Buffer
+	p.WriteTo(&written)
+	if again, err := mustParse(t, written.String()).Lookup("vps"); err != nil || !reflect.DeepEqual(p, again) {
+		t.Errorf("%v\n%s", err, &written)
+	}
+}

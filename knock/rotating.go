@@ -1,0 +1,87 @@
+package knock
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Rotating is the schedule of the scheme rotating: each window has a sequence of
+// its own, drawn by a key. The package comment has the algorithm.
+type Rotating struct {
+	Key    Key
+	Ports  PortRange     // what the knocks are drawn from; its Transport is theirs
+	Knocks int           // how many, from 1 to [MaxSteps]
+	Period time.Duration // of a window; whole seconds
+	Skew   time.Duration // by how much two clocks may differ; below half a Period
+}
+
+// At returns the sequence of the window around t first, and that window. For
+// Skew after its start the sequence of the window before follows, for a client
+// whose clock is ahead of the server's. The next window's is never there: what
+// a round reveals must be of no use once its window is over.
+//
+// A server takes the first sequence only, and grants the Skew itself: it accepts
+// it from Window.Start-Skew to Window.End+Skew.
+func (r Rotating) At(t time.Time) ([]Sequence, Window, error) {
+	if err := r.check(); err != nil {
+		return nil, Window{}, err
+	}
+	seqs, w := sequencesAt(t, r.Period, r.Skew, r.draw)
+	return seqs, w, nil
+}
+
+func (r Rotating) check() error {
+	switch {
+	case r.Period < time.Second || r.Period%time.Second != 0:
+		return fmt.Errorf("a Period of %v is not whole seconds", r.Period)
+	case r.Skew < 0 || r.Skew >= r.Period-r.Skew:
+		return fmt.Errorf("twice the Skew, %v, is not below the Period, %v", r.Skew, r.Period)
+	}
+	if err := checkDraw(r.Ports, r.Knocks); err != nil {
+		return err
+	}
+	return r.Key.check()
+}
+
+// checkDraw refuses what no sequence of different ports can be drawn from.
+func checkDraw(ports PortRange, knocks int) error {
+	switch {
+	case ports.First < 1 || ports.First > ports.Last:
+		return errors.New("no ports to draw from")
+	case knocks < 1 || knocks > MaxSteps:
+		return fmt.Errorf("%d knocks are not from 1 to %d", knocks, MaxSteps)
+	case knocks > ports.size():
+		return fmt.Errorf("%d ports are not enough for %d knocks", ports.size(), knocks)
+	}
+	return nil
+}
+
+// draw returns the sequence of a window.
+func (r Rotating) draw(w Window) Sequence {
+	period := int64(r.Period / time.Second)
+	message := []byte("portknock/1 rotating\x00")
+	message = binary.BigEndian.AppendUint64(message, uint64(period))
+	message = binary.BigEndian.AppendUint64(message, uint64(w.Start.Unix()/period))
+	message = message[:len(message):len(message)] // so that each block appends to a copy
+	size := r.Ports.size()
+	fair := 1 << 16 / size * size // numbers from here on would favour the low ports
+	var seq Sequence
+	drawn := map[uint16]bool{}
+	for n := uint32(0); ; n++ {
+		block := r.Key.mac(binary.BigEndian.AppendUint32(message, n))
+		for ; len(block) > 0; block = block[2:] {
+			v := int(binary.BigEndian.Uint16(block))
+			port := r.Ports.First + uint16(v%size)
+			if v >= fair || drawn[port] {
+				continue
+			}
+			drawn[port] = true
+			seq = append(seq, Step{Transport: r.Ports.Transport, Port: port})
+			if len(seq) == r.Knocks {
+				return seq
+			}
+		}
+	}
+}

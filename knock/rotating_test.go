@@ -1,0 +1,223 @@
+package knock
+
+import (
+	"encoding/json"
+	"math"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+)
+
+// vector is one example of the scheme rotating. They are fixed: servers run what
+// they say.
+type vector struct {
+	About    string
+	Key      string
+	Host     string // if not empty, the key is this host's own
+	Time     int64  // Unix
+	Period   int64  // seconds
+	Protocol string
+	First    uint16
+	Last     uint16
+	Knocks   int
+	Sequence string
+}
+
+const vectorFile = "../testdata/vectors/rotating.json"
+
+func vectors(t *testing.T) (all []vector) {
+	t.Helper()
+	text, err := os.ReadFile(vectorFile)
+	if err == nil {
+		err = json.Unmarshal(text, &all)
+	}
+	if err != nil || len(all) < 20 {
+		t.Fatalf("%d vectors, %v", len(all), err)
+	}
+	return all
+}
+
+func TestRotatingVectors(t *testing.T) {
+	for _, v := range vectors(t) {
+		transport, err := ParseTransport(v.Protocol)
+		if err != nil {
+			t.Fatal(err)
+		}
+		key := mustKey(t, v.Key)
+		if v.Host != "" {
+			key = key.Derive(v.Host)
+		}
+		r := Rotating{Key: key, Ports: PortRange{transport, v.First, v.Last}, Knocks: v.Knocks, Period: time.Duration(v.Period) * time.Second}
+		// Within a second nothing changes.
+		for _, at := range []time.Time{time.Unix(v.Time, 0), time.Unix(v.Time, 999_999_999)} {
+			seqs, w, err := r.At(at)
+			if err != nil || len(seqs) != 1 || seqs[0].String() != v.Sequence {
+				t.Errorf("%+v:\ngot %v, %v", v, seqs, err)
+			}
+			if at.Before(w.Start) || !at.Before(w.End) || w.End.Sub(w.Start) != r.Period || w.Start.Unix()%v.Period != 0 {
+				t.Errorf("%+v: window %v", v, w)
+			}
+		}
+	}
+}
+
+// TestRotatingReference holds the Python in testdata/vectors against them.
+func TestRotatingReference(t *testing.T) {
+	program(t, "python3")
+	file, err := os.Open(vectorFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	c := exec.Command("python3", "../testdata/vectors/rotating.py")
+	c.Stdin, c.Stderr = file, os.Stderr
+	out, err := c.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := strings.Split(strings.TrimSpace(strings.ReplaceAll(string(out), "\r", "")), "\n")
+	want := vectors(t)
+	if len(got) != len(want) {
+		t.Fatalf("%d sequences for %d vectors", len(got), len(want))
+	}
+	for i, v := range want {
+		if got[i] != v.Sequence {
+			t.Errorf("%+v:\ngot %s", v, got[i])
+		}
+	}
+}
+
+// program skips a test that needs one which is not there.
+func program(t *testing.T, name string) {
+	t.Helper()
+	if _, err := exec.LookPath(name); err != nil {
+		if os.Getenv("PORTKNOCK_LAB") == "require" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+}
+
+func rotating(t testing.TB) Rotating {
+	return Rotating{Key: mustKey(t, exampleKey), Ports: PortRange{UDP, 20000, 59999}, Knocks: 5, Period: time.Hour, Skew: 2 * time.Minute}
+}
+
+// What a client sends is of this window or, for Skew after its start, of the one
+// before: never of one that is still to come.
+func TestRotatingNeighbours(t *testing.T) {
+	r := rotating(t)
+	start := time.Date(2026, 11, 20, 23, 0, 0, 0, time.UTC)
+	of := func(start time.Time) string {
+		seqs, w, err := r.At(start.Add(r.Skew))
+		if err != nil || len(seqs) != 1 || !w.Start.Equal(start) || !w.End.Equal(start.Add(r.Period)) {
+			t.Fatalf("%v: %v, %v, %v", start, seqs, w, err)
+		}
+		return seqs[0].String()
+	}
+	before, now := of(start.Add(-time.Hour)), of(start)
+	for _, tt := range []struct {
+		after time.Duration // the start of the window
+		want  []string
+	}{
+		{-r.Skew, []string{before}},
+		{-1, []string{before}},
+		{0, []string{now, before}},
+		{r.Skew - 1, []string{now, before}},
+		{r.Skew, []string{now}},
+		{time.Hour - r.Skew, []string{now}},
+		{time.Hour - 1, []string{now}},
+	} {
+		// Whatever the zone of the clock.
+		seqs, w, err := r.At(start.Add(tt.after).In(time.FixedZone("", 5*3600+45*60)))
+		if err != nil || len(seqs) != len(tt.want) {
+			t.Fatalf("%v: %v, %v", tt.after, seqs, err)
+		}
+		for i, want := range tt.want {
+			if seqs[i].String() != want {
+				t.Errorf("%v: sequence %d is %v, want %v", tt.after, i, seqs[i], want)
+			}
+		}
+		if w != WindowAt(start.Add(tt.after), r.Period) {
+			t.Errorf("%v: window %v", tt.after, w)
+		}
+	}
+}
+
+func TestRotatingRefuses(t *testing.T) {
+	for _, tt := range []struct {
+		change func(*Rotating)
+		want   string
+	}{
+		{func(r *Rotating) { r.Key = Key{} }, "no key"},
+		{func(r *Rotating) { r.Key = KeyFrom(make([]byte, 31)) }, "a key of 31 bytes is too short: it takes 32"},
+		{func(r *Rotating) { r.Period = 0 }, "a Period of 0s is not whole seconds"},
+		{func(r *Rotating) { r.Period = 1500 * time.Millisecond }, "a Period of 1.5s is not whole seconds"},
+		{func(r *Rotating) { r.Skew = r.Period / 2 }, "twice the Skew, 30m0s, is not below the Period, 1h0m0s"},
+		{func(r *Rotating) { r.Skew = math.MaxInt64 }, "twice the Skew, 2562047h47m16.854775807s, is not below the Period, 1h0m0s"},
+		{func(r *Rotating) { r.Skew = -1 }, "twice the Skew, -1ns, is not below the Period, 1h0m0s"},
+		{func(r *Rotating) { r.Knocks = 0 }, "0 knocks are not from 1 to 32"},
+		{func(r *Rotating) { r.Knocks = 33 }, "33 knocks are not from 1 to 32"},
+		{func(r *Rotating) { r.Ports = PortRange{} }, "no ports to draw from"},
+		{func(r *Rotating) { r.Ports = PortRange{UDP, 5, 4} }, "no ports to draw from"},
+		{func(r *Rotating) { r.Ports = PortRange{UDP, 5, 8} }, "4 ports are not enough for 5 knocks"},
+	} {
+		r := rotating(t)
+		tt.change(&r)
+		if seqs, _, err := r.At(time.Now()); err == nil || err.Error() != tt.want || seqs != nil {
+			t.Errorf("got %v, %v; want %s", seqs, err, tt.want)
+		}
+	}
+	r := rotating(t)
+	r.Skew = r.Period/2 - 1
+	if _, _, err := r.At(time.Now()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestRotatingIsUniform draws 10,000 sequences from ranges whose size does not
+// divide 65536: different ports, all inside, none likelier than another.
+func TestRotatingIsUniform(t *testing.T) {
+	for _, ports := range []PortRange{{UDP, 20000, 59999}, {TCP, 1, 65535}, {TCP, 1, 32769}, {UDP, 10000, 10999}, {UDP, 40000, 40009}} {
+		r := rotating(t)
+		r.Ports = ports
+		const cells = 10 // of as equal a size as can be
+		var first, all [cells]float64
+		for n := range 10_000 {
+			seqs, _, err := r.At(time.Unix(int64(n)*3600+1800, 0))
+			if err != nil {
+				t.Fatal(err)
+			}
+			seen := map[uint16]bool{}
+			for i, step := range seqs[0] {
+				if !ports.Contains(step) || seen[step.Port] || len(step.Payload) > 0 {
+					t.Fatalf("%v: %v", ports, seqs[0])
+				}
+				seen[step.Port] = true
+				cell := int(step.Port-ports.First) * cells / ports.size()
+				all[cell]++
+				if i == 0 {
+					first[cell]++
+				}
+			}
+			if len(seen) != r.Knocks {
+				t.Fatalf("%v: %v", ports, seqs[0])
+			}
+		}
+		for name, counts := range map[string][cells]float64{"first knocks": first, "knocks": all} {
+			var sum, chi float64
+			for _, n := range counts {
+				sum += n
+			}
+			for cell, n := range counts {
+				share := float64((cell+1)*ports.size()/cells-cell*ports.size()/cells) / float64(ports.size())
+				chi += (n - share*sum) * (n - share*sum) / (share * sum)
+			}
+			// 9 degrees of freedom: above 27.88 in one of a thousand cases.
+			if chi > 27.88 {
+				t.Errorf("%v, %s: chi-squared is %.1f", ports, name, chi)
+			}
+		}
+	}
+}
