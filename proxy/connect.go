@@ -81,7 +81,11 @@ func (d *Dialer) connect(parent context.Context, host string, port uint16) (net.
 	case r.unsent != nil && !r.sent:
 		return nil, r.unsent
 	}
-	return nil, &ClosedError{Port: port, After: time.Since(r.began), Err: r.refusal}
+	after := time.Since(r.began)
+	if parent.Err() == nil {
+		after = d.Timeout // and not what a busy machine adds to it
+	}
+	return nil, &ClosedError{Port: port, After: after, Err: r.refusal}
 }
 
 func interrupted(ctx context.Context) error { return fmt.Errorf("interrupted: %w", ctx.Err()) }

@@ -52,7 +52,11 @@ func (e *ClosedError) Error() string {
 	case e.Err != nil:
 		why = plain(e.Err).Error()
 	}
-	return fmt.Sprintf("port %d did not open within %v: %s", e.Port, e.After.Round(10*time.Millisecond), why)
+	within := ""
+	if e.After > 0 {
+		within = fmt.Sprintf(" within %v", e.After.Round(10*time.Millisecond))
+	}
+	return fmt.Sprintf("port %d did not open%s: %s", e.Port, within, why)
 }
 
 func (e *ClosedError) Unwrap() error { return e.Err }

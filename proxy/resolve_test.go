@@ -40,6 +40,26 @@ func TestResolve(t *testing.T) {
 	}
 }
 
+// A name that changes while the port is still closed: knocks and connection
+// belong together, so the first answer holds for all rounds.
+func TestNameThatChanges(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(netip.Addr, int) (time.Duration, error) { return 30 * ms, errRefused })
+		d := w.dialer()
+		asked := byte(0)
+		d.Resolve = func(context.Context, string) ([]netip.Addr, error) {
+			asked++
+			return []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, asked})}, nil
+		}
+		if _, err := d.Connect(t.Context(), "vps", 22); err == nil {
+			t.Fatal("connected")
+		}
+		if asked != 1 || len(w.syns) != 1 {
+			t.Errorf("asked %d times, and dialed %v", asked, w.syns)
+		}
+	})
+}
+
 func TestResolveErrors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newWorld(t, nil).dialer()

@@ -255,18 +255,20 @@ func TestWANDuplicates(t *testing.T) {
 
 func TestWANRate(t *testing.T) {
 	t.Parallel()
-	client, server := wanPair(t, IPv6, WAN{Rate: 1_000_000})
+	// No more than a socket's buffer holds, should its reader come late.
+	const packets = 50
+	client, server := wanPair(t, IPv6, WAN{Rate: 500_000})
 	packet, start := make([]byte, 1000-14-40-8), time.Now()
-	for range 100 {
+	for range packets {
 		_, err := client.WriteToUDPAddrPort(packet, server.LocalAddr().(*net.UDPAddr).AddrPort())
 		must(t, err)
 	}
-	for range 100 {
+	for range packets {
 		_, err := server.Read(packet)
 		must(t, err)
 	}
 	if took := time.Since(start); took < 100*time.Millisecond || took > time.Second {
-		t.Errorf("100 kB in %v at 1 MB/s", took)
+		t.Errorf("50 kB in %v at 500 kB/s", took)
 	}
 }
 
