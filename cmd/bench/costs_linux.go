@@ -71,7 +71,7 @@ func (r *Report) stalled(ctx context.Context, o *options) error {
 	return guarded(func(t *tb) error {
 		hosts := newRig(t, o.portknock, func(client, server *lab.Host) { lab.Link(t, client, server) })
 		full := make(chan struct{})
-		listen(t, hosts.server, downPort, func(c net.Conn) {
+		hosts.server.Serve(t, downPort, func(c net.Conn) {
 			for err := error(nil); err == nil; {
 				_ = c.SetWriteDeadline(time.Now().Add(500 * time.Millisecond))
 				_, err = c.Write(make([]byte, 1<<20))

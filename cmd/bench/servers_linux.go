@@ -57,36 +57,13 @@ func newRig(t *tb, portknock string, link func(client, server *lab.Host)) *rig {
 		"Host long", "HostName "+r.addr, "Port "+fmt.Sprint(longPort), "OpenPorts "+fmt.Sprint(longPort),
 		"Sequence "+strings.Join(longSequence, " "),
 		"Host "+twoFamilies, "Sequence "+strings.Join(sequence, " "))
-	for _, port := range []int{guardedPort, longPort, openPort} {
-		listen(t, r.server, port, func(c net.Conn) {
+	for _, port := range []uint16{guardedPort, longPort, openPort} {
+		r.server.Serve(t, port, func(c net.Conn) {
 			_, _ = io.WriteString(c, banner)
 			_, _ = io.Copy(io.Discard, c)
 		})
 	}
 	return r
-}
-
-// listen has a host serve the connections to a port, each in a goroutine.
-func listen(t *tb, h *lab.Host, port int, serve func(net.Conn)) {
-	var l net.Listener
-	var err error
-	h.Do(func() { l, err = net.Listen("tcp", fmt.Sprintf(":%d", port)) })
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				serve(c)
-				_ = c.Close()
-			}()
-		}
-	}()
 }
 
 func (r *rig) file(t *tb, name string, lines ...string) {

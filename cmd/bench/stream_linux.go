@@ -32,11 +32,11 @@ func (r *Report) streams(ctx context.Context, o *options) error {
 	}
 	return guarded(func(t *tb) error {
 		hosts := newRig(t, o.portknock, func(client, server *lab.Host) { lab.Link(t, client, server) })
-		listen(t, hosts.server, downPort, func(c net.Conn) {
+		hosts.server.Serve(t, downPort, func(c net.Conn) {
 			_, _ = io.CopyN(c, zeros{}, size)
 			_, _ = io.Copy(io.Discard, c)
 		})
-		listen(t, hosts.server, upPort, func(c net.Conn) {
+		hosts.server.Serve(t, upPort, func(c net.Conn) {
 			if _, err := io.CopyN(io.Discard, c, size); err == nil {
 				_, _ = c.Write([]byte{0})
 				_, _ = io.Copy(io.Discard, c)

@@ -65,14 +65,7 @@ func createSecret(path string, text []byte) error {
 	if err != nil {
 		return fmt.Errorf("cannot write the key: %w", err)
 	}
-	_, err = f.Write(text)
-	if err == nil {
-		err = f.Sync()
-	}
-	if closed := f.Close(); err == nil {
-		err = closed
-	}
-	if err != nil {
+	if err := fill(f, text); err != nil {
 		os.Remove(path)
 		return fmt.Errorf("cannot write %s: %w", path, err)
 	}

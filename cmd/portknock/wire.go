@@ -56,10 +56,11 @@ func (a *app) plainDialer() *proxy.Dialer {
 
 // dialer returns the client's half of a profile.
 func (a *app) dialer(p *profile.Profile) (*proxy.Dialer, error) {
-	k, err := newKnocker(a, p)
+	s, err := scheduleOf(p)
 	if err != nil {
 		return nil, err
 	}
+	k := &knocker{p, s, &a.log}
 	return &proxy.Dialer{
 		Family:  map[string]string{"inet": "ip4", "inet6": "ip6"}[p.AddressFamily],
 		Source:  k.source,
@@ -74,14 +75,6 @@ type knocker struct {
 	*profile.Profile
 	schedule knock.Schedule
 	log      *logger
-}
-
-func newKnocker(a *app, p *profile.Profile) (*knocker, error) {
-	s, err := scheduleOf(p)
-	if err != nil {
-		return nil, err
-	}
-	return &knocker{p, s, &a.log}, nil
 }
 
 // source returns the address that knocks and connection leave from.

@@ -14,6 +14,13 @@ import (
 // and close them.
 func (h *Host) Listen(t TB, port uint16) {
 	t.Helper()
+	h.Serve(t, port, func(net.Conn) {})
+}
+
+// Serve is [Host.Listen] with something to do before a connection is closed, for
+// each in a goroutine.
+func (h *Host) Serve(t TB, port uint16, serve func(net.Conn)) {
+	t.Helper()
 	var l net.Listener
 	var err error
 	h.Do(func() { l, err = net.Listen("tcp", fmt.Sprintf(":%d", port)) })
@@ -25,7 +32,10 @@ func (h *Host) Listen(t TB, port uint16) {
 			if err != nil {
 				return
 			}
-			_ = c.Close()
+			go func() {
+				serve(c)
+				_ = c.Close()
+			}()
 		}
 	}()
 }
