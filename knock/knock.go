@@ -254,22 +254,12 @@ func WindowAt(t time.Time, period time.Duration) Window {
 
 // Schedule says which sequences open at a time.
 type Schedule interface {
-	// At returns the sequences of which any one opens at t, at least one, and the
-	// window of the first. Those that follow are of other windows, for a client
-	// whose clock is not the server's; a server walks the windows by their End
-	// and takes the first sequence of each.
+	// At returns the sequences of the window around t, at least one, of which any
+	// one opens, and that window. By how much two clocks may differ is no matter
+	// of the schedule: a server accepts a window's sequences for that long before
+	// its Start and after its End as well, and a client whose clock may be ahead
+	// also tries those of the moment that was so long ago.
 	At(t time.Time) ([]Sequence, Window, error)
-}
-
-// sequencesAt is At for windows that are a period long: the sequence of the one
-// around t and, for skew after its start, of the one before.
-func sequencesAt(t time.Time, period, skew time.Duration, draw func(Window) Sequence) ([]Sequence, Window) {
-	w := WindowAt(t, period)
-	seqs := []Sequence{draw(w)}
-	if t.Sub(w.Start) < skew {
-		seqs = append(seqs, draw(WindowAt(w.Start.Add(-1), period)))
-	}
-	return seqs, w
 }
 
 // Static is a schedule of one sequence that never changes.

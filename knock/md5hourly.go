@@ -17,21 +17,18 @@ import (
 // as weak as it is short, and whoever sees one sequence can try secrets at home:
 // a new server is better off with [Rotating].
 type MD5Hourly struct {
-	Secret Key           // the text as it stands in the script; see [KeyFrom]
-	Ports  PortRange     // from bottomport to topport
-	Knocks int           // the function has 5
-	Skew   time.Duration // as in [Rotating]; below half an hour
+	Secret Key       // the text as it stands in the script; see [KeyFrom]
+	Ports  PortRange // from bottomport to topport
+	Knocks int       // the function has 5
 }
 
-// At returns the sequence of the hour (UTC) around t first, and that hour. For
-// Skew after its start the sequence of the hour before follows: the server's is
-// as old as the last run of its refresh.
+// At returns the one sequence of the hour (UTC) around t, and that hour.
 func (m MD5Hourly) At(t time.Time) ([]Sequence, Window, error) {
 	if err := m.check(); err != nil {
 		return nil, Window{}, err
 	}
-	seqs, w := sequencesAt(t, time.Hour, m.Skew, m.draw)
-	return seqs, w, nil
+	w := WindowAt(t, time.Hour)
+	return []Sequence{m.draw(w)}, w, nil
 }
 
 func (m MD5Hourly) check() error {
@@ -42,8 +39,6 @@ func (m MD5Hourly) check() error {
 		return errors.New("the secret holds a percent sign, which date does not print as it stands")
 	case bytes.ContainsFunc(secret, func(r rune) bool { return r <= ' ' || r == 0x7f }):
 		return errors.New("the secret holds a blank or a control character, which the shell does not pass as it stands")
-	case m.Skew < 0 || m.Skew >= 30*time.Minute:
-		return fmt.Errorf("twice the Skew, %v, is not below an hour", m.Skew)
 	}
 	if err := checkDraw(m.Ports, m.Knocks); err != nil {
 		return err

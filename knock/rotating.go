@@ -14,30 +14,20 @@ type Rotating struct {
 	Ports  PortRange     // what the knocks are drawn from; its Transport is theirs
 	Knocks int           // how many, from 1 to [MaxSteps]
 	Period time.Duration // of a window; whole seconds
-	Skew   time.Duration // by how much two clocks may differ; below half a Period
 }
 
-// At returns the sequence of the window around t first, and that window. For
-// Skew after its start the sequence of the window before follows, for a client
-// whose clock is ahead of the server's. The next window's is never there: what
-// a round reveals must be of no use once its window is over.
-//
-// A server takes the first sequence only, and grants the Skew itself: it accepts
-// it from Window.Start-Skew to Window.End+Skew.
+// At returns the one sequence of the window around t, and that window.
 func (r Rotating) At(t time.Time) ([]Sequence, Window, error) {
 	if err := r.check(); err != nil {
 		return nil, Window{}, err
 	}
-	seqs, w := sequencesAt(t, r.Period, r.Skew, r.draw)
-	return seqs, w, nil
+	w := WindowAt(t, r.Period)
+	return []Sequence{r.draw(w)}, w, nil
 }
 
 func (r Rotating) check() error {
-	switch {
-	case r.Period < time.Second || r.Period%time.Second != 0:
+	if r.Period < time.Second || r.Period%time.Second != 0 {
 		return fmt.Errorf("a Period of %v is not whole seconds", r.Period)
-	case r.Skew < 0 || r.Skew >= r.Period-r.Skew:
-		return fmt.Errorf("twice the Skew, %v, is not below the Period, %v", r.Skew, r.Period)
 	}
 	if err := checkDraw(r.Ports, r.Knocks); err != nil {
 		return err

@@ -2,7 +2,6 @@ package knock
 
 import (
 	"encoding/json"
-	"math"
 	"os"
 	"os/exec"
 	"strings"
@@ -101,46 +100,28 @@ func program(t *testing.T, name string) {
 }
 
 func rotating(t testing.TB) Rotating {
-	return Rotating{Key: mustKey(t, exampleKey), Ports: PortRange{UDP, 20000, 59999}, Knocks: 5, Period: time.Hour, Skew: 2 * time.Minute}
+	return Rotating{Key: mustKey(t, exampleKey), Ports: PortRange{UDP, 20000, 59999}, Knocks: 5, Period: time.Hour}
 }
 
-// What a client sends is of this window or, for Skew after its start, of the one
-// before: never of one that is still to come.
-func TestRotatingNeighbours(t *testing.T) {
+// The sequence is the window's from its first moment to its last, whatever the
+// zone of the clock.
+func TestRotatingWindow(t *testing.T) {
 	r := rotating(t)
 	start := time.Date(2026, 11, 20, 23, 0, 0, 0, time.UTC)
-	of := func(start time.Time) string {
-		seqs, w, err := r.At(start.Add(r.Skew))
-		if err != nil || len(seqs) != 1 || !w.Start.Equal(start) || !w.End.Equal(start.Add(r.Period)) {
-			t.Fatalf("%v: %v, %v, %v", start, seqs, w, err)
+	of := func(at time.Time) string {
+		seqs, w, err := r.At(at)
+		if err != nil || len(seqs) != 1 || w != WindowAt(at, r.Period) {
+			t.Fatalf("%v: %v, %v, %v", at, seqs, w, err)
 		}
 		return seqs[0].String()
 	}
-	before, now := of(start.Add(-time.Hour)), of(start)
-	for _, tt := range []struct {
-		after time.Duration // the start of the window
-		want  []string
-	}{
-		{-r.Skew, []string{before}},
-		{-1, []string{before}},
-		{0, []string{now, before}},
-		{r.Skew - 1, []string{now, before}},
-		{r.Skew, []string{now}},
-		{time.Hour - r.Skew, []string{now}},
-		{time.Hour - 1, []string{now}},
-	} {
-		// Whatever the zone of the clock.
-		seqs, w, err := r.At(start.Add(tt.after).In(time.FixedZone("", 5*3600+45*60)))
-		if err != nil || len(seqs) != len(tt.want) {
-			t.Fatalf("%v: %v, %v", tt.after, seqs, err)
-		}
-		for i, want := range tt.want {
-			if seqs[i].String() != want {
-				t.Errorf("%v: sequence %d is %v, want %v", tt.after, i, seqs[i], want)
-			}
-		}
-		if w != WindowAt(start.Add(tt.after), r.Period) {
-			t.Errorf("%v: window %v", tt.after, w)
+	now := of(start)
+	if now == of(start.Add(-1)) || now == of(start.Add(time.Hour)) {
+		t.Error("two windows have one sequence")
+	}
+	for _, after := range []time.Duration{1, 30 * time.Minute, time.Hour - 1} {
+		if of(start.Add(after).In(time.FixedZone("", 5*3600+45*60))) != now {
+			t.Errorf("another sequence after %v", after)
 		}
 	}
 }
@@ -154,9 +135,6 @@ func TestRotatingRefuses(t *testing.T) {
 		{func(r *Rotating) { r.Key = KeyFrom(make([]byte, 31)) }, "a key of 31 bytes is too short: it takes 32"},
 		{func(r *Rotating) { r.Period = 0 }, "a Period of 0s is not whole seconds"},
 		{func(r *Rotating) { r.Period = 1500 * time.Millisecond }, "a Period of 1.5s is not whole seconds"},
-		{func(r *Rotating) { r.Skew = r.Period / 2 }, "twice the Skew, 30m0s, is not below the Period, 1h0m0s"},
-		{func(r *Rotating) { r.Skew = math.MaxInt64 }, "twice the Skew, 2562047h47m16.854775807s, is not below the Period, 1h0m0s"},
-		{func(r *Rotating) { r.Skew = -1 }, "twice the Skew, -1ns, is not below the Period, 1h0m0s"},
 		{func(r *Rotating) { r.Knocks = 0 }, "0 knocks are not from 1 to 32"},
 		{func(r *Rotating) { r.Knocks = 33 }, "33 knocks are not from 1 to 32"},
 		{func(r *Rotating) { r.Ports = PortRange{} }, "no ports to draw from"},
@@ -168,11 +146,6 @@ func TestRotatingRefuses(t *testing.T) {
 		if seqs, _, err := r.At(time.Now()); err == nil || err.Error() != tt.want || seqs != nil {
 			t.Errorf("got %v, %v; want %s", seqs, err, tt.want)
 		}
-	}
-	r := rotating(t)
-	r.Skew = r.Period/2 - 1
-	if _, _, err := r.At(time.Now()); err != nil {
-		t.Error(err)
 	}
 }
 

@@ -57,8 +57,12 @@ func runSequence(_ context.Context, a *app, args []string) error {
 		if err != nil {
 			return &failure{code: exitProfile, err: fmt.Errorf("%s: %w", p.Name, err)}
 		}
-		if a.windows > 0 {
-			sequences = sequences[:1]
+		if a.windows == 0 && at.Sub(window.Start) < p.Skew {
+			before, _, err := schedule.At(at.Add(-p.Skew))
+			if err != nil {
+				return &failure{code: exitProfile, err: fmt.Errorf("%s: %w", p.Name, err)}
+			}
+			sequences = append(sequences, before...)
 		}
 		texts := make([]string, len(sequences))
 		for i, s := range sequences {

@@ -119,13 +119,19 @@ func interfaceAddr(name string, to netip.Addr) (netip.Addr, error) {
 	return netip.Addr{}, fmt.Errorf("BindInterface %q has no address to reach %v from", name, to)
 }
 
-// knock sends one round: another of the sequences that open now each time.
+// knock sends one round. Every other one is for a server whose clock is behind
+// by as much as may be: just after a window has begun, it knocks the window's
+// before. What a round shows is never of a window that is yet to come.
 func (k *knocker) knock(ctx context.Context, from, to netip.Addr, round int) error {
-	sequences, _, err := k.schedule.At(time.Now())
+	at := time.Now()
+	if round%2 == 1 {
+		at = at.Add(-k.Skew)
+	}
+	sequences, _, err := k.schedule.At(at)
 	if err != nil {
 		return err
 	}
-	sequence := sequences[round%len(sequences)]
+	sequence := sequences[round/2%len(sequences)]
 	k.log.say(secrets, "%v: round %d: %v", to, round, sequence)
 	return knock.Sender{From: from}.Send(ctx, to, sequence, k.pause(round, len(sequence)))
 }

@@ -31,7 +31,7 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			return
 		}
-		var s knock.Schedule = knock.Rotating{Key: knock.NewKey(), Ports: p.PortRange, Knocks: p.Knocks, Period: p.Period, Skew: p.Skew}
+		var s knock.Schedule = knock.Rotating{Key: knock.NewKey(), Ports: p.PortRange, Knocks: p.Knocks, Period: p.Period}
 		if !p.keyed() { // Schedule would read or run what the fuzzer has come up with
 			if s, err = p.Schedule(); err != nil {
 				t.Fatal(err)

@@ -89,7 +89,7 @@ func TestDrawnSchedules(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rotating := knock.Rotating{Key: key, Ports: knock.PortRange{Transport: knock.UDP, First: 20000, Last: 59999}, Knocks: 5, Period: time.Hour, Skew: 2 * time.Minute}
+	rotating := knock.Rotating{Key: key, Ports: knock.PortRange{Transport: knock.UDP, First: 20000, Last: 59999}, Knocks: 5, Period: time.Hour}
 	derived := rotating
 	derived.Key = key.Derive("vps")
 	file := keyFile(t, 0o600, keyText+"\n")

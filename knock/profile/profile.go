@@ -85,13 +85,13 @@ func (p *Profile) Schedule() (knock.Schedule, error) {
 		if err != nil {
 			return nil, err
 		}
-		s = knock.Rotating{Key: k, Ports: p.PortRange, Knocks: p.Knocks, Period: p.Period, Skew: p.Skew}
+		s = knock.Rotating{Key: k, Ports: p.PortRange, Knocks: p.Knocks, Period: p.Period}
 	case "md5-hourly":
 		k, err := p.foreignSecret()
 		if err != nil {
 			return nil, err
 		}
-		s = knock.MD5Hourly{Secret: k, Ports: p.PortRange, Knocks: p.Knocks, Skew: p.Skew}
+		s = knock.MD5Hourly{Secret: k, Ports: p.PortRange, Knocks: p.Knocks}
 	default:
 		return knock.Static(p.Sequence), nil
 	}
