@@ -26,7 +26,7 @@ func mustGuard(t testing.TB, name, sequence, open string) Guard {
 		t.Fatal(err)
 	}
 	ignore, _ := knock.ParsePortRanges("80/tcp 443/tcp 443/udp")
-	return Guard{name, knock.Static(seq), ports, 30 * time.Second, 5 * time.Second, ignore}
+	return Guard{Name: name, Schedule: knock.Static(seq), OpenPorts: ports, OpenFor: 30 * time.Second, KnockTimeout: 5 * time.Second, IgnorePorts: ignore}
 }
 
 // The golden files are what the firewalls themselves are asked about in the
@@ -172,8 +172,8 @@ func TestQuote(t *testing.T) {
 }
 
 func TestKnockdTrap(t *testing.T) {
-	d := knockdDoor{guard{Guard: mustGuard(t, "x", "81 65535/udp 7000 7001", "22 6999")}}
-	d.Steps, _ = knock.ParseSequence("81 65535/udp 7000 7001")
+	seq, _ := knock.ParseSequence("81 65535/udp 7000 7001")
+	d := knockdDoor{guard{Guard: mustGuard(t, "x", "81 65535/udp 7000 7001", "22 6999"), Windows: []window{{Steps: seq}}}}
 	// Without 80 (ignored), 65536, 6999 (guarded) and the knocks themselves.
 	if got, want := d.trap(), "82:tcp,65534:udp,7002:tcp"; got != want {
 		t.Errorf("Trap = %q, want %q", got, want)
