@@ -58,15 +58,17 @@ type Options struct {
 
 // A format turns checked guards into text.
 type format struct {
-	file    string // where its rules are usually kept
-	emit    func(io.Writer, []guard, Options) error
-	windows int // how many windows of time it can carry
+	file   string // where its rules are usually kept
+	emit   func(io.Writer, []guard, Options) error
+	knocks int // how many knocks it can carry, of all windows together; 0: only ones that never change
+	tokens int // how many tokens
 }
 
 var formats = map[string]format{
-	"nftables": {"/etc/portknock.nft", emitNftables, 50_000},
-	"iptables": {"/etc/portknock.rules", emitIptables, 0},
-	"knockd":   {"/etc/knockd.conf", emitKnockd, 0},
+	// A million elements take 13 s to load and 1.6 GB.
+	"nftables": {"/etc/portknock.nft", emitNftables, 300_000, 300_000},
+	"iptables": {"/etc/portknock.rules", emitIptables, 0, 0},
+	"knockd":   {"/etc/knockd.conf", emitKnockd, 0, 0},
 }
 
 // Formats returns the names that [Emit] knows, sorted.
@@ -91,11 +93,15 @@ func Emit(w io.Writer, name string, guards []Guard, o Options) error {
 	if strings.ContainsFunc(o.File, unicode.IsControl) {
 		return fmt.Errorf("%q: control characters in a file's name", o.File)
 	}
+	var closed []knock.PortRange // by any of them
+	for _, g := range guards {
+		closed = append(closed, g.OpenPorts...)
+	}
 	checked := make([]guard, len(guards))
 	ids := map[string]string{}
 	for i, g := range guards {
 		var err error
-		if checked[i], err = check(g, o, f.windows); err != nil {
+		if checked[i], err = check(g, o, f, closed); err != nil {
 			return fmt.Errorf("%s: %w", g.Name, err)
 		}
 		if other, taken := ids[checked[i].ID]; taken {
@@ -109,15 +115,28 @@ func Emit(w io.Writer, name string, guards []Guard, o Options) error {
 // guard is a Guard whose sequences are known and checked.
 type guard struct {
 	Guard
-	ID      string   // the name as firewalls accept it
-	Windows []window // in order; just one, for ever, if the sequence never changes
+	ID        string   // the name as firewalls accept it
+	Windows   []window // in order; just one, for ever, if the sequence never changes
+	TokenPort uint16   // where tokens go, by udp; 0 if there are none
 }
 
-// window is a window of time and the knocks that open in it.
+// window is a window of time and what opens in it: the knocks, in order, or any
+// one of the tokens. All windows of a guard have the same of the two.
 type window struct {
 	knock.Window
-	Steps knock.Sequence
+	Steps  knock.Sequence
+	Tokens [][]byte // of tokenSize
 }
+
+// tokenSize is what a token has in bytes: the payload of one datagram. It is as
+// much as nftables compares at once.
+const tokenSize = 16
+
+// elements is how many knocks or tokens there are.
+func (w window) elements() int { return len(w.Steps) + len(w.Tokens) }
+
+// tokens reports whether it is tokens that open.
+func (g guard) tokens() bool { return g.TokenPort > 0 }
 
 // timed reports whether the sequence changes with time.
 func (g guard) timed() bool { return g.Windows[0].Window != knock.Window{} }
@@ -139,9 +158,11 @@ func (w window) number() int64 {
 func (w window) opens(skew time.Duration) int64  { return w.Start.Add(-skew).Unix() }
 func (w window) closes(skew time.Duration) int64 { return w.End.Add(skew).Unix() }
 
-func check(g Guard, o Options, most int) (guard, error) {
-	windows, err := walk(g, o, most)
-	if err != nil {
+// check walks the windows of a guard and refuses what the format cannot carry, or
+// what would never open. No knock can go to a port that is closed.
+func check(g Guard, o Options, f format, closed []knock.PortRange) (guard, error) {
+	checked := guard{Guard: g, ID: ident(g.Name)}
+	if err := checked.walk(o, f); err != nil {
 		return guard{}, err
 	}
 	switch {
@@ -152,18 +173,24 @@ func check(g Guard, o Options, most int) (guard, error) {
 	case g.OpenFor < time.Second || g.KnockTimeout < time.Second:
 		return guard{}, errors.New("OpenFor and KnockTimeout must be at least one second")
 	}
-	overlooked := func(s knock.Step) bool {
-		return contains(g.OpenPorts, s) || contains(g.IgnorePorts, s) || len(g.KnockPorts) > 0 && !contains(g.KnockPorts, s)
+	if checked.tokens() {
+		if s := (knock.Step{Transport: knock.UDP, Port: checked.TokenPort}); contains(closed, s) {
+			return guard{}, fmt.Errorf("tokens go to %v, which is a guarded port", s)
+		}
+		return checked, nil
 	}
-	for _, w := range windows {
+	overlooked := func(s knock.Step) bool {
+		return contains(closed, s) || contains(g.IgnorePorts, s) || len(g.KnockPorts) > 0 && !contains(g.KnockPorts, s)
+	}
+	for _, w := range checked.Windows {
 		if len(w.Steps) == 0 {
 			return guard{}, errors.New("the sequence is empty")
 		}
 		for i, step := range w.Steps {
 			if len(step.Payload) > 0 {
-				return guard{}, fmt.Errorf("knock %d of %d carries a payload, which no format verifies yet", i+1, len(w.Steps))
+				return guard{}, fmt.Errorf("knock %d of %d carries a payload, which no format verifies", i+1, len(w.Steps))
 			}
-			if contains(g.OpenPorts, step) {
+			if contains(closed, step) {
 				return guard{}, fmt.Errorf("knock %d of %d goes to a guarded port", i+1, len(w.Steps))
 			}
 		}
@@ -176,45 +203,71 @@ func check(g Guard, o Options, most int) (guard, error) {
 			return guard{}, errors.New("a scan of all ports in order would open it: choose ports that are not neighbours, or insist with --force")
 		}
 	}
-	return guard{Guard: g, ID: ident(g.Name), Windows: windows}, nil
+	return checked, nil
 }
 
-// walk returns the windows of a guard from the one that is just over, for a
-// server whose clock is behind, to the one that Until falls into.
-func walk(g Guard, o Options, most int) ([]window, error) {
-	var windows []window
+// walk fills in the windows from the one that is just over, for a server whose
+// clock is behind, to the one that Until falls into.
+func (g *guard) walk(o Options, f format) error {
+	total := 0
 	for at := o.From.Add(-g.Skew); ; {
 		seqs, w, err := g.Schedule.At(at)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		if len(seqs) != 1 {
-			return nil, errors.New("no format can carry a choice of sequences yet")
+		next := window{Window: w}
+		tokens, port := asTokens(seqs)
+		switch {
+		case tokens != nil && w != knock.Window{}:
+			next.Tokens, g.TokenPort = tokens, port
+		case len(seqs) != 1:
+			return errors.New("a choice of sequences, which no format can carry")
+		default:
+			next.Steps = seqs[0]
 		}
 		if w == (knock.Window{}) {
-			return []window{{Steps: seqs[0]}}, nil
+			g.Windows = []window{next}
+			return nil
+		}
+		change, what, most, carry := "the sequence changes", "knocks", f.knocks, func(f format) int { return f.knocks }
+		if next.Tokens != nil {
+			change, what, most, carry = "tokens change", "tokens", f.tokens, func(f format) int { return f.tokens }
 		}
 		period := w.End.Sub(w.Start)
+		total += next.elements()
 		switch {
 		case most == 0:
-			return nil, fmt.Errorf("the sequence changes with time, which this format cannot carry: %s can", strings.Join(timedFormats(), ", "))
+			return fmt.Errorf("%s with time, which this format cannot carry: %s can", change, strings.Join(formatsThat(carry), ", "))
 		case !o.From.Before(o.Until):
-			return nil, errors.New("the sequence changes with time: say for how long the rules shall last, as --horizon 30d")
+			return fmt.Errorf("%s with time: say for how long the rules shall last, as --horizon 30d", change)
 		case 2*g.Skew >= period:
-			return nil, fmt.Errorf("twice the Skew, %v, is not below the Period, %v", g.Skew, period)
-		case len(windows) == most:
-			return nil, fmt.Errorf("until %s there are more than %d windows, which is all this format can carry: shorten --horizon or lengthen the Period", o.Until.UTC().Format(time.RFC3339), most)
+			return fmt.Errorf("twice the Skew, %v, is not below the Period, %v", g.Skew, period)
+		case total > most:
+			return fmt.Errorf("until %s there are more than %d %s in %d windows, which is all this format can carry: shorten --horizon or lengthen the Period",
+				o.Until.UTC().Format(time.RFC3339), most, what, len(g.Windows))
 		}
-		windows = append(windows, window{w, seqs[0]})
+		g.Windows = append(g.Windows, next)
 		if at = w.End; !at.Before(o.Until) {
-			return windows, nil
+			return nil
 		}
 	}
 }
 
-// timedFormats returns the formats that can carry a sequence that changes.
-func timedFormats() []string {
-	return slices.DeleteFunc(Formats(), func(name string) bool { return formats[name].windows == 0 })
+// asTokens returns what single datagrams to one port carry, and the port, if that
+// is what the sequences are: each its own, all of the length of a token.
+func asTokens(seqs []knock.Sequence) (tokens [][]byte, port uint16) {
+	for _, seq := range seqs {
+		if len(seq) != 1 || seq[0].Transport != knock.UDP || len(seq[0].Payload) != tokenSize || seq[0].Port != seqs[0][0].Port {
+			return nil, 0
+		}
+		tokens, port = append(tokens, seq[0].Payload), seq[0].Port
+	}
+	return tokens, port
+}
+
+// formatsThat returns the formats that carry some of what changes with time.
+func formatsThat(carry func(format) int) []string {
+	return slices.DeleteFunc(Formats(), func(name string) bool { return carry(formats[name]) == 0 })
 }
 
 func contains(ranges []knock.PortRange, s knock.Step) bool {
