@@ -343,7 +343,7 @@ func nftElements(b *strings.Builder, g guard) {
 	if !g.tokens() {
 		add("ignore", nftIgnored(g))
 	}
-	most := nftPartElements / (g.Windows[0].elements() + 1)
+	most := nftPartElements / (1 + len(g.Windows[0].Steps) + len(g.Windows[0].Tokens))
 	for windows := range slices.Chunk(g.Windows, most) {
 		var parity [2][]string
 		var next, last, tokens []string

@@ -29,11 +29,24 @@ func mustGuard(t testing.TB, name, sequence, open string) Guard {
 	return Guard{Name: name, Schedule: knock.Static(seq), OpenPorts: ports, OpenFor: 30 * time.Second, KnockTimeout: 5 * time.Second, IgnorePorts: ignore}
 }
 
+// tokenGuard is one of hourly windows, with three tokens in each.
+func tokenGuard(t testing.TB, name string) Guard {
+	t.Helper()
+	key := knock.KeyFrom(bytes.Repeat([]byte(name), 32)[:32])
+	g := mustGuard(t, name, "1", "22")
+	g.Schedule = knock.Token{Key: key, Port: 62202, Period: time.Hour, Tokens: 3}
+	g.Skew, g.Fingerprint = 2*time.Minute, key.Fingerprint()
+	return g
+}
+
 // The golden files are what the firewalls themselves are asked about in the
 // lab. A change of one is a change of what runs on servers: read it.
 func TestGolden(t *testing.T) {
 	vps := mustGuard(t, "vps", "7001/udp 8003/tcp 9005/udp", "22/tcp")
 	allow, _ := knock.ParsePortRanges("80 443 443/udp")
+	noon := time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
+	hours := Options{From: noon, Until: noon.Add(3 * time.Hour)}
+	consumed := Options{From: noon, Until: noon.Add(time.Hour), Consume: true}
 	for name, tt := range map[string]struct {
 		guards []Guard
 		o      Options
@@ -43,9 +56,14 @@ func TestGolden(t *testing.T) {
 		"drop":    {[]Guard{vps}, Options{DropPolicy: true, Allow: allow}},
 		"consume": {[]Guard{vps}, Options{Consume: true}},
 		"single":  {[]Guard{mustGuard(t, "single", "7001/udp", "22")}, Options{Force: true}},
+		"token":   {[]Guard{tokenGuard(t, "vps")}, hours},
+		"tokens":  {[]Guard{vps, tokenGuard(t, "Web.example"), tokenGuard(t, "other")}, consumed},
 	} {
 		for _, format := range Formats() {
 			if name == "consume" && format == "knockd" {
+				continue
+			}
+			if strings.HasPrefix(name, "token") && formats[format].tokens == 0 {
 				continue
 			}
 			t.Run(name+"/"+format, func(t *testing.T) {
@@ -75,6 +93,12 @@ func TestEmitRefuses(t *testing.T) {
 	good := func() Guard { return mustGuard(t, "vps", "7001/udp 8003/tcp", "22") }
 	with := func(change func(*Guard)) []Guard { g := good(); change(&g); return []Guard{g} }
 	web, _ := knock.ParsePortRanges("80")
+	now := time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
+	until := func(d time.Duration) Options { return Options{From: now, Until: now.Add(d)} }
+	token := func(change func(*Guard)) []Guard { g := tokenGuard(t, "vps"); change(&g); return []Guard{g} }
+	payload := func(n int) choice {
+		return choice{{{Transport: knock.UDP, Port: 9, Payload: make([]byte, n)}}, {{Transport: knock.UDP, Port: 9, Payload: make([]byte, 16)}}}
+	}
 	for name, tt := range map[string]struct {
 		format string
 		guards []Guard
@@ -95,11 +119,24 @@ func TestEmitRefuses(t *testing.T) {
 		"payload": {"nftables", with(func(g *Guard) {
 			g.Schedule = knock.Static{{Transport: knock.UDP, Port: 1, Payload: []byte("x")}, {Port: 9}}
 		}), Options{}, "payload"},
-		"windows":  {"nftables", with(func(g *Guard) { g.Schedule = changing{} }), Options{}, "changes with time"},
-		"fraction": {"iptables", with(func(g *Guard) { g.KnockTimeout = 1500 * time.Millisecond }), Options{}, "whole seconds"},
-		"name":     {"nftables", with(func(g *Guard) { g.Name = "a\nflush ruleset" }), Options{}, "control"},
-		"file":     {"nftables", []Guard{good()}, Options{File: "/etc/a\nb"}, "control"},
-		"consume":  {"knockd", []Guard{good()}, Options{Consume: true}, "only listens"},
+		"static token": {"nftables", with(func(g *Guard) {
+			g.Schedule = knock.Static{{Transport: knock.UDP, Port: 1, Payload: make([]byte, 16)}}
+		}), Options{Force: true}, "payload"},
+		"windows":            {"nftables", with(func(g *Guard) { g.Schedule = changing{} }), Options{}, "changes with time"},
+		"knock at another's": {"nftables", []Guard{good(), mustGuard(t, "web", "22 9", "80")}, Options{}, "web: knock 1 of 2 goes to a guarded port"},
+		"tokens, no end":     {"nftables", token(func(*Guard) {}), Options{}, "vps: tokens change with time: say for how long"},
+		"tokens, knockd":     {"knockd", token(func(*Guard) {}), until(time.Hour), "vps: tokens change with time, which this format cannot carry: " + strings.Join(formatsThat(func(f format) int { return f.tokens }), ", ") + " can"},
+		"tokens, too many":   {"nftables", token(func(*Guard) {}), until(75_000 * time.Hour), "more than 300000 windows and tokens"},
+		"tokens, skew":       {"nftables", token(func(g *Guard) { g.Skew = 30 * time.Minute }), until(time.Hour), "twice the Skew"},
+		"tokens, guarded": {"nftables", append([]Guard{mustGuard(t, "mosh", "1 3", "60000-63000/udp")}, tokenGuard(t, "vps")), until(time.Hour),
+			"vps: tokens go to 62202/udp, which is a guarded port"},
+		"choice":          {"nftables", with(func(g *Guard) { g.Schedule = choice{{{Port: 1}, {Port: 9}}, {{Port: 1}, {Port: 5}}} }), until(time.Hour), "choice of sequences"},
+		"payloads, short": {"nftables", with(func(g *Guard) { g.Schedule = payload(15) }), until(time.Hour), "choice of sequences"},
+		"payload, long":   {"nftables", with(func(g *Guard) { g.Schedule = payload(17)[:1] }), until(time.Hour), "payload"},
+		"fraction":        {"iptables", with(func(g *Guard) { g.KnockTimeout = 1500 * time.Millisecond }), Options{}, "whole seconds"},
+		"name":            {"nftables", with(func(g *Guard) { g.Name = "a\nflush ruleset" }), Options{}, "control"},
+		"file":            {"nftables", []Guard{good()}, Options{File: "/etc/a\nb"}, "control"},
+		"consume":         {"knockd", []Guard{good()}, Options{Consume: true}, "only listens"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var out bytes.Buffer
@@ -119,6 +156,13 @@ type changing struct{}
 
 func (changing) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
 	return []knock.Sequence{{{Port: 1}, {Port: 9}}}, knock.Window{Start: t, End: t.Add(time.Hour)}, nil
+}
+
+// choice is a schedule of hourly windows, all with these sequences.
+type choice []knock.Sequence
+
+func (c choice) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
+	return c, knock.WindowAt(t, time.Hour), nil
 }
 
 func TestEmitReportsWriteErrors(t *testing.T) {
