@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -44,7 +45,6 @@ func tokenGuard(t testing.TB, name string) Guard {
 func TestGolden(t *testing.T) {
 	vps := mustGuard(t, "vps", "7001/udp 8003/tcp 9005/udp", "22/tcp")
 	allow, _ := knock.ParsePortRanges("80 443 443/udp")
-	noon := time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
 	hours := Options{From: noon, Until: noon.Add(3 * time.Hour)}
 	consumed := Options{From: noon, Until: noon.Add(time.Hour), Consume: true}
 	for name, tt := range map[string]struct {
@@ -93,8 +93,7 @@ func TestEmitRefuses(t *testing.T) {
 	good := func() Guard { return mustGuard(t, "vps", "7001/udp 8003/tcp", "22") }
 	with := func(change func(*Guard)) []Guard { g := good(); change(&g); return []Guard{g} }
 	web, _ := knock.ParsePortRanges("80")
-	now := time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
-	until := func(d time.Duration) Options { return Options{From: now, Until: now.Add(d)} }
+	until := func(d time.Duration) Options { return Options{From: noon, Until: noon.Add(d)} }
 	token := func(change func(*Guard)) []Guard { g := tokenGuard(t, "vps"); change(&g); return []Guard{g} }
 	payload := func(n int) choice {
 		return choice{{{Transport: knock.UDP, Port: 9, Payload: make([]byte, n)}}, {{Transport: knock.UDP, Port: 9, Payload: make([]byte, 16)}}}
@@ -122,7 +121,6 @@ func TestEmitRefuses(t *testing.T) {
 		"static token": {"nftables", with(func(g *Guard) {
 			g.Schedule = knock.Static{{Transport: knock.UDP, Port: 1, Payload: make([]byte, 16)}}
 		}), Options{Force: true}, "payload"},
-		"windows":            {"nftables", with(func(g *Guard) { g.Schedule = changing{} }), Options{}, "changes with time"},
 		"knock at another's": {"nftables", []Guard{good(), mustGuard(t, "web", "22 9", "80")}, Options{}, "web: knock 1 of 2 goes to a guarded port"},
 		"tokens, no end":     {"nftables", token(func(*Guard) {}), Options{}, "vps: tokens change with time: say for how long"},
 		"tokens, knockd":     {"knockd", token(func(*Guard) {}), until(time.Hour), "vps: tokens change with time, which this format cannot carry: " + strings.Join(formatsThat(func(f format) int { return f.tokens }), ", ") + " can"},
@@ -130,13 +128,19 @@ func TestEmitRefuses(t *testing.T) {
 		"tokens, skew":       {"nftables", token(func(g *Guard) { g.Skew = 30 * time.Minute }), until(time.Hour), "twice the Skew"},
 		"tokens, guarded": {"nftables", append([]Guard{mustGuard(t, "mosh", "1 3", "60000-63000/udp")}, tokenGuard(t, "vps")), until(time.Hour),
 			"vps: tokens go to 62202/udp, which is a guarded port"},
-		"choice":          {"nftables", with(func(g *Guard) { g.Schedule = choice{{{Port: 1}, {Port: 9}}, {{Port: 1}, {Port: 5}}} }), until(time.Hour), "choice of sequences"},
-		"payloads, short": {"nftables", with(func(g *Guard) { g.Schedule = payload(15) }), until(time.Hour), "choice of sequences"},
-		"payload, long":   {"nftables", with(func(g *Guard) { g.Schedule = payload(17)[:1] }), until(time.Hour), "payload"},
-		"fraction":        {"iptables", with(func(g *Guard) { g.KnockTimeout = 1500 * time.Millisecond }), Options{}, "whole seconds"},
-		"name":            {"nftables", with(func(g *Guard) { g.Name = "a\nflush ruleset" }), Options{}, "control"},
-		"file":            {"nftables", []Guard{good()}, Options{File: "/etc/a\nb"}, "control"},
-		"consume":         {"knockd", []Guard{good()}, Options{Consume: true}, "only listens"},
+		"choice":            {"nftables", with(func(g *Guard) { g.Schedule = choice{{{Port: 1}, {Port: 9}}, {{Port: 1}, {Port: 5}}} }), until(time.Hour), "choice of sequences"},
+		"payloads, short":   {"nftables", with(func(g *Guard) { g.Schedule = payload(15) }), until(time.Hour), "choice of sequences"},
+		"payload, long":     {"nftables", with(func(g *Guard) { g.Schedule = payload(17)[:1] }), until(time.Hour), "payload"},
+		"no horizon":        {"nftables", with(func(g *Guard) { g.Schedule = hourly(3) }), Options{From: noon}, "for how long the rules shall last, as --horizon 30d"},
+		"no time to change": {"knockd", with(func(g *Guard) { g.Schedule = hourly(3) }), Options{From: noon, Until: noon.Add(1)}, "nftables can"},
+		"too long": {"nftables", with(func(g *Guard) { g.Schedule = hourly(3) }), Options{From: noon, Until: noon.Add(75_001 * time.Hour)},
+			"there are more than 300000 windows and knocks"},
+		"skew":       {"nftables", with(func(g *Guard) { g.Schedule, g.Skew = hourly(3), 30*time.Minute }), Options{From: noon, Until: noon.Add(1)}, "twice the Skew, 30m0s, is not below the Period, 1h0m0s"},
+		"two knocks": {"nftables", with(func(g *Guard) { g.Schedule = hourly(2) }), Options{From: noon, Until: noon.Add(1)}, "Knocks to 3 or more"},
+		"fraction":   {"iptables", with(func(g *Guard) { g.KnockTimeout = 1500 * time.Millisecond }), Options{}, "whole seconds"},
+		"name":       {"nftables", with(func(g *Guard) { g.Name = "a\nflush ruleset" }), Options{}, "control"},
+		"file":       {"nftables", []Guard{good()}, Options{File: "/etc/a\nb"}, "control"},
+		"consume":    {"knockd", []Guard{good()}, Options{Consume: true}, "only listens"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var out bytes.Buffer
@@ -151,11 +155,59 @@ func TestEmitRefuses(t *testing.T) {
 	}
 }
 
-// changing is a schedule of windows, which no emitter carries yet.
-type changing struct{}
+var noon = time.Date(2026, 11, 20, 12, 0, 0, 0, time.UTC)
 
-func (changing) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
-	return []knock.Sequence{{{Port: 1}, {Port: 9}}}, knock.Window{Start: t, End: t.Add(time.Hour)}, nil
+// hourly is a schedule of that many knocks, to ports that tell the hour.
+type hourly int
+
+func (n hourly) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
+	w := knock.WindowAt(t, time.Hour)
+	seq := make(knock.Sequence, n)
+	for i := range seq {
+		seq[i] = knock.Step{Transport: knock.UDP, Port: uint16(20000 + 1000*(len(seq)-i) + w.Start.Day()*24 + w.Start.Hour())}
+	}
+	return []knock.Sequence{seq}, w, nil
+}
+
+// The windows are those of which a server whose clock differs by Skew may see
+// any moment from From to Until.
+func TestWalk(t *testing.T) {
+	for _, tt := range []struct {
+		from, until time.Duration // since noon
+		skew        time.Duration
+		want        string
+	}{
+		{0, 1, 0, "12"},
+		{0, time.Hour, 0, "12"},
+		{0, time.Hour + 1, 0, "12 13"},
+		{59 * time.Minute, time.Hour, 0, "12"},
+		{-1, 1, 0, "11 12"},
+		{0, 1, time.Minute, "11 12"},
+		{time.Minute - 1, time.Hour, time.Minute, "11 12"},
+		{time.Minute, time.Hour, time.Minute, "12"},
+		{time.Minute, 4*time.Hour - 1, time.Minute, "12 13 14 15"},
+	} {
+		g := guard{Guard: Guard{Schedule: hourly(3), Skew: tt.skew}}
+		if err := g.walk(Options{From: noon.Add(tt.from), Until: noon.Add(tt.until)}, format{knocks: 40}); err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, w := range g.Windows {
+			got = append(got, fmt.Sprint(w.Start.Hour()))
+			if seqs, _, _ := hourly(3).At(w.Start); w.Steps.String() != seqs[0].String() {
+				t.Errorf("hour %d has another's sequence", w.Start.Hour())
+			}
+			if w.opens(tt.skew) != w.Start.Add(-tt.skew).Unix() || w.closes(tt.skew) != w.End.Add(tt.skew).Unix() {
+				t.Errorf("hour %d opens at %d and closes at %d", w.Start.Hour(), w.opens(tt.skew), w.closes(tt.skew))
+			}
+			if want := w.Start.Unix() / 3600; w.number() != want {
+				t.Errorf("hour %d is window %d, want %d", w.Start.Hour(), w.number(), want)
+			}
+		}
+		if strings.Join(got, " ") != tt.want {
+			t.Errorf("from %v until %v, skew %v: hours %v, want %s", tt.from, tt.until, tt.skew, got, tt.want)
+		}
+	}
 }
 
 // choice is a schedule of hourly windows, all with these sequences.
