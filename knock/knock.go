@@ -39,7 +39,8 @@
 // sends a token of the window, or for Skew of a neighbour, and from then on takes
 // that token from no other address. So a client that gets no answer, that comes
 // from another address, or that tries a second way at the same time, sends
-// another.
+// another. By IPv4 it begins with those of even n, by IPv6 with those of odd n: a
+// server whose firewall keeps the families apart may take no others from them.
 //
 // # Keys
 //

@@ -160,10 +160,11 @@ func (k *knocker) sequence(from netip.Addr, now time.Time, round int) (knock.Seq
 }
 
 // choice returns which of a window's sequences a round knocks, of so many. Where
-// there are several, the server opens to each from one address only, so that the
-// families share nothing at first, and each round takes the next. An address
-// begins with the same one whenever it comes: it may use it again, and however
-// often somebody logs in from home, there are others left for the train.
+// there are several, they are tokens: the server opens to each from one address
+// only, so that the families share nothing at first, and each round takes the
+// next. An address begins with the same one whenever it comes: it may use it
+// again, and however often somebody logs in from home, there are others left for
+// the train.
 func choice(from netip.Addr, round, of int) int {
 	if of < 2 {
 		return 0
