@@ -65,7 +65,7 @@ type format struct {
 
 var formats = map[string]format{
 	"nftables": {"/etc/portknock.nft", emitNftables, 50_000},
-	"iptables": {"/etc/portknock.rules", emitIptables, 0},
+	"iptables": {"/etc/portknock.rules", emitIptables, 720},
 	"knockd":   {"/etc/knockd.conf", emitKnockd, 0},
 }
 

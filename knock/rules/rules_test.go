@@ -43,9 +43,14 @@ func TestGolden(t *testing.T) {
 		"drop":    {[]Guard{vps}, Options{DropPolicy: true, Allow: allow}},
 		"consume": {[]Guard{vps}, Options{Consume: true}},
 		"single":  {[]Guard{mustGuard(t, "single", "7001/udp", "22")}, Options{Force: true}},
+		// In the second window a knock is one of the first's, too.
+		"rotating": {
+			[]Guard{mustTurns(t, "vps", time.Hour, 2*time.Minute, "20001/udp 27000/udp 23456/udp", "21234/udp 29998/udp 27000/udp", "28000/udp 20202/udp 24000/udp")},
+			Options{From: midnight.Add(30 * time.Minute), Until: midnight.Add(150 * time.Minute)},
+		},
 	} {
 		for _, format := range Formats() {
-			if name == "consume" && format == "knockd" {
+			if (name == "consume" || name == "rotating") && format == "knockd" {
 				continue
 			}
 			t.Run(name+"/"+format, func(t *testing.T) {
@@ -95,11 +100,14 @@ func TestEmitRefuses(t *testing.T) {
 		"payload": {"nftables", with(func(g *Guard) {
 			g.Schedule = knock.Static{{Transport: knock.UDP, Port: 1, Payload: []byte("x")}, {Port: 9}}
 		}), Options{}, "payload"},
-		"windows":  {"nftables", with(func(g *Guard) { g.Schedule = changing{} }), Options{}, "changes with time"},
-		"fraction": {"iptables", with(func(g *Guard) { g.KnockTimeout = 1500 * time.Millisecond }), Options{}, "whole seconds"},
-		"name":     {"nftables", with(func(g *Guard) { g.Name = "a\nflush ruleset" }), Options{}, "control"},
-		"file":     {"nftables", []Guard{good()}, Options{File: "/etc/a\nb"}, "control"},
-		"consume":  {"knockd", []Guard{good()}, Options{Consume: true}, "only listens"},
+		"windows": {"knockd", with(func(g *Guard) { g.Schedule = changing{} }), Options{}, "changes with time, which this format cannot carry: iptables, nftables can"},
+		"many windows": {"iptables", with(func(g *Guard) { g.Schedule = changing{} }), Options{From: midnight, Until: midnight.Add(720*time.Hour + 1)},
+			"until 2026-12-21T00:00:00Z there are more than 720 windows, which is all this format can carry: shorten --horizon"},
+		"no horizon": {"iptables", with(func(g *Guard) { g.Schedule = changing{} }), Options{}, "--horizon"},
+		"fraction":   {"iptables", with(func(g *Guard) { g.KnockTimeout = 1500 * time.Millisecond }), Options{}, "whole seconds"},
+		"name":       {"nftables", with(func(g *Guard) { g.Name = "a\nflush ruleset" }), Options{}, "control"},
+		"file":       {"nftables", []Guard{good()}, Options{File: "/etc/a\nb"}, "control"},
+		"consume":    {"knockd", []Guard{good()}, Options{Consume: true}, "only listens"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var out bytes.Buffer
@@ -114,11 +122,11 @@ func TestEmitRefuses(t *testing.T) {
 	}
 }
 
-// changing is a schedule of windows, which no emitter carries yet.
+// changing is a schedule of windows of an hour, from any moment on.
 type changing struct{}
 
 func (changing) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
-	return []knock.Sequence{{{Port: 1}, {Port: 9}}}, knock.Window{Start: t, End: t.Add(time.Hour)}, nil
+	return []knock.Sequence{{{Port: 1}, {Port: 9}, {Port: 5}}}, knock.Window{Start: t, End: t.Add(time.Hour)}, nil
 }
 
 func TestEmitReportsWriteErrors(t *testing.T) {
