@@ -27,7 +27,7 @@ func (h header) write(w io.Writer, o Options) error {
 			fmt.Fprintf(&b, ", key %s", g.Fingerprint)
 		}
 		if w := g.Windows[0]; g.tokens() {
-			fmt.Fprintf(&b, "\n  opens for %v to one token, sent to %d/udp; each of a window's %d serves one address\n", g.OpenFor, g.TokenPort, len(w.Tokens))
+			fmt.Fprintf(&b, "\n  opens for %v to one token, sent to %d/udp; each of a window's %d serves one address\n", g.OpenFor, g.Windows[0].Port, len(w.Tokens))
 		} else {
 			fmt.Fprintf(&b, "\n  opens for %v after %d knocks with at most %v between two\n", g.OpenFor, len(w.Steps), g.KnockTimeout)
 		}

@@ -65,9 +65,10 @@ type format struct {
 }
 
 var formats = map[string]format{
-	// They load in two seconds, or eight if most are windows, and take nft 500 MB.
+	// nft takes two seconds for these, or eight if most are windows, and 500 MB;
+	// iptables takes half a second. A tree of more would be deeper for each packet.
 	"nftables": {"/etc/portknock.nft", emitNftables, 300_000, 300_000},
-	"iptables": {"/etc/portknock.rules", emitIptables, 0, 0},
+	"iptables": {"/etc/portknock.rules", emitIptables, 5000, 20_000},
 	"knockd":   {"/etc/knockd.conf", emitKnockd, 0, 0},
 }
 
@@ -115,9 +116,8 @@ func Emit(w io.Writer, name string, guards []Guard, o Options) error {
 // guard is a Guard whose sequences are known and checked.
 type guard struct {
 	Guard
-	ID        string   // the name as firewalls accept it
-	Windows   []window // in order; just one, for ever, if the sequence never changes
-	TokenPort uint16   // where tokens go, by udp; 0 if there are none
+	ID      string   // the name as firewalls accept it
+	Windows []window // in order; just one, for ever, if the sequence never changes
 }
 
 // window is a window of time and what opens in it: the knocks, in order, or any
@@ -126,6 +126,7 @@ type window struct {
 	knock.Window
 	Steps  knock.Sequence
 	Tokens [][]byte // of tokenSize
+	Port   uint16   // where the tokens go, by udp
 }
 
 // tokenSize is what a token has in bytes: the payload of one datagram. It is as
@@ -133,7 +134,7 @@ type window struct {
 const tokenSize = 16
 
 // tokens reports whether it is tokens that open.
-func (g guard) tokens() bool { return g.TokenPort > 0 }
+func (g guard) tokens() bool { return len(g.Windows[0].Tokens) > 0 }
 
 // timed reports whether the sequence changes with time.
 func (g guard) timed() bool { return g.Windows[0].Window != knock.Window{} }
@@ -158,10 +159,11 @@ func (w window) closes(skew time.Duration) int64 { return w.End.Add(skew).Unix()
 // check walks the windows of a guard and refuses what the format cannot carry, or
 // what would never open. No knock can go to a port that is closed.
 func check(g Guard, o Options, f format, closed []knock.PortRange) (guard, error) {
-	checked := guard{Guard: g, ID: ident(g.Name)}
-	if err := checked.walk(o, f); err != nil {
+	windows, err := walk(g, o, f)
+	if err != nil {
 		return guard{}, err
 	}
+	checked := guard{Guard: g, ID: ident(g.Name), Windows: windows}
 	switch {
 	case strings.ContainsFunc(g.Name, unicode.IsControl):
 		return guard{}, errors.New("control characters in the name")
@@ -171,7 +173,7 @@ func check(g Guard, o Options, f format, closed []knock.PortRange) (guard, error
 		return guard{}, errors.New("OpenFor and KnockTimeout must be at least one second")
 	}
 	if checked.tokens() {
-		if s := (knock.Step{Transport: knock.UDP, Port: checked.TokenPort}); contains(closed, s) {
+		if s := (knock.Step{Transport: knock.UDP, Port: windows[0].Port}); contains(closed, s) {
 			return guard{}, fmt.Errorf("tokens go to %v, which is a guarded port", s)
 		}
 		return checked, nil
@@ -179,7 +181,7 @@ func check(g Guard, o Options, f format, closed []knock.PortRange) (guard, error
 	overlooked := func(s knock.Step) bool {
 		return contains(closed, s) || contains(g.IgnorePorts, s) || len(g.KnockPorts) > 0 && !contains(g.KnockPorts, s)
 	}
-	for _, w := range checked.Windows {
+	for _, w := range windows {
 		if len(w.Steps) == 0 {
 			return guard{}, errors.New("the sequence is empty")
 		}
@@ -203,28 +205,28 @@ func check(g Guard, o Options, f format, closed []knock.PortRange) (guard, error
 	return checked, nil
 }
 
-// walk fills in the windows from the one that is just over, for a server whose
-// clock is behind, to the one that Until falls into.
-func (g *guard) walk(o Options, f format) error {
+// walk returns the windows of a guard from the one that is just over, for a
+// server whose clock is behind, to the one that Until falls into.
+func walk(g Guard, o Options, f format) ([]window, error) {
+	var windows []window
 	total := 0
 	for at := o.From.Add(-g.Skew); ; {
 		seqs, w, err := g.Schedule.At(at)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		next := window{Window: w}
 		tokens, port := asTokens(seqs)
 		switch {
 		case tokens != nil && w != knock.Window{}:
-			next.Tokens, g.TokenPort = tokens, port
+			next.Tokens, next.Port = tokens, port
 		case len(seqs) != 1:
-			return errors.New("a choice of sequences, which no format can carry")
+			return nil, errors.New("a choice of sequences, which no format can carry")
 		default:
 			next.Steps = seqs[0]
 		}
 		if w == (knock.Window{}) {
-			g.Windows = []window{next}
-			return nil
+			return []window{next}, nil
 		}
 		change, what, most, carry := "the sequence changes", "knocks", f.knocks, func(f format) int { return f.knocks }
 		if next.Tokens != nil {
@@ -234,18 +236,18 @@ func (g *guard) walk(o Options, f format) error {
 		total += 1 + len(next.Steps) + len(next.Tokens)
 		switch {
 		case most == 0:
-			return fmt.Errorf("%s with time, which this format cannot carry: %s can", change, strings.Join(formatsThat(carry), ", "))
+			return nil, fmt.Errorf("%s with time, which this format cannot carry: %s can", change, strings.Join(formatsThat(carry), ", "))
 		case !o.From.Before(o.Until):
-			return fmt.Errorf("%s with time: say for how long the rules shall last, as --horizon 30d", change)
+			return nil, fmt.Errorf("%s with time: say for how long the rules shall last, as --horizon 30d", change)
 		case 2*g.Skew >= period:
-			return fmt.Errorf("twice the Skew, %v, is not below the Period, %v", g.Skew, period)
+			return nil, fmt.Errorf("twice the Skew, %v, is not below the Period, %v", g.Skew, period)
 		case total > most:
-			return fmt.Errorf("until %s there are more than %d windows and %s, which is all this format can carry: shorten --horizon or lengthen the Period",
+			return nil, fmt.Errorf("until %s there are more than %d windows and %s, which is all this format can carry: shorten --horizon or lengthen the Period",
 				o.Until.UTC().Format(time.RFC3339), most, what)
 		}
-		g.Windows = append(g.Windows, next)
+		windows = append(windows, next)
 		if at = w.End; !at.Before(o.Until) {
-			return nil
+			return windows, nil
 		}
 	}
 }

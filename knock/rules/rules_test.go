@@ -58,9 +58,14 @@ func TestGolden(t *testing.T) {
 		"single":  {[]Guard{mustGuard(t, "single", "7001/udp", "22")}, Options{Force: true}},
 		"token":   {[]Guard{tokenGuard(t, "vps")}, hours},
 		"tokens":  {[]Guard{vps, tokenGuard(t, "Web.example"), tokenGuard(t, "other")}, consumed},
+		// In the second window a knock is one of the first's, too.
+		"rotating": {
+			[]Guard{mustTurns(t, "vps", time.Hour, 2*time.Minute, "20001/udp 27000/udp 23456/udp", "21234/udp 29998/udp 27000/udp", "28000/udp 20202/udp 24000/udp")},
+			Options{From: midnight.Add(30 * time.Minute), Until: midnight.Add(150 * time.Minute)},
+		},
 	} {
 		for _, format := range Formats() {
-			if name == "consume" && format == "knockd" {
+			if (name == "consume" || name == "rotating") && format == "knockd" {
 				continue
 			}
 			if strings.HasPrefix(name, "token") && formats[format].tokens == 0 {
@@ -121,11 +126,18 @@ func TestEmitRefuses(t *testing.T) {
 		"static token": {"nftables", with(func(g *Guard) {
 			g.Schedule = knock.Static{{Transport: knock.UDP, Port: 1, Payload: make([]byte, 16)}}
 		}), Options{Force: true}, "payload"},
-		"knock at another's": {"nftables", []Guard{good(), mustGuard(t, "web", "22 9", "80")}, Options{}, "web: knock 1 of 2 goes to a guarded port"},
-		"tokens, no end":     {"nftables", token(func(*Guard) {}), Options{}, "vps: tokens change with time: say for how long"},
-		"tokens, knockd":     {"knockd", token(func(*Guard) {}), until(time.Hour), "vps: tokens change with time, which this format cannot carry: " + strings.Join(formatsThat(func(f format) int { return f.tokens }), ", ") + " can"},
-		"tokens, too many":   {"nftables", token(func(*Guard) {}), until(75_000 * time.Hour), "more than 300000 windows and tokens"},
-		"tokens, skew":       {"nftables", token(func(g *Guard) { g.Skew = 30 * time.Minute }), until(time.Hour), "twice the Skew"},
+		"knock at another's":            {"nftables", []Guard{good(), mustGuard(t, "web", "22 9", "80")}, Options{}, "web: knock 1 of 2 goes to a guarded port"},
+		"tokens, no end":                {"nftables", token(func(*Guard) {}), Options{}, "vps: tokens change with time: say for how long"},
+		"tokens, knockd":                {"knockd", token(func(*Guard) {}), until(time.Hour), "vps: tokens change with time, which this format cannot carry: " + strings.Join(formatsThat(func(f format) int { return f.tokens }), ", ") + " can"},
+		"tokens, too many":              {"nftables", token(func(*Guard) {}), until(75_000 * time.Hour), "more than 300000 windows and tokens"},
+		"tokens, too many for iptables": {"iptables", token(func(*Guard) {}), until(5_000 * time.Hour), "more than 20000 windows and tokens"},
+		"tokens, one for two families": {"iptables", token(func(g *Guard) {
+			g.Schedule = knock.Token{Key: knock.NewKey(), Port: 9, Period: time.Hour, Tokens: 1}
+		}), until(time.Hour), "vps: iptables has tokens of their own for IPv4 and IPv6: set TokensPerWindow to 2 or more"},
+		"tokens, too long a time": {"iptables", token(func(g *Guard) {
+			g.Schedule = knock.Token{Key: knock.NewKey(), Port: 9, Period: 8 * 24 * time.Hour, Tokens: 8}
+		}), until(time.Hour), "vps: iptables cannot remember for longer than a Period of 168h0m0s"},
+		"tokens, skew": {"nftables", token(func(g *Guard) { g.Skew = 30 * time.Minute }), until(time.Hour), "twice the Skew"},
 		"tokens, guarded": {"nftables", append([]Guard{mustGuard(t, "mosh", "1 3", "60000-63000/udp")}, tokenGuard(t, "vps")), until(time.Hour),
 			"vps: tokens go to 62202/udp, which is a guarded port"},
 		"choice":            {"nftables", with(func(g *Guard) { g.Schedule = choice{{{Port: 1}, {Port: 9}}, {{Port: 1}, {Port: 5}}} }), until(time.Hour), "choice of sequences"},
@@ -137,10 +149,13 @@ func TestEmitRefuses(t *testing.T) {
 			"there are more than 300000 windows and knocks"},
 		"skew":       {"nftables", with(func(g *Guard) { g.Schedule, g.Skew = hourly(3), 30*time.Minute }), Options{From: noon, Until: noon.Add(1)}, "twice the Skew, 30m0s, is not below the Period, 1h0m0s"},
 		"two knocks": {"nftables", with(func(g *Guard) { g.Schedule = hourly(2) }), Options{From: noon, Until: noon.Add(1)}, "Knocks to 3 or more"},
-		"fraction":   {"iptables", with(func(g *Guard) { g.KnockTimeout = 1500 * time.Millisecond }), Options{}, "whole seconds"},
-		"name":       {"nftables", with(func(g *Guard) { g.Name = "a\nflush ruleset" }), Options{}, "control"},
-		"file":       {"nftables", []Guard{good()}, Options{File: "/etc/a\nb"}, "control"},
-		"consume":    {"knockd", []Guard{good()}, Options{Consume: true}, "only listens"},
+		"windows":    {"knockd", with(func(g *Guard) { g.Schedule = changing{} }), Options{}, "changes with time, which this format cannot carry: iptables, nftables can"},
+		"many windows": {"iptables", with(func(g *Guard) { g.Schedule = changing{} }), Options{From: midnight, Until: midnight.Add(1250*time.Hour + 1)},
+			"until 2027-01-12T02:00:00Z there are more than 5000 windows and knocks, which is all this format can carry: shorten --horizon"},
+		"fraction": {"iptables", with(func(g *Guard) { g.KnockTimeout = 1500 * time.Millisecond }), Options{}, "whole seconds"},
+		"name":     {"nftables", with(func(g *Guard) { g.Name = "a\nflush ruleset" }), Options{}, "control"},
+		"file":     {"nftables", []Guard{good()}, Options{File: "/etc/a\nb"}, "control"},
+		"consume":  {"knockd", []Guard{good()}, Options{Consume: true}, "only listens"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var out bytes.Buffer
@@ -187,12 +202,12 @@ func TestWalk(t *testing.T) {
 		{time.Minute, time.Hour, time.Minute, "12"},
 		{time.Minute, 4*time.Hour - 1, time.Minute, "12 13 14 15"},
 	} {
-		g := guard{Guard: Guard{Schedule: hourly(3), Skew: tt.skew}}
-		if err := g.walk(Options{From: noon.Add(tt.from), Until: noon.Add(tt.until)}, format{knocks: 40}); err != nil {
+		windows, err := walk(Guard{Schedule: hourly(3), Skew: tt.skew}, Options{From: noon.Add(tt.from), Until: noon.Add(tt.until)}, format{knocks: 40})
+		if err != nil {
 			t.Fatal(err)
 		}
 		var got []string
-		for _, w := range g.Windows {
+		for _, w := range windows {
 			got = append(got, fmt.Sprint(w.Start.Hour()))
 			if seqs, _, _ := hourly(3).At(w.Start); w.Steps.String() != seqs[0].String() {
 				t.Errorf("hour %d has another's sequence", w.Start.Hour())
@@ -215,6 +230,13 @@ type choice []knock.Sequence
 
 func (c choice) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
 	return c, knock.WindowAt(t, time.Hour), nil
+}
+
+// changing is a schedule of windows of an hour, from any moment on.
+type changing struct{}
+
+func (changing) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
+	return []knock.Sequence{{{Port: 1}, {Port: 9}, {Port: 5}}}, knock.Window{Start: t, End: t.Add(time.Hour)}, nil
 }
 
 func TestEmitReportsWriteErrors(t *testing.T) {
