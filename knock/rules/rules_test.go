@@ -173,9 +173,11 @@ func TestQuote(t *testing.T) {
 
 func TestKnockdTrap(t *testing.T) {
 	seq, _ := knock.ParseSequence("81 65535/udp 7000 7001")
-	d := knockdDoor{guard{Guard: mustGuard(t, "x", "81 65535/udp 7000 7001", "22 6999"), Windows: []window{{Steps: seq}}}}
-	// Without 80 (ignored), 65536, 6999 (guarded) and the knocks themselves.
-	if got, want := d.trap(), "82:tcp,65534:udp,7002:tcp"; got != want {
+	other, _ := knock.ParseSequence("83 65534/udp 9000 9100")
+	g := guard{Guard: mustGuard(t, "x", "81 65535/udp 7000 7001", "22 6999"), Windows: []window{{Steps: seq}, {Steps: other}}}
+	// Without 80 (ignored), 65536, 6999 (guarded) and the knocks themselves, also
+	// those of the other window.
+	if got, want := (knockdDoor{g, g.Windows[0]}).trap(), "82:tcp,7002:tcp"; got != want {
 		t.Errorf("Trap = %q, want %q", got, want)
 	}
 }
