@@ -16,6 +16,10 @@ func emitNftables(w io.Writer, guards []guard, o Options) error {
 	if strings.Contains(text, nftPart) {
 		parts = `awk "/^` + nftPart + `/ && close(\"nft -f -\") { exit 1 } { print | \"nft -f -\" } END { exit close(\"nft -f -\") != 0 }" ` + quote(o.File)
 	}
+	frozen := "who is in at that moment"
+	if slices.ContainsFunc(guards, guard.timed) {
+		frozen += ",\nand outside UTC would move the windows when clocks change"
+	}
 	err := header{
 		Guards: guards,
 		Parts:  parts,
@@ -28,7 +32,7 @@ func emitNftables(w io.Writer, guards []guard, o Options) error {
 /etc/nftables.conf begins with it, and stopping its service does it: end that
 file with the line  include "` + o.File + `"`,
 			`Keep this file rather than the output of "nft list ruleset", which would
-freeze who is in at that moment.`,
+freeze ` + frozen + `.`,
 			floodNote(guards),
 		},
 	}.write(w, o)
