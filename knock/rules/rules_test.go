@@ -198,12 +198,12 @@ func TestKeep(t *testing.T) {
 		{"nftables", time.Hour, 2 * time.Minute, time.Hour, 4 * time.Hour},
 		{"nftables", 5 * time.Second, time.Second, time.Minute, 4 * time.Minute},
 		{"nftables", 300 * 24 * time.Hour, time.Hour, 24 * time.Hour, 96 * time.Hour},
-		{"knockd", time.Hour, 2 * time.Minute, 2 * time.Minute, 4 * time.Minute},
-		{"knockd", time.Hour, 29 * time.Minute, 15 * time.Minute, 30 * time.Minute},
-		{"knockd", time.Hour, 0, 30 * time.Second, time.Minute},
-		{"knockd", time.Minute, 29 * time.Second, 15 * time.Second, 30 * time.Second},
-		{"knockd", 3 * time.Second, time.Second, time.Second, 2 * time.Second},
-		{"knockd", time.Second, 0, time.Second, 2 * time.Second},
+		{"knockd", time.Hour, 2 * time.Minute, 2 * time.Minute, 6 * time.Minute},
+		{"knockd", time.Hour, 29 * time.Minute, 15 * time.Minute, 45 * time.Minute},
+		{"knockd", time.Hour, 0, 30 * time.Second, 90 * time.Second},
+		{"knockd", time.Minute, 29 * time.Second, 15 * time.Second, 45 * time.Second},
+		{"knockd", 3 * time.Second, time.Second, time.Second, 3 * time.Second},
+		{"knockd", time.Second, 0, time.Second, 3 * time.Second},
 	} {
 		g := mustGuard(t, "vps", "1", "22")
 		g.Schedule, g.Skew = every(tt.period), tt.skew

@@ -44,10 +44,10 @@ func Keep(name string, guards []Guard, o Options) (Upkeep, error) {
 	case u.Every == 0:
 		return Upkeep{}, errors.New("the sequence never changes: these rules need no refresh")
 	case u.Horizon <= 0:
-		// One refresh that fails, or comes late, does no harm.
+		// A refresh that fails, or comes late, does no harm, nor does the next.
 		u.Horizon = 4 * u.Every
-		if f.stale {
-			u.Horizon = 2 * u.Every
+		if f.stale { // and still has few windows
+			u.Horizon = 3 * u.Every
 		}
 		o.Until = o.From.Add(u.Horizon)
 	case u.Horizon < 2*u.Every:
