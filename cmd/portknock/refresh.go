@@ -27,7 +27,7 @@ const unitsFile = "/etc/portknock.units"
 // a minute after the start, should the first time have come too early.
 const units = `# portknock: keeps RULES fresh, for NAMES, on the server itself
 #   every EVERY it writes the rules of the next HORIZON, and loads them
-#   needs CONFIG and the key it names, readable by root
+#   needs CONFIG and the key it names, both root's own
 # There is no secret in here.
 #
 # install: awk "/^# .etc.systemd.system.portknock/ { f = \$2 } f { print >f }" UNITSFILE && systemctl daemon-reload && systemctl enable --now portknock.service portknock.timer
