@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -52,6 +53,32 @@ func guard(p *profile.Profile) (rules.Guard, error) {
 		g.Fingerprint = s.Key.Fingerprint()
 	}
 	return g, nil
+}
+
+// guards returns the server's half of several profiles for one server, and what
+// to warn of: a key that opens another server, too, is lost with either.
+func (a *app) guards(hosts []string) (guards []rules.Guard, warnings []string, err error) {
+	var profiles []*profile.Profile
+	here := map[string]bool{}
+	for _, host := range hosts {
+		p, err := a.lookup(host)
+		if err != nil {
+			return nil, nil, err
+		}
+		g, err := guard(p)
+		if err != nil {
+			return nil, nil, err
+		}
+		guards, profiles = append(guards, g), append(profiles, p)
+		here[p.Name] = true
+	}
+	for _, p := range profiles {
+		others := slices.DeleteFunc(a.file.SharesKey(p), func(name string) bool { return here[name] })
+		if len(others) > 0 {
+			warnings = append(warnings, fmt.Sprintf("%s: its key opens %s too: give it one of its own, as DeriveHostKey does", p.Name, strings.Join(others, ", ")))
+		}
+	}
+	return guards, warnings, nil
 }
 
 // plainDialer connects without knocking, for a host that has no profile.
@@ -241,7 +268,10 @@ func connectFailure(ctx context.Context, host string, p *profile.Profile, err er
 // closedHint says where to look when the port stays closed. Where the sequence
 // follows the clock, that is the first suspect.
 func closedHint(p *profile.Profile, now time.Time) string {
-	if p.Period == 0 {
+	switch {
+	case !p.ValidUntil.IsZero() && !now.Before(p.ValidUntil):
+		return "without another way in, new rules need the server's console: the old ones open to nobody any more"
+	case p.Period == 0:
 		return fmt.Sprintf("is the profile the server's? Compare with portknock sequence %s and the server's rules; -v tells more", p.Name)
 	}
 	w := knock.WindowAt(now, p.Period)

@@ -62,6 +62,7 @@ type Profile struct {
 	DeriveHostKey bool          // use the key that [knock.Key.Derive] gives for Name
 	Period        time.Duration // how long a sequence is the current one
 	Skew          time.Duration // by how much two clocks may differ
+	ValidUntil    time.Time     // when the server's rules end, in UTC; the zero Time if the file does not say
 
 	// Where sequences are drawn by the key; zero for others.
 	PortRange knock.PortRange // what is drawn from; its Transport is the Protocol
@@ -175,7 +176,7 @@ func (p *Profile) setDefaults(given settings) {
 		}
 	} else {
 		p.KeyFile, p.KeyCommand, p.DeriveHostKey = "", nil, false
-		p.Period, p.Skew = 0, 0
+		p.Period, p.Skew, p.ValidUntil = 0, 0, time.Time{}
 	}
 	if p.OpenPorts == nil {
 		port := p.Port
@@ -315,13 +316,14 @@ func (p *Profile) MarshalJSON() ([]byte, error) {
 		Tokens         int        `json:"tokensPerWindow,omitempty"`
 		Period         string     `json:"period,omitempty"`
 		Skew           string     `json:"skew,omitempty"`
+		ValidUntil     time.Time  `json:"validUntil,omitzero"`
 	}{
 		p.Name, p.HostName, p.Port, p.AddressFamily, p.BindAddress, p.BindInterface,
 		p.Scheme, p.Sequence.String(), p.KnockDelay.String(), p.ConnectTimeout.String(),
 		portWords(p.OpenPorts), p.OpenFor.String(), p.KnockTimeout.String(), portWords(p.IgnorePorts),
 		p.KeyFile, p.KeyCommand, p.DeriveHostKey, p.rangeWord(), p.Knocks, p.protocolWord(),
 		p.TokenPort, p.TokensPerWindow,
-		p.ifKeyed(p.Period.String()), p.ifKeyed(p.Skew.String()),
+		p.ifKeyed(p.Period.String()), p.ifKeyed(p.Skew.String()), p.ValidUntil,
 	})
 }
 

@@ -13,6 +13,7 @@ type header struct {
 	Guards                   []guard
 	Check, Load, Watch, Undo string
 	Parts                    string // instead of Load, where that is too much at once; "" if it never is
+	Stale                    bool   // what loads it knows no time
 	Notes                    []string
 }
 
@@ -27,12 +28,16 @@ func (h header) write(w io.Writer, o Options) error {
 			fmt.Fprintf(&b, ", key %s", g.Fingerprint)
 		}
 		if w := g.Windows[0]; g.tokens() {
-			fmt.Fprintf(&b, "\n  opens for %v to one token, sent to %d/udp; each of a window's %d serves one address\n", g.OpenFor, g.Windows[0].Port, len(w.Tokens))
+			fmt.Fprintf(&b, "\n  opens for %v to one token, sent to %d/udp; each of a window's %d serves one address\n", g.OpenFor, g.TokenPort, len(w.Tokens))
 		} else {
 			fmt.Fprintf(&b, "\n  opens for %v after %d knocks with at most %v between two\n", g.OpenFor, len(w.Steps), g.KnockTimeout)
 		}
 		if !g.timed() {
 			b.WriteString("  valid until the sequence is changed\n")
+			continue
+		}
+		if h.Stale {
+			fmt.Fprintf(&b, "  its last window ends at %s: write it anew before that\n", g.until().UTC().Format(time.RFC3339))
 			continue
 		}
 		end, after := g.until().UTC().Format(time.RFC3339), "to nobody"

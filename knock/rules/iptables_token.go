@@ -45,7 +45,7 @@ func (f iptFamily) payload(token []byte) string {
 func iptTokenMatches(g guard) []string {
 	var all []string
 	for _, f := range iptFamilies {
-		all = append(all, fmt.Sprintf(`%s-p udp --dport %d -m u32 --u32 "%s>>16=%d"`, f.flag, g.Windows[0].Port, f.at(4), udpHeader+tokenSize))
+		all = append(all, fmt.Sprintf(`%s-p udp --dport %d -m u32 --u32 "%s>>16=%d"`, f.flag, g.TokenPort, f.at(4), udpHeader+tokenSize))
 	}
 	return all
 }
@@ -96,7 +96,7 @@ func (r iptRules) tokens(g guard) []iptChain {
 		}
 		leaves = append(leaves, c)
 		parity := w.number() & 1
-		spans[parity] = append(spans[parity], iptSpan{w.opens(g.Skew), w.closes(g.Skew), c.name})
+		spans[parity] = append(spans[parity], iptSpan{w.opens(g.Skew), w.closes(g.Skew) - 1, c.name}) // both seconds belong to it
 		if i >= iptSlots {
 			continue
 		}

@@ -18,7 +18,7 @@ func emitNftables(w io.Writer, guards []guard, o Options) error {
 	}
 	frozen := "who is in at that moment"
 	if slices.ContainsFunc(guards, guard.timed) {
-		frozen += ",\nand outside UTC would move the windows when clocks change"
+		frozen += ", and outside UTC would\nmove the windows when clocks change"
 	}
 	err := header{
 		Guards: guards,
@@ -198,7 +198,7 @@ func (r nftRules) text() string {
 		p("\t\ttcp flags & (fin|syn|rst|ack) != syn accept")
 		for _, g := range r.guards {
 			if g.tokens() {
-				p("\t\tudp dport %d udp length %d jump token_%s", g.Windows[0].Port, udpHeader+tokenSize, g.ID)
+				p("\t\tudp dport %d udp length %d jump token_%s", g.TokenPort, udpHeader+tokenSize, g.ID)
 				continue
 			}
 			for _, f := range nftFamilies {

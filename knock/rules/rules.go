@@ -58,18 +58,21 @@ type Options struct {
 
 // A format turns checked guards into text.
 type format struct {
-	file   string // where its rules are usually kept
-	emit   func(io.Writer, []guard, Options) error
-	knocks int // how many it can carry that change with time, windows counted too
-	tokens int // the same for tokens
+	file    string // where its rules are usually kept
+	emit    func(io.Writer, []guard, Options) error
+	windows int  // how many windows of time it can carry
+	entries int  // how many knocks and tokens in all of these; 0 if windows says it all
+	tokens  bool // it can verify tokens
+	stale   bool // it knows no time: all windows open until it is told others
 }
 
 var formats = map[string]format{
-	// nft takes two seconds for these, or eight if most are windows, and 500 MB;
-	// iptables takes half a second. A tree of more would be deeper for each packet.
-	"nftables": {"/etc/portknock.nft", emitNftables, 300_000, 300_000},
-	"iptables": {"/etc/portknock.rules", emitIptables, 5000, 20_000},
-	"knockd":   {"/etc/knockd.conf", emitKnockd, 0, 0},
+	// So many entries load in two seconds, or eight if most are windows, and take
+	// nft 500 MB.
+	"nftables": {file: "/etc/portknock.nft", emit: emitNftables, windows: 150_000, entries: 300_000, tokens: true},
+	// A month of hours. It loads in half a second; more would cost each packet more.
+	"iptables": {file: "/etc/portknock.rules", emit: emitIptables, windows: 750, entries: 10_000, tokens: true},
+	"knockd":   {file: "/etc/knockd.conf", emit: emitKnockd, windows: 4, stale: true},
 }
 
 // Formats returns the names that [Emit] knows, sorted.
@@ -116,8 +119,9 @@ func Emit(w io.Writer, name string, guards []Guard, o Options) error {
 // guard is a Guard whose sequences are known and checked.
 type guard struct {
 	Guard
-	ID      string   // the name as firewalls accept it
-	Windows []window // in order; just one, for ever, if the sequence never changes
+	ID        string   // the name as firewalls accept it
+	Windows   []window // in order; just one, for ever, if the sequence never changes
+	TokenPort uint16   // where tokens go, by udp; 0 if there are none
 }
 
 // window is a window of time and what opens in it: the knocks, in order, or any
@@ -126,7 +130,6 @@ type window struct {
 	knock.Window
 	Steps  knock.Sequence
 	Tokens [][]byte // of tokenSize
-	Port   uint16   // where the tokens go, by udp
 }
 
 // tokenSize is what a token has in bytes: the payload of one datagram. It is as
@@ -134,13 +137,23 @@ type window struct {
 const tokenSize = 16
 
 // tokens reports whether it is tokens that open.
-func (g guard) tokens() bool { return len(g.Windows[0].Tokens) > 0 }
+func (g guard) tokens() bool { return g.TokenPort > 0 }
 
 // timed reports whether the sequence changes with time.
 func (g guard) timed() bool { return g.Windows[0].Window != knock.Window{} }
 
 // until returns when the last sequence ends; never, the zero Time.
 func (g guard) until() time.Time { return g.Windows[len(g.Windows)-1].End }
+
+// End returns when the rules of a guard end that [Emit] writes, in UTC. It is the
+// zero Time if they never do, or if the format does not know when.
+func End(name string, g Guard, o Options) time.Time {
+	_, w, err := g.Schedule.At(o.Until.Add(-1))
+	if err != nil || formats[name].stale {
+		return time.Time{}
+	}
+	return w.End
+}
 
 // number counts a window from 1970, in its own length: it is the same in every
 // file that has the window.
@@ -159,11 +172,10 @@ func (w window) closes(skew time.Duration) int64 { return w.End.Add(skew).Unix()
 // check walks the windows of a guard and refuses what the format cannot carry, or
 // what would never open. No knock can go to a port that is closed.
 func check(g Guard, o Options, f format, closed []knock.PortRange) (guard, error) {
-	windows, err := walk(g, o, f)
-	if err != nil {
+	checked := guard{Guard: g, ID: ident(g.Name)}
+	if err := checked.walk(o, f); err != nil {
 		return guard{}, err
 	}
-	checked := guard{Guard: g, ID: ident(g.Name), Windows: windows}
 	switch {
 	case strings.ContainsFunc(g.Name, unicode.IsControl):
 		return guard{}, errors.New("control characters in the name")
@@ -173,7 +185,7 @@ func check(g Guard, o Options, f format, closed []knock.PortRange) (guard, error
 		return guard{}, errors.New("OpenFor and KnockTimeout must be at least one second")
 	}
 	if checked.tokens() {
-		if s := (knock.Step{Transport: knock.UDP, Port: windows[0].Port}); contains(closed, s) {
+		if s := (knock.Step{Transport: knock.UDP, Port: checked.TokenPort}); contains(closed, s) {
 			return guard{}, fmt.Errorf("tokens go to %v, which is a guarded port", s)
 		}
 		return checked, nil
@@ -181,7 +193,7 @@ func check(g Guard, o Options, f format, closed []knock.PortRange) (guard, error
 	overlooked := func(s knock.Step) bool {
 		return contains(closed, s) || contains(g.IgnorePorts, s) || len(g.KnockPorts) > 0 && !contains(g.KnockPorts, s)
 	}
-	for _, w := range windows {
+	for _, w := range checked.Windows {
 		if len(w.Steps) == 0 {
 			return guard{}, errors.New("the sequence is empty")
 		}
@@ -205,49 +217,64 @@ func check(g Guard, o Options, f format, closed []knock.PortRange) (guard, error
 	return checked, nil
 }
 
-// walk returns the windows of a guard from the one that is just over, for a
-// server whose clock is behind, to the one that Until falls into.
-func walk(g Guard, o Options, f format) ([]window, error) {
-	var windows []window
-	total := 0
+// walk fills in the windows from the one that is just over, for a server whose
+// clock is behind, to the one that Until falls into. A format that knows no time
+// also needs the one that may be knocked by then, by a client whose clock is
+// ahead.
+func (g *guard) walk(o Options, f format) error {
+	entries, until := 0, o.Until
+	if f.stale {
+		until = until.Add(g.Skew)
+	}
 	for at := o.From.Add(-g.Skew); ; {
 		seqs, w, err := g.Schedule.At(at)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		next := window{Window: w}
 		tokens, port := asTokens(seqs)
 		switch {
 		case tokens != nil && w != knock.Window{}:
-			next.Tokens, next.Port = tokens, port
+			next.Tokens, g.TokenPort = tokens, port
 		case len(seqs) != 1:
-			return nil, errors.New("a choice of sequences, which no format can carry")
+			return errors.New("a choice of sequences, which no format can carry")
 		default:
 			next.Steps = seqs[0]
 		}
 		if w == (knock.Window{}) {
-			return []window{next}, nil
+			g.Windows = []window{next}
+			return nil
 		}
-		change, what, most, carry := "the sequence changes", "knocks", f.knocks, func(f format) int { return f.knocks }
+		change, what := "the sequence changes", "knocks"
 		if next.Tokens != nil {
-			change, what, most, carry = "tokens change", "tokens", f.tokens, func(f format) int { return f.tokens }
+			change, what = "tokens change", "tokens"
 		}
 		period := w.End.Sub(w.Start)
-		total += 1 + len(next.Steps) + len(next.Tokens)
+		entries += len(next.Steps) + len(next.Tokens)
 		switch {
-		case most == 0:
-			return nil, fmt.Errorf("%s with time, which this format cannot carry: %s can", change, strings.Join(formatsThat(carry), ", "))
+		case next.Tokens != nil && !f.tokens:
+			return fmt.Errorf("tokens are nothing that this format can verify: %s can", formatsThat(func(f format) bool { return f.tokens }))
+		case f.windows == 0:
+			return fmt.Errorf("%s with time, which this format cannot carry: %s can", change, formatsThat(format.timed))
+		case f.stale && (!o.From.Before(o.Until) || len(g.Windows) == f.windows):
+			return fmt.Errorf("%s with time, of which this format knows nothing: let --refresh systemd write the rules anew all the time (by hand: --horizon below %v), or choose from %s",
+				change, time.Duration(f.windows-1)*period-2*g.Skew, formatsThat(format.timed))
+		case f.stale && o.OpenAtEnd:
+			return errors.New("this format knows no time: it cannot open at the end")
 		case !o.From.Before(o.Until):
-			return nil, fmt.Errorf("%s with time: say for how long the rules shall last, as --horizon 30d", change)
+			return fmt.Errorf("%s with time: say for how long the rules shall last, as --horizon 30d", change)
 		case 2*g.Skew >= period:
-			return nil, fmt.Errorf("twice the Skew, %v, is not below the Period, %v", g.Skew, period)
-		case total > most:
-			return nil, fmt.Errorf("until %s there are more than %d windows and %s, which is all this format can carry: shorten --horizon or lengthen the Period",
-				o.Until.UTC().Format(time.RFC3339), most, what)
+			return fmt.Errorf("twice the Skew, %v, is not below the Period, %v", g.Skew, period)
+		case len(g.Windows) == f.windows:
+			return fmt.Errorf("until %s there are more than %d windows, which is all this format can carry: shorten --horizon or lengthen the Period",
+				o.Until.UTC().Format(time.RFC3339), f.windows)
+		case f.entries > 0 && entries > f.entries:
+			return fmt.Errorf("until %s there are more than %d %s, which is all this format can carry: shorten --horizon or lengthen the Period",
+				o.Until.UTC().Format(time.RFC3339), f.entries, what)
 		}
-		windows = append(windows, next)
-		if at = w.End; !at.Before(o.Until) {
-			return windows, nil
+		g.Windows = append(g.Windows, next)
+		if at = w.End; !at.Before(until) {
+			return nil
 		}
 	}
 }
@@ -264,9 +291,12 @@ func asTokens(seqs []knock.Sequence) (tokens [][]byte, port uint16) {
 	return tokens, port
 }
 
-// formatsThat returns the formats that carry some of what changes with time.
-func formatsThat(carry func(format) int) []string {
-	return slices.DeleteFunc(Formats(), func(name string) bool { return carry(formats[name]) == 0 })
+// timed reports whether the format knows when which sequence opens.
+func (f format) timed() bool { return f.windows > 0 && !f.stale }
+
+// formatsThat names the formats that can do something.
+func formatsThat(can func(format) bool) string {
+	return strings.Join(slices.DeleteFunc(Formats(), func(name string) bool { return !can(formats[name]) }), ", ")
 }
 
 func contains(ranges []knock.PortRange, s knock.Step) bool {
