@@ -50,19 +50,24 @@ type Transport uint8
 
 // The transports a knock can use.
 const (
-	TCP Transport = iota // exactly one SYN
-	UDP                  // exactly one datagram
+	TCP    Transport = iota // exactly one SYN
+	UDP                     // exactly one datagram
+	Stream                  // a TCP connection that carries the payload
 )
 
-// String returns "tcp" or "udp".
+// String returns "tcp", "udp" or "stream".
 func (t Transport) String() string {
-	if t == UDP {
+	switch t {
+	case UDP:
 		return "udp"
+	case Stream:
+		return "stream"
 	}
 	return "tcp"
 }
 
-// ParseTransport reads "tcp" or "udp" in any case.
+// ParseTransport reads "tcp" or "udp" in any case. A Stream is for schemes that
+// have a payload, and no sequence that people write has one.
 func ParseTransport(s string) (Transport, error) {
 	switch strings.ToLower(s) {
 	case "tcp":
@@ -77,7 +82,7 @@ func ParseTransport(s string) (Transport, error) {
 type Step struct {
 	Transport Transport
 	Port      uint16 // 1 to 65535
-	Payload   []byte // what the datagram carries; only for UDP, usually nothing
+	Payload   []byte // what the datagram or the connection carries; a SYN carries none
 }
 
 // String returns the step as a profile writes it: "7000/udp".

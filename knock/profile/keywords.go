@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -23,7 +24,9 @@ type keyword struct {
 }
 
 // keywords is all settings there are, in the order in which they are shown.
-var keywords = []keyword{
+var keywords = slices.Concat(commonKeywords, spaOnly(spaKeywords))
+
+var commonKeywords = []keyword{
 	{
 		name: "HostName",
 		set: func(p *Profile, v string) error {
@@ -156,19 +159,11 @@ var keywords = []keyword{
 	},
 	{
 		name: "DeriveHostKey",
-		set: func(p *Profile, v string) error {
-			p.DeriveHostKey = strings.EqualFold(v, "yes")
-			if !p.DeriveHostKey && !strings.EqualFold(v, "no") {
-				return fmt.Errorf("%q is neither yes nor no", v)
-			}
-			return nil
+		set: func(p *Profile, v string) (err error) {
+			p.DeriveHostKey, err = parseYesNo(v)
+			return err
 		},
-		get: func(p *Profile) string {
-			if p.DeriveHostKey {
-				return "yes"
-			}
-			return p.ifKeyed("no")
-		},
+		get: func(p *Profile) string { return p.ifKeyed(yesNo(p.DeriveHostKey)) },
 	},
 	{
 		name: "PortRange",
@@ -204,6 +199,21 @@ var keywords = []keyword{
 	},
 	keyedOnly(wholeSeconds(duration("Period", time.Second, 366*24*time.Hour, func(p *Profile) *time.Duration { return &p.Period }))),
 	keyedOnly(wholeSeconds(duration("Skew", 0, 183*24*time.Hour, func(p *Profile) *time.Duration { return &p.Skew }))),
+}
+
+func parseYesNo(s string) (bool, error) {
+	yes := strings.EqualFold(s, "yes")
+	if !yes && !strings.EqualFold(s, "no") {
+		return false, fmt.Errorf("%q is neither yes nor no", s)
+	}
+	return yes, nil
+}
+
+func yesNo(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
 }
 
 // minKnocks is the least that is worth drawing: a scan of all ports sends every
