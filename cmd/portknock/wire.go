@@ -32,14 +32,22 @@ func guard(p *profile.Profile) (rules.Guard, error) {
 	if err != nil {
 		return rules.Guard{}, err
 	}
-	return rules.Guard{
+	g := rules.Guard{
 		Name:         p.Name,
 		Schedule:     s,
 		OpenPorts:    p.OpenPorts,
 		OpenFor:      p.OpenFor,
 		KnockTimeout: p.KnockTimeout,
+		Skew:         p.Skew,
 		IgnorePorts:  p.IgnorePorts,
-	}, nil
+	}
+	if p.PortRange.First > 0 {
+		g.KnockPorts = []knock.PortRange{p.PortRange}
+	}
+	if r, ok := s.(knock.Rotating); ok {
+		g.Fingerprint = r.Key.Fingerprint()
+	}
+	return g, nil
 }
 
 // plainDialer connects without knocking, for a host that has no profile.
