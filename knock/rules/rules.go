@@ -19,6 +19,7 @@ import (
 	"unicode"
 
 	"github.com/portknock/portknock/knock"
+	"github.com/portknock/portknock/knock/spa"
 )
 
 // Guard is one profile's half on the server.
@@ -32,6 +33,7 @@ type Guard struct {
 	KnockPorts   []knock.PortRange // where wrong knocks count; everywhere if there are none
 	IgnorePorts  []knock.PortRange // where they do not
 	Fingerprint  string            // of the key, for the reader; "" if there is none
+	SPA          *spa.Access       // what fwknopd is to accept, instead of a Schedule; nil for other schemes
 }
 
 // Options are what applies to all guards of a file.
