@@ -62,13 +62,15 @@ type Options struct {
 type format struct {
 	file    string // where its rules are usually kept
 	emit    func(io.Writer, []guard, Options) error
-	windows int // how many windows of time it can carry
+	windows int  // how many windows of time it can carry
+	spa     bool // what it carries are packets of fwknop, and nothing else
 }
 
 var formats = map[string]format{
-	"nftables": {"/etc/portknock.nft", emitNftables, 50_000},
-	"iptables": {"/etc/portknock.rules", emitIptables, 0},
-	"knockd":   {"/etc/knockd.conf", emitKnockd, 0},
+	"fwknop":   {"/etc/fwknop/access.conf", emitFwknop, 0, true},
+	"nftables": {"/etc/portknock.nft", emitNftables, 50_000, false},
+	"iptables": {"/etc/portknock.rules", emitIptables, 0, false},
+	"knockd":   {"/etc/knockd.conf", emitKnockd, 0, false},
 }
 
 // Formats returns the names that [Emit] knows, sorted.
@@ -97,7 +99,7 @@ func Emit(w io.Writer, name string, guards []Guard, o Options) error {
 	ids := map[string]string{}
 	for i, g := range guards {
 		var err error
-		if checked[i], err = check(g, o, f.windows); err != nil {
+		if checked[i], err = check(g, o, f); err != nil {
 			return fmt.Errorf("%s: %w", g.Name, err)
 		}
 		if other, taken := ids[checked[i].ID]; taken {
@@ -141,10 +143,19 @@ func (w window) number() int64 {
 func (w window) opens(skew time.Duration) int64  { return w.Start.Add(-skew).Unix() }
 func (w window) closes(skew time.Duration) int64 { return w.End.Add(skew).Unix() }
 
-func check(g Guard, o Options, most int) (guard, error) {
-	windows, err := walk(g, o, most)
-	if err != nil {
-		return guard{}, err
+func check(g Guard, o Options, f format) (guard, error) {
+	switch {
+	case g.SPA != nil && !f.spa:
+		return guard{}, errors.New("only the format fwknop can carry the scheme fwknop")
+	case g.SPA == nil && f.spa:
+		return guard{}, errors.New("the format fwknop carries the scheme fwknop only")
+	}
+	windows := []window{{}} // one, for ever, with nothing of ours to hear in it
+	if g.SPA == nil {
+		var err error
+		if windows, err = walk(g, o, f.windows); err != nil {
+			return guard{}, err
+		}
 	}
 	switch {
 	case strings.ContainsFunc(g.Name, unicode.IsControl):
@@ -153,6 +164,9 @@ func check(g Guard, o Options, most int) (guard, error) {
 		return guard{}, errors.New("no ports to open")
 	case g.OpenFor < time.Second || g.KnockTimeout < time.Second:
 		return guard{}, errors.New("OpenFor and KnockTimeout must be at least one second")
+	}
+	if g.SPA != nil {
+		return guard{Guard: g, ID: ident(g.Name), Windows: windows}, checkSPA(g, o)
 	}
 	overlooked := func(s knock.Step) bool {
 		return contains(g.OpenPorts, s) || contains(g.IgnorePorts, s) || len(g.KnockPorts) > 0 && !contains(g.KnockPorts, s)
