@@ -72,23 +72,46 @@ func TestFwknopJourney(t *testing.T) {
 	}
 }
 
-// TestFwknopLoads: the lines of the header, also a second time.
+// TestFwknopLoads: the lines of the header, also a second time, with other keys.
 func TestFwknopLoads(t *testing.T) {
-	t.Parallel()
-	r := newRig(t, fwknopd, lab.IPv4, fwknopSettings(t)...)
-	for range 2 {
-		header(t, r.Server, r.rules, "check")
-		header(t, r.Server, r.rules, "load")
-		if got := r.ssh(t, "echo in"); got != "in\n" {
-			t.Fatalf("ssh says %q", got)
-		}
+	for name, more := range map[string][]string{"udp": nil, "tcp": {"SPAProtocol tcp"}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, fwknopd, lab.IPv4, fwknopSettings(t, more...)...)
+			header(t, r.Server, r.rules, "load")
+			if got := r.ssh(t, "echo in"); got != "in\n" {
+				t.Fatalf("ssh says %q", got)
+			}
+			if out := header(t, r.Server, r.rules, "watch"); !strings.Contains(out, r.Client.Addr(lab.IPv4).String()) {
+				t.Errorf("watching shows\n%s", out)
+			}
+			old := r.profile
+			r.profile = secret(t, "config", append([]string{"Host vps", "HostName " + r.Server.Addr(lab.IPv4).String(), "Scheme fwknop",
+				"KeyFile " + secret(t, "key", "another passphrase"), "HMACKeyFile " + secret(t, "hmac", "and another")}, more...)...)
+			again := emit(t, r.Server, r.Firewall, r.profile)
+			// Who has the file under one name loads the new one by the same line.
+			text, err := os.ReadFile(again)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(r.rules, text, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			r.Server.Shell(t, strings.ReplaceAll(headerLine(t, again, "load"), again, r.rules))
+			r.Attacker.Run(t, "portknock", "knock", "--wait", "-c", r.profile, "vps", "22")
+			header(t, r.Server, r.rules, "undo")
+			header(t, r.Server, r.rules, "load")
+			r.expect(t, r.Client, lab.Dropped)
+			if out, err := r.Client.Try("portknock", "-c", old, "-o", "ConnectTimeout=1", "vps", "22"); err == nil {
+				t.Errorf("the old keys still open: %s", out)
+			}
+			if got := sshOutput(t, r.Client, "-F", r.sshConfig(t, r.profile), "vps", "echo in"); got != "in\n" {
+				t.Errorf("ssh says %q", got)
+			}
+			header(t, r.Server, r.rules, "undo")
+			r.expect(t, r.Attacker, lab.Open)
+		})
 	}
-	r.expect(t, r.Attacker, lab.Dropped)
-	if out := header(t, r.Server, r.rules, "watch"); !strings.Contains(out, r.Client.Addr(lab.IPv4).String()) {
-		t.Errorf("watching shows\n%s", out)
-	}
-	header(t, r.Server, r.rules, "undo")
-	r.expect(t, r.Attacker, lab.Open)
 }
 
 // TestFwknopReplay: a packet that somebody has overheard opens nothing, wherever
@@ -163,4 +186,35 @@ func TestFwknopOwnRules(t *testing.T) {
 		t.Fatalf("ssh says %q", got)
 	}
 	r.expect(t, r.Attacker, lab.Dropped)
+}
+
+// TestFwknopHeldUp: where connections to its port get no answer, one after the
+// other is tried, none for longer than a second, and each SYN is sent once.
+func TestFwknopHeldUp(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, fwknopd, lab.IPv4, fwknopSettings(t, "SPAProtocol tcp", "ConnectTimeout 3")...)
+	r.Server.Run(t, "nft", "add table inet shut; add chain inet shut in { type filter hook input priority 0; }; add rule inet shut in tcp dport { 22, 62201 } drop")
+	capture := r.Client.Capture(t)
+	began := time.Now()
+	out, err := r.Client.Try("portknock", "-c", r.profile, "vps", "22")
+	if took := time.Since(began); err == nil || took < 3*time.Second || took > 6*time.Second {
+		t.Errorf("after %v: %v", took, err)
+	}
+	if !strings.Contains(out, "cannot knock at "+r.Server.Addr(lab.IPv4).String()+": knock 1 of 1: i/o timeout") {
+		t.Errorf("it says %q", out)
+	}
+	syns := map[uint16]int{}
+	for _, p := range capture.Packets(t) {
+		if p.Out && p.Dst.Port() == 62201 {
+			syns[p.Src.Port()]++
+		}
+	}
+	if len(syns) < 2 {
+		t.Errorf("%d connections were tried", len(syns))
+	}
+	for port, n := range syns {
+		if n != 1 {
+			t.Errorf("%d SYNs from port %d", n, port)
+		}
+	}
 }

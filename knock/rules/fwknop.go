@@ -32,7 +32,8 @@ func emitFwknop(w io.Writer, guards []guard, o Options) error {
 		Load: nft + `-f - && sed -n "s/^#; //p" ` + file + " >" + fwknopdConf + " && chmod 600 " + fwknopdConf +
 			" && { pkill -HUP -x fwknopd || fwknopd -a " + file + " -c " + fwknopdConf + "; }",
 		Watch: "nft list table inet portknock",
-		Undo:  "pkill -x fwknopd; " + nftUndo,
+		// A load right behind it must not take the dying one for one that runs.
+		Undo: `timeout 5 sh -c "while pkill -x fwknopd; do sleep 0.1; done"; ` + nftUndo,
 		Notes: []string{
 			`"flush ruleset", with which Debian's /etc/nftables.conf begins, removes the
 guard and leaves the port open: load again after it, and when the server starts.`,
