@@ -17,7 +17,7 @@ func spaGuard(t testing.TB, name string, a spa.Access, open string) Guard {
 	a.Key = knock.KeyFrom(bytes.Repeat([]byte("k"), 32))
 	a.Port = 62201
 	a.Ports = g.OpenPorts
-	g.Schedule, g.SPA, g.Fingerprint = nil, &a, a.Key.Fingerprint()
+	g.Schedule, g.SPA, g.Fingerprint = &a, &a, a.Key.Fingerprint()
 	return g
 }
 

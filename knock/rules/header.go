@@ -13,6 +13,7 @@ type header struct {
 	Guards                   []guard
 	Check, Load, Watch, Undo string
 	Parts                    string // instead of Load, where that is too much at once; "" if it never is
+	Stale                    bool   // what loads it knows no time
 	Notes                    []string
 }
 
@@ -35,6 +36,10 @@ func (h header) write(w io.Writer, o Options) error {
 		fmt.Fprintf(&b, "\n  opens for %v after %d knocks with at most %v between two\n", g.OpenFor, len(g.Windows[0].Steps), g.KnockTimeout)
 		if !g.timed() {
 			b.WriteString("  valid until the sequence is changed\n")
+			continue
+		}
+		if h.Stale {
+			fmt.Fprintf(&b, "  its last window ends at %s: write it anew before that\n", g.until().UTC().Format(time.RFC3339))
 			continue
 		}
 		end, after := g.until().UTC().Format(time.RFC3339), "to nobody"
