@@ -81,7 +81,11 @@ func (a *app) guards(hosts []string) (guards []rules.Guard, warnings []string, e
 	for _, p := range profiles {
 		others := slices.DeleteFunc(a.file.SharesKey(p), func(name string) bool { return here[name] })
 		if len(others) > 0 {
-			warnings = append(warnings, fmt.Sprintf("%s: its key opens %s too: give it one of its own, as DeriveHostKey does", p.Name, strings.Join(others, ", ")))
+			own := "give it one of its own"
+			if p.Scheme != "fwknop" {
+				own += ", as DeriveHostKey does"
+			}
+			warnings = append(warnings, fmt.Sprintf("%s: its key opens %s too: %s", p.Name, strings.Join(others, ", "), own))
 		}
 	}
 	return guards, warnings, nil
