@@ -16,7 +16,7 @@ func (r *Report) costs(ctx context.Context, o *options) error {
 	for _, part := range []struct {
 		name string
 		do   func(context.Context, *options) error
-	}{{"stream", r.streams}, {"start", r.startUp}, {"stalled", r.stalled}, {"crowd", r.crowd}, {"size", r.size}} {
+	}{{"stream", r.streams}, {"start", r.startUp}, {"stalled", r.stalled}, {"crowd", r.crowd}, {"rules", r.rules}, {"size", r.size}} {
 		if !o.wants(part.name) && part.name != "stream" { // which looks itself
 			continue
 		}

@@ -10,6 +10,11 @@ const (
 	figureStalled     = "a stalled reader, CPU"
 	figureCrowd       = "connected at once"
 	figureCrowdMemory = "connected at once, resident memory of the largest"
+	figureEmit        = "a year of hourly windows, to write"
+	figureLoad        = "a year of hourly windows, to load by nft"
+	figureLoadMemory  = "a year of hourly windows, resident memory of nft"
+	figureDay         = "a stranger's packet, rules of a day"
+	figureYear        = "a stranger's packet, rules of a year"
 	figureSize        = "binary, stripped"
 )
 
@@ -51,6 +56,10 @@ func (r *Report) judge() {
 		r.median("IPv6 black-holed/nftables/portknock")-r.median("IPv6 black-holed/nftables/portknock -4"), "ms")
 	r.share(fmt.Sprintf("%d connections at once", crowd), r.figure(figureCrowd), crowd)
 	r.atMost(fmt.Sprintf("%d connections at once: resident memory of each", crowd), 12, r.figure(figureCrowdMemory), "MB")
+	r.atMost("a year of hourly windows: to write", 1, r.figure(figureEmit), "s")
+	r.atMost("a year of hourly windows: to load by nft", 5, r.figure(figureLoad), "s")
+	r.atMost("a year of hourly windows: resident memory of nft", 100, r.figure(figureLoadMemory), "MB")
+	r.ratio("a stranger's packet: with the rules of a year to those of a day", 1.20, r.figure(figureYear), r.figure(figureDay))
 	r.atMost("binary, stripped", 5, r.figure(figureSize), "MB")
 }
 

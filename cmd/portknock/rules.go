@@ -5,6 +5,7 @@ import (
 	"context"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/portknock/portknock/knock"
 	"github.com/portknock/portknock/knock/rules"
@@ -14,6 +15,8 @@ import (
 // ruleOpts are the flags of emit-rules.
 type ruleOpts struct {
 	format, policy, allow, output string
+	atEnd                         string
+	horizon                       duration
 	consume, force                bool
 }
 
@@ -23,6 +26,8 @@ func ruleFlags(a *app, f *pflag.FlagSet) {
 	f.StringVar(&o.format, "format", "nftables", "`NAME` of the format: "+strings.Join(rules.Formats(), ", "))
 	f.StringVar(&o.policy, "policy", "guard", "`POLICY`: guard only guards the ports, drop closes all others too")
 	f.StringVar(&o.allow, "allow", "", "with --policy drop, the `PORTS` open to all, as 80/tcp,443/tcp")
+	f.Var(&o.horizon, "horizon", "for sequences that change with time, how `LONG` the rules last, as 30d")
+	f.StringVar(&o.atEnd, "at-end", "closed", "`WHAT` follows then: closed to everybody, or open")
 	f.BoolVar(&o.consume, "consume", false, "drop the knocks, on a server that drops at closed ports")
 	f.BoolVar(&o.force, "force", false, "accept a sequence that a port scan would find")
 	f.StringVar(&o.output, "output", "", "write to this `FILE`, with mode 0600")
@@ -40,6 +45,15 @@ func runRules(_ context.Context, a *app, args []string) error {
 	default:
 		return usageError("--policy %q is neither guard nor drop", a.rules.policy)
 	}
+	switch a.rules.atEnd {
+	case "closed":
+	case "open":
+		o.OpenAtEnd = true
+	default:
+		return usageError("--at-end %q is neither closed nor open", a.rules.atEnd)
+	}
+	o.From = time.Now()
+	o.Until = o.From.Add(time.Duration(a.rules.horizon))
 	if a.rules.allow != "" {
 		var err error
 		if o.Allow, err = knock.ParsePortRanges(a.rules.allow); err != nil {

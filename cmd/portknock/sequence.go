@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/portknock/portknock/knock"
@@ -26,6 +28,22 @@ type answer struct {
 	Sequences []string  `json:"sequences"` // the first is the window's; another, the one's before
 	From      time.Time `json:"from,omitzero"`
 	Until     time.Time `json:"until,omitzero"`
+	Once      time.Time `json:"once,omitzero"` // for a single use at about that time
+}
+
+// contents is a sequence with what its knocks carry, if they do.
+func contents(s knock.Sequence) string {
+	words := make([]string, len(s))
+	for i, step := range s {
+		words[i] = step.String()
+		if payload := string(step.Payload); payload != "" {
+			if quoted := strconv.Quote(payload); quoted != `"`+payload+`"` {
+				payload = quoted
+			}
+			words[i] += " " + payload
+		}
+	}
+	return strings.Join(words, " ")
 }
 
 // runSequence prints the sequence of a host: it is a secret, and asked for.
@@ -66,9 +84,13 @@ func runSequence(_ context.Context, a *app, args []string) error {
 		}
 		texts := make([]string, len(sequences))
 		for i, s := range sequences {
-			texts[i] = s.String()
+			texts[i] = contents(s)
 		}
-		answers = append(answers, answer{p.Name, p.Scheme, texts, window.Start, window.End})
+		w := answer{Name: p.Name, Scheme: p.Scheme, Sequences: texts, From: window.Start, Until: window.End}
+		if p.Scheme == "fwknop" {
+			w.Once = at.UTC().Truncate(time.Second)
+		}
+		answers = append(answers, w)
 		if at = window.End; window == (knock.Window{}) {
 			break
 		}
@@ -89,6 +111,9 @@ func runSequence(_ context.Context, a *app, args []string) error {
 
 func (a *app) printAnswer(w answer) error {
 	valid := "always"
+	if !w.Once.IsZero() {
+		valid = "once, at about " + w.Once.Format(time.RFC3339)
+	}
 	if !w.Until.IsZero() {
 		valid = w.From.UTC().Format(time.RFC3339) + " until " + w.Until.UTC().Format(time.RFC3339)
 	}

@@ -42,6 +42,18 @@ func (s *shared) networkFlags(f *pflag.FlagSet) {
 	f.BoolVarP(&s.v6, "ipv6", "6", false, "IPv6 only")
 }
 
+// duration is a flag in the words of a profile: 250ms, 30d, 1h30m.
+type duration time.Duration
+
+func (d *duration) Set(s string) error {
+	v, err := profile.ParseDuration(s)
+	*d = duration(v)
+	return err
+}
+
+func (d *duration) String() string { return "" } // none is a default that is worth showing
+func (d *duration) Type() string   { return "duration" }
+
 // check reads the flags that are more than a value.
 func (s *shared) check() error {
 	if s.v4 && s.v6 {

@@ -12,6 +12,7 @@ import (
 	"github.com/portknock/portknock/knock"
 	"github.com/portknock/portknock/knock/profile"
 	"github.com/portknock/portknock/knock/rules"
+	"github.com/portknock/portknock/knock/spa"
 	"github.com/portknock/portknock/proxy"
 )
 
@@ -28,18 +29,32 @@ func scheduleOf(p *profile.Profile) (knock.Schedule, error) {
 
 // guard returns the server's half of a profile.
 func guard(p *profile.Profile) (rules.Guard, error) {
-	s, err := scheduleOf(p)
+	server := *p
+	server.SPA.AllowIPCommand = nil // where the client is now is nothing to a server
+	s, err := scheduleOf(&server)
 	if err != nil {
 		return rules.Guard{}, err
 	}
-	return rules.Guard{
+	g := rules.Guard{
 		Name:         p.Name,
 		Schedule:     s,
 		OpenPorts:    p.OpenPorts,
 		OpenFor:      p.OpenFor,
 		KnockTimeout: p.KnockTimeout,
+		Skew:         p.Skew,
 		IgnorePorts:  p.IgnorePorts,
-	}, nil
+	}
+	if p.PortRange.First > 0 {
+		g.KnockPorts = []knock.PortRange{p.PortRange}
+	}
+	if a, ok := s.(*spa.Access); ok {
+		g.SPA, g.Schedule = a, nil
+		g.Fingerprint = a.Key.Fingerprint()
+	}
+	if r, ok := s.(knock.Rotating); ok {
+		g.Fingerprint = r.Key.Fingerprint()
+	}
+	return g, nil
 }
 
 // plainDialer connects without knocking, for a host that has no profile.
@@ -61,8 +76,12 @@ func (a *app) dialer(p *profile.Profile) (*proxy.Dialer, error) {
 		return nil, err
 	}
 	k := &knocker{p, s, &a.log}
+	family := map[string]string{"inet": "ip4", "inet6": "ip6"}[p.AddressFamily]
+	if p.Scheme == "fwknop" {
+		family = "ip4" // or the other could win the race to a port that stays shut
+	}
 	return &proxy.Dialer{
-		Family:  map[string]string{"inet": "ip4", "inet6": "ip6"}[p.AddressFamily],
+		Family:  family,
 		Source:  k.source,
 		Knock:   k.knock,
 		Timeout: p.ConnectTimeout,
@@ -180,7 +199,14 @@ func connectFailure(ctx context.Context, host string, p *profile.Profile, err er
 	f.err = fmt.Errorf("%s: %w", name, err)
 	_, notSent := errors.AsType[*proxy.KnockError](err)
 	_, notOpened := errors.AsType[*proxy.ClosedError](err)
+	_, notFound := errors.AsType[*proxy.ResolveError](err)
+	fwknop := p != nil && p.Scheme == "fwknop"
 	switch {
+	case notFound && fwknop:
+		f.hint = "fwknopd opens ports for IPv4 only"
+	case notSent && fwknop && p.SPA.Protocol != spa.UDP:
+		f.code = exitKnock
+		f.hint = fmt.Sprintf("with SPAProtocol %v something must listen at the SPAPort: fwknopd itself, with ENABLE_TCP_SERVER, or a web server", p.SPA.Protocol)
 	case notSent:
 		f.code = exitKnock
 		f.hint = "a firewall, a route or a BindAddress of this machine is in the way"
@@ -196,6 +222,10 @@ func connectFailure(ctx context.Context, host string, p *profile.Profile, err er
 // closedHint says where to look when the port stays closed. Where the sequence
 // follows the clock, that is the first suspect.
 func closedHint(p *profile.Profile, now time.Time) string {
+	if p.Scheme == "fwknop" {
+		return fmt.Sprintf("fwknopd's log says why: a clock that is not within 120 s of this one, at %s with the TimeOffset; another key, HMAC key or HMACDigest; or a port it may not open",
+			now.Add(p.SPA.TimeOffset).UTC().Format(time.RFC3339))
+	}
 	if p.Period == 0 {
 		return fmt.Sprintf("is the profile the server's? Compare with portknock sequence %s and the server's rules; -v tells more", p.Name)
 	}

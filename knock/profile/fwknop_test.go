@@ -110,7 +110,7 @@ func TestSPAFaults(t *testing.T) {
 		{"SPADigest sha224", `file:3: SPADigest: "sha224" is not one of sha256, md5, sha1, sha384, sha512, sha3-256, sha3-512`},
 		{"SPAMode gcm", `file:3: SPAMode: "gcm" is not one of cbc, ecb, cfb, ofb, ctr, legacy`},
 		{"SPAUser a/b", `file:3: SPAUser: "a/b" is no user name: it must be of printable ASCII without any of "/\[]:;|=,+*?<>`},
-		{"SPAUser " + strings.Repeat("x", 64), `file:3: SPAUser: a user name of 64 characters is not of 1 to 63`},
+		{"SPAUser " + strings.Repeat("x", 49), `file:3: SPAUser: a user name of 49 characters is not of 1 to 48`},
 		{"TimeOffset 1.5h", `file:3: TimeOffset: "1.5h" is not a time such as 90 or -1h30m`},
 		{"NATAccess 10.0.0.5:22", `file:3: NATAccess: "10.0.0.5:22" is not an IPv4 address and a port such as 10.0.0.5,22`},
 		{"NATAccess 10.0.0.5,0", `file:3: NATAccess: "10.0.0.5,0" is not an IPv4 address and a port such as 10.0.0.5,22`},

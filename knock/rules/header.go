@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 )
 
 // header is the comment every file opens with: what it does and the commands
@@ -11,6 +12,7 @@ import (
 type header struct {
 	Guards                   []guard
 	Check, Load, Watch, Undo string
+	Parts                    string // instead of Load, where that is too much at once; "" if it never is
 	Notes                    []string
 }
 
@@ -20,13 +22,28 @@ const trialMark = "/run/portknock.trial"
 func (h header) write(w io.Writer, o Options) error {
 	var b strings.Builder
 	for _, g := range h.Guards {
-		fmt.Fprintf(&b, "portknock: guards %s for %s\n", join(g.OpenPorts), g.Name)
-		fmt.Fprintf(&b, "  opens for %v after %d knocks with at most %v between two\n", g.OpenFor, len(g.Steps), g.KnockTimeout)
-		fmt.Fprintf(&b, "  valid until the sequence is changed\n")
+		fmt.Fprintf(&b, "portknock: guards %s for %s", join(g.OpenPorts), g.Name)
+		if g.Fingerprint != "" {
+			fmt.Fprintf(&b, ", key %s", g.Fingerprint)
+		}
+		fmt.Fprintf(&b, "\n  opens for %v after %d knocks with at most %v between two\n", g.OpenFor, len(g.Windows[0].Steps), g.KnockTimeout)
+		if !g.timed() {
+			b.WriteString("  valid until the sequence is changed\n")
+			continue
+		}
+		end, after := g.until().UTC().Format(time.RFC3339), "to nobody"
+		if o.OpenAtEnd {
+			after = "to everybody"
+		}
+		fmt.Fprintf(&b, "  valid until %s, from when on it is open %s\n", end, after)
+		fmt.Fprintf(&b, "  for the profile: ValidUntil %s\n", end)
 	}
 	b.WriteString("The knocks are in here: keep it as secret as a password, mode 0600.\n\n")
 	fmt.Fprintf(&b, "check: %s\n", h.Check)
 	fmt.Fprintf(&b, "load: %s\n", h.Load)
+	if h.Parts != "" {
+		fmt.Fprintf(&b, "parts: %s\n", h.Parts)
+	}
 	fmt.Fprintf(&b, "watch: %s\n", h.Watch)
 	fmt.Fprintf(&b, "undo: %s\n", h.Undo)
 	fmt.Fprintf(&b, "trial: touch %[1]s; setsid sh -c 'sleep 60; [ ! -e %[1]s ] || { %[2]s; }' >/dev/null 2>&1 & %[3]s\n", trialMark, h.Undo, h.Load)

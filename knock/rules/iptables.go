@@ -106,15 +106,15 @@ type iptTable struct {
 // be two of them counts as the later one.
 func iptKnocks(g guard) []iptKnock {
 	var all []iptKnock
-	for i := len(g.Steps) - 1; i >= 0; i-- {
+	for i := len(g.Windows[0].Steps) - 1; i >= 0; i-- {
 		k := iptKnock{
-			match: iptMatch(g.Steps[i].Transport, fmt.Sprint(g.Steps[i].Port)),
+			match: iptMatch(g.Windows[0].Steps[i].Transport, fmt.Sprint(g.Windows[0].Steps[i].Port)),
 			list:  fmt.Sprintf("portknock_%s_%d", g.ID, i+1),
 		}
 		if i > 0 {
 			k.before = fmt.Sprintf("portknock_%s_%d", g.ID, i)
 		}
-		if i == len(g.Steps)-1 {
+		if i == len(g.Windows[0].Steps)-1 {
 			k.list = fmt.Sprintf("portknock_%s_open", g.ID)
 		}
 		all = append(all, k)

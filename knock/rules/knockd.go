@@ -47,7 +47,7 @@ one, and after a lost last knock needs two more attempts.`,
 	b.WriteString("\n[options]\n\tUseSyslog\n")
 	for _, g := range guards {
 		d := knockdDoor{g}
-		fmt.Fprintf(&b, "\n[%s]\n\tsequence = %s\n\tseq_timeout = %d\n\ttcpflags = syn\n", d.ID, knockdSequence(d.Steps), d.timeout())
+		fmt.Fprintf(&b, "\n[%s]\n\tsequence = %s\n\tseq_timeout = %d\n\ttcpflags = syn\n", d.ID, knockdSequence(d.Windows[0].Steps), d.timeout())
 		fmt.Fprintf(&b, "\tstart_command = %s\n\tstart_command_6 = %s\n", d.open("4"), d.open("6"))
 		if trap := d.trap(); trap != "" {
 			fmt.Fprintf(&b, "\n[%s_trap]\n\tsequence = %s\n\tseq_timeout = %d\n\ttcpflags = syn\n", d.ID, trap, d.timeout())
@@ -64,10 +64,10 @@ type knockdDoor struct{ guard }
 func (d knockdDoor) trap() string {
 	var trap knock.Sequence
 	seen := map[string]bool{}
-	for _, s := range d.Steps {
+	for _, s := range d.Windows[0].Steps {
 		seen[s.String()] = true
 	}
-	for _, s := range d.Steps {
+	for _, s := range d.Windows[0].Steps {
 		for _, port := range []int{int(s.Port) + 1, int(s.Port) - 1} {
 			t := knock.Step{Transport: s.Transport, Port: uint16(port)}
 			if port < 1 || port > 65535 || seen[t.String()] || contains(d.OpenPorts, t) || contains(d.IgnorePorts, t) {
@@ -91,7 +91,7 @@ func knockdSequence(s knock.Sequence) string {
 // timeout returns what knockd allows from the first knock to the last, in
 // seconds.
 func (d knockdDoor) timeout() int {
-	all := d.KnockTimeout * time.Duration(max(len(d.Steps)-1, 1))
+	all := d.KnockTimeout * time.Duration(max(len(d.Windows[0].Steps)-1, 1))
 	return int((all + time.Second - 1) / time.Second)
 }
 

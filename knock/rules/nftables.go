@@ -3,6 +3,7 @@ package rules
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -10,8 +11,18 @@ import (
 )
 
 func emitNftables(w io.Writer, guards []guard, o Options) error {
+	text := nftRules{guards, o, true}.text()
+	parts := ""
+	if strings.Contains(text, nftPart) {
+		parts = `awk "/^` + nftPart + `/ && close(\"nft -f -\") { exit 1 } { print | \"nft -f -\" } END { exit close(\"nft -f -\") != 0 }" ` + quote(o.File)
+	}
+	frozen := "who is in at that moment"
+	if slices.ContainsFunc(guards, guard.timed) {
+		frozen += ",\nand outside UTC would move the windows when clocks change"
+	}
 	err := header{
 		Guards: guards,
+		Parts:  parts,
 		Check:  "nft -c -f " + quote(o.File),
 		Load:   "nft -f " + quote(o.File),
 		Watch:  "nft list table inet portknock",
@@ -21,14 +32,14 @@ func emitNftables(w io.Writer, guards []guard, o Options) error {
 /etc/nftables.conf begins with it, and stopping its service does it: end that
 file with the line  include "` + o.File + `"`,
 			`Keep this file rather than the output of "nft list ruleset", which would
-freeze who is in at that moment.`,
+freeze ` + frozen + `.`,
 			floodNote(guards),
 		},
 	}.write(w, o)
 	if err != nil {
 		return err
 	}
-	_, err = io.WriteString(w, nftRules{guards, o, true}.text())
+	_, err = io.WriteString(w, text)
 	return err
 }
 
@@ -102,40 +113,30 @@ func nftSplit(lists ...[]knock.PortRange) []nftPorts {
 }
 
 // nftIgnored returns the elements of the set of ports that do not reset.
-func nftIgnored(g guard) string {
+func nftIgnored(g guard) []string {
 	var words []string
 	for _, t := range transports {
 		for _, r := range ports(t, g.IgnorePorts) {
 			words = append(words, fmt.Sprintf("%s . %s", t, numbers(r, "-")))
 		}
 	}
-	return strings.Join(words, ", ")
+	return words
 }
 
-// nftNext returns the elements of the map from stage and knock to the next
-// stage, for every knock but the last.
-func nftNext(g guard) string {
-	words := make([]string, len(g.Steps)-1)
-	for i := range words {
-		words[i] = fmt.Sprintf("%s : %s", nftKnock(i, g.Steps[i]), nftStage(i+1))
-	}
-	return strings.Join(words, ", ")
+// nftKnock is an element that leads on from a stage of a window: the stage and
+// the knock.
+func (w window) nftKnock(stage int) string {
+	return fmt.Sprintf("%s . %s . %d", w.nftStage(stage), w.Steps[stage].Transport, w.Steps[stage].Port)
 }
 
-// nftLast returns the element of the set of last knocks.
-func nftLast(g guard) string {
-	i := len(g.Steps) - 1
-	return nftKnock(i, g.Steps[i])
+// nftStage writes a window's number and a stage in it as a packet priority. The
+// priority of the packet serves as the register for the stage while the packet
+// is judged, since no local input uses it; its mark would be in use by others.
+// Of the number there is room for 27 bits, so that no two windows of a file meet.
+func (w window) nftStage(n int) string {
+	state := uint32(w.number())*knock.MaxSteps + uint32(n)
+	return fmt.Sprintf("%x:%x", state>>16, state&0xffff)
 }
-
-func nftKnock(stage int, s knock.Step) string {
-	return fmt.Sprintf("%s . %s . %d", nftStage(stage), s.Transport, s.Port)
-}
-
-// nftStage writes a stage as a packet priority. The priority of the packet
-// serves as the register for the stage while the packet is judged, since no
-// local input uses it; its mark would be in use by others.
-func nftStage(n int) string { return fmt.Sprintf("0:%x", n) }
 
 // nftTime writes a duration as nftables reads it.
 func nftTime(d time.Duration) string {
@@ -145,16 +146,24 @@ func nftTime(d time.Duration) string {
 	return fmt.Sprintf("%dms", d.Milliseconds())
 }
 
-// text returns the rules, from the first table line on.
+// text returns the rules, from the first table line on. Sets and their elements
+// come first, so that in parts, too, a guard that is loaded again stands until
+// the new one takes its place.
 func (r nftRules) text() string {
 	var b strings.Builder
 	p := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
-	p(`
-# Rules are replaced in one step; the sets of who knocks and who is in stay.
-table inet portknock
-flush table inet portknock
-table inet portknock {
-	# Before NAT, so that published ports are guarded too.
+	p("\n# Rules are replaced in one step; the sets of who knocks and who is in stay.\ntable inet portknock {")
+	for _, g := range r.guards {
+		p("%s", r.sets(g))
+	}
+	p("}")
+	if r.automaton {
+		for _, g := range r.guards {
+			nftElements(&b, g)
+		}
+	}
+	p("flush table inet portknock\ntable inet portknock {")
+	p(`	# Before NAT, so that published ports are guarded too.
 	chain guard {
 		type filter hook prerouting priority -150; policy accept;
 		iif lo accept
@@ -173,14 +182,16 @@ table inet portknock {
 		p("\t\ttcp flags & (fin|syn|rst|ack) != syn accept")
 		for _, g := range r.guards {
 			for _, f := range nftFamilies {
-				p("\t\tmeta nfproto %s meta l4proto { tcp, udp } jump knock%s_%s", f.proto, f.n, g.ID)
+				for _, ports := range nftKnockPorts(g) {
+					p("\t\tmeta nfproto %s %s jump knock%s_%s", f.proto, ports, f.n, g.ID)
+				}
 			}
 		}
 		p("\t\tmeta priority set 0:0")
 	}
 	p("\t}")
 	for _, g := range r.guards {
-		p("%s", r.guard(g))
+		p("%s", r.chains(g))
 	}
 	if r.options.DropPolicy {
 		p("%s\n}", r.input(closed))
@@ -188,50 +199,126 @@ table inet portknock {
 		// A file with the drop policy may have been loaded before.
 		p("\n\tchain input {\n\t}\n}\ndelete chain inet portknock input")
 	}
-	if !r.automaton {
-		return b.String()
-	}
-	for _, g := range r.guards {
-		p("flush map inet portknock next_%s\nflush set inet portknock last_%[1]s\nflush set inet portknock ignore_%[1]s", g.ID)
-		for _, set := range []struct{ name, elements string }{
-			{"next", nftNext(g)}, {"last", nftLast(g)}, {"ignore", nftIgnored(g)},
-		} {
-			if set.elements != "" {
-				p("add element inet portknock %s_%s { %s }", set.name, g.ID, set.elements)
-			}
-		}
-	}
 	return b.String()
 }
 
-// guard returns the chains and sets of one guard.
-func (r nftRules) guard(g guard) string {
+// sets returns the declarations of a guard's sets. They are the same for every
+// schedule: the kernel keeps a set as it was first declared.
+func (r nftRules) sets(g guard) string {
+	text := "\t# NAME"
+	if r.automaton {
+		text += nftMaps
+	}
+	for _, f := range nftFamilies {
+		sets := nftOpen
+		if r.automaton {
+			sets += nftKnockers
+		}
+		text += strings.NewReplacer("SADDR", f.addr, "N_ID", f.n+"_ID").Replace(sets)
+	}
+	return strings.NewReplacer("NAME", g.Name, "ID", g.ID, "SIZE", fmt.Sprint(setSize)).Replace(text)
+}
+
+// chains returns the chains of one guard.
+func (r nftRules) chains(g guard) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "\n\t# %s\n\tchain door_%s {\n", g.Name, g.ID)
 	for _, f := range nftFamilies {
 		fmt.Fprintf(&b, "\t\t%s @open%s_%s accept\n", f.addr, f.n, g.ID)
 	}
-	b.WriteString("\t}")
-	for _, f := range nftFamilies {
-		fmt.Fprintf(&b, "\n\tset open%s_%s { typeof %s; flags dynamic,timeout; size %d; }", f.n, g.ID, f.addr, setSize)
+	if g.timed() && r.options.OpenAtEnd {
+		fmt.Fprintf(&b, "\t\tmeta time >= %d accept comment \"the last window has ended\"\n", g.until().Unix())
 	}
+	b.WriteString("\t}")
 	if !r.automaton {
 		return b.String()
 	}
-	verdict, consume, single := "return", "", ""
+	verdict, consume := "return", ""
 	if r.options.Consume {
 		verdict, consume = "drop", "\n\t\tdrop"
 	}
-	if len(g.Steps) == 1 {
-		single = "\n\t\tmeta priority . meta l4proto . th dport @last_ID goto admitN_ID"
+	single := len(g.Windows[0].Steps) == 1
+	start := ""
+	for _, window := range nftWindows(g) {
+		if single {
+			start += "\n\t\tmeta priority set " + window + " meta priority . meta l4proto . th dport @last_ID goto admitN_ID"
+		} else {
+			start += "\n\t\tmeta priority set " + window + " meta priority set meta priority . meta l4proto . th dport map @next_ID goto beginN_ID"
+		}
 	}
-	text := nftMaps
+	text := ""
 	for _, f := range nftFamilies {
-		text += strings.NewReplacer("SADDR", f.addr, "N_ID", f.n+"_ID").Replace(strings.ReplaceAll(nftAutomaton, "SINGLE", single))
+		text += strings.NewReplacer("SADDR", f.addr, "N_ID", f.n+"_ID").Replace(strings.ReplaceAll(nftAutomaton, "START", start))
 	}
-	b.WriteString(strings.NewReplacer("ID", g.ID, "SIZE", fmt.Sprint(setSize), "REPEAT", verdict, "CONSUME", consume,
+	b.WriteString(strings.NewReplacer("ID", g.ID, "REPEAT", verdict, "CONSUME", consume,
 		"KNOCKTIMEOUT", nftTime(g.KnockTimeout), "OPENFOR", nftTime(g.OpenFor)).Replace(text))
 	return b.String()
+}
+
+// nftWindows returns what gives the windows of the present moment, as stages
+// before the first knock. There are two in the time around a boundary: one map
+// cannot say that, so that even and odd ones have one each.
+func nftWindows(g guard) []string {
+	if g.timed() {
+		return []string{"meta time map @even_ID", "meta time map @odd_ID"}
+	}
+	return []string{"0:0"}
+}
+
+// nftKnockPorts returns matches for what counts as a knock, right or wrong.
+func nftKnockPorts(g guard) []string {
+	if len(g.KnockPorts) == 0 {
+		return []string{"meta l4proto { tcp, udp }"}
+	}
+	var all []string
+	for _, ports := range nftSplit(g.KnockPorts) {
+		all = append(all, ports.match())
+	}
+	return all
+}
+
+// An unprivileged container refuses more than about 130 kB at once: there the
+// file is loaded in parts. Elsewhere it is one transaction.
+const (
+	nftPart         = "# part"
+	nftPartElements = 2000
+)
+
+// nftElements writes what a guard's sequences and ports put into its sets.
+func nftElements(b *strings.Builder, g guard) {
+	for _, set := range []string{"map even", "map odd", "map next", "set last", "set ignore"} {
+		kind, name, _ := strings.Cut(set, " ")
+		fmt.Fprintf(b, "flush %s inet portknock %s_%s\n", kind, name, g.ID)
+	}
+	add := func(set string, elements []string) {
+		if len(elements) > 0 {
+			fmt.Fprintf(b, "add element inet portknock %s_%s { %s }\n", set, g.ID, strings.Join(elements, ", "))
+		}
+	}
+	add("ignore", nftIgnored(g))
+	most := nftPartElements / (len(g.Windows[0].Steps) + 1)
+	for windows := range slices.Chunk(g.Windows, most) {
+		var parity [2][]string
+		var next, last []string
+		for _, w := range windows {
+			if g.timed() {
+				p := &parity[w.number()&1]
+				*p = append(*p, fmt.Sprintf("%d-%d : %s", w.opens(g.Skew), w.closes(g.Skew), w.nftStage(0)))
+			}
+			end := len(w.Steps) - 1
+			for i := range end {
+				next = append(next, w.nftKnock(i)+" : "+w.nftStage(i+1))
+			}
+			last = append(last, w.nftKnock(end))
+		}
+		add("even", parity[0])
+		add("odd", parity[1])
+		add("next", next)
+		add("last", last)
+		if len(g.Windows) > most {
+			fmt.Fprintln(b, nftPart)
+		}
+	}
 }
 
 // input returns the chain that closes everything else.
@@ -260,15 +347,23 @@ func (r nftRules) input(closed []nftPorts) string {
 // to family.
 const (
 	nftMaps = `
+	# The window of a moment, as a stage before the first knock.
+	map even_ID { typeof meta time : meta priority; flags interval; }
+	map odd_ID { typeof meta time : meta priority; flags interval; }
 	# The stage of a knocker and its knock lead to the next stage.
 	map next_ID { typeof meta priority . meta l4proto . th dport : meta priority; }
 	set last_ID { typeof meta priority . meta l4proto . th dport; }
 	set ignore_ID { typeof meta l4proto . th dport; flags interval; }`
 
-	nftAutomaton = `
+	nftOpen = `
+	set openN_ID { typeof SADDR; flags dynamic,timeout; size SIZE; }`
+
+	nftKnockers = `
 	map atN_ID { typeof SADDR : meta priority; flags dynamic,timeout; size SIZE; }
 	set madeN_ID { typeof SADDR . meta l4proto . th dport; flags dynamic,timeout; size SIZE; }
-	set paceN_ID { typeof SADDR; flags dynamic,timeout; size SIZE; }
+	set paceN_ID { typeof SADDR; flags dynamic,timeout; size SIZE; }`
+
+	nftAutomaton = `
 	chain knockN_ID {
 		meta priority set SADDR map @atN_ID goto midN_ID
 		goto startN_ID
@@ -281,9 +376,7 @@ const (
 		delete @atN_ID { SADDR : meta priority } comment "a wrong knock"
 		goto startN_ID
 	}
-	chain startN_ID {
-		meta priority set 0:0SINGLE
-		meta priority set meta priority . meta l4proto . th dport map @next_ID goto beginN_ID
+	chain startN_ID {START
 	}
 	chain beginN_ID {
 		update @paceN_ID { SADDR timeout 10s limit rate over 20/second burst 60 packets } REPEAT

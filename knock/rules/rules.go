@@ -19,6 +19,7 @@ import (
 	"unicode"
 
 	"github.com/portknock/portknock/knock"
+	"github.com/portknock/portknock/knock/spa"
 )
 
 // Guard is one profile's half on the server.
@@ -28,7 +29,11 @@ type Guard struct {
 	OpenPorts    []knock.PortRange // what is closed, and opens
 	OpenFor      time.Duration     // how long a knocker may start connections
 	KnockTimeout time.Duration     // the most between two knocks
-	IgnorePorts  []knock.PortRange // ports that do not count as wrong knocks
+	Skew         time.Duration     // by how much a client's clock may differ
+	KnockPorts   []knock.PortRange // where wrong knocks count; everywhere if there are none
+	IgnorePorts  []knock.PortRange // where they do not
+	Fingerprint  string            // of the key, for the reader; "" if there is none
+	SPA          *spa.Access       // what fwknopd is to accept, instead of a Schedule; nil for other schemes
 }
 
 // Options are what applies to all guards of a file.
@@ -45,18 +50,25 @@ type Options struct {
 	Consume bool
 	// Force accepts a sequence that a scan of all ports would send by chance.
 	Force bool
+	// From and Until are the time in which sequences that change open: until the
+	// end of the window that Until falls into. For others they are not needed.
+	From, Until time.Time
+	// OpenAtEnd opens the guarded ports to everybody when the last sequence ends,
+	// instead of to nobody.
+	OpenAtEnd bool
 }
 
 // A format turns checked guards into text.
 type format struct {
-	file string // where its rules are usually kept
-	emit func(io.Writer, []guard, Options) error
+	file    string // where its rules are usually kept
+	emit    func(io.Writer, []guard, Options) error
+	windows int // how many windows of time it can carry
 }
 
 var formats = map[string]format{
-	"nftables": {"/etc/portknock.nft", emitNftables},
-	"iptables": {"/etc/portknock.rules", emitIptables},
-	"knockd":   {"/etc/knockd.conf", emitKnockd},
+	"nftables": {"/etc/portknock.nft", emitNftables, 50_000},
+	"iptables": {"/etc/portknock.rules", emitIptables, 0},
+	"knockd":   {"/etc/knockd.conf", emitKnockd, 0},
 }
 
 // Formats returns the names that [Emit] knows, sorted.
@@ -85,7 +97,7 @@ func Emit(w io.Writer, name string, guards []Guard, o Options) error {
 	ids := map[string]string{}
 	for i, g := range guards {
 		var err error
-		if checked[i], err = check(g, o); err != nil {
+		if checked[i], err = check(g, o, f.windows); err != nil {
 			return fmt.Errorf("%s: %w", g.Name, err)
 		}
 		if other, taken := ids[checked[i].ID]; taken {
@@ -96,45 +108,115 @@ func Emit(w io.Writer, name string, guards []Guard, o Options) error {
 	return f.emit(w, checked, o)
 }
 
-// guard is a Guard whose sequence is known and checked.
+// guard is a Guard whose sequences are known and checked.
 type guard struct {
 	Guard
-	ID    string         // the name as firewalls accept it
-	Steps knock.Sequence // the sequence
+	ID      string   // the name as firewalls accept it
+	Windows []window // in order; just one, for ever, if the sequence never changes
 }
 
-func check(g Guard, o Options) (guard, error) {
-	seqs, window, err := g.Schedule.At(time.Time{})
+// window is a window of time and the knocks that open in it.
+type window struct {
+	knock.Window
+	Steps knock.Sequence
+}
+
+// timed reports whether the sequence changes with time.
+func (g guard) timed() bool { return g.Windows[0].Window != knock.Window{} }
+
+// until returns when the last sequence ends; never, the zero Time.
+func (g guard) until() time.Time { return g.Windows[len(g.Windows)-1].End }
+
+// number counts a window from 1970, in its own length: it is the same in every
+// file that has the window.
+func (w window) number() int64 {
+	if w.Window == (knock.Window{}) {
+		return 0
+	}
+	return w.Start.Unix() / int64(w.End.Sub(w.Start)/time.Second)
+}
+
+// opens and closes are the edges within which a window's sequence is accepted,
+// in seconds since 1970; the second closes still belongs to it.
+func (w window) opens(skew time.Duration) int64  { return w.Start.Add(-skew).Unix() }
+func (w window) closes(skew time.Duration) int64 { return w.End.Add(skew).Unix() }
+
+func check(g Guard, o Options, most int) (guard, error) {
+	windows, err := walk(g, o, most)
 	if err != nil {
 		return guard{}, err
 	}
-	if window != (knock.Window{}) || len(seqs) != 1 {
-		return guard{}, errors.New("the sequence changes with time, which no format carries yet")
-	}
-	seq := seqs[0]
 	switch {
 	case strings.ContainsFunc(g.Name, unicode.IsControl):
 		return guard{}, errors.New("control characters in the name")
-	case len(seq) == 0:
-		return guard{}, errors.New("the sequence is empty")
 	case len(g.OpenPorts) == 0:
 		return guard{}, errors.New("no ports to open")
 	case g.OpenFor < time.Second || g.KnockTimeout < time.Second:
 		return guard{}, errors.New("OpenFor and KnockTimeout must be at least one second")
 	}
-	for i, step := range seq {
-		if len(step.Payload) > 0 {
-			return guard{}, fmt.Errorf("knock %d of %d carries a payload, which no format verifies yet", i+1, len(seq))
+	overlooked := func(s knock.Step) bool {
+		return contains(g.OpenPorts, s) || contains(g.IgnorePorts, s) || len(g.KnockPorts) > 0 && !contains(g.KnockPorts, s)
+	}
+	for _, w := range windows {
+		if len(w.Steps) == 0 {
+			return guard{}, errors.New("the sequence is empty")
 		}
-		if contains(g.OpenPorts, step) {
-			return guard{}, fmt.Errorf("knock %d of %d goes to a guarded port", i+1, len(seq))
+		for i, step := range w.Steps {
+			if len(step.Payload) > 0 {
+				return guard{}, fmt.Errorf("knock %d of %d carries a payload, which no format verifies yet", i+1, len(w.Steps))
+			}
+			if contains(g.OpenPorts, step) {
+				return guard{}, fmt.Errorf("knock %d of %d goes to a guarded port", i+1, len(w.Steps))
+			}
+		}
+		switch {
+		case o.Force:
+		case w.Window != (knock.Window{}) && len(w.Steps) < 3:
+			// Sooner or later a window has two neighbours.
+			return guard{}, fmt.Errorf("%d knocks drawn at random are few: a scan of all ports in order would open it in some window; set Knocks to 3 or more, or insist with --force", len(w.Steps))
+		case w.Steps.SweepFinds(overlooked):
+			return guard{}, errors.New("a scan of all ports in order would open it: choose ports that are not neighbours, or insist with --force")
 		}
 	}
-	overlooked := func(s knock.Step) bool { return contains(g.OpenPorts, s) || contains(g.IgnorePorts, s) }
-	if seq.SweepFinds(overlooked) && !o.Force {
-		return guard{}, errors.New("a scan of all ports in order would open it: choose ports that are not neighbours, or insist with --force")
+	return guard{Guard: g, ID: ident(g.Name), Windows: windows}, nil
+}
+
+// walk returns the windows of a guard from the one that is just over, for a
+// server whose clock is behind, to the one that Until falls into.
+func walk(g Guard, o Options, most int) ([]window, error) {
+	var windows []window
+	for at := o.From.Add(-g.Skew); ; {
+		seqs, w, err := g.Schedule.At(at)
+		if err != nil {
+			return nil, err
+		}
+		if len(seqs) != 1 {
+			return nil, errors.New("no format can carry a choice of sequences yet")
+		}
+		if w == (knock.Window{}) {
+			return []window{{Steps: seqs[0]}}, nil
+		}
+		period := w.End.Sub(w.Start)
+		switch {
+		case most == 0:
+			return nil, fmt.Errorf("the sequence changes with time, which this format cannot carry: %s can", strings.Join(timedFormats(), ", "))
+		case !o.From.Before(o.Until):
+			return nil, errors.New("the sequence changes with time: say for how long the rules shall last, as --horizon 30d")
+		case 2*g.Skew >= period:
+			return nil, fmt.Errorf("twice the Skew, %v, is not below the Period, %v", g.Skew, period)
+		case len(windows) == most:
+			return nil, fmt.Errorf("until %s there are more than %d windows, which is all this format can carry: shorten --horizon or lengthen the Period", o.Until.UTC().Format(time.RFC3339), most)
+		}
+		windows = append(windows, window{w, seqs[0]})
+		if at = w.End; !at.Before(o.Until) {
+			return windows, nil
+		}
 	}
-	return guard{Guard: g, ID: ident(g.Name), Steps: seq}, nil
+}
+
+// timedFormats returns the formats that can carry a sequence that changes.
+func timedFormats() []string {
+	return slices.DeleteFunc(Formats(), func(name string) bool { return formats[name].windows == 0 })
 }
 
 func contains(ranges []knock.PortRange, s knock.Step) bool {

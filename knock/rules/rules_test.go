@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -26,7 +27,7 @@ func mustGuard(t testing.TB, name, sequence, open string) Guard {
 		t.Fatal(err)
 	}
 	ignore, _ := knock.ParsePortRanges("80/tcp 443/tcp 443/udp")
-	return Guard{name, knock.Static(seq), ports, 30 * time.Second, 5 * time.Second, ignore}
+	return Guard{Name: name, Schedule: knock.Static(seq), OpenPorts: ports, OpenFor: 30 * time.Second, KnockTimeout: 5 * time.Second, IgnorePorts: ignore}
 }
 
 // The golden files are what the firewalls themselves are asked about in the
@@ -95,11 +96,16 @@ func TestEmitRefuses(t *testing.T) {
 		"payload": {"nftables", with(func(g *Guard) {
 			g.Schedule = knock.Static{{Transport: knock.UDP, Port: 1, Payload: []byte("x")}, {Port: 9}}
 		}), Options{}, "payload"},
-		"windows":  {"nftables", with(func(g *Guard) { g.Schedule = changing{} }), Options{}, "changes with time"},
-		"fraction": {"iptables", with(func(g *Guard) { g.KnockTimeout = 1500 * time.Millisecond }), Options{}, "whole seconds"},
-		"name":     {"nftables", with(func(g *Guard) { g.Name = "a\nflush ruleset" }), Options{}, "control"},
-		"file":     {"nftables", []Guard{good()}, Options{File: "/etc/a\nb"}, "control"},
-		"consume":  {"knockd", []Guard{good()}, Options{Consume: true}, "only listens"},
+		"no horizon":        {"nftables", with(func(g *Guard) { g.Schedule = hourly(3) }), Options{From: noon}, "for how long the rules shall last, as --horizon 30d"},
+		"no time to change": {"knockd", with(func(g *Guard) { g.Schedule = hourly(3) }), Options{From: noon, Until: noon.Add(1)}, "nftables can"},
+		"too long": {"nftables", with(func(g *Guard) { g.Schedule = hourly(3) }), Options{From: noon, Until: noon.Add(50_001 * time.Hour)},
+			"there are more than 50000 windows"},
+		"skew":       {"nftables", with(func(g *Guard) { g.Schedule, g.Skew = hourly(3), 30*time.Minute }), Options{From: noon, Until: noon.Add(1)}, "twice the Skew, 30m0s, is not below the Period, 1h0m0s"},
+		"two knocks": {"nftables", with(func(g *Guard) { g.Schedule = hourly(2) }), Options{From: noon, Until: noon.Add(1)}, "Knocks to 3 or more"},
+		"fraction":   {"iptables", with(func(g *Guard) { g.KnockTimeout = 1500 * time.Millisecond }), Options{}, "whole seconds"},
+		"name":       {"nftables", with(func(g *Guard) { g.Name = "a\nflush ruleset" }), Options{}, "control"},
+		"file":       {"nftables", []Guard{good()}, Options{File: "/etc/a\nb"}, "control"},
+		"consume":    {"knockd", []Guard{good()}, Options{Consume: true}, "only listens"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var out bytes.Buffer
@@ -114,11 +120,59 @@ func TestEmitRefuses(t *testing.T) {
 	}
 }
 
-// changing is a schedule of windows, which no emitter carries yet.
-type changing struct{}
+var noon = time.Date(2026, 11, 20, 12, 0, 0, 0, time.UTC)
 
-func (changing) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
-	return []knock.Sequence{{{Port: 1}, {Port: 9}}}, knock.Window{Start: t, End: t.Add(time.Hour)}, nil
+// hourly is a schedule of that many knocks, to ports that tell the hour.
+type hourly int
+
+func (n hourly) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
+	w := knock.WindowAt(t, time.Hour)
+	seq := make(knock.Sequence, n)
+	for i := range seq {
+		seq[i] = knock.Step{Transport: knock.UDP, Port: uint16(20000 + 1000*(len(seq)-i) + w.Start.Day()*24 + w.Start.Hour())}
+	}
+	return []knock.Sequence{seq}, w, nil
+}
+
+// The windows are those of which a server whose clock differs by Skew may see
+// any moment from From to Until.
+func TestWalk(t *testing.T) {
+	for _, tt := range []struct {
+		from, until time.Duration // since noon
+		skew        time.Duration
+		want        string
+	}{
+		{0, 1, 0, "12"},
+		{0, time.Hour, 0, "12"},
+		{0, time.Hour + 1, 0, "12 13"},
+		{59 * time.Minute, time.Hour, 0, "12"},
+		{-1, 1, 0, "11 12"},
+		{0, 1, time.Minute, "11 12"},
+		{time.Minute - 1, time.Hour, time.Minute, "11 12"},
+		{time.Minute, time.Hour, time.Minute, "12"},
+		{time.Minute, 4*time.Hour - 1, time.Minute, "12 13 14 15"},
+	} {
+		windows, err := walk(Guard{Schedule: hourly(3), Skew: tt.skew}, Options{From: noon.Add(tt.from), Until: noon.Add(tt.until)}, 10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, w := range windows {
+			got = append(got, fmt.Sprint(w.Start.Hour()))
+			if seqs, _, _ := hourly(3).At(w.Start); w.Steps.String() != seqs[0].String() {
+				t.Errorf("hour %d has another's sequence", w.Start.Hour())
+			}
+			if w.opens(tt.skew) != w.Start.Add(-tt.skew).Unix() || w.closes(tt.skew) != w.End.Add(tt.skew).Unix() {
+				t.Errorf("hour %d opens at %d and closes at %d", w.Start.Hour(), w.opens(tt.skew), w.closes(tt.skew))
+			}
+			if want := w.Start.Unix() / 3600; w.number() != want {
+				t.Errorf("hour %d is window %d, want %d", w.Start.Hour(), w.number(), want)
+			}
+		}
+		if strings.Join(got, " ") != tt.want {
+			t.Errorf("from %v until %v, skew %v: hours %v, want %s", tt.from, tt.until, tt.skew, got, tt.want)
+		}
+	}
 }
 
 func TestEmitReportsWriteErrors(t *testing.T) {
@@ -172,8 +226,8 @@ func TestQuote(t *testing.T) {
 }
 
 func TestKnockdTrap(t *testing.T) {
-	d := knockdDoor{guard{Guard: mustGuard(t, "x", "81 65535/udp 7000 7001", "22 6999")}}
-	d.Steps, _ = knock.ParseSequence("81 65535/udp 7000 7001")
+	seq, _ := knock.ParseSequence("81 65535/udp 7000 7001")
+	d := knockdDoor{guard{Guard: mustGuard(t, "x", "81 65535/udp 7000 7001", "22 6999"), Windows: []window{{Steps: seq}}}}
 	// Without 80 (ignored), 65536, 6999 (guarded) and the knocks themselves.
 	if got, want := d.trap(), "82:tcp,65534:udp,7002:tcp"; got != want {
 		t.Errorf("Trap = %q, want %q", got, want)

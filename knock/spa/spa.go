@@ -39,7 +39,7 @@ import (
 const (
 	maxKey     = 32  // bytes; AES has no longer one
 	maxHMACKey = 128 // bytes
-	maxUser    = 63  // bytes
+	maxUser    = 48  // bytes: as base64, what fwknopd has room for
 	maxMessage = 255 // bytes
 	maxNAT     = 127 // bytes
 	minPacket  = 140 // characters
@@ -66,7 +66,7 @@ type Access struct {
 	HMAC    Digest
 	Digest  Digest // of the fields
 
-	User     string            // 1 to 63 characters; see [CheckUser]
+	User     string            // 1 to 48 characters; see [CheckUser]
 	Allow    netip.Addr        // for whom to open; the zero Addr is where the packet comes from
 	Ports    []knock.PortRange // what to open: single ports
 	Timeout  time.Duration     // for how long, in whole seconds; 0 leaves it to the server
@@ -182,7 +182,7 @@ func isHost(name string) bool {
 	return !strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r >= 0x7f })
 }
 
-// CheckUser refuses a user name that fwknopd would: one of no or more than 63
+// CheckUser refuses a user name that fwknopd would: one of no or more than 48
 // characters, or with one that is not printable ASCII or in the list below.
 func CheckUser(name string) error {
 	const forbidden = `"/\[]:;|=,+*?<>`
