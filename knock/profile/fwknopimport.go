@@ -250,8 +250,9 @@ func (i *importer) ports() error {
 	return i.add("OpenPorts", portWords(ports)...)
 }
 
-// The lengths of keys in bytes that fwknop makes use of.
+// The lengths in bytes that fwknop makes use of.
 const (
+	rcUserMax      = 29 // of a name in the file
 	rcKeyMax       = 32
 	rcLegacyKeyMax = 16
 	rcHMACKeyMax   = 128
@@ -388,7 +389,7 @@ func (i *importer) packet() error {
 		}
 	}
 	if v := i.at("SPOOF_USER"); v.text != "" {
-		if err := i.add("SPAUser", v.text[:min(len(v.text), 63)]); err != nil { // as much as fwknop takes
+		if err := i.add("SPAUser", v.text[:min(len(v.text), rcUserMax)]); err != nil {
 			return fmt.Errorf("SPOOF_USER: %w", err)
 		}
 	}
