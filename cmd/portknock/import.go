@@ -106,14 +106,14 @@ func insertProfiles(path string, imports []profile.Import) (keys []string, err e
 	for _, i := range imports {
 		for _, k := range i.Keys {
 			file := filepath.Join(dir, k.File)
-			if err := createSecret(file, k.Text(), like); err != nil {
+			if err := createSecret(file, k.Text()); err != nil {
 				return nil, err
 			}
 			made, keys = append(made, file), append(keys, file)
 		}
 	}
 	if like == nil {
-		return keys, createSecret(path, text, nil)
+		return keys, createSecret(path, text)
 	}
 	// What a link leads to is replaced, not the link.
 	target, err := filepath.EvalSymlinks(path)

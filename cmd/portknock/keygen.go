@@ -28,7 +28,7 @@ func runKeygen(_ context.Context, a *app, args []string) error {
 	if len(args) == 0 {
 		return a.print("%s", text)
 	}
-	return createSecret(args[0], []byte(text), nil)
+	return createSecret(args[0], []byte(text))
 }
 
 func (a *app) makeKey() (knock.Key, error) {
