@@ -1,6 +1,6 @@
 // Package knock says what a port knock is and puts it on the wire.
 //
-// A [Step] is one packet, a [Sequence] the packets that open a port, and a
+// A [Step] is one knock, a [Sequence] the knocks that open a port, and a
 // [Schedule] says which sequences open at a given time: always the same
 // ([Static]), or others as time goes by ([Rotating], [MD5Hourly]). A [Sender]
 // sends a sequence. Nothing here reads a file, looks up a name or needs a
@@ -78,7 +78,7 @@ func ParseTransport(s string) (Transport, error) {
 	return 0, fmt.Errorf("%q is neither tcp nor udp", s)
 }
 
-// Step is one knock: a packet to a port.
+// Step is one knock: a packet to a port, or a connection with a payload.
 type Step struct {
 	Transport Transport
 	Port      uint16 // 1 to 65535

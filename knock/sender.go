@@ -133,7 +133,7 @@ func (s Sender) sendSYN(ctx context.Context, dest netip.AddrPort) error {
 // streamLimit is how long a connection for a knock may take to come about: the
 // rest of the round waits for it. It is less than the system takes to repeat a
 // lost SYN, which the next round's connection does as well.
-const streamLimit = time.Second
+const streamLimit = 900 * time.Millisecond
 
 // sendStream makes a connection, writes the payload and closes in order, so that
 // the system goes on until all of it has arrived. An answer is not waited for.

@@ -42,6 +42,7 @@ func (r *Report) judge() {
 			r.median("clean/nftables/portknock, "+steps+" knocks"), r.median("clean/"+limit))
 	}
 	r.ratio("real knockd: median to knock + nc", 0.30, r.median("clean/knockd/portknock, 3 knocks"), r.median("clean/knockd/knock + nc"))
+	r.ratio("real fwknopd: median to fwknop + nc", 0.35, r.median("clean/fwknopd/portknock, fwknop"), r.median("clean/fwknopd/fwknop + nc"))
 	r.succeed("loss 5 %")
 	r.ratio("loss 5 %: p95 to nc's on the open port", 0.60, r.p95("loss 5 %/nftables/portknock, 3 knocks"), r.p95("loss 5 %/"+limit))
 	r.succeed("loss 20 %")

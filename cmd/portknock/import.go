@@ -22,9 +22,7 @@ func (a *app) importProfiles(from string) error {
 		return &failure{code: exitProfile, err: err}
 	}
 	imports, warnings, err := profile.ImportFwknop(from, text, a.stanza)
-	for _, w := range warnings {
-		a.log.say(always, "warning: %s", oneLine(w))
-	}
+	a.warn(warnings)
 	if err != nil {
 		return &failure{code: exitProfile, err: err}
 	}

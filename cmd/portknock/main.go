@@ -89,6 +89,7 @@ type app struct {
 	shared         shared
 	log            logger
 	file           *profile.File // read when first needed
+	path           string        // of file; "" if it is standard input
 
 	// Flags of single commands.
 	optional bool     // connect

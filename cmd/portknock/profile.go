@@ -67,7 +67,7 @@ func (a *app) listProfiles() error {
 // showProfile prints what applies to a host, defaults and all, as a block that
 // could stand in the file. It shows the sequence.
 func (a *app) showProfile(host string) error {
-	p, err := a.lookup(host)
+	p, err := a.profileOf(host)
 	if err != nil {
 		return err
 	}

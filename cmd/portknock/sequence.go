@@ -61,7 +61,7 @@ func runSequence(_ context.Context, a *app, args []string) error {
 			return usageError("--at %q is not a time such as 2006-01-02T15:04:05Z", a.at)
 		}
 	}
-	p, err := a.lookup(args[0])
+	p, err := a.profileOf(args[0])
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -48,13 +49,39 @@ func guard(p *profile.Profile) (rules.Guard, error) {
 		g.KnockPorts = []knock.PortRange{p.PortRange}
 	}
 	if a, ok := s.(*spa.Access); ok {
-		g.SPA, g.Schedule = a, nil
+		g.SPA = a
 		g.Fingerprint = a.Key.Fingerprint()
 	}
 	if r, ok := s.(knock.Rotating); ok {
 		g.Fingerprint = r.Key.Fingerprint()
 	}
 	return g, nil
+}
+
+// guards returns the server's half of several profiles for one server, and what
+// to warn of: a key that opens another server, too, is lost with either.
+func (a *app) guards(hosts []string) (guards []rules.Guard, warnings []string, err error) {
+	var profiles []*profile.Profile
+	here := map[string]bool{}
+	for _, host := range hosts {
+		p, err := a.lookup(host)
+		if err != nil {
+			return nil, nil, err
+		}
+		g, err := guard(p)
+		if err != nil {
+			return nil, nil, err
+		}
+		guards, profiles = append(guards, g), append(profiles, p)
+		here[p.Name] = true
+	}
+	for _, p := range profiles {
+		others := slices.DeleteFunc(a.file.SharesKey(p), func(name string) bool { return here[name] })
+		if len(others) > 0 {
+			warnings = append(warnings, fmt.Sprintf("%s: its key opens %s too: give it one of its own, as DeriveHostKey does", p.Name, strings.Join(others, ", ")))
+		}
+	}
+	return guards, warnings, nil
 }
 
 // plainDialer connects without knocking, for a host that has no profile.
@@ -222,11 +249,13 @@ func connectFailure(ctx context.Context, host string, p *profile.Profile, err er
 // closedHint says where to look when the port stays closed. Where the sequence
 // follows the clock, that is the first suspect.
 func closedHint(p *profile.Profile, now time.Time) string {
-	if p.Scheme == "fwknop" {
+	switch {
+	case p.Scheme == "fwknop":
 		return fmt.Sprintf("fwknopd's log says why: a clock that is not within 120 s of this one, at %s with the TimeOffset; another key, HMAC key or HMACDigest; or a port it may not open",
 			now.Add(p.SPA.TimeOffset).UTC().Format(time.RFC3339))
-	}
-	if p.Period == 0 {
+	case !p.ValidUntil.IsZero() && !now.Before(p.ValidUntil):
+		return "without another way in, new rules need the server's console: the old ones open to nobody any more"
+	case p.Period == 0:
 		return fmt.Sprintf("is the profile the server's? Compare with portknock sequence %s and the server's rules; -v tells more", p.Name)
 	}
 	w := knock.WindowAt(now, p.Period)

@@ -240,7 +240,13 @@ func (p *Profile) spaConflict() (keyword string, err error) {
 	case s.HMACKeyFile != "" && s.HMACKeyFile == p.KeyFile:
 		return "HMACKeyFile", errors.New("is the KeyFile, and they must differ")
 	}
+	if s.Protocol != spa.UDP && s.Port == 0 && p.Name != "" { // or it may not be set yet
+		return "SPAPort", errors.New("random goes with the SPAProtocol udp only")
+	}
 	for _, r := range p.OpenPorts {
+		if s.Protocol != spa.UDP && r.Contains(knock.Step{Transport: knock.TCP, Port: s.Port}) {
+			return "SPAPort", fmt.Errorf("%d/tcp is one of the OpenPorts, and a guarded port takes no packet", s.Port)
+		}
 		if r.First != r.Last {
 			return "OpenPorts", fmt.Errorf("fwknopd opens single ports, and %v is a range", r)
 		}

@@ -18,7 +18,7 @@ const fwknop = `Host vps
     Scheme fwknop
     OpenPorts 2222 53/udp
     KeyFile /keys/vps
-    SPAPort random
+    SPAPort 80
     SPAProtocol http
     AllowIP 198.51.100.7
     SPATimeout 1m
@@ -38,7 +38,7 @@ func TestSPASettings(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := SPA{
-		Protocol: spa.HTTP, AllowIP: netip.MustParseAddr("198.51.100.7"), Timeout: time.Minute,
+		Port: 80, Protocol: spa.HTTP, AllowIP: netip.MustParseAddr("198.51.100.7"), Timeout: time.Minute,
 		Digest: spa.SHA3_256, Mode: spa.CTR, User: "alice b", TimeOffset: -90 * time.Minute,
 		NATAccess: netip.MustParseAddrPort("10.0.0.5:22"), NATLocal: true,
 		HMACKeyFile: filepath.FromSlash("/keys/vps.hmac"), HMACDigest: spa.SHA512,
@@ -47,7 +47,7 @@ func TestSPASettings(t *testing.T) {
 		t.Errorf("%+v", p)
 	}
 	got, err := json.Marshal(p)
-	const suffix = `"keyFile":"/keys/vps","fwknop":{"port":"random","protocol":"http","allowIP":"198.51.100.7","timeout":"1m0s",` +
+	const suffix = `"keyFile":"/keys/vps","fwknop":{"port":"80","protocol":"http","allowIP":"198.51.100.7","timeout":"1m0s",` +
 		`"digest":"sha3-256","mode":"ctr","user":"alice b","timeOffset":"-1h30m0s","natAccess":"10.0.0.5,22","natLocal":true,` +
 		`"hmacKeyFile":"/keys/vps.hmac","hmacDigest":"sha512"}}`
 	if err != nil || !strings.HasSuffix(string(got), suffix) {
@@ -99,6 +99,8 @@ func TestSPAFaults(t *testing.T) {
 		{"KeyFile /k\nAllowIP 192.0.2.1\nAllowIPCommand c", "file:5: AllowIPCommand: cannot be combined with AllowIP"},
 		{"KeyFile /k\nNATLocal yes", "file:2: Scheme: NATLocal needs a NATAccess"},
 		{"NATLocal true", `file:3: NATLocal: "true" is neither yes nor no`},
+		{"KeyFile /k\nSPAPort random\nSPAProtocol tcp", "file:4: SPAPort: random goes with the SPAProtocol udp only"},
+		{"KeyFile /k\nSPAPort 22\nSPAProtocol tcp", "file:4: SPAPort: 22/tcp is one of the OpenPorts, and a guarded port takes no packet"},
 		{"SPAPort 0", `file:3: SPAPort: "0" is neither a port from 1 to 65535 nor random`},
 		{"SPAPort 70000", `file:3: SPAPort: "70000" is neither a port from 1 to 65535 nor random`},
 		{"SPAProtocol icmp", `file:3: SPAProtocol: "icmp" is not udp, tcp or http`},

@@ -249,7 +249,7 @@ func joinWords(words []string) string {
 // server can open all of them; DeriveHostKey gives each host a key of its own.
 func (f *File) SharesKey(p *Profile) []string {
 	var others []string
-	if !p.keyed() || p.DeriveHostKey {
+	if !p.secret() || p.DeriveHostKey {
 		return nil
 	}
 	for _, b := range f.blocks[1:] {
@@ -259,7 +259,7 @@ func (f *File) SharesKey(p *Profile) []string {
 			}
 			// A pattern stands for a host that is called like it.
 			q, err := f.Lookup(strings.NewReplacer("*", "x", "?", "x").Replace(pattern.text))
-			if err != nil || !q.keyed() || q.DeriveHostKey || q.KeyFile != p.KeyFile || !slices.Equal(q.KeyCommand, p.KeyCommand) {
+			if err != nil || !q.secret() || q.DeriveHostKey || q.KeyFile != p.KeyFile || !slices.Equal(q.KeyCommand, p.KeyCommand) {
 				continue
 			}
 			if p.HostName != "" && sameHost(p.HostName, q.HostName) && p.Port == q.Port {

@@ -25,6 +25,7 @@ const drawn = `Host vps
     Protocol tcp
     Period 10m
     Skew 0
+    ValidUntil 2027-11-21
 `
 
 func TestDrawnSettings(t *testing.T) {
@@ -33,11 +34,11 @@ func TestDrawnSettings(t *testing.T) {
 		t.Fatal(err)
 	}
 	if p.KeyFile != filepath.FromSlash("/keys/vps") || !p.DeriveHostKey || p.PortRange != (knock.PortRange{Transport: knock.TCP, First: 30000, Last: 30999}) ||
-		p.Knocks != 7 || p.Period != 10*time.Minute || p.Skew != 0 {
+		p.Knocks != 7 || p.Period != 10*time.Minute || p.Skew != 0 || !p.ValidUntil.Equal(time.Date(2027, 11, 21, 0, 0, 0, 0, time.UTC)) {
 		t.Errorf("%+v", p)
 	}
 	got, err := json.Marshal(p)
-	const want = `"keyFile":"/keys/vps","deriveHostKey":true,"portRange":"30000-30999","knocks":7,"protocol":"tcp","period":"10m0s","skew":"0s"}`
+	const want = `"keyFile":"/keys/vps","deriveHostKey":true,"portRange":"30000-30999","knocks":7,"protocol":"tcp","period":"10m0s","skew":"0s","validUntil":"2027-11-21T00:00:00Z"}`
 	if err != nil || !strings.HasSuffix(string(got), want) {
 		t.Errorf("%s, %v", got, err)
 	}
@@ -57,11 +58,15 @@ func TestDrawnDefaults(t *testing.T) {
 		{"md5-hourly", Profile{PortRange: knock.PortRange{Transport: knock.TCP, First: 20000, Last: 59999}, Knocks: 5, Period: time.Hour, Skew: 2 * time.Minute}},
 		{"static", Profile{}},
 	} {
-		p, err := mustParse(t, "Host vps\nScheme "+tt.scheme+"\nHost *\nSequence 1000\nKeyFile /keys/vps\n").Lookup("vps")
+		file := "Host vps\nScheme " + tt.scheme + "\nHost *\nSequence 1000\nKeyFile /keys/vps\n"
+		if tt.scheme == "static" {
+			file += "ValidUntil 2027-11-21\n" // of rules that change
+		}
+		p, err := mustParse(t, file).Lookup("vps")
 		if err != nil {
 			t.Fatal(err)
 		}
-		if p.PortRange != tt.want.PortRange || p.Knocks != tt.want.Knocks || p.Period != tt.want.Period || p.Skew != tt.want.Skew || p.DeriveHostKey {
+		if p.PortRange != tt.want.PortRange || p.Knocks != tt.want.Knocks || p.Period != tt.want.Period || p.Skew != tt.want.Skew || p.DeriveHostKey || !p.ValidUntil.IsZero() {
 			t.Errorf("%+v", p)
 		}
 		if drawn := tt.scheme != "static"; drawn != (p.KeyFile != "") || drawn != (p.Sequence == nil) {

@@ -199,6 +199,35 @@ var commonKeywords = []keyword{
 	},
 	keyedOnly(wholeSeconds(duration("Period", time.Second, 366*24*time.Hour, func(p *Profile) *time.Duration { return &p.Period }))),
 	keyedOnly(wholeSeconds(duration("Skew", 0, 183*24*time.Hour, func(p *Profile) *time.Duration { return &p.Skew }))),
+	{
+		name: "ValidUntil",
+		set: func(p *Profile, v string) (err error) {
+			p.ValidUntil, err = parseTime(v)
+			return err
+		},
+		get: func(p *Profile) string {
+			if p.ValidUntil.IsZero() {
+				return ""
+			}
+			return p.ValidUntil.Format(time.RFC3339)
+		},
+	},
+}
+
+// parseTime reads a moment, as 2027-11-21T07:00:00Z, or a day, of which it
+// returns the beginning in UTC. It is one that the same format can write.
+func parseTime(s string) (time.Time, error) {
+	t, err := time.Parse(time.RFC3339, s)
+	if err != nil {
+		t, err = time.Parse(time.DateOnly, s)
+	}
+	if err != nil || t.Nanosecond() != 0 {
+		return time.Time{}, fmt.Errorf("%q is not a time such as 2027-11-21T07:00:00Z, nor a day such as 2027-11-21", s)
+	}
+	if t = t.UTC(); t.Year() < 1970 || t.Year() > 9999 {
+		return time.Time{}, fmt.Errorf("%q is not from 1970 to 9999", s)
+	}
+	return t, nil
 }
 
 func parseYesNo(s string) (bool, error) {

@@ -66,6 +66,7 @@ type Profile struct {
 	Knocks        int             // how many are drawn
 	Period        time.Duration   // how long a sequence is the current one
 	Skew          time.Duration   // by how much two clocks may differ
+	ValidUntil    time.Time       // when the server's rules end, in UTC; the zero Time if the file does not say
 
 	SPA SPA // of the scheme fwknop; zero for others
 }
@@ -169,6 +170,7 @@ func (p *Profile) setDefaults(given settings) {
 		}
 	} else { // what stands under Host * for other schemes does not apply
 		p.PortRange, p.Knocks, p.Period, p.Skew = knock.PortRange{}, 0, 0, 0
+		p.ValidUntil = time.Time{}
 	}
 	if p.Scheme == "fwknop" {
 		p.SPA.setDefaults(given)
@@ -319,13 +321,14 @@ func (p *Profile) MarshalJSON() ([]byte, error) {
 		Protocol       string     `json:"protocol,omitempty"`
 		Period         string     `json:"period,omitempty"`
 		Skew           string     `json:"skew,omitempty"`
+		ValidUntil     time.Time  `json:"validUntil,omitzero"`
 		SPA            *spaJSON   `json:"fwknop,omitempty"`
 	}{
 		p.Name, p.HostName, p.Port, p.AddressFamily, p.BindAddress, p.BindInterface,
 		p.Scheme, p.Sequence.String(), p.KnockDelay.String(), p.ConnectTimeout.String(),
 		portWords(p.OpenPorts), p.OpenFor.String(), p.KnockTimeout.String(), portWords(p.IgnorePorts),
 		p.KeyFile, p.KeyCommand, p.DeriveHostKey, p.rangeWord(), p.Knocks, p.protocolWord(),
-		p.ifKeyed(p.Period.String()), p.ifKeyed(p.Skew.String()), p.spaJSON(),
+		p.ifKeyed(p.Period.String()), p.ifKeyed(p.Skew.String()), p.ValidUntil, p.spaJSON(),
 	})
 }
 

@@ -184,6 +184,13 @@ func TestBadValues(t *testing.T) {
 		{"Period 1500ms", `Period: "1500ms" is not whole seconds`},
 		{"Period 367d", `Period: "367d" is not from 1s to 366d`},
 		{"Skew 1500ms", `Skew: "1500ms" is not whole seconds`},
+		{"ValidUntil never", `ValidUntil: "never" is not a time such as 2027-11-21T07:00:00Z, nor a day such as 2027-11-21`},
+		{"ValidUntil 2027-02-29", `ValidUntil: "2027-02-29" is not a time such as 2027-11-21T07:00:00Z, nor a day such as 2027-11-21`},
+		{"ValidUntil 2027-11-21T07:00:00", `ValidUntil: "2027-11-21T07:00:00" is not a time such as 2027-11-21T07:00:00Z, nor a day such as 2027-11-21`},
+		{"ValidUntil 2027-11-21T07:00:00.5Z", `ValidUntil: "2027-11-21T07:00:00.5Z" is not a time such as 2027-11-21T07:00:00Z, nor a day such as 2027-11-21`},
+		{"ValidUntil 2027-11-21 07:00:00", `ValidUntil: takes one value, not 2`},
+		{"ValidUntil 0001-01-01", `ValidUntil: "0001-01-01" is not from 1970 to 9999`},
+		{"ValidUntil 9999-12-31T23:30:00-01:00", `ValidUntil: "9999-12-31T23:30:00-01:00" is not from 1970 to 9999`},
 		{"KnockDelay 10001ms", `KnockDelay: "10001ms" is not from 0s to 10s`},
 		{"KnockDelay 5 s", `KnockDelay: takes one value, not 2`},
 		{"ConnectTimeout 0", `ConnectTimeout: "0" is not from 1us to 1h`},
@@ -228,8 +235,10 @@ func TestGoodValues(t *testing.T) {
 		{"IgnorePorts 80 8000-8100/udp", "IgnorePorts", "80/tcp 8000-8100/udp"},
 		{"HostName %h.example.com", "HostName", "vps.example.com"},
 		{"HostName bücher.example", "HostName", "bücher.example"},
+		{"Scheme rotating\nKeyFile /k\nValidUntil 2027-11-21", "ValidUntil", "2027-11-21T00:00:00Z"},
+		{"Scheme rotating\nKeyFile /k\nValidUntil 2027-11-21T07:00:00+05:30", "ValidUntil", "2027-11-21T01:30:00Z"},
 	} {
-		if got := ours("Host vps\n"+tt.line+"\n"+knocks, "vps", tt.keyword); got != tt.want {
+		if got := ours("Host vps\n"+tt.line+"\nHost *\n"+knocks, "vps", tt.keyword); got != tt.want {
 			t.Errorf("%s: got %s, want %s", tt.line, got, tt.want)
 		}
 	}

@@ -13,6 +13,7 @@ type header struct {
 	Guards                   []guard
 	Check, Load, Watch, Undo string
 	Parts                    string // instead of Load, where that is too much at once; "" if it never is
+	Stale                    bool   // what loads it knows no time
 	Notes                    []string
 }
 
@@ -21,14 +22,24 @@ const trialMark = "/run/portknock.trial"
 
 func (h header) write(w io.Writer, o Options) error {
 	var b strings.Builder
+	secret := "knocks"
 	for _, g := range h.Guards {
 		fmt.Fprintf(&b, "portknock: guards %s for %s", join(g.OpenPorts), g.Name)
 		if g.Fingerprint != "" {
 			fmt.Fprintf(&b, ", key %s", g.Fingerprint)
 		}
+		if g.SPA != nil {
+			fmt.Fprintf(&b, "\n  opens for %v after a packet of fwknop\n  valid until the keys are changed\n", g.OpenFor)
+			secret = "keys"
+			continue
+		}
 		fmt.Fprintf(&b, "\n  opens for %v after %d knocks with at most %v between two\n", g.OpenFor, len(g.Windows[0].Steps), g.KnockTimeout)
 		if !g.timed() {
 			b.WriteString("  valid until the sequence is changed\n")
+			continue
+		}
+		if h.Stale {
+			fmt.Fprintf(&b, "  its last window ends at %s: write it anew before that\n", g.until().UTC().Format(time.RFC3339))
 			continue
 		}
 		end, after := g.until().UTC().Format(time.RFC3339), "to nobody"
@@ -38,7 +49,7 @@ func (h header) write(w io.Writer, o Options) error {
 		fmt.Fprintf(&b, "  valid until %s, from when on it is open %s\n", end, after)
 		fmt.Fprintf(&b, "  for the profile: ValidUntil %s\n", end)
 	}
-	b.WriteString("The knocks are in here: keep it as secret as a password, mode 0600.\n\n")
+	fmt.Fprintf(&b, "The %s are in here: keep it as secret as a password, mode 0600.\n\n", secret)
 	fmt.Fprintf(&b, "check: %s\n", h.Check)
 	fmt.Fprintf(&b, "load: %s\n", h.Load)
 	if h.Parts != "" {

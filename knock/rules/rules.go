@@ -33,7 +33,7 @@ type Guard struct {
 	KnockPorts   []knock.PortRange // where wrong knocks count; everywhere if there are none
 	IgnorePorts  []knock.PortRange // where they do not
 	Fingerprint  string            // of the key, for the reader; "" if there is none
-	SPA          *spa.Access       // what fwknopd is to accept, instead of a Schedule; nil for other schemes
+	SPA          *spa.Access       // the Schedule again, if it is one of fwknop's packets
 }
 
 // Options are what applies to all guards of a file.
@@ -62,13 +62,16 @@ type Options struct {
 type format struct {
 	file    string // where its rules are usually kept
 	emit    func(io.Writer, []guard, Options) error
-	windows int // how many windows of time it can carry
+	windows int  // how many windows of time it can carry
+	stale   bool // it knows no time: all of them open until it is told others
+	spa     bool // what it carries are packets of fwknop, and nothing else
 }
 
 var formats = map[string]format{
-	"nftables": {"/etc/portknock.nft", emitNftables, 50_000},
-	"iptables": {"/etc/portknock.rules", emitIptables, 0},
-	"knockd":   {"/etc/knockd.conf", emitKnockd, 0},
+	"nftables": {file: "/etc/portknock.nft", emit: emitNftables, windows: 50_000},
+	"iptables": {file: "/etc/portknock.rules", emit: emitIptables},
+	"knockd":   {file: "/etc/knockd.conf", emit: emitKnockd, windows: 4, stale: true},
+	"fwknop":   {file: "/etc/fwknop/access.conf", emit: emitFwknop, spa: true},
 }
 
 // Formats returns the names that [Emit] knows, sorted.
@@ -97,7 +100,7 @@ func Emit(w io.Writer, name string, guards []Guard, o Options) error {
 	ids := map[string]string{}
 	for i, g := range guards {
 		var err error
-		if checked[i], err = check(g, o, f.windows); err != nil {
+		if checked[i], err = check(g, o, f); err != nil {
 			return fmt.Errorf("%s: %w", g.Name, err)
 		}
 		if other, taken := ids[checked[i].ID]; taken {
@@ -127,6 +130,16 @@ func (g guard) timed() bool { return g.Windows[0].Window != knock.Window{} }
 // until returns when the last sequence ends; never, the zero Time.
 func (g guard) until() time.Time { return g.Windows[len(g.Windows)-1].End }
 
+// End returns when the rules of a guard end that [Emit] writes, in UTC. It is the
+// zero Time if they never do, or if the format does not know when.
+func End(name string, g Guard, o Options) time.Time {
+	_, w, err := g.Schedule.At(o.Until.Add(-1))
+	if err != nil || formats[name].stale {
+		return time.Time{}
+	}
+	return w.End
+}
+
 // number counts a window from 1970, in its own length: it is the same in every
 // file that has the window.
 func (w window) number() int64 {
@@ -141,10 +154,19 @@ func (w window) number() int64 {
 func (w window) opens(skew time.Duration) int64  { return w.Start.Add(-skew).Unix() }
 func (w window) closes(skew time.Duration) int64 { return w.End.Add(skew).Unix() }
 
-func check(g Guard, o Options, most int) (guard, error) {
-	windows, err := walk(g, o, most)
-	if err != nil {
-		return guard{}, err
+func check(g Guard, o Options, f format) (guard, error) {
+	switch {
+	case g.SPA != nil && !f.spa:
+		return guard{}, errors.New("only the format fwknop can carry the scheme fwknop")
+	case g.SPA == nil && f.spa:
+		return guard{}, errors.New("the format fwknop carries the scheme fwknop only")
+	}
+	windows := []window{{}} // one, for ever, with nothing of ours to hear in it
+	if g.SPA == nil {
+		var err error
+		if windows, err = walk(g, o, f); err != nil {
+			return guard{}, err
+		}
 	}
 	switch {
 	case strings.ContainsFunc(g.Name, unicode.IsControl):
@@ -153,6 +175,9 @@ func check(g Guard, o Options, most int) (guard, error) {
 		return guard{}, errors.New("no ports to open")
 	case g.OpenFor < time.Second || g.KnockTimeout < time.Second:
 		return guard{}, errors.New("OpenFor and KnockTimeout must be at least one second")
+	}
+	if g.SPA != nil {
+		return guard{Guard: g, ID: ident(g.Name), Windows: windows}, checkSPA(g, o)
 	}
 	overlooked := func(s knock.Step) bool {
 		return contains(g.OpenPorts, s) || contains(g.IgnorePorts, s) || len(g.KnockPorts) > 0 && !contains(g.KnockPorts, s)
@@ -182,9 +207,15 @@ func check(g Guard, o Options, most int) (guard, error) {
 }
 
 // walk returns the windows of a guard from the one that is just over, for a
-// server whose clock is behind, to the one that Until falls into.
-func walk(g Guard, o Options, most int) ([]window, error) {
+// server whose clock is behind, to the one that Until falls into. A format that
+// knows no time also needs the one that may be knocked by then, by a client whose
+// clock is ahead.
+func walk(g Guard, o Options, f format) ([]window, error) {
 	var windows []window
+	until := o.Until
+	if f.stale {
+		until = until.Add(g.Skew)
+	}
 	for at := o.From.Add(-g.Skew); ; {
 		seqs, w, err := g.Schedule.At(at)
 		if err != nil {
@@ -198,25 +229,29 @@ func walk(g Guard, o Options, most int) ([]window, error) {
 		}
 		period := w.End.Sub(w.Start)
 		switch {
-		case most == 0:
+		case f.windows == 0:
 			return nil, fmt.Errorf("the sequence changes with time, which this format cannot carry: %s can", strings.Join(timedFormats(), ", "))
+		case f.stale && (!o.From.Before(o.Until) || len(windows) == f.windows):
+			return nil, fmt.Errorf("the sequence changes with time, of which this format knows nothing: let --refresh systemd write the rules anew all the time (by hand: --horizon below %v), or choose from %s", time.Duration(f.windows-1)*period-2*g.Skew, strings.Join(timedFormats(), ", "))
+		case f.stale && o.OpenAtEnd:
+			return nil, errors.New("this format knows no time: it cannot open at the end")
 		case !o.From.Before(o.Until):
 			return nil, errors.New("the sequence changes with time: say for how long the rules shall last, as --horizon 30d")
 		case 2*g.Skew >= period:
 			return nil, fmt.Errorf("twice the Skew, %v, is not below the Period, %v", g.Skew, period)
-		case len(windows) == most:
-			return nil, fmt.Errorf("until %s there are more than %d windows, which is all this format can carry: shorten --horizon or lengthen the Period", o.Until.UTC().Format(time.RFC3339), most)
+		case len(windows) == f.windows:
+			return nil, fmt.Errorf("until %s there are more than %d windows, which is all this format can carry: shorten --horizon or lengthen the Period", o.Until.UTC().Format(time.RFC3339), f.windows)
 		}
 		windows = append(windows, window{w, seqs[0]})
-		if at = w.End; !at.Before(o.Until) {
+		if at = w.End; !at.Before(until) {
 			return windows, nil
 		}
 	}
 }
 
-// timedFormats returns the formats that can carry a sequence that changes.
+// timedFormats returns the formats that know when which sequence opens.
 func timedFormats() []string {
-	return slices.DeleteFunc(Formats(), func(name string) bool { return formats[name].windows == 0 })
+	return slices.DeleteFunc(Formats(), func(name string) bool { return formats[name].windows == 0 || formats[name].stale })
 }
 
 func contains(ranges []knock.PortRange, s knock.Step) bool {

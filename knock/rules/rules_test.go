@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/portknock/portknock/knock"
+	"github.com/portknock/portknock/knock/spa"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -34,6 +35,8 @@ func mustGuard(t testing.TB, name, sequence, open string) Guard {
 // lab. A change of one is a change of what runs on servers: read it.
 func TestGolden(t *testing.T) {
 	vps := mustGuard(t, "vps", "7001/udp 8003/tcp 9005/udp", "22/tcp")
+	hourlyVPS := mustGuard(t, "hourly", "1", "2222/tcp")
+	hourlyVPS.Schedule, hourlyVPS.Skew, hourlyVPS.Fingerprint = hourly(3), 2*time.Minute, "0123456789abcdef"
 	allow, _ := knock.ParsePortRanges("80 443 443/udp")
 	for name, tt := range map[string]struct {
 		guards []Guard
@@ -44,31 +47,36 @@ func TestGolden(t *testing.T) {
 		"drop":    {[]Guard{vps}, Options{DropPolicy: true, Allow: allow}},
 		"consume": {[]Guard{vps}, Options{Consume: true}},
 		"single":  {[]Guard{mustGuard(t, "single", "7001/udp", "22")}, Options{Force: true}},
+		"windows": {[]Guard{hourlyVPS, vps}, Options{From: noon, Until: noon.Add(10 * time.Minute)}},
 	} {
 		for _, format := range Formats() {
-			if name == "consume" && format == "knockd" {
+			if name == "consume" && format == "knockd" || name == "windows" && formats[format].windows == 0 || formats[format].spa {
 				continue
 			}
-			t.Run(name+"/"+format, func(t *testing.T) {
-				var got bytes.Buffer
-				if err := Emit(&got, format, tt.guards, tt.o); err != nil {
-					t.Fatal(err)
-				}
-				file := filepath.Join("..", "..", "testdata", "rules", name+"."+format)
-				if *update {
-					if err := os.WriteFile(file, got.Bytes(), 0o644); err != nil {
-						t.Fatal(err)
-					}
-				}
-				want, err := os.ReadFile(file)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if !bytes.Equal(got.Bytes(), want) {
-					t.Errorf("differs from %s:\n%s", file, got.String())
-				}
-			})
+			t.Run(name+"/"+format, func(t *testing.T) { golden(t, name, format, tt.guards, tt.o) })
 		}
+	}
+}
+
+// golden compares the rules of guards with the file that holds them.
+func golden(t *testing.T, name, format string, guards []Guard, o Options) {
+	t.Helper()
+	var got bytes.Buffer
+	if err := Emit(&got, format, guards, o); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join("..", "..", "testdata", "rules", name+"."+format)
+	if *update {
+		if err := os.WriteFile(file, got.Bytes(), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got.Bytes(), want) {
+		t.Errorf("differs from %s:\n%s", file, got.String())
 	}
 }
 
@@ -96,8 +104,10 @@ func TestEmitRefuses(t *testing.T) {
 		"payload": {"nftables", with(func(g *Guard) {
 			g.Schedule = knock.Static{{Transport: knock.UDP, Port: 1, Payload: []byte("x")}, {Port: 9}}
 		}), Options{}, "payload"},
-		"no horizon":        {"nftables", with(func(g *Guard) { g.Schedule = hourly(3) }), Options{From: noon}, "for how long the rules shall last, as --horizon 30d"},
-		"no time to change": {"knockd", with(func(g *Guard) { g.Schedule = hourly(3) }), Options{From: noon, Until: noon.Add(1)}, "nftables can"},
+		"no horizon":         {"nftables", with(func(g *Guard) { g.Schedule = hourly(3) }), Options{From: noon}, "for how long the rules shall last, as --horizon 30d"},
+		"no refresh":         {"knockd", with(func(g *Guard) { g.Schedule = hourly(3) }), Options{From: noon}, "let --refresh systemd write the rules anew"},
+		"too long a refresh": {"knockd", with(func(g *Guard) { g.Schedule, g.Skew = hourly(3), time.Minute }), Options{From: noon, Until: noon.Add(4 * time.Hour)}, "--horizon below 2h58m0s), or choose from"},
+		"open, some time":    {"knockd", with(func(g *Guard) { g.Schedule = hourly(3) }), Options{From: noon, Until: noon.Add(1), OpenAtEnd: true}, "cannot open at the end"},
 		"too long": {"nftables", with(func(g *Guard) { g.Schedule = hourly(3) }), Options{From: noon, Until: noon.Add(50_001 * time.Hour)},
 			"there are more than 50000 windows"},
 		"skew":       {"nftables", with(func(g *Guard) { g.Schedule, g.Skew = hourly(3), 30*time.Minute }), Options{From: noon, Until: noon.Add(1)}, "twice the Skew, 30m0s, is not below the Period, 1h0m0s"},
@@ -141,18 +151,25 @@ func TestWalk(t *testing.T) {
 		from, until time.Duration // since noon
 		skew        time.Duration
 		want        string
+		stale       bool
 	}{
-		{0, 1, 0, "12"},
-		{0, time.Hour, 0, "12"},
-		{0, time.Hour + 1, 0, "12 13"},
-		{59 * time.Minute, time.Hour, 0, "12"},
-		{-1, 1, 0, "11 12"},
-		{0, 1, time.Minute, "11 12"},
-		{time.Minute - 1, time.Hour, time.Minute, "11 12"},
-		{time.Minute, time.Hour, time.Minute, "12"},
-		{time.Minute, 4*time.Hour - 1, time.Minute, "12 13 14 15"},
+		{0, 1, 0, "12", false},
+		{0, time.Hour, 0, "12", false},
+		{0, time.Hour + 1, 0, "12 13", false},
+		{59 * time.Minute, time.Hour, 0, "12", false},
+		{-1, 1, 0, "11 12", false},
+		{0, 1, time.Minute, "11 12", false},
+		{time.Minute - 1, time.Hour, time.Minute, "11 12", false},
+		{time.Minute, time.Hour, time.Minute, "12", false},
+		{time.Minute, 4*time.Hour - 1, time.Minute, "12 13 14 15", false},
+		// Where nobody looks at a clock, all that may be knocked until then.
+		{0, 1, 0, "12", true},
+		{0, time.Hour - time.Minute, time.Minute, "11 12", true},
+		{time.Minute, time.Hour - time.Minute, time.Minute, "12", true},
+		{time.Minute, time.Hour - time.Minute + 1, time.Minute, "12 13", true},
+		{-1, time.Hour + 1, time.Minute, "11 12 13", true},
 	} {
-		windows, err := walk(Guard{Schedule: hourly(3), Skew: tt.skew}, Options{From: noon.Add(tt.from), Until: noon.Add(tt.until)}, 10)
+		windows, err := walk(Guard{Schedule: hourly(3), Skew: tt.skew}, Options{From: noon.Add(tt.from), Until: noon.Add(tt.until)}, format{windows: 10, stale: tt.stale})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -175,10 +192,71 @@ func TestWalk(t *testing.T) {
 	}
 }
 
+// TestKeep: how often rules are written, and for how long, so that one refresh
+// may fail and a format that knows no time still has few windows.
+func TestKeep(t *testing.T) {
+	for _, tt := range []struct {
+		format         string
+		period, skew   time.Duration
+		every, horizon time.Duration
+	}{
+		{"nftables", time.Hour, 2 * time.Minute, time.Hour, 4 * time.Hour},
+		{"nftables", 5 * time.Second, time.Second, time.Minute, 4 * time.Minute},
+		{"nftables", 300 * 24 * time.Hour, time.Hour, 24 * time.Hour, 96 * time.Hour},
+		{"knockd", time.Hour, 2 * time.Minute, 2 * time.Minute, 6 * time.Minute},
+		{"knockd", time.Hour, 29 * time.Minute, 15 * time.Minute, 45 * time.Minute},
+		{"knockd", time.Hour, 0, 30 * time.Second, 90 * time.Second},
+		{"knockd", time.Minute, 29 * time.Second, 15 * time.Second, 45 * time.Second},
+		{"knockd", 3 * time.Second, time.Second, time.Second, 3 * time.Second},
+		{"knockd", time.Second, 0, time.Second, 3 * time.Second},
+	} {
+		g := mustGuard(t, "vps", "1", "22")
+		g.Schedule, g.Skew = every(tt.period), tt.skew
+		for i := range 10 { // wherever in a window
+			from := noon.Add(time.Duration(i) * tt.period / 10)
+			slow := mustGuard(t, "slow", "1", "23")
+			slow.Schedule, slow.Skew = every(400*24*time.Hour), time.Hour
+			u, err := Keep(tt.format, []Guard{slow, g}, Options{From: from, Until: from})
+			if err != nil {
+				t.Fatalf("%s, %v, %v: %v", tt.format, tt.period, tt.skew, err)
+			}
+			if u.Every != tt.every || u.Horizon != tt.horizon || u.File != formats[tt.format].file {
+				t.Errorf("%s, %v, %v: %+v", tt.format, tt.period, tt.skew, u)
+			}
+		}
+	}
+	static, hour := mustGuard(t, "vps", "7001 8003", "22"), mustGuard(t, "vps", "1", "22")
+	hour.Schedule = every(time.Hour)
+	for want, err := range map[string]error{
+		"need no refresh": second(Keep("nftables", []Guard{static}, Options{From: noon, Until: noon})),
+		"below 2h0m0s":    second(Keep("nftables", []Guard{hour}, Options{From: noon, Until: noon.Add(119 * time.Minute)})),
+		"no profile":      second(Keep("nftables", nil, Options{From: noon, Until: noon})),
+		"unknown format":  second(Keep("pf", []Guard{hour}, Options{From: noon, Until: noon})),
+		"Skew":            second(Keep("nftables", []Guard{{Name: "x", Schedule: every(time.Hour), Skew: time.Hour}}, Options{From: noon, Until: noon})),
+	} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %s", err, want)
+		}
+	}
+}
+
+func second(_ Upkeep, err error) error { return err }
+
+// every is a schedule of windows of that length, of one sequence.
+type every time.Duration
+
+func (e every) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
+	return []knock.Sequence{{{Port: 1}, {Port: 9}, {Port: 5}}}, knock.WindowAt(t, time.Duration(e)), nil
+}
+
 func TestEmitReportsWriteErrors(t *testing.T) {
 	full := errors.New("disk full")
 	for _, format := range Formats() {
-		if err := Emit(failing{full}, format, []Guard{mustGuard(t, "vps", "7001 8003", "22")}, Options{}); !errors.Is(err, full) {
+		guards := []Guard{mustGuard(t, "vps", "7001/udp 8003/tcp", "22")}
+		if format == "fwknop" {
+			guards = []Guard{spaGuard(t, "vps", spa.Access{HMACKey: hmacKey}, "22")}
+		}
+		if err := Emit(failing{full}, format, guards, Options{}); !errors.Is(err, full) {
 			t.Errorf("%s: %v", format, err)
 		}
 	}
@@ -227,9 +305,11 @@ func TestQuote(t *testing.T) {
 
 func TestKnockdTrap(t *testing.T) {
 	seq, _ := knock.ParseSequence("81 65535/udp 7000 7001")
-	d := knockdDoor{guard{Guard: mustGuard(t, "x", "81 65535/udp 7000 7001", "22 6999"), Windows: []window{{Steps: seq}}}}
-	// Without 80 (ignored), 65536, 6999 (guarded) and the knocks themselves.
-	if got, want := d.trap(), "82:tcp,65534:udp,7002:tcp"; got != want {
+	other, _ := knock.ParseSequence("83 65534/udp 9000 9100")
+	g := guard{Guard: mustGuard(t, "x", "81 65535/udp 7000 7001", "22 6999"), Windows: []window{{Steps: seq}, {Steps: other}}}
+	// Without 80 (ignored), 65536, 6999 (guarded) and the knocks themselves, also
+	// those of the other window.
+	if got, want := (knockdDoor{g, g.Windows[0]}).trap(), "82:tcp,7002:tcp"; got != want {
 		t.Errorf("Trap = %q, want %q", got, want)
 	}
 }

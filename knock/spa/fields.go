@@ -115,12 +115,12 @@ func randomDigits() string {
 }
 
 func randomPort() uint16 {
-	const size = lastRandom - firstRandom + 1
+	const size = LastRandom - FirstRandom + 1
 	for {
 		var b [2]byte
 		rand.Read(b[:])
 		if v := binary.BigEndian.Uint16(b[:]); v < size {
-			return firstRandom + v
+			return FirstRandom + v
 		}
 	}
 }

@@ -52,10 +52,10 @@ const DefaultPort = 62201
 // MaxTimeout is the most that an [Access] can ask for.
 const MaxTimeout = 65536 * time.Second
 
-// The ports that a random one is of: those of the fwknop client's --rand-port.
+// The ports that a random one is of, both included: those of the fwknop client's --rand-port.
 const (
-	firstRandom = 10000
-	lastRandom  = 65535
+	FirstRandom = 10000
+	LastRandom  = 65535
 )
 
 // Access is what to ask an fwknopd for, and how.
@@ -73,7 +73,7 @@ type Access struct {
 	NAT      netip.AddrPort    // where the server forwards the port to; the zero AddrPort is nowhere
 	NATLocal bool              // which is the server itself
 
-	Port   uint16        // the server's; 0 for another from 10000 to 65535 each time
+	Port   uint16        // the server's; by UDP, 0 for another from 10000 to 65535 each time
 	Via    Via           // how the packet travels
 	Host   string        // what a request by HTTP says the server is called; may be empty
 	Offset time.Duration // what to add to the clock
@@ -171,6 +171,8 @@ func (a *Access) check() error {
 		return errors.New("unknown digest")
 	case a.Via > HTTP:
 		return fmt.Errorf("unknown transport %d", a.Via)
+	case a.Via != UDP && a.Port == 0:
+		return errors.New("only by UDP can a packet go to a random port")
 	case !isHost(a.Host):
 		return fmt.Errorf("%q is not a host's name", a.Host)
 	}

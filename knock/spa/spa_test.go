@@ -201,6 +201,7 @@ func TestRefusals(t *testing.T) {
 		{func(a *Access) { a.Mode = Legacy + 1 }, "unknown mode 6"},
 		{func(a *Access) { a.Digest = SHA3_512 + 1 }, "unknown digest"},
 		{func(a *Access) { a.Via = HTTP + 1 }, "unknown transport 3"},
+		{func(a *Access) { a.Via, a.Port = TCP, 0 }, "only by UDP can a packet go to a random port"},
 		{func(a *Access) { a.Host = "a\r\nX: y" }, `"a\r\nX: y" is not a host's name`},
 		{func(a *Access) { a.User = "" }, "a user name of 0 characters is not of 1 to 48"},
 		{func(a *Access) { a.User = strings.Repeat("x", 49) }, "a user name of 49 characters is not of 1 to 48"},
@@ -254,7 +255,7 @@ func FuzzPacket(f *testing.F) {
 	f.Fuzz(func(t *testing.T, key, hmacKey []byte, user string, allow, open16 []byte, timeout int64, nat []byte, natPort uint16, kinds byte, offset int64) {
 		a := &Access{
 			Key: knock.KeyFrom(key), HMACKey: knock.KeyFrom(hmacKey), HMAC: Digest(kinds % 8), Digest: Digest(kinds / 8 % 8),
-			NATLocal: kinds&64 != 0, User: user, Timeout: time.Duration(timeout), Offset: time.Duration(offset), Host: user, Via: Via(natPort % 4),
+			NATLocal: kinds&64 != 0, User: user, Timeout: time.Duration(timeout), Offset: time.Duration(offset), Host: user, Via: Via(natPort % 4), Port: natPort,
 		}
 		a.Allow, _ = netip.AddrFromSlice(allow)
 		if to, ok := netip.AddrFromSlice(nat); ok {
