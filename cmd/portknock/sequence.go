@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/portknock/portknock/knock"
@@ -25,25 +24,22 @@ const maxWindows = 100_000 // of --windows: more than eleven years of hours
 type answer struct {
 	Name      string    `json:"name"`
 	Scheme    string    `json:"scheme"`
-	Sequences []string  `json:"sequences"` // the first is the window's; another, the one's before
+	Sequences []string  `json:"sequences"` // any one opens; the second half may be of the window before
 	From      time.Time `json:"from,omitzero"`
 	Until     time.Time `json:"until,omitzero"`
 	Once      time.Time `json:"once,omitzero"` // for a single use at about that time
+
+	own int // so many sequences are the window's; what follows is of the one before
 }
 
-// contents is a sequence with what its knocks carry, if they do.
-func contents(s knock.Sequence) string {
-	words := make([]string, len(s))
-	for i, step := range s {
-		words[i] = step.String()
-		if payload := string(step.Payload); payload != "" {
-			if quoted := strconv.Quote(payload); quoted != `"`+payload+`"` {
-				payload = quoted
-			}
-			words[i] += " " + payload
-		}
+// packet is the knock of the scheme fwknop with its payload as text.
+func packet(s knock.Sequence) string {
+	step, payload := s[0], string(s[0].Payload)
+	step.Payload = nil
+	if quoted := strconv.Quote(payload); quoted != `"`+payload+`"` {
+		payload = quoted
 	}
-	return strings.Join(words, " ")
+	return step.String() + " " + payload
 }
 
 // runSequence prints the sequence of a host: it is a secret, and asked for.
@@ -75,6 +71,7 @@ func runSequence(_ context.Context, a *app, args []string) error {
 		if err != nil {
 			return &failure{code: exitProfile, err: fmt.Errorf("%s: %w", p.Name, err)}
 		}
+		own := len(sequences)
 		if a.windows == 0 && at.Sub(window.Start) < p.Skew {
 			before, _, err := schedule.At(at.Add(-p.Skew))
 			if err != nil {
@@ -84,10 +81,11 @@ func runSequence(_ context.Context, a *app, args []string) error {
 		}
 		texts := make([]string, len(sequences))
 		for i, s := range sequences {
-			texts[i] = contents(s)
+			texts[i] = s.String()
 		}
-		w := answer{Name: p.Name, Scheme: p.Scheme, Sequences: texts, From: window.Start, Until: window.End}
+		w := answer{Name: p.Name, Scheme: p.Scheme, Sequences: texts, From: window.Start, Until: window.End, own: own}
 		if p.Scheme == "fwknop" {
+			w.Sequences = []string{packet(sequences[0])}
 			w.Once = at.UTC().Truncate(time.Second)
 		}
 		answers = append(answers, w)
@@ -118,7 +116,7 @@ func (a *app) printAnswer(w answer) error {
 		valid = w.From.UTC().Format(time.RFC3339) + " until " + w.Until.UTC().Format(time.RFC3339)
 	}
 	for i, s := range w.Sequences {
-		if i > 0 {
+		if i == w.own {
 			valid = "of the window before"
 		}
 		if err := a.print("%s  (%s, %s)\n", s, w.Scheme, valid); err != nil {

@@ -65,7 +65,7 @@ is within 120 s of this server's, and each only once.`,
 }
 
 // checkSPA refuses what fwknopd cannot do with a guard of ours.
-func checkSPA(g Guard, o Options) error {
+func checkSPA(g Guard, o Options, closed []knock.PortRange) error {
 	a := g.SPA
 	switch {
 	case a.NAT.IsValid():
@@ -74,7 +74,7 @@ func checkSPA(g Guard, o Options) error {
 		return errors.New("without an HMAC, fwknopd decrypts whatever anybody sends: set a HMACKeyFile, or insist with --force")
 	case g.OpenFor%time.Second != 0:
 		return fmt.Errorf("an OpenFor of %v is not whole seconds", g.OpenFor)
-	case a.Via != spa.UDP && contains(g.OpenPorts, knock.Step{Transport: knock.TCP, Port: a.Port}):
+	case a.Via != spa.UDP && contains(closed, knock.Step{Transport: knock.TCP, Port: a.Port}):
 		return errors.New("the packet goes to a guarded port")
 	}
 	for _, p := range g.OpenPorts {
