@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -39,6 +40,7 @@ func judge(t *testing.T, stanzas []string, packets []string) map[string]map[stri
 		}
 	}
 	wait(said.ready)
+	awaitBound(t, h, 62201) // it says so a moment too early
 	var conn net.Conn
 	var err error
 	h.Do(func() { conn, err = net.Dial("udp4", "127.0.0.1:62201") })
@@ -59,6 +61,19 @@ func judge(t *testing.T, stanzas []string, packets []string) map[string]map[stri
 		t.Fatalf("%v\n%.10000s", err, said.text.String())
 	}
 	return decoded(said.text.String())
+}
+
+// awaitBound waits until a UDP port of a host is somebody's.
+func awaitBound(t *testing.T, h *lab.Host, port int) {
+	t.Helper()
+	var sockets []byte
+	for late := time.Now().Add(30 * time.Second); time.Now().Before(late); time.Sleep(time.Millisecond) {
+		h.Do(func() { sockets, _ = os.ReadFile("/proc/thread-self/net/udp") })
+		if bytes.Contains(sockets, fmt.Appendf(nil, ":%04X 00000000:0000", port)) {
+			return
+		}
+	}
+	t.Fatalf("nobody listens on %d/udp:\n%s", port, sockets)
 }
 
 // turns collects what fwknopd says, and tells when it is ready and how many

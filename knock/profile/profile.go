@@ -309,15 +309,20 @@ func (p *Profile) Settings() []Setting {
 // the sequence, but never a key.
 func (p *Profile) WriteTo(w io.Writer) (int64, error) {
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "Host %s\n", p.Name)
-	for _, s := range p.Settings() {
+	writeBlock(&b, p.Name, p.Settings())
+	return b.WriteTo(w)
+}
+
+// writeBlock writes a Host block.
+func writeBlock(b *bytes.Buffer, name string, settings []Setting) {
+	fmt.Fprintf(b, "Host %s\n", name)
+	for _, s := range settings {
 		v := s.Value
 		if !keywordNamed(s.Keyword).list && strings.ContainsAny(v, " #") {
 			v = `"` + v + `"`
 		}
-		fmt.Fprintf(&b, "    %s %s\n", s.Keyword, v)
+		fmt.Fprintf(b, "    %s %s\n", s.Keyword, v)
 	}
-	return b.WriteTo(w)
 }
 
 // MarshalJSON writes durations as Go writes them ("500µs"), and knocks and
