@@ -50,7 +50,7 @@ func runSequence(_ context.Context, a *app, args []string) error {
 	if a.windows < 0 || a.windows > maxWindows {
 		return usageError("--windows %d is not from 1 to %d", a.windows, maxWindows)
 	}
-	at := time.Now()
+	at := now()
 	if a.at != "" {
 		var err error
 		if at, err = time.Parse(time.RFC3339, a.at); err != nil {

@@ -174,7 +174,7 @@ func interfaceAddr(name string, to netip.Addr) (netip.Addr, error) {
 
 // knock sends one round.
 func (k *knocker) knock(ctx context.Context, from, to netip.Addr, round int) error {
-	sequence, err := k.sequence(from, time.Now(), round)
+	sequence, err := k.sequence(from, now(), round)
 	if err != nil {
 		return err
 	}
@@ -280,7 +280,7 @@ func connectFailure(ctx context.Context, host string, p *profile.Profile, err er
 	case notOpened:
 		f.code = exitClosed
 		if p != nil {
-			f.hint = closedHint(p, time.Now())
+			f.hint = closedHint(p, now())
 		}
 	}
 	return f
