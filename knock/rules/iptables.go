@@ -3,6 +3,7 @@ package rules
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -65,65 +66,29 @@ func (r iptRules) load() string {
 	return line
 }
 
+// undo removes the jumps, then all of our chains, which only the kernel knows:
+// of an earlier file some may be left.
 func (r iptRules) undo() string {
-	line := ""
+	var jumps, chains []string
 	for _, t := range r.tables() {
-		line += fmt.Sprintf("while $t -w -t %s -D %s 2>/dev/null; do :; done; ", t.name, t.jump)
+		jumps = append(jumps, fmt.Sprintf("while $t -w -t %s -D %s 2>/dev/null; do :; done", t.name, t.jump))
+		// Restoring a chain empties it. When all are empty, they can go.
+		chains = append(chains, fmt.Sprintf(`{ echo "*%[1]s"; $t-save -t %[1]s | sed -n "/^:PORTKNOCK/{s/ .*/ -/p;s/:\(.*\) -/-X \1/;H;};\${x;p;}"; echo COMMIT; } | $t-restore -w --noflush`, t.name))
 	}
-	line += `printf "%s\n"`
-	for _, t := range r.tables() {
-		line += ` "*` + t.name + `"`
-		for _, c := range t.chains {
-			line += ` ":` + c + ` -"` // restoring a chain empties it
-		}
-		for _, c := range t.chains {
-			line += ` "-X ` + c + `"`
-		}
-		line += " COMMIT"
-	}
-	return line + " | $t-restore -w --noflush"
+	return strings.Join(append(jumps, chains...), "; ")
 }
 
 // tables returns the tables that the rules are in, with the jump to our first
 // chain in each.
 func (r iptRules) tables() []iptTable {
-	mangle := iptTable{"mangle", iptJump, []string{"PORTKNOCK"}}
-	for _, g := range r.guards {
-		mangle.chains = append(mangle.chains, "PORTKNOCK-"+g.ID)
-	}
+	mangle := iptTable{"mangle", iptJump}
 	if !r.options.DropPolicy {
 		return []iptTable{mangle}
 	}
-	return []iptTable{mangle, {"filter", "INPUT -j PORTKNOCK", []string{"PORTKNOCK"}}}
+	return []iptTable{mangle, {"filter", "INPUT -j PORTKNOCK"}}
 }
 
-type iptTable struct {
-	name, jump string
-	chains     []string
-}
-
-// iptKnocks returns the knocks from the last to the first: a packet that could
-// be two of them counts as the later one.
-func iptKnocks(g guard) []iptKnock {
-	var all []iptKnock
-	for i := len(g.Windows[0].Steps) - 1; i >= 0; i-- {
-		k := iptKnock{
-			match: iptMatch(g.Windows[0].Steps[i].Transport, fmt.Sprint(g.Windows[0].Steps[i].Port)),
-			list:  fmt.Sprintf("portknock_%s_%d", g.ID, i+1),
-		}
-		if i > 0 {
-			k.before = fmt.Sprintf("portknock_%s_%d", g.ID, i)
-		}
-		if i == len(g.Windows[0].Steps)-1 {
-			k.list = fmt.Sprintf("portknock_%s_open", g.ID)
-		}
-		all = append(all, k)
-	}
-	return all
-}
-
-// iptKnock puts an address that is in the list before, if there is such, in list.
-type iptKnock struct{ match, before, list string }
+type iptTable struct{ name, jump string }
 
 // iptMatches returns matches for what begins a connection or a flow to ports.
 func iptMatches(lists ...[]knock.PortRange) []string {
@@ -148,8 +113,12 @@ func (r iptRules) text() string {
 	var b strings.Builder
 	p := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	p("\n# In mangle, before NAT, so that published ports are guarded too.\n*mangle\n:PORTKNOCK - [0:0]")
+	var chains []iptChain
 	for _, g := range r.guards {
-		p(":PORTKNOCK-%s - [0:0]", g.ID)
+		chains = append(chains, r.chains(g)...)
+	}
+	for _, c := range chains {
+		p(":%s - [0:0]", c.name)
 	}
 	p("-I %s", iptJump)
 	p("-A PORTKNOCK -i lo -j RETURN")
@@ -157,7 +126,10 @@ func (r iptRules) text() string {
 	p("-A PORTKNOCK -m conntrack --ctstate ESTABLISHED,RELATED -j RETURN")
 	for _, g := range r.guards {
 		for _, m := range iptMatches(g.OpenPorts) {
-			p("-A PORTKNOCK %s -m recent --name portknock_%s_open --rcheck --seconds %d -j RETURN", m, g.ID, g.OpenFor/time.Second)
+			p("-A PORTKNOCK %s -m recent --name %s --rcheck --seconds %d -j RETURN", m, iptOpen(g), g.OpenFor/time.Second)
+			if g.timed() && r.options.OpenAtEnd {
+				p("-A PORTKNOCK %s -m time --datestart %s -j RETURN", m, iptTime(g.until().Unix()))
+			}
 		}
 	}
 	closed := iptMatches(guarded(r.guards)...)
@@ -166,10 +138,21 @@ func (r iptRules) text() string {
 	}
 	p("-A PORTKNOCK -p tcp ! --syn -j RETURN")
 	for _, g := range r.guards {
-		p("-A PORTKNOCK -p tcp -j PORTKNOCK-%[1]s\n-A PORTKNOCK -p udp -j PORTKNOCK-%[1]s", g.ID)
+		knocks := iptMatches(g.KnockPorts)
+		if len(knocks) == 0 {
+			knocks = []string{"-p tcp", "-p udp"}
+		}
+		for _, m := range knocks {
+			p("-A PORTKNOCK %s -j %s", m, iptName(g, ""))
+		}
 	}
-	for _, g := range r.guards {
-		r.automaton(p, g)
+	for _, c := range chains {
+		if c.comment != "" {
+			p("# %s", c.comment)
+		}
+		for _, rule := range c.rules {
+			p("-A %s %s", c.name, rule)
+		}
 	}
 	p("COMMIT")
 	if r.options.DropPolicy {
@@ -178,31 +161,226 @@ func (r iptRules) text() string {
 	return b.String()
 }
 
-// automaton writes the chain of one guard.
-func (r iptRules) automaton(p func(string, ...any), g guard) {
-	verdict := "RETURN"
-	if r.options.Consume {
-		verdict = "DROP"
+// iptChain is a chain of a guard.
+type iptChain struct {
+	name, comment string
+	rules         []string
+}
+
+func (c *iptChain) add(format string, args ...any) {
+	c.rules = append(c.rules, fmt.Sprintf(format, args...))
+}
+
+// iptName is the name of a guard's chain. There are 6 bytes for which.
+func iptName(g guard, which string) string { return "PORTKNOCK-" + g.ID + which }
+
+// iptOpen is the list of who is in.
+func iptOpen(g guard) string { return "portknock_" + g.ID + "_open" }
+
+// iptTime is a second since 1970 as the time match reads it, in UTC.
+func iptTime(second int64) string { return time.Unix(second, 0).UTC().Format("2006-01-02T15:04:05") }
+
+// iptKnock puts an address that is in the list before, if there is such, in list.
+type iptKnock struct{ match, when, before, list string }
+
+// iptKnocks returns the knocks of a window from the last to the first, so that
+// a packet that could be two of them brings nobody on by two. Windows that are
+// in force at a time, or within KnockTimeout, have lists of their own.
+func iptKnocks(g guard, w window) []iptKnock {
+	of := ""
+	if g.timed() {
+		of = fmt.Sprintf("w%d", w.number()%iptLists(g))
 	}
-	p("# %s: the right knock brings an address that is in one list into the next,", g.Name)
-	p("# a wrong one takes it out of all. Repeats do no harm.")
-	rule := func(format string, args ...any) { p("-A PORTKNOCK-"+g.ID+" "+format, args...) }
-	knocks := iptKnocks(g)
+	list := func(n int) string { return fmt.Sprintf("portknock_%s_%d%s", g.ID, n, of) }
+	var all []iptKnock
+	for i := len(w.Steps) - 1; i >= 0; i-- {
+		k := iptKnock{match: iptMatch(w.Steps[i].Transport, fmt.Sprint(w.Steps[i].Port)), list: list(i + 1)}
+		if i > 0 {
+			k.before = list(i)
+		}
+		if i == len(w.Steps)-1 {
+			k.list = iptOpen(g)
+		}
+		all = append(all, k)
+	}
+	return all
+}
+
+// iptLists returns after how many windows the lists of the first serve again:
+// two, but for windows so short that a knocker of one would still be in them.
+func iptLists(g guard) int64 {
+	period := g.Windows[0].End.Sub(g.Windows[0].Start)
+	n := int64(2)
+	for time.Duration(n-1)*period-2*g.Skew <= g.KnockTimeout {
+		n += 2
+	}
+	return n
+}
+
+// chains returns the chains of one guard; a packet enters the first.
+func (r iptRules) chains(g guard) []iptChain {
+	if g.timed() {
+		return r.timed(g)
+	}
+	c := iptChain{name: iptName(g, ""), comment: g.Name + iptRight}
+	knocks := iptKnocks(g, g.Windows[0])
+	r.judge(&c, g, knocks)
+	iptWrong(&c, g, knocks)
+	return []iptChain{c}
+}
+
+const iptRight = `: the right knock brings an address that is in one list into the next,
+# a wrong one takes it out of all. Repeats do no harm.`
+
+// judge writes the rules for right knocks. One that could be several of them
+// counts as all: no verdict comes before the last, and then one for who is in
+// a list by it, just now or before.
+func (r iptRules) judge(c *iptChain, g guard, knocks []iptKnock) {
+	verdict := " -j RETURN"
+	if r.options.Consume {
+		verdict = " -j DROP"
+	}
+	seconds := g.KnockTimeout / time.Second
+	several := map[string]int{}
 	for _, k := range knocks {
+		several[k.match]++
+	}
+	for _, k := range knocks {
+		then := verdict
+		if several[k.match] > 1 {
+			then = ""
+		}
 		if k.before != "" {
-			rule("%s -m recent --name %s --rcheck --seconds %d -m recent --name %s --set -j %s", k.match, k.before, g.KnockTimeout/time.Second, k.list, verdict)
+			c.add("%s -m recent --name %s --rcheck --seconds %d -m recent --name %s --set%s", k.match+k.when, k.before, seconds, k.list, then)
 			continue
 		}
 		// At most 20 first knocks a second, which is as far as recent counts.
-		rule("%s -m recent --name %s --rcheck --seconds 1 --hitcount 20 -j %s", k.match, k.list, verdict)
-		rule("%s -m recent --name %s --set -j %s", k.match, k.list, verdict)
+		c.add("%s -m recent --name %s --rcheck --seconds 1 --hitcount 20%s", k.match+k.when, k.list, verdict)
+		c.add("%s -m recent --name %s --set%s", k.match+k.when, k.list, then)
 	}
+	for _, k := range knocks {
+		if several[k.match] > 1 {
+			c.add("%s -m recent --name %s --rcheck --seconds %d%s", k.match, k.list, seconds, verdict)
+		}
+	}
+}
+
+// iptWrong writes the rules for wrong knocks, which take an address out of the
+// lists of all knocks but the last.
+func iptWrong(c *iptChain, g guard, knocks []iptKnock) {
 	for _, m := range iptMatches(g.IgnorePorts) {
-		rule("%s -j RETURN", m)
+		c.add("%s -j RETURN", m)
 	}
-	for i := len(knocks) - 1; i > 0; i-- {
-		rule("-m recent --name %s --remove", knocks[i].list)
+	for _, k := range slices.Backward(knocks) {
+		if k.list != iptOpen(g) {
+			c.add("-m recent --name %s --remove", k.list)
+		}
 	}
+}
+
+// timed returns the chains of a guard whose sequence changes with time. Most of
+// the time one window is in force; around a boundary it is two. A tree of spans
+// that do not overlap leads to the one, or to the even one of the two, whose
+// chain goes on to the odd one. None goes back, since a right knock in either
+// must return to the guards that follow.
+func (r iptRules) timed(g guard) []iptChain {
+	var leaves []iptChain
+	var spans []iptSpan
+	var all []iptKnock
+	for i, w := range g.Windows {
+		c := iptChain{name: iptName(g, fmt.Sprint("-", i)), comment: "from " + w.Start.UTC().Format(time.RFC3339)}
+		span := iptSpan{w.opens(g.Skew), w.closes(g.Skew), c.name}
+		knocks := iptKnocks(g, w)
+		for _, k := range knocks {
+			if !slices.ContainsFunc(all, func(a iptKnock) bool { return a.list == k.list }) {
+				all = append(all, k)
+			}
+		}
+		var odd []iptSpan
+		for _, n := range []int{i - 1, i + 1} {
+			switch {
+			case n < 0 || n == len(g.Windows):
+			case w.number()&1 == 0:
+				other := g.Windows[n]
+				both := iptSpan{max(span.first, other.opens(g.Skew)), min(span.last, other.closes(g.Skew)), iptName(g, fmt.Sprint("-", n))}
+				odd = append(odd, both)
+				knocks = append(knocks, iptShared(knocks, iptKnocks(g, other), both)...)
+			case n < i:
+				span.first = g.Windows[n].closes(g.Skew) + 1
+			default:
+				span.last = g.Windows[n].opens(g.Skew) - 1
+			}
+		}
+		r.judge(&c, g, knocks)
+		for _, s := range odd {
+			c.add("%s", s.jump())
+		}
+		c.add("-g %s", iptName(g, "-wrong"))
+		leaves = append(leaves, c)
+		if span.first <= span.last {
+			spans = append(spans, span)
+		}
+	}
+	wrong := iptChain{name: iptName(g, "-wrong"), comment: g.Name + ", wrong knocks"}
+	iptWrong(&wrong, g, all)
+	root := iptChain{name: iptName(g, ""), comment: g.Name + `: a packet goes to the window of the moment, in UTC. Around a
+# boundary there are two, and the even one, by its number since 1970, comes first.
+# There, the right knock brings an address that is in one list into the next. A
+# wrong one takes it out of all. Repeats do no harm.`}
+	return slices.Concat(iptTree(g, root, spans, new(int)), leaves, []iptChain{wrong})
+}
+
+// iptShared returns those knocks of the other window that may be one of these, too,
+// while both are in force.
+func iptShared(knocks, other []iptKnock, both iptSpan) []iptKnock {
+	var shared []iptKnock
+	for _, k := range other {
+		if slices.ContainsFunc(knocks, func(own iptKnock) bool { return own.match == k.match }) {
+			k.when = " " + both.match()
+			shared = append(shared, k)
+		}
+	}
+	return shared
+}
+
+// iptSpan is the chain for a span of time, both seconds included.
+type iptSpan struct {
+	first, last int64
+	chain       string
+}
+
+func (s iptSpan) match() string {
+	return fmt.Sprintf("-m time --datestart %s --datestop %s", iptTime(s.first), iptTime(s.last))
+}
+
+func (s iptSpan) jump() string { return s.match() + " -g " + s.chain }
+
+// iptFan is the most spans that a packet is compared with one after the other.
+const iptFan = 9
+
+// iptTree completes a chain so that it leads to the span of the moment, and
+// returns it with the chains on the way. It counts them in nodes.
+func iptTree(g guard, c iptChain, spans []iptSpan, nodes *int) []iptChain {
+	var below []iptChain
+	if len(spans) > iptFan {
+		size := iptFan
+		for size*iptFan < len(spans) {
+			size *= iptFan
+		}
+		var parts []iptSpan
+		for part := range slices.Chunk(spans, size) {
+			*nodes++
+			node := iptChain{name: iptName(g, fmt.Sprint("-t", *nodes))}
+			parts = append(parts, iptSpan{part[0].first, part[len(part)-1].last, node.name})
+			below = append(below, iptTree(g, node, part, nodes)...)
+		}
+		spans = parts
+	}
+	for _, s := range spans {
+		c.add("%s", s.jump())
+	}
+	c.add("-g %s", iptName(g, "-wrong"))
+	return append([]iptChain{c}, below...)
 }
 
 // filter writes the table that closes everything else.

@@ -66,7 +66,7 @@ type format struct {
 
 var formats = map[string]format{
 	"nftables": {"/etc/portknock.nft", emitNftables, 50_000, false},
-	"iptables": {"/etc/portknock.rules", emitIptables, 0, false},
+	"iptables": {"/etc/portknock.rules", emitIptables, 720, false},
 	"knockd":   {"/etc/knockd.conf", emitKnockd, 4, true},
 }
 

@@ -34,8 +34,6 @@ func mustGuard(t testing.TB, name, sequence, open string) Guard {
 // lab. A change of one is a change of what runs on servers: read it.
 func TestGolden(t *testing.T) {
 	vps := mustGuard(t, "vps", "7001/udp 8003/tcp 9005/udp", "22/tcp")
-	hourlyVPS := mustGuard(t, "hourly", "1", "2222/tcp")
-	hourlyVPS.Schedule, hourlyVPS.Skew, hourlyVPS.Fingerprint = hourly(3), 2*time.Minute, "0123456789abcdef"
 	allow, _ := knock.ParsePortRanges("80 443 443/udp")
 	for name, tt := range map[string]struct {
 		guards []Guard
@@ -46,10 +44,14 @@ func TestGolden(t *testing.T) {
 		"drop":    {[]Guard{vps}, Options{DropPolicy: true, Allow: allow}},
 		"consume": {[]Guard{vps}, Options{Consume: true}},
 		"single":  {[]Guard{mustGuard(t, "single", "7001/udp", "22")}, Options{Force: true}},
-		"windows": {[]Guard{hourlyVPS, vps}, Options{From: noon, Until: noon.Add(10 * time.Minute)}},
+		// In the second window a knock is one of the first's, too.
+		"rotating": {
+			[]Guard{mustTurns(t, "vps", time.Hour, 2*time.Minute, "20001/udp 27000/udp 23456/udp", "21234/udp 29998/udp 27000/udp", "28000/udp 20202/udp 24000/udp")},
+			Options{From: midnight.Add(30 * time.Minute), Until: midnight.Add(150 * time.Minute)},
+		},
 	} {
 		for _, format := range Formats() {
-			if name == "consume" && format == "knockd" || name == "windows" && formats[format].windows == 0 {
+			if name == "consume" && format == "knockd" {
 				continue
 			}
 			t.Run(name+"/"+format, func(t *testing.T) {
@@ -107,10 +109,12 @@ func TestEmitRefuses(t *testing.T) {
 			"there are more than 50000 windows"},
 		"skew":       {"nftables", with(func(g *Guard) { g.Schedule, g.Skew = hourly(3), 30*time.Minute }), Options{From: noon, Until: noon.Add(1)}, "twice the Skew, 30m0s, is not below the Period, 1h0m0s"},
 		"two knocks": {"nftables", with(func(g *Guard) { g.Schedule = hourly(2) }), Options{From: noon, Until: noon.Add(1)}, "Knocks to 3 or more"},
-		"fraction":   {"iptables", with(func(g *Guard) { g.KnockTimeout = 1500 * time.Millisecond }), Options{}, "whole seconds"},
-		"name":       {"nftables", with(func(g *Guard) { g.Name = "a\nflush ruleset" }), Options{}, "control"},
-		"file":       {"nftables", []Guard{good()}, Options{File: "/etc/a\nb"}, "control"},
-		"consume":    {"knockd", []Guard{good()}, Options{Consume: true}, "only listens"},
+		"many windows": {"iptables", with(func(g *Guard) { g.Schedule = hourly(3) }), Options{From: noon, Until: noon.Add(720*time.Hour + 1)},
+			"until 2026-12-20T12:00:00Z there are more than 720 windows, which is all this format can carry: shorten --horizon"},
+		"fraction": {"iptables", with(func(g *Guard) { g.KnockTimeout = 1500 * time.Millisecond }), Options{}, "whole seconds"},
+		"name":     {"nftables", with(func(g *Guard) { g.Name = "a\nflush ruleset" }), Options{}, "control"},
+		"file":     {"nftables", []Guard{good()}, Options{File: "/etc/a\nb"}, "control"},
+		"consume":  {"knockd", []Guard{good()}, Options{Consume: true}, "only listens"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var out bytes.Buffer
