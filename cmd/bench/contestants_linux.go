@@ -27,6 +27,19 @@ const (
 // twoFamilies is a server's name with an address of each.
 const twoFamilies = "both.example"
 
+// fresh has the server forget which tokens are spent, before the clock starts:
+// no user comes from another address each second, as a contestant does.
+func fresh(c contestant) contestant {
+	argv := c.argv
+	c.argv = func(r *rig, from netip.Addr) []string {
+		for _, set := range []string{"used", "usedby4"} {
+			_, _ = r.server.Try("nft", "flush set inet portknock "+set+"_token") // or else the run says so
+		}
+		return argv(r, from)
+	}
+	return c
+}
+
 // sequence is of TCP knocks, since the shell's recipe knows no other.
 var (
 	sequence     = []string{"7001/tcp", "8003/tcp", "9005/tcp"}
@@ -51,6 +64,7 @@ func portknock(name, profile string, port int, flags ...string) contestant {
 var (
 	portknock3  = portknock(", 3 knocks", "vps", guardedPort)
 	portknock10 = portknock(", 10 knocks", "long", longPort)
+	token       = fresh(portknock(", token", "token", guardedPort))
 	both        = portknock("", twoFamilies, guardedPort)
 	onlyIPv4    = portknock(" -4", twoFamilies, guardedPort, "-4")
 

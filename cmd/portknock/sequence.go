@@ -23,9 +23,11 @@ const maxWindows = 100_000 // of --windows: more than eleven years of hours
 type answer struct {
 	Name      string    `json:"name"`
 	Scheme    string    `json:"scheme"`
-	Sequences []string  `json:"sequences"` // the first is the window's; another, the one's before
+	Sequences []string  `json:"sequences"` // any one opens; the second half may be of the window before
 	From      time.Time `json:"from,omitzero"`
 	Until     time.Time `json:"until,omitzero"`
+
+	own int // so many sequences are the window's; what follows is of the one before
 }
 
 // runSequence prints the sequence of a host: it is a secret, and asked for.
@@ -57,6 +59,7 @@ func runSequence(_ context.Context, a *app, args []string) error {
 		if err != nil {
 			return &failure{code: exitProfile, err: fmt.Errorf("%s: %w", p.Name, err)}
 		}
+		own := len(sequences)
 		if a.windows == 0 && at.Sub(window.Start) < p.Skew {
 			before, _, err := schedule.At(at.Add(-p.Skew))
 			if err != nil {
@@ -68,7 +71,7 @@ func runSequence(_ context.Context, a *app, args []string) error {
 		for i, s := range sequences {
 			texts[i] = s.String()
 		}
-		answers = append(answers, answer{p.Name, p.Scheme, texts, window.Start, window.End})
+		answers = append(answers, answer{p.Name, p.Scheme, texts, window.Start, window.End, own})
 		if at = window.End; window == (knock.Window{}) {
 			break
 		}
@@ -93,7 +96,7 @@ func (a *app) printAnswer(w answer) error {
 		valid = w.From.UTC().Format(time.RFC3339) + " until " + w.Until.UTC().Format(time.RFC3339)
 	}
 	for i, s := range w.Sequences {
-		if i > 0 {
+		if i == w.own {
 			valid = "of the window before"
 		}
 		if err := a.print("%s  (%s, %s)\n", s, w.Scheme, valid); err != nil {

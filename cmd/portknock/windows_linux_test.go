@@ -375,8 +375,18 @@ func TestReloadByTheClock(t *testing.T) {
 
 // TestContainer: where a server may not load much at once, it loads in parts.
 func TestContainer(t *testing.T) {
+	knocks, _ := rotating(t, time.Hour, time.Minute)
+	tokens, _ := tokens(t, time.Hour, time.Minute)
+	for name, settings := range map[string][]string{"rotating": knocks, "token": tokens} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			testContainer(t, settings)
+		})
+	}
+}
+
+func testContainer(t *testing.T, settings []string) {
 	lab.Require(t, "nft", "unshare", "setpriv", "awk")
-	settings, _ := rotating(t, time.Hour, time.Minute)
 	profile := secret(t, "config", append([]string{"Host vps"}, settings...)...)
 	server := lab.NewHost(t, "server")
 	rules := emit(t, server, lab.Firewalls[0], profile, "--horizon", "365d")

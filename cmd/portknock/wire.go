@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net"
@@ -45,8 +46,11 @@ func guard(p *profile.Profile) (rules.Guard, error) {
 	if p.PortRange.First > 0 {
 		g.KnockPorts = []knock.PortRange{p.PortRange}
 	}
-	if r, ok := s.(knock.Rotating); ok {
-		g.Fingerprint = r.Key.Fingerprint()
+	switch s := s.(type) {
+	case knock.Rotating:
+		g.Fingerprint = s.Key.Fingerprint()
+	case knock.Token:
+		g.Fingerprint = s.Key.Fingerprint()
 	}
 	return g, nil
 }
@@ -154,21 +158,54 @@ func interfaceAddr(name string, to netip.Addr) (netip.Addr, error) {
 	return netip.Addr{}, fmt.Errorf("BindInterface %q has no address to reach %v from", name, to)
 }
 
-// knock sends one round. Every other one is for a server whose clock is behind
-// by as much as may be: just after a window has begun, it knocks the window's
-// before. What a round shows is never of a window that is yet to come.
+// knock sends one round.
 func (k *knocker) knock(ctx context.Context, from, to netip.Addr, round int) error {
-	at := time.Now()
-	if round%2 == 1 {
-		at = at.Add(-k.Skew)
-	}
-	sequences, _, err := k.schedule.At(at)
+	sequence, err := k.sequence(from, time.Now(), round)
 	if err != nil {
 		return err
 	}
-	sequence := sequences[round/2%len(sequences)]
 	k.log.say(secrets, "%v: round %d: %v", to, round, sequence)
 	return knock.Sender{From: from}.Send(ctx, to, sequence, k.pause(round, len(sequence)))
+}
+
+// sequence returns what a round knocks. Within Skew of a window's start, every
+// other round is for a server whose clock is behind by as much as may be: it
+// knocks the window's before. What a round shows is never of a window that is yet
+// to come.
+func (k *knocker) sequence(from netip.Addr, now time.Time, round int) (knock.Sequence, error) {
+	sequences, window, err := k.schedule.At(now)
+	if err == nil && now.Sub(window.Start) < k.Skew && window != (knock.Window{}) {
+		if round%2 == 1 {
+			sequences, _, err = k.schedule.At(now.Add(-k.Skew))
+		}
+		round /= 2
+	}
+	if err != nil {
+		return nil, err
+	}
+	return sequences[choice(from, round, len(sequences))], nil
+}
+
+// choice returns which of a window's sequences a round knocks, of so many. Where
+// there are several, they are tokens: the server opens to each from one address
+// only, so that the families share nothing at first, and each round takes the
+// next. An address begins with the same one whenever it comes: it may use it
+// again, and however often somebody logs in from home, there are others left for
+// the train.
+func choice(from netip.Addr, round, of int) int {
+	if of < 2 {
+		return 0
+	}
+	own, other := (of+1)/2, 0 // IPv4 begins with the even ones
+	if from.Is6() {
+		own, other = of/2, 1
+	}
+	sum := sha256.Sum256(from.AsSlice())
+	n := int(sum[0])<<8 | int(sum[1])
+	if round %= of; round < own {
+		return (n+round)%own*2 + other
+	}
+	return (n+round-own)%(of-own)*2 + 1 - other
 }
 
 // pause returns what lies between two of a round's knocks. The first round is
@@ -239,6 +276,10 @@ func closedHint(p *profile.Profile, now time.Time) string {
 	}
 	w := knock.WindowAt(now, p.Period)
 	utc := func(t time.Time) string { return t.UTC().Format(time.RFC3339) }
-	return fmt.Sprintf("hold date -u on both sides together: here it is %s, in the window from %s until %s; then compare portknock sequence %s with the server's rules",
-		utc(now), utc(w.Start), utc(w.End), p.Name)
+	spent := ""
+	if p.TokensPerWindow > 0 {
+		spent = fmt.Sprintf(" (which serves %d addresses, no more)", p.TokensPerWindow)
+	}
+	return fmt.Sprintf("hold date -u on both sides together: here it is %s, in the window from %s until %s%s; then compare portknock sequence %s with the server's rules",
+		utc(now), utc(w.Start), utc(w.End), spent, p.Name)
 }

@@ -18,6 +18,7 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte(drawn), "vps")
 	f.Add([]byte("Host a\nScheme md5-hourly\nKeyCommand pass \"my key\" \"a#b\"\nHost *\nKeyFile /k\nKnocks 3\nPortRange 10000-10999\n"), "a")
 	f.Add([]byte("Host a\nScheme rotating\nKeyFile /k\nValidUntil 1970-01-01T00:00:00.0-23:59\n"), "a")
+	f.Add([]byte("Host a\nScheme token\nTokenPort 443\nTokensPerWindow 64\nOpenPorts 1-442/udp\nHost *\nKeyFile /k\nSkew 0\nPeriod 1\n"), "a")
 	f.Add([]byte("Match all\nInclude /etc/passwd\n"), "a")
 	f.Fuzz(func(t *testing.T, data []byte, host string) {
 		file, err := Parse("file", data)
@@ -32,8 +33,13 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			return
 		}
-		var s knock.Schedule = knock.Rotating{Key: knock.NewKey(), Ports: p.PortRange, Knocks: p.Knocks, Period: p.Period}
-		if !p.keyed() { // Schedule would read or run what the fuzzer has come up with
+		var s knock.Schedule
+		switch { // Schedule would read or run what the fuzzer has come up with
+		case p.Scheme == "token":
+			s = knock.Token{Key: knock.NewKey(), Port: p.TokenPort, Period: p.Period, Tokens: p.TokensPerWindow}
+		case p.draws():
+			s = knock.Rotating{Key: knock.NewKey(), Ports: p.PortRange, Knocks: p.Knocks, Period: p.Period}
+		default:
 			if s, err = p.Schedule(); err != nil {
 				t.Fatal(err)
 			}

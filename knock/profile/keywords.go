@@ -36,23 +36,7 @@ var keywords = []keyword{
 		},
 		get: func(p *Profile) string { return strings.ReplaceAll(p.HostName, "%", "%%") },
 	},
-	{
-		name: "Port",
-		set: func(p *Profile, v string) error {
-			n, err := strconv.ParseUint(v, 10, 16)
-			if err != nil || n == 0 {
-				return fmt.Errorf("%q is not a port from 1 to 65535", v)
-			}
-			p.Port = uint16(n)
-			return nil
-		},
-		get: func(p *Profile) string {
-			if p.Port == 0 {
-				return ""
-			}
-			return strconv.Itoa(int(p.Port))
-		},
-	},
+	number("Port", "a port", 65535, func(p *Profile, n int) { p.Port = uint16(n) }, func(p *Profile) int { return int(p.Port) }),
 	{
 		name: "AddressFamily",
 		set: func(p *Profile, v string) error {
@@ -192,7 +176,7 @@ var keywords = []keyword{
 			p.Knocks = int(n)
 			return nil
 		},
-		get: func(p *Profile) string { return p.ifKeyed(strconv.Itoa(p.Knocks)) },
+		get: func(p *Profile) string { return p.ifDrawn(strconv.Itoa(p.Knocks)) },
 	},
 	{
 		name: "Protocol",
@@ -202,6 +186,8 @@ var keywords = []keyword{
 		},
 		get: (*Profile).protocolWord,
 	},
+	number("TokenPort", "a port", 65535, func(p *Profile, n int) { p.TokenPort = uint16(n) }, func(p *Profile) int { return int(p.TokenPort) }),
+	number("TokensPerWindow", "a number", knock.MaxTokens, func(p *Profile, n int) { p.TokensPerWindow = n }, func(p *Profile) int { return p.TokensPerWindow }),
 	keyedOnly(wholeSeconds(duration("Period", time.Second, 366*24*time.Hour, func(p *Profile) *time.Duration { return &p.Period }))),
 	keyedOnly(wholeSeconds(duration("Skew", 0, 183*24*time.Hour, func(p *Profile) *time.Duration { return &p.Skew }))),
 	{
@@ -233,6 +219,27 @@ func parseTime(s string) (time.Time, error) {
 		return time.Time{}, fmt.Errorf("%q is not from 1970 to 9999", s)
 	}
 	return t, nil
+}
+
+// number is the keyword of a number from 1 to most, which is 0 where there is none.
+func number(name, what string, most int, set func(*Profile, int), get func(*Profile) int) keyword {
+	return keyword{
+		name: name,
+		set: func(p *Profile, v string) error {
+			n, err := strconv.ParseUint(v, 10, 16)
+			if err != nil || n == 0 || n > uint64(most) {
+				return fmt.Errorf("%q is not %s from 1 to %d", v, what, most)
+			}
+			set(p, int(n))
+			return nil
+		},
+		get: func(p *Profile) string {
+			if n := get(p); n > 0 {
+				return strconv.Itoa(n)
+			}
+			return ""
+		},
+	}
 }
 
 // minKnocks is the least that is worth drawing: a scan of all ports sends every

@@ -56,22 +56,31 @@ type Profile struct {
 	// of knocks together.
 	ConnectTimeout time.Duration
 
-	// What a scheme needs that draws its sequences by a key; zero for static.
-	KeyFile       string          // where the key is, an absolute path; or else
-	KeyCommand    []string        // the program that prints it, and its arguments
-	DeriveHostKey bool            // use the key that [knock.Key.Derive] gives for Name
-	PortRange     knock.PortRange // what is drawn from; its Transport is the Protocol
-	Knocks        int             // how many are drawn
-	Period        time.Duration   // how long a sequence is the current one
-	Skew          time.Duration   // by how much two clocks may differ
-	ValidUntil    time.Time       // when the server's rules end, in UTC; the zero Time if the file does not say
+	// What a scheme needs that goes by a key and the time; zero for static.
+	KeyFile       string        // where the key is, an absolute path; or else
+	KeyCommand    []string      // the program that prints it, and its arguments
+	DeriveHostKey bool          // use the key that [knock.Key.Derive] gives for Name
+	Period        time.Duration // how long a sequence is the current one
+	Skew          time.Duration // by how much two clocks may differ
+	ValidUntil    time.Time     // when the server's rules end, in UTC; the zero Time if the file does not say
+
+	// Where sequences are drawn by the key; zero for others.
+	PortRange knock.PortRange // what is drawn from; its Transport is the Protocol
+	Knocks    int             // how many are drawn
+
+	// What the scheme token needs; zero for others.
+	TokenPort       uint16 // where tokens go, by udp
+	TokensPerWindow int    // how many addresses can use one each
 }
 
 // Schemes names the schemes there are: the cases of [Profile.Schedule].
-var Schemes = []string{"static", "rotating", "md5-hourly"}
+var Schemes = []string{"static", "rotating", "token", "md5-hourly"}
 
-// keyed reports whether the scheme draws its sequences by a key and the time.
-func (p *Profile) keyed() bool { return p.Scheme == "rotating" || p.Scheme == "md5-hourly" }
+// keyed reports whether the scheme goes by a key and the time.
+func (p *Profile) keyed() bool { return p.draws() || p.Scheme == "token" }
+
+// draws reports whether the scheme draws the ports of a sequence.
+func (p *Profile) draws() bool { return p.Scheme == "rotating" || p.Scheme == "md5-hourly" }
 
 // Schedule returns what opens the host's ports, and when. It reads the KeyFile,
 // or runs the KeyCommand, which may take 30 seconds and speak to the user.
@@ -87,6 +96,12 @@ func (p *Profile) Schedule() (knock.Schedule, error) {
 			return nil, err
 		}
 		s = knock.Rotating{Key: k, Ports: p.PortRange, Knocks: p.Knocks, Period: p.Period}
+	case "token":
+		k, err := p.key()
+		if err != nil {
+			return nil, err
+		}
+		s = knock.Token{Key: k, Port: p.TokenPort, Period: p.Period, Tokens: p.TokensPerWindow}
 	case "md5-hourly":
 		k, err := p.foreignSecret()
 		if err != nil {
@@ -113,7 +128,7 @@ func (p *Profile) complete() error {
 		return fmt.Errorf("%s needs a KeyFile or a KeyCommand", p.Scheme)
 	}
 	for _, open := range p.OpenPorts {
-		if r := p.PortRange; p.keyed() && open.Transport == r.Transport && open.First <= r.Last && r.First <= open.Last {
+		if r := p.PortRange; p.draws() && open.Transport == r.Transport && open.First <= r.Last && r.First <= open.Last {
 			return fmt.Errorf("PortRange and Protocol include %v of the OpenPorts, and a guarded port cannot be a knock", open)
 		}
 	}
@@ -137,7 +152,7 @@ func (p *Profile) setDefaults(given settings) {
 	setDefault(&p.ConnectTimeout, 10*time.Second)
 	setDefault(&p.OpenFor, 30*time.Second)
 	setDefault(&p.KnockTimeout, 5*time.Second)
-	if p.keyed() {
+	if p.draws() {
 		if p.PortRange.First == 0 {
 			p.PortRange.First, p.PortRange.Last = 20000, 59999
 		}
@@ -145,14 +160,23 @@ func (p *Profile) setDefaults(given settings) {
 			p.PortRange.Transport = knock.UDP
 		}
 		setDefault(&p.Knocks, 5)
+	} else { // what stands under Host * for other schemes does not apply
+		p.PortRange, p.Knocks = knock.PortRange{}, 0
+	}
+	if p.Scheme == "token" {
+		setDefault(&p.TokenPort, 62202)
+		setDefault(&p.TokensPerWindow, 8)
+	} else {
+		p.TokenPort, p.TokensPerWindow = 0, 0
+	}
+	if p.keyed() {
 		setDefault(&p.Period, time.Hour)
 		if !given.have("Skew") { // 0 is a value
 			p.Skew = 2 * time.Minute
 		}
-	} else { // what stands under Host * for other schemes does not apply
+	} else {
 		p.KeyFile, p.KeyCommand, p.DeriveHostKey = "", nil, false
-		p.PortRange, p.Knocks, p.Period, p.Skew = knock.PortRange{}, 0, 0, 0
-		p.ValidUntil = time.Time{}
+		p.Period, p.Skew, p.ValidUntil = 0, 0, time.Time{}
 	}
 	if p.OpenPorts == nil {
 		port := p.Port
@@ -197,10 +221,16 @@ func (p *Profile) conflict() (keyword string, err error) {
 			}
 		}
 	}
+	token := knock.Step{Transport: knock.UDP, Port: p.TokenPort}
+	for _, open := range p.OpenPorts {
+		if p.TokenPort > 0 && open.Contains(token) {
+			return "OpenPorts", fmt.Errorf("%v includes the TokenPort, %d, and a guarded port takes no tokens", open, p.TokenPort)
+		}
+	}
 	return p.keyConflict()
 }
 
-// keyConflict is conflict for the schemes that draw.
+// keyConflict is conflict for the schemes with a key.
 func (p *Profile) keyConflict() (keyword string, err error) {
 	if p.KeyFile != "" && len(p.KeyCommand) > 0 {
 		return "KeyCommand", errors.New("cannot be combined with KeyFile")
@@ -282,6 +312,8 @@ func (p *Profile) MarshalJSON() ([]byte, error) {
 		PortRange      string     `json:"portRange,omitempty"`
 		Knocks         int        `json:"knocks,omitempty"`
 		Protocol       string     `json:"protocol,omitempty"`
+		TokenPort      uint16     `json:"tokenPort,omitempty"`
+		Tokens         int        `json:"tokensPerWindow,omitempty"`
 		Period         string     `json:"period,omitempty"`
 		Skew           string     `json:"skew,omitempty"`
 		ValidUntil     time.Time  `json:"validUntil,omitzero"`
@@ -290,6 +322,7 @@ func (p *Profile) MarshalJSON() ([]byte, error) {
 		p.Scheme, p.Sequence.String(), p.KnockDelay.String(), p.ConnectTimeout.String(),
 		portWords(p.OpenPorts), p.OpenFor.String(), p.KnockTimeout.String(), portWords(p.IgnorePorts),
 		p.KeyFile, p.KeyCommand, p.DeriveHostKey, p.rangeWord(), p.Knocks, p.protocolWord(),
+		p.TokenPort, p.TokensPerWindow,
 		p.ifKeyed(p.Period.String()), p.ifKeyed(p.Skew.String()), p.ValidUntil,
 	})
 }
@@ -298,13 +331,20 @@ func (p *Profile) MarshalJSON() ([]byte, error) {
 func (p *Profile) rangeWord() string {
 	r := p.PortRange
 	r.Transport = knock.TCP
-	return p.ifKeyed(strings.TrimSuffix(r.String(), "/tcp"))
+	return p.ifDrawn(strings.TrimSuffix(r.String(), "/tcp"))
 }
 
-func (p *Profile) protocolWord() string { return p.ifKeyed(p.PortRange.Transport.String()) }
+func (p *Profile) protocolWord() string { return p.ifDrawn(p.PortRange.Transport.String()) }
 
 func (p *Profile) ifKeyed(s string) string {
 	if p.keyed() {
+		return s
+	}
+	return ""
+}
+
+func (p *Profile) ifDrawn(s string) string {
+	if p.draws() {
 		return s
 	}
 	return ""

@@ -27,7 +27,11 @@ func (h header) write(w io.Writer, o Options) error {
 		if g.Fingerprint != "" {
 			fmt.Fprintf(&b, ", key %s", g.Fingerprint)
 		}
-		fmt.Fprintf(&b, "\n  opens for %v after %d knocks with at most %v between two\n", g.OpenFor, len(g.Windows[0].Steps), g.KnockTimeout)
+		if w := g.Windows[0]; g.tokens() {
+			fmt.Fprintf(&b, "\n  opens for %v to one token, sent to %d/udp; each of a window's %d serves one address\n", g.OpenFor, g.TokenPort, len(w.Tokens))
+		} else {
+			fmt.Fprintf(&b, "\n  opens for %v after %d knocks with at most %v between two\n", g.OpenFor, len(w.Steps), g.KnockTimeout)
+		}
 		if !g.timed() {
 			b.WriteString("  valid until the sequence is changed\n")
 			continue
@@ -69,6 +73,9 @@ go on. Loading turns connection tracking on.
 		b.WriteString("\nKnocks are dropped here. If the server answers at other closed ports, a scan\nsees which ports are silent: then leave out --consume.\n")
 	}
 	for _, n := range h.Notes {
+		if n == "" {
+			continue
+		}
 		b.WriteString("\n" + n + "\n")
 	}
 	for line := range strings.Lines(b.String()) {

@@ -61,13 +61,17 @@ type format struct {
 	file    string // where its rules are usually kept
 	emit    func(io.Writer, []guard, Options) error
 	windows int  // how many windows of time it can carry
-	stale   bool // it knows no time: all of them open until it is told others
+	entries int  // how many knocks and tokens in all of these; 0 if windows says it all
+	tokens  bool // it can verify tokens
+	stale   bool // it knows no time: all windows open until it is told others
 }
 
 var formats = map[string]format{
-	"nftables": {"/etc/portknock.nft", emitNftables, 50_000, false},
-	"iptables": {"/etc/portknock.rules", emitIptables, 720, false},
-	"knockd":   {"/etc/knockd.conf", emitKnockd, 4, true},
+	// So many entries load in two seconds, or eight if most are windows, and take
+	// nft 500 MB.
+	"nftables": {file: "/etc/portknock.nft", emit: emitNftables, windows: 150_000, entries: 300_000, tokens: true},
+	"iptables": {file: "/etc/portknock.rules", emit: emitIptables, windows: 720},
+	"knockd":   {file: "/etc/knockd.conf", emit: emitKnockd, windows: 4, stale: true},
 }
 
 // Formats returns the names that [Emit] knows, sorted.
@@ -92,11 +96,15 @@ func Emit(w io.Writer, name string, guards []Guard, o Options) error {
 	if strings.ContainsFunc(o.File, unicode.IsControl) {
 		return fmt.Errorf("%q: control characters in a file's name", o.File)
 	}
+	var closed []knock.PortRange // by any of them
+	for _, g := range guards {
+		closed = append(closed, g.OpenPorts...)
+	}
 	checked := make([]guard, len(guards))
 	ids := map[string]string{}
 	for i, g := range guards {
 		var err error
-		if checked[i], err = check(g, o, f); err != nil {
+		if checked[i], err = check(g, o, f, closed); err != nil {
 			return fmt.Errorf("%s: %w", g.Name, err)
 		}
 		if other, taken := ids[checked[i].ID]; taken {
@@ -110,15 +118,25 @@ func Emit(w io.Writer, name string, guards []Guard, o Options) error {
 // guard is a Guard whose sequences are known and checked.
 type guard struct {
 	Guard
-	ID      string   // the name as firewalls accept it
-	Windows []window // in order; just one, for ever, if the sequence never changes
+	ID        string   // the name as firewalls accept it
+	Windows   []window // in order; just one, for ever, if the sequence never changes
+	TokenPort uint16   // where tokens go, by udp; 0 if there are none
 }
 
-// window is a window of time and the knocks that open in it.
+// window is a window of time and what opens in it: the knocks, in order, or any
+// one of the tokens. All windows of a guard have the same of the two.
 type window struct {
 	knock.Window
-	Steps knock.Sequence
+	Steps  knock.Sequence
+	Tokens [][]byte // of tokenSize
 }
+
+// tokenSize is what a token has in bytes: the payload of one datagram. It is as
+// much as nftables compares at once.
+const tokenSize = 16
+
+// tokens reports whether it is tokens that open.
+func (g guard) tokens() bool { return g.TokenPort > 0 }
 
 // timed reports whether the sequence changes with time.
 func (g guard) timed() bool { return g.Windows[0].Window != knock.Window{} }
@@ -150,9 +168,11 @@ func (w window) number() int64 {
 func (w window) opens(skew time.Duration) int64  { return w.Start.Add(-skew).Unix() }
 func (w window) closes(skew time.Duration) int64 { return w.End.Add(skew).Unix() }
 
-func check(g Guard, o Options, f format) (guard, error) {
-	windows, err := walk(g, o, f)
-	if err != nil {
+// check walks the windows of a guard and refuses what the format cannot carry, or
+// what would never open. No knock can go to a port that is closed.
+func check(g Guard, o Options, f format, closed []knock.PortRange) (guard, error) {
+	checked := guard{Guard: g, ID: ident(g.Name)}
+	if err := checked.walk(o, f); err != nil {
 		return guard{}, err
 	}
 	switch {
@@ -163,18 +183,24 @@ func check(g Guard, o Options, f format) (guard, error) {
 	case g.OpenFor < time.Second || g.KnockTimeout < time.Second:
 		return guard{}, errors.New("OpenFor and KnockTimeout must be at least one second")
 	}
-	overlooked := func(s knock.Step) bool {
-		return contains(g.OpenPorts, s) || contains(g.IgnorePorts, s) || len(g.KnockPorts) > 0 && !contains(g.KnockPorts, s)
+	if checked.tokens() {
+		if s := (knock.Step{Transport: knock.UDP, Port: checked.TokenPort}); contains(closed, s) {
+			return guard{}, fmt.Errorf("tokens go to %v, which is a guarded port", s)
+		}
+		return checked, nil
 	}
-	for _, w := range windows {
+	overlooked := func(s knock.Step) bool {
+		return contains(closed, s) || contains(g.IgnorePorts, s) || len(g.KnockPorts) > 0 && !contains(g.KnockPorts, s)
+	}
+	for _, w := range checked.Windows {
 		if len(w.Steps) == 0 {
 			return guard{}, errors.New("the sequence is empty")
 		}
 		for i, step := range w.Steps {
 			if len(step.Payload) > 0 {
-				return guard{}, fmt.Errorf("knock %d of %d carries a payload, which no format verifies yet", i+1, len(w.Steps))
+				return guard{}, fmt.Errorf("knock %d of %d carries a payload, which no format verifies", i+1, len(w.Steps))
 			}
-			if contains(g.OpenPorts, step) {
+			if contains(closed, step) {
 				return guard{}, fmt.Errorf("knock %d of %d goes to a guarded port", i+1, len(w.Steps))
 			}
 		}
@@ -187,55 +213,89 @@ func check(g Guard, o Options, f format) (guard, error) {
 			return guard{}, errors.New("a scan of all ports in order would open it: choose ports that are not neighbours, or insist with --force")
 		}
 	}
-	return guard{Guard: g, ID: ident(g.Name), Windows: windows}, nil
+	return checked, nil
 }
 
-// walk returns the windows of a guard from the one that is just over, for a
-// server whose clock is behind, to the one that Until falls into. A format that
-// knows no time also needs the one that may be knocked by then, by a client whose
-// clock is ahead.
-func walk(g Guard, o Options, f format) ([]window, error) {
-	var windows []window
-	until := o.Until
+// walk fills in the windows from the one that is just over, for a server whose
+// clock is behind, to the one that Until falls into. A format that knows no time
+// also needs the one that may be knocked by then, by a client whose clock is
+// ahead.
+func (g *guard) walk(o Options, f format) error {
+	entries, until := 0, o.Until
 	if f.stale {
 		until = until.Add(g.Skew)
 	}
 	for at := o.From.Add(-g.Skew); ; {
 		seqs, w, err := g.Schedule.At(at)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		if len(seqs) != 1 {
-			return nil, errors.New("no format can carry a choice of sequences yet")
+		next := window{Window: w}
+		tokens, port := asTokens(seqs)
+		switch {
+		case tokens != nil && w != knock.Window{}:
+			next.Tokens, g.TokenPort = tokens, port
+		case len(seqs) != 1:
+			return errors.New("a choice of sequences, which no format can carry")
+		default:
+			next.Steps = seqs[0]
 		}
 		if w == (knock.Window{}) {
-			return []window{{Steps: seqs[0]}}, nil
+			g.Windows = []window{next}
+			return nil
+		}
+		change, what := "the sequence changes", "knocks"
+		if next.Tokens != nil {
+			change, what = "tokens change", "tokens"
 		}
 		period := w.End.Sub(w.Start)
+		entries += len(next.Steps) + len(next.Tokens)
 		switch {
+		case next.Tokens != nil && !f.tokens:
+			return fmt.Errorf("tokens are nothing that this format can verify: %s can", formatsThat(func(f format) bool { return f.tokens }))
 		case f.windows == 0:
-			return nil, fmt.Errorf("the sequence changes with time, which this format cannot carry: %s can", strings.Join(timedFormats(), ", "))
-		case f.stale && (!o.From.Before(o.Until) || len(windows) == f.windows):
-			return nil, fmt.Errorf("the sequence changes with time, of which this format knows nothing: let --refresh systemd write the rules anew all the time (by hand: --horizon below %v), or choose from %s", time.Duration(f.windows-1)*period-2*g.Skew, strings.Join(timedFormats(), ", "))
+			return fmt.Errorf("%s with time, which this format cannot carry: %s can", change, formatsThat(format.timed))
+		case f.stale && (!o.From.Before(o.Until) || len(g.Windows) == f.windows):
+			return fmt.Errorf("%s with time, of which this format knows nothing: let --refresh systemd write the rules anew all the time (by hand: --horizon below %v), or choose from %s",
+				change, time.Duration(f.windows-1)*period-2*g.Skew, formatsThat(format.timed))
 		case f.stale && o.OpenAtEnd:
-			return nil, errors.New("this format knows no time: it cannot open at the end")
+			return errors.New("this format knows no time: it cannot open at the end")
 		case !o.From.Before(o.Until):
-			return nil, errors.New("the sequence changes with time: say for how long the rules shall last, as --horizon 30d")
+			return fmt.Errorf("%s with time: say for how long the rules shall last, as --horizon 30d", change)
 		case 2*g.Skew >= period:
-			return nil, fmt.Errorf("twice the Skew, %v, is not below the Period, %v", g.Skew, period)
-		case len(windows) == f.windows:
-			return nil, fmt.Errorf("until %s there are more than %d windows, which is all this format can carry: shorten --horizon or lengthen the Period", o.Until.UTC().Format(time.RFC3339), f.windows)
+			return fmt.Errorf("twice the Skew, %v, is not below the Period, %v", g.Skew, period)
+		case len(g.Windows) == f.windows:
+			return fmt.Errorf("until %s there are more than %d windows, which is all this format can carry: shorten --horizon or lengthen the Period",
+				o.Until.UTC().Format(time.RFC3339), f.windows)
+		case f.entries > 0 && entries > f.entries:
+			return fmt.Errorf("until %s there are more than %d %s, which is all this format can carry: shorten --horizon or lengthen the Period",
+				o.Until.UTC().Format(time.RFC3339), f.entries, what)
 		}
-		windows = append(windows, window{w, seqs[0]})
+		g.Windows = append(g.Windows, next)
 		if at = w.End; !at.Before(until) {
-			return windows, nil
+			return nil
 		}
 	}
 }
 
-// timedFormats returns the formats that know when which sequence opens.
-func timedFormats() []string {
-	return slices.DeleteFunc(Formats(), func(name string) bool { return formats[name].windows == 0 || formats[name].stale })
+// asTokens returns what single datagrams to one port carry, and the port, if that
+// is what the sequences are: each its own, all of the length of a token.
+func asTokens(seqs []knock.Sequence) (tokens [][]byte, port uint16) {
+	for _, seq := range seqs {
+		if len(seq) != 1 || seq[0].Transport != knock.UDP || len(seq[0].Payload) != tokenSize || seq[0].Port != seqs[0][0].Port {
+			return nil, 0
+		}
+		tokens, port = append(tokens, seq[0].Payload), seq[0].Port
+	}
+	return tokens, port
+}
+
+// timed reports whether the format knows when which sequence opens.
+func (f format) timed() bool { return f.windows > 0 && !f.stale }
+
+// formatsThat names the formats that can do something.
+func formatsThat(can func(format) bool) string {
+	return strings.Join(slices.DeleteFunc(Formats(), func(name string) bool { return !can(formats[name]) }), ", ")
 }
 
 func contains(ranges []knock.PortRange, s knock.Step) bool {

@@ -30,11 +30,23 @@ func mustGuard(t testing.TB, name, sequence, open string) Guard {
 	return Guard{Name: name, Schedule: knock.Static(seq), OpenPorts: ports, OpenFor: 30 * time.Second, KnockTimeout: 5 * time.Second, IgnorePorts: ignore}
 }
 
+// tokenGuard is one of hourly windows, with three tokens in each.
+func tokenGuard(t testing.TB, name string) Guard {
+	t.Helper()
+	key := knock.KeyFrom(bytes.Repeat([]byte(name), 32)[:32])
+	g := mustGuard(t, name, "1", "22")
+	g.Schedule = knock.Token{Key: key, Port: 62202, Period: time.Hour, Tokens: 3}
+	g.Skew, g.Fingerprint = 2*time.Minute, key.Fingerprint()
+	return g
+}
+
 // The golden files are what the firewalls themselves are asked about in the
 // lab. A change of one is a change of what runs on servers: read it.
 func TestGolden(t *testing.T) {
 	vps := mustGuard(t, "vps", "7001/udp 8003/tcp 9005/udp", "22/tcp")
 	allow, _ := knock.ParsePortRanges("80 443 443/udp")
+	hours := Options{From: noon, Until: noon.Add(3 * time.Hour)}
+	consumed := Options{From: noon, Until: noon.Add(time.Hour), Consume: true}
 	for name, tt := range map[string]struct {
 		guards []Guard
 		o      Options
@@ -49,9 +61,14 @@ func TestGolden(t *testing.T) {
 			[]Guard{mustTurns(t, "vps", time.Hour, 2*time.Minute, "20001/udp 27000/udp 23456/udp", "21234/udp 29998/udp 27000/udp", "28000/udp 20202/udp 24000/udp")},
 			Options{From: midnight.Add(30 * time.Minute), Until: midnight.Add(150 * time.Minute)},
 		},
+		"token":  {[]Guard{tokenGuard(t, "vps")}, hours},
+		"tokens": {[]Guard{vps, tokenGuard(t, "Web.example"), tokenGuard(t, "other")}, consumed},
 	} {
 		for _, format := range Formats() {
 			if name == "consume" && format == "knockd" {
+				continue
+			}
+			if strings.HasPrefix(name, "token") && !formats[format].tokens {
 				continue
 			}
 			t.Run(name+"/"+format, func(t *testing.T) {
@@ -81,6 +98,11 @@ func TestEmitRefuses(t *testing.T) {
 	good := func() Guard { return mustGuard(t, "vps", "7001/udp 8003/tcp", "22") }
 	with := func(change func(*Guard)) []Guard { g := good(); change(&g); return []Guard{g} }
 	web, _ := knock.ParsePortRanges("80")
+	until := func(d time.Duration) Options { return Options{From: noon, Until: noon.Add(d)} }
+	token := func(change func(*Guard)) []Guard { g := tokenGuard(t, "vps"); change(&g); return []Guard{g} }
+	payload := func(n int) choice {
+		return choice{{{Transport: knock.UDP, Port: 9, Payload: make([]byte, n)}}, {{Transport: knock.UDP, Port: 9, Payload: make([]byte, 16)}}}
+	}
 	for name, tt := range map[string]struct {
 		format string
 		guards []Guard
@@ -101,12 +123,25 @@ func TestEmitRefuses(t *testing.T) {
 		"payload": {"nftables", with(func(g *Guard) {
 			g.Schedule = knock.Static{{Transport: knock.UDP, Port: 1, Payload: []byte("x")}, {Port: 9}}
 		}), Options{}, "payload"},
+		"static token": {"nftables", with(func(g *Guard) {
+			g.Schedule = knock.Static{{Transport: knock.UDP, Port: 1, Payload: make([]byte, 16)}}
+		}), Options{Force: true}, "payload"},
+		"knock at another's": {"nftables", []Guard{good(), mustGuard(t, "web", "22 9", "80")}, Options{}, "web: knock 1 of 2 goes to a guarded port"},
+		"tokens, no end":     {"nftables", token(func(*Guard) {}), Options{}, "vps: tokens change with time: say for how long"},
+		"tokens, knockd":     {"knockd", token(func(*Guard) {}), until(time.Hour), "vps: tokens are nothing that this format can verify: " + formatsThat(func(f format) bool { return f.tokens }) + " can"},
+		"tokens, too many":   {"nftables", token(func(*Guard) {}), until(100_001 * time.Hour), "more than 300000 tokens"},
+		"tokens, skew":       {"nftables", token(func(g *Guard) { g.Skew = 30 * time.Minute }), until(time.Hour), "twice the Skew"},
+		"tokens, guarded": {"nftables", append([]Guard{mustGuard(t, "mosh", "1 3", "60000-63000/udp")}, tokenGuard(t, "vps")), until(time.Hour),
+			"vps: tokens go to 62202/udp, which is a guarded port"},
+		"choice":             {"nftables", with(func(g *Guard) { g.Schedule = choice{{{Port: 1}, {Port: 9}}, {{Port: 1}, {Port: 5}}} }), until(time.Hour), "choice of sequences"},
+		"payloads, short":    {"nftables", with(func(g *Guard) { g.Schedule = payload(15) }), until(time.Hour), "choice of sequences"},
+		"payload, long":      {"nftables", with(func(g *Guard) { g.Schedule = payload(17)[:1] }), until(time.Hour), "payload"},
 		"no horizon":         {"nftables", with(func(g *Guard) { g.Schedule = hourly(3) }), Options{From: noon}, "for how long the rules shall last, as --horizon 30d"},
 		"no refresh":         {"knockd", with(func(g *Guard) { g.Schedule = hourly(3) }), Options{From: noon}, "let --refresh systemd write the rules anew"},
 		"too long a refresh": {"knockd", with(func(g *Guard) { g.Schedule, g.Skew = hourly(3), time.Minute }), Options{From: noon, Until: noon.Add(4 * time.Hour)}, "--horizon below 2h58m0s), or choose from"},
 		"open, some time":    {"knockd", with(func(g *Guard) { g.Schedule = hourly(3) }), Options{From: noon, Until: noon.Add(1), OpenAtEnd: true}, "cannot open at the end"},
-		"too long": {"nftables", with(func(g *Guard) { g.Schedule = hourly(3) }), Options{From: noon, Until: noon.Add(50_001 * time.Hour)},
-			"there are more than 50000 windows"},
+		"too long": {"nftables", with(func(g *Guard) { g.Schedule = hourly(3) }), Options{From: noon, Until: noon.Add(100_001 * time.Hour)},
+			"there are more than 300000 knocks"},
 		"skew":       {"nftables", with(func(g *Guard) { g.Schedule, g.Skew = hourly(3), 30*time.Minute }), Options{From: noon, Until: noon.Add(1)}, "twice the Skew, 30m0s, is not below the Period, 1h0m0s"},
 		"two knocks": {"nftables", with(func(g *Guard) { g.Schedule = hourly(2) }), Options{From: noon, Until: noon.Add(1)}, "Knocks to 3 or more"},
 		"many windows": {"iptables", with(func(g *Guard) { g.Schedule = hourly(3) }), Options{From: noon, Until: noon.Add(720*time.Hour + 1)},
@@ -123,7 +158,7 @@ func TestEmitRefuses(t *testing.T) {
 				t.Errorf("error %v, want one with %q", err, tt.want)
 			}
 			if out.Len() > 0 {
-				t.Errorf("half an action: %q", out.String())
+				t.Errorf("half an action: %.200q", out.String())
 			}
 		})
 	}
@@ -168,12 +203,12 @@ func TestWalk(t *testing.T) {
 		{time.Minute, time.Hour - time.Minute + 1, time.Minute, "12 13", true},
 		{-1, time.Hour + 1, time.Minute, "11 12 13", true},
 	} {
-		windows, err := walk(Guard{Schedule: hourly(3), Skew: tt.skew}, Options{From: noon.Add(tt.from), Until: noon.Add(tt.until)}, format{windows: 10, stale: tt.stale})
-		if err != nil {
+		g := guard{Guard: Guard{Schedule: hourly(3), Skew: tt.skew}}
+		if err := g.walk(Options{From: noon.Add(tt.from), Until: noon.Add(tt.until)}, format{windows: 10, stale: tt.stale}); err != nil {
 			t.Fatal(err)
 		}
 		var got []string
-		for _, w := range windows {
+		for _, w := range g.Windows {
 			got = append(got, fmt.Sprint(w.Start.Hour()))
 			if seqs, _, _ := hourly(3).At(w.Start); w.Steps.String() != seqs[0].String() {
 				t.Errorf("hour %d has another's sequence", w.Start.Hour())
@@ -246,6 +281,13 @@ type every time.Duration
 
 func (e every) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
 	return []knock.Sequence{{{Port: 1}, {Port: 9}, {Port: 5}}}, knock.WindowAt(t, time.Duration(e)), nil
+}
+
+// choice is a schedule of hourly windows, all with these sequences.
+type choice []knock.Sequence
+
+func (c choice) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
+	return c, knock.WindowAt(t, time.Hour), nil
 }
 
 func TestEmitReportsWriteErrors(t *testing.T) {
