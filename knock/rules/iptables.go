@@ -20,6 +20,11 @@ func emitIptables(w io.Writer, guards []guard, o Options) error {
 		if g.OpenFor%time.Second != 0 || g.KnockTimeout%time.Second != 0 {
 			return fmt.Errorf("%s: iptables counts whole seconds: set OpenFor and KnockTimeout so, or use nftables", g.Name)
 		}
+		if g.tokens() {
+			if err := iptCheckTokens(g); err != nil {
+				return err
+			}
+		}
 	}
 	r := iptRules{guards, o}
 	err := header{
@@ -32,9 +37,8 @@ func emitIptables(w io.Writer, guards []guard, o Options) error {
 			`Loading adds a second jump to our chain and then takes one away, so that the
 port is guarded all the while. To keep the rules over a reboot, save them
 as you save your others (netfilter-persistent save).`,
-			`xt_recent remembers 100 addresses a list: who sends first knocks from forged
-addresses faster than that keeps others from knocking. Raise it with the
-module's parameter ip_list_tot, or use nftables.`,
+			iptFloodNote(guards),
+			iptTokenNote(guards),
 		},
 	}.write(w, o)
 	if err != nil {
@@ -42,6 +46,15 @@ module's parameter ip_list_tot, or use nftables.`,
 	}
 	_, err = io.WriteString(w, r.text())
 	return err
+}
+
+func iptFloodNote(guards []guard) string {
+	if !slices.ContainsFunc(guards, func(g guard) bool { return !g.tokens() }) {
+		return ""
+	}
+	return `xt_recent remembers 100 addresses a list: who sends first knocks from forged
+addresses faster than that keeps others from knocking. Raise it with the
+module's parameter ip_list_tot, or use nftables.`
 }
 
 // iptBoth runs a command for both families; it calls the program $t.
@@ -139,11 +152,14 @@ func (r iptRules) text() string {
 	p("-A PORTKNOCK -p tcp ! --syn -j RETURN")
 	for _, g := range r.guards {
 		knocks := iptMatches(g.KnockPorts)
-		if len(knocks) == 0 {
+		switch {
+		case g.tokens():
+			knocks = iptTokenMatches(g)
+		case len(knocks) == 0:
 			knocks = []string{"-p tcp", "-p udp"}
 		}
 		for _, m := range knocks {
-			p("-A PORTKNOCK %s -j %s", m, iptName(g, ""))
+			p("%s", iptRule("PORTKNOCK", m+" -j "+iptName(g, "")))
 		}
 	}
 	for _, c := range chains {
@@ -151,7 +167,7 @@ func (r iptRules) text() string {
 			p("# %s", c.comment)
 		}
 		for _, rule := range c.rules {
-			p("-A %s %s", c.name, rule)
+			p("%s", iptRule(c.name, rule))
 		}
 	}
 	p("COMMIT")
@@ -169,6 +185,17 @@ type iptChain struct {
 
 func (c *iptChain) add(format string, args ...any) {
 	c.rules = append(c.rules, fmt.Sprintf(format, args...))
+}
+
+// iptRule appends a rule to a chain. What is for one family only begins with its
+// flag, which goes before.
+func iptRule(chain, rule string) string {
+	for _, f := range iptFamilies {
+		if rest, only := strings.CutPrefix(rule, f.flag); only {
+			return f.flag + "-A " + chain + " " + rest
+		}
+	}
+	return "-A " + chain + " " + rule
 }
 
 // iptName is the name of a guard's chain. There are 6 bytes for which.
@@ -219,6 +246,9 @@ func iptLists(g guard) int64 {
 
 // chains returns the chains of one guard; a packet enters the first.
 func (r iptRules) chains(g guard) []iptChain {
+	if g.tokens() {
+		return r.tokens(g)
+	}
 	if g.timed() {
 		return r.timed(g)
 	}
@@ -327,7 +357,7 @@ func (r iptRules) timed(g guard) []iptChain {
 # boundary there are two, and the even one, by its number since 1970, comes first.
 # There, the right knock brings an address that is in one list into the next. A
 # wrong one takes it out of all. Repeats do no harm.`}
-	return slices.Concat(iptTree(g, root, spans, new(int)), leaves, []iptChain{wrong})
+	return slices.Concat(iptTree(g, root, spans, new(int), iptName(g, "-wrong")), leaves, []iptChain{wrong})
 }
 
 // iptShared returns those knocks of the other window that may be one of these, too,
@@ -359,8 +389,9 @@ func (s iptSpan) jump() string { return s.match() + " -g " + s.chain }
 const iptFan = 9
 
 // iptTree completes a chain so that it leads to the span of the moment, and
-// returns it with the chains on the way. It counts them in nodes.
-func iptTree(g guard, c iptChain, spans []iptSpan, nodes *int) []iptChain {
+// returns it with the chains on the way. It counts them in nodes. A packet of no
+// span goes to the chain otherwise, or back if that is empty.
+func iptTree(g guard, c iptChain, spans []iptSpan, nodes *int, otherwise string) []iptChain {
 	var below []iptChain
 	if len(spans) > iptFan {
 		size := iptFan
@@ -372,14 +403,16 @@ func iptTree(g guard, c iptChain, spans []iptSpan, nodes *int) []iptChain {
 			*nodes++
 			node := iptChain{name: iptName(g, fmt.Sprint("-t", *nodes))}
 			parts = append(parts, iptSpan{part[0].first, part[len(part)-1].last, node.name})
-			below = append(below, iptTree(g, node, part, nodes)...)
+			below = append(below, iptTree(g, node, part, nodes, otherwise)...)
 		}
 		spans = parts
 	}
 	for _, s := range spans {
 		c.add("%s", s.jump())
 	}
-	c.add("-g %s", iptName(g, "-wrong"))
+	if otherwise != "" {
+		c.add("-g %s", otherwise)
+	}
 	return append([]iptChain{c}, below...)
 }
 

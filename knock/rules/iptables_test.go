@@ -229,11 +229,11 @@ func drawn(t testing.TB, period, skew time.Duration, first, last uint16) Guard {
 // windowsOf returns the windows that the rules of a guard carry.
 func windowsOf(t testing.TB, g Guard, o Options) []window {
 	t.Helper()
-	walked := guard{Guard: g}
-	if err := walked.walk(o, format{windows: 1000}); err != nil {
+	checked := guard{Guard: g}
+	if err := checked.walk(o, format{windows: 1000}); err != nil {
 		t.Fatal(err)
 	}
-	return walked.Windows
+	return checked.Windows
 }
 
 // TestIptablesWindows: at each second, those windows open that it belongs to,

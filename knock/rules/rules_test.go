@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/portknock/portknock/knock"
+	"github.com/portknock/portknock/knock/spa"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -44,6 +45,8 @@ func tokenGuard(t testing.TB, name string) Guard {
 // lab. A change of one is a change of what runs on servers: read it.
 func TestGolden(t *testing.T) {
 	vps := mustGuard(t, "vps", "7001/udp 8003/tcp 9005/udp", "22/tcp")
+	hourlyVPS := mustGuard(t, "hourly", "1", "2222/tcp")
+	hourlyVPS.Schedule, hourlyVPS.Skew, hourlyVPS.Fingerprint = hourly(3), 2*time.Minute, "0123456789abcdef"
 	allow, _ := knock.ParsePortRanges("80 443 443/udp")
 	hours := Options{From: noon, Until: noon.Add(3 * time.Hour)}
 	consumed := Options{From: noon, Until: noon.Add(time.Hour), Consume: true}
@@ -56,41 +59,46 @@ func TestGolden(t *testing.T) {
 		"drop":    {[]Guard{vps}, Options{DropPolicy: true, Allow: allow}},
 		"consume": {[]Guard{vps}, Options{Consume: true}},
 		"single":  {[]Guard{mustGuard(t, "single", "7001/udp", "22")}, Options{Force: true}},
+		"windows": {[]Guard{hourlyVPS, vps}, Options{From: noon, Until: noon.Add(10 * time.Minute)}},
+		"token":   {[]Guard{tokenGuard(t, "vps")}, hours},
+		"tokens":  {[]Guard{vps, tokenGuard(t, "Web.example"), tokenGuard(t, "other")}, consumed},
 		// In the second window a knock is one of the first's, too.
 		"rotating": {
 			[]Guard{mustTurns(t, "vps", time.Hour, 2*time.Minute, "20001/udp 27000/udp 23456/udp", "21234/udp 29998/udp 27000/udp", "28000/udp 20202/udp 24000/udp")},
 			Options{From: midnight.Add(30 * time.Minute), Until: midnight.Add(150 * time.Minute)},
 		},
-		"token":  {[]Guard{tokenGuard(t, "vps")}, hours},
-		"tokens": {[]Guard{vps, tokenGuard(t, "Web.example"), tokenGuard(t, "other")}, consumed},
 	} {
 		for _, format := range Formats() {
-			if name == "consume" && format == "knockd" {
+			if (name == "consume" || name == "rotating") && format == "knockd" || name == "windows" && formats[format].windows == 0 || formats[format].spa {
 				continue
 			}
 			if strings.HasPrefix(name, "token") && !formats[format].tokens {
 				continue
 			}
-			t.Run(name+"/"+format, func(t *testing.T) {
-				var got bytes.Buffer
-				if err := Emit(&got, format, tt.guards, tt.o); err != nil {
-					t.Fatal(err)
-				}
-				file := filepath.Join("..", "..", "testdata", "rules", name+"."+format)
-				if *update {
-					if err := os.WriteFile(file, got.Bytes(), 0o644); err != nil {
-						t.Fatal(err)
-					}
-				}
-				want, err := os.ReadFile(file)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if !bytes.Equal(got.Bytes(), want) {
-					t.Errorf("differs from %s:\n%s", file, got.String())
-				}
-			})
+			t.Run(name+"/"+format, func(t *testing.T) { golden(t, name, format, tt.guards, tt.o) })
 		}
+	}
+}
+
+// golden compares the rules of guards with the file that holds them.
+func golden(t *testing.T, name, format string, guards []Guard, o Options) {
+	t.Helper()
+	var got bytes.Buffer
+	if err := Emit(&got, format, guards, o); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join("..", "..", "testdata", "rules", name+"."+format)
+	if *update {
+		if err := os.WriteFile(file, got.Bytes(), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got.Bytes(), want) {
+		t.Errorf("differs from %s:\n%s", file, got.String())
 	}
 }
 
@@ -126,11 +134,18 @@ func TestEmitRefuses(t *testing.T) {
 		"static token": {"nftables", with(func(g *Guard) {
 			g.Schedule = knock.Static{{Transport: knock.UDP, Port: 1, Payload: make([]byte, 16)}}
 		}), Options{Force: true}, "payload"},
-		"knock at another's": {"nftables", []Guard{good(), mustGuard(t, "web", "22 9", "80")}, Options{}, "web: knock 1 of 2 goes to a guarded port"},
-		"tokens, no end":     {"nftables", token(func(*Guard) {}), Options{}, "vps: tokens change with time: say for how long"},
-		"tokens, knockd":     {"knockd", token(func(*Guard) {}), until(time.Hour), "vps: tokens are nothing that this format can verify: " + formatsThat(func(f format) bool { return f.tokens }) + " can"},
-		"tokens, too many":   {"nftables", token(func(*Guard) {}), until(100_001 * time.Hour), "more than 300000 tokens"},
-		"tokens, skew":       {"nftables", token(func(g *Guard) { g.Skew = 30 * time.Minute }), until(time.Hour), "twice the Skew"},
+		"knock at another's":            {"nftables", []Guard{good(), mustGuard(t, "web", "22 9", "80")}, Options{}, "web: knock 1 of 2 goes to a guarded port"},
+		"tokens, no end":                {"nftables", token(func(*Guard) {}), Options{}, "vps: tokens change with time: say for how long"},
+		"tokens, knockd":                {"knockd", token(func(*Guard) {}), until(time.Hour), "vps: tokens are nothing that this format can verify: " + formatsThat(func(f format) bool { return f.tokens }) + " can"},
+		"tokens, too many":              {"nftables", token(func(*Guard) {}), until(100_001 * time.Hour), "more than 300000 tokens"},
+		"tokens, skew":                  {"nftables", token(func(g *Guard) { g.Skew = 30 * time.Minute }), until(time.Hour), "twice the Skew"},
+		"tokens, too many for iptables": {"iptables", token(func(*Guard) {}), until(5_000 * time.Hour), "more than 750 windows"},
+		"tokens, one for two families": {"iptables", token(func(g *Guard) {
+			g.Schedule = knock.Token{Key: knock.NewKey(), Port: 9, Period: time.Hour, Tokens: 1}
+		}), until(time.Hour), "vps: iptables has tokens of their own for IPv4 and IPv6: set TokensPerWindow to 2 or more"},
+		"tokens, too long a time": {"iptables", token(func(g *Guard) {
+			g.Schedule = knock.Token{Key: knock.NewKey(), Port: 9, Period: 8 * 24 * time.Hour, Tokens: 8}
+		}), until(time.Hour), "vps: iptables cannot remember for longer than a Period of 168h0m0s"},
 		"tokens, guarded": {"nftables", append([]Guard{mustGuard(t, "mosh", "1 3", "60000-63000/udp")}, tokenGuard(t, "vps")), until(time.Hour),
 			"vps: tokens go to 62202/udp, which is a guarded port"},
 		"choice":             {"nftables", with(func(g *Guard) { g.Schedule = choice{{{Port: 1}, {Port: 9}}, {{Port: 1}, {Port: 5}}} }), until(time.Hour), "choice of sequences"},
@@ -144,8 +159,8 @@ func TestEmitRefuses(t *testing.T) {
 			"there are more than 300000 knocks"},
 		"skew":       {"nftables", with(func(g *Guard) { g.Schedule, g.Skew = hourly(3), 30*time.Minute }), Options{From: noon, Until: noon.Add(1)}, "twice the Skew, 30m0s, is not below the Period, 1h0m0s"},
 		"two knocks": {"nftables", with(func(g *Guard) { g.Schedule = hourly(2) }), Options{From: noon, Until: noon.Add(1)}, "Knocks to 3 or more"},
-		"many windows": {"iptables", with(func(g *Guard) { g.Schedule = hourly(3) }), Options{From: noon, Until: noon.Add(720*time.Hour + 1)},
-			"until 2026-12-20T12:00:00Z there are more than 720 windows, which is all this format can carry: shorten --horizon"},
+		"many windows": {"iptables", with(func(g *Guard) { g.Schedule = changing{} }), Options{From: midnight, Until: midnight.Add(750*time.Hour + 1)},
+			"until 2026-12-22T06:00:00Z there are more than 750 windows, which is all this format can carry: shorten --horizon"},
 		"fraction": {"iptables", with(func(g *Guard) { g.KnockTimeout = 1500 * time.Millisecond }), Options{}, "whole seconds"},
 		"name":     {"nftables", with(func(g *Guard) { g.Name = "a\nflush ruleset" }), Options{}, "control"},
 		"file":     {"nftables", []Guard{good()}, Options{File: "/etc/a\nb"}, "control"},
@@ -290,10 +305,21 @@ func (c choice) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
 	return c, knock.WindowAt(t, time.Hour), nil
 }
 
+// changing is a schedule of windows of an hour, from any moment on.
+type changing struct{}
+
+func (changing) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
+	return []knock.Sequence{{{Port: 1}, {Port: 9}, {Port: 5}}}, knock.Window{Start: t, End: t.Add(time.Hour)}, nil
+}
+
 func TestEmitReportsWriteErrors(t *testing.T) {
 	full := errors.New("disk full")
 	for _, format := range Formats() {
-		if err := Emit(failing{full}, format, []Guard{mustGuard(t, "vps", "7001 8003", "22")}, Options{}); !errors.Is(err, full) {
+		guards := []Guard{mustGuard(t, "vps", "7001/udp 8003/tcp", "22")}
+		if format == "fwknop" {
+			guards = []Guard{spaGuard(t, "vps", spa.Access{HMACKey: hmacKey}, "22")}
+		}
+		if err := Emit(failing{full}, format, guards, Options{}); !errors.Is(err, full) {
 			t.Errorf("%s: %v", format, err)
 		}
 	}
