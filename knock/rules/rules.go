@@ -60,7 +60,7 @@ type Options struct {
 type format struct {
 	file    string // where its rules are usually kept
 	emit    func(io.Writer, []guard, Options) error
-	windows int // how many windows of time it can carry
+	windows int // how many windows of time it can carry, but for those that are current
 }
 
 var formats = map[string]format{
@@ -183,6 +183,7 @@ func check(g Guard, o Options, most int) (guard, error) {
 // server whose clock is behind, to the one that Until falls into.
 func walk(g Guard, o Options, most int) ([]window, error) {
 	var windows []window
+	ahead := 0
 	for at := o.From.Add(-g.Skew); ; {
 		seqs, w, err := g.Schedule.At(at)
 		if err != nil {
@@ -195,6 +196,9 @@ func walk(g Guard, o Options, most int) ([]window, error) {
 			return []window{{Steps: seqs[0]}}, nil
 		}
 		period := w.End.Sub(w.Start)
+		if w.Start.After(o.From) {
+			ahead++
+		}
 		switch {
 		case most == 0:
 			return nil, fmt.Errorf("the sequence changes with time, which this format cannot carry: %s can", strings.Join(timedFormats(), ", "))
@@ -202,8 +206,8 @@ func walk(g Guard, o Options, most int) ([]window, error) {
 			return nil, errors.New("the sequence changes with time: say for how long the rules shall last, as --horizon 30d")
 		case 2*g.Skew >= period:
 			return nil, fmt.Errorf("twice the Skew, %v, is not below the Period, %v", g.Skew, period)
-		case len(windows) == most:
-			return nil, fmt.Errorf("until %s there are more than %d windows, which is all this format can carry: shorten --horizon or lengthen the Period", o.Until.UTC().Format(time.RFC3339), most)
+		case ahead > most:
+			return nil, fmt.Errorf("until %s there are more than %d windows to come, which is all this format can carry: shorten --horizon or lengthen the Period", o.Until.UTC().Format(time.RFC3339), most)
 		}
 		windows = append(windows, window{w, seqs[0]})
 		if at = w.End; !at.Before(o.Until) {

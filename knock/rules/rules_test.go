@@ -101,8 +101,8 @@ func TestEmitRefuses(t *testing.T) {
 			g.Schedule = knock.Static{{Transport: knock.UDP, Port: 1, Payload: []byte("x")}, {Port: 9}}
 		}), Options{}, "payload"},
 		"windows": {"knockd", with(func(g *Guard) { g.Schedule = changing{} }), Options{}, "changes with time, which this format cannot carry: iptables, nftables can"},
-		"many windows": {"iptables", with(func(g *Guard) { g.Schedule = changing{} }), Options{From: midnight, Until: midnight.Add(720*time.Hour + 1)},
-			"until 2026-12-21T00:00:00Z there are more than 720 windows, which is all this format can carry: shorten --horizon"},
+		"many windows": {"iptables", with(func(g *Guard) { g.Schedule = changing{} }), Options{From: midnight, Until: midnight.Add(721*time.Hour + 1)},
+			"until 2026-12-21T01:00:00Z there are more than 720 windows to come, which is all this format can carry: shorten --horizon"},
 		"no horizon": {"iptables", with(func(g *Guard) { g.Schedule = changing{} }), Options{}, "--horizon"},
 		"fraction":   {"iptables", with(func(g *Guard) { g.KnockTimeout = 1500 * time.Millisecond }), Options{}, "whole seconds"},
 		"name":       {"nftables", with(func(g *Guard) { g.Name = "a\nflush ruleset" }), Options{}, "control"},
