@@ -1,9 +1,9 @@
 // Package knock says what a port knock is and puts it on the wire.
 //
-// A [Step] is one packet, a [Sequence] the packets that open a port, and a
+// A [Step] is one knock, a [Sequence] the knocks that open a port, and a
 // [Schedule] says which sequences open at a given time: always the same
-// ([Static]), or others as time goes by ([Rotating], [MD5Hourly]). A [Sender]
-// sends a sequence. Nothing here reads a file, looks up a name or needs a
+// ([Static]), or others as time goes by ([Rotating], [Token], [MD5Hourly]). A
+// [Sender] sends a sequence. Nothing here reads a file, looks up a name or needs a
 // privilege.
 //
 // # The scheme rotating
@@ -28,6 +28,20 @@
 // server accepts it in its window and, since clocks differ, for Skew before and
 // after. testdata/vectors has examples, and the same in Python.
 //
+// # The scheme token
+//
+// Key, window and numbers are those of the scheme rotating.
+//
+//	token n = the first 16 bytes of HMAC-SHA256(key, "portknock/1 token" ‖ 0 ‖ period ‖ w ‖ n)
+//
+// A window has as many tokens as agreed, n counting from 0. A client sends one of
+// them, alone in a UDP datagram, to the port agreed. The server opens to whoever
+// sends a token of the window, or for Skew of a neighbour, and from then on takes
+// that token from no other address. So a client that gets no answer, that comes
+// from another address, or that tries a second way at the same time, sends
+// another. By IPv4 it begins with those of even n, by IPv6 with those of odd n: a
+// server whose firewall keeps the families apart may take no others from them.
+//
 // # Keys
 //
 // A key is 32 to 64 random bytes. Its text is "portknock-key-1:" and, in base32
@@ -50,19 +64,24 @@ type Transport uint8
 
 // The transports a knock can use.
 const (
-	TCP Transport = iota // exactly one SYN
-	UDP                  // exactly one datagram
+	TCP    Transport = iota // exactly one SYN
+	UDP                     // exactly one datagram
+	Stream                  // a TCP connection that carries the payload
 )
 
-// String returns "tcp" or "udp".
+// String returns "tcp", "udp" or "stream".
 func (t Transport) String() string {
-	if t == UDP {
+	switch t {
+	case UDP:
 		return "udp"
+	case Stream:
+		return "stream"
 	}
 	return "tcp"
 }
 
-// ParseTransport reads "tcp" or "udp" in any case.
+// ParseTransport reads "tcp" or "udp" in any case. A Stream is for schemes that
+// have a payload, and no sequence that people write has one.
 func ParseTransport(s string) (Transport, error) {
 	switch strings.ToLower(s) {
 	case "tcp":
@@ -73,15 +92,21 @@ func ParseTransport(s string) (Transport, error) {
 	return 0, fmt.Errorf("%q is neither tcp nor udp", s)
 }
 
-// Step is one knock: a packet to a port.
+// Step is one knock: a packet to a port, or a connection with a payload.
 type Step struct {
 	Transport Transport
 	Port      uint16 // 1 to 65535
-	Payload   []byte // what the datagram carries; only for UDP, usually nothing
+	Payload   []byte // what the datagram or the connection carries; a SYN carries none
 }
 
-// String returns the step as a profile writes it: "7000/udp".
-func (s Step) String() string { return fmt.Sprintf("%d/%s", s.Port, s.Transport) }
+// String returns the step as a profile writes it: "7000/udp". A payload, which no
+// profile writes, follows in hexadecimal: "62202/udp=0f1e2d".
+func (s Step) String() string {
+	if len(s.Payload) > 0 {
+		return fmt.Sprintf("%d/%s=%x", s.Port, s.Transport, s.Payload)
+	}
+	return fmt.Sprintf("%d/%s", s.Port, s.Transport)
+}
 
 // Sequence is the knocks that open a port, in order.
 type Sequence []Step

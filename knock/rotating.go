@@ -26,13 +26,20 @@ func (r Rotating) At(t time.Time) ([]Sequence, Window, error) {
 }
 
 func (r Rotating) check() error {
-	if r.Period < time.Second || r.Period%time.Second != 0 {
-		return fmt.Errorf("a Period of %v is not whole seconds", r.Period)
+	if err := checkPeriod(r.Period); err != nil {
+		return err
 	}
 	if err := checkDraw(r.Ports, r.Knocks); err != nil {
 		return err
 	}
 	return r.Key.check()
+}
+
+func checkPeriod(p time.Duration) error {
+	if p < time.Second || p%time.Second != 0 {
+		return fmt.Errorf("a Period of %v is not whole seconds", p)
+	}
+	return nil
 }
 
 // checkDraw refuses what no sequence of different ports can be drawn from.
@@ -48,13 +55,19 @@ func checkDraw(ports PortRange, knocks int) error {
 	return nil
 }
 
+// macInput returns what stands before the number n in what a scheme
+// authenticates. Whatever is appended to it goes to a copy.
+func macInput(scheme string, period time.Duration, w Window) []byte {
+	length := int64(period / time.Second)
+	message := []byte("portknock/1 " + scheme + "\x00")
+	message = binary.BigEndian.AppendUint64(message, uint64(length))
+	message = binary.BigEndian.AppendUint64(message, uint64(w.Start.Unix()/length))
+	return message[:len(message):len(message)]
+}
+
 // draw returns the sequence of a window.
 func (r Rotating) draw(w Window) Sequence {
-	period := int64(r.Period / time.Second)
-	message := []byte("portknock/1 rotating\x00")
-	message = binary.BigEndian.AppendUint64(message, uint64(period))
-	message = binary.BigEndian.AppendUint64(message, uint64(w.Start.Unix()/period))
-	message = message[:len(message):len(message)] // so that each block appends to a copy
+	message := macInput("rotating", r.Period, w)
 	size := r.Ports.size()
 	fair := 1 << 16 / size * size // numbers from here on would favour the low ports
 	var seq Sequence

@@ -20,25 +20,25 @@ const oneWay = 20 * time.Millisecond
 // The links that are measured one after the other, since there milliseconds
 // count.
 var quiet = []grid{
-	{"clean", lab.WAN{Delay: oneWay}, nftables, []contestant{ncOpen, portknock3, portknock10, ncatOpen, socatOpen, knockNC, shellNC}, nil},
+	{"clean", lab.WAN{Delay: oneWay}, nftables, []contestant{ncOpen, portknock3, portknock10, token, ncatOpen, socatOpen, knockNC, shellNC}, nil},
 	{"clean", lab.WAN{Delay: oneWay}, knockd, []contestant{portknock3, knockNC, shellNC}, nil},
-	{"clean", lab.WAN{Delay: oneWay}, fwknopd, []contestant{fwknopNC}, nil},
+	{"clean", lab.WAN{Delay: oneWay}, fwknopd, []contestant{portknockSPA, fwknopNC}, nil},
 	{"IPv6 black-holed", lab.WAN{Delay: oneWay}, nftables, []contestant{both, onlyIPv4}, blackHole},
-	{"receive-steered", lab.WAN{Delay: oneWay}, nftables, []contestant{ncOpen, portknock3, portknock10, cheap(knockNC)}, steer},
+	{"receive-steered", lab.WAN{Delay: oneWay}, nftables, []contestant{ncOpen, portknock3, portknock10, token, cheap(knockNC)}, steer},
 	{"none", lab.WAN{}, nftables, []contestant{ncOpen, portknock3, ncatOpen, socatOpen}, nil},
 }
 
 // The links on which a run is mostly spent waiting, a few at a time.
 var bad = []grid{
-	{"loss 5 %", lab.WAN{Delay: oneWay, Loss: .05, Seed: 1}, nftables, []contestant{ncOpen, portknock3, portknock10, knockNC}, nil},
+	{"loss 5 %", lab.WAN{Delay: oneWay, Loss: .05, Seed: 1}, nftables, []contestant{ncOpen, portknock3, portknock10, token, knockNC}, nil},
 	{"loss 20 %", lab.WAN{Delay: oneWay, Loss: .20, Seed: 2}, nftables, []contestant{ncOpen, portknock3, cheap(knockNC)}, nil},
 	{"reordered 20 %", lab.WAN{Delay: oneWay, Reorder: .20, ReorderBy: 5 * time.Millisecond, Seed: 3}, nftables,
-		[]contestant{ncOpen, portknock3, portknock10, cheap(knockNC)}, nil},
-	{"duplicated 10 %", lab.WAN{Delay: oneWay, Duplicate: .10, Seed: 4}, nftables, []contestant{ncOpen, portknock3, portknock10, cheap(knockNC)}, nil},
+		[]contestant{ncOpen, portknock3, portknock10, token, cheap(knockNC)}, nil},
+	{"duplicated 10 %", lab.WAN{Delay: oneWay, Duplicate: .10, Seed: 4}, nftables, []contestant{ncOpen, portknock3, portknock10, token, cheap(knockNC)}, nil},
 	{"slow, 300 ms", lab.WAN{Delay: 150 * time.Millisecond}, nftables, []contestant{ncOpen, portknock3, cheap(knockNC)}, nil},
 	{"jitter 20 ms", lab.WAN{Delay: oneWay, Jitter: oneWay, Seed: 5}, nftables, []contestant{ncOpen, portknock3, cheap(knockNC)}, nil},
 	{"loss 5 %", lab.WAN{Delay: oneWay, Loss: .05, Seed: 6}, knockd, []contestant{portknock3, cheap(knockNC)}, nil},
-	{"loss 5 %", lab.WAN{Delay: oneWay, Loss: .05, Seed: 7}, fwknopd, []contestant{fwknopNC}, nil},
+	{"loss 5 %", lab.WAN{Delay: oneWay, Loss: .05, Seed: 7}, fwknopd, []contestant{portknockSPA, fwknopNC}, nil},
 }
 
 // atATime is how many bad links.

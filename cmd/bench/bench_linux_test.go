@@ -16,12 +16,13 @@ func TestRun(t *testing.T) {
 	lab.Require(t, "ip", "nft", "nc")
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	o := &options{runs: 2, quick: true, only: regexp.MustCompile("^(clean/(nftables/portknock, 3|open port/nc$)|crowd|stream/down|stalled)")}
+	o := &options{runs: 2, quick: true, only: regexp.MustCompile("^(clean/(nftables/portknock, (3|token)|open port/nc$)|crowd|stream/down|stalled|guesses)")}
 	r, err := measure(ctx, o)
 	if err != nil || len(r.Missing) > 0 {
 		t.Fatal(err, r.Missing)
 	}
-	if len(r.Cells) != 2 || r.Cells[0].name() != "clean/open port/nc" || r.Cells[1].name() != "clean/nftables/portknock, 3 knocks" {
+	if len(r.Cells) != 3 || r.Cells[0].name() != "clean/open port/nc" || r.Cells[1].name() != "clean/nftables/portknock, 3 knocks" ||
+		r.Cells[2].name() != "clean/nftables/portknock, token" {
 		t.Fatalf("%+v", r.Cells)
 	}
 	for _, c := range r.Cells {

@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"time"
@@ -16,7 +18,7 @@ func (r *Report) costs(ctx context.Context, o *options) error {
 	for _, part := range []struct {
 		name string
 		do   func(context.Context, *options) error
-	}{{"stream", r.streams}, {"start", r.startUp}, {"stalled", r.stalled}, {"crowd", r.crowd}, {"size", r.size}} {
+	}{{"stream", r.streams}, {"start", r.startUp}, {"stalled", r.stalled}, {"crowd", r.crowd}, {"rules", r.rules}, {"guesses", r.guesses}, {"size", r.size}} {
 		if !o.wants(part.name) && part.name != "stream" { // which looks itself
 			continue
 		}
@@ -151,6 +153,51 @@ func (r *Report) crowd(ctx context.Context, o *options) error {
 			r.figureIs(fmt.Sprintf("connected, of %d at once", size), float64(connected), "")
 		}
 		r.figureIs("all of them connected after", milliseconds(time.Since(began)), "ms")
+		return nil
+	})
+}
+
+// guesses is what wrong tokens do to a server that has the rules of a year: open
+// nothing, at a cost. All packets are sent and received by one processor.
+func (r *Report) guesses(ctx context.Context, o *options) error {
+	n := guesses
+	if o.quick {
+		n /= 100
+	}
+	return guarded(func(t *tb) error {
+		hosts := newRig(t, o.portknock, func(client, server *lab.Host) { lab.Link(t, client, server) })
+		src := netip.AddrPortFrom(hosts.client.Addr(lab.IPv4), 10000)
+		dst := netip.AddrPortFrom(hosts.server.Addr(lab.IPv4), 62202)
+		guess := make([]byte, 16)
+		random := rand.NewChaCha8([32]byte{})
+		each := func() float64 {
+			var times []float64
+			for range 10 {
+				began := time.Now()
+				hosts.client.Flood(t, n/10, func(int) lab.Packet {
+					_, _ = random.Read(guess)
+					return lab.Packet{Src: src, Dst: dst, Payload: guess}
+				})
+				times = append(times, float64(time.Since(began).Nanoseconds())/float64(n/10)/1000)
+			}
+			return median(times)
+		}
+		// So that nobody answers, in either case.
+		hosts.drop(t, guardedPort, longPort, openPort)
+		r.figureIs("sending and receiving a datagram, no rules", each(), "µs")
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		hosts.server.Run(t, "nft", "delete table inet server") // load makes it anew
+		hosts.load(t, "nftables")
+		r.figureIs("sending and receiving a wrong token, rules of a year", each(), "µs")
+		if n == guesses {
+			in := 0.
+			if hosts.client.Probe(t, netip.AddrPortFrom(dst.Addr(), guardedPort)) != lab.Dropped {
+				in = 1
+			}
+			r.figureIs(figureGuesses, in, "let in")
+		}
 		return nil
 	})
 }

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/portknock/portknock/cmd/internal/lab"
+	"github.com/portknock/portknock/knock"
 )
 
 // server is how a guarded port opens.
@@ -56,7 +57,12 @@ func newRig(t *tb, portknock string, link func(client, server *lab.Host)) *rig {
 	r.file(t, r.profile, "Host vps", "HostName "+r.addr, "Sequence "+strings.Join(sequence, " "),
 		"Host long", "HostName "+r.addr, "Port "+fmt.Sprint(longPort), "OpenPorts "+fmt.Sprint(longPort),
 		"Sequence "+strings.Join(longSequence, " "),
-		"Host "+twoFamilies, "Sequence "+strings.Join(sequence, " "))
+		"Host "+twoFamilies, "Sequence "+strings.Join(sequence, " "),
+		"Host token", "HostName "+r.addr, "Scheme token", "KeyFile token.key",
+		"Host fwknop", "HostName "+r.addr, "Scheme fwknop", "KeyFile rijndael", "HMACKeyFile hmac")
+	r.file(t, filepath.Join(filepath.Dir(r.profile), "rijndael"), "base64:"+rijndaelKey)
+	r.file(t, filepath.Join(filepath.Dir(r.profile), "hmac"), "base64:"+hmacKey)
+	r.file(t, filepath.Join(filepath.Dir(r.profile), "token.key"), knock.NewKey().Reveal())
 	for _, port := range []uint16{guardedPort, longPort, openPort} {
 		r.server.Serve(t, port, func(c net.Conn) {
 			_, _ = io.WriteString(c, banner)
@@ -77,7 +83,11 @@ func (r *rig) file(t *tb, name string, lines ...string) {
 func (r *rig) load(t *tb, format string) {
 	r.drop(t, guardedPort, longPort, openPort)
 	file := filepath.Join(t.TempDir(), "rules")
-	r.server.Run(t, r.portknock, "emit-rules", "-c", r.profile, "--format", format, "--output", file, "vps", "long")
+	args := []string{"emit-rules", "-c", r.profile, "--format", format, "--horizon", horizon, "--output", file, "vps", "long"}
+	if format == "nftables" {
+		args = append(args, "token")
+	}
+	r.server.Run(t, r.portknock, args...)
 	text, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
@@ -91,6 +101,9 @@ func (r *rig) load(t *tb, format string) {
 	r.server.Shell(t, load)
 	r.rules = file
 }
+
+// horizon is for how long the rules hold tokens.
+const horizon = "365d"
 
 // drop drops new packets but to some TCP ports.
 func (r *rig) drop(t *tb, ports ...int) {

@@ -10,8 +10,17 @@ const (
 	figureStalled     = "a stalled reader, CPU"
 	figureCrowd       = "connected at once"
 	figureCrowdMemory = "connected at once, resident memory of the largest"
+	figureGuesses     = "a million guesses at a token"
+	figureEmit        = "a year of hourly windows, to write"
+	figureLoad        = "a year of hourly windows, to load by nft"
+	figureLoadMemory  = "a year of hourly windows, resident memory of nft"
+	figureDay         = "a stranger's packet, rules of a day"
+	figureYear        = "a stranger's packet, rules of a year"
 	figureSize        = "binary, stripped"
 )
+
+// guesses is how many tokens a stranger tries.
+const guesses = 1_000_000
 
 // crowd is how many connect at once.
 const crowd = 200
@@ -36,7 +45,9 @@ func (r *Report) judge() {
 		r.ratio("clean link, "+steps+" knocks: median to nc on the open port", 1.05,
 			r.median("clean/nftables/portknock, "+steps+" knocks"), r.median("clean/"+limit))
 	}
+	r.ratio("clean link, token: median to nc on the open port", 1.05, r.median("clean/nftables/portknock, token"), r.median("clean/"+limit))
 	r.ratio("real knockd: median to knock + nc", 0.30, r.median("clean/knockd/portknock, 3 knocks"), r.median("clean/knockd/knock + nc"))
+	r.ratio("real fwknopd: median to fwknop + nc", 0.35, r.median("clean/fwknopd/portknock, fwknop"), r.median("clean/fwknopd/fwknop + nc"))
 	r.succeed("loss 5 %")
 	r.ratio("loss 5 %: p95 to nc's on the open port", 0.60, r.p95("loss 5 %/nftables/portknock, 3 knocks"), r.p95("loss 5 %/"+limit))
 	r.succeed("loss 20 %")
@@ -51,6 +62,11 @@ func (r *Report) judge() {
 		r.median("IPv6 black-holed/nftables/portknock")-r.median("IPv6 black-holed/nftables/portknock -4"), "ms")
 	r.share(fmt.Sprintf("%d connections at once", crowd), r.figure(figureCrowd), crowd)
 	r.atMost(fmt.Sprintf("%d connections at once: resident memory of each", crowd), 12, r.figure(figureCrowdMemory), "MB")
+	r.atMost("a million guesses at a token", 0, r.figure(figureGuesses), "let in")
+	r.atMost("a year of hourly windows: to write", 1, r.figure(figureEmit), "s")
+	r.atMost("a year of hourly windows: to load by nft", 5, r.figure(figureLoad), "s")
+	r.atMost("a year of hourly windows: resident memory of nft", 100, r.figure(figureLoadMemory), "MB")
+	r.ratio("a stranger's packet: with the rules of a year to those of a day", 1.20, r.figure(figureYear), r.figure(figureDay))
 	r.atMost("binary, stripped", 5, r.figure(figureSize), "MB")
 }
 

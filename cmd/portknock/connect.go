@@ -84,9 +84,9 @@ func runConnect(ctx context.Context, a *app, args []string) error {
 // lookupNamed returns the profile for a host of the command line.
 func (a *app) lookupNamed(host string) (*profile.Profile, error) {
 	if a.shared.profile != "" {
-		return a.lookup(a.shared.profile)
+		return a.profileOf(a.shared.profile)
 	}
-	return a.lookup(host)
+	return a.profileOf(host)
 }
 
 // target returns where to connect. A host that names its profile stands for

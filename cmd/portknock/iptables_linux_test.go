@@ -71,16 +71,6 @@ func loadGuard(t testing.TB, h *lab.Host, f lab.Firewall, g rules.Guard, horizon
 	return file
 }
 
-// eachTimedFirewall is eachFirewall for those that carry windows.
-func eachTimedFirewall(t *testing.T, test func(*testing.T, lab.Firewall, lab.Family)) {
-	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		if f.Async {
-			return // knockd knows no time
-		}
-		test(t, f, family)
-	})
-}
-
 // TestTracesInWindows plays every trace where its sequence is that of a window.
 // The windows beside have a sequence that shares two ports with it.
 func TestTracesInWindows(t *testing.T) {

@@ -42,10 +42,11 @@ func secret(t testing.TB, name string, lines ...string) string {
 }
 
 // emit has portknock write the rules for the profile vps, and returns the file.
+// Those that need an end have one in an hour.
 func emit(t testing.TB, h *lab.Host, f lab.Firewall, profile string, flags ...string) string {
 	t.Helper()
 	rules := filepath.Join(t.TempDir(), "rules")
-	args := append([]string{"emit-rules", "-c", profile, "--format", format(f), "--output", rules}, flags...)
+	args := append([]string{"emit-rules", "-c", profile, "--format", format(f), "--output", rules, "--horizon", "1h"}, flags...)
 	h.Run(t, "portknock", append(args, "vps")...)
 	return rules
 }
@@ -90,6 +91,8 @@ type rig struct {
 	rules   string // emitted from it; not yet loaded
 	fdpass  bool   // portknock hands ssh the socket
 	config  string // for ssh -F: the host vps by way of portknock, direct without
+
+	visitors uint16 // how many addresses have knocked
 }
 
 // newRig makes a rig for the profile vps with these settings. If the variable

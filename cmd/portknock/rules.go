@@ -3,8 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -17,7 +15,7 @@ import (
 // ruleOpts are the flags of emit-rules.
 type ruleOpts struct {
 	format, policy, allow, output string
-	atEnd                         string
+	atEnd, refresh                string
 	horizon                       duration
 	consume, force                bool
 }
@@ -32,7 +30,8 @@ func ruleFlags(a *app, f *pflag.FlagSet) {
 	f.StringVar(&o.atEnd, "at-end", "closed", "`WHAT` follows then: closed to everybody, or open")
 	f.BoolVar(&o.consume, "consume", false, "drop the knocks, on a server that drops at closed ports")
 	f.BoolVar(&o.force, "force", false, "accept a sequence that a port scan would find")
-	f.StringVar(&o.output, "output", "", "write to this `FILE`, with mode 0600")
+	f.StringVar(&o.output, "output", "", "write to this `FILE`, with mode 0600, and print when they end")
+	f.StringVar(&o.refresh, "refresh", "", "print instead what keeps them fresh on a server that has the key: `systemd`,\na service and a timer")
 }
 
 func runRules(_ context.Context, a *app, args []string) error {
@@ -54,6 +53,12 @@ func runRules(_ context.Context, a *app, args []string) error {
 	default:
 		return usageError("--at-end %q is neither closed nor open", a.rules.atEnd)
 	}
+	switch {
+	case a.rules.refresh != "" && a.rules.refresh != "systemd":
+		return usageError("--refresh %q is not systemd", a.rules.refresh)
+	case a.rules.refresh != "" && a.shared.config == "-":
+		return usageError("a service cannot read the profile from standard input: name its file by -c")
+	}
 	o.From = time.Now()
 	o.Until = o.From.Add(time.Duration(a.rules.horizon))
 	if a.rules.allow != "" {
@@ -69,52 +74,48 @@ func runRules(_ context.Context, a *app, args []string) error {
 		}
 		o.File = path
 	}
-	guards := make([]rules.Guard, len(args))
-	for i, host := range args {
-		p, err := a.lookup(host)
-		if err == nil {
-			guards[i], err = guard(p)
-		}
+	guards, warnings, err := a.guards(args)
+	if err != nil {
+		return err
+	}
+	if a.rules.refresh != "" {
+		upkeep, err := rules.Keep(a.rules.format, guards, o)
 		if err != nil {
-			return err
+			return &failure{code: exitUsage, err: err}
 		}
+		a.warn(warnings)
+		return a.printUnits(args, upkeep)
 	}
 	var text bytes.Buffer
 	if err := rules.Emit(&text, a.rules.format, guards, o); err != nil {
 		return &failure{code: exitUsage, err: err}
 	}
+	a.warn(warnings)
 	if a.rules.output == "" {
 		_, err := a.stdout.Write(text.Bytes())
 		return err
 	}
-	return writeSecret(o.File, text.Bytes())
+	if err := replaceSecret(o.File, text.Bytes(), nil); err != nil {
+		return err
+	}
+	return a.printEnds(guards, o)
 }
 
-// writeSecret writes a file that only its owner can read, all of it or nothing:
-// a firewall that is loaded at this moment sees the old one or the new one.
-func writeSecret(path string, text []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".portknock-*") // with mode 0600
-	if err != nil {
-		return fmt.Errorf("cannot write %s: %w", path, err)
-	}
-	if err = fill(f, text); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		os.Remove(f.Name())
-		return fmt.Errorf("cannot write %s: %w", path, err)
+// printEnds prints when rules end, as lines for the profile file; a block each,
+// to be put before the others, if there are several.
+func (a *app) printEnds(guards []rules.Guard, o rules.Options) error {
+	for _, g := range guards {
+		end := rules.End(a.rules.format, g, o)
+		if end.IsZero() {
+			continue
+		}
+		line := "ValidUntil " + end.UTC().Format(time.RFC3339)
+		if len(guards) > 1 {
+			line = "Host " + g.Name + "\n    " + line
+		}
+		if err := a.print("%s\n", line); err != nil {
+			return err
+		}
 	}
 	return nil
-}
-
-// fill writes text to a new file and closes it.
-func fill(f *os.File, text []byte) error {
-	_, err := f.Write(text)
-	if err == nil {
-		err = f.Sync()
-	}
-	if closed := f.Close(); err == nil {
-		err = closed
-	}
-	return err
 }

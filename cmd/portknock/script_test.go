@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
@@ -40,6 +41,9 @@ func TestScripts(t *testing.T) {
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("HOME", e.WorkDir)
 			e.Setenv("XDG_CONFIG_HOME", filepath.Join(e.WorkDir, "xdg"))
+			for name, days := range map[string]int{"IN_13_DAYS": 13, "IN_15_DAYS": 15} {
+				e.Setenv(name, time.Now().UTC().AddDate(0, 0, days).Format(time.RFC3339))
+			}
 			// Files of a script are made readable by all, which the profile
 			// must not be.
 			if runtime.GOOS == "windows" {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/portknock/portknock/knock"
@@ -23,9 +24,22 @@ const maxWindows = 100_000 // of --windows: more than eleven years of hours
 type answer struct {
 	Name      string    `json:"name"`
 	Scheme    string    `json:"scheme"`
-	Sequences []string  `json:"sequences"` // the first is the window's; another, the one's before
+	Sequences []string  `json:"sequences"` // any one opens; the second half may be of the window before
 	From      time.Time `json:"from,omitzero"`
 	Until     time.Time `json:"until,omitzero"`
+	Once      time.Time `json:"once,omitzero"` // for a single use at about that time
+
+	own int // so many sequences are the window's; what follows is of the one before
+}
+
+// packet is the knock of the scheme fwknop with its payload as text.
+func packet(s knock.Sequence) string {
+	step, payload := s[0], string(s[0].Payload)
+	step.Payload = nil
+	if quoted := strconv.Quote(payload); quoted != `"`+payload+`"` {
+		payload = quoted
+	}
+	return step.String() + " " + payload
 }
 
 // runSequence prints the sequence of a host: it is a secret, and asked for.
@@ -43,7 +57,7 @@ func runSequence(_ context.Context, a *app, args []string) error {
 			return usageError("--at %q is not a time such as 2006-01-02T15:04:05Z", a.at)
 		}
 	}
-	p, err := a.lookup(args[0])
+	p, err := a.profileOf(args[0])
 	if err != nil {
 		return err
 	}
@@ -57,6 +71,7 @@ func runSequence(_ context.Context, a *app, args []string) error {
 		if err != nil {
 			return &failure{code: exitProfile, err: fmt.Errorf("%s: %w", p.Name, err)}
 		}
+		own := len(sequences)
 		if a.windows == 0 && at.Sub(window.Start) < p.Skew {
 			before, _, err := schedule.At(at.Add(-p.Skew))
 			if err != nil {
@@ -68,7 +83,12 @@ func runSequence(_ context.Context, a *app, args []string) error {
 		for i, s := range sequences {
 			texts[i] = s.String()
 		}
-		answers = append(answers, answer{p.Name, p.Scheme, texts, window.Start, window.End})
+		w := answer{Name: p.Name, Scheme: p.Scheme, Sequences: texts, From: window.Start, Until: window.End, own: own}
+		if p.Scheme == "fwknop" {
+			w.Sequences = []string{packet(sequences[0])}
+			w.Once = at.UTC().Truncate(time.Second)
+		}
+		answers = append(answers, w)
 		if at = window.End; window == (knock.Window{}) {
 			break
 		}
@@ -89,11 +109,14 @@ func runSequence(_ context.Context, a *app, args []string) error {
 
 func (a *app) printAnswer(w answer) error {
 	valid := "always"
+	if !w.Once.IsZero() {
+		valid = "once, at about " + w.Once.Format(time.RFC3339)
+	}
 	if !w.Until.IsZero() {
 		valid = w.From.UTC().Format(time.RFC3339) + " until " + w.Until.UTC().Format(time.RFC3339)
 	}
 	for i, s := range w.Sequences {
-		if i > 0 {
+		if i == w.own {
 			valid = "of the window before"
 		}
 		if err := a.print("%s  (%s, %s)\n", s, w.Scheme, valid); err != nil {

@@ -99,8 +99,10 @@ func (a *app) loadFile() (file *profile.File, err error) {
 		if path, err = profile.Find(); err == nil {
 			file, err = profile.Load(path)
 		}
+		a.path = path
 	default:
 		file, err = profile.Load(path)
+		a.path = path
 	}
 	if err != nil {
 		f := &failure{code: exitProfile, err: err}
@@ -128,6 +130,43 @@ func (a *app) lookup(host string) (*profile.Profile, error) {
 		return nil, f
 	}
 	return p, nil
+}
+
+// profileOf is lookup for a command that relies on the server's rules: it warns
+// of their end. What it says is no failure, since ssh may get through.
+func (a *app) profileOf(host string) (*profile.Profile, error) {
+	p, err := a.lookup(host)
+	if err != nil {
+		return nil, err
+	}
+	if end := endOfRules(p.ValidUntil, time.Now()); end != "" {
+		a.log.say(always, "%s: %s", p.Name, end)
+	}
+	return p, nil
+}
+
+// endNear is how long before the end of the rules the warnings begin.
+const endNear = 14 * 24 * time.Hour
+
+// endOfRules returns what is to be said of rules that end at a time; "" if that
+// is unknown or far away.
+func endOfRules(end, now time.Time) string {
+	const cure = "emit new ones, load them, and set the new ValidUntil"
+	switch at := end.Format(time.RFC3339); {
+	case end.IsZero() || end.Sub(now) > endNear:
+		return ""
+	case end.After(now):
+		return fmt.Sprintf("the server's rules end at %s: %s before that", at, cure)
+	default:
+		return fmt.Sprintf("the server's rules have ended at %s: %s", at, cure)
+	}
+}
+
+// warn says what is no failure.
+func (a *app) warn(lines []string) {
+	for _, line := range lines {
+		a.log.say(always, "%s", line)
+	}
 }
 
 // noProfile reports whether a profile was looked for in the right places and

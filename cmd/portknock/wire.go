@@ -2,16 +2,19 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/portknock/portknock/knock"
 	"github.com/portknock/portknock/knock/profile"
 	"github.com/portknock/portknock/knock/rules"
+	"github.com/portknock/portknock/knock/spa"
 	"github.com/portknock/portknock/proxy"
 )
 
@@ -28,7 +31,9 @@ func scheduleOf(p *profile.Profile) (knock.Schedule, error) {
 
 // guard returns the server's half of a profile.
 func guard(p *profile.Profile) (rules.Guard, error) {
-	s, err := scheduleOf(p)
+	server := *p
+	server.SPA.AllowIPCommand = nil // where the client is now is nothing to a server
+	s, err := scheduleOf(&server)
 	if err != nil {
 		return rules.Guard{}, err
 	}
@@ -44,10 +49,46 @@ func guard(p *profile.Profile) (rules.Guard, error) {
 	if p.PortRange.First > 0 {
 		g.KnockPorts = []knock.PortRange{p.PortRange}
 	}
-	if r, ok := s.(knock.Rotating); ok {
-		g.Fingerprint = r.Key.Fingerprint()
+	switch s := s.(type) {
+	case knock.Rotating:
+		g.Fingerprint = s.Key.Fingerprint()
+	case knock.Token:
+		g.Fingerprint = s.Key.Fingerprint()
+	case *spa.Access:
+		g.SPA = s
+		g.Fingerprint = s.Key.Fingerprint()
 	}
 	return g, nil
+}
+
+// guards returns the server's half of several profiles for one server, and what
+// to warn of: a key that opens another server, too, is lost with either.
+func (a *app) guards(hosts []string) (guards []rules.Guard, warnings []string, err error) {
+	var profiles []*profile.Profile
+	here := map[string]bool{}
+	for _, host := range hosts {
+		p, err := a.lookup(host)
+		if err != nil {
+			return nil, nil, err
+		}
+		g, err := guard(p)
+		if err != nil {
+			return nil, nil, err
+		}
+		guards, profiles = append(guards, g), append(profiles, p)
+		here[p.Name] = true
+	}
+	for _, p := range profiles {
+		others := slices.DeleteFunc(a.file.SharesKey(p), func(name string) bool { return here[name] })
+		if len(others) > 0 {
+			own := "give it one of its own"
+			if p.Scheme != "fwknop" {
+				own += ", as DeriveHostKey does"
+			}
+			warnings = append(warnings, fmt.Sprintf("%s: its key opens %s too: %s", p.Name, strings.Join(others, ", "), own))
+		}
+	}
+	return guards, warnings, nil
 }
 
 // plainDialer connects without knocking, for a host that has no profile.
@@ -69,8 +110,12 @@ func (a *app) dialer(p *profile.Profile) (*proxy.Dialer, error) {
 		return nil, err
 	}
 	k := &knocker{p, s, &a.log}
+	family := map[string]string{"inet": "ip4", "inet6": "ip6"}[p.AddressFamily]
+	if p.Scheme == "fwknop" {
+		family = "ip4" // or the other could win the race to a port that stays shut
+	}
 	return &proxy.Dialer{
-		Family:  map[string]string{"inet": "ip4", "inet6": "ip6"}[p.AddressFamily],
+		Family:  family,
 		Source:  k.source,
 		Knock:   k.knock,
 		Timeout: p.ConnectTimeout,
@@ -127,21 +172,54 @@ func interfaceAddr(name string, to netip.Addr) (netip.Addr, error) {
 	return netip.Addr{}, fmt.Errorf("BindInterface %q has no address to reach %v from", name, to)
 }
 
-// knock sends one round. Every other one is for a server whose clock is behind
-// by as much as may be: just after a window has begun, it knocks the window's
-// before. What a round shows is never of a window that is yet to come.
+// knock sends one round.
 func (k *knocker) knock(ctx context.Context, from, to netip.Addr, round int) error {
-	at := time.Now()
-	if round%2 == 1 {
-		at = at.Add(-k.Skew)
-	}
-	sequences, _, err := k.schedule.At(at)
+	sequence, err := k.sequence(from, time.Now(), round)
 	if err != nil {
 		return err
 	}
-	sequence := sequences[round/2%len(sequences)]
 	k.log.say(secrets, "%v: round %d: %v", to, round, sequence)
 	return knock.Sender{From: from}.Send(ctx, to, sequence, k.pause(round, len(sequence)))
+}
+
+// sequence returns what a round knocks. Within Skew of a window's start, every
+// other round is for a server whose clock is behind by as much as may be: it
+// knocks the window's before. What a round shows is never of a window that is yet
+// to come.
+func (k *knocker) sequence(from netip.Addr, now time.Time, round int) (knock.Sequence, error) {
+	sequences, window, err := k.schedule.At(now)
+	if err == nil && now.Sub(window.Start) < k.Skew && window != (knock.Window{}) {
+		if round%2 == 1 {
+			sequences, _, err = k.schedule.At(now.Add(-k.Skew))
+		}
+		round /= 2
+	}
+	if err != nil {
+		return nil, err
+	}
+	return sequences[choice(from, round, len(sequences))], nil
+}
+
+// choice returns which of a window's sequences a round knocks, of so many. Where
+// there are several, they are tokens: the server opens to each from one address
+// only, so that the families share nothing at first, and each round takes the
+// next. An address begins with the same one whenever it comes: it may use it
+// again, and however often somebody logs in from home, there are others left for
+// the train.
+func choice(from netip.Addr, round, of int) int {
+	if of < 2 {
+		return 0
+	}
+	own, other := (of+1)/2, 0 // IPv4 begins with the even ones
+	if from.Is6() {
+		own, other = of/2, 1
+	}
+	sum := sha256.Sum256(from.AsSlice())
+	n := int(sum[0])<<8 | int(sum[1])
+	if round %= of; round < own {
+		return (n+round)%own*2 + other
+	}
+	return (n+round-own)%(of-own)*2 + 1 - other
 }
 
 // pause returns what lies between two of a round's knocks. The first round is
@@ -188,7 +266,14 @@ func connectFailure(ctx context.Context, host string, p *profile.Profile, err er
 	f.err = fmt.Errorf("%s: %w", name, err)
 	_, notSent := errors.AsType[*proxy.KnockError](err)
 	_, notOpened := errors.AsType[*proxy.ClosedError](err)
+	_, notFound := errors.AsType[*proxy.ResolveError](err)
+	fwknop := p != nil && p.Scheme == "fwknop"
 	switch {
+	case notFound && fwknop:
+		f.hint = "fwknopd opens ports for IPv4 only"
+	case notSent && fwknop && p.SPA.Protocol != spa.UDP:
+		f.code = exitKnock
+		f.hint = fmt.Sprintf("with SPAProtocol %v something must listen at the SPAPort: fwknopd itself, with ENABLE_TCP_SERVER, or a web server", p.SPA.Protocol)
 	case notSent:
 		f.code = exitKnock
 		f.hint = "a firewall, a route or a BindAddress of this machine is in the way"
@@ -204,11 +289,21 @@ func connectFailure(ctx context.Context, host string, p *profile.Profile, err er
 // closedHint says where to look when the port stays closed. Where the sequence
 // follows the clock, that is the first suspect.
 func closedHint(p *profile.Profile, now time.Time) string {
-	if p.Period == 0 {
+	switch {
+	case p.Scheme == "fwknop":
+		return fmt.Sprintf("fwknopd's log says why: a clock that is not within 120 s of this one, at %s with the TimeOffset; another key, HMAC key or HMACDigest; or a port it may not open",
+			now.Add(p.SPA.TimeOffset).UTC().Format(time.RFC3339))
+	case !p.ValidUntil.IsZero() && !now.Before(p.ValidUntil):
+		return "without another way in, new rules need the server's console: the old ones open to nobody any more"
+	case p.Period == 0:
 		return fmt.Sprintf("is the profile the server's? Compare with portknock sequence %s and the server's rules; -v tells more", p.Name)
 	}
 	w := knock.WindowAt(now, p.Period)
 	utc := func(t time.Time) string { return t.UTC().Format(time.RFC3339) }
-	return fmt.Sprintf("hold date -u on both sides together: here it is %s, in the window from %s until %s; then compare portknock sequence %s with the server's rules",
-		utc(now), utc(w.Start), utc(w.End), p.Name)
+	spent := ""
+	if p.TokensPerWindow > 0 {
+		spent = fmt.Sprintf(" (which serves %d addresses, no more)", p.TokensPerWindow)
+	}
+	return fmt.Sprintf("hold date -u on both sides together: here it is %s, in the window from %s until %s%s; then compare portknock sequence %s with the server's rules",
+		utc(now), utc(w.Start), utc(w.End), spent, p.Name)
 }

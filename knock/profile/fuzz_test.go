@@ -17,6 +17,8 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte("Host a 192.0.2.1\nHostName ::1\nBindInterface \"a #b\"\nSequence 1\n"), "::1")
 	f.Add([]byte(drawn), "vps")
 	f.Add([]byte("Host a\nScheme md5-hourly\nKeyCommand pass \"my key\" \"a#b\"\nHost *\nKeyFile /k\nKnocks 3\nPortRange 10000-10999\n"), "a")
+	f.Add([]byte("Host a\nScheme rotating\nKeyFile /k\nValidUntil 1970-01-01T00:00:00.0-23:59\n"), "a")
+	f.Add([]byte("Host a\nScheme token\nTokenPort 443\nTokensPerWindow 64\nOpenPorts 1-442/udp\nHost *\nKeyFile /k\nSkew 0\nPeriod 1\n"), "a")
 	f.Add([]byte("Match all\nInclude /etc/passwd\n"), "a")
 	f.Fuzz(func(t *testing.T, data []byte, host string) {
 		file, err := Parse("file", data)
@@ -31,8 +33,13 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			return
 		}
-		var s knock.Schedule = knock.Rotating{Key: knock.NewKey(), Ports: p.PortRange, Knocks: p.Knocks, Period: p.Period}
-		if !p.keyed() { // Schedule would read or run what the fuzzer has come up with
+		var s knock.Schedule
+		switch { // Schedule would read or run what the fuzzer has come up with
+		case p.Scheme == "token":
+			s = knock.Token{Key: knock.NewKey(), Port: p.TokenPort, Period: p.Period, Tokens: p.TokensPerWindow}
+		case p.draws():
+			s = knock.Rotating{Key: knock.NewKey(), Ports: p.PortRange, Knocks: p.Knocks, Period: p.Period}
+		default:
 			if s, err = p.Schedule(); err != nil {
 				t.Fatal(err)
 			}
@@ -49,6 +56,26 @@ func FuzzParse(f *testing.F) {
 		q, err := again.Lookup(p.Name)
 		if err != nil || !reflect.DeepEqual(p, q) {
 			t.Fatalf("read back: %v\n%s", err, &written)
+		}
+	})
+}
+
+// FuzzImportFwknop: what is imported is a profile.
+func FuzzImportFwknop(f *testing.F) {
+	f.Add([]byte(rcBase))
+	f.Add([]byte("[default]\nALLOW_IP resolve\nRESOLVE_URL x{1,2}\"%\nRAND_PORT Y\n" + rcBase + "[h2]\nSPA_SERVER fe80::1%eth0\nNAT_ACCESS 10.0.0.1\nHMAC_KEY x\nTIME_OFFSET -3m\nSPOOF_USER a'b\n"))
+	f.Add([]byte("[::1%a]\nSPA_SERVER %h\nKEY_BASE64 AAAA=\n[%h]\nSPA_SERVER a\xff\nKEY x"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		imports, _, err := ImportFwknop("rc", data, "")
+		if err != nil {
+			if !strings.HasPrefix(err.Error(), "rc:") {
+				t.Fatalf("no place: %v", err)
+			}
+			return
+		}
+		// Insert parses what it has made, and looks it up.
+		if _, err := Insert("config", []byte("Host *\n    ConnectTimeout 20\n"), imports); err != nil {
+			t.Fatalf("%v\n%+v", err, imports)
 		}
 	})
 }

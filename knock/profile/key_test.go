@@ -25,6 +25,7 @@ const drawn = `Host vps
     Protocol tcp
     Period 10m
     Skew 0
+    ValidUntil 2027-11-21
 `
 
 func TestDrawnSettings(t *testing.T) {
@@ -33,16 +34,40 @@ func TestDrawnSettings(t *testing.T) {
 		t.Fatal(err)
 	}
 	if p.KeyFile != filepath.FromSlash("/keys/vps") || !p.DeriveHostKey || p.PortRange != (knock.PortRange{Transport: knock.TCP, First: 30000, Last: 30999}) ||
-		p.Knocks != 7 || p.Period != 10*time.Minute || p.Skew != 0 {
+		p.Knocks != 7 || p.Period != 10*time.Minute || p.Skew != 0 || !p.ValidUntil.Equal(time.Date(2027, 11, 21, 0, 0, 0, 0, time.UTC)) {
 		t.Errorf("%+v", p)
 	}
 	got, err := json.Marshal(p)
-	const want = `"keyFile":"/keys/vps","deriveHostKey":true,"portRange":"30000-30999","knocks":7,"protocol":"tcp","period":"10m0s","skew":"0s"}`
+	const want = `"keyFile":"/keys/vps","deriveHostKey":true,"portRange":"30000-30999","knocks":7,"protocol":"tcp","period":"10m0s","skew":"0s","validUntil":"2027-11-21T00:00:00Z"}`
 	if err != nil || !strings.HasSuffix(string(got), want) {
 		t.Errorf("%s, %v", got, err)
 	}
 	var written bytes.Buffer
 	p.WriteTo(&written)
+	if again, err := mustParse(t, written.String()).Lookup("vps"); err != nil || !reflect.DeepEqual(p, again) {
+		t.Errorf("%v\n%s", err, &written)
+	}
+}
+
+func TestTokenSettings(t *testing.T) {
+	const lines = "Host vps\nScheme token\nKeyFile /k\nTokenPort 443\nTokensPerWindow 3\nPeriod 10m\nSkew 10\nKnocks 4\nPortRange 1-100\n"
+	p, err := mustParse(t, lines).Lookup("vps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p.TokenPort != 443 || p.TokensPerWindow != 3 || p.Period != 10*time.Minute || p.Skew != 10*time.Second || p.Knocks != 0 || p.PortRange != (knock.PortRange{}) {
+		t.Errorf("%+v", p)
+	}
+	got, err := json.Marshal(p)
+	const want = `"keyFile":"/k","tokenPort":443,"tokensPerWindow":3,"period":"10m0s","skew":"10s"}`
+	if err != nil || !strings.HasSuffix(string(got), want) {
+		t.Errorf("%s, %v", got, err)
+	}
+	var written bytes.Buffer
+	p.WriteTo(&written)
+	if !strings.HasSuffix(written.String(), "    DeriveHostKey no\n    TokenPort 443\n    TokensPerWindow 3\n    Period 10m\n    Skew 10s\n") {
+		t.Errorf("%s", &written)
+	}
 	if again, err := mustParse(t, written.String()).Lookup("vps"); err != nil || !reflect.DeepEqual(p, again) {
 		t.Errorf("%v\n%s", err, &written)
 	}
@@ -55,13 +80,19 @@ func TestDrawnDefaults(t *testing.T) {
 	}{
 		{"rotating", Profile{PortRange: knock.PortRange{Transport: knock.UDP, First: 20000, Last: 59999}, Knocks: 5, Period: time.Hour, Skew: 2 * time.Minute}},
 		{"md5-hourly", Profile{PortRange: knock.PortRange{Transport: knock.TCP, First: 20000, Last: 59999}, Knocks: 5, Period: time.Hour, Skew: 2 * time.Minute}},
+		{"token", Profile{TokenPort: 62202, TokensPerWindow: 8, Period: time.Hour, Skew: 2 * time.Minute}},
 		{"static", Profile{}},
 	} {
-		p, err := mustParse(t, "Host vps\nScheme "+tt.scheme+"\nHost *\nSequence 1000\nKeyFile /keys/vps\n").Lookup("vps")
+		file := "Host vps\nScheme " + tt.scheme + "\nHost *\nSequence 1000\nKeyFile /keys/vps\nTokenPort 62202\nTokensPerWindow 8\n"
+		if tt.scheme == "static" {
+			file += "ValidUntil 2027-11-21\n" // of rules that change
+		}
+		p, err := mustParse(t, file).Lookup("vps")
 		if err != nil {
 			t.Fatal(err)
 		}
-		if p.PortRange != tt.want.PortRange || p.Knocks != tt.want.Knocks || p.Period != tt.want.Period || p.Skew != tt.want.Skew || p.DeriveHostKey {
+		if p.PortRange != tt.want.PortRange || p.Knocks != tt.want.Knocks || p.Period != tt.want.Period || p.Skew != tt.want.Skew || p.DeriveHostKey ||
+			p.TokenPort != tt.want.TokenPort || p.TokensPerWindow != tt.want.TokensPerWindow || !p.ValidUntil.IsZero() {
 			t.Errorf("%+v", p)
 		}
 		if drawn := tt.scheme != "static"; drawn != (p.KeyFile != "") || drawn != (p.Sequence == nil) {
@@ -93,6 +124,13 @@ func TestDrawnConflicts(t *testing.T) {
 	for _, tt := range []struct{ lines, want string }{
 		{"Scheme rotating", "file:2: Scheme: rotating needs a KeyFile or a KeyCommand"},
 		{"Scheme md5-hourly", "file:2: Scheme: md5-hourly needs a KeyFile or a KeyCommand"},
+		{"Scheme token", "file:2: Scheme: token needs a KeyFile or a KeyCommand"},
+		{"Scheme token\nKeyFile /k\nSequence 17001", "file:4: Sequence: token draws its own"},
+		{"Scheme token\nKeyFile /k\nPeriod 4m", "file:4: Period: 4m is not above twice the Skew, 2m"},
+		{"Scheme token\nKeyFile /k\nTokenPort 60500\nOpenPorts 22 60000-61000/udp",
+			"file:5: OpenPorts: 60000-61000/udp includes the TokenPort, 60500, and a guarded port takes no tokens"},
+		{"Scheme token\nKeyFile /k\nOpenPorts 62202/udp",
+			"file:4: OpenPorts: 62202/udp includes the TokenPort, 62202, and a guarded port takes no tokens"},
 		{"KeyFile /k\nKeyCommand c", "file:3: KeyCommand: cannot be combined with KeyFile"},
 		{"Scheme rotating\nSequence 17001", "file:3: Sequence: rotating draws its own"},
 		{"Scheme rotating\nKeyFile k", `file:3: KeyFile: "k" is not absolute, and the profile is not in a folder`},
@@ -113,6 +151,9 @@ func TestDrawnConflicts(t *testing.T) {
 	for _, lines := range []string{
 		"Scheme rotating\nKeyFile /k\nOpenPorts 30000/tcp", // the knocks are udp
 		"Scheme rotating\nKeyFile /k\nPeriod 241",
+		"Scheme rotating\nKeyFile /k\nOpenPorts 62202/udp",           // tokens are another scheme's
+		"Scheme token\nKeyFile /k\nTokenPort 443\nOpenPorts 443/tcp", // the tokens are udp
+		"Scheme token\nKeyFile /k\nOpenPorts 20000-59999/udp",
 		"Scheme md5-hourly\nKeyFile /k\nPeriod 60m",
 	} {
 		mustParse(t, "Host vps\n"+lines+"\n")

@@ -92,12 +92,17 @@ func TestDrawnSchedules(t *testing.T) {
 	rotating := knock.Rotating{Key: key, Ports: knock.PortRange{Transport: knock.UDP, First: 20000, Last: 59999}, Knocks: 5, Period: time.Hour}
 	derived := rotating
 	derived.Key = key.Derive("vps")
+	token := knock.Token{Key: key, Port: 62202, Period: time.Hour, Tokens: 8}
+	derivedToken := token
+	derivedToken.Key, derivedToken.Port, derivedToken.Tokens = derived.Key, 443, 1
 	file := keyFile(t, 0o600, keyText+"\n")
 	for lines, want := range map[string]knock.Schedule{
-		"Scheme rotating\nKeyFile " + file:                           rotating,
-		"Scheme rotating\nKeyCommand cat " + file:                    rotating,
-		"Scheme rotating\nDeriveHostKey yes\nKeyFile " + file:        derived,
-		"Scheme rotating\nDeriveHostKey YES\nKeyCommand cat " + file: derived,
+		"Scheme rotating\nKeyFile " + file:                                                   rotating,
+		"Scheme rotating\nKeyCommand cat " + file:                                            rotating,
+		"Scheme rotating\nDeriveHostKey yes\nKeyFile " + file:                                derived,
+		"Scheme rotating\nDeriveHostKey YES\nKeyCommand cat " + file:                         derived,
+		"Scheme token\nKeyFile " + file:                                                      token,
+		"Scheme token\nTokenPort 443\nTokensPerWindow 1\nDeriveHostKey yes\nKeyFile " + file: derivedToken,
 		// One final newline is not the secret's.
 		"Scheme md5-hourly\nPortRange 10000-10999\nSkew 0\nKeyFile " + keyFile(t, 0o600, "f00b4r\n"): knock.MD5Hourly{
 			Secret: knock.KeyFrom([]byte("f00b4r")), Ports: knock.PortRange{First: 10000, Last: 10999}, Knocks: 5},
@@ -149,7 +154,7 @@ func TestKeyCommandHangs(t *testing.T) {
 	start := time.Now()
 	_, err := scheduleOf(t, `Scheme rotating
 KeyCommand sh -c "sleep 60 & echo $! >`+pid+`; wait"`)
-	if err == nil || err.Error() != "KeyCommand sh: no key within 500ms" {
+	if err == nil || err.Error() != "KeyCommand sh: has not printed a key within 500ms" {
 		t.Errorf("got %v", err)
 	}
 	if took := time.Since(start); took > 10*time.Second {

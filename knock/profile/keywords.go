@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -23,7 +24,9 @@ type keyword struct {
 }
 
 // keywords is all settings there are, in the order in which they are shown.
-var keywords = []keyword{
+var keywords = slices.Concat(commonKeywords, spaOnly(spaKeywords))
+
+var commonKeywords = []keyword{
 	{
 		name: "HostName",
 		set: func(p *Profile, v string) error {
@@ -36,23 +39,7 @@ var keywords = []keyword{
 		},
 		get: func(p *Profile) string { return strings.ReplaceAll(p.HostName, "%", "%%") },
 	},
-	{
-		name: "Port",
-		set: func(p *Profile, v string) error {
-			n, err := strconv.ParseUint(v, 10, 16)
-			if err != nil || n == 0 {
-				return fmt.Errorf("%q is not a port from 1 to 65535", v)
-			}
-			p.Port = uint16(n)
-			return nil
-		},
-		get: func(p *Profile) string {
-			if p.Port == 0 {
-				return ""
-			}
-			return strconv.Itoa(int(p.Port))
-		},
-	},
+	number("Port", "a port", 65535, func(p *Profile, n int) { p.Port = uint16(n) }, func(p *Profile) int { return int(p.Port) }),
 	{
 		name: "AddressFamily",
 		set: func(p *Profile, v string) error {
@@ -156,19 +143,11 @@ var keywords = []keyword{
 	},
 	{
 		name: "DeriveHostKey",
-		set: func(p *Profile, v string) error {
-			p.DeriveHostKey = strings.EqualFold(v, "yes")
-			if !p.DeriveHostKey && !strings.EqualFold(v, "no") {
-				return fmt.Errorf("%q is neither yes nor no", v)
-			}
-			return nil
+		set: func(p *Profile, v string) (err error) {
+			p.DeriveHostKey, err = parseYesNo(v)
+			return err
 		},
-		get: func(p *Profile) string {
-			if p.DeriveHostKey {
-				return "yes"
-			}
-			return p.ifKeyed("no")
-		},
+		get: func(p *Profile) string { return p.ifKeyed(yesNo(p.DeriveHostKey)) },
 	},
 	{
 		name: "PortRange",
@@ -192,7 +171,7 @@ var keywords = []keyword{
 			p.Knocks = int(n)
 			return nil
 		},
-		get: func(p *Profile) string { return p.ifKeyed(strconv.Itoa(p.Knocks)) },
+		get: func(p *Profile) string { return p.ifDrawn(strconv.Itoa(p.Knocks)) },
 	},
 	{
 		name: "Protocol",
@@ -202,8 +181,75 @@ var keywords = []keyword{
 		},
 		get: (*Profile).protocolWord,
 	},
+	number("TokenPort", "a port", 65535, func(p *Profile, n int) { p.TokenPort = uint16(n) }, func(p *Profile) int { return int(p.TokenPort) }),
+	number("TokensPerWindow", "a number", knock.MaxTokens, func(p *Profile, n int) { p.TokensPerWindow = n }, func(p *Profile) int { return p.TokensPerWindow }),
 	keyedOnly(wholeSeconds(duration("Period", time.Second, 366*24*time.Hour, func(p *Profile) *time.Duration { return &p.Period }))),
 	keyedOnly(wholeSeconds(duration("Skew", 0, 183*24*time.Hour, func(p *Profile) *time.Duration { return &p.Skew }))),
+	{
+		name: "ValidUntil",
+		set: func(p *Profile, v string) (err error) {
+			p.ValidUntil, err = parseTime(v)
+			return err
+		},
+		get: func(p *Profile) string {
+			if p.ValidUntil.IsZero() {
+				return ""
+			}
+			return p.ValidUntil.Format(time.RFC3339)
+		},
+	},
+}
+
+// parseTime reads a moment, as 2027-11-21T07:00:00Z, or a day, of which it
+// returns the beginning in UTC. It is one that the same format can write.
+func parseTime(s string) (time.Time, error) {
+	t, err := time.Parse(time.RFC3339, s)
+	if err != nil {
+		t, err = time.Parse(time.DateOnly, s)
+	}
+	if err != nil || t.Nanosecond() != 0 {
+		return time.Time{}, fmt.Errorf("%q is not a time such as 2027-11-21T07:00:00Z, nor a day such as 2027-11-21", s)
+	}
+	if t = t.UTC(); t.Year() < 1970 || t.Year() > 9999 {
+		return time.Time{}, fmt.Errorf("%q is not from 1970 to 9999", s)
+	}
+	return t, nil
+}
+
+func parseYesNo(s string) (bool, error) {
+	yes := strings.EqualFold(s, "yes")
+	if !yes && !strings.EqualFold(s, "no") {
+		return false, fmt.Errorf("%q is neither yes nor no", s)
+	}
+	return yes, nil
+}
+
+func yesNo(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}
+
+// number is the keyword of a number from 1 to most, which is 0 where there is none.
+func number(name, what string, most int, set func(*Profile, int), get func(*Profile) int) keyword {
+	return keyword{
+		name: name,
+		set: func(p *Profile, v string) error {
+			n, err := strconv.ParseUint(v, 10, 16)
+			if err != nil || n == 0 || n > uint64(most) {
+				return fmt.Errorf("%q is not %s from 1 to %d", v, what, most)
+			}
+			set(p, int(n))
+			return nil
+		},
+		get: func(p *Profile) string {
+			if n := get(p); n > 0 {
+				return strconv.Itoa(n)
+			}
+			return ""
+		},
+	}
 }
 
 // minKnocks is the least that is worth drawing: a scan of all ports sends every

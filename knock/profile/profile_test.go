@@ -163,10 +163,14 @@ func TestBadValues(t *testing.T) {
 		{"Port 65536", `Port: "65536" is not a port from 1 to 65535`},
 		{"Port +22", `Port: "+22" is not a port from 1 to 65535`},
 		{"Port ssh", `Port: "ssh" is not a port from 1 to 65535`},
+		{"TokenPort 0", `TokenPort: "0" is not a port from 1 to 65535`},
+		{"TokenPort 443/udp", `TokenPort: "443/udp" is not a port from 1 to 65535`},
+		{"TokensPerWindow 0", `TokensPerWindow: "0" is not a number from 1 to 64`},
+		{"TokensPerWindow 65", `TokensPerWindow: "65" is not a number from 1 to 64`},
 		{"AddressFamily inet4", `AddressFamily: "inet4" is not any, inet or inet6`},
 		{"BindAddress eth0", `BindAddress: "eth0" is not an IP address`},
 		{"BindInterface " + strings.Repeat("x", 256), `BindInterface: "` + strings.Repeat("x", 256) + `" is not the name of a network interface`},
-		{"Scheme telepathy", `Scheme: there is no scheme "telepathy", only static, rotating, md5-hourly`},
+		{"Scheme telepathy", `Scheme: there is no scheme "telepathy", only static, rotating, token, md5-hourly, fwknop`},
 		{"KeyFile ~root/key", `KeyFile: "~root/key": only ~/ stands for a home, your own`},
 		{"KeyFile a b", `KeyFile: takes one value, not 2`},
 		{"KeyCommand bin/key", `KeyCommand: "bin/key" is neither a program's name nor an absolute path`},
@@ -184,6 +188,13 @@ func TestBadValues(t *testing.T) {
 		{"Period 1500ms", `Period: "1500ms" is not whole seconds`},
 		{"Period 367d", `Period: "367d" is not from 1s to 366d`},
 		{"Skew 1500ms", `Skew: "1500ms" is not whole seconds`},
+		{"ValidUntil never", `ValidUntil: "never" is not a time such as 2027-11-21T07:00:00Z, nor a day such as 2027-11-21`},
+		{"ValidUntil 2027-02-29", `ValidUntil: "2027-02-29" is not a time such as 2027-11-21T07:00:00Z, nor a day such as 2027-11-21`},
+		{"ValidUntil 2027-11-21T07:00:00", `ValidUntil: "2027-11-21T07:00:00" is not a time such as 2027-11-21T07:00:00Z, nor a day such as 2027-11-21`},
+		{"ValidUntil 2027-11-21T07:00:00.5Z", `ValidUntil: "2027-11-21T07:00:00.5Z" is not a time such as 2027-11-21T07:00:00Z, nor a day such as 2027-11-21`},
+		{"ValidUntil 2027-11-21 07:00:00", `ValidUntil: takes one value, not 2`},
+		{"ValidUntil 0001-01-01", `ValidUntil: "0001-01-01" is not from 1970 to 9999`},
+		{"ValidUntil 9999-12-31T23:30:00-01:00", `ValidUntil: "9999-12-31T23:30:00-01:00" is not from 1970 to 9999`},
 		{"KnockDelay 10001ms", `KnockDelay: "10001ms" is not from 0s to 10s`},
 		{"KnockDelay 5 s", `KnockDelay: takes one value, not 2`},
 		{"ConnectTimeout 0", `ConnectTimeout: "0" is not from 1us to 1h`},
@@ -228,8 +239,10 @@ func TestGoodValues(t *testing.T) {
 		{"IgnorePorts 80 8000-8100/udp", "IgnorePorts", "80/tcp 8000-8100/udp"},
 		{"HostName %h.example.com", "HostName", "vps.example.com"},
 		{"HostName bücher.example", "HostName", "bücher.example"},
+		{"Scheme rotating\nKeyFile /k\nValidUntil 2027-11-21", "ValidUntil", "2027-11-21T00:00:00Z"},
+		{"Scheme rotating\nKeyFile /k\nValidUntil 2027-11-21T07:00:00+05:30", "ValidUntil", "2027-11-21T01:30:00Z"},
 	} {
-		if got := ours("Host vps\n"+tt.line+"\n"+knocks, "vps", tt.keyword); got != tt.want {
+		if got := ours("Host vps\n"+tt.line+"\nHost *\n"+knocks, "vps", tt.keyword); got != tt.want {
 			t.Errorf("%s: got %s, want %s", tt.line, got, tt.want)
 		}
 	}
@@ -323,7 +336,7 @@ func TestErrorsKeepTheSecret(t *testing.T) {
 }
 
 func TestSchemes(t *testing.T) {
-	if _, err := (&Profile{Scheme: "telepathy"}).Schedule(); err == nil || err.Error() != `there is no scheme "telepathy", only static, rotating, md5-hourly` {
+	if _, err := (&Profile{Scheme: "telepathy"}).Schedule(); err == nil || err.Error() != `there is no scheme "telepathy", only static, rotating, token, md5-hourly, fwknop` {
 		t.Errorf("got %v", err)
 	}
 	p, err := mustParse(t, "Host vps\n"+knocks).Lookup("vps")

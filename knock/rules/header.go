@@ -13,6 +13,7 @@ type header struct {
 	Guards                   []guard
 	Check, Load, Watch, Undo string
 	Parts                    string // instead of Load, where that is too much at once; "" if it never is
+	Stale                    bool   // what loads it knows no time
 	Notes                    []string
 }
 
@@ -21,14 +22,28 @@ const trialMark = "/run/portknock.trial"
 
 func (h header) write(w io.Writer, o Options) error {
 	var b strings.Builder
+	secret := "knocks"
 	for _, g := range h.Guards {
 		fmt.Fprintf(&b, "portknock: guards %s for %s", join(g.OpenPorts), g.Name)
 		if g.Fingerprint != "" {
 			fmt.Fprintf(&b, ", key %s", g.Fingerprint)
 		}
-		fmt.Fprintf(&b, "\n  opens for %v after %d knocks with at most %v between two\n", g.OpenFor, len(g.Windows[0].Steps), g.KnockTimeout)
+		if g.SPA != nil {
+			fmt.Fprintf(&b, "\n  opens for %v after a packet of fwknop\n  valid until the keys are changed\n", g.OpenFor)
+			secret = "keys"
+			continue
+		}
+		if w := g.Windows[0]; g.tokens() {
+			fmt.Fprintf(&b, "\n  opens for %v to one token, sent to %d/udp; each of a window's %d serves one address\n", g.OpenFor, g.TokenPort, len(w.Tokens))
+		} else {
+			fmt.Fprintf(&b, "\n  opens for %v after %d knocks with at most %v between two\n", g.OpenFor, len(w.Steps), g.KnockTimeout)
+		}
 		if !g.timed() {
 			b.WriteString("  valid until the sequence is changed\n")
+			continue
+		}
+		if h.Stale {
+			fmt.Fprintf(&b, "  its last window ends at %s: write it anew before that\n", g.until().UTC().Format(time.RFC3339))
 			continue
 		}
 		end, after := g.until().UTC().Format(time.RFC3339), "to nobody"
@@ -38,7 +53,7 @@ func (h header) write(w io.Writer, o Options) error {
 		fmt.Fprintf(&b, "  valid until %s, from when on it is open %s\n", end, after)
 		fmt.Fprintf(&b, "  for the profile: ValidUntil %s\n", end)
 	}
-	b.WriteString("The knocks are in here: keep it as secret as a password, mode 0600.\n\n")
+	fmt.Fprintf(&b, "The %s are in here: keep it as secret as a password, mode 0600.\n\n", secret)
 	fmt.Fprintf(&b, "check: %s\n", h.Check)
 	fmt.Fprintf(&b, "load: %s\n", h.Load)
 	if h.Parts != "" {
@@ -64,6 +79,9 @@ go on. Loading turns connection tracking on.
 		b.WriteString("\nKnocks are dropped here. If the server answers at other closed ports, a scan\nsees which ports are silent: then leave out --consume.\n")
 	}
 	for _, n := range h.Notes {
+		if n == "" {
+			continue
+		}
 		b.WriteString("\n" + n + "\n")
 	}
 	for line := range strings.Lines(b.String()) {

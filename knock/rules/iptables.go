@@ -20,24 +20,16 @@ func emitIptables(w io.Writer, guards []guard, o Options) error {
 		if g.OpenFor%time.Second != 0 || g.KnockTimeout%time.Second != 0 {
 			return fmt.Errorf("%s: iptables counts whole seconds: set OpenFor and KnockTimeout so, or use nftables", g.Name)
 		}
+		if g.tokens() {
+			if err := iptCheckTokens(g); err != nil {
+				return err
+			}
+		}
 	}
 	r := iptRules{guards, o}
 	text, parts := r.text(), ""
 	if strings.Contains(text, iptPart+"\n") {
 		parts = iptBoth(r.inParts())
-	}
-	notes := []string{
-		`Loading adds a second jump to our chain and then takes one away, so that the
-port is guarded all the while. To keep the rules over a reboot, save them
-as you save your others (netfilter-persistent save).`,
-		`xt_recent remembers 100 addresses a list: who sends first knocks from forged
-addresses faster than that keeps others from knocking. Raise it with the
-module's parameter ip_list_tot, or use nftables.`,
-	}
-	if parts != "" {
-		notes = append(notes, `An unprivileged container may refuse so many rules at once ("Message too
-long"): there load in parts, of which the guard itself is the last. What is
-left of an earlier, longer file does nothing, and goes with the undo.`)
 	}
 	err := header{
 		Guards: guards,
@@ -46,13 +38,38 @@ left of an earlier, longer file does nothing, and goes with the undo.`)
 		Parts:  parts,
 		Watch:  "cat /proc/net/xt_recent/portknock_*_open; iptables -t mangle -vnL PORTKNOCK",
 		Undo:   iptBoth(r.undo()),
-		Notes:  notes,
+		Notes: []string{
+			`Loading adds a second jump to our chain and then takes one away, so that the
+port is guarded all the while. To keep the rules over a reboot, save them
+as you save your others (netfilter-persistent save).`,
+			iptPartsNote(parts),
+			iptFloodNote(guards),
+			iptTokenNote(guards),
+		},
 	}.write(w, o)
 	if err != nil {
 		return err
 	}
 	_, err = io.WriteString(w, text)
 	return err
+}
+
+func iptPartsNote(parts string) string {
+	if parts == "" {
+		return ""
+	}
+	return `An unprivileged container may refuse so many rules at once ("Message too
+long"): there load in parts, of which the guard itself is the last. What is
+left of an earlier, longer file does nothing, and goes with the undo.`
+}
+
+func iptFloodNote(guards []guard) string {
+	if !slices.ContainsFunc(guards, func(g guard) bool { return !g.tokens() }) {
+		return ""
+	}
+	return `xt_recent remembers 100 addresses a list: who sends first knocks from forged
+addresses faster than that keeps others from knocking. Raise it with the
+module's parameter ip_list_tot, or use nftables.`
 }
 
 // iptBoth runs a command for both families; it calls the program $t.
@@ -162,11 +179,14 @@ func (r iptRules) text() string {
 	p("-A PORTKNOCK -p tcp ! --syn -j RETURN")
 	for _, g := range r.guards {
 		knocks := iptMatches(g.KnockPorts)
-		if len(knocks) == 0 {
+		switch {
+		case g.tokens():
+			knocks = iptTokenMatches(g)
+		case len(knocks) == 0:
 			knocks = []string{"-p tcp", "-p udp"}
 		}
 		for _, m := range knocks {
-			p("-A PORTKNOCK %s -j %s", m, iptName(g, ""))
+			p("%s", iptRule("PORTKNOCK", m+" -j "+iptName(g, "")))
 		}
 	}
 	iptFill(p, parts[last])
@@ -214,7 +234,7 @@ func iptFill(p func(string, ...any), chains []iptChain) {
 			p("# %s", c.comment)
 		}
 		for _, rule := range c.rules {
-			p("-A %s %s", c.name, rule)
+			p("%s", iptRule(c.name, rule))
 		}
 	}
 }
@@ -227,6 +247,17 @@ type iptChain struct {
 
 func (c *iptChain) add(format string, args ...any) {
 	c.rules = append(c.rules, fmt.Sprintf(format, args...))
+}
+
+// iptRule appends a rule to a chain. What is for one family only begins with its
+// flag, which goes before.
+func iptRule(chain, rule string) string {
+	for _, f := range iptFamilies {
+		if rest, only := strings.CutPrefix(rule, f.flag); only {
+			return f.flag + "-A " + chain + " " + rest
+		}
+	}
+	return "-A " + chain + " " + rule
 }
 
 // iptName is the name of a guard's chain. There are 6 bytes for which.
@@ -277,6 +308,9 @@ func iptLists(g guard) int64 {
 
 // chains returns the chains of one guard; a packet enters the first.
 func (r iptRules) chains(g guard) []iptChain {
+	if g.tokens() {
+		return r.tokens(g)
+	}
 	if g.timed() {
 		return r.timed(g)
 	}
@@ -385,7 +419,7 @@ func (r iptRules) timed(g guard) []iptChain {
 # boundary there are two, and the even one, by its number since 1970, comes first.
 # There, the right knock brings an address that is in one list into the next. A
 # wrong one takes it out of all. Repeats do no harm.`}
-	return slices.Concat(iptTree(g, root, spans, new(int)), leaves[0], leaves[1], []iptChain{wrong})
+	return slices.Concat(iptTree(g, root, spans, new(int), iptName(g, "-wrong")), leaves[0], leaves[1], []iptChain{wrong})
 }
 
 // iptShared returns those knocks of the other window that may be one of these, too,
@@ -417,8 +451,9 @@ func (s iptSpan) jump() string { return s.match() + " -g " + s.chain }
 const iptFan = 6
 
 // iptTree completes a chain so that it leads to the span of the moment, and
-// returns it with the chains on the way. It counts them in nodes.
-func iptTree(g guard, c iptChain, spans []iptSpan, nodes *int) []iptChain {
+// returns it with the chains on the way. It counts them in nodes. A packet of no
+// span goes to the chain otherwise, or back if that is empty.
+func iptTree(g guard, c iptChain, spans []iptSpan, nodes *int, otherwise string) []iptChain {
 	var below []iptChain
 	if len(spans) > iptFan {
 		size := iptFan
@@ -430,14 +465,16 @@ func iptTree(g guard, c iptChain, spans []iptSpan, nodes *int) []iptChain {
 			*nodes++
 			node := iptChain{name: iptName(g, fmt.Sprint("-t", *nodes))}
 			parts = append(parts, iptSpan{part[0].first, part[len(part)-1].last, node.name})
-			below = append(below, iptTree(g, node, part, nodes)...)
+			below = append(below, iptTree(g, node, part, nodes, otherwise)...)
 		}
 		spans = parts
 	}
 	for _, s := range spans {
 		c.add("%s", s.jump())
 	}
-	c.add("-g %s", iptName(g, "-wrong"))
+	if otherwise != "" {
+		c.add("-g %s", otherwise)
+	}
 	return append([]iptChain{c}, below...)
 }
 

@@ -233,11 +233,11 @@ func drawn(t testing.TB, period, skew time.Duration, first, last uint16) Guard {
 // windowsOf returns the windows that the rules of a guard carry.
 func windowsOf(t testing.TB, g Guard, o Options) []window {
 	t.Helper()
-	windows, err := walk(g, o, 1000)
-	if err != nil {
+	checked := guard{Guard: g}
+	if err := checked.walk(o, format{windows: 1000}); err != nil {
 		t.Fatal(err)
 	}
-	return windows
+	return checked.Windows
 }
 
 // TestIptablesWindows: at each second, those windows open that it belongs to,

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,9 +19,11 @@ func emitKnockd(w io.Writer, guards []guard, o Options) error {
 		return errors.New("knockd only listens, so it cannot consume the knocks: nftables and iptables can")
 	}
 	file := quote(o.File)
-	nft := `sed -n "s/^#: //p" ` + file + ` | nft `
-	err := header{
+	nft := knockdGuard + file + ` | nft `
+	timed := slices.ContainsFunc(guards, guard.timed)
+	h := header{
 		Guards: guards,
+		Stale:  timed,
 		Check:  nft + "-c -f -",
 		Load:   nft + "-f - && { pkill -HUP -x knockd || knockd -d -c " + file + "; }",
 		Watch:  "nft list table inet portknock",
@@ -35,8 +38,14 @@ a door: each has a second one of neighbouring ports beside it, a trap. It
 counts whole seconds from the first knock on, takes a doubled knock for a wrong
 one, and after a lost last knock needs two more attempts.`,
 		},
-	}.write(w, o)
-	if err != nil {
+	}
+	if timed {
+		h.Notes = append(h.Notes, `It knows no time either: it opens to the sequences of all windows in here until
+it reads others. What --refresh systemd prints keeps them fresh. If that stops,
+those of the past go on opening, and the new ones do not. Each time it reads
+others, it forgets attempts that are under way; who is in stays in.`)
+	}
+	if err := h.write(w, o); err != nil {
 		return err
 	}
 	var b strings.Builder
@@ -46,28 +55,50 @@ one, and after a lost last knock needs two more attempts.`,
 	}
 	b.WriteString("\n[options]\n\tUseSyslog\n")
 	for _, g := range guards {
-		d := knockdDoor{g}
-		fmt.Fprintf(&b, "\n[%s]\n\tsequence = %s\n\tseq_timeout = %d\n\ttcpflags = syn\n", d.ID, knockdSequence(d.Windows[0].Steps), d.timeout())
-		fmt.Fprintf(&b, "\tstart_command = %s\n\tstart_command_6 = %s\n", d.open("4"), d.open("6"))
-		if trap := d.trap(); trap != "" {
-			fmt.Fprintf(&b, "\n[%s_trap]\n\tsequence = %s\n\tseq_timeout = %d\n\ttcpflags = syn\n", d.ID, trap, d.timeout())
+		for _, window := range g.Windows {
+			d := knockdDoor{g, window}
+			fmt.Fprintf(&b, "\n[%s]\n\tsequence = %s\n\tseq_timeout = %d\n\ttcpflags = syn\n", d.name(), knockdSequence(d.Steps), d.timeout())
+			fmt.Fprintf(&b, "\tstart_command = %s\n\tstart_command_6 = %s\n", d.open("4"), d.open("6"))
+			if trap := d.trap(); trap != "" {
+				fmt.Fprintf(&b, "\n[%s_trap]\n\tsequence = %s\n\tseq_timeout = %d\n\ttcpflags = syn\n", d.name(), trap, d.timeout())
+			}
 		}
 	}
-	_, err = io.WriteString(w, b.String())
+	_, err := io.WriteString(w, b.String())
 	return err
 }
 
-type knockdDoor struct{ guard }
+// knockdGuard prints the nftables part of a file.
+const knockdGuard = `sed -n "s/^#: //p" `
+
+// knockdDoor is what opens a guard in one window. A port may come twice in a
+// sequence, and several doors may share ports, but for the first: if two have that
+// in common, knockd forgets one's attempts when it finds that they are not the
+// other's. Of sequences drawn from thousands of ports, few windows do.
+type knockdDoor struct {
+	guard
+	window
+}
+
+func (d knockdDoor) name() string {
+	if !d.timed() {
+		return d.ID
+	}
+	return fmt.Sprintf("%s_%d", d.ID, d.number())
+}
 
 // trap returns the ports before and behind every knock, as a sequence that
-// nobody sends: knockd then sees the ports, and takes them for wrong knocks.
+// nobody sends: knockd then sees the ports, and takes them for wrong knocks. The
+// knocks of other windows it sees anyway.
 func (d knockdDoor) trap() string {
 	var trap knock.Sequence
 	seen := map[string]bool{}
-	for _, s := range d.Windows[0].Steps {
-		seen[s.String()] = true
+	for _, w := range d.Windows {
+		for _, s := range w.Steps {
+			seen[s.String()] = true
+		}
 	}
-	for _, s := range d.Windows[0].Steps {
+	for _, s := range d.Steps {
 		for _, port := range []int{int(s.Port) + 1, int(s.Port) - 1} {
 			t := knock.Step{Transport: s.Transport, Port: uint16(port)}
 			if port < 1 || port > 65535 || seen[t.String()] || contains(d.OpenPorts, t) || contains(d.IgnorePorts, t) {
@@ -91,7 +122,7 @@ func knockdSequence(s knock.Sequence) string {
 // timeout returns what knockd allows from the first knock to the last, in
 // seconds.
 func (d knockdDoor) timeout() int {
-	all := d.KnockTimeout * time.Duration(max(len(d.Windows[0].Steps)-1, 1))
+	all := d.KnockTimeout * time.Duration(max(len(d.Steps)-1, 1))
 	return int((all + time.Second - 1) / time.Second)
 }
 

@@ -16,6 +16,10 @@ func emitNftables(w io.Writer, guards []guard, o Options) error {
 	if strings.Contains(text, nftPart) {
 		parts = `awk "/^` + nftPart + `/ && close(\"nft -f -\") { exit 1 } { print | \"nft -f -\" } END { exit close(\"nft -f -\") != 0 }" ` + quote(o.File)
 	}
+	frozen := "who is in at that moment"
+	if slices.ContainsFunc(guards, guard.timed) {
+		frozen += ", and outside UTC would\nmove the windows when clocks change"
+	}
 	err := header{
 		Guards: guards,
 		Parts:  parts,
@@ -28,8 +32,9 @@ func emitNftables(w io.Writer, guards []guard, o Options) error {
 /etc/nftables.conf begins with it, and stopping its service does it: end that
 file with the line  include "` + o.File + `"`,
 			`Keep this file rather than the output of "nft list ruleset", which would
-freeze who is in at that moment.`,
+freeze ` + frozen + `.`,
 			floodNote(guards),
+			tokenNote(guards),
 		},
 	}.write(w, o)
 	if err != nil {
@@ -50,12 +55,27 @@ const setSize = 65536
 func floodNote(guards []guard) string {
 	longest := time.Duration(0)
 	for _, g := range guards {
-		longest = max(longest, g.KnockTimeout)
+		if !g.tokens() { // which nobody can forge
+			longest = max(longest, g.KnockTimeout)
+		}
+	}
+	if longest == 0 {
+		return ""
 	}
 	rate := int(setSize / (longest + 3*time.Second).Seconds())
 	return fmt.Sprintf(`The kernel remembers %d knockers at once: first knocks from more than
 %d forged addresses a second can keep others from knocking. Who is in
 stays in.`, setSize, rate)
+}
+
+// tokenNote tells what becomes of a token that comes twice.
+func tokenNote(guards []guard) string {
+	if !slices.ContainsFunc(guards, guard.tokens) {
+		return ""
+	}
+	return `A token serves the address that spends it first. From any other it is refused
+and logged as "portknock refused". A restart of the server, or an undo, forgets
+what is spent.`
 }
 
 // nftRules is what the nftables text is made of. Without an automaton it only
@@ -177,6 +197,10 @@ func (r nftRules) text() string {
 	if r.automaton {
 		p("\t\ttcp flags & (fin|syn|rst|ack) != syn accept")
 		for _, g := range r.guards {
+			if g.tokens() {
+				p("\t\tudp dport %d udp length %d jump token_%s", g.TokenPort, udpHeader+tokenSize, g.ID)
+				continue
+			}
 			for _, f := range nftFamilies {
 				for _, ports := range nftKnockPorts(g) {
 					p("\t\tmeta nfproto %s %s jump knock%s_%s", f.proto, ports, f.n, g.ID)
@@ -198,18 +222,18 @@ func (r nftRules) text() string {
 	return b.String()
 }
 
-// sets returns the declarations of a guard's sets. They are the same for every
-// schedule: the kernel keeps a set as it was first declared.
+// sets returns the declarations of a guard's sets. Those of one name are the same
+// for every schedule: the kernel keeps a set as it was first declared. A set that
+// the next file does not declare stays too, and with it the spent tokens.
 func (r nftRules) sets(g guard) string {
-	text := "\t# NAME"
+	text, ofFamily := "\t# NAME", nftOpen
 	if r.automaton {
-		text += nftMaps
+		shape := nftShapeOf(g)
+		text += nftWindowMaps + shape.sets
+		ofFamily += shape.ofFamily
 	}
 	for _, f := range nftFamilies {
-		sets := nftOpen
-		if r.automaton {
-			sets += nftKnockers
-		}
+		sets := ofFamily
 		text += strings.NewReplacer("SADDR", f.addr, "N_ID", f.n+"_ID").Replace(sets)
 	}
 	return strings.NewReplacer("NAME", g.Name, "ID", g.ID, "SIZE", fmt.Sprint(setSize)).Replace(text)
@@ -233,6 +257,11 @@ func (r nftRules) chains(g guard) string {
 	if r.options.Consume {
 		verdict, consume = "drop", "\n\t\tdrop"
 	}
+	if g.tokens() {
+		b.WriteString(strings.NewReplacer("ID", g.ID, "REMEMBERED", nftTime(remembered(g)), "CONSUME", consume,
+			"OPENFOR", nftTime(g.OpenFor)).Replace(nftTokenChains))
+		return b.String()
+	}
 	single := len(g.Windows[0].Steps) == 1
 	start := ""
 	for _, window := range nftWindows(g) {
@@ -249,6 +278,30 @@ func (r nftRules) chains(g guard) string {
 	b.WriteString(strings.NewReplacer("ID", g.ID, "REPEAT", verdict, "CONSUME", consume,
 		"KNOCKTIMEOUT", nftTime(g.KnockTimeout), "OPENFOR", nftTime(g.OpenFor)).Replace(text))
 	return b.String()
+}
+
+// remembered is for how long a token is known to be spent: longer than it is good
+// for, whatever the Skew, and a little more for a clock that is set back.
+func remembered(g guard) time.Duration {
+	w := g.Windows[0]
+	return 2*w.End.Sub(w.Start) + time.Minute
+}
+
+const udpHeader = 8 // bytes
+
+// nftShape is what one kind of sequence needs beside nftWindowMaps: sets, those
+// among them that there are of each family, and what is flushed when they are
+// filled anew.
+type nftShape struct {
+	sets, ofFamily string
+	filled         []string
+}
+
+func nftShapeOf(g guard) nftShape {
+	if g.tokens() {
+		return nftShape{nftTokens, nftSpent, []string{"set tokens"}}
+	}
+	return nftShape{nftMaps, nftKnockers, []string{"map next", "set last", "set ignore"}}
 }
 
 // nftWindows returns what gives the windows of the present moment, as stages
@@ -282,7 +335,7 @@ const (
 
 // nftElements writes what a guard's sequences and ports put into its sets.
 func nftElements(b *strings.Builder, g guard) {
-	for _, set := range []string{"map even", "map odd", "map next", "set last", "set ignore"} {
+	for _, set := range append([]string{"map even", "map odd"}, nftShapeOf(g).filled...) {
 		kind, name, _ := strings.Cut(set, " ")
 		fmt.Fprintf(b, "flush %s inet portknock %s_%s\n", kind, name, g.ID)
 	}
@@ -291,26 +344,34 @@ func nftElements(b *strings.Builder, g guard) {
 			fmt.Fprintf(b, "add element inet portknock %s_%s { %s }\n", set, g.ID, strings.Join(elements, ", "))
 		}
 	}
-	add("ignore", nftIgnored(g))
-	most := nftPartElements / (len(g.Windows[0].Steps) + 1)
+	if !g.tokens() {
+		add("ignore", nftIgnored(g))
+	}
+	most := nftPartElements / (1 + len(g.Windows[0].Steps) + len(g.Windows[0].Tokens))
 	for windows := range slices.Chunk(g.Windows, most) {
 		var parity [2][]string
-		var next, last []string
+		var next, last, tokens []string
 		for _, w := range windows {
 			if g.timed() {
 				p := &parity[w.number()&1]
 				*p = append(*p, fmt.Sprintf("%d-%d : %s", w.opens(g.Skew), w.closes(g.Skew), w.nftStage(0)))
 			}
-			end := len(w.Steps) - 1
-			for i := range end {
-				next = append(next, w.nftKnock(i)+" : "+w.nftStage(i+1))
+			for i := range w.Steps {
+				if i == len(w.Steps)-1 {
+					last = append(last, w.nftKnock(i))
+				} else {
+					next = append(next, w.nftKnock(i)+" : "+w.nftStage(i+1))
+				}
 			}
-			last = append(last, w.nftKnock(end))
+			for _, token := range w.Tokens {
+				tokens = append(tokens, fmt.Sprintf("%s . 0x%x", w.nftStage(0), token))
+			}
 		}
 		add("even", parity[0])
 		add("odd", parity[1])
 		add("next", next)
 		add("last", last)
+		add("tokens", tokens)
 		if len(g.Windows) > most {
 			fmt.Fprintln(b, nftPart)
 		}
@@ -342,10 +403,12 @@ func (r nftRules) input(closed []nftPorts) string {
 // Words in capitals stand for what differs from guard to guard and from family
 // to family.
 const (
-	nftMaps = `
+	nftWindowMaps = `
 	# The window of a moment, as a stage before the first knock.
 	map even_ID { typeof meta time : meta priority; flags interval; }
-	map odd_ID { typeof meta time : meta priority; flags interval; }
+	map odd_ID { typeof meta time : meta priority; flags interval; }`
+
+	nftMaps = `
 	# The stage of a knocker and its knock lead to the next stage.
 	map next_ID { typeof meta priority . meta l4proto . th dport : meta priority; }
 	set last_ID { typeof meta priority . meta l4proto . th dport; }
@@ -358,6 +421,40 @@ const (
 	map atN_ID { typeof SADDR : meta priority; flags dynamic,timeout; size SIZE; }
 	set madeN_ID { typeof SADDR . meta l4proto . th dport; flags dynamic,timeout; size SIZE; }
 	set paceN_ID { typeof SADDR; flags dynamic,timeout; size SIZE; }`
+
+	nftTokens = `
+	# A window and what opens in it; of that, what has been spent, and by whom.
+	set tokens_ID { typeof meta priority . @th,64,128; }
+	set used_ID { typeof @th,64,128; flags dynamic,timeout; size SIZE; }`
+
+	nftSpent = `
+	set usedbyN_ID { typeof @th,64,128 . SADDR; flags dynamic,timeout; size SIZE; }`
+
+	// Two addresses that send one token at the same moment both find it unused.
+	// The kernel adds only one element, and of that element's rate only the first
+	// to come gets anything. Whoever is not in the set after that, since it is
+	// full, is not let in.
+	nftTokenChains = `
+	chain token_ID {
+		meta priority set meta time map @even_ID meta priority . @th,64,128 @tokens_ID goto valid_ID
+		meta priority set meta time map @odd_ID meta priority . @th,64,128 @tokens_ID goto valid_ID
+	}
+	chain valid_ID {
+		@th,64,128 . ip saddr @usedby4_ID goto admit_ID
+		@th,64,128 . ip6 saddr @usedby6_ID goto admit_ID
+		@th,64,128 @used_ID goto refused_ID
+		add @used_ID { @th,64,128 timeout REMEMBERED limit rate over 1/week burst 1 packets } goto refused_ID
+		@th,64,128 @used_ID update @usedby4_ID { @th,64,128 . ip saddr timeout REMEMBERED } goto admit_ID
+		@th,64,128 @used_ID update @usedby6_ID { @th,64,128 . ip6 saddr timeout REMEMBERED } goto admit_ID
+	}
+	chain refused_ID {
+		counter
+		limit rate 10/minute log prefix "portknock refused: "CONSUME
+	}
+	chain admit_ID {
+		update @open4_ID { ip saddr timeout OPENFOR } counter
+		update @open6_ID { ip6 saddr timeout OPENFOR } counterCONSUME
+	}`
 
 	nftAutomaton = `
 	chain knockN_ID {

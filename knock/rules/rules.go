@@ -19,6 +19,7 @@ import (
 	"unicode"
 
 	"github.com/portknock/portknock/knock"
+	"github.com/portknock/portknock/knock/spa"
 )
 
 // Guard is one profile's half on the server.
@@ -32,6 +33,7 @@ type Guard struct {
 	KnockPorts   []knock.PortRange // where wrong knocks count; everywhere if there are none
 	IgnorePorts  []knock.PortRange // where they do not
 	Fingerprint  string            // of the key, for the reader; "" if there is none
+	SPA          *spa.Access       // the Schedule again, if it is one of fwknop's packets
 }
 
 // Options are what applies to all guards of a file.
@@ -60,13 +62,21 @@ type Options struct {
 type format struct {
 	file    string // where its rules are usually kept
 	emit    func(io.Writer, []guard, Options) error
-	windows int // how many windows of time it can carry, but for those that are current
+	windows int  // how many windows of time it can carry
+	entries int  // how many knocks and tokens in all of these; 0 if windows says it all
+	tokens  bool // it can verify tokens
+	spa     bool // what it carries are packets of fwknop, and nothing else
+	stale   bool // it knows no time: all windows open until it is told others
 }
 
 var formats = map[string]format{
-	"nftables": {"/etc/portknock.nft", emitNftables, 50_000},
-	"iptables": {"/etc/portknock.rules", emitIptables, 720},
-	"knockd":   {"/etc/knockd.conf", emitKnockd, 0},
+	// So many entries load in two seconds, or eight if most are windows, and take
+	// nft 500 MB.
+	"nftables": {file: "/etc/portknock.nft", emit: emitNftables, windows: 150_000, entries: 300_000, tokens: true},
+	// A month of hours. It loads in half a second; more would cost each packet more.
+	"iptables": {file: "/etc/portknock.rules", emit: emitIptables, windows: 750, entries: 10_000, tokens: true},
+	"knockd":   {file: "/etc/knockd.conf", emit: emitKnockd, windows: 4, stale: true},
+	"fwknop":   {file: "/etc/fwknop/access.conf", emit: emitFwknop, spa: true},
 }
 
 // Formats returns the names that [Emit] knows, sorted.
@@ -91,11 +101,15 @@ func Emit(w io.Writer, name string, guards []Guard, o Options) error {
 	if strings.ContainsFunc(o.File, unicode.IsControl) {
 		return fmt.Errorf("%q: control characters in a file's name", o.File)
 	}
+	var closed []knock.PortRange // by any of them
+	for _, g := range guards {
+		closed = append(closed, g.OpenPorts...)
+	}
 	checked := make([]guard, len(guards))
 	ids := map[string]string{}
 	for i, g := range guards {
 		var err error
-		if checked[i], err = check(g, o, f.windows); err != nil {
+		if checked[i], err = check(g, o, f, closed); err != nil {
 			return fmt.Errorf("%s: %w", g.Name, err)
 		}
 		if other, taken := ids[checked[i].ID]; taken {
@@ -109,21 +123,41 @@ func Emit(w io.Writer, name string, guards []Guard, o Options) error {
 // guard is a Guard whose sequences are known and checked.
 type guard struct {
 	Guard
-	ID      string   // the name as firewalls accept it
-	Windows []window // in order; just one, for ever, if the sequence never changes
+	ID        string   // the name as firewalls accept it
+	Windows   []window // in order; just one, for ever, if the sequence never changes
+	TokenPort uint16   // where tokens go, by udp; 0 if there are none
 }
 
-// window is a window of time and the knocks that open in it.
+// window is a window of time and what opens in it: the knocks, in order, or any
+// one of the tokens. All windows of a guard have the same of the two.
 type window struct {
 	knock.Window
-	Steps knock.Sequence
+	Steps  knock.Sequence
+	Tokens [][]byte // of tokenSize
 }
+
+// tokenSize is what a token has in bytes: the payload of one datagram. It is as
+// much as nftables compares at once.
+const tokenSize = 16
+
+// tokens reports whether it is tokens that open.
+func (g guard) tokens() bool { return g.TokenPort > 0 }
 
 // timed reports whether the sequence changes with time.
 func (g guard) timed() bool { return g.Windows[0].Window != knock.Window{} }
 
 // until returns when the last sequence ends; never, the zero Time.
 func (g guard) until() time.Time { return g.Windows[len(g.Windows)-1].End }
+
+// End returns when the rules of a guard end that [Emit] writes, in UTC. It is the
+// zero Time if they never do, or if the format does not know when.
+func End(name string, g Guard, o Options) time.Time {
+	_, w, err := g.Schedule.At(o.Until.Add(-1))
+	if err != nil || formats[name].stale {
+		return time.Time{}
+	}
+	return w.End
+}
 
 // number counts a window from 1970, in its own length: it is the same in every
 // file that has the window.
@@ -139,10 +173,21 @@ func (w window) number() int64 {
 func (w window) opens(skew time.Duration) int64  { return w.Start.Add(-skew).Unix() }
 func (w window) closes(skew time.Duration) int64 { return w.End.Add(skew).Unix() }
 
-func check(g Guard, o Options, most int) (guard, error) {
-	windows, err := walk(g, o, most)
-	if err != nil {
-		return guard{}, err
+// check walks the windows of a guard and refuses what the format cannot carry, or
+// what would never open. No knock can go to a port that is closed.
+func check(g Guard, o Options, f format, closed []knock.PortRange) (guard, error) {
+	checked := guard{Guard: g, ID: ident(g.Name)}
+	switch {
+	case g.SPA != nil && !f.spa:
+		return guard{}, errors.New("only the format fwknop can carry the scheme fwknop")
+	case g.SPA == nil && f.spa:
+		return guard{}, errors.New("the format fwknop carries the scheme fwknop only")
+	case f.spa:
+		checked.Windows = []window{{}} // one, for ever, with nothing of ours to hear in it
+	default:
+		if err := checked.walk(o, f); err != nil {
+			return guard{}, err
+		}
 	}
 	switch {
 	case strings.ContainsFunc(g.Name, unicode.IsControl):
@@ -152,18 +197,27 @@ func check(g Guard, o Options, most int) (guard, error) {
 	case g.OpenFor < time.Second || g.KnockTimeout < time.Second:
 		return guard{}, errors.New("OpenFor and KnockTimeout must be at least one second")
 	}
-	overlooked := func(s knock.Step) bool {
-		return contains(g.OpenPorts, s) || contains(g.IgnorePorts, s) || len(g.KnockPorts) > 0 && !contains(g.KnockPorts, s)
+	if f.spa {
+		return checked, checkSPA(g, o, closed)
 	}
-	for _, w := range windows {
+	if checked.tokens() {
+		if s := (knock.Step{Transport: knock.UDP, Port: checked.TokenPort}); contains(closed, s) {
+			return guard{}, fmt.Errorf("tokens go to %v, which is a guarded port", s)
+		}
+		return checked, nil
+	}
+	overlooked := func(s knock.Step) bool {
+		return contains(closed, s) || contains(g.IgnorePorts, s) || len(g.KnockPorts) > 0 && !contains(g.KnockPorts, s)
+	}
+	for _, w := range checked.Windows {
 		if len(w.Steps) == 0 {
 			return guard{}, errors.New("the sequence is empty")
 		}
 		for i, step := range w.Steps {
 			if len(step.Payload) > 0 {
-				return guard{}, fmt.Errorf("knock %d of %d carries a payload, which no format verifies yet", i+1, len(w.Steps))
+				return guard{}, fmt.Errorf("knock %d of %d carries a payload, which no format verifies", i+1, len(w.Steps))
 			}
-			if contains(g.OpenPorts, step) {
+			if contains(closed, step) {
 				return guard{}, fmt.Errorf("knock %d of %d goes to a guarded port", i+1, len(w.Steps))
 			}
 		}
@@ -176,49 +230,89 @@ func check(g Guard, o Options, most int) (guard, error) {
 			return guard{}, errors.New("a scan of all ports in order would open it: choose ports that are not neighbours, or insist with --force")
 		}
 	}
-	return guard{Guard: g, ID: ident(g.Name), Windows: windows}, nil
+	return checked, nil
 }
 
-// walk returns the windows of a guard from the one that is just over, for a
-// server whose clock is behind, to the one that Until falls into.
-func walk(g Guard, o Options, most int) ([]window, error) {
-	var windows []window
-	ahead := 0
+// walk fills in the windows from the one that is just over, for a server whose
+// clock is behind, to the one that Until falls into. A format that knows no time
+// also needs the one that may be knocked by then, by a client whose clock is
+// ahead.
+func (g *guard) walk(o Options, f format) error {
+	entries, until := 0, o.Until
+	if f.stale {
+		until = until.Add(g.Skew)
+	}
 	for at := o.From.Add(-g.Skew); ; {
 		seqs, w, err := g.Schedule.At(at)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		if len(seqs) != 1 {
-			return nil, errors.New("no format can carry a choice of sequences yet")
+		next := window{Window: w}
+		tokens, port := asTokens(seqs)
+		switch {
+		case tokens != nil && w != knock.Window{}:
+			next.Tokens, g.TokenPort = tokens, port
+		case len(seqs) != 1:
+			return errors.New("a choice of sequences, which no format can carry")
+		default:
+			next.Steps = seqs[0]
 		}
 		if w == (knock.Window{}) {
-			return []window{{Steps: seqs[0]}}, nil
+			g.Windows = []window{next}
+			return nil
+		}
+		change, what := "the sequence changes", "knocks"
+		if next.Tokens != nil {
+			change, what = "tokens change", "tokens"
 		}
 		period := w.End.Sub(w.Start)
-		if w.Start.After(o.From) {
-			ahead++
-		}
+		entries += len(next.Steps) + len(next.Tokens)
 		switch {
-		case most == 0:
-			return nil, fmt.Errorf("the sequence changes with time, which this format cannot carry: %s can", strings.Join(timedFormats(), ", "))
+		case next.Tokens != nil && !f.tokens:
+			return fmt.Errorf("tokens are nothing that this format can verify: %s can", formatsThat(func(f format) bool { return f.tokens }))
+		case f.windows == 0:
+			return fmt.Errorf("%s with time, which this format cannot carry: %s can", change, formatsThat(format.timed))
+		case f.stale && (!o.From.Before(o.Until) || len(g.Windows) == f.windows):
+			return fmt.Errorf("%s with time, of which this format knows nothing: let --refresh systemd write the rules anew all the time (by hand: --horizon below %v), or choose from %s",
+				change, time.Duration(f.windows-1)*period-2*g.Skew, formatsThat(format.timed))
+		case f.stale && o.OpenAtEnd:
+			return errors.New("this format knows no time: it cannot open at the end")
 		case !o.From.Before(o.Until):
-			return nil, errors.New("the sequence changes with time: say for how long the rules shall last, as --horizon 30d")
+			return fmt.Errorf("%s with time: say for how long the rules shall last, as --horizon 30d", change)
 		case 2*g.Skew >= period:
-			return nil, fmt.Errorf("twice the Skew, %v, is not below the Period, %v", g.Skew, period)
-		case ahead > most:
-			return nil, fmt.Errorf("until %s there are more than %d windows to come, which is all this format can carry: shorten --horizon or lengthen the Period", o.Until.UTC().Format(time.RFC3339), most)
+			return fmt.Errorf("twice the Skew, %v, is not below the Period, %v", g.Skew, period)
+		case len(g.Windows) == f.windows:
+			return fmt.Errorf("until %s there are more than %d windows, which is all this format can carry: shorten --horizon or lengthen the Period",
+				o.Until.UTC().Format(time.RFC3339), f.windows)
+		case f.entries > 0 && entries > f.entries:
+			return fmt.Errorf("until %s there are more than %d %s, which is all this format can carry: shorten --horizon or lengthen the Period",
+				o.Until.UTC().Format(time.RFC3339), f.entries, what)
 		}
-		windows = append(windows, window{w, seqs[0]})
-		if at = w.End; !at.Before(o.Until) {
-			return windows, nil
+		g.Windows = append(g.Windows, next)
+		if at = w.End; !at.Before(until) {
+			return nil
 		}
 	}
 }
 
-// timedFormats returns the formats that can carry a sequence that changes.
-func timedFormats() []string {
-	return slices.DeleteFunc(Formats(), func(name string) bool { return formats[name].windows == 0 })
+// asTokens returns what single datagrams to one port carry, and the port, if that
+// is what the sequences are: each its own, all of the length of a token.
+func asTokens(seqs []knock.Sequence) (tokens [][]byte, port uint16) {
+	for _, seq := range seqs {
+		if len(seq) != 1 || seq[0].Transport != knock.UDP || len(seq[0].Payload) != tokenSize || seq[0].Port != seqs[0][0].Port {
+			return nil, 0
+		}
+		tokens, port = append(tokens, seq[0].Payload), seq[0].Port
+	}
+	return tokens, port
+}
+
+// timed reports whether the format knows when which sequence opens.
+func (f format) timed() bool { return f.windows > 0 && !f.stale }
+
+// formatsThat names the formats that can do something.
+func formatsThat(can func(format) bool) string {
+	return strings.Join(slices.DeleteFunc(Formats(), func(name string) bool { return !can(formats[name]) }), ", ")
 }
 
 func contains(ranges []knock.PortRange, s knock.Step) bool {

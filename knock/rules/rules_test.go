@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/portknock/portknock/knock"
+	"github.com/portknock/portknock/knock/spa"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -29,11 +31,25 @@ func mustGuard(t testing.TB, name, sequence, open string) Guard {
 	return Guard{Name: name, Schedule: knock.Static(seq), OpenPorts: ports, OpenFor: 30 * time.Second, KnockTimeout: 5 * time.Second, IgnorePorts: ignore}
 }
 
+// tokenGuard is one of hourly windows, with three tokens in each.
+func tokenGuard(t testing.TB, name string) Guard {
+	t.Helper()
+	key := knock.KeyFrom(bytes.Repeat([]byte(name), 32)[:32])
+	g := mustGuard(t, name, "1", "22")
+	g.Schedule = knock.Token{Key: key, Port: 62202, Period: time.Hour, Tokens: 3}
+	g.Skew, g.Fingerprint = 2*time.Minute, key.Fingerprint()
+	return g
+}
+
 // The golden files are what the firewalls themselves are asked about in the
 // lab. A change of one is a change of what runs on servers: read it.
 func TestGolden(t *testing.T) {
 	vps := mustGuard(t, "vps", "7001/udp 8003/tcp 9005/udp", "22/tcp")
+	hourlyVPS := mustGuard(t, "hourly", "1", "2222/tcp")
+	hourlyVPS.Schedule, hourlyVPS.Skew, hourlyVPS.Fingerprint = hourly(3), 2*time.Minute, "0123456789abcdef"
 	allow, _ := knock.ParsePortRanges("80 443 443/udp")
+	hours := Options{From: noon, Until: noon.Add(3 * time.Hour)}
+	consumed := Options{From: noon, Until: noon.Add(time.Hour), Consume: true}
 	for name, tt := range map[string]struct {
 		guards []Guard
 		o      Options
@@ -43,6 +59,9 @@ func TestGolden(t *testing.T) {
 		"drop":    {[]Guard{vps}, Options{DropPolicy: true, Allow: allow}},
 		"consume": {[]Guard{vps}, Options{Consume: true}},
 		"single":  {[]Guard{mustGuard(t, "single", "7001/udp", "22")}, Options{Force: true}},
+		"windows": {[]Guard{hourlyVPS, vps}, Options{From: noon, Until: noon.Add(10 * time.Minute)}},
+		"token":   {[]Guard{tokenGuard(t, "vps")}, hours},
+		"tokens":  {[]Guard{vps, tokenGuard(t, "Web.example"), tokenGuard(t, "other")}, consumed},
 		// In the second window a knock is one of the first's, too.
 		"rotating": {
 			[]Guard{mustTurns(t, "vps", time.Hour, 2*time.Minute, "20001/udp 27000/udp 23456/udp", "21234/udp 29998/udp 27000/udp", "28000/udp 20202/udp 24000/udp")},
@@ -50,29 +69,36 @@ func TestGolden(t *testing.T) {
 		},
 	} {
 		for _, format := range Formats() {
-			if (name == "consume" || name == "rotating") && format == "knockd" {
+			if (name == "consume" || name == "rotating") && format == "knockd" || name == "windows" && formats[format].windows == 0 || formats[format].spa {
 				continue
 			}
-			t.Run(name+"/"+format, func(t *testing.T) {
-				var got bytes.Buffer
-				if err := Emit(&got, format, tt.guards, tt.o); err != nil {
-					t.Fatal(err)
-				}
-				file := filepath.Join("..", "..", "testdata", "rules", name+"."+format)
-				if *update {
-					if err := os.WriteFile(file, got.Bytes(), 0o644); err != nil {
-						t.Fatal(err)
-					}
-				}
-				want, err := os.ReadFile(file)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if !bytes.Equal(got.Bytes(), want) {
-					t.Errorf("differs from %s:\n%s", file, got.String())
-				}
-			})
+			if strings.HasPrefix(name, "token") && !formats[format].tokens {
+				continue
+			}
+			t.Run(name+"/"+format, func(t *testing.T) { golden(t, name, format, tt.guards, tt.o) })
 		}
+	}
+}
+
+// golden compares the rules of guards with the file that holds them.
+func golden(t *testing.T, name, format string, guards []Guard, o Options) {
+	t.Helper()
+	var got bytes.Buffer
+	if err := Emit(&got, format, guards, o); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join("..", "..", "testdata", "rules", name+"."+format)
+	if *update {
+		if err := os.WriteFile(file, got.Bytes(), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got.Bytes(), want) {
+		t.Errorf("differs from %s:\n%s", file, got.String())
 	}
 }
 
@@ -80,6 +106,11 @@ func TestEmitRefuses(t *testing.T) {
 	good := func() Guard { return mustGuard(t, "vps", "7001/udp 8003/tcp", "22") }
 	with := func(change func(*Guard)) []Guard { g := good(); change(&g); return []Guard{g} }
 	web, _ := knock.ParsePortRanges("80")
+	until := func(d time.Duration) Options { return Options{From: noon, Until: noon.Add(d)} }
+	token := func(change func(*Guard)) []Guard { g := tokenGuard(t, "vps"); change(&g); return []Guard{g} }
+	payload := func(n int) choice {
+		return choice{{{Transport: knock.UDP, Port: 9, Payload: make([]byte, n)}}, {{Transport: knock.UDP, Port: 9, Payload: make([]byte, 16)}}}
+	}
 	for name, tt := range map[string]struct {
 		format string
 		guards []Guard
@@ -100,14 +131,40 @@ func TestEmitRefuses(t *testing.T) {
 		"payload": {"nftables", with(func(g *Guard) {
 			g.Schedule = knock.Static{{Transport: knock.UDP, Port: 1, Payload: []byte("x")}, {Port: 9}}
 		}), Options{}, "payload"},
-		"windows": {"knockd", with(func(g *Guard) { g.Schedule = changing{} }), Options{}, "changes with time, which this format cannot carry: iptables, nftables can"},
-		"many windows": {"iptables", with(func(g *Guard) { g.Schedule = changing{} }), Options{From: midnight, Until: midnight.Add(721*time.Hour + 1)},
-			"until 2026-12-21T01:00:00Z there are more than 720 windows to come, which is all this format can carry: shorten --horizon"},
-		"no horizon": {"iptables", with(func(g *Guard) { g.Schedule = changing{} }), Options{}, "--horizon"},
-		"fraction":   {"iptables", with(func(g *Guard) { g.KnockTimeout = 1500 * time.Millisecond }), Options{}, "whole seconds"},
-		"name":       {"nftables", with(func(g *Guard) { g.Name = "a\nflush ruleset" }), Options{}, "control"},
-		"file":       {"nftables", []Guard{good()}, Options{File: "/etc/a\nb"}, "control"},
-		"consume":    {"knockd", []Guard{good()}, Options{Consume: true}, "only listens"},
+		"static token": {"nftables", with(func(g *Guard) {
+			g.Schedule = knock.Static{{Transport: knock.UDP, Port: 1, Payload: make([]byte, 16)}}
+		}), Options{Force: true}, "payload"},
+		"knock at another's":            {"nftables", []Guard{good(), mustGuard(t, "web", "22 9", "80")}, Options{}, "web: knock 1 of 2 goes to a guarded port"},
+		"tokens, no end":                {"nftables", token(func(*Guard) {}), Options{}, "vps: tokens change with time: say for how long"},
+		"tokens, knockd":                {"knockd", token(func(*Guard) {}), until(time.Hour), "vps: tokens are nothing that this format can verify: " + formatsThat(func(f format) bool { return f.tokens }) + " can"},
+		"tokens, too many":              {"nftables", token(func(*Guard) {}), until(100_001 * time.Hour), "more than 300000 tokens"},
+		"tokens, skew":                  {"nftables", token(func(g *Guard) { g.Skew = 30 * time.Minute }), until(time.Hour), "twice the Skew"},
+		"tokens, too many for iptables": {"iptables", token(func(*Guard) {}), until(5_000 * time.Hour), "more than 750 windows"},
+		"tokens, one for two families": {"iptables", token(func(g *Guard) {
+			g.Schedule = knock.Token{Key: knock.NewKey(), Port: 9, Period: time.Hour, Tokens: 1}
+		}), until(time.Hour), "vps: iptables has tokens of their own for IPv4 and IPv6: set TokensPerWindow to 2 or more"},
+		"tokens, too long a time": {"iptables", token(func(g *Guard) {
+			g.Schedule = knock.Token{Key: knock.NewKey(), Port: 9, Period: 8 * 24 * time.Hour, Tokens: 8}
+		}), until(time.Hour), "vps: iptables cannot remember for longer than a Period of 168h0m0s"},
+		"tokens, guarded": {"nftables", append([]Guard{mustGuard(t, "mosh", "1 3", "60000-63000/udp")}, tokenGuard(t, "vps")), until(time.Hour),
+			"vps: tokens go to 62202/udp, which is a guarded port"},
+		"choice":             {"nftables", with(func(g *Guard) { g.Schedule = choice{{{Port: 1}, {Port: 9}}, {{Port: 1}, {Port: 5}}} }), until(time.Hour), "choice of sequences"},
+		"payloads, short":    {"nftables", with(func(g *Guard) { g.Schedule = payload(15) }), until(time.Hour), "choice of sequences"},
+		"payload, long":      {"nftables", with(func(g *Guard) { g.Schedule = payload(17)[:1] }), until(time.Hour), "payload"},
+		"no horizon":         {"nftables", with(func(g *Guard) { g.Schedule = hourly(3) }), Options{From: noon}, "for how long the rules shall last, as --horizon 30d"},
+		"no refresh":         {"knockd", with(func(g *Guard) { g.Schedule = hourly(3) }), Options{From: noon}, "let --refresh systemd write the rules anew"},
+		"too long a refresh": {"knockd", with(func(g *Guard) { g.Schedule, g.Skew = hourly(3), time.Minute }), Options{From: noon, Until: noon.Add(4 * time.Hour)}, "--horizon below 2h58m0s), or choose from"},
+		"open, some time":    {"knockd", with(func(g *Guard) { g.Schedule = hourly(3) }), Options{From: noon, Until: noon.Add(1), OpenAtEnd: true}, "cannot open at the end"},
+		"too long": {"nftables", with(func(g *Guard) { g.Schedule = hourly(3) }), Options{From: noon, Until: noon.Add(100_001 * time.Hour)},
+			"there are more than 300000 knocks"},
+		"skew":       {"nftables", with(func(g *Guard) { g.Schedule, g.Skew = hourly(3), 30*time.Minute }), Options{From: noon, Until: noon.Add(1)}, "twice the Skew, 30m0s, is not below the Period, 1h0m0s"},
+		"two knocks": {"nftables", with(func(g *Guard) { g.Schedule = hourly(2) }), Options{From: noon, Until: noon.Add(1)}, "Knocks to 3 or more"},
+		"many windows": {"iptables", with(func(g *Guard) { g.Schedule = changing{} }), Options{From: midnight, Until: midnight.Add(750*time.Hour + 1)},
+			"until 2026-12-22T06:00:00Z there are more than 750 windows, which is all this format can carry: shorten --horizon"},
+		"fraction": {"iptables", with(func(g *Guard) { g.KnockTimeout = 1500 * time.Millisecond }), Options{}, "whole seconds"},
+		"name":     {"nftables", with(func(g *Guard) { g.Name = "a\nflush ruleset" }), Options{}, "control"},
+		"file":     {"nftables", []Guard{good()}, Options{File: "/etc/a\nb"}, "control"},
+		"consume":  {"knockd", []Guard{good()}, Options{Consume: true}, "only listens"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var out bytes.Buffer
@@ -116,10 +173,136 @@ func TestEmitRefuses(t *testing.T) {
 				t.Errorf("error %v, want one with %q", err, tt.want)
 			}
 			if out.Len() > 0 {
-				t.Errorf("half an action: %q", out.String())
+				t.Errorf("half an action: %.200q", out.String())
 			}
 		})
 	}
+}
+
+var noon = time.Date(2026, 11, 20, 12, 0, 0, 0, time.UTC)
+
+// hourly is a schedule of that many knocks, to ports that tell the hour.
+type hourly int
+
+func (n hourly) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
+	w := knock.WindowAt(t, time.Hour)
+	seq := make(knock.Sequence, n)
+	for i := range seq {
+		seq[i] = knock.Step{Transport: knock.UDP, Port: uint16(20000 + 1000*(len(seq)-i) + w.Start.Day()*24 + w.Start.Hour())}
+	}
+	return []knock.Sequence{seq}, w, nil
+}
+
+// The windows are those of which a server whose clock differs by Skew may see
+// any moment from From to Until.
+func TestWalk(t *testing.T) {
+	for _, tt := range []struct {
+		from, until time.Duration // since noon
+		skew        time.Duration
+		want        string
+		stale       bool
+	}{
+		{0, 1, 0, "12", false},
+		{0, time.Hour, 0, "12", false},
+		{0, time.Hour + 1, 0, "12 13", false},
+		{59 * time.Minute, time.Hour, 0, "12", false},
+		{-1, 1, 0, "11 12", false},
+		{0, 1, time.Minute, "11 12", false},
+		{time.Minute - 1, time.Hour, time.Minute, "11 12", false},
+		{time.Minute, time.Hour, time.Minute, "12", false},
+		{time.Minute, 4*time.Hour - 1, time.Minute, "12 13 14 15", false},
+		// Where nobody looks at a clock, all that may be knocked until then.
+		{0, 1, 0, "12", true},
+		{0, time.Hour - time.Minute, time.Minute, "11 12", true},
+		{time.Minute, time.Hour - time.Minute, time.Minute, "12", true},
+		{time.Minute, time.Hour - time.Minute + 1, time.Minute, "12 13", true},
+		{-1, time.Hour + 1, time.Minute, "11 12 13", true},
+	} {
+		g := guard{Guard: Guard{Schedule: hourly(3), Skew: tt.skew}}
+		if err := g.walk(Options{From: noon.Add(tt.from), Until: noon.Add(tt.until)}, format{windows: 10, stale: tt.stale}); err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, w := range g.Windows {
+			got = append(got, fmt.Sprint(w.Start.Hour()))
+			if seqs, _, _ := hourly(3).At(w.Start); w.Steps.String() != seqs[0].String() {
+				t.Errorf("hour %d has another's sequence", w.Start.Hour())
+			}
+			if w.opens(tt.skew) != w.Start.Add(-tt.skew).Unix() || w.closes(tt.skew) != w.End.Add(tt.skew).Unix() {
+				t.Errorf("hour %d opens at %d and closes at %d", w.Start.Hour(), w.opens(tt.skew), w.closes(tt.skew))
+			}
+			if want := w.Start.Unix() / 3600; w.number() != want {
+				t.Errorf("hour %d is window %d, want %d", w.Start.Hour(), w.number(), want)
+			}
+		}
+		if strings.Join(got, " ") != tt.want {
+			t.Errorf("from %v until %v, skew %v: hours %v, want %s", tt.from, tt.until, tt.skew, got, tt.want)
+		}
+	}
+}
+
+// TestKeep: how often rules are written, and for how long, so that one refresh
+// may fail and a format that knows no time still has few windows.
+func TestKeep(t *testing.T) {
+	for _, tt := range []struct {
+		format         string
+		period, skew   time.Duration
+		every, horizon time.Duration
+	}{
+		{"nftables", time.Hour, 2 * time.Minute, time.Hour, 4 * time.Hour},
+		{"nftables", 5 * time.Second, time.Second, time.Minute, 4 * time.Minute},
+		{"nftables", 300 * 24 * time.Hour, time.Hour, 24 * time.Hour, 96 * time.Hour},
+		{"knockd", time.Hour, 2 * time.Minute, 2 * time.Minute, 6 * time.Minute},
+		{"knockd", time.Hour, 29 * time.Minute, 15 * time.Minute, 45 * time.Minute},
+		{"knockd", time.Hour, 0, 30 * time.Second, 90 * time.Second},
+		{"knockd", time.Minute, 29 * time.Second, 15 * time.Second, 45 * time.Second},
+		{"knockd", 3 * time.Second, time.Second, time.Second, 3 * time.Second},
+		{"knockd", time.Second, 0, time.Second, 3 * time.Second},
+	} {
+		g := mustGuard(t, "vps", "1", "22")
+		g.Schedule, g.Skew = every(tt.period), tt.skew
+		for i := range 10 { // wherever in a window
+			from := noon.Add(time.Duration(i) * tt.period / 10)
+			slow := mustGuard(t, "slow", "1", "23")
+			slow.Schedule, slow.Skew = every(400*24*time.Hour), time.Hour
+			u, err := Keep(tt.format, []Guard{slow, g}, Options{From: from, Until: from})
+			if err != nil {
+				t.Fatalf("%s, %v, %v: %v", tt.format, tt.period, tt.skew, err)
+			}
+			if u.Every != tt.every || u.Horizon != tt.horizon || u.File != formats[tt.format].file {
+				t.Errorf("%s, %v, %v: %+v", tt.format, tt.period, tt.skew, u)
+			}
+		}
+	}
+	static, hour := mustGuard(t, "vps", "7001 8003", "22"), mustGuard(t, "vps", "1", "22")
+	hour.Schedule = every(time.Hour)
+	for want, err := range map[string]error{
+		"need no refresh": second(Keep("nftables", []Guard{static}, Options{From: noon, Until: noon})),
+		"below 2h0m0s":    second(Keep("nftables", []Guard{hour}, Options{From: noon, Until: noon.Add(119 * time.Minute)})),
+		"no profile":      second(Keep("nftables", nil, Options{From: noon, Until: noon})),
+		"unknown format":  second(Keep("pf", []Guard{hour}, Options{From: noon, Until: noon})),
+		"Skew":            second(Keep("nftables", []Guard{{Name: "x", Schedule: every(time.Hour), Skew: time.Hour}}, Options{From: noon, Until: noon})),
+	} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %s", err, want)
+		}
+	}
+}
+
+func second(_ Upkeep, err error) error { return err }
+
+// every is a schedule of windows of that length, of one sequence.
+type every time.Duration
+
+func (e every) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
+	return []knock.Sequence{{{Port: 1}, {Port: 9}, {Port: 5}}}, knock.WindowAt(t, time.Duration(e)), nil
+}
+
+// choice is a schedule of hourly windows, all with these sequences.
+type choice []knock.Sequence
+
+func (c choice) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
+	return c, knock.WindowAt(t, time.Hour), nil
 }
 
 // changing is a schedule of windows of an hour, from any moment on.
@@ -132,7 +315,11 @@ func (changing) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
 func TestEmitReportsWriteErrors(t *testing.T) {
 	full := errors.New("disk full")
 	for _, format := range Formats() {
-		if err := Emit(failing{full}, format, []Guard{mustGuard(t, "vps", "7001 8003", "22")}, Options{}); !errors.Is(err, full) {
+		guards := []Guard{mustGuard(t, "vps", "7001/udp 8003/tcp", "22")}
+		if format == "fwknop" {
+			guards = []Guard{spaGuard(t, "vps", spa.Access{HMACKey: hmacKey}, "22")}
+		}
+		if err := Emit(failing{full}, format, guards, Options{}); !errors.Is(err, full) {
 			t.Errorf("%s: %v", format, err)
 		}
 	}
@@ -181,9 +368,11 @@ func TestQuote(t *testing.T) {
 
 func TestKnockdTrap(t *testing.T) {
 	seq, _ := knock.ParseSequence("81 65535/udp 7000 7001")
-	d := knockdDoor{guard{Guard: mustGuard(t, "x", "81 65535/udp 7000 7001", "22 6999"), Windows: []window{{Steps: seq}}}}
-	// Without 80 (ignored), 65536, 6999 (guarded) and the knocks themselves.
-	if got, want := d.trap(), "82:tcp,65534:udp,7002:tcp"; got != want {
+	other, _ := knock.ParseSequence("83 65534/udp 9000 9100")
+	g := guard{Guard: mustGuard(t, "x", "81 65535/udp 7000 7001", "22 6999"), Windows: []window{{Steps: seq}, {Steps: other}}}
+	// Without 80 (ignored), 65536, 6999 (guarded) and the knocks themselves, also
+	// those of the other window.
+	if got, want := (knockdDoor{g, g.Windows[0]}).trap(), "82:tcp,7002:tcp"; got != want {
 		t.Errorf("Trap = %q, want %q", got, want)
 	}
 }

@@ -30,6 +30,16 @@ func (h *Host) Send(t TB, packets ...Packet) {
 	must(t, h.sendRaw(func(i int) ([]byte, netip.Addr) { return raw[i], packets[i].Dst.Addr() }, len(raw)))
 }
 
+// Flood is [Host.Send] for more packets than one keeps: each is asked for when it
+// is its turn.
+func (h *Host) Flood(t TB, n int, packet func(i int) Packet) {
+	t.Helper()
+	must(t, h.sendRaw(func(i int) ([]byte, netip.Addr) {
+		p := packet(i)
+		return h.complete(p).marshal(), p.Dst.Addr()
+	}, n))
+}
+
 func (h *Host) complete(p Packet) Packet {
 	src, port := p.Src.Addr(), p.Src.Port()
 	if !src.IsValid() {

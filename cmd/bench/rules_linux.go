@@ -1,0 +1,76 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/portknock/portknock/cmd/internal/lab"
+	"github.com/portknock/portknock/knock"
+)
+
+// rules is what a year of hourly windows costs a server: to write, to load, and
+// for each packet of a stranger.
+func (r *Report) rules(ctx context.Context, o *options) error {
+	sweeps := 5
+	if o.quick {
+		sweeps = 1
+	}
+	return guarded(func(t *tb) error {
+		hosts := newRig(t, o.portknock, func(client, server *lab.Host) { lab.Link(t, client, server) })
+		key, profile := filepath.Join(t.TempDir(), "key"), filepath.Join(t.TempDir(), "config")
+		hosts.server.Run(t, o.portknock, "keygen", key)
+		hosts.file(t, profile, "Host vps", "Scheme rotating", "KeyFile "+key)
+		file := filepath.Join(t.TempDir(), "rules")
+		load := func(horizon string) {
+			hosts.server.Run(t, o.portknock, "emit-rules", "-c", profile, "--horizon", horizon, "--output", file, "vps")
+			hosts.server.Run(t, "nft", "-f", file)
+		}
+		var emit, loaded, memory []float64
+		for range sweeps {
+			began := time.Now()
+			hosts.server.Run(t, o.portknock, "emit-rules", "-c", profile, "--horizon", "365d", "--output", file, "vps")
+			emit = append(emit, time.Since(began).Seconds())
+			c := hosts.server.Command("nft", "-f", file)
+			began = time.Now()
+			if out, err := c.CombinedOutput(); err != nil {
+				return fmt.Errorf("nft: %w: %s", err, out)
+			}
+			loaded = append(loaded, time.Since(began).Seconds())
+			memory = append(memory, float64(c.ProcessState.SysUsage().(*syscall.Rusage).Maxrss)/1e3)
+			hosts.server.Run(t, "nft", "delete table inet portknock")
+		}
+		r.figureIs(figureEmit, median(emit), "s")
+		r.figureIs(figureLoad, median(loaded), "s")
+		r.figureIs(figureLoadMemory, quantile(memory, 1), "MB")
+
+		// What arrives is judged while it is being sent, on the same processor.
+		// The three take turns; of each the best counts.
+		to := hosts.server.Addr(lab.IPv4)
+		cost := [3]float64{1e9, 1e9, 1e9}
+		for range sweeps {
+			for i, rules := range []func(){
+				func() {},
+				func() { load("24h") },
+				func() { load("365d") },
+			} {
+				rules()
+				began := time.Now()
+				hosts.client.Sweep(t, to, knock.UDP, lab.Random)
+				cost[i] = min(cost[i], float64(time.Since(began).Microseconds())/65535)
+				if i > 0 {
+					hosts.server.Run(t, "nft", "delete table inet portknock")
+				}
+				if ctx.Err() != nil {
+					return context.Cause(ctx)
+				}
+			}
+		}
+		r.figureIs("a stranger's packet, no rules", cost[0], "µs")
+		r.figureIs(figureDay, cost[1], "µs")
+		r.figureIs(figureYear, cost[2], "µs")
+		return nil
+	})
+}

@@ -1,0 +1,245 @@
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/portknock/portknock/cmd/internal/lab"
+	"github.com/portknock/portknock/knock"
+)
+
+// refreshed are the formats whose rules a service keeps fresh.
+var refreshed = []string{"nftables", "knockd"}
+
+// printedUnits has portknock print the units for the profile vps, with the rules in a
+// folder of the test whose name needs every quoting there is.
+func printedUnits(t testing.TB, h *lab.Host, format, profile string) (text, rules string) {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), `a b$c%d"e`)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	rules = filepath.Join(dir, "rules")
+	return h.Run(t, "portknock", "emit-rules", "-c", profile, "--refresh", "systemd", "--format", format, "--output", rules, "vps"), rules
+}
+
+// unitCommands returns the commands of a service as systemd would run them, with
+// the portknock of the test.
+func unitCommands(t testing.TB, text string) (commands [][]string) {
+	t.Helper()
+	for _, line := range regexp.MustCompile(`(?m)^ExecStart=(.*)$`).FindAllStringSubmatch(text, -1) {
+		var words []string
+		word, quoted, any := "", false, false
+		for i := 0; i < len(line[1]); i++ {
+			switch c := line[1][i]; {
+			case c == '"':
+				quoted, any = !quoted, true
+			case c == '\\':
+				i++
+				word += line[1][i : i+1]
+			case c == '$' || c == '%':
+				if i++; i == len(line[1]) || line[1][i] != c {
+					t.Fatalf("a lone %c in %s", c, line[1])
+				}
+				word += string(c)
+			case c == ' ' && !quoted:
+				if any {
+					words = append(words, word)
+				}
+				word, any = "", false
+			default:
+				word, any = word+string(c), true
+			}
+		}
+		commands = append(commands, append(words, word))
+	}
+	if len(commands) < 2 || filepath.Base(commands[0][0]) != "portknock" || !filepath.IsAbs(commands[0][0]) {
+		t.Fatalf("%q", commands)
+	}
+	commands[0][0] = "portknock"
+	return commands
+}
+
+// TestRefresh runs the service's commands over and over while one window ends and
+// another begins: nobody who knocks is refused, who is in stays in, and from then
+// on the new sequence opens and the old one does not.
+func TestRefresh(t *testing.T) {
+	const period, skew = 8 * time.Second, time.Second
+	for _, f := range lab.Firewalls {
+		if !slices.Contains(refreshed, format(f)) {
+			continue
+		}
+		for _, family := range lab.Families {
+			t.Run(fmt.Sprintf("%s/%v", f.Name, family), func(t *testing.T) {
+				t.Parallel()
+				n := lab.New(t)
+				f.Install(t, n.Server)
+				n.Server.Listen(t, 22)
+				n.Attacker.Shell(t, "echo 1 >/proc/sys/net/ipv6/ip_nonlocal_bind") // an address for each knocker
+				key := secret(t, "key", "portknock-key-1:aaaqeayeaudaocajbifqydiob4ibceqtcqkrmfyydenbwha5dypzcjt6ri")
+				profile := secret(t, "config", "Host vps", "HostName "+n.Server.Addr(family).String(), "Scheme rotating",
+					"KeyFile "+key, fmt.Sprintf("Period %.0f\nSkew %.0f", period.Seconds(), skew.Seconds()), "OpenFor 1m", "Knocks 3")
+				text, rules := printedUnits(t, n.Server, format(f), profile)
+				commands := unitCommands(t, text)
+				service := func() error {
+					for _, c := range commands {
+						if out, err := n.Server.Try(c[0], c[1:]...); err != nil {
+							return fmt.Errorf("%q: %w\n%s", c, err, out)
+						}
+					}
+					return nil
+				}
+				to := netip.AddrPortFrom(n.Server.Addr(family), 22)
+
+				// Soon after Skew has passed, with most of the window still to come.
+				for into := time.Duration(0); into < skew+time.Second || into > period/2; time.Sleep(10 * time.Millisecond) {
+					into = time.Duration(time.Now().UnixNano()) % period
+				}
+				end := time.Now().Truncate(period).Add(period)
+				if err := service(); err != nil {
+					t.Fatal(err)
+				}
+				var daemon *lab.Daemon
+				if f.Async {
+					daemon = n.Server.Daemon(t, "stdbuf", "-oL", "knockd", "-i", "eth0", "-v", "-D", "-c", rules, "-p", "/run/knockd.pid")
+					daemon.Log.Await(t, "istening on eth0", 1)
+				}
+				if got := n.Client.Probe(t, to); got != lab.Dropped {
+					t.Fatalf("guarded, the port is %v", got)
+				}
+				said, _, _ := strings.Cut(n.Client.Run(t, "portknock", "sequence", "-c", profile, "vps"), "  (")
+				old, err := knock.ParseSequence(said)
+				if err != nil {
+					t.Fatal(err)
+				}
+				n.Client.Run(t, "portknock", "knock", "--wait", "-c", profile, "vps")
+
+				var keeper sync.WaitGroup
+				over := end.Add(skew + time.Second)
+				runs := 1
+				keeper.Go(func() {
+					for ; time.Now().Before(over); runs++ {
+						if err := service(); err != nil {
+							t.Error(err)
+							return
+						}
+						time.Sleep(500 * time.Millisecond) // as the timer would, only sooner
+					}
+				})
+				knockers := 0
+				for ; time.Now().Before(over); knockers++ {
+					from := n.Attacker.Source(family, uint16(1000+knockers)).String()
+					if out, err := n.Attacker.Try("portknock", "knock", "--wait", "-c", profile, "-o", "BindAddress="+from, "-o", "ConnectTimeout=5", "vps"); err != nil {
+						t.Errorf("knocker %d, %v after the window's end: %v %s", knockers, time.Since(end), err, out)
+					}
+					time.Sleep(20 * time.Millisecond) // other tests have knockers, too
+				}
+				keeper.Wait()
+				if err := service(); err != nil {
+					t.Fatal(err)
+				}
+				t.Logf("%d knockers, %d refreshes", knockers, runs)
+				if f.Async {
+					reread := strings.Count(strings.ToLower(daemon.Log.String()), "re-reading")
+					if reread == 0 || reread >= runs {
+						t.Errorf("knockd has read its file again %d times", reread)
+					}
+				}
+
+				if got := n.Client.Probe(t, to); got != lab.Open {
+					t.Errorf("for who was in before, the port is %v", got)
+				}
+				before := n.Attacker.Source(family, 1)
+				n.Attacker.KnockFrom(t, before, to.Addr(), old...)
+				n.Attacker.Run(t, "portknock", "knock", "--wait", "-c", profile, "-o", "BindAddress="+n.Attacker.Source(family, 2).String(), "vps")
+				if got := n.Attacker.ProbeFrom(t, before, to); got != lab.Dropped {
+					t.Errorf("after the window before's sequence the port is %v", got)
+				}
+			})
+		}
+	}
+}
+
+// TestUnits installs the units with the line of their header, and has systemd
+// itself judge them.
+func TestUnits(t *testing.T) {
+	lab.Require(t, "systemd-analyze", "awk")
+	for _, format := range refreshed {
+		t.Run(format, func(t *testing.T) {
+			t.Parallel()
+			key := secret(t, "key", "portknock-key-1:aaaqeayeaudaocajbifqydiob4ibceqtcqkrmfyydenbwha5dypzcjt6ri")
+			profile := secret(t, "config", "Host vps", "Scheme rotating", "KeyFile "+key)
+			h := lab.NewHost(t, "server")
+			text, rules := printedUnits(t, h, format, profile)
+			file := filepath.Join(t.TempDir(), "units")
+			if err := os.WriteFile(file, []byte(strings.ReplaceAll(text, unitsFile, file)), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			bin := t.TempDir()
+			systemctl := filepath.Join(bin, "systemctl")
+			if err := os.WriteFile(systemctl, []byte("#!/bin/sh\necho systemctl \"$@\"\n"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			run := func(name string) string {
+				t.Helper()
+				return h.Shell(t, "PATH="+bin+":$PATH; "+headerLine(t, file, name))
+			}
+			h.Shell(t, "mount -t tmpfs tmpfs /etc/systemd/system")
+			if got, want := run("install"), "systemctl daemon-reload\nsystemctl enable --now portknock.service portknock.timer\n"; got != want {
+				t.Errorf("the install runs %q, want %q", got, want)
+			}
+			if got := h.Shell(t, "cd /etc/systemd/system; ls"); got != "portknock.service\nportknock.timer\n" {
+				t.Errorf("installed: %q", got)
+			}
+			if got := h.Run(t, "systemd-analyze", "verify", "/etc/systemd/system/portknock.service", "/etc/systemd/system/portknock.timer"); got != "" {
+				t.Errorf("systemd says: %s", got)
+			}
+			h.Run(t, "systemd-analyze", "security", "--offline=yes", "--threshold=30", "/etc/systemd/system/portknock.service")
+			if err := os.WriteFile(rules, []byte("# undo: echo rules undone\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if got := run("undo"); !strings.HasSuffix(got, "systemctl daemon-reload\nrules undone\n") {
+				t.Errorf("the undo says %q", got)
+			}
+			if got := h.Shell(t, "ls /etc/systemd/system"); got != "" {
+				t.Errorf("left behind: %q", got)
+			}
+		})
+	}
+}
+
+// TestKnockdSharedPorts: a port that comes twice in a sequence, as md5-hourly draws
+// it, and one that two windows share, keep nobody out.
+func TestKnockdSharedPorts(t *testing.T) {
+	knockd := lab.Firewalls[slices.IndexFunc(lab.Firewalls, func(f lab.Firewall) bool { return f.Name == "knockd" })]
+	for _, tt := range [][2]string{
+		{"7001 7001 9005 8003", "7002 7001 8003 9005"},
+		{"7001 9005 7001 8003 6000", "9005 7001 8003 7001 7001"},
+		{"7001/udp 9005/udp 9005/udp 8003", "8003 7001/udp 9005/udp 7001/udp"},
+		{"7001 9005 8003 6000 5000", "8003 9005 7001 5000 6000"},
+	} {
+		t.Run(tt[0], func(t *testing.T) {
+			t.Parallel()
+			n := lab.New(t)
+			knockd.Install(t, n.Server)
+			n.Server.Listen(t, 22)
+			addr := "HostName " + n.Server.Addr(lab.IPv4).String()
+			profile := secret(t, "config", "Host vps", addr, "Sequence "+tt[0], "Host web", addr, "Sequence "+tt[1])
+			rules := emit(t, n.Server, knockd, profile, "web")
+			header(t, n.Server, rules, "load")
+			n.Server.Run(t, "pkill", "-x", "knockd")
+			daemon := n.Server.Daemon(t, "stdbuf", "-oL", "knockd", "-i", "eth0", "-v", "-D", "-c", rules, "-p", "/run/knockd.pid")
+			daemon.Log.Await(t, "istening on eth0", 1)
+			n.Client.Run(t, "portknock", "knock", "--wait", "-c", profile, "vps")
+			n.Attacker.Run(t, "portknock", "knock", "--wait", "-c", profile, "web")
+		})
+	}
+}

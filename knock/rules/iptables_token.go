@@ -1,0 +1,133 @@
+package rules
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Tokens by iptables: u32 compares the payload, and two lists of xt_recent say of
+// each token whether it has been spent, and by whom. Their entries are of one
+// family, so that a token spent by IPv4 would be fresh by IPv6: each family has
+// tokens of its own instead, IPv4 the even ones. A client begins with these.
+
+// iptFamily is what differs between the families in a rule.
+type iptFamily struct {
+	flag   string // before a rule, for iptables-restore
+	first  int    // the number of its first token; every other one is its own
+	udp    string // where the UDP header is, for u32
+	nobody string // the mask under which all addresses are one
+}
+
+// An IPv6 packet with extension headers is no token: u32 cannot skip them.
+var iptFamilies = []iptFamily{{"-4 ", 0, "0>>22&0x3C@", "0.0.0.0"}, {"-6 ", 1, "", "::"}}
+
+// at is an expression of u32 for the 32 bits at an offset from the UDP header.
+func (f iptFamily) at(offset int) string {
+	if f.udp == "" {
+		offset += 40
+	}
+	return fmt.Sprintf("%s%d", f.udp, offset)
+}
+
+// payload matches a datagram that carries a token.
+func (f iptFamily) payload(token []byte) string {
+	var tests []string
+	for i := 0; i < len(token); i += 4 {
+		tests = append(tests, fmt.Sprintf("%s=0x%08x", f.at(udpHeader+i), binary.BigEndian.Uint32(token[i:])))
+	}
+	return fmt.Sprintf(`-p udp -m u32 --u32 "%s"`, strings.Join(tests, "&&"))
+}
+
+// iptTokenMatches returns matches for what may be a token by its length.
+func iptTokenMatches(g guard) []string {
+	var all []string
+	for _, f := range iptFamilies {
+		all = append(all, fmt.Sprintf(`%s-p udp --dport %d -m u32 --u32 "%s>>16=%d"`, f.flag, g.TokenPort, f.at(4), udpHeader+tokenSize))
+	}
+	return all
+}
+
+func iptTokenNote(guards []guard) string {
+	if !slices.ContainsFunc(guards, guard.tokens) {
+		return ""
+	}
+	return `A token serves the address that spends it first. From any other it is refused
+and logged as "portknock refused". IPv4 and IPv6 have tokens of their own, half
+of them each. A restart of the server, or an undo, forgets what is spent.`
+}
+
+// iptSlots is after how many windows the lists of the first serve again. What is
+// in them then has been there for longer than it is remembered, two periods.
+const iptSlots = 4
+
+// iptTokenPeriod is the longest: the module counts ticks of the kernel's clock in
+// 32 bits, of which there may be 1000 a second.
+const iptTokenPeriod = 7 * 24 * time.Hour
+
+func iptCheckTokens(g guard) error {
+	w := g.Windows[0]
+	switch {
+	case w.End.Sub(w.Start) > iptTokenPeriod:
+		return fmt.Errorf("%s: iptables cannot remember for longer than a Period of %v which tokens are spent", g.Name, iptTokenPeriod)
+	case len(w.Tokens) < len(iptFamilies):
+		return fmt.Errorf("%s: iptables has tokens of their own for IPv4 and IPv6: set TokensPerWindow to 2 or more, or use nftables", g.Name)
+	}
+	return nil
+}
+
+// tokens returns the chains of a guard that tokens open. Of the two trees one has
+// the windows of even number, which around a boundary overlap those of the other.
+func (r iptRules) tokens(g guard) []iptChain {
+	period := g.Windows[0].End.Sub(g.Windows[0].Start)
+	remembered := int(2 * period / time.Second)
+	slot := func(w window, n int) int { return int(w.number()%iptSlots)*len(w.Tokens) + n }
+	spender := func(slot int) string { return iptName(g, fmt.Sprint("-u", slot)) }
+	var leaves, spent []iptChain
+	var spans [2][]iptSpan
+	for i, w := range g.Windows {
+		c := iptChain{name: iptName(g, fmt.Sprint("-", i)), comment: "from " + w.Start.UTC().Format(time.RFC3339)}
+		for _, f := range iptFamilies {
+			for n := f.first; n < len(w.Tokens); n += 2 {
+				c.add("%s%s -g %s", f.flag, f.payload(w.Tokens[n]), spender(slot(w, n)))
+			}
+		}
+		leaves = append(leaves, c)
+		parity := w.number() & 1
+		spans[parity] = append(spans[parity], iptSpan{w.opens(g.Skew), w.closes(g.Skew) - 1, c.name}) // both seconds belong to it
+		if i >= iptSlots {
+			continue
+		}
+		for n := range w.Tokens {
+			f := iptFamilies[n%2]
+			c := iptChain{name: spender(slot(w, n))}
+			list := fmt.Sprintf("portknock_%s_%d", g.ID, slot(w, n))
+			c.add("-m recent --name %s_by --rcheck --seconds %d -g %s", list, remembered, iptName(g, "-in"))
+			// Of two that come at the same moment, neither is the first.
+			c.add("%s-m recent --name %s --set --mask %s", f.flag, list, f.nobody)
+			c.add("%s-m recent --name %s --rcheck --seconds %d --hitcount 2 --mask %s -g %s", f.flag, list, remembered, f.nobody, iptName(g, "-no"))
+			c.add("-m recent --name %s_by --set -g %s", list, iptName(g, "-in"))
+			spent = append(spent, c)
+		}
+	}
+	if len(spent) > 0 {
+		spent[0].comment = "Who has spent a token may again, others may not. Four windows share the lists."
+	}
+	root := iptChain{name: iptName(g, ""), comment: g.Name + ": a packet goes to the windows of the moment, in UTC, and is one of their tokens."}
+	root.add("-j %s", iptName(g, "-even"))
+	root.add("-j %s", iptName(g, "-odd"))
+	nodes := new(int)
+	all := []iptChain{root}
+	all = append(all, iptTree(g, iptChain{name: iptName(g, "-even")}, spans[0], nodes, "")...)
+	all = append(all, iptTree(g, iptChain{name: iptName(g, "-odd")}, spans[1], nodes, "")...)
+	in, no := iptChain{name: iptName(g, "-in")}, iptChain{name: iptName(g, "-no")}
+	in.add("-m recent --name %s --set", iptOpen(g))
+	no.add(`-m limit --limit 10/minute -j LOG --log-prefix "portknock refused: "`)
+	if r.options.Consume {
+		in.add("-j DROP")
+		no.add("-j DROP")
+	}
+	return slices.Concat(all, leaves, spent, []iptChain{in, no})
+}

@@ -1,0 +1,115 @@
+package knock
+
+import (
+	"encoding/hex"
+	"encoding/json"
+	"os"
+	"slices"
+	"testing"
+	"time"
+)
+
+// tokenVector is one example of the scheme token. They are fixed: servers run
+// what they say.
+type tokenVector struct {
+	About  string
+	Key    string
+	Host   string // if not empty, the key is this host's own
+	Time   int64  // Unix
+	Period int64  // seconds
+	N      int
+	Token  string // in hexadecimal
+}
+
+const tokenVectorFile = "../testdata/vectors/token.json"
+
+func tokenVectors(t *testing.T) (all []tokenVector) {
+	t.Helper()
+	text, err := os.ReadFile(tokenVectorFile)
+	if err == nil {
+		err = json.Unmarshal(text, &all)
+	}
+	if err != nil || len(all) < 20 {
+		t.Fatalf("%d vectors, %v", len(all), err)
+	}
+	return all
+}
+
+func TestTokenVectors(t *testing.T) {
+	for _, v := range tokenVectors(t) {
+		key := mustKey(t, v.Key)
+		if v.Host != "" {
+			key = key.Derive(v.Host)
+		}
+		k := Token{Key: key, Port: 62202, Period: time.Duration(v.Period) * time.Second, Tokens: v.N + 1}
+		// Within a second nothing changes.
+		for _, at := range []time.Time{time.Unix(v.Time, 0), time.Unix(v.Time, 999_999_999)} {
+			seqs, w, err := k.At(at)
+			if err != nil || len(seqs) != v.N+1 || seqs[v.N].String() != "62202/udp="+v.Token {
+				t.Errorf("%+v:\ngot %v, %v", v, seqs, err)
+			}
+			if w != WindowAt(at, k.Period) {
+				t.Errorf("%+v: window %v", v, w)
+			}
+		}
+	}
+}
+
+// TestTokenReference holds the Python in testdata/vectors against them.
+func TestTokenReference(t *testing.T) {
+	var want []string
+	for _, v := range tokenVectors(t) {
+		want = append(want, v.Token)
+	}
+	if got := reference(t, tokenVectorFile); !slices.Equal(got, want) {
+		t.Errorf("got\n%q\nwant\n%q", got, want)
+	}
+}
+
+func token(t testing.TB) Token {
+	return Token{Key: mustKey(t, exampleKey), Port: 62202, Period: time.Hour, Tokens: 8}
+}
+
+// All tokens are different, in a window and from window to window.
+func TestTokensDiffer(t *testing.T) {
+	seen := map[string]bool{}
+	k := token(t)
+	k.Tokens = MaxTokens
+	for n := range 100 {
+		seqs, _, err := k.At(time.Unix(int64(n)*3600+1800, 0))
+		if err != nil || len(seqs) != MaxTokens {
+			t.Fatal(len(seqs), err)
+		}
+		for _, seq := range seqs {
+			if len(seq) != 1 || seq[0].Transport != UDP || seq[0].Port != k.Port || len(seq[0].Payload) != TokenSize {
+				t.Fatalf("%v", seq)
+			}
+			s := hex.EncodeToString(seq[0].Payload)
+			if seen[s] {
+				t.Fatalf("window %d: %s again", n, s)
+			}
+			seen[s] = true
+		}
+	}
+}
+
+func TestTokenRefuses(t *testing.T) {
+	for _, tt := range []struct {
+		change func(*Token)
+		want   string
+	}{
+		{func(k *Token) { k.Key = Key{} }, "no key"},
+		{func(k *Token) { k.Key = KeyFrom(make([]byte, 31)) }, "a key of 31 bytes is too short: it takes 32"},
+		{func(k *Token) { k.Period = 0 }, "a Period of 0s is not whole seconds"},
+		{func(k *Token) { k.Period = 1500 * time.Millisecond }, "a Period of 1.5s is not whole seconds"},
+		{func(k *Token) { k.Port = 0 }, "no port to send a token to"},
+		{func(k *Token) { k.Tokens = 0 }, "0 tokens are not from 1 to 64"},
+		{func(k *Token) { k.Tokens = 65 }, "65 tokens are not from 1 to 64"},
+	} {
+		k := token(t)
+		tt.change(&k)
+		if seqs, _, err := k.At(time.Now()); err == nil || err.Error() != tt.want || seqs != nil {
+			t.Errorf("got %v, %v; want %s", seqs, err, tt.want)
+		}
+	}
+}

@@ -1,0 +1,30 @@
+"""The schemes rotating and token in Python. Reads vectors on stdin, prints their sequences or tokens."""
+import base64, hashlib, hmac, json, struct, sys, zlib
+
+def mac(key, message):
+    return hmac.new(key, message, hashlib.sha256).digest()
+
+def parse_key(text):
+    data = base64.b32decode((digits := text.removeprefix("portknock-key-1:").upper()) + "=" * (-len(digits) % 8))
+    assert struct.pack(">I", zlib.crc32(data[:-4])) == data[-4:], "mistyped"
+    return data[:-4]
+
+def derive(key, host):  # DeriveHostKey: HKDF-SHA256 without salt, one block
+    return mac(mac(bytes(32), key), b"portknock/1 host\0" + host.lower().encode() + b"\x01")
+
+def block(scheme, key, time, period, n):
+    return mac(key, b"portknock/1 " + scheme + b"\0" + struct.pack(">QqI", period, time // period, n))
+
+def rotating(key, time, period, first, last, knocks, protocol):
+    size, ports, n = last - first + 1, [], 0
+    while len(ports) < knocks:
+        for (v,) in struct.iter_unpack(">H", block(b"rotating", key, time, period, n)):
+            if v < 65536 // size * size and (port := first + v % size) not in ports:
+                ports.append(port)
+        n += 1
+    return " ".join(f"{port}/{protocol}" for port in ports[:knocks])
+
+for v in json.load(sys.stdin):
+    key = derive(parse_key(v.pop("key")), v.pop("host")) if "host" in v else parse_key(v.pop("key"))
+    n, want = v.pop("n", None), [v.pop(k, None) for k in ("about", "sequence", "token")]
+    print(rotating(key, **v) if n is None else block(b"token", key, **v, n=n)[:16].hex())
