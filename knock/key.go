@@ -79,10 +79,9 @@ func ParseKey(text string) (Key, error) {
 	return KeyFrom(secret), nil
 }
 
-// Reveal returns the key as text for [ParseKey], without a newline: the one way
-// to its bytes.
+// Reveal returns the key as text for [ParseKey], without a newline.
 func (k Key) Reveal() string {
-	secret := k.bytes()
+	secret := k.Bytes()
 	return keyPrefix + keyDigits.EncodeToString(binary.BigEndian.AppendUint32(secret, crc32.ChecksumIEEE(secret)))
 }
 
@@ -90,7 +89,7 @@ func (k Key) Reveal() string {
 // without salt, with the info "portknock/1 host", a zero byte and the name in
 // lower case. It tells nothing of this key, nor of another host's.
 func (k Key) Derive(host string) Key {
-	secret, err := hkdf.Key(sha256.New, k.bytes(), nil, "portknock/1 host\x00"+strings.ToLower(host), minKey)
+	secret, err := hkdf.Key(sha256.New, k.Bytes(), nil, "portknock/1 host\x00"+strings.ToLower(host), minKey)
 	if err != nil {
 		panic(err) // only for more than 255 hashes
 	}
@@ -101,7 +100,7 @@ func (k Key) Derive(host string) Key {
 // their keys in public: the start of HMAC-SHA256(key, "portknock/1 fingerprint").
 // It is empty for a secret below 32 bytes, which could be guessed from it.
 func (k Key) Fingerprint() string {
-	if len(k.bytes()) < minKey {
+	if len(k.Bytes()) < minKey {
 		return ""
 	}
 	return hex.EncodeToString(k.mac([]byte("portknock/1 fingerprint"))[:8])
@@ -118,7 +117,7 @@ func (k Key) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
 
 // check refuses a key that could be guessed.
 func (k Key) check() error {
-	switch n := len(k.bytes()); {
+	switch n := len(k.Bytes()); {
 	case n == 0:
 		return errors.New("no key")
 	case n < minKey:
@@ -127,8 +126,9 @@ func (k Key) check() error {
 	return nil
 }
 
-// bytes returns a copy of the secret.
-func (k Key) bytes() []byte {
+// Bytes returns a copy of the secret, nil if there is none, for schemes that have
+// a cryptography of their own. It and [Key.Reveal] are the only ways to it.
+func (k Key) Bytes() []byte {
 	if k.secret == nil {
 		return nil
 	}
@@ -137,7 +137,7 @@ func (k Key) bytes() []byte {
 
 // mac returns the HMAC-SHA256 (RFC 2104) of a message, 32 bytes.
 func (k Key) mac(message []byte) []byte {
-	h := hmac.New(sha256.New, k.bytes())
+	h := hmac.New(sha256.New, k.Bytes())
 	h.Write(message)
 	return h.Sum(nil)
 }

@@ -24,7 +24,7 @@ func mustKey(t testing.TB, text string) Key {
 
 func TestKeyText(t *testing.T) {
 	k := mustKey(t, exampleKey)
-	if got, want := hex.EncodeToString(k.bytes()), "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"; got != want {
+	if got, want := hex.EncodeToString(k.Bytes()), "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 	if got := k.Reveal(); got != exampleKey {
@@ -33,12 +33,12 @@ func TestKeyText(t *testing.T) {
 	mustKey(t, " "+strings.ToUpper(exampleKey)+"\r\n")
 	for n := minKey; n <= maxKey; n++ {
 		k := KeyFrom(bytes.Repeat([]byte{0xa7}, n))
-		if got := mustKey(t, k.Reveal()); !bytes.Equal(got.bytes(), k.bytes()) {
+		if got := mustKey(t, k.Reveal()); !bytes.Equal(got.Bytes(), k.Bytes()) {
 			t.Errorf("%d bytes are not read back", n)
 		}
 	}
 	a, b := NewKey(), NewKey()
-	if len(a.bytes()) != 32 || bytes.Equal(a.bytes(), b.bytes()) {
+	if len(a.Bytes()) != 32 || bytes.Equal(a.Bytes(), b.Bytes()) {
 		t.Error("a new key is not 32 new bytes")
 	}
 }
@@ -123,7 +123,7 @@ func TestKeyIsNeverPrinted(t *testing.T) {
 		t.Errorf("JSON: %s, %v", got, err)
 	}
 	for _, secret := range []string{
-		"0123456789abcdef", hex.EncodeToString(k.bytes()), strings.ToUpper(hex.EncodeToString(k.bytes())),
+		"0123456789abcdef", hex.EncodeToString(k.Bytes()), strings.ToUpper(hex.EncodeToString(k.Bytes())),
 		"48 49 50", "48, 49, 50", "0x30, 0x31", "MDEyMzQ1", strings.TrimPrefix(k.Reveal(), keyPrefix)[:10],
 	} {
 		if strings.Contains(out.String(), secret) {
@@ -135,10 +135,10 @@ func TestKeyIsNeverPrinted(t *testing.T) {
 func TestDerive(t *testing.T) {
 	k := mustKey(t, exampleKey)
 	a := k.Derive("vps")
-	if !bytes.Equal(a.bytes(), k.Derive("VPS").bytes()) {
+	if !bytes.Equal(a.Bytes(), k.Derive("VPS").Bytes()) {
 		t.Error("a name's case makes another key")
 	}
-	if bytes.Equal(a.bytes(), k.Derive("web").bytes()) || bytes.Equal(a.bytes(), k.bytes()) {
+	if bytes.Equal(a.Bytes(), k.Derive("web").Bytes()) || bytes.Equal(a.Bytes(), k.Bytes()) {
 		t.Error("two hosts have the same key")
 	}
 }

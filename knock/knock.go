@@ -1,6 +1,6 @@
 // Package knock says what a port knock is and puts it on the wire.
 //
-// A [Step] is one packet, a [Sequence] the packets that open a port, and a
+// A [Step] is one knock, a [Sequence] the knocks that open a port, and a
 // [Schedule] says which sequences open at a given time: always the same
 // ([Static]), or others as time goes by ([Rotating], [Token], [MD5Hourly]). A
 // [Sender] sends a sequence. Nothing here reads a file, looks up a name or needs a
@@ -64,19 +64,24 @@ type Transport uint8
 
 // The transports a knock can use.
 const (
-	TCP Transport = iota // exactly one SYN
-	UDP                  // exactly one datagram
+	TCP    Transport = iota // exactly one SYN
+	UDP                     // exactly one datagram
+	Stream                  // a TCP connection that carries the payload
 )
 
-// String returns "tcp" or "udp".
+// String returns "tcp", "udp" or "stream".
 func (t Transport) String() string {
-	if t == UDP {
+	switch t {
+	case UDP:
 		return "udp"
+	case Stream:
+		return "stream"
 	}
 	return "tcp"
 }
 
-// ParseTransport reads "tcp" or "udp" in any case.
+// ParseTransport reads "tcp" or "udp" in any case. A Stream is for schemes that
+// have a payload, and no sequence that people write has one.
 func ParseTransport(s string) (Transport, error) {
 	switch strings.ToLower(s) {
 	case "tcp":
@@ -87,11 +92,11 @@ func ParseTransport(s string) (Transport, error) {
 	return 0, fmt.Errorf("%q is neither tcp nor udp", s)
 }
 
-// Step is one knock: a packet to a port.
+// Step is one knock: a packet to a port, or a connection with a payload.
 type Step struct {
 	Transport Transport
 	Port      uint16 // 1 to 65535
-	Payload   []byte // what the datagram carries; only for UDP, usually nothing
+	Payload   []byte // what the datagram or the connection carries; a SYN carries none
 }
 
 // String returns the step as a profile writes it: "7000/udp". A payload, which no

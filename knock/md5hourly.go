@@ -32,7 +32,7 @@ func (m MD5Hourly) At(t time.Time) ([]Sequence, Window, error) {
 }
 
 func (m MD5Hourly) check() error {
-	switch secret := m.Secret.bytes(); {
+	switch secret := m.Secret.Bytes(); {
 	case len(secret) == 0:
 		return errors.New("no secret")
 	case bytes.IndexByte(secret, '%') >= 0:
@@ -54,7 +54,7 @@ func (m MD5Hourly) check() error {
 // draw returns the sequence of an hour.
 func (m MD5Hourly) draw(w Window) Sequence {
 	line := w.Start.UTC().AppendFormat(nil, "2006-01-02-15-")
-	line = append(append(line, m.Secret.bytes()...), '\n')
+	line = append(append(line, m.Secret.Bytes()...), '\n')
 	hash := md5.Sum(line)
 	number, base, digit := new(big.Int).SetBytes(hash[:]), big.NewInt(int64(m.Ports.size())), new(big.Int)
 	seq := make(Sequence, m.Knocks)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"strconv"
 	"syscall"
 	"time"
@@ -33,7 +34,7 @@ type Sender struct {
 }
 
 // Send sends the knocks of a sequence in order to a literal address, one
-// packet each, and waits pause after every one, also after the last, so that
+// packet each but for a Stream's, and waits pause after every one, also after the last, so that
 // what the caller sends next does not overtake it. It does not wait for
 // answers: to a knock there are none. A knock the system refuses to send (no
 // route, a local firewall) ends it with that error, which names the knock by
@@ -65,6 +66,8 @@ func (s Sender) Send(ctx context.Context, to netip.Addr, seq Sequence, pause tim
 			if err == nil {
 				_, err = datagrams.WriteToUDPAddrPort(step.Payload, dest)
 			}
+		case Stream:
+			err = s.sendStream(ctx, dest, step.Payload)
 		default:
 			err = fmt.Errorf("unknown transport %d", step.Transport)
 		}
@@ -123,6 +126,41 @@ func (s Sender) sendSYN(ctx context.Context, dest netip.AddrPort) error {
 	}
 	if errors.Is(err, errSent) {
 		return nil
+	}
+	return err
+}
+
+// streamLimit is how long a connection for a knock may take to come about: the
+// rest of the round waits for it. It is less than the system takes to repeat a
+// lost SYN, which the next round's connection does as well.
+const streamLimit = 900 * time.Millisecond
+
+// sendStream makes a connection, writes the payload and closes in order, so that
+// the system goes on until all of it has arrived. An answer is not waited for.
+// One that does not come about in time is [os.ErrDeadlineExceeded].
+func (s Sender) sendStream(ctx context.Context, dest netip.AddrPort, payload []byte) error {
+	within, cancel := context.WithTimeout(ctx, streamLimit)
+	defer cancel()
+	d := net.Dialer{KeepAlive: -1}
+	if s.From.IsValid() {
+		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(s.From, 0))
+	}
+	network := "tcp4"
+	if dest.Addr().Is6() {
+		network = "tcp6"
+	}
+	conn, err := d.DialContext(within, network, dest.String())
+	if err == nil {
+		defer conn.Close()
+		deadline, _ := within.Deadline()
+		_ = conn.SetWriteDeadline(deadline) // what can fail shows in the write
+		_, err = conn.Write(payload)
+	}
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return context.Cause(ctx)
+	case err != nil && within.Err() != nil:
+		return os.ErrDeadlineExceeded
 	}
 	return err
 }

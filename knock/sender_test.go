@@ -3,9 +3,11 @@ package knock
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/netip"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -49,6 +51,42 @@ func TestSendReachesListeners(t *testing.T) {
 		t.Fatal(err)
 	}
 	conn.Close()
+}
+
+// A Stream carries its payload on a connection of its own, from the same address.
+func TestSendStream(t *testing.T) {
+	tcp, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tcp.Close()
+	from := netip.MustParseAddr("127.0.0.1")
+	step := Step{Transport: Stream, Port: port(tcp.Addr()), Payload: []byte("a packet")}
+	if err := (Sender{From: from}).Send(t.Context(), loopback, Sequence{step}, 0); err != nil {
+		t.Fatal(err)
+	}
+	tcp.(*net.TCPListener).SetDeadline(time.Now().Add(5 * time.Second))
+	conn, err := tcp.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(5 * time.Second))
+	if got, err := io.ReadAll(conn); string(got) != "a packet" || err != nil || conn.RemoteAddr().(*net.TCPAddr).AddrPort().Addr() != from {
+		t.Errorf("%q from %v, %v", got, conn.RemoteAddr(), err)
+	}
+
+	tcp.Close() // whoever refuses it will not have heard it
+	if err := (Sender{}).Send(t.Context(), loopback, Sequence{step}, 0); err == nil || !strings.HasPrefix(err.Error(), "knock 1 of 1: ") ||
+		strings.Contains(err.Error(), strconv.Itoa(int(step.Port))) {
+		t.Errorf("to a closed port: %v", err)
+	}
+	stop := errors.New("stop")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(stop)
+	if err := (Sender{}).Send(ctx, loopback, Sequence{step}, 0); !errors.Is(err, stop) {
+		t.Errorf("cancelled: %v", err)
+	}
 }
 
 func TestSendToClosedPorts(t *testing.T) {

@@ -22,7 +22,7 @@ const oneWay = 20 * time.Millisecond
 var quiet = []grid{
 	{"clean", lab.WAN{Delay: oneWay}, nftables, []contestant{ncOpen, portknock3, portknock10, token, ncatOpen, socatOpen, knockNC, shellNC}, nil},
 	{"clean", lab.WAN{Delay: oneWay}, knockd, []contestant{portknock3, knockNC, shellNC}, nil},
-	{"clean", lab.WAN{Delay: oneWay}, fwknopd, []contestant{fwknopNC}, nil},
+	{"clean", lab.WAN{Delay: oneWay}, fwknopd, []contestant{portknockSPA, fwknopNC}, nil},
 	{"IPv6 black-holed", lab.WAN{Delay: oneWay}, nftables, []contestant{both, onlyIPv4}, blackHole},
 	{"receive-steered", lab.WAN{Delay: oneWay}, nftables, []contestant{ncOpen, portknock3, portknock10, token, cheap(knockNC)}, steer},
 	{"none", lab.WAN{}, nftables, []contestant{ncOpen, portknock3, ncatOpen, socatOpen}, nil},
@@ -38,7 +38,7 @@ var bad = []grid{
 	{"slow, 300 ms", lab.WAN{Delay: 150 * time.Millisecond}, nftables, []contestant{ncOpen, portknock3, cheap(knockNC)}, nil},
 	{"jitter 20 ms", lab.WAN{Delay: oneWay, Jitter: oneWay, Seed: 5}, nftables, []contestant{ncOpen, portknock3, cheap(knockNC)}, nil},
 	{"loss 5 %", lab.WAN{Delay: oneWay, Loss: .05, Seed: 6}, knockd, []contestant{portknock3, cheap(knockNC)}, nil},
-	{"loss 5 %", lab.WAN{Delay: oneWay, Loss: .05, Seed: 7}, fwknopd, []contestant{fwknopNC}, nil},
+	{"loss 5 %", lab.WAN{Delay: oneWay, Loss: .05, Seed: 7}, fwknopd, []contestant{portknockSPA, fwknopNC}, nil},
 }
 
 // atATime is how many bad links.

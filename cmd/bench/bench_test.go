@@ -77,6 +77,7 @@ func TestJudge(t *testing.T) {
 		{"clean link, 3 knocks: median to nc on the open port", "at most 1.05", "1.02", met},
 		{"clean link, 10 knocks: median to nc on the open port", "at most 1.05", "1.12", missed},
 		{"real knockd: median to knock + nc", "at most 0.30", "-", unknown},
+		{"real fwknopd: median to fwknop + nc", "at most 0.35", "-", unknown},
 		{"loss 5 %: successes", "all 2", "1", missed},
 		{"loss 5 %: p95 to nc's on the open port", "at most 0.60", "0.09", met},
 		{"stream down: CPU to nc's", "at most 0.30", "0.30", met},

@@ -65,8 +65,10 @@ var (
 	portknock3  = portknock(", 3 knocks", "vps", guardedPort)
 	portknock10 = portknock(", 10 knocks", "long", longPort)
 	token       = fresh(portknock(", token", "token", guardedPort))
-	both        = portknock("", twoFamilies, guardedPort)
-	onlyIPv4    = portknock(" -4", twoFamilies, guardedPort, "-4")
+	// The same server, keys and packets as those of the fwknop client.
+	portknockSPA = portknock(", fwknop", "fwknop", guardedPort)
+	both         = portknock("", twoFamilies, guardedPort)
+	onlyIPv4     = portknock(" -4", twoFamilies, guardedPort, "-4")
 
 	ncOpen = contestant{"nc", []string{"nc"}, true, func(r *rig, _ netip.Addr) []string {
 		return []string{"nc", r.addr, fmt.Sprint(openPort)}
@@ -81,7 +83,7 @@ var (
 		shell("knock HOST " + strings.ReplaceAll(strings.Join(sequence, " "), "/", ":") + " && exec nc HOST 22")}
 	shellNC = contestant{"nc -w 1 for each knock", []string{"nc"}, false,
 		shell("for p in 7001 8003 9005; do nc -w 1 HOST $p </dev/null; done; exec nc HOST 22")}
-	fwknopNC = contestant{"fwknop + nc", []string{"fwknop", "nc"}, false,
+	fwknopNC = contestant{"fwknop + nc", []string{"fwknop", "nc"}, true,
 		shell("fwknop --no-rc-file --no-save-args -A tcp/22 -a FROM -D HOST -U bench --use-hmac" +
 			" --key-base64-rijndael " + rijndaelKey + " --key-base64-hmac " + hmacKey + " >/dev/null && exec nc HOST 22")}
 )

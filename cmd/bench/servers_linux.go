@@ -58,7 +58,10 @@ func newRig(t *tb, portknock string, link func(client, server *lab.Host)) *rig {
 		"Host long", "HostName "+r.addr, "Port "+fmt.Sprint(longPort), "OpenPorts "+fmt.Sprint(longPort),
 		"Sequence "+strings.Join(longSequence, " "),
 		"Host "+twoFamilies, "Sequence "+strings.Join(sequence, " "),
-		"Host token", "HostName "+r.addr, "Scheme token", "KeyFile token.key")
+		"Host token", "HostName "+r.addr, "Scheme token", "KeyFile token.key",
+		"Host fwknop", "HostName "+r.addr, "Scheme fwknop", "KeyFile rijndael", "HMACKeyFile hmac")
+	r.file(t, filepath.Join(filepath.Dir(r.profile), "rijndael"), "base64:"+rijndaelKey)
+	r.file(t, filepath.Join(filepath.Dir(r.profile), "hmac"), "base64:"+hmacKey)
 	r.file(t, filepath.Join(filepath.Dir(r.profile), "token.key"), knock.NewKey().Reveal())
 	for _, port := range []uint16{guardedPort, longPort, openPort} {
 		r.server.Serve(t, port, func(c net.Conn) {

@@ -47,6 +47,7 @@ func (r *Report) judge() {
 	}
 	r.ratio("clean link, token: median to nc on the open port", 1.05, r.median("clean/nftables/portknock, token"), r.median("clean/"+limit))
 	r.ratio("real knockd: median to knock + nc", 0.30, r.median("clean/knockd/portknock, 3 knocks"), r.median("clean/knockd/knock + nc"))
+	r.ratio("real fwknopd: median to fwknop + nc", 0.35, r.median("clean/fwknopd/portknock, fwknop"), r.median("clean/fwknopd/fwknop + nc"))
 	r.succeed("loss 5 %")
 	r.ratio("loss 5 %: p95 to nc's on the open port", 0.60, r.p95("loss 5 %/nftables/portknock, 3 knocks"), r.p95("loss 5 %/"+limit))
 	r.succeed("loss 20 %")

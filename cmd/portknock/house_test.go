@@ -49,9 +49,10 @@ func TestArrows(t *testing.T) {
 	allowed := map[string][]string{
 		"knock":         nil,
 		"proxy":         nil,
-		"knock/profile": {"knock"},
-		"knock/rules":   {"knock"},
-		"cmd/portknock": {"knock", "knock/profile", "knock/rules", "proxy"},
+		"knock/spa":     {"knock"},
+		"knock/profile": {"knock", "knock/spa"},
+		"knock/rules":   {"knock", "knock/spa"},
+		"cmd/portknock": {"knock", "knock/profile", "knock/rules", "knock/spa", "proxy"},
 	}
 	for dir, may := range allowed {
 		for _, imported := range imports(t, filepath.Join("..", "..", filepath.FromSlash(dir))) {

@@ -2,11 +2,7 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"io/fs"
 	"net/netip"
-	"os"
 	"strings"
 
 	"github.com/portknock/portknock/knock"
@@ -53,21 +49,4 @@ func (a *app) makeKey() (knock.Key, error) {
 		return knock.Key{}, &failure{code: exitProfile, err: err}
 	}
 	return master.Derive(a.host), nil
-}
-
-// createSecret writes a new file that only its owner can read. It never
-// overwrites: a key that is lost locks its owner out.
-func createSecret(path string, text []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if errors.Is(err, fs.ErrExist) {
-		return &failure{code: exitUsage, err: fmt.Errorf("%s exists, and a key is never overwritten", path)}
-	}
-	if err != nil {
-		return fmt.Errorf("cannot write the key: %w", err)
-	}
-	if err := fill(f, text); err != nil {
-		os.Remove(path)
-		return fmt.Errorf("cannot write %s: %w", path, err)
-	}
-	return nil
 }

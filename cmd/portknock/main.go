@@ -23,6 +23,7 @@ const usage = `Usage: portknock [FLAGS] HOST PORT           knock, connect, join
        portknock sequence [FLAGS] HOST       what would be sent
        portknock emit-rules [FLAGS] HOST...  the rules for the server
        portknock profile list|show           what the profile file says
+       portknock profile import FILE         take over fwknop's .fwknoprc
        portknock keygen [FILE]               a new key, for a scheme that takes one
        portknock version | help [COMMAND]
 
@@ -97,6 +98,7 @@ type app struct {
 	at       string   // sequence
 	windows  int      // sequence
 	json     bool     // sequence, profile
+	stanza   string   // profile import
 	rules    ruleOpts // emit-rules
 	from     string   // keygen
 	host     string   // keygen
@@ -111,7 +113,7 @@ func init() {
 		{"knock", "[FLAGS] HOST [PORT]", "Send the knocks. With --wait, knock until PORT (or the profile's, or 22) answers.", runKnock, knockFlags},
 		{"sequence", "[FLAGS] HOST", "Print the sequence that would be sent, and how long it is valid. Just after a\nwindow began, a second one follows, which every other round sends: that of the\nwindow before.", runSequence, sequenceFlags},
 		{"emit-rules", "[FLAGS] HOST...", "Print the rules with which a server opens to these profiles.", runRules, ruleFlags},
-		{"profile", "list|show [FLAGS] [HOST]", "List the profiles, or show one with its defaults.", runProfile, profileFlags},
+		{"profile", "list|show|import [FLAGS] [HOST|FILE]", "List the profiles, show one with its defaults, or import those of fwknop's client\nfrom its .fwknoprc: to the profile file, and keys to new files beside it.", runProfile, profileFlags},
 		{"keygen", "[--from FILE --host NAME] [FILE]", "Write a new key to FILE, which must not exist, or print it. With --from, the\nkey that DeriveHostKey makes for a profile's NAME: all that its server needs.", runKeygen, keygenFlags},
 		{"version", "", "Print the version.", runVersion, nil},
 		{"help", "[COMMAND]", "Print how to use portknock, or one of its commands.", runHelp, nil},

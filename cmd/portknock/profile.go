@@ -13,17 +13,25 @@ import (
 
 func profileFlags(a *app, f *pflag.FlagSet) {
 	a.shared.profileFlags(f)
-	f.BoolVar(&a.json, "json", false, "print JSON")
+	f.BoolVar(&a.json, "json", false, "with list and show, print JSON")
+	f.StringVarP(&a.stanza, "name", "n", "", "with import, only the stanza of this `NAME`")
 }
 
 func runProfile(_ context.Context, a *app, args []string) error {
+	importing := len(args) > 0 && args[0] == "import"
 	switch {
+	case a.stanza != "" && !importing:
+		return usageError("-n is for profile import")
+	case a.json && importing:
+		return usageError("--json is for profile list and show")
+	case len(args) == 2 && importing:
+		return a.importProfiles(args[1])
 	case len(args) == 1 && args[0] == "list":
 		return a.listProfiles()
 	case len(args) == 2 && args[0] == "show":
 		return a.showProfile(args[1])
 	}
-	return usageError("profile takes list, or show and a HOST")
+	return usageError("profile takes list, or show and a HOST, or import and a FILE")
 }
 
 // listProfiles prints the blocks of the file, without their secrets.

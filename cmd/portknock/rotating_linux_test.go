@@ -11,26 +11,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// justBegun returns a period, in seconds, whose current window is in its first
-// half now and stays there for a while, and a skew that covers that half.
-func justBegun() (period, skew int64) {
-	now := time.Now().Unix()
-	for period = 600; ; period++ {
-		if into := now % period; into > 5 && into < period/2-60 {
-			return period, period/2 - 1
-		}
-	}
-}
-
 // TestRotatingOnTheWire: the knocks that leave are those that portknock sequence
 // says, for round after round. Within Skew of the window's start they take turns
 // with the window's before; nothing else is sent, least of all the next one's.
 func TestRotatingOnTheWire(t *testing.T) {
 	lab.Require(t)
 	key := secret(t, "key", "portknock-key-1:aaaqeayeaudaocajbifqydiob4ibceqtcqkrmfyydenbwha5dypzcjt6ri")
-	period, skew := justBegun()
+	period := standing(t, early) / time.Second
 	rotating := fmt.Sprintf("Scheme rotating\nKeyFile %s\nPeriod %d\nSkew ", key, period)
-	fresh := fmt.Sprint(rotating, skew)
+	fresh := fmt.Sprint(rotating, int(period/2-1))
 	for name, tt := range map[string]struct {
 		settings string
 		proto    uint8

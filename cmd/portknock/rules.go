@@ -3,8 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -61,7 +59,7 @@ func runRules(_ context.Context, a *app, args []string) error {
 	case a.rules.refresh != "" && a.shared.config == "-":
 		return usageError("a service cannot read the profile from standard input: name its file by -c")
 	}
-	o.From = time.Now()
+	o.From = now()
 	o.Until = o.From.Add(time.Duration(a.rules.horizon))
 	if a.rules.allow != "" {
 		var err error
@@ -97,7 +95,7 @@ func runRules(_ context.Context, a *app, args []string) error {
 		_, err := a.stdout.Write(text.Bytes())
 		return err
 	}
-	if err := writeSecret(o.File, text.Bytes()); err != nil {
+	if err := replaceSecret(o.File, text.Bytes(), nil); err != nil {
 		return err
 	}
 	return a.printEnds(guards, o)
@@ -120,33 +118,4 @@ func (a *app) printEnds(guards []rules.Guard, o rules.Options) error {
 		}
 	}
 	return nil
-}
-
-// writeSecret writes a file that only its owner can read, all of it or nothing:
-// a firewall that is loaded at this moment sees the old one or the new one.
-func writeSecret(path string, text []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".portknock-*") // with mode 0600
-	if err != nil {
-		return fmt.Errorf("cannot write %s: %w", path, err)
-	}
-	if err = fill(f, text); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		os.Remove(f.Name())
-		return fmt.Errorf("cannot write %s: %w", path, err)
-	}
-	return nil
-}
-
-// fill writes text to a new file and closes it.
-func fill(f *os.File, text []byte) error {
-	_, err := f.Write(text)
-	if err == nil {
-		err = f.Sync()
-	}
-	if closed := f.Close(); err == nil {
-		err = closed
-	}
-	return err
 }

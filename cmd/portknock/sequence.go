@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/portknock/portknock/knock"
@@ -26,8 +27,19 @@ type answer struct {
 	Sequences []string  `json:"sequences"` // any one opens; the second half may be of the window before
 	From      time.Time `json:"from,omitzero"`
 	Until     time.Time `json:"until,omitzero"`
+	Once      time.Time `json:"once,omitzero"` // for a single use at about that time
 
 	own int // so many sequences are the window's; what follows is of the one before
+}
+
+// packet is the knock of the scheme fwknop with its payload as text.
+func packet(s knock.Sequence) string {
+	step, payload := s[0], string(s[0].Payload)
+	step.Payload = nil
+	if quoted := strconv.Quote(payload); quoted != `"`+payload+`"` {
+		payload = quoted
+	}
+	return step.String() + " " + payload
 }
 
 // runSequence prints the sequence of a host: it is a secret, and asked for.
@@ -38,7 +50,7 @@ func runSequence(_ context.Context, a *app, args []string) error {
 	if a.windows < 0 || a.windows > maxWindows {
 		return usageError("--windows %d is not from 1 to %d", a.windows, maxWindows)
 	}
-	at := time.Now()
+	at := now()
 	if a.at != "" {
 		var err error
 		if at, err = time.Parse(time.RFC3339, a.at); err != nil {
@@ -71,7 +83,12 @@ func runSequence(_ context.Context, a *app, args []string) error {
 		for i, s := range sequences {
 			texts[i] = s.String()
 		}
-		answers = append(answers, answer{p.Name, p.Scheme, texts, window.Start, window.End, own})
+		w := answer{Name: p.Name, Scheme: p.Scheme, Sequences: texts, From: window.Start, Until: window.End, own: own}
+		if p.Scheme == "fwknop" {
+			w.Sequences = []string{packet(sequences[0])}
+			w.Once = at.UTC().Truncate(time.Second)
+		}
+		answers = append(answers, w)
 		if at = window.End; window == (knock.Window{}) {
 			break
 		}
@@ -92,6 +109,9 @@ func runSequence(_ context.Context, a *app, args []string) error {
 
 func (a *app) printAnswer(w answer) error {
 	valid := "always"
+	if !w.Once.IsZero() {
+		valid = "once, at about " + w.Once.Format(time.RFC3339)
+	}
 	if !w.Until.IsZero() {
 		valid = w.From.UTC().Format(time.RFC3339) + " until " + w.Until.UTC().Format(time.RFC3339)
 	}

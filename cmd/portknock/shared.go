@@ -13,6 +13,9 @@ import (
 	"github.com/spf13/pflag"
 )
 
+// now is the clock that windows are told by. Tests set it.
+var now = time.Now
+
 // shared are the flags of most commands.
 type shared struct {
 	config   string
@@ -139,7 +142,7 @@ func (a *app) profileOf(host string) (*profile.Profile, error) {
 	if err != nil {
 		return nil, err
 	}
-	if end := endOfRules(p.ValidUntil, time.Now()); end != "" {
+	if end := endOfRules(p.ValidUntil, now()); end != "" {
 		a.log.say(always, "%s: %s", p.Name, end)
 	}
 	return p, nil

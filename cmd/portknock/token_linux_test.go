@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"math"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -40,11 +39,6 @@ func tokens(t testing.TB, period, skew time.Duration) (settings []string, s knoc
 	}, knock.Token{Key: key, Port: 62202, Period: period, Tokens: 8}
 }
 
-// aside is a period in whose window now is, and stays, far from both ends.
-func aside(t testing.TB) time.Duration {
-	return standing(t, 150*time.Second, math.MaxInt64, 3*time.Minute)
-}
-
 // at returns the tokens of a moment, as steps.
 func at(t testing.TB, s knock.Schedule, when time.Time) []knock.Step {
 	t.Helper()
@@ -78,7 +72,7 @@ func (r *rig) admits(t testing.TB, from netip.Addr, steps ...knock.Step) bool {
 // not one to the last bit serves nobody.
 func TestToken(t *testing.T) {
 	eachTokenFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		period := aside(t)
+		period := standing(t, middle)
 		settings, s := tokens(t, period, 2*time.Minute)
 		r := newRig(t, f, family, append(settings, "OpenFor 2s")...)
 		header(t, r.Server, r.rules, "check")
@@ -149,13 +143,7 @@ func TestToken(t *testing.T) {
 // them only.
 func TestTokenWindows(t *testing.T) {
 	eachTokenFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		early := standing(t, 10*time.Second, 80*time.Second, time.Minute)
-		late := 5 * time.Minute
-		for ; ; late += time.Second {
-			if left := time.Until(knock.WindowAt(time.Now(), late).End); left > 70*time.Second && left < 100*time.Second {
-				break
-			}
-		}
+		early, late := standing(t, early), standing(t, late)
 		for _, tt := range []struct {
 			period, skew time.Duration
 			before, next bool
@@ -181,7 +169,7 @@ func TestTokenWindows(t *testing.T) {
 // another scheme. What was open stays open.
 func TestTokenReload(t *testing.T) {
 	eachTokenFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		period := aside(t)
+		period := standing(t, middle)
 		settings, s := tokens(t, period, time.Minute)
 		settings = append(settings, "OpenFor 5m")
 		r := newRig(t, f, family, settings...)
@@ -214,7 +202,7 @@ func TestTokenReload(t *testing.T) {
 // TestTokenLost: a token that does not arrive is made up for by the next round.
 func TestTokenLost(t *testing.T) {
 	eachTokenFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		settings, s := tokens(t, aside(t), time.Minute)
+		settings, s := tokens(t, standing(t, middle), time.Minute)
 		r := newRig(t, f, family, settings...)
 		header(t, r.Server, r.rules, "load")
 		// One packet, of either family, but not two.
@@ -233,7 +221,7 @@ func TestTokenLost(t *testing.T) {
 // that comes again needs none, and one too many is told of the next window.
 func TestTokenNetworks(t *testing.T) {
 	eachTokenFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		settings, _ := tokens(t, aside(t), time.Minute)
+		settings, _ := tokens(t, standing(t, middle), time.Minute)
 		r := newRig(t, f, family, append(settings, "TokensPerWindow 4", "ConnectTimeout 4", "OpenFor 1s")...)
 		header(t, r.Server, r.rules, "load")
 		from := func(n uint16) (string, error) {
@@ -266,7 +254,7 @@ func TestTokenFamilies(t *testing.T) {
 		if f.Async {
 			continue
 		}
-		settings, s := tokens(t, aside(t), time.Minute)
+		settings, s := tokens(t, standing(t, middle), time.Minute)
 		r := newRig(t, f, lab.IPv4, settings...)
 		header(t, r.Server, r.rules, "load")
 		hosts := secret(t, "hosts", r.Server.Addr(lab.IPv6).String()+" vps", r.Server.Addr(lab.IPv4).String()+" vps")
@@ -320,7 +308,7 @@ func TestTokenTurns(t *testing.T) {
 // go on using, and which sees the token unless it is consumed.
 func TestTokenAtAService(t *testing.T) {
 	eachTokenFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		settings, s := tokens(t, aside(t), time.Minute)
+		settings, s := tokens(t, standing(t, middle), time.Minute)
 		s.Port = 443
 		r := newRig(t, f, family, append(settings, "TokenPort 443")...)
 		var service *net.UDPConn
@@ -370,7 +358,7 @@ func TestTokenAtAService(t *testing.T) {
 // other's way.
 func TestTokensOfSeveral(t *testing.T) {
 	eachTokenFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		settings, s := tokens(t, aside(t), time.Minute)
+		settings, s := tokens(t, standing(t, middle), time.Minute)
 		settings = append(settings, "DeriveHostKey yes")
 		settings = append(append(settings, "Host web", "OpenPorts 22 8080"), settings...)
 		r := newRig(t, f, family, settings...)
@@ -397,7 +385,7 @@ func TestTokensOfSeveral(t *testing.T) {
 // TestRandomTokens sends what an attacker can: guesses. The bench sends a million.
 func TestRandomTokens(t *testing.T) {
 	eachTokenFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		settings, s := tokens(t, aside(t), time.Minute)
+		settings, s := tokens(t, standing(t, middle), time.Minute)
 		r := newRig(t, f, family, settings...)
 		header(t, r.Server, r.rules, "load")
 		from := r.Attacker.Addr(family)
@@ -421,7 +409,7 @@ func TestRandomTokens(t *testing.T) {
 // different processors, one is let in; by iptables it may be none.
 func TestTokenAtOnce(t *testing.T) {
 	eachTokenFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		settings, s := tokens(t, aside(t), time.Minute)
+		settings, s := tokens(t, standing(t, middle), time.Minute)
 		s.Tokens = 64
 		r := newRig(t, f, family, append(settings, "TokensPerWindow 64")...)
 		header(t, r.Server, r.rules, "load")

@@ -31,15 +31,28 @@ func eachTimedFirewall(t *testing.T, test func(*testing.T, lab.Firewall, lab.Fam
 	})
 }
 
-// standing returns a period in which now is between the given distances behind
-// the start of its window, and at least rest before its end.
-func standing(t testing.TB, least, most, rest time.Duration) time.Duration {
+// place says where in its window the present moment is to be: so long after the
+// start, and so long before the end.
+type place struct{ into, left [2]time.Duration } // at least, below
+
+const minute, ever = time.Minute, math.MaxInt64
+
+var (
+	early  = place{[2]time.Duration{5 * time.Second, 80 * time.Second}, [2]time.Duration{4 * minute, ever}}
+	middle = place{[2]time.Duration{150 * time.Second, ever}, [2]time.Duration{150 * time.Second, ever}}
+	late   = place{[2]time.Duration{4 * minute, ever}, [2]time.Duration{minute, 100 * time.Second}}
+	ending = place{[2]time.Duration{10 * time.Second, ever}, [2]time.Duration{5 * time.Second, 8 * time.Second}}
+)
+
+// standing returns a period whose window has the present moment there.
+func standing(t testing.TB, p place) time.Duration {
 	t.Helper()
-	now := time.Now().Unix()
-	for period := int64(300); period < 1_000_000; period++ {
-		into := time.Duration(now%period) * time.Second
-		if least <= into && into < most && into+rest <= time.Duration(period)*time.Second {
-			return time.Duration(period) * time.Second
+	now := time.Duration(time.Now().Unix()) * time.Second
+	for period := 30 * time.Second; period < 12*24*time.Hour; period += time.Second {
+		into := now % period
+		left := period - into
+		if p.into[0] <= into && into < p.into[1] && p.left[0] <= left && left < p.left[1] {
+			return period
 		}
 	}
 	t.Fatal("no such period")
@@ -83,28 +96,19 @@ func (r *rig) opens(t testing.TB, s knock.Schedule, at time.Time) bool {
 // a neighbour's only within Skew of the boundary between them, an older one never.
 func TestWindows(t *testing.T) {
 	eachTimedFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		const never = math.MaxInt64
-		const minute = time.Minute
 		var r *rig
 		for _, tt := range []struct {
-			name              string
-			least, most, rest time.Duration // where the window is to be
-			skew              time.Duration
-			before, next      bool
+			name         string
+			place        place
+			skew         time.Duration
+			before, next bool
 		}{
-			{"early, within Skew", 10 * time.Second, 80 * time.Second, minute, 2 * minute, true, false},
-			{"early, without Skew", 5 * time.Second, 80 * time.Second, minute, 0, false, false},
-			{"in the middle", 150 * time.Second, never, 3 * minute, 2 * minute, false, false},
-			{"late, within Skew", 3 * minute, never, minute, 110 * time.Second, false, true},
+			{"early, within Skew", early, 2 * minute, true, false},
+			{"early, without Skew", early, 0, false, false},
+			{"in the middle", middle, 2 * minute, false, false},
+			{"late, within Skew", late, 110 * time.Second, false, true},
 		} {
-			period := standing(t, tt.least, tt.most, tt.rest)
-			if tt.next { // near enough to the end
-				for into := time.Now().Unix(); ; period += time.Second {
-					if left := period - time.Duration(into)*time.Second%period; left >= tt.rest && left < 100*time.Second && period > 4*minute {
-						break
-					}
-				}
-			}
+			period := standing(t, tt.place)
 			settings, s := rotating(t, period, tt.skew)
 			if r == nil {
 				r = newRig(t, f, family, settings...)
@@ -133,17 +137,47 @@ func TestWindows(t *testing.T) {
 	})
 }
 
+// TestWrongClock: ssh gets through while the client's clock is wrong by less than
+// Skew, and is told to compare the clocks when it is wrong by an hour.
+func TestWrongClock(t *testing.T) {
+	eachTimedFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		for _, tt := range []struct {
+			shift time.Duration
+			place place
+			opens bool
+		}{
+			{-110 * time.Second, early, true}, // in the window before
+			{110 * time.Second, early, true},
+			{-110 * time.Second, late, true},
+			{110 * time.Second, late, true}, // in the next
+			{time.Hour, middle, false},
+			{-time.Hour, middle, false},
+		} {
+			period := standing(t, tt.place)
+			settings, _ := rotating(t, period, 2*minute)
+			r := newRig(t, f, family, append(settings, "ConnectTimeout 2")...)
+			header(t, r.Server, r.rules, "load")
+			c := r.Client.Command("ssh", "-F", r.config, "vps", "echo in")
+			c.Env = append(c.Env, shiftVariable+"="+tt.shift.String())
+			out, err := c.CombinedOutput()
+			if in := strings.Contains(string(out), "in\n"); (err == nil && in) != tt.opens {
+				t.Errorf("a clock wrong by %v, in a window of %v: %v\n%s", tt.shift, period, err, out)
+			}
+			w := knock.WindowAt(time.Now().Add(tt.shift), period)
+			hint := fmt.Sprintf("in the window from %s until %s", w.Start.Format(time.RFC3339), w.End.Format(time.RFC3339))
+			if !tt.opens && !(strings.Contains(string(out), "hold date -u on both sides together") && strings.Contains(string(out), hint)) {
+				t.Errorf("a clock wrong by %v is told\n%s\nwant %q", tt.shift, out, hint)
+			}
+		}
+	})
+}
+
 // TestBoundary goes through a boundary between two windows: from Skew before it
 // the next sequence opens, until Skew after it the one before does.
 func TestBoundary(t *testing.T) {
 	eachTimedFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		const skew = time.Second
-		period := time.Minute
-		for into := time.Now().Unix(); ; period += time.Second {
-			if left := period - time.Duration(into)*time.Second%period; left >= 5*time.Second && left < 8*time.Second {
-				break
-			}
-		}
+		period := standing(t, ending)
 		settings, s := rotating(t, period, skew)
 		r := newRig(t, f, family, settings...)
 		header(t, r.Server, r.rules, "load")
@@ -190,12 +224,7 @@ func TestBoundary(t *testing.T) {
 func TestBoundaryInMidSequence(t *testing.T) {
 	eachTimedFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		const skew = 2 * time.Second
-		period := time.Minute
-		for into := time.Now().Unix(); ; period += time.Second {
-			if left := period - time.Duration(into)*time.Second%period; left >= 4*time.Second && left < 7*time.Second {
-				break
-			}
-		}
+		period := standing(t, ending)
 		settings, s := rotating(t, period, skew)
 		r := newRig(t, f, family, append(settings, "KnockTimeout 10s")...)
 		header(t, r.Server, r.rules, "load")
@@ -214,7 +243,7 @@ func TestBoundaryInMidSequence(t *testing.T) {
 // TestMixedWindows: knocks of two windows that both are valid are no sequence.
 func TestMixedWindows(t *testing.T) {
 	eachTimedFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		period := standing(t, 10*time.Second, 80*time.Second, time.Minute)
+		period := standing(t, early)
 		settings, s := rotating(t, period, 2*time.Minute)
 		r := newRig(t, f, family, settings...)
 		header(t, r.Server, r.rules, "load")
@@ -242,7 +271,7 @@ func TestTimeZones(t *testing.T) {
 		zones = append(zones, fmt.Sprintf("AAA0BBB,J%d/%d,J%d", julian(now), hour, julian(now.AddDate(0, 0, -30))))
 	}
 	eachTimedFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		settings, s := rotating(t, standing(t, 150*time.Second, math.MaxInt64, 3*time.Minute), time.Minute)
+		settings, s := rotating(t, standing(t, middle), time.Minute)
 		r := newRig(t, f, family, settings...)
 		list := map[string]string{
 			"nftables": "nft list map inet portknock even_vps; nft list map inet portknock odd_vps",
@@ -278,7 +307,7 @@ func julian(t time.Time) int {
 // to open the other.
 func TestDerivedKeys(t *testing.T) {
 	eachTimedFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		period := standing(t, 150*time.Second, math.MaxInt64, 3*time.Minute)
+		period := standing(t, middle)
 		settings, s := rotating(t, period, time.Minute)
 		r := newRig(t, f, family, append(settings, "DeriveHostKey yes")...)
 		header(t, r.Server, r.rules, "load")
@@ -302,7 +331,7 @@ func TestDerivedKeys(t *testing.T) {
 // reaches it, and counts.
 func TestKnockAtAServiceByTheClock(t *testing.T) {
 	eachTimedFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		settings, s := rotating(t, standing(t, 150*time.Second, math.MaxInt64, 3*time.Minute), 0)
+		settings, s := rotating(t, standing(t, middle), 0)
 		r := newRig(t, f, family, append(settings, "Protocol tcp")...)
 		s.Ports.Transport = knock.TCP
 		seqs, _, _ := s.At(time.Now())
@@ -353,7 +382,7 @@ func TestAtEnd(t *testing.T) {
 // who are in where the old ones left them.
 func TestReloadByTheClock(t *testing.T) {
 	eachTimedFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		settings, s := rotating(t, standing(t, 150*time.Second, math.MaxInt64, 3*time.Minute), time.Minute)
+		settings, s := rotating(t, standing(t, middle), time.Minute)
 		r := newRig(t, f, family, append(settings, "KnockTimeout 30s")...)
 		header(t, r.Server, r.rules, "load")
 		r.ssh(t, "true")

@@ -14,6 +14,7 @@ import (
 	"github.com/portknock/portknock/knock"
 	"github.com/portknock/portknock/knock/profile"
 	"github.com/portknock/portknock/knock/rules"
+	"github.com/portknock/portknock/knock/spa"
 	"github.com/portknock/portknock/proxy"
 )
 
@@ -30,7 +31,9 @@ func scheduleOf(p *profile.Profile) (knock.Schedule, error) {
 
 // guard returns the server's half of a profile.
 func guard(p *profile.Profile) (rules.Guard, error) {
-	s, err := scheduleOf(p)
+	server := *p
+	server.SPA.AllowIPCommand = nil // where the client is now is nothing to a server
+	s, err := scheduleOf(&server)
 	if err != nil {
 		return rules.Guard{}, err
 	}
@@ -50,6 +53,9 @@ func guard(p *profile.Profile) (rules.Guard, error) {
 	case knock.Rotating:
 		g.Fingerprint = s.Key.Fingerprint()
 	case knock.Token:
+		g.Fingerprint = s.Key.Fingerprint()
+	case *spa.Access:
+		g.SPA = s
 		g.Fingerprint = s.Key.Fingerprint()
 	}
 	return g, nil
@@ -75,7 +81,11 @@ func (a *app) guards(hosts []string) (guards []rules.Guard, warnings []string, e
 	for _, p := range profiles {
 		others := slices.DeleteFunc(a.file.SharesKey(p), func(name string) bool { return here[name] })
 		if len(others) > 0 {
-			warnings = append(warnings, fmt.Sprintf("%s: its key opens %s too: give it one of its own, as DeriveHostKey does", p.Name, strings.Join(others, ", ")))
+			own := "give it one of its own"
+			if p.Scheme != "fwknop" {
+				own += ", as DeriveHostKey does"
+			}
+			warnings = append(warnings, fmt.Sprintf("%s: its key opens %s too: %s", p.Name, strings.Join(others, ", "), own))
 		}
 	}
 	return guards, warnings, nil
@@ -100,8 +110,12 @@ func (a *app) dialer(p *profile.Profile) (*proxy.Dialer, error) {
 		return nil, err
 	}
 	k := &knocker{p, s, &a.log}
+	family := map[string]string{"inet": "ip4", "inet6": "ip6"}[p.AddressFamily]
+	if p.Scheme == "fwknop" {
+		family = "ip4" // or the other could win the race to a port that stays shut
+	}
 	return &proxy.Dialer{
-		Family:  map[string]string{"inet": "ip4", "inet6": "ip6"}[p.AddressFamily],
+		Family:  family,
 		Source:  k.source,
 		Knock:   k.knock,
 		Timeout: p.ConnectTimeout,
@@ -160,7 +174,7 @@ func interfaceAddr(name string, to netip.Addr) (netip.Addr, error) {
 
 // knock sends one round.
 func (k *knocker) knock(ctx context.Context, from, to netip.Addr, round int) error {
-	sequence, err := k.sequence(from, time.Now(), round)
+	sequence, err := k.sequence(from, now(), round)
 	if err != nil {
 		return err
 	}
@@ -252,14 +266,21 @@ func connectFailure(ctx context.Context, host string, p *profile.Profile, err er
 	f.err = fmt.Errorf("%s: %w", name, err)
 	_, notSent := errors.AsType[*proxy.KnockError](err)
 	_, notOpened := errors.AsType[*proxy.ClosedError](err)
+	_, notFound := errors.AsType[*proxy.ResolveError](err)
+	fwknop := p != nil && p.Scheme == "fwknop"
 	switch {
+	case notFound && fwknop:
+		f.hint = "fwknopd opens ports for IPv4 only"
+	case notSent && fwknop && p.SPA.Protocol != spa.UDP:
+		f.code = exitKnock
+		f.hint = fmt.Sprintf("with SPAProtocol %v something must listen at the SPAPort: fwknopd itself, with ENABLE_TCP_SERVER, or a web server", p.SPA.Protocol)
 	case notSent:
 		f.code = exitKnock
 		f.hint = "a firewall, a route or a BindAddress of this machine is in the way"
 	case notOpened:
 		f.code = exitClosed
 		if p != nil {
-			f.hint = closedHint(p, time.Now())
+			f.hint = closedHint(p, now())
 		}
 	}
 	return f
@@ -269,6 +290,9 @@ func connectFailure(ctx context.Context, host string, p *profile.Profile, err er
 // follows the clock, that is the first suspect.
 func closedHint(p *profile.Profile, now time.Time) string {
 	switch {
+	case p.Scheme == "fwknop":
+		return fmt.Sprintf("fwknopd's log says why: a clock that is not within 120 s of this one, at %s with the TimeOffset; another key, HMAC key or HMACDigest; or a port it may not open",
+			now.Add(p.SPA.TimeOffset).UTC().Format(time.RFC3339))
 	case !p.ValidUntil.IsZero() && !now.Before(p.ValidUntil):
 		return "without another way in, new rules need the server's console: the old ones open to nobody any more"
 	case p.Period == 0:

@@ -13,8 +13,8 @@ import (
 
 // Find returns the path of the profile file, portknock/config in the first of
 // the XDG config folders that has it: on Linux ~/.config, then /etc/xdg. If
-// none has, the error is [fs.ErrNotExist] and names the path of the user's own.
-// It reads the environment each time.
+// none has, the error is [fs.ErrNotExist] and the path is where the user's own
+// would be. It reads the environment each time.
 func Find() (string, error) {
 	// Without a home the library would look in the root, and relative to where
 	// the program happens to run.
@@ -26,7 +26,8 @@ func Find() (string, error) {
 	// Not xdg.ConfigFile, which creates folders.
 	path, err := xdg.SearchConfigFile(name)
 	if err != nil {
-		return "", fmt.Errorf("no profile file %s: %w", filepath.Join(xdg.ConfigHome, name), fs.ErrNotExist)
+		path = filepath.Join(xdg.ConfigHome, name)
+		return path, fmt.Errorf("no profile file %s: %w", path, fs.ErrNotExist)
 	}
 	return path, nil
 }

@@ -67,7 +67,7 @@ func (p *Profile) keyText() ([]byte, error) {
 	if p.KeyFile != "" {
 		return readKeyFile(p.KeyFile)
 	}
-	text, err := runKeyCommand(p.KeyCommand)
+	text, err := runCommand(p.KeyCommand, "a key")
 	if err != nil {
 		return nil, p.keyFault(err)
 	}
@@ -118,10 +118,10 @@ func readKeyFile(path string) ([]byte, error) {
 	return text, nil
 }
 
-// runKeyCommand returns the one line that a command prints. It runs without a
-// shell and without our standard input, which may be ssh's connection; what it
-// says on stderr is for the user.
-func runKeyCommand(words []string) ([]byte, error) {
+// runCommand returns the one line that a command prints, where what, such as "a
+// key", is expected. It runs without a shell and without our standard input,
+// which may be ssh's connection; what it says on stderr is for the user.
+func runCommand(words []string, what string) ([]byte, error) {
 	name, err := expandHome(words[0])
 	if err != nil {
 		return nil, err
@@ -137,9 +137,9 @@ func runKeyCommand(words []string) ([]byte, error) {
 	done()
 	switch {
 	case ctx.Err() != nil:
-		return nil, fmt.Errorf("no key within %v", keyCommandLimit)
+		return nil, fmt.Errorf("has not printed %s within %v", what, keyCommandLimit)
 	case out.full:
-		return nil, errors.New("prints too much for a key")
+		return nil, fmt.Errorf("prints too much for %s", what)
 	case err != nil && !errors.Is(err, exec.ErrWaitDelay):
 		// All else in these is the command's name.
 		if e, ok := errors.AsType[*exec.Error](err); ok {
@@ -249,7 +249,7 @@ func joinWords(words []string) string {
 // server can open all of them; DeriveHostKey gives each host a key of its own.
 func (f *File) SharesKey(p *Profile) []string {
 	var others []string
-	if !p.keyed() || p.DeriveHostKey {
+	if !p.secret() || p.DeriveHostKey {
 		return nil
 	}
 	for _, b := range f.blocks[1:] {
@@ -259,7 +259,7 @@ func (f *File) SharesKey(p *Profile) []string {
 			}
 			// A pattern stands for a host that is called like it.
 			q, err := f.Lookup(strings.NewReplacer("*", "x", "?", "x").Replace(pattern.text))
-			if err != nil || !q.keyed() || q.DeriveHostKey || q.KeyFile != p.KeyFile || !slices.Equal(q.KeyCommand, p.KeyCommand) {
+			if err != nil || !q.secret() || q.DeriveHostKey || q.KeyFile != p.KeyFile || !slices.Equal(q.KeyCommand, p.KeyCommand) {
 				continue
 			}
 			if p.HostName != "" && sameHost(p.HostName, q.HostName) && p.Port == q.Port {

@@ -154,7 +154,7 @@ func TestKeyCommandHangs(t *testing.T) {
 	start := time.Now()
 	_, err := scheduleOf(t, `Scheme rotating
 KeyCommand sh -c "sleep 60 & echo $! >`+pid+`; wait"`)
-	if err == nil || err.Error() != "KeyCommand sh: no key within 500ms" {
+	if err == nil || err.Error() != "KeyCommand sh: has not printed a key within 500ms" {
 		t.Errorf("got %v", err)
 	}
 	if took := time.Since(start); took > 10*time.Second {

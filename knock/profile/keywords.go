@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -23,7 +24,9 @@ type keyword struct {
 }
 
 // keywords is all settings there are, in the order in which they are shown.
-var keywords = []keyword{
+var keywords = slices.Concat(commonKeywords, spaOnly(spaKeywords))
+
+var commonKeywords = []keyword{
 	{
 		name: "HostName",
 		set: func(p *Profile, v string) error {
@@ -140,19 +143,11 @@ var keywords = []keyword{
 	},
 	{
 		name: "DeriveHostKey",
-		set: func(p *Profile, v string) error {
-			p.DeriveHostKey = strings.EqualFold(v, "yes")
-			if !p.DeriveHostKey && !strings.EqualFold(v, "no") {
-				return fmt.Errorf("%q is neither yes nor no", v)
-			}
-			return nil
+		set: func(p *Profile, v string) (err error) {
+			p.DeriveHostKey, err = parseYesNo(v)
+			return err
 		},
-		get: func(p *Profile) string {
-			if p.DeriveHostKey {
-				return "yes"
-			}
-			return p.ifKeyed("no")
-		},
+		get: func(p *Profile) string { return p.ifKeyed(yesNo(p.DeriveHostKey)) },
 	},
 	{
 		name: "PortRange",
@@ -219,6 +214,21 @@ func parseTime(s string) (time.Time, error) {
 		return time.Time{}, fmt.Errorf("%q is not from 1970 to 9999", s)
 	}
 	return t, nil
+}
+
+func parseYesNo(s string) (bool, error) {
+	yes := strings.EqualFold(s, "yes")
+	if !yes && !strings.EqualFold(s, "no") {
+		return false, fmt.Errorf("%q is neither yes nor no", s)
+	}
+	return yes, nil
+}
+
+func yesNo(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
 }
 
 // number is the keyword of a number from 1 to most, which is 0 where there is none.

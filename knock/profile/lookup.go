@@ -62,9 +62,12 @@ func (f *File) profile(host string, blocks []*block, ss settings) (*Profile, err
 		}
 	}
 	p.setDefaults(ss)
-	if p.KeyFile != "" {
-		if p.KeyFile, err = keyPath(p.KeyFile, f.dir); err != nil {
-			return nil, f.fault(ss, "KeyFile", err)
+	for keyword, path := range map[string]*string{"KeyFile": &p.KeyFile, "HMACKeyFile": &p.SPA.HMACKeyFile} {
+		if *path == "" {
+			continue
+		}
+		if *path, err = keyPath(*path, f.dir); err != nil {
+			return nil, f.fault(ss, keyword, err)
 		}
 	}
 	if keyword, err := p.conflict(); err != nil {
@@ -114,7 +117,8 @@ func gather(blocks []*block) settings {
 
 // add appends the settings that are not there yet. Of two that say the same in
 // two ways, the first obtained prevents the other, as with ssh's ProxyCommand and
-// ProxyJump: a KeyFile and a KeyCommand, a Sequence and a Scheme other than static.
+// ProxyJump: a KeyFile and a KeyCommand, an AllowIP and an AllowIPCommand, a
+// Sequence and a Scheme other than static.
 func (ss settings) add(more settings) settings {
 	had := ss // both in one block are left for conflict to find
 	for _, s := range more {
@@ -131,6 +135,10 @@ func (ss settings) prevent(s Setting) bool {
 		return ss.have("KeyCommand")
 	case "KeyCommand":
 		return ss.have("KeyFile")
+	case "AllowIP":
+		return ss.have("AllowIPCommand")
+	case "AllowIPCommand":
+		return ss.have("AllowIP")
 	case "Scheme":
 		return ss.have("Sequence")
 	case "Sequence":

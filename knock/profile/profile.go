@@ -56,9 +56,11 @@ type Profile struct {
 	// of knocks together.
 	ConnectTimeout time.Duration
 
-	// What a scheme needs that goes by a key and the time; zero for static.
-	KeyFile       string        // where the key is, an absolute path; or else
-	KeyCommand    []string      // the program that prints it, and its arguments
+	// What a scheme with a key needs; zero for static.
+	KeyFile    string   // where the key is, an absolute path; or else
+	KeyCommand []string // the program that prints it, and its arguments
+
+	// What a scheme needs that goes by a key and the time; zero for others.
 	DeriveHostKey bool          // use the key that [knock.Key.Derive] gives for Name
 	Period        time.Duration // how long a sequence is the current one
 	Skew          time.Duration // by how much two clocks may differ
@@ -71,10 +73,12 @@ type Profile struct {
 	// What the scheme token needs; zero for others.
 	TokenPort       uint16 // where tokens go, by udp
 	TokensPerWindow int    // how many addresses can use one each
+
+	SPA SPA // of the scheme fwknop; zero for others
 }
 
 // Schemes names the schemes there are: the cases of [Profile.Schedule].
-var Schemes = []string{"static", "rotating", "token", "md5-hourly"}
+var Schemes = []string{"static", "rotating", "token", "md5-hourly", "fwknop"}
 
 // keyed reports whether the scheme goes by a key and the time.
 func (p *Profile) keyed() bool { return p.draws() || p.Scheme == "token" }
@@ -82,8 +86,13 @@ func (p *Profile) keyed() bool { return p.draws() || p.Scheme == "token" }
 // draws reports whether the scheme draws the ports of a sequence.
 func (p *Profile) draws() bool { return p.Scheme == "rotating" || p.Scheme == "md5-hourly" }
 
+// secret reports whether the scheme needs a key.
+func (p *Profile) secret() bool { return p.keyed() || p.Scheme == "fwknop" }
+
 // Schedule returns what opens the host's ports, and when. It reads the KeyFile,
-// or runs the KeyCommand, which may take 30 seconds and speak to the user.
+// or runs the KeyCommand, which may take 30 seconds and speak to the user. For
+// fwknop it reads the HMACKeyFile and runs the AllowIPCommand too, and what it
+// returns is a [*spa.Access].
 func (p *Profile) Schedule() (knock.Schedule, error) {
 	if err := p.complete(); err != nil {
 		return nil, err
@@ -108,6 +117,14 @@ func (p *Profile) Schedule() (knock.Schedule, error) {
 			return nil, err
 		}
 		s = knock.MD5Hourly{Secret: k, Ports: p.PortRange, Knocks: p.Knocks}
+	case "fwknop":
+		a, err := p.access()
+		if err != nil {
+			return nil, err
+		}
+		// An error is not of the key alone, and names what it is about.
+		_, _, err = a.At(time.Now())
+		return a, err
 	default:
 		return knock.Static(p.Sequence), nil
 	}
@@ -124,8 +141,10 @@ func (p *Profile) complete() error {
 	switch {
 	case p.Scheme == "static" && len(p.Sequence) == 0:
 		return errors.New("static needs a Sequence")
-	case p.keyed() && p.KeyFile == "" && len(p.KeyCommand) == 0:
+	case p.secret() && p.KeyFile == "" && len(p.KeyCommand) == 0:
 		return fmt.Errorf("%s needs a KeyFile or a KeyCommand", p.Scheme)
+	case p.SPA.NATLocal && !p.SPA.NATAccess.IsValid():
+		return errors.New("NATLocal needs a NATAccess")
 	}
 	for _, open := range p.OpenPorts {
 		if r := p.PortRange; p.draws() && open.Transport == r.Transport && open.First <= r.Last && r.First <= open.Last {
@@ -175,8 +194,15 @@ func (p *Profile) setDefaults(given settings) {
 			p.Skew = 2 * time.Minute
 		}
 	} else {
-		p.KeyFile, p.KeyCommand, p.DeriveHostKey = "", nil, false
 		p.Period, p.Skew, p.ValidUntil = 0, 0, time.Time{}
+	}
+	if p.Scheme == "fwknop" {
+		p.SPA.setDefaults(given)
+	} else {
+		p.SPA = SPA{}
+	}
+	if !p.secret() {
+		p.KeyFile, p.KeyCommand, p.DeriveHostKey = "", nil, false
 	}
 	if p.OpenPorts == nil {
 		port := p.Port
@@ -227,13 +253,19 @@ func (p *Profile) conflict() (keyword string, err error) {
 			return "OpenPorts", fmt.Errorf("%v includes the TokenPort, %d, and a guarded port takes no tokens", open, p.TokenPort)
 		}
 	}
-	return p.keyConflict()
+	if keyword, err := p.keyConflict(); err != nil {
+		return keyword, err
+	}
+	return p.spaConflict()
 }
 
 // keyConflict is conflict for the schemes with a key.
 func (p *Profile) keyConflict() (keyword string, err error) {
 	if p.KeyFile != "" && len(p.KeyCommand) > 0 {
 		return "KeyCommand", errors.New("cannot be combined with KeyFile")
+	}
+	if p.Scheme == "fwknop" && len(p.Sequence) > 0 {
+		return "Sequence", errors.New("fwknop has none")
 	}
 	if p.Scheme != "" && p.Scheme != "static" && len(p.Sequence) > 0 {
 		return "Sequence", fmt.Errorf("%s draws its own", p.Scheme)
@@ -277,15 +309,20 @@ func (p *Profile) Settings() []Setting {
 // the sequence, but never a key.
 func (p *Profile) WriteTo(w io.Writer) (int64, error) {
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "Host %s\n", p.Name)
-	for _, s := range p.Settings() {
+	writeBlock(&b, p.Name, p.Settings())
+	return b.WriteTo(w)
+}
+
+// writeBlock writes a Host block.
+func writeBlock(b *bytes.Buffer, name string, settings []Setting) {
+	fmt.Fprintf(b, "Host %s\n", name)
+	for _, s := range settings {
 		v := s.Value
 		if !keywordNamed(s.Keyword).list && strings.ContainsAny(v, " #") {
 			v = `"` + v + `"`
 		}
-		fmt.Fprintf(&b, "    %s %s\n", s.Keyword, v)
+		fmt.Fprintf(b, "    %s %s\n", s.Keyword, v)
 	}
-	return b.WriteTo(w)
 }
 
 // MarshalJSON writes durations as Go writes them ("500µs"), and knocks and
@@ -317,13 +354,14 @@ func (p *Profile) MarshalJSON() ([]byte, error) {
 		Period         string     `json:"period,omitempty"`
 		Skew           string     `json:"skew,omitempty"`
 		ValidUntil     time.Time  `json:"validUntil,omitzero"`
+		SPA            *spaJSON   `json:"fwknop,omitempty"`
 	}{
 		p.Name, p.HostName, p.Port, p.AddressFamily, p.BindAddress, p.BindInterface,
 		p.Scheme, p.Sequence.String(), p.KnockDelay.String(), p.ConnectTimeout.String(),
 		portWords(p.OpenPorts), p.OpenFor.String(), p.KnockTimeout.String(), portWords(p.IgnorePorts),
 		p.KeyFile, p.KeyCommand, p.DeriveHostKey, p.rangeWord(), p.Knocks, p.protocolWord(),
 		p.TokenPort, p.TokensPerWindow,
-		p.ifKeyed(p.Period.String()), p.ifKeyed(p.Skew.String()), p.ValidUntil,
+		p.ifKeyed(p.Period.String()), p.ifKeyed(p.Skew.String()), p.ValidUntil, p.spaJSON(),
 	})
 }
 

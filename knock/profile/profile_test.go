@@ -170,7 +170,7 @@ func TestBadValues(t *testing.T) {
 		{"AddressFamily inet4", `AddressFamily: "inet4" is not any, inet or inet6`},
 		{"BindAddress eth0", `BindAddress: "eth0" is not an IP address`},
 		{"BindInterface " + strings.Repeat("x", 256), `BindInterface: "` + strings.Repeat("x", 256) + `" is not the name of a network interface`},
-		{"Scheme telepathy", `Scheme: there is no scheme "telepathy", only static, rotating, token, md5-hourly`},
+		{"Scheme telepathy", `Scheme: there is no scheme "telepathy", only static, rotating, token, md5-hourly, fwknop`},
 		{"KeyFile ~root/key", `KeyFile: "~root/key": only ~/ stands for a home, your own`},
 		{"KeyFile a b", `KeyFile: takes one value, not 2`},
 		{"KeyCommand bin/key", `KeyCommand: "bin/key" is neither a program's name nor an absolute path`},
@@ -336,7 +336,7 @@ func TestErrorsKeepTheSecret(t *testing.T) {
 }
 
 func TestSchemes(t *testing.T) {
-	if _, err := (&Profile{Scheme: "telepathy"}).Schedule(); err == nil || err.Error() != `there is no scheme "telepathy", only static, rotating, token, md5-hourly` {
+	if _, err := (&Profile{Scheme: "telepathy"}).Schedule(); err == nil || err.Error() != `there is no scheme "telepathy", only static, rotating, token, md5-hourly, fwknop` {
 		t.Errorf("got %v", err)
 	}
 	p, err := mustParse(t, "Host vps\n"+knocks).Lookup("vps")

@@ -22,10 +22,16 @@ const trialMark = "/run/portknock.trial"
 
 func (h header) write(w io.Writer, o Options) error {
 	var b strings.Builder
+	secret := "knocks"
 	for _, g := range h.Guards {
 		fmt.Fprintf(&b, "portknock: guards %s for %s", join(g.OpenPorts), g.Name)
 		if g.Fingerprint != "" {
 			fmt.Fprintf(&b, ", key %s", g.Fingerprint)
+		}
+		if g.SPA != nil {
+			fmt.Fprintf(&b, "\n  opens for %v after a packet of fwknop\n  valid until the keys are changed\n", g.OpenFor)
+			secret = "keys"
+			continue
 		}
 		if w := g.Windows[0]; g.tokens() {
 			fmt.Fprintf(&b, "\n  opens for %v to one token, sent to %d/udp; each of a window's %d serves one address\n", g.OpenFor, g.TokenPort, len(w.Tokens))
@@ -47,7 +53,7 @@ func (h header) write(w io.Writer, o Options) error {
 		fmt.Fprintf(&b, "  valid until %s, from when on it is open %s\n", end, after)
 		fmt.Fprintf(&b, "  for the profile: ValidUntil %s\n", end)
 	}
-	b.WriteString("The knocks are in here: keep it as secret as a password, mode 0600.\n\n")
+	fmt.Fprintf(&b, "The %s are in here: keep it as secret as a password, mode 0600.\n\n", secret)
 	fmt.Fprintf(&b, "check: %s\n", h.Check)
 	fmt.Fprintf(&b, "load: %s\n", h.Load)
 	if h.Parts != "" {

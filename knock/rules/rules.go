@@ -19,6 +19,7 @@ import (
 	"unicode"
 
 	"github.com/portknock/portknock/knock"
+	"github.com/portknock/portknock/knock/spa"
 )
 
 // Guard is one profile's half on the server.
@@ -32,6 +33,7 @@ type Guard struct {
 	KnockPorts   []knock.PortRange // where wrong knocks count; everywhere if there are none
 	IgnorePorts  []knock.PortRange // where they do not
 	Fingerprint  string            // of the key, for the reader; "" if there is none
+	SPA          *spa.Access       // the Schedule again, if it is one of fwknop's packets
 }
 
 // Options are what applies to all guards of a file.
@@ -63,6 +65,7 @@ type format struct {
 	windows int  // how many windows of time it can carry
 	entries int  // how many knocks and tokens in all of these; 0 if windows says it all
 	tokens  bool // it can verify tokens
+	spa     bool // what it carries are packets of fwknop, and nothing else
 	stale   bool // it knows no time: all windows open until it is told others
 }
 
@@ -73,6 +76,7 @@ var formats = map[string]format{
 	// A month of hours. It loads in half a second; more would cost each packet more.
 	"iptables": {file: "/etc/portknock.rules", emit: emitIptables, windows: 750, entries: 10_000, tokens: true},
 	"knockd":   {file: "/etc/knockd.conf", emit: emitKnockd, windows: 4, stale: true},
+	"fwknop":   {file: "/etc/fwknop/access.conf", emit: emitFwknop, spa: true},
 }
 
 // Formats returns the names that [Emit] knows, sorted.
@@ -173,8 +177,17 @@ func (w window) closes(skew time.Duration) int64 { return w.End.Add(skew).Unix()
 // what would never open. No knock can go to a port that is closed.
 func check(g Guard, o Options, f format, closed []knock.PortRange) (guard, error) {
 	checked := guard{Guard: g, ID: ident(g.Name)}
-	if err := checked.walk(o, f); err != nil {
-		return guard{}, err
+	switch {
+	case g.SPA != nil && !f.spa:
+		return guard{}, errors.New("only the format fwknop can carry the scheme fwknop")
+	case g.SPA == nil && f.spa:
+		return guard{}, errors.New("the format fwknop carries the scheme fwknop only")
+	case f.spa:
+		checked.Windows = []window{{}} // one, for ever, with nothing of ours to hear in it
+	default:
+		if err := checked.walk(o, f); err != nil {
+			return guard{}, err
+		}
 	}
 	switch {
 	case strings.ContainsFunc(g.Name, unicode.IsControl):
@@ -183,6 +196,9 @@ func check(g Guard, o Options, f format, closed []knock.PortRange) (guard, error
 		return guard{}, errors.New("no ports to open")
 	case g.OpenFor < time.Second || g.KnockTimeout < time.Second:
 		return guard{}, errors.New("OpenFor and KnockTimeout must be at least one second")
+	}
+	if f.spa {
+		return checked, checkSPA(g, o, closed)
 	}
 	if checked.tokens() {
 		if s := (knock.Step{Transport: knock.UDP, Port: checked.TokenPort}); contains(closed, s) {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/portknock/portknock/knock"
+	"github.com/portknock/portknock/knock/spa"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -68,32 +69,36 @@ func TestGolden(t *testing.T) {
 		},
 	} {
 		for _, format := range Formats() {
-			if (name == "consume" || name == "rotating") && format == "knockd" || name == "windows" && formats[format].windows == 0 {
+			if (name == "consume" || name == "rotating") && format == "knockd" || name == "windows" && formats[format].windows == 0 || formats[format].spa {
 				continue
 			}
 			if strings.HasPrefix(name, "token") && !formats[format].tokens {
 				continue
 			}
-			t.Run(name+"/"+format, func(t *testing.T) {
-				var got bytes.Buffer
-				if err := Emit(&got, format, tt.guards, tt.o); err != nil {
-					t.Fatal(err)
-				}
-				file := filepath.Join("..", "..", "testdata", "rules", name+"."+format)
-				if *update {
-					if err := os.WriteFile(file, got.Bytes(), 0o644); err != nil {
-						t.Fatal(err)
-					}
-				}
-				want, err := os.ReadFile(file)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if !bytes.Equal(got.Bytes(), want) {
-					t.Errorf("differs from %s:\n%s", file, got.String())
-				}
-			})
+			t.Run(name+"/"+format, func(t *testing.T) { golden(t, name, format, tt.guards, tt.o) })
 		}
+	}
+}
+
+// golden compares the rules of guards with the file that holds them.
+func golden(t *testing.T, name, format string, guards []Guard, o Options) {
+	t.Helper()
+	var got bytes.Buffer
+	if err := Emit(&got, format, guards, o); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join("..", "..", "testdata", "rules", name+"."+format)
+	if *update {
+		if err := os.WriteFile(file, got.Bytes(), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got.Bytes(), want) {
+		t.Errorf("differs from %s:\n%s", file, got.String())
 	}
 }
 
@@ -310,7 +315,11 @@ func (changing) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
 func TestEmitReportsWriteErrors(t *testing.T) {
 	full := errors.New("disk full")
 	for _, format := range Formats() {
-		if err := Emit(failing{full}, format, []Guard{mustGuard(t, "vps", "7001 8003", "22")}, Options{}); !errors.Is(err, full) {
+		guards := []Guard{mustGuard(t, "vps", "7001/udp 8003/tcp", "22")}
+		if format == "fwknop" {
+			guards = []Guard{spaGuard(t, "vps", spa.Access{HMACKey: hmacKey}, "22")}
+		}
+		if err := Emit(failing{full}, format, guards, Options{}); !errors.Is(err, full) {
 			t.Errorf("%s: %v", format, err)
 		}
 	}

@@ -31,7 +31,7 @@ func Keep(name string, guards []Guard, o Options) (Upkeep, error) {
 		if err != nil {
 			return Upkeep{}, fmt.Errorf("%s: %w", g.Name, err)
 		}
-		if w == (knock.Window{}) {
+		if w == (knock.Window{}) || g.SPA != nil { // whose key is all the server needs
 			continue
 		}
 		if every := f.every(w.End.Sub(w.Start), g.Skew); u.Every == 0 || every < u.Every {

@@ -123,6 +123,28 @@ func (h *Host) Knockd(t TB, config string) *Daemon {
 	return d
 }
 
+// Fwknopd runs fwknopd on eth0 with an access.conf and an fwknopd.conf, and waits
+// until it sees packets. Its log says what it makes of each.
+func (h *Host) Fwknopd(t TB, access, config string, args ...string) *Daemon {
+	t.Helper()
+	d := h.Daemon(t, "fwknopd", append(h.FwknopdArgs(t, access, config), append([]string{"-i", "eth0"}, args...)...)...)
+	d.Log.Await(t, "Starting fwknopd main event loop", 1)
+	return d
+}
+
+// FwknopdArgs writes the files of an fwknopd, and returns the arguments with
+// which it runs in the foreground, says all and leaves nothing behind.
+func (h *Host) FwknopdArgs(t TB, access, config string) []string {
+	t.Helper()
+	Require(t, "fwknopd")
+	dir := t.TempDir()
+	file := func(name string) string { return filepath.Join(dir, name) }
+	must(t, os.WriteFile(file("access.conf"), []byte(access), 0o600))
+	must(t, os.WriteFile(file("fwknopd.conf"), []byte(config), 0o600))
+	return []string{"-f", "-v", "-a", file("access.conf"), "-c", file("fwknopd.conf"),
+		"-r", dir, "-p", file("pid"), "-d", file("digests")}
+}
+
 // Firewall is a way to guard a port, and what it takes to run it here.
 type Firewall struct {
 	Name     string   // nftables, iptables-nft, iptables-legacy or knockd

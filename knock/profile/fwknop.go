@@ -1,0 +1,383 @@
+package profile
+
+import (
+	"bytes"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/portknock/portknock/knock"
+	"github.com/portknock/portknock/knock/spa"
+)
+
+// SPA is what the scheme fwknop needs besides a KeyFile or a KeyCommand.
+type SPA struct {
+	Port           uint16         // where fwknopd listens; 0 if another one each time
+	Protocol       spa.Via        // how the packet gets there
+	AllowIP        netip.Addr     // for whom to open; the zero Addr is the packet's source
+	AllowIPCommand []string       // the program that prints it instead, and its arguments
+	Timeout        time.Duration  // how long to ask it to be open; 0 leaves it to the server
+	Digest         spa.Digest     // of what the packet says
+	Mode           spa.Mode       // of the encryption
+	User           string         // "" is the user's own name
+	TimeOffset     time.Duration  // what to add to the clock
+	NATAccess      netip.AddrPort // where the server forwards the port to; the zero AddrPort is nowhere
+	NATLocal       bool           // which is the server itself
+	HMACKeyFile    string         // an absolute path; "" for a server that knows no HMAC
+	HMACDigest     spa.Digest
+}
+
+// spaKeywords is the settings of the scheme fwknop, in the order in which they
+// are shown.
+var spaKeywords = []keyword{
+	{
+		name: "SPAPort",
+		set: func(p *Profile, v string) error {
+			if strings.EqualFold(v, "random") {
+				p.SPA.Port = 0
+				return nil
+			}
+			n, err := strconv.ParseUint(v, 10, 16)
+			if err != nil || n == 0 {
+				return fmt.Errorf("%q is neither a port from 1 to 65535 nor random", v)
+			}
+			p.SPA.Port = uint16(n)
+			return nil
+		},
+		get: func(p *Profile) string { return spaPortWord(p.SPA.Port) },
+	},
+	{
+		name: "SPAProtocol",
+		set: func(p *Profile, v string) (err error) {
+			p.SPA.Protocol, err = spa.ParseVia(v)
+			return err
+		},
+		get: func(p *Profile) string { return p.SPA.Protocol.String() },
+	},
+	{
+		name: "AllowIP",
+		set: func(p *Profile, v string) error {
+			if strings.EqualFold(v, "source") {
+				p.SPA.AllowIP = netip.Addr{}
+				return nil
+			}
+			a, err := netip.ParseAddr(v)
+			if err != nil || !a.Is4() {
+				return fmt.Errorf("%q is neither an IPv4 address nor source", v)
+			}
+			p.SPA.AllowIP = a
+			return nil
+		},
+		get: func(p *Profile) string {
+			switch {
+			case len(p.SPA.AllowIPCommand) > 0:
+				return ""
+			case p.SPA.AllowIP.IsValid():
+				return p.SPA.AllowIP.String()
+			}
+			return "source"
+		},
+	},
+	{
+		name: "AllowIPCommand", list: true, quoted: true,
+		set: func(p *Profile, v string) error {
+			p.SPA.AllowIPCommand = split(v)
+			return checkCommand(p.SPA.AllowIPCommand)
+		},
+		get: func(p *Profile) string { return joinWords(p.SPA.AllowIPCommand) },
+	},
+	wholeSeconds(duration("SPATimeout", 0, spa.MaxTimeout, func(p *Profile) *time.Duration { return &p.SPA.Timeout })),
+	{
+		name: "SPADigest",
+		set: func(p *Profile, v string) (err error) {
+			p.SPA.Digest, err = spa.ParseDigest(v)
+			return err
+		},
+		get: func(p *Profile) string { return p.SPA.Digest.String() },
+	},
+	{
+		name: "SPAMode",
+		set: func(p *Profile, v string) (err error) {
+			p.SPA.Mode, err = spa.ParseMode(v)
+			return err
+		},
+		get: func(p *Profile) string { return p.SPA.Mode.String() },
+	},
+	{
+		name: "SPAUser",
+		set: func(p *Profile, v string) error {
+			p.SPA.User = v
+			return spa.CheckUser(v)
+		},
+		get: func(p *Profile) string { return p.SPA.User },
+	},
+	{
+		name: "TimeOffset",
+		set: func(p *Profile, v string) error {
+			size, minus := strings.CutPrefix(v, "-")
+			d, err := ParseDuration(size)
+			if err != nil {
+				return fmt.Errorf("%q is not a time such as 90 or -1h30m", v)
+			}
+			if minus {
+				d = -d
+			}
+			p.SPA.TimeOffset = d
+			return nil
+		},
+		get: func(p *Profile) string {
+			if d := p.SPA.TimeOffset; d < 0 {
+				return "-" + formatDuration(-d)
+			}
+			return formatDuration(p.SPA.TimeOffset)
+		},
+	},
+	{
+		name: "NATAccess",
+		set: func(p *Profile, v string) error {
+			host, port, ok := strings.Cut(v, ",")
+			a, err := netip.ParseAddrPort(host + ":" + port)
+			if !ok || err != nil || !a.Addr().Is4() || a.Port() == 0 {
+				return fmt.Errorf("%q is not an IPv4 address and a port such as 10.0.0.5,22", v)
+			}
+			p.SPA.NATAccess = a
+			return nil
+		},
+		get: func(p *Profile) string { return natWord(p.SPA.NATAccess) },
+	},
+	{
+		name: "NATLocal",
+		set: func(p *Profile, v string) (err error) {
+			p.SPA.NATLocal, err = parseYesNo(v)
+			return err
+		},
+		get: func(p *Profile) string { return yesNo(p.SPA.NATLocal) },
+	},
+	{
+		name: "HMACKeyFile", secret: true,
+		set: func(p *Profile, v string) error {
+			p.SPA.HMACKeyFile = v // made absolute once it is known whether it applies
+			return checkPath(v)
+		},
+		get: func(p *Profile) string { return p.SPA.HMACKeyFile },
+	},
+	{
+		name: "HMACDigest",
+		set: func(p *Profile, v string) (err error) {
+			p.SPA.HMACDigest, err = spa.ParseDigest(v)
+			return err
+		},
+		get: func(p *Profile) string { return hmacWord(&p.SPA) },
+	},
+}
+
+// spaOnly gives keywords no value where the scheme is another one.
+func spaOnly(ks []keyword) []keyword {
+	for i, k := range ks {
+		ks[i].get = func(p *Profile) string {
+			if p.Scheme != "fwknop" {
+				return ""
+			}
+			return k.get(p)
+		}
+	}
+	return ks
+}
+
+func spaPortWord(port uint16) string {
+	if port == 0 {
+		return "random"
+	}
+	return strconv.Itoa(int(port))
+}
+
+// hmacWord returns the HMAC's name, "" if there is none.
+func hmacWord(s *SPA) string {
+	if s.HMACKeyFile == "" {
+		return ""
+	}
+	return s.HMACDigest.String()
+}
+
+func natWord(to netip.AddrPort) string {
+	if !to.IsValid() {
+		return ""
+	}
+	return fmt.Sprintf("%v,%d", to.Addr(), to.Port())
+}
+
+// setDefaults fills in what the file left out. That leaves a zero value its
+// meaning but for the port.
+func (s *SPA) setDefaults(given settings) {
+	if !given.have("SPAPort") {
+		s.Port = spa.DefaultPort
+	}
+}
+
+// spaConflict is conflict for the scheme fwknop.
+func (p *Profile) spaConflict() (keyword string, err error) {
+	s := &p.SPA
+	if len(s.AllowIPCommand) > 0 && s.AllowIP.IsValid() {
+		return "AllowIPCommand", errors.New("cannot be combined with AllowIP")
+	}
+	if p.Scheme != "fwknop" {
+		return "", nil
+	}
+	switch {
+	case p.AddressFamily == "inet6":
+		return "AddressFamily", errors.New("fwknopd opens ports for IPv4 only")
+	case p.BindAddress.Is6():
+		return "BindAddress", errors.New("fwknopd opens ports for IPv4 only")
+	case p.DeriveHostKey:
+		return "DeriveHostKey", errors.New("fwknop uses the key as it stands")
+	case s.Mode == spa.Legacy && s.HMACKeyFile != "":
+		return "HMACKeyFile", errors.New("the SPAMode legacy has no HMAC")
+	case s.HMACKeyFile != "" && s.HMACKeyFile == p.KeyFile:
+		return "HMACKeyFile", errors.New("is the KeyFile, and they must differ")
+	}
+	if s.Protocol != spa.UDP && s.Port == 0 && p.Name != "" { // or it may not be set yet
+		return "SPAPort", errors.New("random goes with the SPAProtocol udp only")
+	}
+	for _, r := range p.OpenPorts {
+		if s.Protocol != spa.UDP && r.Contains(knock.Step{Transport: knock.TCP, Port: s.Port}) {
+			return "SPAPort", fmt.Errorf("%d/tcp is one of the OpenPorts, and a guarded port takes no packet", s.Port)
+		}
+		if r.First != r.Last {
+			return "OpenPorts", fmt.Errorf("fwknopd opens single ports, and %v is a range", r)
+		}
+	}
+	return "", nil
+}
+
+// access returns the schedule of the scheme fwknop: this is where files are
+// opened and commands run.
+func (p *Profile) access() (*spa.Access, error) {
+	s := &p.SPA
+	a := &spa.Access{
+		Mode: s.Mode, HMAC: s.HMACDigest, Digest: s.Digest,
+		User: s.User, Allow: s.AllowIP, Ports: p.OpenPorts, Timeout: s.Timeout,
+		NAT: s.NATAccess, NATLocal: s.NATLocal,
+		Port: s.Port, Via: s.Protocol, Host: p.HostName, Offset: s.TimeOffset,
+	}
+	if a.User == "" {
+		a.User = userName()
+	}
+	if a.Host == "" {
+		a.Host = p.Name
+	}
+	var err error
+	if a.Key, err = p.foreignKey(); err != nil {
+		return nil, err
+	}
+	if s.HMACKeyFile != "" {
+		text, err := readKeyFile(s.HMACKeyFile)
+		if err == nil {
+			a.HMACKey, err = parseForeignKey(text)
+			if err != nil {
+				err = fmt.Errorf("%s: %w", s.HMACKeyFile, err)
+			}
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	if len(s.AllowIPCommand) > 0 {
+		if a.Allow, err = askAddress(s.AllowIPCommand); err != nil {
+			// Of a command the program only, as with a key's.
+			return nil, fmt.Errorf("AllowIPCommand %s: %w", s.AllowIPCommand[0], err)
+		}
+	}
+	return a, nil
+}
+
+// askAddress returns the IPv4 address that a command prints.
+func askAddress(words []string) (netip.Addr, error) {
+	text, err := runCommand(words, "an address")
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	a, err := netip.ParseAddr(string(bytes.TrimSpace(text)))
+	if err != nil || !a.Is4() {
+		return netip.Addr{}, fmt.Errorf("prints %.40q, which is no IPv4 address", text)
+	}
+	return a, nil
+}
+
+// foreignKey reads the key of the scheme fwknop.
+func (p *Profile) foreignKey() (knock.Key, error) {
+	text, err := p.keyText()
+	if err != nil {
+		return knock.Key{}, err
+	}
+	k, err := parseForeignKey(text)
+	if err != nil {
+		return knock.Key{}, p.keyFault(err)
+	}
+	return k, nil
+}
+
+// parseForeignKey reads a key for fwknop: its text as it stands, less one final
+// newline; or "base64:" and base64; or a key of our own, of which the bytes count.
+func parseForeignKey(text []byte) (knock.Key, error) {
+	text = bytes.TrimSuffix(text, []byte("\n"))
+	if len(text) == 0 {
+		return knock.Key{}, errors.New("empty, where a key should be")
+	}
+	if bytes.HasPrefix(text, []byte("portknock-key-")) {
+		return knock.ParseKey(string(text))
+	}
+	digits, ok := bytes.CutPrefix(text, []byte("base64:"))
+	if !ok {
+		return knock.KeyFrom(text), nil
+	}
+	// fwknop does not mind how many = there are.
+	secret, err := base64.RawStdEncoding.DecodeString(strings.TrimRight(string(bytes.TrimSpace(digits)), "="))
+	if err != nil || len(secret) == 0 {
+		return knock.Key{}, errors.New("what follows base64: is no base64")
+	}
+	return knock.KeyFrom(secret), nil
+}
+
+// userName returns what the fwknop client says who asks, as far as fwknopd takes
+// it.
+func userName() string {
+	for _, variable := range []string{"LOGNAME", "USER", "USERNAME"} {
+		if name := os.Getenv(variable); spa.CheckUser(name) == nil {
+			return name
+		}
+	}
+	return "NO_USER"
+}
+
+// spaJSON is an SPA as JSON shows it.
+type spaJSON struct {
+	Port           string     `json:"port"`
+	Protocol       string     `json:"protocol"`
+	AllowIP        netip.Addr `json:"allowIP,omitzero"`
+	AllowIPCommand []string   `json:"allowIPCommand,omitempty"`
+	Timeout        string     `json:"timeout"`
+	Digest         string     `json:"digest"`
+	Mode           string     `json:"mode"`
+	User           string     `json:"user,omitempty"`
+	TimeOffset     string     `json:"timeOffset"`
+	NATAccess      string     `json:"natAccess,omitempty"`
+	NATLocal       bool       `json:"natLocal,omitempty"`
+	HMACKeyFile    string     `json:"hmacKeyFile,omitempty"`
+	HMACDigest     string     `json:"hmacDigest,omitempty"`
+}
+
+func (p *Profile) spaJSON() *spaJSON {
+	if p.Scheme != "fwknop" {
+		return nil
+	}
+	s := &p.SPA
+	return &spaJSON{
+		spaPortWord(s.Port), s.Protocol.String(), s.AllowIP, s.AllowIPCommand, s.Timeout.String(), s.Digest.String(),
+		s.Mode.String(), s.User, s.TimeOffset.String(), natWord(s.NATAccess), s.NATLocal, s.HMACKeyFile, hmacWord(s),
+	}
+}

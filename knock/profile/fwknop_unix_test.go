@@ -1,0 +1,81 @@
+//go:build unix
+
+package profile
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/portknock/portknock/knock/spa"
+)
+
+func TestSPASchedule(t *testing.T) {
+	key, hmacKey := keyFile(t, 0o600, "pass word\n"), keyFile(t, 0o600, "base64:AAEC/w==\n")
+	base := "Scheme fwknop\nKeyFile " + key + "\nHMACKeyFile " + hmacKey + "\n"
+	s, err := scheduleOf(t, base+"AllowIPCommand echo 198.51.100.7\nSPAUser alice\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := s.(*spa.Access)
+	if string(a.Key.Bytes()) != "pass word" || string(a.HMACKey.Bytes()) != "\x00\x01\x02\xff" ||
+		a.Allow != netip.MustParseAddr("198.51.100.7") || a.User != "alice" || a.Host != "vps" || a.Port != 62201 {
+		t.Errorf("%+v", a)
+	}
+	for _, tt := range []struct{ lines, want string }{
+		{base + "AllowIPCommand false", "AllowIPCommand false: exit status 1"},
+		{base + "AllowIPCommand /no/such", "AllowIPCommand /no/such: no such file or directory"},
+		{base + "AllowIPCommand echo", "AllowIPCommand echo: prints nothing"},
+		{base + "AllowIPCommand echo ::1", `AllowIPCommand echo: prints "::1", which is no IPv4 address`},
+		{base + "AllowIPCommand yes", "AllowIPCommand yes: prints too much for an address"},
+		{"Scheme fwknop\nKeyCommand echo", "KeyCommand echo: prints nothing"},
+		{"Scheme fwknop\nKeyCommand echo base64:%", "KeyCommand echo: what follows base64: is no base64"},
+		{"Scheme fwknop\nKeyCommand echo " + strings.Repeat("x", 33), "a key of 33 bytes is longer than 32"},
+		{"Scheme fwknop\nKeyFile " + key + "\nHMACKeyFile " + keyFile(t, 0o600, "pass word"), "key and HMAC key are the same"},
+		{"Scheme fwknop\nKeyFile " + key + "\nHMACKeyFile " + keyFile(t, 0o644, "x"), "FILE: holds a key and is accessible by others (mode 0644); chmod 600 FILE"},
+		{"Scheme fwknop\nKeyFile " + key + "\nHMACKeyFile " + keyFile(t, 0o600, "\n"), "FILE: empty, where a key should be"},
+	} {
+		_, err := scheduleOf(t, tt.lines)
+		_, file, _ := strings.Cut(tt.lines, "HMACKeyFile ")
+		file, _, _ = strings.Cut(file, "\n")
+		if want := strings.ReplaceAll(tt.want, "FILE", file); err == nil || err.Error() != want {
+			t.Errorf("%s: got %v, want %s", tt.lines, err, want)
+		}
+	}
+}
+
+// The one who asks is the user, as with the fwknop client, unless fwknopd would
+// not take the name.
+func TestSPAUserName(t *testing.T) {
+	for name, want := range map[string]string{"alice": "alice", `DOMAIN\alice`: "bob", "": "bob"} {
+		t.Setenv("LOGNAME", name)
+		t.Setenv("USER", "bob")
+		if got := userName(); got != want {
+			t.Errorf("%q: got %q, want %q", name, got, want)
+		}
+	}
+	for _, variable := range []string{"LOGNAME", "USER", "USERNAME"} {
+		t.Setenv(variable, "ü")
+	}
+	if got := userName(); got != "NO_USER" {
+		t.Errorf("got %q", got)
+	}
+}
+
+// A relative path begins at the profile's folder, for both keys.
+func TestSPARelativeKeys(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "config")
+	if err := os.WriteFile(path, []byte("Host vps\nScheme fwknop\nKeyFile a\nHMACKeyFile b\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p, err := f.Lookup("vps"); err != nil || p.KeyFile != filepath.Join(dir, "a") || p.SPA.HMACKeyFile != filepath.Join(dir, "b") {
+		t.Errorf("%+v, %v", p, err)
+	}
+}

@@ -1,0 +1,78 @@
+package rules
+
+import (
+	"bytes"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/portknock/portknock/knock"
+	"github.com/portknock/portknock/knock/spa"
+)
+
+func spaGuard(t testing.TB, name string, a spa.Access, open string) Guard {
+	t.Helper()
+	g := mustGuard(t, name, "1000", open)
+	a.Key = knock.KeyFrom(bytes.Repeat([]byte("k"), 32))
+	a.Port = 62201
+	a.Ports = g.OpenPorts
+	g.Schedule, g.SPA, g.Fingerprint = &a, &a, a.Key.Fingerprint()
+	return g
+}
+
+var hmacKey = knock.KeyFrom(bytes.Repeat([]byte("h"), 64))
+
+func TestFwknopGolden(t *testing.T) {
+	vps := spaGuard(t, "vps", spa.Access{HMACKey: hmacKey}, "22/tcp")
+	old := spaGuard(t, "old", spa.Access{Mode: spa.Legacy, Via: spa.HTTP}, "2222/tcp 53/udp")
+	old.SPA.Port = 80
+	tor := spaGuard(t, "Tor.example", spa.Access{HMACKey: hmacKey, HMAC: spa.SHA3_512, Mode: spa.CTR, Via: spa.TCP, Allow: netip.MustParseAddr("192.0.2.1")}, "443/tcp")
+	far := spaGuard(t, "far", spa.Access{HMACKey: hmacKey}, "22/tcp")
+	far.SPA.Port = 0
+	allow, _ := knock.ParsePortRanges("80")
+	for name, tt := range map[string]struct {
+		guards []Guard
+		o      Options
+	}{
+		"one":     {[]Guard{vps}, Options{}},
+		"several": {[]Guard{old, tor, far}, Options{Force: true}},
+		"drop":    {[]Guard{vps}, Options{DropPolicy: true, Allow: allow, File: "/root/a file"}},
+	} {
+		t.Run(name, func(t *testing.T) { golden(t, name, "fwknop", tt.guards, tt.o) })
+	}
+}
+
+func TestFwknopRefuses(t *testing.T) {
+	for _, tt := range []struct {
+		change func(*Guard)
+		o      Options
+		want   string
+	}{
+		{func(g *Guard) { g.SPA.NAT = netip.MustParseAddrPort("10.0.0.5:22") }, Options{},
+			"vps: NATAccess needs the rules that fwknopd makes by itself, and these do without"},
+		{func(g *Guard) { g.SPA.HMACKey = knock.Key{} }, Options{},
+			"vps: without an HMAC, fwknopd decrypts whatever anybody sends: set a HMACKeyFile, or insist with --force"},
+		{func(g *Guard) { g.OpenFor = 1500 * time.Millisecond }, Options{}, "vps: an OpenFor of 1.5s is not whole seconds"},
+		{func(g *Guard) { g.SPA.Via, g.SPA.Port = spa.TCP, 22 }, Options{}, "vps: the packet goes to a guarded port"},
+		{func(g *Guard) { g.OpenPorts[0].Last = 23 }, Options{}, "vps: fwknopd opens single ports, and 22-23/tcp is a range"},
+		{func(g *Guard) { g.Name = "a\nb" }, Options{}, "a\nb: control characters in the name"},
+		{func(*Guard) {}, Options{Consume: true}, "fwknopd only listens, so it cannot consume the packets"},
+	} {
+		g := spaGuard(t, "vps", spa.Access{HMACKey: hmacKey}, "22/tcp")
+		tt.change(&g)
+		var b strings.Builder
+		if err := Emit(&b, "fwknop", []Guard{g}, tt.o); err == nil || err.Error() != tt.want || b.Len() > 0 {
+			t.Errorf("got  %v\nwant %s", err, tt.want)
+		}
+	}
+	for _, format := range Formats() {
+		g, want := spaGuard(t, "vps", spa.Access{HMACKey: hmacKey}, "22/tcp"), "vps: only the format fwknop can carry the scheme fwknop"
+		if format == "fwknop" {
+			g, want = mustGuard(t, "vps", "7001 9005", "22"), "vps: the format fwknop carries the scheme fwknop only"
+		}
+		if err := Emit(new(strings.Builder), format, []Guard{g}, Options{}); err == nil || err.Error() != want {
+			t.Errorf("%s: got %v", format, err)
+		}
+	}
+}

@@ -1,0 +1,199 @@
+// Package spa makes the packets of fwknop's single-packet authorization, such as
+// fwknopd 2.6.10 accepts them.
+//
+// An [Access] says what to ask for and is the [knock.Schedule] of the packets
+// that ask for it: one knock with another payload each time, since fwknopd takes
+// no packet twice. Nothing here reads a file, looks up a name or asks the clock.
+//
+// # The packet
+//
+// All text is ASCII; B64 is RFC 4648's base64 without "=", ‖ joins bytes.
+//
+//	fields = 16 random digits ":" B64(user) ":" Unix time ":3.0.0:" type ":"
+//	         B64(message) [":" B64(nat)] [":" timeout in seconds]
+//	plain  = fields ":" B64(digest(fields))
+//	cipher = AES-256(key, iv, plain, padded as in PKCS #7)
+//	full   = B64("Salted__" ‖ salt ‖ cipher)
+//	packet = full without its first 10 characters ‖ B64(HMAC(HMAC key, full))
+//
+// The message is the address to open for and "proto/port" of each port, by
+// commas; nat is the address and the port to forward to, by a comma. The type is
+// 1 for access, 2 for NAT, 5 for NAT on the server itself; with a timeout 3, 4
+// and 6. The salt is 8 random bytes, from which and the passphrase OpenSSL's
+// EVP_BytesToKey makes key and iv, by MD5 and in one round: it does not protect a
+// passphrase that can be guessed, so a key should be 32 random bytes. Which HMAC
+// and which mode of the cipher it is does not show: both sides must know.
+package spa
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/portknock/portknock/knock"
+)
+
+// The limits of what fwknopd takes.
+const (
+	maxKey     = 32  // bytes; AES has no longer one
+	maxHMACKey = 128 // bytes
+	maxUser    = 48  // bytes: as base64, what fwknopd has room for
+	maxMessage = 255 // bytes
+	maxNAT     = 127 // bytes
+	minPacket  = 140 // characters
+	maxPacket  = 399 // characters: it takes more for GnuPG's
+)
+
+// DefaultPort is where fwknopd listens unless told otherwise.
+const DefaultPort = 62201
+
+// MaxTimeout is the most that an [Access] can ask for.
+const MaxTimeout = 65536 * time.Second
+
+// The ports that a random one is of, both included: those of the fwknop client's --rand-port.
+const (
+	FirstRandom = 10000
+	LastRandom  = 65535
+)
+
+// Access is what to ask an fwknopd for, and how.
+type Access struct {
+	Key     knock.Key // encrypts; 1 to 32 bytes
+	Mode    Mode      // of the encryption
+	HMACKey knock.Key // authenticates; 1 to 128 bytes, or none for a server that knows no HMAC
+	HMAC    Digest
+	Digest  Digest // of the fields
+
+	User     string            // 1 to 48 characters; see [CheckUser]
+	Allow    netip.Addr        // for whom to open; the zero Addr is where the packet comes from
+	Ports    []knock.PortRange // what to open: single ports
+	Timeout  time.Duration     // for how long, in whole seconds; 0 leaves it to the server
+	NAT      netip.AddrPort    // where the server forwards the port to; the zero AddrPort is nowhere
+	NATLocal bool              // which is the server itself
+
+	Port   uint16        // the server's; by UDP, 0 for another from 10000 to 65535 each time
+	Via    Via           // how the packet travels
+	Host   string        // what a request by HTTP says the server is called; may be empty
+	Offset time.Duration // what to add to the clock
+}
+
+// Via is how a packet travels.
+type Via uint8
+
+// The ways a packet can travel.
+const (
+	UDP  Via = iota // as a datagram
+	TCP             // on a connection
+	HTTP            // as a request on a connection
+)
+
+// String returns "udp", "tcp" or "http".
+func (v Via) String() string { return [...]string{"udp", "tcp", "http"}[v] }
+
+// ParseVia reads "udp", "tcp" or "http" in any case.
+func ParseVia(s string) (Via, error) {
+	for v := UDP; v <= HTTP; v++ {
+		if strings.EqualFold(s, v.String()) {
+			return v, nil
+		}
+	}
+	return 0, fmt.Errorf("%q is not udp, tcp or http", s)
+}
+
+// At returns one sequence, of one knock that carries a new packet with the time
+// t, each time it is called. It is of use once, and as long as the server's clock
+// does not differ by more than it allows, which is 120 seconds. The window is
+// zero: what opens does not follow the clock.
+func (a *Access) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
+	packet, err := a.Packet(t)
+	if err != nil {
+		return nil, knock.Window{}, err
+	}
+	step := knock.Step{Transport: knock.Stream, Port: a.Port, Payload: []byte(packet)}
+	switch a.Via {
+	case UDP:
+		step.Transport = knock.UDP
+	case HTTP:
+		step.Payload = a.request(packet)
+	}
+	if step.Port == 0 {
+		step.Port = randomPort()
+	}
+	return []knock.Sequence{{step}}, knock.Window{}, nil
+}
+
+// request wraps a packet into a request of HTTP, for fwknopd behind a web server.
+// It knows them by their User-Agent.
+func (a *Access) request(packet string) []byte {
+	path := strings.NewReplacer("+", "-", "/", "_").Replace(packet)
+	return []byte("GET /" + path + " HTTP/1.0\r\nUser-Agent: Fwknop/2.6.10\r\nAccept: */*\r\nHost: " + a.Host + "\r\nConnection: close\r\n\r\n")
+}
+
+// Packet returns a new packet with the time t. Its error says what fwknopd would
+// not take, and nothing of a key.
+func (a *Access) Packet(t time.Time) (string, error) {
+	if err := a.check(); err != nil {
+		return "", err
+	}
+	fields, err := a.fields(t.Add(a.Offset))
+	if err != nil {
+		return "", err
+	}
+	full := a.seal(fields + ":" + b64(a.Digest.sum([]byte(fields))))
+	packet := full[len(saltedText):]
+	if key := a.HMACKey.Bytes(); len(key) > 0 {
+		packet += b64(a.HMAC.mac(key, []byte(full)))
+	}
+	if n := len(packet); n < minPacket || n > maxPacket {
+		return "", fmt.Errorf("a packet of %d characters is not of %d to %d: take fewer ports, a shorter user name or a shorter digest", n, minPacket, maxPacket)
+	}
+	return packet, nil
+}
+
+func (a *Access) check() error {
+	key, hmacKey := a.Key.Bytes(), a.HMACKey.Bytes()
+	switch {
+	case len(key) == 0:
+		return errors.New("no key")
+	case len(key) > maxKey:
+		return fmt.Errorf("a key of %d bytes is longer than %d", len(key), maxKey)
+	case len(hmacKey) > maxHMACKey:
+		return fmt.Errorf("an HMAC key of %d bytes is longer than %d", len(hmacKey), maxHMACKey)
+	case string(key) == string(hmacKey):
+		return errors.New("key and HMAC key are the same")
+	case a.Mode > Legacy:
+		return fmt.Errorf("unknown mode %d", a.Mode)
+	case a.Mode == Legacy && len(hmacKey) > 0:
+		return errors.New("the mode legacy has no HMAC")
+	case a.HMAC > SHA3_512 || a.Digest > SHA3_512:
+		return errors.New("unknown digest")
+	case a.Via > HTTP:
+		return fmt.Errorf("unknown transport %d", a.Via)
+	case a.Via != UDP && a.Port == 0:
+		return errors.New("only by UDP can a packet go to a random port")
+	case !isHost(a.Host):
+		return fmt.Errorf("%q is not a host's name", a.Host)
+	}
+	return CheckUser(a.User)
+}
+
+// isHost reports whether a name can stand in a header of HTTP.
+func isHost(name string) bool {
+	return !strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r >= 0x7f })
+}
+
+// CheckUser refuses a user name that fwknopd would: one of no or more than 48
+// characters, or with one that is not printable ASCII or in the list below.
+func CheckUser(name string) error {
+	const forbidden = `"/\[]:;|=,+*?<>`
+	bad := func(r rune) bool { return r < ' ' || r > '~' || strings.ContainsRune(forbidden, r) }
+	switch {
+	case name == "" || len(name) > maxUser:
+		return fmt.Errorf("a user name of %d characters is not of 1 to %d", len(name), maxUser)
+	case strings.ContainsFunc(name, bad):
+		return fmt.Errorf(`%q is no user name: it must be of printable ASCII without any of %s`, name, forbidden)
+	}
+	return nil
+}

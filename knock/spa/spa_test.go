@@ -1,0 +1,299 @@
+package spa
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/hmac"
+	"encoding/base64"
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/portknock/portknock/knock"
+)
+
+var now = time.Unix(1795240903, 0)
+
+func example() *Access {
+	return &Access{
+		Key: knock.KeyFrom([]byte("passphrase")), HMACKey: knock.KeyFrom([]byte("another")),
+		User: "alice", Ports: ports("22"), Port: DefaultPort,
+	}
+}
+
+func ports(s string) []knock.PortRange {
+	p, err := knock.ParsePortRanges(s)
+	if err != nil {
+		panic(err)
+	}
+	return p
+}
+
+// open is the server's side, in CBC: it returns the fields of a packet.
+func open(a *Access, packet string) (string, error) {
+	mac := ""
+	if key := a.HMACKey.Bytes(); len(key) > 0 {
+		size := base64.RawStdEncoding.EncodedLen(len(a.HMAC.sum(nil)))
+		if len(packet) < size {
+			return "", fmt.Errorf("%d characters have no HMAC", len(packet))
+		}
+		packet, mac = packet[:len(packet)-size], packet[len(packet)-size:]
+		got, err := base64.RawStdEncoding.DecodeString(mac)
+		if err != nil || !hmac.Equal(got, a.HMAC.mac(key, []byte(saltedText+packet))) {
+			return "", fmt.Errorf("the HMAC is wrong: %v", err)
+		}
+	}
+	data, err := base64.RawStdEncoding.DecodeString(saltedText + packet)
+	if err != nil || len(data) < 32 || len(data)%aes.BlockSize != 0 || string(data[:8]) != salted {
+		return "", fmt.Errorf("%d bytes, %v", len(data), err)
+	}
+	key, iv := derive(a.Key.Bytes(), data[8:16])
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		return "", err
+	}
+	text := data[16:]
+	cipher.NewCBCDecrypter(block, iv).CryptBlocks(text, text)
+	n := int(text[len(text)-1])
+	if n < 1 || n > aes.BlockSize || strings.Trim(string(text[len(text)-n:]), string(rune(n))) != "" {
+		return "", fmt.Errorf("padded with %x", text[len(text)-aes.BlockSize:])
+	}
+	plain := string(text[:len(text)-n])
+	i := strings.LastIndexByte(plain, ':')
+	if i < 0 || b64(a.Digest.sum([]byte(plain[:i]))) != plain[i+1:] {
+		return "", fmt.Errorf("the digest of %q is wrong", plain)
+	}
+	return plain[:i], nil
+}
+
+// TestFields compares all there is in a packet but the random number.
+func TestFields(t *testing.T) {
+	for _, tt := range []struct {
+		change func(*Access)
+		want   string
+	}{
+		{func(*Access) {}, "1795240903:3.0.0:1:0.0.0.0,tcp/22"},
+		{func(a *Access) { a.Allow = netip.MustParseAddr("192.0.2.1") }, "1795240903:3.0.0:1:192.0.2.1,tcp/22"},
+		{func(a *Access) { a.Allow = netip.MustParseAddr("::ffff:192.0.2.1") }, "1795240903:3.0.0:1:192.0.2.1,tcp/22"},
+		{func(a *Access) { a.Ports = ports("22 53/udp 443") }, "1795240903:3.0.0:1:0.0.0.0,tcp/22,udp/53,tcp/443"},
+		{func(a *Access) { a.Timeout = time.Minute }, "1795240903:3.0.0:3:0.0.0.0,tcp/22:60"},
+		{func(a *Access) { a.NAT = netip.MustParseAddrPort("10.0.0.5:22") }, "1795240903:3.0.0:2:0.0.0.0,tcp/22:10.0.0.5,22"},
+		{func(a *Access) { a.NAT, a.Timeout = netip.MustParseAddrPort("10.0.0.5:22"), MaxTimeout }, "1795240903:3.0.0:4:0.0.0.0,tcp/22:10.0.0.5,22:65536"},
+		{func(a *Access) { a.NAT, a.NATLocal = netip.MustParseAddrPort("10.0.0.5:22"), true }, "1795240903:3.0.0:5:0.0.0.0,tcp/22:10.0.0.5,22"},
+		{func(a *Access) {
+			a.NAT, a.NATLocal, a.Timeout = netip.MustParseAddrPort("10.0.0.5:22"), true, time.Second
+		}, "1795240903:3.0.0:6:0.0.0.0,tcp/22:10.0.0.5,22:1"},
+		{func(a *Access) { a.Offset = -903 * time.Second }, "1795240000:3.0.0:1:0.0.0.0,tcp/22"},
+	} {
+		a := example()
+		tt.change(a)
+		packet, err := a.Packet(now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fields, err := open(a, packet)
+		if err != nil {
+			t.Fatal(err)
+		}
+		words := strings.Split(fields, ":")
+		if len(words[0]) != 16 || strings.Trim(words[0], "0123456789") != "" {
+			t.Errorf("random number %q", words[0])
+		}
+		for i, w := range words {
+			if text, err := base64.RawStdEncoding.DecodeString(w); err == nil && (i == 1 || i > 4) && len(w) > 6 {
+				words[i] = string(text)
+			}
+		}
+		if got := strings.Join(words[2:], ":"); got != tt.want || words[1] != "alice" {
+			t.Errorf("got %s of %s, want %s", got, words[1], tt.want)
+		}
+	}
+}
+
+const opensslKey = "1e484203cc6c24a583c6d045d97877c60e3081317b231be171d4b9b9892eb6c0 d9d97c2fb05c9668ae93a151a26dacbe"
+
+// TestDerive: OpenSSL's own example of a salt and a key, from
+// "openssl enc -aes-256-cbc -md md5 -k passphrase -S 0102030405060708 -P".
+func TestDerive(t *testing.T) {
+	key, iv := derive([]byte("passphrase"), []byte{1, 2, 3, 4, 5, 6, 7, 8})
+	if got := hex.EncodeToString(key) + " " + hex.EncodeToString(iv); got != opensslKey {
+		t.Errorf("got %s", got)
+	}
+}
+
+// TestFresh: no two packets are alike, nor is anything in them.
+func TestFresh(t *testing.T) {
+	a := example()
+	a.Port = 0
+	seen, ports := map[string]bool{}, map[uint16]bool{}
+	for range 200 {
+		seqs, window, err := a.At(now)
+		if err != nil || len(seqs) != 1 || len(seqs[0]) != 1 || window != (knock.Window{}) {
+			t.Fatal(seqs, window, err)
+		}
+		step := seqs[0][0]
+		packet := string(step.Payload)
+		fields, err := open(a, packet)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range []string{packet, packet[:11], fields[:16]} {
+			if seen[s] {
+				t.Fatalf("%s again", s)
+			}
+			seen[s] = true
+		}
+		if !strings.Contains("89+/", packet[:1]) {
+			t.Errorf("a packet begins with %q", packet[:1])
+		}
+		if step.Transport != knock.UDP || step.Port < 10000 {
+			t.Errorf("sent to %v", step)
+		}
+		ports[step.Port] = true
+	}
+	if len(ports) < 150 {
+		t.Errorf("only %d different ports", len(ports))
+	}
+}
+
+func TestVia(t *testing.T) {
+	a := example()
+	a.Port, a.Host = 80, "server.example"
+	for via, want := range map[Via]knock.Transport{UDP: knock.UDP, TCP: knock.Stream, HTTP: knock.Stream} {
+		a.Via = via
+		for range 20 { // until there has been something to replace
+			seqs, _, err := a.At(now)
+			if err != nil {
+				t.Fatal(err)
+			}
+			step := seqs[0][0]
+			if step.Transport != want || step.Port != 80 {
+				t.Errorf("%v: %v", via, step)
+			}
+			packet := string(step.Payload)
+			if via == HTTP {
+				path, rest, _ := strings.Cut(strings.TrimPrefix(packet, "GET /"), " ")
+				if rest != "HTTP/1.0\r\nUser-Agent: Fwknop/2.6.10\r\nAccept: */*\r\nHost: server.example\r\nConnection: close\r\n\r\n" || strings.ContainsAny(path, "+/") {
+					t.Errorf("%q", packet)
+				}
+				packet = strings.NewReplacer("-", "+", "_", "/").Replace(path)
+			}
+			if _, err := open(a, packet); err != nil {
+				t.Errorf("%v: %v", via, err)
+			}
+		}
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	for _, tt := range []struct {
+		change func(*Access)
+		want   string
+	}{
+		{func(a *Access) { a.Key = knock.Key{} }, "no key"},
+		{func(a *Access) { a.Key = knock.KeyFrom(make([]byte, 33)) }, "a key of 33 bytes is longer than 32"},
+		{func(a *Access) { a.HMACKey = knock.KeyFrom(make([]byte, 129)) }, "an HMAC key of 129 bytes is longer than 128"},
+		{func(a *Access) { a.HMACKey = a.Key }, "key and HMAC key are the same"},
+		{func(a *Access) { a.Mode = Legacy }, "the mode legacy has no HMAC"},
+		{func(a *Access) { a.Mode = Legacy + 1 }, "unknown mode 6"},
+		{func(a *Access) { a.Digest = SHA3_512 + 1 }, "unknown digest"},
+		{func(a *Access) { a.Via = HTTP + 1 }, "unknown transport 3"},
+		{func(a *Access) { a.Via, a.Port = TCP, 0 }, "only by UDP can a packet go to a random port"},
+		{func(a *Access) { a.Host = "a\r\nX: y" }, `"a\r\nX: y" is not a host's name`},
+		{func(a *Access) { a.User = "" }, "a user name of 0 characters is not of 1 to 48"},
+		{func(a *Access) { a.User = strings.Repeat("x", 49) }, "a user name of 49 characters is not of 1 to 48"},
+		{func(a *Access) { a.User = "a:b" }, `"a:b" is no user name: it must be of printable ASCII without any of "/\[]:;|=,+*?<>`},
+		{func(a *Access) { a.Allow = netip.MustParseAddr("2001:db8::1") }, "fwknopd opens for IPv4 only, and 2001:db8::1 is not"},
+		{func(a *Access) { a.Ports = nil }, "no port to open"},
+		{func(a *Access) { a.Ports = ports("60000-60001/udp") }, "fwknopd opens single ports, and 60000-60001/udp is not one"},
+		{func(a *Access) { a.Ports = []knock.PortRange{{}} }, "fwknopd opens single ports, and 0/tcp is not one"},
+		{func(a *Access) { a.Ports = ports(strings.Repeat("22 ", 50)) }, "50 ports are too many for one packet"},
+		{func(a *Access) { a.Ports = ports(strings.Repeat("22 ", 30)) }, "a packet of 567 characters is not of 140 to 399: take fewer ports, a shorter user name or a shorter digest"},
+		{func(a *Access) { a.NAT = netip.MustParseAddrPort("[::1]:22") }, "fwknopd forwards to a port of an IPv4 address, and [::1]:22 is not one"},
+		{func(a *Access) { a.NAT = netip.MustParseAddrPort("10.0.0.5:0") }, "fwknopd forwards to a port of an IPv4 address, and 10.0.0.5:0 is not one"},
+		{func(a *Access) { a.NATLocal = true }, "NAT on the server needs an address and a port to forward to"},
+		{func(a *Access) { a.Timeout = 1500 * time.Millisecond }, "a timeout of 1.5s is not whole seconds up to 18h12m16s"},
+		{func(a *Access) { a.Timeout = -time.Second }, "a timeout of -1s is not whole seconds up to 18h12m16s"},
+		{func(a *Access) { a.Offset = -100 * 365 * 24 * time.Hour }, "the clock says 1926-12-16T06:01:43Z, which cannot be"},
+	} {
+		a := example()
+		tt.change(a)
+		if _, err := a.Packet(now); err == nil || err.Error() != tt.want {
+			t.Errorf("got  %v\nwant %s", err, tt.want)
+		}
+	}
+}
+
+func TestNames(t *testing.T) {
+	for d := SHA256; d <= SHA3_512; d++ {
+		if got, err := ParseDigest(strings.ToUpper(d.String())); got != d || err != nil {
+			t.Error(d, got, err)
+		}
+	}
+	for m := CBC; m <= Legacy; m++ {
+		if got, err := ParseMode(strings.ToUpper(m.String())); got != m || err != nil {
+			t.Error(m, got, err)
+		}
+	}
+	for v := UDP; v <= HTTP; v++ {
+		if got, err := ParseVia(strings.ToUpper(v.String())); got != v || err != nil {
+			t.Error(v, got, err)
+		}
+	}
+	if printed := fmt.Sprintf("%v %+v %#v", example(), example(), *example()); strings.Contains(printed, "another") {
+		t.Error(printed)
+	}
+}
+
+// FuzzPacket: whatever is asked, the packet is one of the format or there is
+// none.
+func FuzzPacket(f *testing.F) {
+	f.Add([]byte("key"), []byte("hmac"), "alice", []byte{192, 0, 2, 1}, []byte{0, 22, 0, 53}, int64(0), []byte{10, 0, 0, 5}, uint16(22), byte(0), int64(0))
+	f.Fuzz(func(t *testing.T, key, hmacKey []byte, user string, allow, open16 []byte, timeout int64, nat []byte, natPort uint16, kinds byte, offset int64) {
+		a := &Access{
+			Key: knock.KeyFrom(key), HMACKey: knock.KeyFrom(hmacKey), HMAC: Digest(kinds % 8), Digest: Digest(kinds / 8 % 8),
+			NATLocal: kinds&64 != 0, User: user, Timeout: time.Duration(timeout), Offset: time.Duration(offset), Host: user, Via: Via(natPort % 4), Port: natPort,
+		}
+		a.Allow, _ = netip.AddrFromSlice(allow)
+		if to, ok := netip.AddrFromSlice(nat); ok {
+			a.NAT = netip.AddrPortFrom(to, natPort)
+		}
+		for ; len(open16) > 1; open16 = open16[2:] {
+			port := uint16(open16[0])<<8 | uint16(open16[1])
+			a.Ports = append(a.Ports, knock.PortRange{Transport: knock.Transport(port % 4), First: port, Last: port | uint16(kinds>>7)})
+		}
+		seqs, _, err := a.At(now)
+		if err != nil {
+			return
+		}
+		for _, b := range seqs[0][0].Payload {
+			if b > '~' || b < ' ' && !(a.Via == HTTP && (b == '\r' || b == '\n')) {
+				t.Fatalf("%q", seqs[0][0].Payload)
+			}
+		}
+		packet, err := a.Packet(now)
+		if err != nil || len(packet) < minPacket || len(packet) > maxPacket {
+			t.Fatalf("%d characters, %v", len(packet), err)
+		}
+		fields, err := open(a, packet)
+		if err != nil {
+			t.Fatal(err)
+		}
+		words := strings.Split(fields, ":")
+		message, err := base64.RawStdEncoding.DecodeString(words[5])
+		if err != nil || len(words) < 6 || len(words) > 8 || len(message) > maxMessage || len(words[1]) > 64 {
+			t.Errorf("%q, %v", fields, err)
+		}
+		for _, word := range strings.Split(string(message), ",")[1:] {
+			var port uint16
+			if n, _ := fmt.Sscanf(word, "tcp/%d", &port); n != 1 {
+				if n, _ := fmt.Sscanf(word, "udp/%d", &port); n != 1 || port == 0 {
+					t.Errorf("message %q", message)
+				}
+			}
+		}
+	})
+}
