@@ -285,10 +285,10 @@ func TestTokenFamilies(t *testing.T) {
 // share what they remember it in.
 func TestTokenTurns(t *testing.T) {
 	eachTokenFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		r := newRig(t, f, family, "Sequence 7001/udp 8003/tcp")
 		settings, s := tokens(t, 2*time.Second, 0)
-		r := newRig(t, f, family, settings...)
-		rules := emit(t, r.Server, f, r.profile, "--horizon", "2m")
-		header(t, r.Server, rules, "load")
+		profile := secret(t, "config", append([]string{"Host vps"}, settings...)...)
+		header(t, r.Server, emit(t, r.Server, f, profile, "--horizon", "2m"), "load")
 		for n := range 6 {
 			time.Sleep(time.Until(knock.WindowAt(time.Now(), s.Period).End.Add(20 * time.Millisecond))) // the kernel's clock cannot be faked
 			token := r.own(t, s, time.Now())[0]
