@@ -207,3 +207,31 @@ func TestManyWindows(t *testing.T) {
 		}
 	})
 }
+
+// TestLoadFails: rules that only one family refuses are not loaded in silence.
+func TestLoadFails(t *testing.T) {
+	for _, f := range lab.Firewalls {
+		if format(f) != "iptables" {
+			continue
+		}
+		t.Run(f.Name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, f, lab.IPv4, "Sequence 7001/udp 8003/tcp")
+			text, err := os.ReadFile(r.rules)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, flag := range []string{"-4", "-6"} {
+				bad := strings.Replace(string(text), "\nCOMMIT", "\n"+flag+" -A PORTKNOCK -j NONSENSE\nCOMMIT", 1)
+				if err := os.WriteFile(r.rules, []byte(bad), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				for _, line := range []string{"check", "load"} {
+					if out, err := r.Server.Try("sh", "-c", headerLine(t, r.rules, line)); err == nil {
+						t.Errorf("%s, with a fault for %s alone: no failure, but %q", line, flag, out)
+					}
+				}
+			}
+		})
+	}
+}

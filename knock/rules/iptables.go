@@ -37,7 +37,7 @@ func emitIptables(w io.Writer, guards []guard, o Options) error {
 		Load:   iptBoth(r.load()),
 		Parts:  parts,
 		Watch:  "cat /proc/net/xt_recent/portknock_*_open; iptables -t mangle -vnL PORTKNOCK",
-		Undo:   iptBoth(r.undo()),
+		Undo:   iptEach(r.undo()),
 		Notes: []string{
 			`Loading adds a second jump to our chain and then takes one away, so that the
 port is guarded all the while. To keep the rules over a reboot, save them
@@ -72,10 +72,13 @@ addresses faster than that keeps others from knocking. Raise it with the
 module's parameter ip_list_tot, or use nftables.`
 }
 
-// iptBoth runs a command for both families; it calls the program $t.
-func iptBoth(command string) string {
+// iptEach runs a command for both families; it calls the program $t.
+func iptEach(command string) string {
 	return "for t in iptables ip6tables; do " + command + "; done"
 }
+
+// iptBoth is iptEach for what must succeed.
+func iptBoth(command string) string { return "(" + iptEach(command+" || exit") + ")" }
 
 type iptRules struct {
 	guards  []guard
@@ -96,9 +99,8 @@ func (r iptRules) inParts() string {
 // single is what follows a load: it leaves one jump in each table.
 func (r iptRules) single() string {
 	line := ""
-	for i, t := range r.tables() {
-		line += [...]string{" && ", "; "}[min(i, 1)]
-		line += fmt.Sprintf("while [ $($t -w -t %[1]s -S %[2]s | grep -c PORTKNOCK) -gt 1 ] && $t -w -t %[1]s -D %[3]s; do :; done",
+	for _, t := range r.tables() {
+		line += fmt.Sprintf(" && while [ $($t -w -t %[1]s -S %[2]s | grep -c PORTKNOCK) -gt 1 ] && $t -w -t %[1]s -D %[3]s; do :; done",
 			t.name, strings.Fields(t.jump)[0], t.jump)
 	}
 	return line
@@ -381,7 +383,7 @@ func (r iptRules) timed(g guard) []iptChain {
 	var all []iptKnock
 	for i, w := range g.Windows {
 		c := iptChain{name: iptName(g, fmt.Sprint("-", i)), comment: "from " + w.Start.UTC().Format(time.RFC3339)}
-		span := iptSpan{w.opens(g.Skew), w.closes(g.Skew), c.name}
+		span := iptWindow(w, g.Skew, c.name)
 		knocks := iptKnocks(g, w)
 		for _, k := range knocks {
 			if !slices.ContainsFunc(all, func(a iptKnock) bool { return a.list == k.list }) {
@@ -394,13 +396,17 @@ func (r iptRules) timed(g guard) []iptChain {
 			case n < 0 || n == len(g.Windows):
 			case w.number()&1 == 0:
 				other := g.Windows[n]
-				both := iptSpan{max(span.first, other.opens(g.Skew)), min(span.last, other.closes(g.Skew)), iptName(g, fmt.Sprint("-", n))}
+				both := iptWindow(other, g.Skew, iptName(g, fmt.Sprint("-", n)))
+				both.first, both.last = max(span.first, both.first), min(span.last, both.last)
+				if both.first > both.last {
+					continue
+				}
 				odd = append(odd, both)
 				knocks = append(knocks, iptShared(knocks, iptKnocks(g, other), both)...)
 			case n < i:
-				span.first = g.Windows[n].closes(g.Skew) + 1
+				span.first = max(span.first, g.Windows[n].closes(g.Skew))
 			default:
-				span.last = g.Windows[n].opens(g.Skew) - 1
+				span.last = min(span.last, g.Windows[n].opens(g.Skew)-1)
 			}
 		}
 		r.judge(&c, g, knocks)
@@ -439,6 +445,12 @@ func iptShared(knocks, other []iptKnock, both iptSpan) []iptKnock {
 type iptSpan struct {
 	first, last int64
 	chain       string
+}
+
+// iptWindow is the span in which a window's knocks are accepted. Of the second in
+// which it closes nothing is left.
+func iptWindow(w window, skew time.Duration, chain string) iptSpan {
+	return iptSpan{w.opens(skew), w.closes(skew) - 1, chain}
 }
 
 func (s iptSpan) match() string {

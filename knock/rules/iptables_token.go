@@ -96,14 +96,16 @@ func (r iptRules) tokens(g guard) []iptChain {
 		}
 		leaves = append(leaves, c)
 		parity := w.number() & 1
-		spans[parity] = append(spans[parity], iptSpan{w.opens(g.Skew), w.closes(g.Skew) - 1, c.name}) // both seconds belong to it
+		spans[parity] = append(spans[parity], iptWindow(w, g.Skew, c.name))
 		if i >= iptSlots {
 			continue
 		}
 		for n := range w.Tokens {
 			f := iptFamilies[n%2]
 			c := iptChain{name: spender(slot(w, n))}
-			list := fmt.Sprintf("portknock_%s_%d", g.ID, slot(w, n))
+			// Not the list of a knock, in a file before or after: the module empties
+			// a list whose rules come to ask for more hits.
+			list := fmt.Sprintf("portknock_%s_t%d", g.ID, slot(w, n))
 			c.add("-m recent --name %s_by --rcheck --seconds %d -g %s", list, remembered, iptName(g, "-in"))
 			// Of two that come at the same moment, neither is the first.
 			c.add("%s-m recent --name %s --set --mask %s", f.flag, list, f.nobody)

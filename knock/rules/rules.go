@@ -73,8 +73,9 @@ var formats = map[string]format{
 	// So many entries load in two seconds, or eight if most are windows, and take
 	// nft 500 MB.
 	"nftables": {file: "/etc/portknock.nft", emit: emitNftables, windows: 150_000, entries: 300_000, tokens: true},
-	// A month of hours. It loads in half a second; more would cost each packet more.
-	"iptables": {file: "/etc/portknock.rules", emit: emitIptables, windows: 750, entries: 10_000, tokens: true},
+	// 30 days of hours, and the two that these cut. More would load slowly and cost
+	// each packet more.
+	"iptables": {file: "/etc/portknock.rules", emit: emitIptables, windows: 722, entries: 10_000, tokens: true},
 	"knockd":   {file: "/etc/knockd.conf", emit: emitKnockd, windows: 4, stale: true},
 	"fwknop":   {file: "/etc/fwknop/access.conf", emit: emitFwknop, spa: true},
 }
@@ -169,7 +170,7 @@ func (w window) number() int64 {
 }
 
 // opens and closes are the edges within which a window's sequence is accepted,
-// in seconds since 1970; the second closes still belongs to it.
+// in seconds since 1970.
 func (w window) opens(skew time.Duration) int64  { return w.Start.Add(-skew).Unix() }
 func (w window) closes(skew time.Duration) int64 { return w.End.Add(skew).Unix() }
 
