@@ -103,7 +103,8 @@ func (r iptRules) tokens(g guard) []iptChain {
 		for n := range w.Tokens {
 			f := iptFamilies[n%2]
 			c := iptChain{name: spender(slot(w, n))}
-			list := fmt.Sprintf("portknock_%s_%d", g.ID, slot(w, n))
+			// A name that no knock's list has: a list keeps the mask it was made with.
+			list := fmt.Sprintf("portknock_%s_u%d", g.ID, slot(w, n))
 			c.add("-m recent --name %s_by --rcheck --seconds %d -g %s", list, remembered, iptName(g, "-in"))
 			// Of two that come at the same moment, neither is the first.
 			c.add("%s-m recent --name %s --set --mask %s", f.flag, list, f.nobody)
