@@ -177,7 +177,7 @@ func TestManyWindows(t *testing.T) {
 		before := ruleset(t, r)
 		key := secret(t, "key", "portknock-key-1:aaaqeayeaudaocajbifqydiob4ibceqtcqkrmfyydenbwha5dypzcjt6ri")
 		profile := secret(t, "config", "Host vps", "HostName "+r.Server.Addr(family).String(), "Scheme rotating", "KeyFile "+key)
-		for _, hours := range []int{718, 24, 1} {
+		for _, hours := range []int{720, 24, 1} {
 			r.rules = emit(t, r.Server, f, profile, "--horizon", fmt.Sprint(hours, "h"))
 			header(t, r.Server, r.rules, "check")
 			header(t, r.Server, r.rules, "load")
@@ -185,6 +185,14 @@ func TestManyWindows(t *testing.T) {
 			header(t, r.Server, r.rules, "load")
 			if twice := ruleset(t, r); twice != once {
 				t.Errorf("%d hours, loaded once, are %d bytes of rules, twice %d", hours, len(once), len(twice))
+			}
+			if hours > 24 {
+				header(t, r.Server, r.rules, "parts") // beside what is loaded
+				if parts := ruleset(t, r); parts != once {
+					t.Errorf("%d hours, loaded in parts, are %d bytes of rules, at once %d", hours, len(parts), len(once))
+				}
+				// An unprivileged container that has nothing yet.
+				r.Server.Shell(t, "unshare -Urn sh -c '"+headerLine(t, r.rules, "parts")+"'")
 			}
 			r.expect(t, r.Attacker, lab.Dropped)
 			r.Client.Run(t, "portknock", "knock", "-c", profile, "vps")

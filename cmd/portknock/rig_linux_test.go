@@ -42,11 +42,11 @@ func secret(t testing.TB, name string, lines ...string) string {
 }
 
 // emit has portknock write the rules for the profile vps, and returns the file.
-// Those that need an end have one in an hour.
+// Those that need an end have one in 20 minutes.
 func emit(t testing.TB, h *lab.Host, f lab.Firewall, profile string, flags ...string) string {
 	t.Helper()
 	rules := filepath.Join(t.TempDir(), "rules")
-	args := append([]string{"emit-rules", "-c", profile, "--format", format(f), "--output", rules, "--horizon", "1h"}, flags...)
+	args := append([]string{"emit-rules", "-c", profile, "--format", format(f), "--output", rules, "--horizon", "20m"}, flags...)
 	h.Run(t, "portknock", append(args, "vps")...)
 	return rules
 }

@@ -27,16 +27,22 @@ func emitIptables(w io.Writer, guards []guard, o Options) error {
 		}
 	}
 	r := iptRules{guards, o}
+	text, parts := r.text(), ""
+	if strings.Contains(text, iptPart+"\n") {
+		parts = iptBoth(r.inParts())
+	}
 	err := header{
 		Guards: guards,
 		Check:  iptBoth("$t-restore -w --test --noflush " + quote(o.File)),
 		Load:   iptBoth(r.load()),
+		Parts:  parts,
 		Watch:  "cat /proc/net/xt_recent/portknock_*_open; iptables -t mangle -vnL PORTKNOCK",
 		Undo:   iptBoth(r.undo()),
 		Notes: []string{
 			`Loading adds a second jump to our chain and then takes one away, so that the
 port is guarded all the while. To keep the rules over a reboot, save them
 as you save your others (netfilter-persistent save).`,
+			iptPartsNote(parts),
 			iptFloodNote(guards),
 			iptTokenNote(guards),
 		},
@@ -44,8 +50,17 @@ as you save your others (netfilter-persistent save).`,
 	if err != nil {
 		return err
 	}
-	_, err = io.WriteString(w, r.text())
+	_, err = io.WriteString(w, text)
 	return err
+}
+
+func iptPartsNote(parts string) string {
+	if parts == "" {
+		return ""
+	}
+	return `An unprivileged container may refuse so many rules at once ("Message too
+long"): there load in parts, of which the guard itself is the last. What is
+left of an earlier, longer file does nothing, and goes with the undo.`
 }
 
 func iptFloodNote(guards []guard) string {
@@ -70,7 +85,17 @@ type iptRules struct {
 // load restores, then removes the jumps of earlier loads. Undoing first would
 // open the port for a moment and forget who is in.
 func (r iptRules) load() string {
-	line := "$t-restore -w --noflush " + quote(r.options.File)
+	return "$t-restore -w --noflush " + quote(r.options.File) + r.single()
+}
+
+// inParts is load for where all is too much at once.
+func (r iptRules) inParts() string {
+	return `awk -v r="$t-restore -w --noflush" "/^` + iptPart + `$/ { print \"COMMIT\" | r; if (close(r)) exit 1; print \"*mangle\" | r } { print | r } END { exit close(r) != 0 }" ` + quote(r.options.File) + r.single()
+}
+
+// single is what follows a load: it leaves one jump in each table.
+func (r iptRules) single() string {
+	line := ""
 	for i, t := range r.tables() {
 		line += [...]string{" && ", "; "}[min(i, 1)]
 		line += fmt.Sprintf("while [ $($t -w -t %[1]s -S %[2]s | grep -c PORTKNOCK) -gt 1 ] && $t -w -t %[1]s -D %[3]s; do :; done",
@@ -125,14 +150,16 @@ func iptMatch(t knock.Transport, ports string) string {
 func (r iptRules) text() string {
 	var b strings.Builder
 	p := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
-	p("\n# In mangle, before NAT, so that published ports are guarded too.\n*mangle\n:PORTKNOCK - [0:0]")
-	var chains []iptChain
-	for _, g := range r.guards {
-		chains = append(chains, r.chains(g)...)
+	p("\n# In mangle, before NAT, so that published ports are guarded too.\n*mangle")
+	parts := r.parts()
+	last := len(parts) - 1
+	for _, chains := range parts[:last] {
+		iptDeclare(p, chains)
+		iptFill(p, chains)
+		p(iptPart)
 	}
-	for _, c := range chains {
-		p(":%s - [0:0]", c.name)
-	}
+	p(":PORTKNOCK - [0:0]")
+	iptDeclare(p, parts[last])
 	p("-I %s", iptJump)
 	p("-A PORTKNOCK -i lo -j RETURN")
 	p("# The state also makes the kernel put fragments together first.")
@@ -162,6 +189,46 @@ func (r iptRules) text() string {
 			p("%s", iptRule("PORTKNOCK", m+" -j "+iptName(g, "")))
 		}
 	}
+	iptFill(p, parts[last])
+	p("COMMIT")
+	if r.options.DropPolicy {
+		r.filter(p, closed)
+	}
+	return b.String()
+}
+
+// An unprivileged container refuses more than about 250 rules at once: there the
+// file is loaded in parts. Elsewhere it is one transaction.
+const (
+	iptPart      = "# part"
+	iptPartRules = 150
+)
+
+// parts returns the chains of all guards, in an order in which they can be
+// loaded one part after the other, beside a guard that is loaded already: what
+// leads to a chain comes in the same part or in a later one.
+func (r iptRules) parts() [][]iptChain {
+	var parts [][]iptChain
+	var part []iptChain
+	n := 0
+	for _, g := range slices.Backward(r.guards) {
+		for _, c := range slices.Backward(r.chains(g)) {
+			if n += len(c.rules); n > iptPartRules && part != nil {
+				parts, part, n = append(parts, part), nil, len(c.rules)
+			}
+			part = slices.Insert(part, 0, c)
+		}
+	}
+	return append(parts, part)
+}
+
+func iptDeclare(p func(string, ...any), chains []iptChain) {
+	for _, c := range chains {
+		p(":%s - [0:0]", c.name)
+	}
+}
+
+func iptFill(p func(string, ...any), chains []iptChain) {
 	for _, c := range chains {
 		if c.comment != "" {
 			p("# %s", c.comment)
@@ -170,11 +237,6 @@ func (r iptRules) text() string {
 			p("%s", iptRule(c.name, rule))
 		}
 	}
-	p("COMMIT")
-	if r.options.DropPolicy {
-		r.filter(p, closed)
-	}
-	return b.String()
 }
 
 // iptChain is a chain of a guard.
@@ -314,7 +376,7 @@ func iptWrong(c *iptChain, g guard, knocks []iptKnock) {
 // chain goes on to the odd one. None goes back, since a right knock in either
 // must return to the guards that follow.
 func (r iptRules) timed(g guard) []iptChain {
-	var leaves []iptChain
+	var leaves [2][]iptChain // of even windows, which lead on to odd ones, and of odd ones
 	var spans []iptSpan
 	var all []iptKnock
 	for i, w := range g.Windows {
@@ -346,7 +408,7 @@ func (r iptRules) timed(g guard) []iptChain {
 			c.add("%s", s.jump())
 		}
 		c.add("-g %s", iptName(g, "-wrong"))
-		leaves = append(leaves, c)
+		leaves[w.number()&1] = append(leaves[w.number()&1], c)
 		if span.first <= span.last {
 			spans = append(spans, span)
 		}
@@ -357,7 +419,7 @@ func (r iptRules) timed(g guard) []iptChain {
 # boundary there are two, and the even one, by its number since 1970, comes first.
 # There, the right knock brings an address that is in one list into the next. A
 # wrong one takes it out of all. Repeats do no harm.`}
-	return slices.Concat(iptTree(g, root, spans, new(int), iptName(g, "-wrong")), leaves, []iptChain{wrong})
+	return slices.Concat(iptTree(g, root, spans, new(int), iptName(g, "-wrong")), leaves[0], leaves[1], []iptChain{wrong})
 }
 
 // iptShared returns those knocks of the other window that may be one of these, too,
@@ -386,7 +448,7 @@ func (s iptSpan) match() string {
 func (s iptSpan) jump() string { return s.match() + " -g " + s.chain }
 
 // iptFan is the most spans that a packet is compared with one after the other.
-const iptFan = 9
+const iptFan = 6
 
 // iptTree completes a chain so that it leads to the span of the moment, and
 // returns it with the chains on the way. It counts them in nodes. A packet of no
