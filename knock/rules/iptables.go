@@ -381,7 +381,7 @@ func (r iptRules) timed(g guard) []iptChain {
 	var all []iptKnock
 	for i, w := range g.Windows {
 		c := iptChain{name: iptName(g, fmt.Sprint("-", i)), comment: "from " + w.Start.UTC().Format(time.RFC3339)}
-		span := iptSpan{w.opens(g.Skew), w.closes(g.Skew), c.name}
+		span := iptSpan{w.opens(g.Skew), w.closes(g.Skew) - 1, c.name}
 		knocks := iptKnocks(g, w)
 		for _, k := range knocks {
 			if !slices.ContainsFunc(all, func(a iptKnock) bool { return a.list == k.list }) {
@@ -394,11 +394,13 @@ func (r iptRules) timed(g guard) []iptChain {
 			case n < 0 || n == len(g.Windows):
 			case w.number()&1 == 0:
 				other := g.Windows[n]
-				both := iptSpan{max(span.first, other.opens(g.Skew)), min(span.last, other.closes(g.Skew)), iptName(g, fmt.Sprint("-", n))}
-				odd = append(odd, both)
-				knocks = append(knocks, iptShared(knocks, iptKnocks(g, other), both)...)
+				both := iptSpan{max(span.first, other.opens(g.Skew)), min(span.last, other.closes(g.Skew)-1), iptName(g, fmt.Sprint("-", n))}
+				if both.first <= both.last { // without Skew no two windows meet
+					odd = append(odd, both)
+					knocks = append(knocks, iptShared(knocks, iptKnocks(g, other), both)...)
+				}
 			case n < i:
-				span.first = g.Windows[n].closes(g.Skew) + 1
+				span.first = g.Windows[n].closes(g.Skew)
 			default:
 				span.last = g.Windows[n].opens(g.Skew) - 1
 			}

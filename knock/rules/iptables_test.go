@@ -277,7 +277,7 @@ func TestIptablesWindows(t *testing.T) {
 					k.now = at
 					for n := max(0, i-2); n < min(len(windows), i+3); n++ {
 						other := windows[n]
-						want := other.opens(g.Skew) <= at && at <= other.closes(g.Skew)
+						want := other.opens(g.Skew) <= at && at < other.closes(g.Skew)
 						if got := k.opens(other.Steps...); got != want {
 							t.Errorf("window %d opens at second %d: %v, want %v", n, at-w.opens(0), got, want)
 						}
@@ -310,7 +310,7 @@ func TestIptablesFewPorts(t *testing.T) {
 		if k.opensFurther(b.Steps[1:]...) {
 			t.Fatalf("window %d opens to who has begun too early", i+1)
 		}
-		for k.now = b.opens(g.Skew); k.now <= a.closes(g.Skew); k.now++ {
+		for k.now = b.opens(g.Skew); k.now < a.closes(g.Skew); k.now++ {
 			if !k.opens(a.Steps...) || !k.opens(b.Steps...) {
 				t.Fatalf("windows %d and %d do not both open at %d", i, i+1, k.now)
 			}

@@ -169,7 +169,7 @@ func (w window) number() int64 {
 }
 
 // opens and closes are the edges within which a window's sequence is accepted,
-// in seconds since 1970; the second closes still belongs to it.
+// in seconds since 1970: at closes it is over.
 func (w window) opens(skew time.Duration) int64  { return w.Start.Add(-skew).Unix() }
 func (w window) closes(skew time.Duration) int64 { return w.End.Add(skew).Unix() }
 
