@@ -103,8 +103,9 @@ func (r iptRules) tokens(g guard) []iptChain {
 		for n := range w.Tokens {
 			f := iptFamilies[n%2]
 			c := iptChain{name: spender(slot(w, n))}
-			// Not the list of a knock, in a file before or after: the module empties
-			// a list whose rules come to ask for more hits.
+			// A name that no knock's list has, in a file before or after: a list
+			// keeps the mask it was made with, and is emptied when a rule asks for
+			// more hits than those before.
 			list := fmt.Sprintf("portknock_%s_t%d", g.ID, slot(w, n))
 			c.add("-m recent --name %s_by --rcheck --seconds %d -g %s", list, remembered, iptName(g, "-in"))
 			// Of two that come at the same moment, neither is the first.

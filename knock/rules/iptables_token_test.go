@@ -1,0 +1,38 @@
+package rules
+
+import (
+	"bytes"
+	"regexp"
+	"testing"
+	"time"
+
+	"github.com/portknock/portknock/knock"
+)
+
+// A list of xt_recent keeps the mask it was made with. So when a profile's scheme
+// changes, the only list that goes on to serve is that of who is in.
+func TestIptablesListsDiffer(t *testing.T) {
+	key := knock.NewKey()
+	lists := map[string]string{}
+	for name, s := range map[string]knock.Schedule{
+		"static":   knock.Static{{Port: 1}, {Port: 9}, {Port: 5}, {Port: 3}},
+		"rotating": knock.Rotating{Key: key, Ports: knock.PortRange{Transport: knock.UDP, First: 1000, Last: 9999}, Knocks: 32, Period: time.Hour},
+		"token":    knock.Token{Key: key, Port: 62202, Period: time.Hour, Tokens: knock.MaxTokens},
+	} {
+		g := mustGuard(t, "vps", "1", "22")
+		g.Schedule = s
+		var text bytes.Buffer
+		if err := Emit(&text, "iptables", []Guard{g}, Options{From: noon, Until: noon.Add(10 * time.Hour)}); err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile(`--name (\S+)`).FindAllStringSubmatch(text.String(), -1) {
+			if other, seen := lists[m[1]]; seen && other != name && m[1] != "portknock_vps_open" {
+				t.Errorf("%s is a list of %s and of %s", m[1], name, other)
+			}
+			lists[m[1]] = name
+		}
+	}
+	if len(lists) < 2*iptSlots*knock.MaxTokens {
+		t.Errorf("only %d lists", len(lists))
+	}
+}
