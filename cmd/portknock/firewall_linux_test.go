@@ -20,6 +20,7 @@ import (
 
 // eachFirewall runs a test against every firewall and family, in parallel.
 func eachFirewall(t *testing.T, test func(*testing.T, lab.Firewall, lab.Family)) {
+	t.Parallel() // beside other tests too: they mostly wait
 	for _, f := range lab.Firewalls {
 		for _, family := range lab.Families {
 			t.Run(fmt.Sprintf("%s/%v", f.Name, family), func(t *testing.T) {
