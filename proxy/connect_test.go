@@ -58,7 +58,7 @@ func TestConnect(t *testing.T) {
 			}
 			return far, nil
 		},
-		took: 650*ms + far, to: v4,
+		took: 400*ms + far, to: v4,
 	}, {
 		name: "a late answer to the first SYN",
 		answer: func(_ netip.Addr, n int) (time.Duration, error) {
@@ -68,6 +68,25 @@ func TestConnect(t *testing.T) {
 			return never, nil
 		},
 		took: 600 * ms, to: v4,
+	}, {
+		// Of the two sockets of a round, one waits on when others need a place.
+		name: "a late answer in the second round",
+		answer: func(_ netip.Addr, n int) (time.Duration, error) {
+			if n == 1 || n == 2 {
+				return 700 * ms, nil
+			}
+			return never, nil
+		},
+		took: 850 * ms, to: v4,
+	}, {
+		name: "a daemon that takes a quarter of a second",
+		answer: func(_ netip.Addr, n int) (time.Duration, error) {
+			if n < 3 {
+				return never, nil
+			}
+			return far, nil
+		},
+		took: 400*ms + far, to: v4,
 	}, {
 		name: "no answer", answer: always(never, nil), took: 10 * time.Second,
 		err: "port 22 did not open within 10s: no answer",

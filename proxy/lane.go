@@ -26,6 +26,8 @@ type lane struct {
 type socket struct {
 	giveUp context.CancelFunc
 	ended  chan struct{}
+	round  int
+	early  bool // before the knocks of its round: another followed at once
 }
 
 // run goes from round to round until ctx is done or the lane has failed, and
@@ -60,10 +62,10 @@ func (l *lane) round(ctx context.Context, n int) error {
 			return err
 		}
 	}
-	if l.knocked {
+	if l.knocked && n != roundSoon {
 		// The knocks before may have opened the port after the SYN behind
 		// them was dropped: do not wait for these knocks to leave.
-		l.dial(ctx, e)
+		l.dial(ctx, e, true)
 	}
 	if l.Knock != nil {
 		err = l.Knock(ctx, e.From, l.to.Addr(), n)
@@ -81,7 +83,7 @@ func (l *lane) round(ctx context.Context, n int) error {
 		l.knocked = err == nil
 	}
 	if err == nil {
-		l.dial(ctx, e)
+		l.dial(ctx, e, false)
 	}
 	return sleep(ctx, time.Now().Add(l.pause(n)))
 }
@@ -96,6 +98,8 @@ func (l *lane) pause(n int) time.Duration {
 		pause = l.Hedge
 	case n == 0:
 		pause = hedgeDefault
+	case n == roundSoon-1:
+		pause = roundPolled
 	case n < roundsFast:
 		pause = roundShort
 	}
@@ -126,10 +130,11 @@ func (l *lane) turn(ctx context.Context, n int) error {
 	return nil
 }
 
-// dial opens one more socket and does not wait for its answer.
-func (l *lane) dial(ctx context.Context, e Event) {
+// dial opens one more socket, before the knocks of its round or behind them, and
+// does not wait for its answer.
+func (l *lane) dial(ctx context.Context, e Event, early bool) {
 	ctx, giveUp := context.WithCancel(ctx)
-	s := &socket{giveUp, make(chan struct{})}
+	s := &socket{giveUp, make(chan struct{}), e.Round, early}
 	l.enter(s)
 	e.Kind = Dialing
 	l.trace(e)
@@ -168,17 +173,18 @@ func (l *lane) dial(ctx context.Context, e Event) {
 	})
 }
 
-// enter takes s among the live sockets. If they are too many the oldest is given
-// up, and has ended when enter returns.
+// enter takes s among the live sockets. If they are too many one is given up, and
+// has ended when enter returns: the oldest, but rather one that another followed
+// at once. The others may wait for an answer from afar.
 func (l *lane) enter(s *socket) {
 	l.mu.Lock()
 	l.live = append(l.live, s)
-	oldest := l.live[0]
-	full := len(l.live) > socketsLive
+	least := max(0, slices.IndexFunc(l.live, func(o *socket) bool { return o.early && o.round < s.round }))
+	worst, full := l.live[least], len(l.live) > socketsLive
 	l.mu.Unlock()
 	if full {
-		oldest.giveUp()
-		<-oldest.ended
+		worst.giveUp()
+		<-worst.ended
 	}
 }
 

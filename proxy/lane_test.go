@@ -22,10 +22,10 @@ func TestThreeSocketsLive(t *testing.T) {
 		if w.most != 3 {
 			t.Errorf("%d sockets were live at once, want 3", w.most)
 		}
-		// Rounds at 0, 150, 650 ms and so on, the eighth at 3150 ms, and then
-		// every second: 14 in all, with two dials each but for the first.
-		if n := w.syns[v4]; n != 27 {
-			t.Errorf("%d dials, want 27", n)
+		// Rounds at 0, 150, 400, 900 ms and so on, the eighth at 2900 ms, and then
+		// every second: 15 in all, with two dials each but for the first and third.
+		if n := w.syns[v4]; n != 28 {
+			t.Errorf("%d dials, want 28", n)
 		}
 	})
 }
@@ -43,11 +43,11 @@ func TestTwoConnectionsAtOnce(t *testing.T) {
 	})
 }
 
-// TestAnswersSetThePace: once a refusal has taken 400 ms, a round lasts half as
+// TestAnswersSetThePace: once a refusal has taken 380 ms, a round lasts half as
 // long again at least, so that its answer can come.
 func TestAnswersSetThePace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, func(netip.Addr, int) (time.Duration, error) { return 400 * ms, errRefused })
+		w := newWorld(t, func(netip.Addr, int) (time.Duration, error) { return 380 * ms, errRefused })
 		var rounds []time.Duration
 		d := w.dialer(v4)
 		d.Timeout = 2 * time.Second
@@ -56,7 +56,7 @@ func TestAnswersSetThePace(t *testing.T) {
 			return nil
 		}
 		_, _ = d.Connect(t.Context(), "vps", 22)
-		if want := []time.Duration{0, 150 * ms, 650 * ms, 1250 * ms, 1850 * ms}; !slices.Equal(rounds, want) {
+		if want := []time.Duration{0, 150 * ms, 400 * ms, 970 * ms, 1540 * ms}; !slices.Equal(rounds, want) {
 			t.Errorf("rounds at %v, want %v", rounds, want)
 		}
 	})
@@ -131,12 +131,17 @@ func TestOneAddressPerRound(t *testing.T) {
 		if closed, ok := errors.AsType[*ClosedError](err); !ok || closed.After != 3*time.Second {
 			t.Errorf("error %v", err)
 		}
-		// A knock and a dial, then six rounds of a dial, a knock and a dial.
-		if len(paths) != 20 {
-			t.Fatalf("%d knocks and dials, want 20", len(paths))
+		// A knock and a dial in the first round and the third, in the six others
+		// a dial, a knock and a dial.
+		if len(paths) != 22 {
+			t.Fatalf("%d knocks and dials, want 22", len(paths))
 		}
 		for i, p := range paths {
-			want := path{netip.AddrFrom4([4]byte{198, 51, 100, byte((i+1)/3 + 1)}), v4}
+			round := (i + 1) / 3
+			if i > 4 {
+				round = (i + 2) / 3
+			}
+			want := path{netip.AddrFrom4([4]byte{198, 51, 100, byte(round + 1)}), v4}
 			if p != want {
 				t.Errorf("step %d went from %v to %v, want %v", i, p.from, p.to, want)
 			}
@@ -163,7 +168,7 @@ func TestKnockErrors(t *testing.T) {
 		rounds := 0
 		d.Knock = func(context.Context, netip.Addr, netip.Addr, int) error { rounds++; return passing }
 		_, err = d.Connect(t.Context(), "vps", 22)
-		if _, ok := errors.AsType[*KnockError](err); !ok || rounds != 14 {
+		if _, ok := errors.AsType[*KnockError](err); !ok || rounds != 15 {
 			t.Errorf("error %v after %d rounds", err, rounds)
 		}
 		rounds = 0

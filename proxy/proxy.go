@@ -24,14 +24,15 @@ import (
 // The name is resolved once. Its addresses, the families taking turns, become
 // lanes that start 250 ms apart, or at once when a lane has failed for good
 // (RFC 8305, sections 4 and 5). A lane works in rounds: the knocks, and a SYN at
-// once. The second round begins after Hedge, further ones half a second later,
-// from the eighth on a second. Each begins with a SYN from another socket, for
-// servers that changed their rules only after the SYN before was dropped; the
-// kernel would repeat that one after a full second. Then come the knocks anew,
-// and a SYN behind them. A refusal means "not yet", and tells how long an answer
-// takes: no round is shorter from then on. At most three sockets of a lane wait
-// at once, the oldest gives way to a fourth. The first connection wins, and
-// everything else has ended when Connect returns.
+// once. The second round begins after Hedge, the third a quarter of a second
+// later, further ones half a second, from the eighth on a second. Each but the
+// third, which comes soon, begins with a SYN from another socket, for servers
+// that changed their rules only after the SYN before was dropped; the kernel
+// would repeat that one after a full second. Then come the knocks anew, and a SYN
+// behind them. A refusal means "not yet", and tells how long an answer takes: no
+// round is shorter from then on. At most three sockets of a lane wait at once. One
+// that another followed at once gives way to a fourth, or else the oldest. The
+// first connection wins, and everything else has ended when Connect returns.
 //
 // Four lanes are in a round at once. A name with more addresses has them take
 // turns, round by round, in order: each is tried, whatever the others do, and
@@ -97,6 +98,8 @@ const (
 	// opens. Further ones mean that packets are lost, or that nothing will
 	// open it.
 	hedgeDefault = 150 * time.Millisecond // the first
+	roundPolled  = 250 * time.Millisecond // the one before roundSoon: a daemon that polls may need as long
+	roundSoon    = 2
 	roundShort   = 500 * time.Millisecond
 	roundsFast   = 7 // so many until the pauses get long
 	roundLong    = time.Second
