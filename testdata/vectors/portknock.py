@@ -19,12 +19,11 @@ def rotating(key, time, period, first, last, knocks, protocol):
     size, ports, n = last - first + 1, [], 0
     while len(ports) < knocks:
         for (v,) in struct.iter_unpack(">H", block(b"rotating", key, time, period, n)):
-            if v < 65536 // size * size and (port := first + v % size) not in ports:
-                ports.append(port)
+            ports += [p for p in [first + v % size] if v < 65536 // size * size and p not in ports]
         n += 1
     return " ".join(f"{port}/{protocol}" for port in ports[:knocks])
 
 for v in json.load(sys.stdin):
-    key = derive(parse_key(v.pop("key")), v.pop("host")) if "host" in v else parse_key(v.pop("key"))
-    n, want = v.pop("n", None), [v.pop(k, None) for k in ("about", "sequence", "token")]
+    text, host, n, *_ = (v.pop(k, None) for k in ("key", "host", "n", "about", "sequence", "token"))
+    key = derive(parse_key(text), host) if host else parse_key(text)
     print(rotating(key, **v) if n is None else block(b"token", key, **v, n=n)[:16].hex())
