@@ -42,6 +42,8 @@ One that runs already keeps its own fwknopd.conf and is only told to read this
 file, if it is the one that it reads.`,
 			`Packets are for IPv4; nobody gets in by IPv6. fwknopd takes a packet whose clock
 is within 120 s of this server's, and each only once.`,
+			`Where fwknopd is to make rules of its own instead, by iptables: leave out the
+lines CMD_CYCLE, do not load the guard, and give it the rest as its access.conf.`,
 			fwknopTransportNote(guards),
 		},
 	}.write(w, o)
