@@ -92,14 +92,20 @@ func reference(t *testing.T, path string) []string {
 	return strings.Split(strings.TrimSpace(strings.ReplaceAll(string(out), "\r", "")), "\n")
 }
 
+// missing skips a test for want of a program, where that is allowed.
+func missing(t *testing.T, why any) {
+	t.Helper()
+	if os.Getenv("PORTKNOCK_LAB") == "require" {
+		t.Fatal(why)
+	}
+	t.Skip(why)
+}
+
 // program skips a test that needs one which is not there.
 func program(t *testing.T, name string) {
 	t.Helper()
 	if _, err := exec.LookPath(name); err != nil {
-		if os.Getenv("PORTKNOCK_LAB") == "require" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
+		missing(t, err)
 	}
 }
 

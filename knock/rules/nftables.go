@@ -233,8 +233,7 @@ func (r nftRules) sets(g guard) string {
 		ofFamily += shape.ofFamily
 	}
 	for _, f := range nftFamilies {
-		sets := ofFamily
-		text += strings.NewReplacer("SADDR", f.addr, "N_ID", f.n+"_ID").Replace(sets)
+		text += strings.NewReplacer("SADDR", f.addr, "N_ID", f.n+"_ID").Replace(ofFamily)
 	}
 	return strings.NewReplacer("NAME", g.Name, "ID", g.ID, "SIZE", fmt.Sprint(setSize)).Replace(text)
 }
