@@ -68,12 +68,12 @@ func NewHost(t TB, name string) *Host {
 	h.ctx, cancel = context.WithCancel(context.Background())
 	t.Cleanup(func() {
 		cancel()
+		_, _ = alive.Close(), said.Close() // its init ends, and with it all others
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		for _, c := range h.commands {
 			_ = c.Wait() // the kernel keeps a PID namespace until its last process is waited for
 		}
-		_, _ = alive.Close(), said.Close()
 		stuck := time.AfterFunc(limit, func() { _ = cmd.Process.Kill() })
 		_ = cmd.Wait()
 		stuck.Stop()
@@ -167,7 +167,9 @@ func (h *Host) command(ctx context.Context, cancel context.CancelFunc, name stri
 	c := &Cmd{Cmd: exec.CommandContext(ctx, name, args...), host: h, cancel: cancel}
 	c.Path, c.Err = lookPath(h.path, name)
 	c.Env = append(os.Environ(), "PATH="+h.path)
-	c.WaitDelay = time.Second // children may hold the pipes
+	// Children may hold the pipes. So may, on a busy machine, any other command
+	// that is about to start: until it does it has a copy of all files.
+	c.WaitDelay = limit
 	c.wait = sync.OnceValue(func() error {
 		defer cancel()
 		return c.Cmd.Wait()

@@ -153,6 +153,23 @@ func TestFragmentSlipsThrough(t *testing.T) {
 	}
 }
 
+// TestHostEndsAtOnce has a daemon leave a child that holds its pipes.
+func TestHostEndsAtOnce(t *testing.T) {
+	t.Parallel()
+	var ending time.Time
+	t.Run("host", func(t *testing.T) {
+		h := NewHost(t, "server")
+		c, said := h.Command("sh", "-c", "sleep 1000 & echo ready; wait"), &Log{}
+		c.Stdout = said
+		must(t, c.Start())
+		said.Await(t, "ready", 1)
+		ending = time.Now()
+	})
+	if d := time.Since(ending); d > limit/2 {
+		t.Errorf("it took %v", d)
+	}
+}
+
 func TestHostsArePrivate(t *testing.T) {
 	t.Parallel()
 	a, b := New(t), New(t)
