@@ -411,6 +411,46 @@ func TestDropPolicy(t *testing.T) {
 	})
 }
 
+// TestDropPolicyEnds: rules without the drop policy, loaded over rules with it,
+// open the other ports again; and the undo of either takes all away.
+func TestDropPolicyEnds(t *testing.T) {
+	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		r := newRig(t, f, family, "Sequence 7001/udp 8003/tcp")
+		r.Server.Listen(t, 8080)
+		dropping := emit(t, r.Server, f, r.profile, "--policy", "drop")
+		before := ruleset(t, r)
+		for _, then := range []string{"load", "undo"} {
+			header(t, r.Server, dropping, "load")
+			if got := r.Client.Probe(t, addrPort(r, 8080)); got != lab.Dropped {
+				t.Errorf("with the drop policy port 8080 is %v", got)
+			}
+			header(t, r.Server, r.rules, then)
+			if got := r.Client.Probe(t, addrPort(r, 8080)); got != lab.Open {
+				t.Errorf("after the %s of rules without it, port 8080 is %v", then, got)
+			}
+			if then == "load" {
+				r.expect(t, r.Client, lab.Dropped)
+			}
+		}
+		if after := ruleset(t, r); after != before {
+			t.Errorf("the server was\n%s\nand is now\n%s", before, after)
+		}
+	})
+}
+
+// TestDropPolicyKeepsSessions: a session to an allowed port goes on that was idle
+// while the server, which did not track connections until then, loaded the rules.
+func TestDropPolicyKeepsSessions(t *testing.T) {
+	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		r := newRig(t, f, family, "Sequence 7001/udp 8003/tcp", "OpenPorts 8080")
+		r.rules = emit(t, r.Server, f, r.profile, "--policy", "drop", "--allow", "22")
+		idle := r.echo(t, "direct")
+		r.quiet(t)
+		header(t, r.Server, r.rules, "load")
+		idle.say(t, "after the load")
+	})
+}
+
 // TestConsume drops the knocks, for servers that are silent anyway.
 func TestConsume(t *testing.T) {
 	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
