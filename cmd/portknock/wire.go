@@ -55,7 +55,6 @@ func guard(p *profile.Profile) (rules.Guard, error) {
 	case knock.Token:
 		g.Fingerprint = s.Key.Fingerprint()
 	case *spa.Access:
-		g.SPA = s
 		g.Fingerprint = s.Key.Fingerprint()
 	}
 	return g, nil

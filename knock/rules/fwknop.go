@@ -67,7 +67,7 @@ lines CMD_CYCLE, do not load the guard, and give it the rest as its access.conf.
 }
 
 // checkSPA refuses what fwknopd cannot do with a guard of ours.
-func checkSPA(g Guard, o Options, closed []knock.PortRange) error {
+func (g *guard) checkSPA(o Options, closed []knock.PortRange) error {
 	a := g.SPA
 	switch {
 	case a.NAT.IsValid():

@@ -17,7 +17,7 @@ func spaGuard(t testing.TB, name string, a spa.Access, open string) Guard {
 	a.Key = knock.KeyFrom(bytes.Repeat([]byte("k"), 32))
 	a.Port = 62201
 	a.Ports = g.OpenPorts
-	g.Schedule, g.SPA, g.Fingerprint = &a, &a, a.Key.Fingerprint()
+	g.Schedule, g.Fingerprint = &a, a.Key.Fingerprint()
 	return g
 }
 
@@ -26,10 +26,10 @@ var hmacKey = knock.KeyFrom(bytes.Repeat([]byte("h"), 64))
 func TestFwknopGolden(t *testing.T) {
 	vps := spaGuard(t, "vps", spa.Access{HMACKey: hmacKey}, "22/tcp")
 	old := spaGuard(t, "old", spa.Access{Mode: spa.Legacy, Via: spa.HTTP}, "2222/tcp 53/udp")
-	old.SPA.Port = 80
+	packets(old).Port = 80
 	tor := spaGuard(t, "Tor.example", spa.Access{HMACKey: hmacKey, HMAC: spa.SHA3_512, Mode: spa.CTR, Via: spa.TCP, Allow: netip.MustParseAddr("192.0.2.1")}, "443/tcp")
 	far := spaGuard(t, "far", spa.Access{HMACKey: hmacKey}, "22/tcp")
-	far.SPA.Port = 0
+	packets(far).Port = 0
 	allow, _ := knock.ParsePortRanges("80")
 	for name, tt := range map[string]struct {
 		guards []Guard
@@ -49,12 +49,12 @@ func TestFwknopRefuses(t *testing.T) {
 		o      Options
 		want   string
 	}{
-		{func(g *Guard) { g.SPA.NAT = netip.MustParseAddrPort("10.0.0.5:22") }, Options{},
+		{func(g *Guard) { packets(*g).NAT = netip.MustParseAddrPort("10.0.0.5:22") }, Options{},
 			"vps: NATAccess needs the rules that fwknopd makes by itself, and these do without"},
-		{func(g *Guard) { g.SPA.HMACKey = knock.Key{} }, Options{},
+		{func(g *Guard) { packets(*g).HMACKey = knock.Key{} }, Options{},
 			"vps: without an HMAC, fwknopd decrypts whatever anybody sends: set a HMACKeyFile, or insist with --force"},
 		{func(g *Guard) { g.OpenFor = 1500 * time.Millisecond }, Options{}, "vps: an OpenFor of 1.5s is not whole seconds"},
-		{func(g *Guard) { g.SPA.Via, g.SPA.Port = spa.TCP, 22 }, Options{}, "vps: the packet goes to a guarded port"},
+		{func(g *Guard) { packets(*g).Via, packets(*g).Port = spa.TCP, 22 }, Options{}, "vps: the packet goes to a guarded port"},
 		{func(g *Guard) { g.OpenPorts[0].Last = 23 }, Options{}, "vps: fwknopd opens single ports, and 22-23/tcp is a range"},
 		{func(g *Guard) { g.Name = "a\nb" }, Options{}, "a\nb: control characters in the name"},
 		{func(*Guard) {}, Options{Consume: true}, "fwknopd only listens, so it cannot consume the packets"},

@@ -128,10 +128,10 @@ func iptUndo() string {
 }
 
 // iptMatches returns matches for what begins a connection or a flow to ports.
-func iptMatches(lists ...[]knock.PortRange) []string {
+func iptMatches(ranges []knock.PortRange) []string {
 	var all []string
 	for _, t := range transports {
-		for _, r := range ports(t, lists...) {
+		for _, r := range ports(t, ranges) {
 			all = append(all, iptMatch(t, numbers(r, ":")))
 		}
 	}
@@ -171,7 +171,7 @@ func (r iptRules) text() string {
 			}
 		}
 	}
-	closed := iptMatches(guarded(r.guards)...)
+	closed := iptMatches(guarded(r.guards))
 	for _, m := range closed {
 		p("-A PORTKNOCK %s -j DROP", m)
 	}

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/portknock/portknock/knock"
 )
 
 // Tokens by iptables: u32 compares the payload, and two lists of xt_recent say of
@@ -45,7 +47,7 @@ func (f iptFamily) payload(token []byte) string {
 func iptTokenMatches(g guard) []string {
 	var all []string
 	for _, f := range iptFamilies {
-		all = append(all, fmt.Sprintf(`%s-p udp --dport %d -m u32 --u32 "%s>>16=%d"`, f.flag, g.TokenPort, f.at(4), udpHeader+tokenSize))
+		all = append(all, fmt.Sprintf(`%s-p udp --dport %d -m u32 --u32 "%s>>16=%d"`, f.flag, g.TokenPort, f.at(4), udpHeader+knock.TokenSize))
 	}
 	return all
 }

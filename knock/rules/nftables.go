@@ -117,11 +117,11 @@ func (p nftPorts) begins() string {
 	return p.match()
 }
 
-// nftSplit returns the ports of lists by transport.
-func nftSplit(lists ...[]knock.PortRange) []nftPorts {
+// nftSplit returns ports by transport.
+func nftSplit(ranges []knock.PortRange) []nftPorts {
 	var all []nftPorts
 	for _, t := range transports {
-		if p := ports(t, lists...); len(p) > 0 {
+		if p := ports(t, ranges); len(p) > 0 {
 			all = append(all, nftPorts{t, p})
 		}
 	}
@@ -190,7 +190,7 @@ func (r nftRules) text() string {
 			p("\t\t%s jump door_%s", o.begins(), g.ID)
 		}
 	}
-	closed := nftSplit(guarded(r.guards)...)
+	closed := nftSplit(guarded(r.guards))
 	for _, c := range closed {
 		p("\t\t%s counter drop", c.begins())
 	}
@@ -198,7 +198,7 @@ func (r nftRules) text() string {
 		p("\t\ttcp flags & (fin|syn|rst|ack) != syn accept")
 		for _, g := range r.guards {
 			if g.tokens() {
-				p("\t\tudp dport %d udp length %d jump token_%s", g.TokenPort, udpHeader+tokenSize, g.ID)
+				p("\t\tudp dport %d udp length %d jump token_%s", g.TokenPort, udpHeader+knock.TokenSize, g.ID)
 				continue
 			}
 			for _, f := range nftFamilies {

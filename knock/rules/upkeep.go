@@ -27,11 +27,14 @@ func Keep(name string, guards []Guard, o Options) (Upkeep, error) {
 	f := formats[name]
 	u := Upkeep{File: o.File, Modules: name == "iptables"}
 	for _, g := range guards {
+		if packets(g) != nil { // whose key is all the server needs
+			continue
+		}
 		_, w, err := g.Schedule.At(o.From)
 		if err != nil {
 			return Upkeep{}, fmt.Errorf("%s: %w", g.Name, err)
 		}
-		if w == (knock.Window{}) || g.SPA != nil { // whose key is all the server needs
+		if w == (knock.Window{}) {
 			continue
 		}
 		if every := f.every(w.End.Sub(w.Start), g.Skew); u.Every == 0 || every < u.Every {
