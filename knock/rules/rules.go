@@ -214,6 +214,14 @@ func (g *guard) checkKnocks(o Options, closed []knock.PortRange) error {
 	overlooked := func(s knock.Step) bool {
 		return contains(closed, s) || contains(g.IgnorePorts, s) || len(g.KnockPorts) > 0 && !contains(g.KnockPorts, s)
 	}
+	for _, c := range closed {
+		for _, k := range g.KnockPorts {
+			// Sooner or later a draw would hit it, when nobody is there to read the error.
+			if g.timed() && c.Transport == k.Transport && c.First <= k.Last && k.First <= c.Last {
+				return fmt.Errorf("PortRange and Protocol include %v, and a guarded port cannot be a knock", c)
+			}
+		}
+	}
 	for _, w := range g.Windows {
 		if len(w.Steps) == 0 {
 			return errors.New("the sequence is empty")
@@ -231,7 +239,11 @@ func (g *guard) checkKnocks(o Options, closed []knock.PortRange) error {
 		case g.timed() && len(w.Steps) < 3:
 			// Sooner or later a window has two neighbours.
 			return fmt.Errorf("%d knocks drawn at random are few: a scan of all ports in order would open it in some window; set Knocks to 3 or more, or insist with --force", len(w.Steps))
-		case w.Steps.SweepFinds(overlooked):
+		case !w.Steps.SweepFinds(overlooked):
+		case g.timed():
+			return fmt.Errorf("a scan of all ports in order would open it in the window from %s: widen PortRange or raise Knocks, or insist with --force",
+				w.Start.UTC().Format(time.RFC3339))
+		default:
 			return errors.New("a scan of all ports in order would open it: choose ports that are not neighbours, or insist with --force")
 		}
 	}

@@ -134,7 +134,11 @@ func TestEmitRefuses(t *testing.T) {
 		"static token": {"nftables", with(func(g *Guard) {
 			g.Schedule = knock.Static{{Transport: knock.UDP, Port: 1, Payload: make([]byte, 16)}}
 		}), Options{Force: true}, "payload"},
-		"knock at another's":            {"nftables", []Guard{good(), mustGuard(t, "web", "22 9", "80")}, Options{}, "web: knock 1 of 2 goes to a guarded port"},
+		"knock at another's": {"nftables", []Guard{good(), mustGuard(t, "web", "22 9", "80")}, Options{}, "web: knock 1 of 2 goes to a guarded port"},
+		"drawn at another's": {"nftables", []Guard{mustGuard(t, "mosh", "1 3", "22 29000-30000/udp"), mustTurns(t, "vps", time.Hour, 0, "20001/udp 20005/udp 20003/udp")},
+			Options{From: midnight, Until: midnight.Add(1)}, "vps: PortRange and Protocol include 29000-30000/udp, and a guarded port cannot be a knock"},
+		"drawn in order": {"nftables", []Guard{mustTurns(t, "vps", time.Hour, 0, "20001/udp 20009/udp 20005/udp", "20001/udp 20002/udp 20003/udp")},
+			Options{From: midnight, Until: midnight.Add(2 * time.Hour)}, "vps: a scan of all ports in order would open it in the window from 2026-11-21T01:00:00Z: widen PortRange or raise Knocks"},
 		"tokens, no end":                {"nftables", token(func(*Guard) {}), Options{}, "vps: tokens change with time: say for how long"},
 		"tokens, knockd":                {"knockd", token(func(*Guard) {}), until(time.Hour), "vps: tokens are nothing that this format can verify: " + formatsThat(func(f format) bool { return f.tokens }) + " can"},
 		"tokens, too many":              {"nftables", token(func(*Guard) {}), until(100_001 * time.Hour), "more than 300000 tokens"},
