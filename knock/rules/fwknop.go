@@ -24,7 +24,7 @@ func emitFwknop(w io.Writer, guards []guard, o Options) error {
 	if o.Consume {
 		return errors.New("fwknopd only listens, so it cannot consume the packets")
 	}
-	file := quote(o.File)
+	file := Quote(o.File)
 	nft := `sed -n "s/^#: //p" ` + file + ` | nft `
 	err := header{
 		Guards: guards,

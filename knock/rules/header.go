@@ -100,10 +100,11 @@ func join[T fmt.Stringer](list []T) string {
 	return strings.Join(words, " ")
 }
 
-// quote makes a path one word for a shell.
-func quote(path string) string {
-	if strings.Trim(path, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+,@") == "" {
-		return path
+// Quote makes a text one word for a shell, also for one that somebody types into,
+// where double quotes would leave "!" its meaning.
+func Quote(s string) string {
+	if s != "" && strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+,@:=%") == "" {
+		return s
 	}
-	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, `$`, `\$`, "`", "\\`").Replace(path) + `"`
+	return `'` + strings.ReplaceAll(s, `'`, `'\''`) + `'`
 }

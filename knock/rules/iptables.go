@@ -33,7 +33,7 @@ func emitIptables(w io.Writer, guards []guard, o Options) error {
 	}
 	err := header{
 		Guards: guards,
-		Check:  iptBoth("$t-restore -w --test --noflush " + quote(o.File)),
+		Check:  iptBoth("$t-restore -w --test --noflush " + Quote(o.File)),
 		Load:   iptBoth(r.load()),
 		Parts:  parts,
 		Watch:  "cat /proc/net/xt_recent/portknock_*_open; iptables -t mangle -vnL PORTKNOCK",
@@ -88,12 +88,12 @@ type iptRules struct {
 // load restores, then removes the jumps of earlier loads. Undoing first would
 // open the port for a moment and forget who is in.
 func (r iptRules) load() string {
-	return "$t-restore -w --noflush " + quote(r.options.File) + r.single()
+	return "$t-restore -w --noflush " + Quote(r.options.File) + r.single()
 }
 
 // inParts is load for where all is too much at once.
 func (r iptRules) inParts() string {
-	return `awk -v r="$t-restore -w --noflush" "/^` + iptPart + `$/ { print \"COMMIT\" | r; if (close(r)) exit 1; print \"*mangle\" | r } { print | r } END { exit close(r) != 0 }" ` + quote(r.options.File) + r.single()
+	return `awk -v r="$t-restore -w --noflush" "/^` + iptPart + `$/ { print \"COMMIT\" | r; if (close(r)) exit 1; print \"*mangle\" | r } { print | r } END { exit close(r) != 0 }" ` + Quote(r.options.File) + r.single()
 }
 
 // iptTables is the tables that rules can be in, with the jump to our first chain

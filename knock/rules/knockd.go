@@ -18,7 +18,7 @@ func emitKnockd(w io.Writer, guards []guard, o Options) error {
 	if o.Consume {
 		return errors.New("knockd only listens, so it cannot consume the knocks: nftables and iptables can")
 	}
-	file := quote(o.File)
+	file := Quote(o.File)
 	nft := knockdGuard + file + ` | nft `
 	timed := slices.ContainsFunc(guards, guard.timed)
 	h := header{

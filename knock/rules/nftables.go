@@ -14,7 +14,7 @@ func emitNftables(w io.Writer, guards []guard, o Options) error {
 	text := nftRules{guards, o, true}.text()
 	parts := ""
 	if strings.Contains(text, nftPart) {
-		parts = `awk "/^` + nftPart + `/ && close(\"nft -f -\") { exit 1 } { print | \"nft -f -\" } END { exit close(\"nft -f -\") != 0 }" ` + quote(o.File)
+		parts = `awk "/^` + nftPart + `/ && close(\"nft -f -\") { exit 1 } { print | \"nft -f -\" } END { exit close(\"nft -f -\") != 0 }" ` + Quote(o.File)
 	}
 	frozen := "who is in at that moment"
 	if slices.ContainsFunc(guards, guard.timed) {
@@ -23,8 +23,8 @@ func emitNftables(w io.Writer, guards []guard, o Options) error {
 	err := header{
 		Guards: guards,
 		Parts:  parts,
-		Check:  "nft -c -f " + quote(o.File),
-		Load:   "nft -f " + quote(o.File),
+		Check:  "nft -c -f " + Quote(o.File),
+		Load:   "nft -f " + Quote(o.File),
 		Watch:  "nft list table inet portknock",
 		Undo:   nftUndo,
 		Notes: []string{

@@ -361,13 +361,14 @@ func TestPortsMerge(t *testing.T) {
 }
 
 func TestQuote(t *testing.T) {
-	for path, want := range map[string]string{
+	for text, want := range map[string]string{
 		"/etc/portknock.nft": "/etc/portknock.nft",
-		`/a b/$x"y`:          `"/a b/\$x\"y"`,
-		"/a`b\\c":            `"/a` + "\\`" + `b\\c"`,
+		"":                   "''",
+		`/a b/$x"y!z`:        `'/a b/$x"y!z'`,
+		"it's":               `'it'\''s'`,
 	} {
-		if got := quote(path); got != want {
-			t.Errorf("quote(%q) = %s, want %s", path, got, want)
+		if got := Quote(text); got != want {
+			t.Errorf("Quote(%q) = %s, want %s", text, got, want)
 		}
 	}
 }

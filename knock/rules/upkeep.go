@@ -62,9 +62,9 @@ func Keep(name string, guards []Guard, o Options) (Upkeep, error) {
 	if u.File == "" {
 		u.File = f.file
 	}
-	u.Load = `sed -n "s/^# load: //p" ` + quote(u.File) + " | sh -e"
+	u.Load = `sed -n "s/^# load: //p" ` + Quote(u.File) + " | sh -e"
 	if f.stale {
-		u.Load, u.Changed = knockdGuard+quote(u.File)+" | nft -f -", "pkill -HUP -x knockd"
+		u.Load, u.Changed = knockdGuard+Quote(u.File)+" | nft -f -", "pkill -HUP -x knockd"
 	}
 	return u, nil
 }
