@@ -17,26 +17,34 @@ import (
 // own.
 const fwknopdConf = "/run/portknock.fwknopd.conf"
 
-// emitFwknop writes an access.conf. As with knockd, what fwknopd opens is an
-// nftables guard of ours, in comments of the same file, and so is the
-// fwknopd.conf: there is one file to keep and to load.
+// emitFwknop writes an access.conf. The fwknopd.conf, too, is in comments of the
+// same file.
 func emitFwknop(w io.Writer, guards []guard, o Options) error {
 	if o.Consume {
 		return errors.New("fwknopd only listens, so it cannot consume the packets")
 	}
+	listens := uint16(0)
+	for _, g := range guards {
+		if g.SPA.Via != spa.TCP {
+			continue
+		}
+		if listens > 0 && g.SPA.Port != listens {
+			return fmt.Errorf("%s: fwknopd listens at one TCP port, which is %d for another profile: give both the same SPAPort", g.Name, listens)
+		}
+		listens = g.SPA.Port
+	}
 	file := Quote(o.File)
-	nft := `sed -n "s/^#: //p" ` + file + ` | nft `
+	nft := nftFromComments + file + ` | nft `
 	err := header{
 		Guards: guards,
 		Check:  nft + "-c -f -",
 		Load: nft + `-f - && sed -n "s/^#; //p" ` + file + " >" + fwknopdConf + " && chmod 600 " + fwknopdConf +
 			" && { pkill -HUP -x fwknopd || fwknopd -a " + file + " -c " + fwknopdConf + "; }",
-		Watch: "nft list table inet portknock",
+		Watch: nftWatch,
 		// A load right behind it must not take the dying one for one that runs.
 		Undo: `timeout 5 sh -c "while pkill -x fwknopd; do sleep 0.1; done"; ` + nftUndo,
 		Notes: []string{
-			`"flush ruleset", with which Debian's /etc/nftables.conf begins, removes the
-guard and leaves the port open: load again after it, and when the server starts.`,
+			nftFromCommentsNote,
 			`fwknopd watches one interface, eth0 unless you name another: PCAP_INTF, below.
 One that runs already keeps its own fwknopd.conf and is only told to read this
 file, if it is the one that it reads.`,
@@ -51,14 +59,7 @@ lines CMD_CYCLE, do not load the guard, and give it the rest as its access.conf.
 		return err
 	}
 	var b strings.Builder
-	b.WriteByte('\n')
-	for line := range strings.Lines(strings.TrimLeft(nftRules{guards, o, false}.text(), "\n")) {
-		b.WriteString("#: " + line)
-	}
-	b.WriteByte('\n')
-	for line := range strings.Lines(fwknopdLines(guards)) {
-		b.WriteString("#; " + line)
-	}
+	b.WriteString("\n" + nftInComments(guards, o) + "\n" + comments("#; ", fwknopdLines(guards)))
 	for _, g := range guards {
 		b.WriteString(fwknopStanza(g))
 	}

@@ -66,6 +66,12 @@ func TestFwknopRefuses(t *testing.T) {
 			t.Errorf("got  %v\nwant %s", err, tt.want)
 		}
 	}
+	two := []Guard{spaGuard(t, "vps", spa.Access{HMACKey: hmacKey, Via: spa.TCP}, "22"), spaGuard(t, "web", spa.Access{HMACKey: hmacKey, Via: spa.TCP}, "80")}
+	packets(two[1]).Port = 62202
+	want := "web: fwknopd listens at one TCP port, which is 62201 for another profile: give both the same SPAPort"
+	if err := Emit(new(strings.Builder), "fwknop", two, Options{}); err == nil || err.Error() != want {
+		t.Errorf("got  %v\nwant %s", err, want)
+	}
 	for _, format := range Formats() {
 		g, want := spaGuard(t, "vps", spa.Access{HMACKey: hmacKey}, "22/tcp"), "vps: only the format fwknop can carry the scheme fwknop"
 		if format == "fwknop" {

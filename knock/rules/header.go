@@ -100,6 +100,15 @@ func join[T fmt.Stringer](list []T) string {
 	return strings.Join(words, " ")
 }
 
+// comments returns a text with a mark before each line.
+func comments(mark, text string) string {
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		b.WriteString(mark + line)
+	}
+	return b.String()
+}
+
 // Quote makes a text one word for a shell, also for one that somebody types into,
 // where double quotes would leave "!" its meaning.
 func Quote(s string) string {

@@ -28,7 +28,7 @@ func emitIptables(w io.Writer, guards []guard, o Options) error {
 	}
 	r := iptRules{guards, o}
 	text, parts := r.text(), ""
-	if strings.Contains(text, iptPart+"\n") {
+	if strings.Contains(text, "\n"+iptPart+"\n") {
 		parts = iptBoth(r.inParts())
 	}
 	err := header{

@@ -13,7 +13,7 @@ import (
 func emitNftables(w io.Writer, guards []guard, o Options) error {
 	text := nftRules{guards, o, true}.text()
 	parts := ""
-	if strings.Contains(text, nftPart) {
+	if strings.Contains(text, "\n"+nftPart+"\n") {
 		parts = `awk "/^` + nftPart + `/ && close(\"nft -f -\") { exit 1 } { print | \"nft -f -\" } END { exit close(\"nft -f -\") != 0 }" ` + Quote(o.File)
 	}
 	frozen := "who is in at that moment"
@@ -25,7 +25,7 @@ func emitNftables(w io.Writer, guards []guard, o Options) error {
 		Parts:  parts,
 		Check:  "nft -c -f " + Quote(o.File),
 		Load:   "nft -f " + Quote(o.File),
-		Watch:  "nft list table inet portknock",
+		Watch:  nftWatch,
 		Undo:   nftUndo,
 		Notes: []string{
 			`"flush ruleset" removes the guard and leaves the port open. Debian's
@@ -44,7 +44,23 @@ freeze ` + frozen + `.`,
 	return err
 }
 
-const nftUndo = "nft delete table inet portknock"
+const (
+	nftWatch = "nft list table inet portknock"
+	nftUndo  = "nft delete table inet portknock"
+)
+
+// What a daemon opens is a guard like ours, but without the knocks. It stands in
+// the daemon's file as comments, which nftFromComments prints, so that there is one
+// file to keep and to load.
+const (
+	nftFromComments     = `sed -n "s/^#: //p" `
+	nftFromCommentsNote = `"flush ruleset", with which Debian's /etc/nftables.conf begins, removes the
+guard and leaves the port open: load again after it, and when the server starts.`
+)
+
+func nftInComments(guards []guard, o Options) string {
+	return comments("#: ", strings.TrimLeft(nftRules{guards, o, false}.text(), "\n"))
+}
 
 // setSize is how many addresses each set holds. It stays the same from file to
 // file, since a loaded set cannot change its size.

@@ -377,9 +377,26 @@ func TestKnockdTrap(t *testing.T) {
 	seq, _ := knock.ParseSequence("81 65535/udp 7000 7001")
 	other, _ := knock.ParseSequence("83 65534/udp 9000 9100")
 	g := guard{Guard: mustGuard(t, "x", "81 65535/udp 7000 7001", "22 6999"), Windows: []window{{Steps: seq}, {Steps: other}}}
-	// Without 80 (ignored), 65536, 6999 (guarded) and the knocks themselves, also
-	// those of the other window.
-	if got, want := (knockdDoor{g, g.Windows[0]}).trap(), "82:tcp,7002:tcp"; got != want {
+	web, _ := knock.ParsePortRanges("7002-7009")
+	// Without 80 (ignored), 65536, 6999 and 7002 (guarded), and the knocks themselves,
+	// also those of the other window.
+	if got, want := (knockdDoor{g, g.Windows[0]}).trap(append(web, g.OpenPorts...)), "82:tcp"; got != want {
 		t.Errorf("Trap = %q, want %q", got, want)
+	}
+}
+
+// TestNames: what the files have of their own is no name of a profile.
+func TestNames(t *testing.T) {
+	for _, name := range []string{"options", "part"} {
+		guards := []Guard{mustGuard(t, name, "7001 9000 8000", "22")}
+		for _, format := range []string{"nftables", "iptables", "knockd"} {
+			var text strings.Builder
+			if err := Emit(&text, format, guards, Options{}); err != nil {
+				t.Fatal(err)
+			}
+			if strings.Contains(text.String(), "\n# parts:") || strings.Count(text.String(), "\n[options]\n") > 1 {
+				t.Errorf("%s for %q:\n%s", format, name, text.String())
+			}
+		}
 	}
 }

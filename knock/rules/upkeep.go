@@ -64,7 +64,7 @@ func Keep(name string, guards []Guard, o Options) (Upkeep, error) {
 	}
 	u.Load = `sed -n "s/^# load: //p" ` + Quote(u.File) + " | sh -e"
 	if f.stale {
-		u.Load, u.Changed = knockdGuard+Quote(u.File)+" | nft -f -", "pkill -HUP -x knockd"
+		u.Load, u.Changed = nftFromComments+Quote(u.File)+" | nft -f -", "pkill -HUP -x knockd"
 	}
 	return u, nil
 }
