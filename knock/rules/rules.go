@@ -260,21 +260,11 @@ func (g *guard) walk(o Options, f format) error {
 		until = until.Add(g.Skew)
 	}
 	for at := o.From.Add(-g.Skew); ; {
-		seqs, w, err := g.Schedule.At(at)
+		next, err := g.window(at)
 		if err != nil {
 			return err
 		}
-		next := window{Window: w}
-		tokens, port := asTokens(seqs)
-		switch {
-		case tokens != nil && w != knock.Window{}:
-			next.Tokens, g.TokenPort = tokens, port
-		case len(seqs) != 1:
-			return errors.New("a choice of sequences, which no format can carry")
-		default:
-			next.Steps = seqs[0]
-		}
-		if w == (knock.Window{}) {
+		if next.Window == (knock.Window{}) {
 			g.Windows = []window{next}
 			return nil
 		}
@@ -282,7 +272,7 @@ func (g *guard) walk(o Options, f format) error {
 		if next.Tokens != nil {
 			change, what = "tokens change", "tokens"
 		}
-		period := w.End.Sub(w.Start)
+		period := next.End.Sub(next.Start)
 		entries += len(next.Steps) + len(next.Tokens)
 		switch {
 		case next.Tokens != nil && !f.tokens:
@@ -306,10 +296,27 @@ func (g *guard) walk(o Options, f format) error {
 				o.Until.UTC().Format(time.RFC3339), f.entries, what)
 		}
 		g.Windows = append(g.Windows, next)
-		if at = w.End; !at.Before(until) {
+		if at = next.End; !at.Before(until) {
 			return nil
 		}
 	}
+}
+
+// window returns the window around a moment, and notes where tokens go.
+func (g *guard) window(at time.Time) (window, error) {
+	seqs, w, err := g.Schedule.At(at)
+	if err != nil {
+		return window{}, err
+	}
+	tokens, port := asTokens(seqs)
+	switch {
+	case tokens != nil && w != knock.Window{}:
+		g.TokenPort = port
+		return window{Window: w, Tokens: tokens}, nil
+	case len(seqs) != 1:
+		return window{}, errors.New("a choice of sequences, which no format can carry")
+	}
+	return window{Window: w, Steps: seqs[0]}, nil
 }
 
 // asTokens returns what single datagrams to one port carry, and the port, if that
