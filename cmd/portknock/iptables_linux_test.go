@@ -47,7 +47,7 @@ func alternate(place string, sequence, other knock.Sequence) rules.Guard {
 	a := alternating{period: time.Duration(period) * time.Second}
 	odd := now / period & 1
 	if place != "alone" {
-		g.Skew = a.period/2 - time.Second
+		g.Skew = (a.period/2 - time.Second).Truncate(time.Second)
 		odd = map[string]int64{"even of two": 0, "odd of two": 1}[place]
 	}
 	a.sequences[odd], a.sequences[1-odd] = sequence, other

@@ -116,7 +116,36 @@ func Emit(w io.Writer, name string, guards []Guard, o Options) error {
 			return fmt.Errorf("%s: %w", guards[i].Name, err)
 		}
 	}
+	if o.Consume {
+		if err := checkConsume(checked); err != nil {
+			return err
+		}
+	}
 	return f.emit(w, checked, o)
+}
+
+// checkConsume refuses guards that knocks would never reach, since a guard before
+// drops them. What two sequences have in common that are drawn by different keys
+// is for one window, and not looked for.
+func checkConsume(guards []guard) error {
+	takes := map[string]string{}
+	for _, g := range guards {
+		var all []string
+		w := g.Windows[len(g.Windows)-1]
+		for _, s := range w.Steps {
+			all = append(all, s.String())
+		}
+		if g.timed() {
+			all = []string{fmt.Sprint(w, g.TokenPort)}
+		}
+		for _, packet := range all {
+			if other := takes[packet]; other != "" && other != g.Name {
+				return fmt.Errorf("%s: %s has a knock in common with it, and would drop it first: leave out --consume, or give them different ones", g.Name, other)
+			}
+			takes[packet] = g.Name
+		}
+	}
+	return nil
 }
 
 // guard is a Guard whose sequences are known and checked.
@@ -286,6 +315,8 @@ func (g *guard) walk(o Options, f format) error {
 			return errors.New("this format knows no time: it cannot open at the end")
 		case !o.From.Before(o.Until):
 			return fmt.Errorf("%s with time: say for how long the rules shall last, as --horizon 30d", change)
+		case period%time.Second != 0 || g.Skew%time.Second != 0:
+			return fmt.Errorf("the Skew, %v, and the Period, %v, must be whole seconds", g.Skew, period)
 		case 2*g.Skew >= period:
 			return fmt.Errorf("twice the Skew, %v, is not below the Period, %v", g.Skew, period)
 		case len(g.Windows) == f.windows:
