@@ -20,6 +20,12 @@ type header struct {
 // trialMark exists while the rules are on trial.
 const trialMark = "/run/portknock.trial"
 
+// partMark is the line between the parts of a file that may be too much at once.
+const partMark = "# part"
+
+// hasParts reports whether rules have more than one.
+func hasParts(text string) bool { return strings.Contains(text, "\n"+partMark+"\n") }
+
 func (h header) write(w io.Writer, o Options) error {
 	var b strings.Builder
 	secret := "knocks"

@@ -28,7 +28,7 @@ func emitIptables(w io.Writer, guards []guard, o Options) error {
 	}
 	r := iptRules{guards, o}
 	text, parts := r.text(), ""
-	if strings.Contains(text, "\n"+iptPart+"\n") {
+	if hasParts(text) {
 		parts = iptBoth(r.inParts())
 	}
 	err := header{
@@ -93,7 +93,7 @@ func (r iptRules) load() string {
 
 // inParts is load for where all is too much at once.
 func (r iptRules) inParts() string {
-	return `awk -v r="$t-restore -w --noflush" "/^` + iptPart + `$/ { print \"COMMIT\" | r; if (close(r)) exit 1; print \"*mangle\" | r } { print | r } END { exit close(r) != 0 }" ` + Quote(r.options.File) + r.single()
+	return `awk -v r="$t-restore -w --noflush" "/^` + partMark + `$/ { print \"COMMIT\" | r; if (close(r)) exit 1; print \"*mangle\" | r } { print | r } END { exit close(r) != 0 }" ` + Quote(r.options.File) + r.single()
 }
 
 // iptTables is the tables that rules can be in, with the jump to our first chain
@@ -155,7 +155,7 @@ func (r iptRules) text() string {
 	for _, chains := range parts[:last] {
 		iptDeclare(p, chains)
 		iptFill(p, chains)
-		p(iptPart)
+		p(partMark)
 	}
 	p(":PORTKNOCK - [0:0]")
 	iptDeclare(p, parts[last])
@@ -198,10 +198,7 @@ func (r iptRules) text() string {
 
 // An unprivileged container refuses more than about 250 rules at once: there the
 // file is loaded in parts. Elsewhere it is one transaction.
-const (
-	iptPart      = "# part"
-	iptPartRules = 150
-)
+const iptPartRules = 150
 
 // parts returns the chains of all guards, in an order in which they can be
 // loaded one part after the other, beside a guard that is loaded already: what

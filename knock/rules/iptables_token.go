@@ -73,7 +73,7 @@ func iptCheckTokens(g guard) error {
 	w := g.Windows[0]
 	switch {
 	case w.End.Sub(w.Start) > iptTokenPeriod:
-		return fmt.Errorf("%s: iptables cannot remember for longer than a Period of %v which tokens are spent", g.Name, iptTokenPeriod)
+		return fmt.Errorf("%s: iptables cannot remember for longer than a Period of %v which tokens are spent: shorten it, or use nftables", g.Name, iptTokenPeriod)
 	case len(w.Tokens) < len(iptFamilies):
 		return fmt.Errorf("%s: iptables has tokens of their own for IPv4 and IPv6: set TokensPerWindow to 2 or more, or use nftables", g.Name)
 	}

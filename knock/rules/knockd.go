@@ -18,10 +18,9 @@ func emitKnockd(w io.Writer, guards []guard, o Options) error {
 	}
 	file := Quote(o.File)
 	nft := nftFromComments + file + ` | nft `
-	timed := slices.ContainsFunc(guards, guard.timed)
 	h := header{
 		Guards: guards,
-		Stale:  timed,
+		Stale:  true,
 		Check:  nft + "-c -f -",
 		Load:   nft + "-f - && { pkill -HUP -x knockd || knockd -d -c " + file + "; }",
 		Watch:  nftWatch,
@@ -36,7 +35,7 @@ counts whole seconds from the first knock on, takes a doubled knock for a wrong
 one, and after a lost last knock needs two more attempts.`,
 		},
 	}
-	if timed {
+	if slices.ContainsFunc(guards, guard.timed) {
 		h.Notes = append(h.Notes, `It knows no time either: it opens to the sequences of all windows in here until
 it reads others. What --refresh systemd prints keeps them fresh. If that stops,
 those of the past go on opening, and the new ones do not. Each time it reads

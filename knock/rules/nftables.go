@@ -13,8 +13,8 @@ import (
 func emitNftables(w io.Writer, guards []guard, o Options) error {
 	text := nftRules{guards, o, true}.text()
 	parts := ""
-	if strings.Contains(text, "\n"+nftPart+"\n") {
-		parts = `awk "/^` + nftPart + `/ && close(\"nft -f -\") { exit 1 } { print | \"nft -f -\" } END { exit close(\"nft -f -\") != 0 }" ` + Quote(o.File)
+	if hasParts(text) {
+		parts = `awk "/^` + partMark + `/ && close(\"nft -f -\") { exit 1 } { print | \"nft -f -\" } END { exit close(\"nft -f -\") != 0 }" ` + Quote(o.File)
 	}
 	frozen := "who is in at that moment"
 	if slices.ContainsFunc(guards, guard.timed) {
@@ -343,10 +343,7 @@ func nftKnockPorts(g guard) []string {
 
 // An unprivileged container refuses more than about 130 kB at once: there the
 // file is loaded in parts. Elsewhere it is one transaction.
-const (
-	nftPart         = "# part"
-	nftPartElements = 2000
-)
+const nftPartElements = 2000
 
 // nftElements writes what a guard's sequences and ports put into its sets.
 func nftElements(b *strings.Builder, g guard) {
@@ -388,7 +385,7 @@ func nftElements(b *strings.Builder, g guard) {
 		add("last", last)
 		add("tokens", tokens)
 		if len(g.Windows) > most {
-			fmt.Fprintln(b, nftPart)
+			fmt.Fprintln(b, partMark)
 		}
 	}
 }

@@ -149,7 +149,7 @@ func TestEmitRefuses(t *testing.T) {
 		}), until(time.Hour), "vps: iptables has tokens of their own for IPv4 and IPv6: set TokensPerWindow to 2 or more"},
 		"tokens, too long a time": {"iptables", token(func(g *Guard) {
 			g.Schedule = knock.Token{Key: knock.NewKey(), Port: 9, Period: 8 * 24 * time.Hour, Tokens: 8}
-		}), until(time.Hour), "vps: iptables cannot remember for longer than a Period of 168h0m0s"},
+		}), until(time.Hour), "vps: iptables cannot remember for longer than a Period of 168h0m0s which tokens are spent: shorten it"},
 		"tokens, guarded": {"nftables", append([]Guard{mustGuard(t, "mosh", "1 3", "60000-63000/udp")}, tokenGuard(t, "vps")), until(time.Hour),
 			"vps: tokens go to 62202/udp, which is a guarded port"},
 		"choice":             {"nftables", with(func(g *Guard) { g.Schedule = choice{{{Port: 1}, {Port: 9}}, {{Port: 1}, {Port: 5}}} }), until(time.Hour), "choice of sequences"},
