@@ -70,6 +70,7 @@ lines CMD_CYCLE, do not load the guard, and give it the rest as its access.conf.
 // checkSPA refuses what fwknopd cannot do with a guard of ours.
 func (g *guard) checkSPA(o Options, closed []knock.PortRange) error {
 	a := g.SPA
+	connection := knock.Step{Transport: knock.TCP, Port: a.Port} // that brings the packet
 	switch {
 	case a.NAT.IsValid():
 		return errors.New("NATAccess needs the rules that fwknopd makes by itself, and these do without")
@@ -77,8 +78,10 @@ func (g *guard) checkSPA(o Options, closed []knock.PortRange) error {
 		return errors.New("without an HMAC, fwknopd decrypts whatever anybody sends: set a HMACKeyFile, or insist with --force")
 	case g.OpenFor%time.Second != 0:
 		return fmt.Errorf("an OpenFor of %v is not whole seconds", g.OpenFor)
-	case a.Via != spa.UDP && contains(closed, knock.Step{Transport: knock.TCP, Port: a.Port}):
+	case a.Via != spa.UDP && contains(closed, connection):
 		return errors.New("the packet goes to a guarded port")
+	case a.Via != spa.UDP && o.DropPolicy && !contains(o.Allow, connection):
+		return fmt.Errorf("the packet needs a connection to %v, which the drop policy closes: add it to --allow", connection)
 	}
 	for _, p := range g.OpenPorts {
 		if p.First != p.Last {

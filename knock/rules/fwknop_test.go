@@ -55,6 +55,8 @@ func TestFwknopRefuses(t *testing.T) {
 			"vps: without an HMAC, fwknopd decrypts whatever anybody sends: set a HMACKeyFile, or insist with --force"},
 		{func(g *Guard) { g.OpenFor = 1500 * time.Millisecond }, Options{}, "vps: an OpenFor of 1.5s is not whole seconds"},
 		{func(g *Guard) { packets(*g).Via, packets(*g).Port = spa.TCP, 22 }, Options{}, "vps: the packet goes to a guarded port"},
+		{func(g *Guard) { packets(*g).Via = spa.HTTP }, Options{DropPolicy: true, Allow: []knock.PortRange{{First: 80, Last: 80}}},
+			"vps: the packet needs a connection to 62201/tcp, which the drop policy closes: add it to --allow"},
 		{func(g *Guard) { g.OpenPorts[0].Last = 23 }, Options{}, "vps: fwknopd opens single ports, and 22-23/tcp is a range"},
 		{func(g *Guard) { g.Name = "a\nb" }, Options{}, "a\nb: control characters in the name"},
 		{func(*Guard) {}, Options{Consume: true}, "fwknopd only listens, so it cannot consume the packets"},
