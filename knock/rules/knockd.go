@@ -16,6 +16,9 @@ func emitKnockd(w io.Writer, guards []guard, o Options) error {
 	if o.Consume {
 		return errors.New("knockd only listens, so it cannot consume the knocks: nftables and iptables can")
 	}
+	if err := checkDoors(guards); err != nil {
+		return err
+	}
 	file := Quote(o.File)
 	nft := nftFromComments + file + ` | nft `
 	h := header{
@@ -60,10 +63,28 @@ others, it forgets attempts that are under way; who is in stays in.`)
 	return err
 }
 
+// checkDoors refuses sequences that differ, but not in the first knock: knockd
+// forgets the attempts at one when it finds that they are none at the other. Of
+// sequences drawn from thousands of ports, few windows have that in common.
+func checkDoors(guards []guard) error {
+	first := map[string]guard{}
+	for _, g := range guards {
+		if g.timed() {
+			continue
+		}
+		steps := g.Windows[0].Steps
+		other, taken := first[steps[0].String()]
+		if taken && other.Windows[0].Steps.String() != steps.String() {
+			return fmt.Errorf("%s: its first knock is that of %s, too, and knockd would take one's knocks for the other's: choose another, or use nftables or iptables",
+				g.Name, other.Name)
+		}
+		first[steps[0].String()] = g
+	}
+	return nil
+}
+
 // knockdDoor is what opens a guard in one window. A port may come twice in a
-// sequence, and several doors may share ports, but for the first: if two have that
-// in common, knockd forgets one's attempts when it finds that they are not the
-// other's. Of sequences drawn from thousands of ports, few windows do.
+// sequence, and several doors may share ports, but for the first.
 type knockdDoor struct {
 	guard
 	window

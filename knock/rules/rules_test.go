@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -163,6 +164,8 @@ func TestEmitRefuses(t *testing.T) {
 			"there are more than 300000 knocks"},
 		"fraction of skew": {"nftables", with(func(g *Guard) { g.Schedule, g.Skew = every(time.Second), 400*time.Millisecond }), until(time.Minute),
 			"vps: the Skew, 400ms, and the Period, 1s, must be whole seconds"},
+		"same beginning": {"knockd", []Guard{good(), mustGuard(t, "web", "7001/udp 9005/tcp", "80")}, Options{},
+			"web: its first knock is that of vps, too, and knockd would take one's knocks for the other's: choose another, or use nftables or iptables"},
 		"consumed": {"nftables", []Guard{good(), mustGuard(t, "web", "9000 7001/udp", "80")}, Options{Consume: true},
 			"web: vps has a knock in common with it, and would drop it first: leave out --consume"},
 		"consumed, drawn": {"iptables", append(with(func(g *Guard) { g.Schedule, g.Skew = hourly(3), time.Minute }), with(func(g *Guard) { g.Schedule, g.Name = hourly(3), "web" })...),
@@ -395,6 +398,10 @@ func TestKnockdTrap(t *testing.T) {
 
 // TestNames: what the files have of their own is no name of a profile.
 func TestNames(t *testing.T) {
+	both := []Guard{mustGuard(t, "a", "7001 9000 8000", "22"), mustGuard(t, "b", "7001 9000 8000", "80")}
+	if err := Emit(io.Discard, "knockd", both, Options{}); err != nil {
+		t.Errorf("one sequence for two profiles: %v", err)
+	}
 	for _, name := range []string{"options", "part"} {
 		guards := []Guard{mustGuard(t, name, "7001 9000 8000", "22")}
 		for _, format := range []string{"nftables", "iptables", "knockd"} {
