@@ -26,38 +26,49 @@ const partMark = "# part"
 // hasParts reports whether rules have more than one.
 func hasParts(text string) bool { return strings.Contains(text, "\n"+partMark+"\n") }
 
+// describe says of a guard what it closes, how it opens, and until when.
+func (h header) describe(g guard, o Options) string {
+	var b strings.Builder
+	p := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	key := ""
+	if g.Fingerprint != "" {
+		key = ", key " + g.Fingerprint
+	}
+	p("portknock: guards %s for %s%s", join(g.OpenPorts), g.Name, key)
+	switch w := g.Windows[0]; {
+	case g.SPA != nil:
+		p("  opens for %v after a packet of fwknop", g.OpenFor)
+	case g.tokens():
+		p("  opens for %v to one token, sent to %d/udp; each of a window's %d serves one address", g.OpenFor, g.TokenPort, len(w.Tokens))
+	default:
+		p("  opens for %v after %d knocks with at most %v between two", g.OpenFor, len(w.Steps), g.KnockTimeout)
+	}
+	end, after := g.until().UTC().Format(time.RFC3339), "to nobody"
+	if o.OpenAtEnd {
+		after = "to everybody"
+	}
+	switch {
+	case g.SPA != nil:
+		p("  valid until the keys are changed")
+	case !g.timed():
+		p("  valid until the sequence is changed")
+	case h.Stale:
+		p("  its last window ends at %s: write it anew before that", end)
+	default:
+		p("  valid until %s, from when on it is open %s", end, after)
+		p("  for the profile: ValidUntil %s", end)
+	}
+	return b.String()
+}
+
 func (h header) write(w io.Writer, o Options) error {
 	var b strings.Builder
 	secret := "knocks"
 	for _, g := range h.Guards {
-		fmt.Fprintf(&b, "portknock: guards %s for %s", join(g.OpenPorts), g.Name)
-		if g.Fingerprint != "" {
-			fmt.Fprintf(&b, ", key %s", g.Fingerprint)
-		}
+		b.WriteString(h.describe(g, o))
 		if g.SPA != nil {
-			fmt.Fprintf(&b, "\n  opens for %v after a packet of fwknop\n  valid until the keys are changed\n", g.OpenFor)
 			secret = "keys"
-			continue
 		}
-		if w := g.Windows[0]; g.tokens() {
-			fmt.Fprintf(&b, "\n  opens for %v to one token, sent to %d/udp; each of a window's %d serves one address\n", g.OpenFor, g.TokenPort, len(w.Tokens))
-		} else {
-			fmt.Fprintf(&b, "\n  opens for %v after %d knocks with at most %v between two\n", g.OpenFor, len(w.Steps), g.KnockTimeout)
-		}
-		if !g.timed() {
-			b.WriteString("  valid until the sequence is changed\n")
-			continue
-		}
-		if h.Stale {
-			fmt.Fprintf(&b, "  its last window ends at %s: write it anew before that\n", g.until().UTC().Format(time.RFC3339))
-			continue
-		}
-		end, after := g.until().UTC().Format(time.RFC3339), "to nobody"
-		if o.OpenAtEnd {
-			after = "to everybody"
-		}
-		fmt.Fprintf(&b, "  valid until %s, from when on it is open %s\n", end, after)
-		fmt.Fprintf(&b, "  for the profile: ValidUntil %s\n", end)
 	}
 	fmt.Fprintf(&b, "The %s are in here: keep it as secret as a password, mode 0600.\n\n", secret)
 	fmt.Fprintf(&b, "check: %s\n", h.Check)
