@@ -109,7 +109,7 @@ func (r iptRules) single() string {
 		if t.name == "filter" && !r.options.DropPolicy {
 			jumps = 0
 		}
-		line += fmt.Sprintf(" && while [ $($t -w -t %[1]s -S %[2]s | grep -c PORTKNOCK) -gt %[3]d ] && $t -w -t %[1]s -D %[4]s; do :; done",
+		line += fmt.Sprintf(" && while [ $($t -w -t %[1]s -S %[2]s | grep -cx \".* PORTKNOCK\") -gt %[3]d ] && $t -w -t %[1]s -D %[4]s; do :; done",
 			t.name, strings.Fields(t.jump)[0], jumps, t.jump)
 	}
 	return line
@@ -122,7 +122,7 @@ func iptUndo() string {
 	for _, t := range iptTables {
 		jumps = append(jumps, fmt.Sprintf("while $t -w -t %s -D %s 2>/dev/null; do :; done", t.name, t.jump))
 		// Restoring a chain empties it. When all are empty, they can go.
-		chains = append(chains, fmt.Sprintf(`{ echo "*%[1]s"; $t-save -t %[1]s | sed -n "/^:PORTKNOCK/{s/ .*/ -/p;s/:\(.*\) -/-X \1/;H;};\${x;p;}"; echo COMMIT; } | $t-restore -w --noflush`, t.name))
+		chains = append(chains, fmt.Sprintf(`{ echo "*%[1]s"; $t-save -t %[1]s | sed -n "/^:PORTKNOCK[- ]/{s/ .*/ -/p;s/:\(.*\) -/-X \1/;H;};\${x;p;}"; echo COMMIT; } | $t-restore -w --noflush`, t.name))
 	}
 	return strings.Join(append(jumps, chains...), "; ")
 }
