@@ -291,6 +291,10 @@ func TestKeep(t *testing.T) {
 	}
 	static, hour := mustGuard(t, "vps", "7001 8003", "22"), mustGuard(t, "vps", "1", "22")
 	hour.Schedule = every(time.Hour)
+	// A profile and systemd know no fractions of a second.
+	if u, err := Keep("nftables", []Guard{hour}, Options{From: noon, Until: noon.Add(2*time.Hour + time.Millisecond)}); err != nil || u.Horizon != 2*time.Hour {
+		t.Errorf("%+v, %v", u, err)
+	}
 	skewed := hour
 	skewed.Skew = time.Hour
 	for want, err := range map[string]error{

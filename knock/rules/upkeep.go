@@ -14,7 +14,7 @@ import (
 type Upkeep struct {
 	File    string        // the rules
 	Every   time.Duration // how often they are written, in whole seconds
-	Horizon time.Duration // for how long each time
+	Horizon time.Duration // for how long each time, in whole seconds
 	Load    string        // a line of shell that puts them in force, each time
 	Changed string        // another, for when they differ from those before; "" if there is none
 	Modules bool          // Load may have to load modules of the kernel
@@ -41,7 +41,7 @@ func Keep(name string, guards []Guard, o Options) (Upkeep, error) {
 			u.Every = every
 		}
 	}
-	u.Horizon = o.Until.Sub(o.From)
+	u.Horizon = o.Until.Sub(o.From).Truncate(time.Second)
 	switch {
 	case len(guards) == 0:
 	case u.Every == 0:
