@@ -501,6 +501,42 @@ func TestSeveralProfiles(t *testing.T) {
 	})
 }
 
+// TestSeveralSchemes: profiles of different schemes in one file are in nobody's
+// way, also where each drops the knocks that it knows.
+func TestSeveralSchemes(t *testing.T) {
+	eachTimedFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		key := "KeyFile " + secret(t, "key", windowKey)
+		r := newRig(t, f, family, "Sequence 7001/udp 8003/tcp",
+			"Host hour", "OpenPorts 8001", "Scheme rotating", key,
+			"Host minutes", "OpenPorts 8002", "Scheme rotating", "Period 6m", "Protocol tcp", key,
+			"Host token", "OpenPorts 8004", "Scheme token", key,
+			"Host md5", "OpenPorts 8005", "Scheme md5-hourly", "PortRange 10000-10999", key)
+		profiles := []string{"hour", "minutes", "token", "md5", "vps"}
+		ports := []uint16{8001, 8002, 8004, 8005, 22}
+		for _, port := range ports[:4] {
+			r.Server.Listen(t, port)
+		}
+		for _, flag := range []string{"--policy=guard", "--consume"} {
+			r.rules = emit(t, r.Server, f, r.profile, append([]string{flag}, profiles[:4]...)...)
+			header(t, r.Server, r.rules, "check")
+			header(t, r.Server, r.rules, "load")
+			for i, name := range profiles {
+				r.Client.Run(t, "portknock", "knock", "-c", r.profile, "-o", "HostName="+r.Server.Addr(family).String(), name)
+				for j, port := range ports {
+					want := lab.Dropped
+					if j <= i {
+						want = lab.Open
+					}
+					if got := r.Client.Probe(t, addrPort(r, port)); got != want {
+						t.Errorf("%s, after the knocks of %s: port %d is %v, want %v", flag, name, port, got, want)
+					}
+				}
+			}
+			header(t, r.Server, r.rules, "undo")
+		}
+	})
+}
+
 // TestGoldenRules asks the firewalls themselves about the golden files.
 func TestGoldenRules(t *testing.T) {
 	files, err := filepath.Glob(filepath.Join("..", "..", "testdata", "rules", "*"))
