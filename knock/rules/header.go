@@ -22,9 +22,14 @@ const trialMark = "/run/portknock.trial"
 
 func (h header) write(w io.Writer, o Options) error {
 	var b strings.Builder
-	secret := "knocks"
+	secret, again := "knocks", "sessions and openings\ngo on."
 	for _, g := range h.Guards {
-		fmt.Fprintf(&b, "portknock: guards %s for %s", join(g.OpenPorts), g.Name)
+		what := "guards " + join(g.OpenPorts)
+		if g.SPA != nil && g.SPA.NAT.IsValid() {
+			what = fmt.Sprintf("forwards %s to %v", join(g.OpenPorts), g.SPA.NAT)
+			again = "sessions go on,\nopenings end."
+		}
+		fmt.Fprintf(&b, "portknock: %s for %s", what, g.Name)
 		if g.Fingerprint != "" {
 			fmt.Fprintf(&b, ", key %s", g.Fingerprint)
 		}
@@ -63,11 +68,10 @@ func (h header) write(w io.Writer, o Options) error {
 	fmt.Fprintf(&b, "undo: %s\n", h.Undo)
 	fmt.Fprintf(&b, "trial: touch %[1]s; setsid sh -c 'sleep 60; [ ! -e %[1]s ] || { %[2]s; }' >/dev/null 2>&1 & %[3]s\n", trialMark, h.Undo, h.Load)
 	fmt.Fprintf(&b, "keep: rm %s\n\n", trialMark)
-	b.WriteString(`The first time, use the trial: it loads the rules and undoes them after a
+	fmt.Fprintf(&b, `The first time, use the trial: it loads the rules and undoes them after a
 minute. Leave your session open, log in from another terminal, and only if
-that works, keep them. Loading again replaces the rules; sessions and openings
-go on. Loading turns connection tracking on.
-`)
+that works, keep them. Loading again replaces the rules; %s Loading turns connection tracking on.
+`, again)
 	if o.DropPolicy {
 		b.WriteString("\nAll other ports are closed too")
 		if len(o.Allow) > 0 {
