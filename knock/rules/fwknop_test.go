@@ -30,6 +30,8 @@ func TestFwknopGolden(t *testing.T) {
 	tor := spaGuard(t, "Tor.example", spa.Access{HMACKey: hmacKey, HMAC: spa.SHA3_512, Mode: spa.CTR, Via: spa.TCP, Allow: netip.MustParseAddr("192.0.2.1")}, "443/tcp")
 	far := spaGuard(t, "far", spa.Access{HMACKey: hmacKey}, "22/tcp")
 	packets(far).Port = 0
+	inner := spaGuard(t, "inner", spa.Access{HMACKey: hmacKey, NAT: netip.MustParseAddrPort("10.0.0.5:22")}, "22/tcp")
+	local := spaGuard(t, "local", spa.Access{HMACKey: hmacKey, NAT: netip.MustParseAddrPort("192.0.2.1:2222"), NATLocal: true}, "443/tcp")
 	allow, _ := knock.ParsePortRanges("80")
 	for name, tt := range map[string]struct {
 		guards []Guard
@@ -37,6 +39,7 @@ func TestFwknopGolden(t *testing.T) {
 	}{
 		"one":     {[]Guard{vps}, Options{}},
 		"several": {[]Guard{old, tor, far}, Options{Force: true}},
+		"nat":     {[]Guard{inner, local}, Options{}},
 		"drop":    {[]Guard{vps}, Options{DropPolicy: true, Allow: allow, File: "/root/a file"}},
 	} {
 		t.Run(name, func(t *testing.T) { golden(t, name, "fwknop", tt.guards, tt.o) })
@@ -44,13 +47,15 @@ func TestFwknopGolden(t *testing.T) {
 }
 
 func TestFwknopRefuses(t *testing.T) {
+	forward := func(g *Guard) { packets(*g).NAT = netip.MustParseAddrPort("10.0.0.5:22") }
 	for _, tt := range []struct {
 		change func(*Guard)
 		o      Options
 		want   string
 	}{
-		{func(g *Guard) { packets(*g).NAT = netip.MustParseAddrPort("10.0.0.5:22") }, Options{},
-			"vps: NATAccess needs the rules that fwknopd makes by itself, and these do without"},
+		{forward, Options{DropPolicy: true}, "--policy drop would close what fwknopd opens for a NATAccess"},
+		{func(g *Guard) { forward(g); g.OpenPorts = append(g.OpenPorts, knock.PortRange{First: 80, Last: 80}) }, Options{},
+			"vps: fwknopd forwards one port, and OpenPorts has 2"},
 		{func(g *Guard) { packets(*g).HMACKey = knock.Key{} }, Options{},
 			"vps: without an HMAC, fwknopd decrypts whatever anybody sends: set a HMACKeyFile, or insist with --force"},
 		{func(g *Guard) { g.OpenFor = 1500 * time.Millisecond }, Options{}, "vps: an OpenFor of 1.5s is not whole seconds"},
@@ -72,6 +77,12 @@ func TestFwknopRefuses(t *testing.T) {
 	packets(two[1]).Port = 62202
 	want := "web: fwknopd listens at one TCP port, which is 62201 for another profile: give both the same SPAPort"
 	if err := Emit(new(strings.Builder), "fwknop", two, Options{}); err == nil || err.Error() != want {
+		t.Errorf("got  %v\nwant %s", err, want)
+	}
+	forwarded, guarded := spaGuard(t, "vps", spa.Access{HMACKey: hmacKey}, "22/tcp"), spaGuard(t, "web", spa.Access{HMACKey: hmacKey}, "80/tcp")
+	forward(&forwarded)
+	err := Emit(new(strings.Builder), "fwknop", []Guard{forwarded, guarded}, Options{})
+	if want := "one file cannot be for profiles with NATAccess and for others: fwknopd forwards by rules of its own, and opens a guard of ours"; err == nil || err.Error() != want {
 		t.Errorf("got  %v\nwant %s", err, want)
 	}
 	for _, format := range Formats() {

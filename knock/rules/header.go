@@ -34,7 +34,11 @@ func (h header) describe(g guard, o Options) string {
 	if g.Fingerprint != "" {
 		key = ", key " + g.Fingerprint
 	}
-	p("portknock: guards %s for %s%s", join(g.OpenPorts), g.Name, key)
+	what := "guards " + join(g.OpenPorts)
+	if g.forwards() {
+		what = fmt.Sprintf("forwards %s to %v", join(g.OpenPorts), g.SPA.NAT)
+	}
+	p("portknock: %s for %s%s", what, g.Name, key)
 	switch w := g.Windows[0]; {
 	case g.SPA != nil:
 		p("  opens for %v after a packet of fwknop", g.OpenFor)
@@ -63,11 +67,14 @@ func (h header) describe(g guard, o Options) string {
 
 func (h header) write(w io.Writer, o Options) error {
 	var b strings.Builder
-	secret := "knocks"
+	secret, again := "knocks", "sessions and openings\ngo on."
 	for _, g := range h.Guards {
 		b.WriteString(h.describe(g, o))
 		if g.SPA != nil {
 			secret = "keys"
+		}
+		if g.forwards() {
+			again = "sessions go on,\nopenings end."
 		}
 	}
 	fmt.Fprintf(&b, "The %s are in here: keep it as secret as a password, mode 0600.\n\n", secret)
@@ -80,11 +87,10 @@ func (h header) write(w io.Writer, o Options) error {
 	fmt.Fprintf(&b, "undo: %s\n", h.Undo)
 	fmt.Fprintf(&b, "trial: touch %[1]s; setsid sh -c 'sleep 60; [ ! -e %[1]s ] || { %[2]s; }' >/dev/null 2>&1 & %[3]s\n", trialMark, h.Undo, h.Load)
 	fmt.Fprintf(&b, "keep: rm %s\n\n", trialMark)
-	b.WriteString(`The first time, use the trial: it loads the rules and undoes them after a
+	fmt.Fprintf(&b, `The first time, use the trial: it loads the rules and undoes them after a
 minute. Leave your session open, log in from another terminal, and only if
-that works, keep them. Loading again replaces the rules; sessions and openings
-go on. Loading turns connection tracking on.
-`)
+that works, keep them. Loading again replaces the rules; %s Loading turns connection tracking on.
+`, again)
 	if o.DropPolicy {
 		b.WriteString("\nAll other ports are closed too")
 		if len(o.Allow) > 0 {

@@ -174,6 +174,9 @@ func packets(g Guard) *spa.Access {
 // tokens reports whether it is tokens that open.
 func (g guard) tokens() bool { return g.TokenPort > 0 }
 
+// forwards reports whether fwknopd forwards the ports, and nothing of ours closes them.
+func (g guard) forwards() bool { return g.SPA != nil && g.SPA.NAT.IsValid() }
+
 // timed reports whether the sequence changes with time.
 func (g guard) timed() bool { return g.Windows[0].Window != knock.Window{} }
 
