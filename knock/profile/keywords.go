@@ -91,7 +91,7 @@ var commonKeywords = []keyword{
 	{
 		name: "Sequence", list: true, secret: true,
 		set: func(p *Profile, v string) (err error) {
-			p.Sequence, err = parseSequence(v)
+			p.Sequence, err = knock.ParseSequence(v)
 			return err
 		},
 		get: func(p *Profile) string { return p.Sequence.String() },
@@ -292,32 +292,6 @@ func duration(name string, least, most time.Duration, field func(*Profile) *time
 		},
 		get: func(p *Profile) string { return formatDuration(*field(p)) },
 	}
-}
-
-// parseSequence is [knock.ParseSequence] with errors that quote nothing: they
-// end up in logs, and a sequence with a typo is nearly the sequence.
-func parseSequence(s string) (knock.Sequence, error) {
-	seq, err := knock.ParseSequence(s)
-	if err == nil {
-		return seq, nil
-	}
-	words := strings.FieldsFunc(s, func(r rune) bool { return r == ' ' || r == '\t' || r == ',' })
-	if len(words) > knock.MaxSteps {
-		return nil, fmt.Errorf("%d knocks are more than %d", len(words), knock.MaxSteps)
-	}
-	for i, w := range words {
-		if _, err := knock.ParseSequence(w); err == nil {
-			continue
-		}
-		reason := "not a port from 1 to 65535"
-		if sep := strings.IndexAny(w, "/:"); sep >= 0 {
-			if _, err := knock.ParseTransport(w[sep+1:]); err != nil {
-				reason = "neither tcp nor udp"
-			}
-		}
-		return nil, fmt.Errorf("knock %d of %d: %s", i+1, len(words), reason)
-	}
-	return nil, errors.New("not knocks such as 7000/udp 8000/tcp")
 }
 
 // keywordNamed returns the keyword of that name in any case, or nil.
