@@ -33,12 +33,12 @@ type Sender struct {
 	From netip.Addr
 }
 
-// Send sends the knocks of a sequence in order to a literal address, one
-// packet each but for a Stream's, and waits pause after every one, also after the last, so that
-// what the caller sends next does not overtake it. It does not wait for
+// Send sends the knocks of a sequence in order to a literal address, one packet
+// each but for a Stream's, and waits pause after every one, also after the last,
+// so that what the caller sends next does not overtake it. It does not wait for
 // answers: to a knock there are none. A knock the system refuses to send (no
-// route, a local firewall) ends it with that error, which names the knock by
-// its place in the sequence and never by its port.
+// route, a local firewall) ends it with that error, which names the knock by its
+// place in the sequence and never by its port.
 func (s Sender) Send(ctx context.Context, to netip.Addr, seq Sequence, pause time.Duration) error {
 	to = to.Unmap()
 	// One socket carries all datagrams of this call and none of another's: if
@@ -85,15 +85,11 @@ func (s Sender) Send(ctx context.Context, to netip.Addr, seq Sequence, pause tim
 // connected one, the ICMP error that a closed port answers to the first knock
 // would be reported as a failure of the second.
 func (s Sender) listen(to netip.Addr) (*net.UDPConn, error) {
-	network := "udp4"
-	if to.Is6() {
-		network = "udp6"
-	}
 	var local *net.UDPAddr
 	if s.From.IsValid() {
 		local = net.UDPAddrFromAddrPort(netip.AddrPortFrom(s.From, 0))
 	}
-	return net.ListenUDP(network, local)
+	return net.ListenUDP(network("udp", to), local)
 }
 
 // errSent stops the net package after our own connect.
@@ -116,11 +112,7 @@ func (s Sender) sendSYN(ctx context.Context, dest netip.AddrPort) error {
 		}
 		return err
 	}}
-	network := "tcp4"
-	if dest.Addr().Is6() {
-		network = "tcp6"
-	}
-	conn, err := d.DialContext(ctx, network, dest.String())
+	conn, err := d.DialContext(ctx, network("tcp", dest.Addr()), dest.String())
 	if conn != nil {
 		conn.Close()
 	}
@@ -145,11 +137,7 @@ func (s Sender) sendStream(ctx context.Context, dest netip.AddrPort, payload []b
 	if s.From.IsValid() {
 		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(s.From, 0))
 	}
-	network := "tcp4"
-	if dest.Addr().Is6() {
-		network = "tcp6"
-	}
-	conn, err := d.DialContext(within, network, dest.String())
+	conn, err := d.DialContext(within, network("tcp", dest.Addr()), dest.String())
 	if err == nil {
 		defer conn.Close()
 		deadline, _ := within.Deadline()
@@ -163,6 +151,14 @@ func (s Sender) sendStream(ctx context.Context, dest netip.AddrPort, payload []b
 		return os.ErrDeadlineExceeded
 	}
 	return err
+}
+
+// network returns the net package's name of a protocol over an address's family.
+func network(protocol string, a netip.Addr) string {
+	if a.Is6() {
+		return protocol + "6"
+	}
+	return protocol + "4"
 }
 
 func sockaddr(a netip.AddrPort) syscall.Sockaddr {
