@@ -254,12 +254,12 @@ func (p *Profile) spaConflict() (keyword string, err error) {
 	return "", nil
 }
 
-// access returns the schedule of the scheme fwknop: this is where files are
-// opened and commands run.
-func (p *Profile) access() (*spa.Access, error) {
+// access returns the schedule of the scheme fwknop with a key: this is where the
+// HMAC key is read and the AllowIPCommand run.
+func (p *Profile) access(key knock.Key) (a *spa.Access, err error) {
 	s := &p.SPA
-	a := &spa.Access{
-		Mode: s.Mode, HMAC: s.HMACDigest, Digest: s.Digest,
+	a = &spa.Access{
+		Key: key, Mode: s.Mode, HMAC: s.HMACDigest, Digest: s.Digest,
 		User: s.User, Allow: s.AllowIP, Ports: p.OpenPorts, Timeout: s.Timeout,
 		NAT: s.NATAccess, NATLocal: s.NATLocal,
 		Port: s.Port, Via: s.Protocol, Host: p.HostName, Offset: s.TimeOffset,
@@ -270,19 +270,8 @@ func (p *Profile) access() (*spa.Access, error) {
 	if a.Host == "" {
 		a.Host = p.Name
 	}
-	var err error
-	if a.Key, err = p.foreignKey(); err != nil {
-		return nil, err
-	}
 	if s.HMACKeyFile != "" {
-		text, err := readKeyFile(s.HMACKeyFile)
-		if err == nil {
-			a.HMACKey, err = parseForeignKey(text)
-			if err != nil {
-				err = fmt.Errorf("%s: %w", s.HMACKeyFile, err)
-			}
-		}
-		if err != nil {
+		if a.HMACKey, err = loadKey(s.HMACKeyFile, parseForeignKey); err != nil {
 			return nil, err
 		}
 	}
@@ -308,23 +297,10 @@ func askAddress(words []string) (netip.Addr, error) {
 	return a, nil
 }
 
-// foreignKey reads the key of the scheme fwknop.
-func (p *Profile) foreignKey() (knock.Key, error) {
-	text, err := p.keyText()
-	if err != nil {
-		return knock.Key{}, err
-	}
-	k, err := parseForeignKey(text)
-	if err != nil {
-		return knock.Key{}, p.keyFault(err)
-	}
-	return k, nil
-}
-
 // parseForeignKey reads a key for fwknop: its text as it stands, less one final
 // newline; or "base64:" and base64; or a key of our own, of which the bytes count.
 func parseForeignKey(text []byte) (knock.Key, error) {
-	text = bytes.TrimSuffix(text, []byte("\n"))
+	text = trimNewline(text)
 	if len(text) == 0 {
 		return knock.Key{}, errors.New("empty, where a key should be")
 	}

@@ -97,36 +97,29 @@ func (p *Profile) Schedule() (knock.Schedule, error) {
 	if err := p.complete(); err != nil {
 		return nil, err
 	}
+	if p.Scheme == "static" {
+		return knock.Static(p.Sequence), nil
+	}
+	k, err := p.key()
+	if err != nil {
+		return nil, err
+	}
 	var s knock.Schedule
 	switch p.Scheme {
 	case "rotating":
-		k, err := p.key()
-		if err != nil {
-			return nil, err
-		}
 		s = knock.Rotating{Key: k, Ports: p.PortRange, Knocks: p.Knocks, Period: p.Period}
 	case "token":
-		k, err := p.key()
-		if err != nil {
-			return nil, err
-		}
 		s = knock.Token{Key: k, Port: p.TokenPort, Period: p.Period, Tokens: p.TokensPerWindow}
 	case "md5-hourly":
-		k, err := p.foreignSecret()
-		if err != nil {
-			return nil, err
-		}
 		s = knock.MD5Hourly{Secret: k, Ports: p.PortRange, Knocks: p.Knocks}
 	case "fwknop":
-		a, err := p.access()
+		a, err := p.access(k)
 		if err != nil {
 			return nil, err
 		}
 		// An error is not of the key alone, and names what it is about.
 		_, _, err = a.At(time.Now())
 		return a, err
-	default:
-		return knock.Static(p.Sequence), nil
 	}
 	// What is wrong with the secret is wrong at all times: better said now than
 	// by a round of knocks.
