@@ -19,6 +19,7 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte("Host a\nScheme md5-hourly\nKeyCommand pass \"my key\" \"a#b\"\nHost *\nKeyFile /k\nKnocks 3\nPortRange 10000-10999\n"), "a")
 	f.Add([]byte("Host a\nScheme rotating\nKeyFile /k\nValidUntil 1970-01-01T00:00:00.0-23:59\n"), "a")
 	f.Add([]byte("Host a\nScheme token\nTokenPort 443\nTokensPerWindow 64\nOpenPorts 1-442/udp\nHost *\nKeyFile /k\nSkew 0\nPeriod 1\n"), "a")
+	f.Add([]byte("Host a\nScheme rotating\nKeyFile \"/a\tb\"\n"), "a")
 	f.Add([]byte("Match all\nInclude /etc/passwd\n"), "a")
 	f.Fuzz(func(t *testing.T, data []byte, host string) {
 		file, err := Parse("file", data)

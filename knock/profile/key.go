@@ -188,8 +188,12 @@ func checkPath(path string) error {
 
 // keyPath makes a KeyFile absolute: "~/" is the user's home, and any other path
 // that is not absolute begins at the folder of the profile file. ssh_config's
-// begin where the user happens to be, where anybody can have put a file.
+// begin where the user happens to be, where anybody can have put a file. None
+// stays none.
 func keyPath(path, dir string) (string, error) {
+	if path == "" {
+		return "", nil
+	}
 	path, err := expandHome(path)
 	switch {
 	case err != nil:
@@ -238,12 +242,17 @@ func checkCommand(words []string) error {
 func joinWords(words []string) string {
 	quoted := make([]string, len(words))
 	for i, w := range words {
-		if strings.ContainsAny(w, " \t#") {
-			w = `"` + w + `"`
-		}
-		quoted[i] = w
+		quoted[i] = quoteWord(w)
 	}
 	return strings.Join(quoted, " ")
+}
+
+// quoteWord puts quotes around a word that needs them. No word holds one itself.
+func quoteWord(w string) string {
+	if strings.ContainsAny(w, " \t#") {
+		return `"` + w + `"`
+	}
+	return w
 }
 
 // SharesKey returns who else opens with the profile's key: other names and

@@ -28,7 +28,11 @@ func (f *File) Lookup(host string, override ...Setting) (*Profile, error) {
 	var given settings
 	for _, s := range override {
 		// Checked here too: a Setting need not come from ParseSetting.
-		s, err := checkOverride(token{keyword: s.Keyword, words: []string{s.Value}})
+		words := []string{s.Value}
+		if k := keywordNamed(s.Keyword); k != nil && k.quoted {
+			words = split(s.Value)
+		}
+		s, err := checkOverride(token{keyword: s.Keyword, words: words})
 		if err != nil {
 			return nil, err
 		}
@@ -62,13 +66,11 @@ func (f *File) profile(host string, blocks []*block, ss settings) (*Profile, err
 		}
 	}
 	p.setDefaults(ss)
-	for keyword, path := range map[string]*string{"KeyFile": &p.KeyFile, "HMACKeyFile": &p.SPA.HMACKeyFile} {
-		if *path == "" {
-			continue
-		}
-		if *path, err = keyPath(*path, f.dir); err != nil {
-			return nil, f.fault(ss, keyword, err)
-		}
+	if p.KeyFile, err = keyPath(p.KeyFile, f.dir); err != nil {
+		return nil, f.fault(ss, "KeyFile", err)
+	}
+	if p.SPA.HMACKeyFile, err = keyPath(p.SPA.HMACKeyFile, f.dir); err != nil {
+		return nil, f.fault(ss, "HMACKeyFile", err)
 	}
 	if keyword, err := p.conflict(); err != nil {
 		return nil, f.fault(ss, keyword, err)

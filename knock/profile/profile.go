@@ -311,8 +311,8 @@ func writeBlock(b *bytes.Buffer, name string, settings []Setting) {
 	fmt.Fprintf(b, "Host %s\n", name)
 	for _, s := range settings {
 		v := s.Value
-		if !keywordNamed(s.Keyword).list && strings.ContainsAny(v, " #") {
-			v = `"` + v + `"`
+		if !keywordNamed(s.Keyword).list {
+			v = quoteWord(v)
 		}
 		fmt.Fprintf(b, "    %s %s\n", s.Keyword, v)
 	}
