@@ -235,7 +235,7 @@ func (f *File) Entries() []Entry {
 		for _, p := range b.patterns {
 			e.Patterns = append(e.Patterns, p.written)
 		}
-		p, _ := f.fill(b.settings) // Parse has checked it
+		p := b.settings.fill()
 		e.HostName, e.Scheme, e.Knocks = p.HostName, p.Scheme, max(len(p.Sequence), p.Knocks)
 		if e.Scheme == "" && len(p.Sequence) > 0 {
 			e.Scheme = "static"

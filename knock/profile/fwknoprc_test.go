@@ -122,6 +122,8 @@ func TestFwknopVariables(t *testing.T) {
 		"RAND_PORT yes":                                   {key, "rc:6: RAND_PORT: to fwknop only Y means yes"},
 		"RAND_PORT N":                                     {key, ""},
 		"RAND_PORT Y\nSPA_SERVER_PORT 5":                  {"SPAPort random " + key, ""},
+		"RAND_PORT Y\nSPA_SERVER_PROTO tcp":               {"rc: no stanza that can be imported", "rc:1: [h] is left out: SPAPort: random goes with the SPAProtocol udp only"},
+		"SPA_SERVER_PORT 22\nSPA_SERVER_PROTO tcp":        {"rc: no stanza that can be imported", "rc:1: [h] is left out: SPAPort: 22/tcp is one of the OpenPorts, and a guarded port takes no packet"},
 		"SPA_SERVER_PROTO TCP":                            {"SPAProtocol tcp " + key, ""},
 		"SPA_SERVER_PROTO http":                           {"SPAProtocol http " + key, ""},
 		"SPA_SERVER_PROTO udpraw":                         {"SPAProtocol udp " + key, "rc:6: SPA_SERVER_PROTO: udpraw becomes udp, which looks the same to the server"},
@@ -261,6 +263,20 @@ func TestFwknopStanzas(t *testing.T) {
 		if got != tt.want || strings.Join(warned, "\n") != tt.warned {
 			t.Errorf("%s:\ngot  %s\nwant %s\nwarned: %s\nwant    %s", name, got, tt.want, strings.Join(warned, "\n"), tt.warned)
 		}
+	}
+}
+
+// TestFwknopLargeFile takes hours if the time grows with the square of the size.
+func TestFwknopLargeFile(t *testing.T) {
+	const n = 100_000
+	var file strings.Builder
+	file.WriteString("[default]\n" + strings.Repeat("KEY abc\n", n))
+	for i := range n {
+		fmt.Fprintf(&file, "[%d]\n", i)
+	}
+	_, warned, err := ImportFwknop("rc", []byte(file.String()), "")
+	if err == nil || len(warned) != n {
+		t.Errorf("%d warnings, %v", len(warned), err)
 	}
 }
 

@@ -51,11 +51,8 @@ func (f *File) Lookup(host string, override ...Setting) (*Profile, error) {
 }
 
 // profile makes and checks the profile of a host that the blocks match.
-func (f *File) profile(host string, blocks []*block, ss settings) (*Profile, error) {
-	p, err := f.fill(ss)
-	if err != nil {
-		return nil, err
-	}
+func (f *File) profile(host string, blocks []*block, ss settings) (p *Profile, err error) {
+	p = ss.fill()
 	p.Name = profileName(host, blocks)
 	if p.HostName != "" {
 		if p.HostName, err = expand(p.HostName, host); err == nil {
@@ -85,15 +82,14 @@ func (f *File) profile(host string, blocks []*block, ss settings) (*Profile, err
 	return p, nil
 }
 
-// fill makes a profile of settings, without defaults.
-func (f *File) fill(ss settings) (*Profile, error) {
+// fill makes a profile of settings, without defaults. It cannot fail: none got
+// here that newSetting has not tried.
+func (ss settings) fill() *Profile {
 	p := new(Profile)
 	for _, s := range ss {
-		if err := keywordNamed(s.Keyword).set(p, s.Value); err != nil {
-			return nil, f.fault(ss, s.Keyword, err)
-		}
+		_ = keywordNamed(s.Keyword).set(p, s.Value)
 	}
-	return p, nil
+	return p
 }
 
 // fault puts the place of a setting before an error.
@@ -219,11 +215,7 @@ const checkBudget = 1 << 22
 // when the names of a block that says how to knock are looked up.
 func (f *File) check() error {
 	for _, b := range f.blocks {
-		p, err := f.fill(b.settings)
-		if err != nil {
-			return err
-		}
-		if keyword, err := p.conflict(); err != nil {
+		if keyword, err := b.settings.fill().conflict(); err != nil {
 			return f.fault(b.settings, keyword, err)
 		}
 	}
