@@ -51,14 +51,7 @@ var spaKeywords = []keyword{
 		},
 		get: func(p *Profile) string { return spaPortWord(p.SPA.Port) },
 	},
-	{
-		name: "SPAProtocol",
-		set: func(p *Profile, v string) (err error) {
-			p.SPA.Protocol, err = spa.ParseVia(v)
-			return err
-		},
-		get: func(p *Profile) string { return p.SPA.Protocol.String() },
-	},
+	value("SPAProtocol", spa.ParseVia, func(p *Profile) *spa.Via { return &p.SPA.Protocol }, spa.Via.String),
 	{
 		name: "AllowIP",
 		set: func(p *Profile, v string) error {
@@ -92,22 +85,8 @@ var spaKeywords = []keyword{
 		get: func(p *Profile) string { return joinWords(p.SPA.AllowIPCommand) },
 	},
 	wholeSeconds(duration("SPATimeout", 0, spa.MaxTimeout, func(p *Profile) *time.Duration { return &p.SPA.Timeout })),
-	{
-		name: "SPADigest",
-		set: func(p *Profile, v string) (err error) {
-			p.SPA.Digest, err = spa.ParseDigest(v)
-			return err
-		},
-		get: func(p *Profile) string { return p.SPA.Digest.String() },
-	},
-	{
-		name: "SPAMode",
-		set: func(p *Profile, v string) (err error) {
-			p.SPA.Mode, err = spa.ParseMode(v)
-			return err
-		},
-		get: func(p *Profile) string { return p.SPA.Mode.String() },
-	},
+	value("SPADigest", spa.ParseDigest, func(p *Profile) *spa.Digest { return &p.SPA.Digest }, spa.Digest.String),
+	value("SPAMode", spa.ParseMode, func(p *Profile) *spa.Mode { return &p.SPA.Mode }, spa.Mode.String),
 	{
 		name: "SPAUser",
 		set: func(p *Profile, v string) error {
@@ -116,48 +95,9 @@ var spaKeywords = []keyword{
 		},
 		get: func(p *Profile) string { return p.SPA.User },
 	},
-	{
-		name: "TimeOffset",
-		set: func(p *Profile, v string) error {
-			size, minus := strings.CutPrefix(v, "-")
-			d, err := ParseDuration(size)
-			if err != nil {
-				return fmt.Errorf("%q is not a time such as 90 or -1h30m", v)
-			}
-			if minus {
-				d = -d
-			}
-			p.SPA.TimeOffset = d
-			return nil
-		},
-		get: func(p *Profile) string {
-			if d := p.SPA.TimeOffset; d < 0 {
-				return "-" + formatDuration(-d)
-			}
-			return formatDuration(p.SPA.TimeOffset)
-		},
-	},
-	{
-		name: "NATAccess",
-		set: func(p *Profile, v string) error {
-			host, port, ok := strings.Cut(v, ",")
-			a, err := netip.ParseAddrPort(host + ":" + port)
-			if !ok || err != nil || !a.Addr().Is4() || a.Port() == 0 {
-				return fmt.Errorf("%q is not an IPv4 address and a port such as 10.0.0.5,22", v)
-			}
-			p.SPA.NATAccess = a
-			return nil
-		},
-		get: func(p *Profile) string { return natWord(p.SPA.NATAccess) },
-	},
-	{
-		name: "NATLocal",
-		set: func(p *Profile, v string) (err error) {
-			p.SPA.NATLocal, err = parseYesNo(v)
-			return err
-		},
-		get: func(p *Profile) string { return yesNo(p.SPA.NATLocal) },
-	},
+	value("TimeOffset", parseOffset, func(p *Profile) *time.Duration { return &p.SPA.TimeOffset }, offsetWord),
+	value("NATAccess", parseNAT, func(p *Profile) *netip.AddrPort { return &p.SPA.NATAccess }, natWord),
+	value("NATLocal", parseYesNo, func(p *Profile) *bool { return &p.SPA.NATLocal }, yesNo),
 	{
 		name: "HMACKeyFile", secret: true,
 		set: func(p *Profile, v string) error {
@@ -202,6 +142,35 @@ func hmacWord(s *SPA) string {
 		return ""
 	}
 	return s.HMACDigest.String()
+}
+
+// parseOffset reads a duration that may have a minus.
+func parseOffset(s string) (time.Duration, error) {
+	size, minus := strings.CutPrefix(s, "-")
+	d, err := ParseDuration(size)
+	if err != nil {
+		return 0, fmt.Errorf("%q is not a time such as 90 or -1h30m", s)
+	}
+	if minus {
+		d = -d
+	}
+	return d, nil
+}
+
+func offsetWord(d time.Duration) string {
+	if d < 0 {
+		return "-" + formatDuration(-d)
+	}
+	return formatDuration(d)
+}
+
+func parseNAT(s string) (netip.AddrPort, error) {
+	host, port, ok := strings.Cut(s, ",")
+	a, err := netip.ParseAddrPort(host + ":" + port)
+	if !ok || err != nil || !a.Addr().Is4() || a.Port() == 0 {
+		return netip.AddrPort{}, fmt.Errorf("%q is not an IPv4 address and a port such as 10.0.0.5,22", s)
+	}
+	return a, nil
 }
 
 func natWord(to netip.AddrPort) string {

@@ -286,23 +286,17 @@ func (p *Profile) keyConflict() (keyword string, err error) {
 	return "", nil
 }
 
-// Settings returns the profile as settings, in the order of the documentation,
-// without those that have no value. They hold the sequence, but never a key.
-func (p *Profile) Settings() []Setting {
-	var out []Setting
+// WriteTo writes the profile as a Host block that [Parse] reads back, its settings
+// in the order of the documentation. It holds the sequence, but never a key.
+func (p *Profile) WriteTo(w io.Writer) (int64, error) {
+	var given settings
 	for _, k := range keywords {
 		if v := k.get(p); v != "" {
-			out = append(out, Setting{Keyword: k.name, Value: v})
+			given = append(given, Setting{Keyword: k.name, Value: v})
 		}
 	}
-	return out
-}
-
-// WriteTo writes the profile as a Host block that [Parse] reads back. It holds
-// the sequence, but never a key.
-func (p *Profile) WriteTo(w io.Writer) (int64, error) {
 	var b bytes.Buffer
-	writeBlock(&b, p.Name, p.Settings())
+	writeBlock(&b, p.Name, given)
 	return b.WriteTo(w)
 }
 
