@@ -227,6 +227,15 @@ func checkOverride(t token) (Setting, error) {
 	return s, nil
 }
 
+// checkAgain is checkOverride for a Setting that need not come from ParseSetting.
+func (s Setting) checkAgain() (Setting, error) {
+	words := []string{s.Value}
+	if k := keywordNamed(s.Keyword); k != nil && k.quoted {
+		words = split(s.Value)
+	}
+	return checkOverride(token{keyword: s.Keyword, words: words})
+}
+
 // Entries returns the Host blocks in file order.
 func (f *File) Entries() []Entry {
 	entries := []Entry{}

@@ -27,12 +27,7 @@ func (f *File) Lookup(host string, override ...Setting) (*Profile, error) {
 	}
 	var given settings
 	for _, s := range override {
-		// Checked here too: a Setting need not come from ParseSetting.
-		words := []string{s.Value}
-		if k := keywordNamed(s.Keyword); k != nil && k.quoted {
-			words = split(s.Value)
-		}
-		s, err := checkOverride(token{keyword: s.Keyword, words: words})
+		s, err := s.checkAgain()
 		if err != nil {
 			return nil, err
 		}
