@@ -51,14 +51,14 @@ func (s Sender) Send(ctx context.Context, to netip.Addr, seq Sequence, pause tim
 		}
 	}()
 	for i, step := range seq {
-		if err := ctx.Err(); err != nil {
+		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 		dest := netip.AddrPortFrom(to, step.Port)
 		var err error
 		switch step.Transport {
 		case TCP:
-			err = s.sendSYN(ctx, dest)
+			err = s.sendSYN(dest)
 		case UDP:
 			if datagrams == nil {
 				datagrams, err = s.listen(to)
@@ -99,8 +99,10 @@ var errSent = errors.New("knock sent")
 // socket lives (Linux after one second), and a doubled knock makes knockd drop
 // the whole sequence; so the socket is closed as soon as connect has sent the
 // first. The net package has no call for that: it makes the socket, our
-// Control function connects it, and the error makes the package close it.
-func (s Sender) sendSYN(ctx context.Context, dest netip.AddrPort) error {
+// Control function connects it, and the error makes the package close it. None of
+// this waits, so that no context has a say: near a deadline, the package would
+// report a timeout for a knock that has left.
+func (s Sender) sendSYN(dest netip.AddrPort) error {
 	var failed error
 	d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
 		err := c.Control(func(fd uintptr) { failed = startConnect(fd, s.From, dest) })
@@ -112,7 +114,7 @@ func (s Sender) sendSYN(ctx context.Context, dest netip.AddrPort) error {
 		}
 		return err
 	}}
-	conn, err := d.DialContext(ctx, network("tcp", dest.Addr()), dest.String())
+	conn, err := d.Dial(network("tcp", dest.Addr()), dest.String())
 	if conn != nil {
 		conn.Close()
 	}
@@ -147,7 +149,8 @@ func (s Sender) sendStream(ctx context.Context, dest netip.AddrPort, payload []b
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return context.Cause(ctx)
-	case err != nil && within.Err() != nil:
+	// A deadline makes itself felt in net a moment before the context is done.
+	case errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded):
 		return os.ErrDeadlineExceeded
 	}
 	return err
