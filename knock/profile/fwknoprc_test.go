@@ -246,7 +246,7 @@ func TestFwknopStanzas(t *testing.T) {
 		"default below":    {"[default]\n" + body + "[a]\n[b]\nKEY x\n", "", "a b", "rc:1: [default] only underlies the other stanzas; -n default imports it alone"},
 		"default alone":    {"[default]\n" + body, "", "192.0.2.1", ""},
 		"default by name":  {"[a]\n[default]\n" + body, "Default", "192.0.2.1", ""},
-		"names":            {"[*.a]\n" + body + "[!b]\n" + body + "[my host]\n" + body + "[\x1b]\n" + body + "[vps]\n" + body, "", "vps", "rc:1: [*.a] is left out: a profile cannot be called so\nrc:6: [!b] is left out: a profile cannot be called so\nrc:11: [my host] is left out: a profile cannot be called so\nrc:16: [\\x1b] is left out: a profile cannot be called so"},
+		"names":            {"[*.a]\n" + body + "[!b]\n" + body + "[my host]\n" + body + "[\x1b]\n" + body + "[vps]\n" + body + "[\xffb]\n" + body, "", "vps", "rc:1: [*.a] is left out: a profile cannot be called so\nrc:6: [!b] is left out: a profile cannot be called so\nrc:11: [my host] is left out: a profile cannot be called so\nrc:16: [\\x1b] is left out: a profile cannot be called so\nrc:26: [\\xffb] is left out: a profile cannot be called so"},
 		"GnuPG among them": {"[a]\nUSE_GPG Y\n" + body + "[b]\n" + body, "", "b", "rc:2: [a] is left out: GnuPG is not supported"},
 		"fault among them": {"[a]\nUSE_GPG x\nfoo\n[b]\n" + body, "", "rc:3: a line is a variable, a blank and a value, such as SPA_SERVER vps.example", ""},
 		"none":             {"# nothing\n", "", "rc: no stanza in it", ""},
