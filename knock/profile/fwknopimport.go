@@ -143,14 +143,11 @@ func (i *importer) add(keyword string, words ...string) error {
 // convert fills in the Import.
 func (i *importer) convert() error {
 	for _, step := range []func() error{
-		i.unfit, i.server, i.ports, i.keys, i.packet, i.allow, i.nat, i.hmac,
+		i.unfit, i.server, i.ports, i.keys, i.packet, i.allow, i.nat, i.hmac, i.contradiction,
 	} {
 		if err := step(); err != nil {
 			return err
 		}
-	}
-	if err := i.contradiction(); err != nil {
-		return err
 	}
 	i.leftovers()
 	slices.SortStableFunc(i.Settings, func(a, b Setting) int {
