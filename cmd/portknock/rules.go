@@ -59,6 +59,9 @@ func runRules(_ context.Context, a *app, args []string) error {
 	case a.rules.refresh != "" && a.shared.config == "-":
 		return usageError("a service cannot read the profile from standard input: name its file by -c")
 	}
+	if a.rules.output == "-" {
+		a.rules.output = ""
+	}
 	o.From = now()
 	o.Until = o.From.Add(time.Duration(a.rules.horizon))
 	if a.rules.allow != "" {
