@@ -29,8 +29,12 @@ func emitFwknop(w io.Writer, guards []guard, o Options) error {
 	err := header{
 		Guards: guards,
 		Check:  nft + "-c -f -",
-		Load: nft + `-f - && sed -n "s/^#; //p" ` + file + " >" + fwknopdConf + " && chmod 600 " + fwknopdConf +
-			" && { pkill -HUP -x fwknopd || fwknopd -a " + file + " -c " + fwknopdConf + "; }",
+		// An fwknopd that has nothing to listen at ends without a word, a moment after
+		// it has gone into the background. That is no reason to close the ports to
+		// everybody: it comes first.
+		Load: `sed -n "s/^#; //p" ` + file + " >" + fwknopdConf + " && chmod 600 " + fwknopdConf +
+			" && { pkill -HUP -x fwknopd || { fwknopd -a " + file + " -c " + fwknopdConf + " && sleep 1 && pkill -0 -x fwknopd; }" +
+			` || { echo "fwknopd does not run: its log says why" >&2; false; }; } && ` + nft + "-f -",
 		Watch: "nft list table inet portknock",
 		// A load right behind it must not take the dying one for one that runs.
 		Undo: `timeout 5 sh -c "while pkill -x fwknopd; do sleep 0.1; done"; ` + nftUndo,

@@ -25,9 +25,11 @@ func emitKnockd(w io.Writer, guards []guard, o Options) error {
 		Guards: guards,
 		Stale:  timed,
 		Check:  nft + "-c -f -",
-		Load:   nft + "-f - && { pkill -HUP -x knockd || knockd -d -c " + file + "; }",
-		Watch:  "nft list table inet portknock",
-		Undo:   "pkill -x knockd; " + nftUndo,
+		// A knockd that does not start, for want of its interface, is no reason to
+		// close the ports to everybody: it comes first.
+		Load:  "{ pkill -HUP -x knockd || knockd -d -c " + file + "; } && " + nft + "-f -",
+		Watch: "nft list table inet portknock",
+		Undo:  "pkill -x knockd; " + nftUndo,
 		Notes: []string{
 			`"flush ruleset", with which Debian's /etc/nftables.conf begins, removes the
 guard and leaves the port open: load again after it, and when the server starts.`,
