@@ -33,6 +33,7 @@ func emitNftables(w io.Writer, guards []guard, o Options) error {
 file with the line  include "` + o.File + `"`,
 			`Keep this file rather than the output of "nft list ruleset", which would
 freeze ` + frozen + `.`,
+			nftPartsNote(parts),
 			floodNote(guards),
 			tokenNote(guards),
 		},
@@ -42,6 +43,14 @@ freeze ` + frozen + `.`,
 	}
 	_, err = io.WriteString(w, text)
 	return err
+}
+
+func nftPartsNote(parts string) string {
+	if parts == "" {
+		return ""
+	}
+	return `An unprivileged container may refuse so much at once ("Message too long"):
+there load in parts, of which the guard itself is the last.`
 }
 
 const nftUndo = "nft delete table inet portknock"
