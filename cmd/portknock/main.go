@@ -115,7 +115,7 @@ func init() {
 		{"connect", "[FLAGS] HOST PORT", "Knock, connect, and join stdin and stdout to the connection.", runConnect, connectFlags},
 		{"knock", "[FLAGS] HOST [PORT]", "Send the knocks. With --wait, knock until PORT (or the profile's, or 22) answers.", runKnock, knockFlags},
 		{"sequence", "[FLAGS] HOST", "Print the sequence that would be sent, and how long it is valid. Just after a\nwindow began, a second one follows, which every other round sends: that of the\nwindow before.", runSequence, sequenceFlags},
-		{"emit-rules", "[FLAGS] HOST...", "Print the rules with which a server opens to these profiles.", runRules, ruleFlags},
+		{"emit-rules", "[FLAGS] HOST...", "Print the rules with which a server opens to these profiles. The comment above them\nhas the commands that check them, load them, try them for a minute and undo them.", runRules, ruleFlags},
 		{"profile", "list|show|import [FLAGS] [HOST|FILE]", "List the profiles, show one with its defaults, or import those of fwknop's client\nfrom its .fwknoprc: to the profile file, and keys to new files beside it.", runProfile, profileFlags},
 		{"keygen", "[--from FILE --host NAME] [FILE]", "Write a new key to FILE, which must not exist, or print it. With --from, the\nkey that DeriveHostKey makes for a profile's NAME: all that its server needs.", runKeygen, keygenFlags},
 		{"version", "", "Print the version.", runVersion, nil},

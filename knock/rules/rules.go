@@ -227,6 +227,8 @@ func check(g Guard, o Options, f format, closed []knock.PortRange) (guard, error
 		case w.Window != (knock.Window{}) && len(w.Steps) < 3:
 			// Sooner or later a window has two neighbours.
 			return guard{}, fmt.Errorf("%d knocks drawn at random are few: a scan of all ports in order would open it in some window; set Knocks to 3 or more, or insist with --force", len(w.Steps))
+		case len(w.Steps) == 1:
+			return guard{}, errors.New("a scan of all ports would open it: choose three knocks or more, or insist with --force")
 		case w.Steps.SweepFinds(overlooked):
 			return guard{}, errors.New("a scan of all ports in order would open it: choose ports that are not neighbours, or insist with --force")
 		}
