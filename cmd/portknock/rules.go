@@ -30,7 +30,7 @@ func ruleFlags(a *app, f *pflag.FlagSet) {
 	f.StringVar(&o.atEnd, "at-end", "closed", "`WHAT` follows then: closed to everybody, or open")
 	f.BoolVar(&o.consume, "consume", false, "drop the knocks, on a server that drops at closed ports")
 	f.BoolVar(&o.force, "force", false, "accept a sequence that a port scan would find")
-	f.StringVar(&o.output, "output", "", "write to this `FILE`, with mode 0600, and print when they end")
+	f.StringVar(&o.output, "output", "", "write to this `FILE`, with mode 0600, and print when they end; the commands\nin it name it by its path here")
 	f.StringVar(&o.refresh, "refresh", "", "print instead what keeps them fresh on a server that has the key: `systemd`,\na service and a timer")
 }
 
