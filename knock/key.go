@@ -35,7 +35,9 @@ const (
 const keyKind = "portknock-key-" // what every key's text begins with; then the version
 const keyPrefix = keyKind + "1:"
 
-var keyDigits = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
+const keyAlphabet = "abcdefghijklmnopqrstuvwxyz234567"
+
+var keyDigits = base32.NewEncoding(keyAlphabet).WithPadding(base32.NoPadding)
 
 // NewKey returns 32 random bytes.
 func NewKey() Key {
@@ -67,10 +69,12 @@ func ParseKey(text string) (Key, error) {
 	case len(digits) > keyDigits.EncodedLen(maxKey+crc32.Size):
 		return Key{}, errors.New("the key is too long: something stands behind its end")
 	}
-	data, err := keyDigits.DecodeString(digits)
-	// Bits beyond the last byte and line ends would pass the decoder unseen.
-	if err != nil || keyDigits.EncodeToString(data) != digits {
+	if strings.Trim(digits, keyAlphabet) != "" { // line ends would pass the decoder unseen
 		return Key{}, errors.New("the key is mistyped: not a letter or a digit from 2 to 7 everywhere")
+	}
+	data, err := keyDigits.DecodeString(digits)
+	if err != nil || keyDigits.EncodeToString(data) != digits { // so would bits beyond the last byte
+		return Key{}, errors.New("the key is mistyped or truncated: it cannot end like this")
 	}
 	secret, sum := data[:len(data)-crc32.Size], data[len(data)-crc32.Size:]
 	if binary.BigEndian.Uint32(sum) != crc32.ChecksumIEEE(secret) {

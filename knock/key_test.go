@@ -54,7 +54,7 @@ func TestKeyFaults(t *testing.T) {
 		{"only the prefix", keyPrefix, "the key is truncated: its end is missing"},
 		{"a wrong digit", exampleKey[:30] + "1" + exampleKey[31:], "the key is mistyped: not a letter or a digit from 2 to 7 everywhere"},
 		{"two lines", exampleKey[:30] + "\n" + exampleKey[30:], "the key is mistyped: not a letter or a digit from 2 to 7 everywhere"},
-		{"bits behind the end", exampleKey[:len(exampleKey)-1] + "j", "the key is mistyped: not a letter or a digit from 2 to 7 everywhere"},
+		{"bits behind the end", exampleKey[:len(exampleKey)-1] + "j", "the key is mistyped or truncated: it cannot end like this"},
 		{"twice", exampleKey + body, "the key is too long: something stands behind its end"},
 		{"more behind", exampleKey + "bcdefg", "the key is mistyped or truncated: its checksum does not fit"},
 	} {

@@ -55,12 +55,12 @@ func (d *Dialer) connect(parent context.Context, host string, port uint16) (net.
 	}
 	r.stop = stop
 
-	addrs, err := d.resolve(ctx, host)
+	addrs, err := d.Addresses(ctx, host)
 	switch {
 	case errors.Is(parent.Err(), context.Canceled):
 		return nil, interrupted(parent)
 	case err != nil:
-		return nil, &ResolveError{Host: host, Err: err}
+		return nil, err
 	}
 	r.trace(Event{Kind: Resolved, Addrs: addrs})
 	failure := r.run(ctx, addrs, port)
@@ -90,7 +90,17 @@ func (d *Dialer) connect(parent context.Context, host string, port uint16) (net.
 
 func interrupted(ctx context.Context) error { return fmt.Errorf("interrupted: %w", ctx.Err()) }
 
-// resolve returns the addresses of host in the order in which they are tried.
+// Addresses returns the addresses of host, at least one, in the order in which
+// Connect tries them. The error is a [*ResolveError].
+func (d *Dialer) Addresses(ctx context.Context, host string) ([]netip.Addr, error) {
+	addrs, err := d.resolve(ctx, host)
+	if err != nil {
+		return nil, &ResolveError{Host: host, Err: err}
+	}
+	return addrs, nil
+}
+
+// resolve is Addresses, but for what the error says.
 func (d *Dialer) resolve(ctx context.Context, host string) ([]netip.Addr, error) {
 	var addrs []netip.Addr
 	if literal, err := netip.ParseAddr(host); err == nil {

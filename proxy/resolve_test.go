@@ -60,6 +60,20 @@ func TestNameThatChanges(t *testing.T) {
 	})
 }
 
+// TestAddresses: an address is its own, with its zone.
+func TestAddresses(t *testing.T) {
+	for _, host := range []string{"fe80::1%eth0", "2001:db8::1", "192.0.2.1"} {
+		addrs, err := new(Dialer).Addresses(t.Context(), host)
+		if err != nil || len(addrs) != 1 || addrs[0].String() != host {
+			t.Errorf("%s: %v, %v", host, addrs, err)
+		}
+	}
+	_, err := (&Dialer{Family: "ip6"}).Addresses(t.Context(), "192.0.2.1")
+	if _, ok := errors.AsType[*ResolveError](err); !ok || err.Error() != `cannot resolve "192.0.2.1": no IPv6 address` {
+		t.Error(err)
+	}
+}
+
 func TestResolveErrors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newWorld(t, nil).dialer()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/signal"
 	"strconv"
@@ -46,6 +47,9 @@ func runConnect(ctx context.Context, a *app, args []string) error {
 	}
 	p, err := a.lookupNamed(args[0])
 	if err != nil && !(a.optional && noProfile(err)) {
+		if f, ok := errors.AsType[*failure](err); ok && errors.Is(err, fs.ErrNotExist) {
+			f.hint += "; --optional connects without"
+		}
 		return err
 	}
 	dialer := a.plainDialer()

@@ -33,8 +33,8 @@ func newFwknop(t testing.TB, more ...string) (*rig, *lab.Daemon) {
 		t.Fatal(err)
 	}
 	header(t, r.Server, r.rules, "check")
-	guard, _, _ := strings.Cut(headerLine(t, r.rules, "load"), " && ")
-	r.Server.Shell(t, guard)
+	load := headerLine(t, r.rules, "load")
+	r.Server.Shell(t, load[strings.LastIndex(load, " && ")+len(" && "):]) // the guard
 	return r, r.runFwknopd(t, string(text))
 }
 
@@ -117,6 +117,39 @@ func TestFwknopLoads(t *testing.T) {
 			}
 			header(t, r.Server, r.rules, "undo")
 			r.expect(t, r.Attacker, lab.Open)
+		})
+	}
+}
+
+// TestDaemonFails: where the daemon that is to open the port cannot run, to load the
+// rules closes nothing and says so.
+func TestDaemonFails(t *testing.T) {
+	for _, tt := range []struct {
+		firewall lab.Firewall
+		settings []string
+		text, by string
+	}{
+		{fwknopd, fwknopSettings(t), "PCAP_INTF eth0;", "PCAP_INTF nowhere;"},
+		{lab.Firewall{Name: "knockd", Programs: []string{"knockd", "nft"}, Async: true}, []string{"Sequence 7001/udp 8003"}, "[options]\n", "[options]\n\tInterface = nowhere\n"},
+	} {
+		t.Run(tt.firewall.Name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, tt.firewall, lab.IPv4, tt.settings...)
+			text, err := os.ReadFile(r.rules)
+			if err != nil {
+				t.Fatal(err)
+			}
+			changed := strings.Replace(string(text), tt.text, tt.by, 1)
+			if changed == string(text) {
+				t.Fatalf("no %q in\n%s", tt.text, text)
+			}
+			if err := os.WriteFile(r.rules, []byte(changed), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if out, err := r.Server.Try("sh", "-c", headerLine(t, r.rules, "load")); err == nil || out == "" {
+				t.Errorf("%v, %q", err, out)
+			}
+			r.expect(t, r.Client, lab.Open)
 		})
 	}
 }

@@ -12,10 +12,10 @@ func runHelp(_ context.Context, a *app, args []string) error {
 		return a.print("%s\n", usage)
 	}
 	c := find(args[0])
-	if c == nil || len(args) > 1 {
+	if c == nil || len(args) > 1 && !(c.name == "profile" && len(args) == 2) { // which has commands of its own
 		return usageError("there is no help on %q", strings.Join(args, " "))
 	}
-	if err := a.print("Usage: portknock %s %s\n%s\n", c.name, c.synopsis, c.about); err != nil {
+	if err := a.print("%s\n%s\n", strings.TrimSpace("Usage: portknock "+c.name+" "+c.synopsis), c.about); err != nil {
 		return err
 	}
 	if flags := a.flagSet(c).FlagUsages(); flags != "" {

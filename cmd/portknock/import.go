@@ -17,8 +17,11 @@ func (a *app) importProfiles(from string) error {
 	if a.shared.config == "-" {
 		return usageError("profile import writes to the profile file, which cannot be standard input")
 	}
-	text, err := a.readForeign(from)
-	if err != nil {
+	text, err := await(a.ctx, func() ([]byte, error) { return a.readForeign(from) })
+	switch {
+	case a.ctx.Err() != nil:
+		return err
+	case err != nil:
 		return &failure{code: exitProfile, err: err}
 	}
 	imports, warnings, err := profile.ImportFwknop(from, text, a.stanza)
@@ -113,12 +116,7 @@ func insertProfiles(path string, imports []profile.Import) (keys []string, err e
 	if like == nil {
 		return keys, createSecret(path, text)
 	}
-	// What a link leads to is replaced, not the link.
-	target, err := filepath.EvalSymlinks(path)
-	if err != nil {
-		return nil, err
-	}
-	return keys, replaceSecret(target, text, like)
+	return keys, replaceSecret(path, text, like)
 }
 
 // readConfig reads the profile file as text, if it is one that may be used. It

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"net/netip"
-	"strings"
 
 	"github.com/portknock/portknock/knock"
 	"github.com/portknock/portknock/knock/profile"
@@ -25,7 +24,7 @@ func runKeygen(_ context.Context, a *app, args []string) error {
 		return err
 	}
 	text := k.Reveal() + "\n"
-	if len(args) == 0 {
+	if len(args) == 0 || args[0] == "-" {
 		return a.print("%s", text)
 	}
 	return createSecret(args[0], []byte(text))
@@ -41,8 +40,8 @@ func (a *app) makeKey() (knock.Key, error) {
 	if _, err := netip.ParseAddr(a.host); err == nil {
 		return knock.Key{}, usageError("--host %s: a key is derived for a profile's name, never for an address", a.host)
 	}
-	if strings.ContainsAny(a.host, "*?! ") {
-		return knock.Key{}, usageError("--host %q is not the name of one host", a.host)
+	if profile.CheckHost(a.host) != nil { // no profile can be called so
+		return knock.Key{}, usageError("--host %.300q is not the name of one host", a.host)
 	}
 	master, err := profile.LoadKey(a.from)
 	if err != nil {

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"net"
 	"net/netip"
 	"os/exec"
 	"strings"
@@ -44,7 +43,7 @@ func runKnock(ctx context.Context, a *app, args []string) error {
 	if a.wait {
 		err = dialer.Probe(ctx, host, cmp.Or(port, 22))
 	} else {
-		err = knockOnce(ctx, dialer, host)
+		err = a.knockOnce(ctx, dialer, host)
 	}
 	if err != nil {
 		return connectFailure(ctx, args[0], p, err)
@@ -54,17 +53,18 @@ func runKnock(ctx context.Context, a *app, args []string) error {
 
 // knockOnce sends one round to the first address of each family: which one the
 // program that comes next will use, nobody knows.
-func knockOnce(ctx context.Context, d *proxy.Dialer, host string) error {
+func (a *app) knockOnce(ctx context.Context, d *proxy.Dialer, host string) error {
 	ctx, cancel := context.WithTimeout(ctx, d.Timeout)
 	defer cancel()
-	addrs, err := net.DefaultResolver.LookupNetIP(ctx, cmp.Or(d.Family, "ip"), host)
+	began := time.Now()
+	addrs, err := d.Addresses(ctx, host)
 	if err != nil {
-		return &proxy.ResolveError{Host: host, Err: err}
+		return err
 	}
+	a.trace(proxy.Event{Kind: proxy.Resolved, At: time.Since(began), Addrs: addrs})
 	var failed error
 	sent := map[bool]bool{} // by whether the address is IPv4
 	for _, to := range addrs {
-		to = to.Unmap()
 		if sent[to.Is4()] {
 			continue
 		}
@@ -76,6 +76,7 @@ func knockOnce(ctx context.Context, d *proxy.Dialer, host string) error {
 			failed = &proxy.KnockError{To: to, Err: err}
 			continue
 		}
+		a.log.say(verbose, "knocked %v from %v", to, from)
 		sent[to.Is4()] = true
 	}
 	if len(sent) == 0 {

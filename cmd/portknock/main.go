@@ -38,8 +38,8 @@ Flags of most commands ("portknock help COMMAND" lists them all):
   -q, --quiet               say nothing, not even why it failed
       --log-file FILE       say it to FILE too (or set PORTKNOCK_LOG)
 
-Exit status: 0 done, 1 connecting failed, 2 usage, 3 profile, 4 the knocks
-could not be sent, 5 the port did not open.
+Exit status: 0 done, 1 connecting or writing failed, 2 usage, 3 profile, 4 the
+knocks could not be sent, 5 the port did not open.
 
 Example, in ~/.ssh/config:
   Host vps
@@ -52,7 +52,7 @@ and in ~/.config/portknock/config (mode 0600):
 
 // The exit codes.
 const (
-	exitFailed  = 1 // connecting or splicing failed
+	exitFailed  = 1 // connecting, splicing or writing failed
 	exitUsage   = 2
 	exitProfile = 3
 	exitKnock   = 4 // the knocks could not be sent
@@ -70,8 +70,10 @@ func (f *failure) Error() string { return f.err.Error() }
 func (f *failure) Unwrap() error { return f.err }
 
 func usageError(format string, args ...any) error {
-	return &failure{code: exitUsage, err: fmt.Errorf(format, args...), hint: "portknock help"}
+	return &failure{code: exitUsage, err: fmt.Errorf(format, args...), hint: helpHint}
 }
+
+const helpHint = "portknock help"
 
 // command is one row of the table of commands.
 type command struct {
@@ -84,6 +86,7 @@ type command struct {
 
 // app is one call of the program.
 type app struct {
+	ctx            context.Context // ends with ^C
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	shared         shared
@@ -96,7 +99,7 @@ type app struct {
 	fdpass   bool     // connect
 	wait     bool     // knock
 	at       string   // sequence
-	windows  int      // sequence
+	windows  windows  // sequence
 	json     bool     // sequence, profile
 	stanza   string   // profile import
 	rules    ruleOpts // emit-rules
@@ -112,7 +115,7 @@ func init() {
 		{"connect", "[FLAGS] HOST PORT", "Knock, connect, and join stdin and stdout to the connection.", runConnect, connectFlags},
 		{"knock", "[FLAGS] HOST [PORT]", "Send the knocks. With --wait, knock until PORT (or the profile's, or 22) answers.", runKnock, knockFlags},
 		{"sequence", "[FLAGS] HOST", "Print the sequence that would be sent, and how long it is valid. Just after a\nwindow began, a second one follows, which every other round sends: that of the\nwindow before.", runSequence, sequenceFlags},
-		{"emit-rules", "[FLAGS] HOST...", "Print the rules with which a server opens to these profiles.", runRules, ruleFlags},
+		{"emit-rules", "[FLAGS] HOST...", "Print the rules with which a server opens to these profiles. The comment above them\nhas the commands that check them, load them, try them for a minute and undo them.", runRules, ruleFlags},
 		{"profile", "list|show|import [FLAGS] [HOST|FILE]", "List the profiles, show one with its defaults, or import those of fwknop's client\nfrom its .fwknoprc: to the profile file, and keys to new files beside it.", runProfile, profileFlags},
 		{"keygen", "[--from FILE --host NAME] [FILE]", "Write a new key to FILE, which must not exist, or print it. With --from, the\nkey that DeriveHostKey makes for a profile's NAME: all that its server needs.", runKeygen, keygenFlags},
 		{"version", "", "Print the version.", runVersion, nil},
@@ -137,24 +140,50 @@ func main() {
 	go func() {
 		<-interrupt
 		cancel(errInterrupted)
+		signal.Reset(os.Interrupt) // a second one ends even what does not listen
 	}()
 	os.Exit(a.report(a.main(ctx, os.Args[1:])))
 }
 
 var errInterrupted = errors.New("interrupted")
 
+// await returns what f returns, or at once when ctx ends: f may wait for a
+// terminal, or for the other end of a pipe.
+func await[T any](ctx context.Context, f func() (T, error)) (T, error) {
+	type result struct {
+		value T
+		err   error
+	}
+	done := make(chan result, 1)
+	go func() {
+		value, err := f()
+		done <- result{value, err}
+	}()
+	select {
+	case r := <-done:
+		return r.value, r.err
+	case <-ctx.Done():
+		return *new(T), &failure{code: exitFailed, err: context.Cause(ctx)}
+	}
+}
+
 // main finds out what is asked for. ssh gives a host and a port, and a host
 // may be called like a command: so two operands of which the second is a
 // number are a host and a port, whatever the first is.
 func (a *app) main(ctx context.Context, args []string) error {
+	a.ctx = ctx
 	flags := a.flagSet(find("connect"))
 	flags.SetInterspersed(false)
 	help := flags.BoolP("help", "h", false, "")
-	if err := flags.Parse(args); err != nil {
+	version := flags.BoolP("version", "V", false, "")
+	if err := parse(flags, args); err != nil {
 		return usageError("%w", err)
 	}
-	if *help {
+	switch {
+	case *help:
 		return runHelp(ctx, a, nil)
+	case *version:
+		return runVersion(ctx, a, nil)
 	}
 	operands := flags.Args()
 	if len(operands) == 0 {
@@ -171,8 +200,8 @@ func (a *app) main(ctx context.Context, args []string) error {
 	before := args[:len(args)-len(operands)]
 	flags = a.flagSet(cmd)
 	help = flags.BoolP("help", "h", false, "")
-	if err := flags.Parse(slices.Concat(before, operands[1:])); err != nil {
-		return usageError("%s: %w", cmd.name, err)
+	if err := parse(flags, slices.Concat(before, operands[1:])); err != nil {
+		return helpOn(cmd, usageError("%s: %w", cmd.name, err))
 	}
 	if *help {
 		return runHelp(ctx, a, operands[:1])
@@ -185,10 +214,14 @@ func unknownCommand(operands []string) error {
 	name := operands[0]
 	switch len(operands) {
 	case 1:
+		if name == "" {
+			return usageError("no host given")
+		}
 		return &failure{exitUsage, fmt.Errorf("%q is no command, and to connect a port is missing", name),
 			fmt.Sprintf("portknock %[1]s 22, or portknock knock %[1]s", name)}
 	case 2:
-		return &failure{exitUsage, fmt.Errorf("%q is not a port number", operands[1]), "portknock HOST PORT"}
+		return &failure{exitUsage, fmt.Errorf("%q is no command, and to connect %q is not a port number", name, operands[1]),
+			"portknock HOST PORT, or portknock help"}
 	}
 	return usageError("%q is no command", name)
 }
@@ -210,14 +243,35 @@ func (a *app) flagSet(c *command) *pflag.FlagSet {
 	return f
 }
 
+// parse reads flags. One with an empty value is refused: it is a variable that is
+// not set, as in --output "$FILE", and to go on without it would do another thing
+// than what was asked for. Only a log can be turned off like that.
+func parse(f *pflag.FlagSet, args []string) error {
+	err := f.Parse(args)
+	f.Visit(func(flag *pflag.Flag) {
+		if err == nil && flag.Value.Type() == "string" && flag.Value.String() == "" && flag.Name != "log-file" {
+			err = fmt.Errorf("--%s has no value", flag.Name)
+		}
+	})
+	return err
+}
+
 func (a *app) start(ctx context.Context, c *command, args []string) error {
-	if err := a.shared.check(); err != nil {
-		return err
-	}
 	if err := a.openLog(); err != nil {
-		return err
+		return helpOn(c, err)
 	}
-	return c.run(ctx, a, args)
+	if err := a.shared.check(); err != nil {
+		return helpOn(c, err)
+	}
+	return helpOn(c, c.run(ctx, a, args))
+}
+
+// helpOn has the hint of a usage error lead to the command that was used.
+func helpOn(c *command, err error) error {
+	if f, ok := errors.AsType[*failure](err); ok && f.hint == helpHint {
+		f.hint += " " + c.name
+	}
+	return err
 }
 
 // report says on stderr why it failed and returns the exit code.
@@ -228,7 +282,8 @@ func (a *app) report(err error) int {
 	f := &failure{code: exitFailed, err: err}
 	errors.As(err, &f)
 	if a.log.stderr == nil { // the flags could not be read, so neither could -q
-		a.log.stderr = a.stderr
+		a.shared.quiet = false
+		_ = a.openLog() // this one error is enough
 	}
 	a.log.say(always, "%s", oneLine(err.Error()))
 	if f.hint != "" {

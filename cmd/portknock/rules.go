@@ -30,13 +30,16 @@ func ruleFlags(a *app, f *pflag.FlagSet) {
 	f.StringVar(&o.atEnd, "at-end", "closed", "`WHAT` follows then: closed to everybody, or open")
 	f.BoolVar(&o.consume, "consume", false, "drop the knocks, on a server that drops at closed ports")
 	f.BoolVar(&o.force, "force", false, "accept a sequence that a port scan would find")
-	f.StringVar(&o.output, "output", "", "write to this `FILE`, with mode 0600, and print when they end")
+	f.StringVar(&o.output, "output", "", "write to this `FILE`, with mode 0600, and print when they end; the commands\nin it name it by its path here")
 	f.StringVar(&o.refresh, "refresh", "", "print instead what keeps them fresh on a server that has the key: `systemd`,\na service and a timer")
 }
 
 func runRules(_ context.Context, a *app, args []string) error {
 	if len(args) == 0 {
 		return usageError("emit-rules takes one HOST or more")
+	}
+	if a.rules.output == "-" {
+		a.rules.output = ""
 	}
 	o, err := a.ruleOptions()
 	if err != nil {

@@ -15,11 +15,26 @@ import (
 func sequenceFlags(a *app, f *pflag.FlagSet) {
 	a.shared.profileFlags(f)
 	f.StringVar(&a.at, "at", "", "the `TIME` to say it for, as 2006-01-02T15:04:05Z, instead of now")
-	f.IntVar(&a.windows, "windows", 0, "the sequences of `N` windows, from that time on, as the server expects them")
+	f.Var(&a.windows, "windows", "the sequences of `N` windows, from that time on, as the server expects them")
 	f.BoolVar(&a.json, "json", false, "print JSON; with --windows, a list")
 }
 
 const maxWindows = 100_000 // of --windows: more than eleven years of hours
+
+// windows is a flag: so many windows, or 0 if none is given.
+type windows int
+
+func (w *windows) Set(s string) error {
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 1 || n > maxWindows {
+		return fmt.Errorf("not a number from 1 to %d", maxWindows)
+	}
+	*w = windows(n)
+	return nil
+}
+
+func (w *windows) String() string { return "" }
+func (w *windows) Type() string   { return "number" }
 
 // answer is what is said of one window.
 type answer struct {
@@ -47,9 +62,6 @@ func packet(s knock.Sequence) string {
 func runSequence(_ context.Context, a *app, args []string) error {
 	if len(args) != 1 {
 		return usageError("sequence takes one HOST")
-	}
-	if a.windows < 0 || a.windows > maxWindows {
-		return usageError("--windows %d is not from 1 to %d", a.windows, maxWindows)
 	}
 	at := now()
 	if a.at != "" {

@@ -32,7 +32,7 @@ type shared struct {
 func (s *shared) profileFlags(f *pflag.FlagSet) {
 	f.StringVarP(&s.config, "config", "c", "", "the profile `FILE`; - is standard input")
 	f.StringArrayVarP(&s.options, "option", "o", nil, "a setting before those of the file, `KEY=VALUE`")
-	f.CountVarP(&s.verbose, "verbose", "v", "say what happens; twice, also what is sent")
+	f.CountVarP(&s.verbose, "verbose", "v", "``say what happens; twice, also what is sent")
 	f.BoolVarP(&s.quiet, "quiet", "q", false, "say nothing, not even why it failed")
 	f.StringVar(&s.logFile, "log-file", os.Getenv("PORTKNOCK_LOG"), "say it to this `FILE` too; PORTKNOCK_LOG does the same")
 }
@@ -92,25 +92,29 @@ func (a *app) loadFile() (file *profile.File, err error) {
 	if a.file != nil {
 		return a.file, nil
 	}
-	switch path := a.shared.config; path {
-	case "-":
-		var text []byte
-		if text, err = a.readForeign(path); err == nil {
-			file, err = profile.Parse("-", text)
-		}
-	case "":
-		if path, err = profile.Find(); err == nil {
-			file, err = profile.Load(path)
-		}
-		a.path = path
+	path := a.shared.config
+	if path == "" {
+		path, err = profile.Find()
+	}
+	switch {
+	case err != nil:
+	case path == "-":
+		file, err = await(a.ctx, func() (*profile.File, error) {
+			text, err := a.readForeign(path)
+			if err != nil {
+				return nil, err
+			}
+			return profile.Parse(path, text)
+		})
 	default:
-		file, err = profile.Load(path)
 		a.path = path
+		file, err = await(a.ctx, func() (*profile.File, error) { return profile.Load(path) })
 	}
 	if err != nil {
 		f := &failure{code: exitProfile, err: err}
+		errors.As(err, &f)
 		if errors.Is(err, fs.ErrNotExist) {
-			f.hint = "portknock help shows how to write one; --optional connects without"
+			f.hint = "portknock help shows how to write one"
 		}
 		return nil, f
 	}
@@ -196,12 +200,17 @@ type logger struct {
 
 func (a *app) openLog() error {
 	a.log = logger{level: a.shared.verbose, stderr: a.stderr, began: time.Now()}
-	if a.shared.quiet {
+	if a.shared.quiet && a.shared.verbose == 0 { // check refuses both
 		a.log.stderr = io.Discard
 	}
 	if a.shared.logFile != "" {
-		f, err := os.OpenFile(a.shared.logFile, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
-		if err != nil {
+		f, err := await(a.ctx, func() (*os.File, error) {
+			return os.OpenFile(a.shared.logFile, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+		})
+		switch {
+		case a.ctx.Err() != nil:
+			return err
+		case err != nil:
 			return usageError("cannot log: %w", err)
 		}
 		a.log.file = f

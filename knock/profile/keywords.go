@@ -35,7 +35,7 @@ var commonKeywords = []keyword{
 				return err
 			}
 			p.HostName = v // expanded once it is known for which host
-			return checkHost(host)
+			return CheckHost(host)
 		},
 		get: func(p *Profile) string { return strings.ReplaceAll(p.HostName, "%", "%%") },
 	},

@@ -22,7 +22,7 @@ import (
 // Host line also has a name goes by that name: "Host vps 203.0.113.7" is "vps"
 // for both.
 func (f *File) Lookup(host string, override ...Setting) (*Profile, error) {
-	if err := checkHost(host); err != nil {
+	if err := CheckHost(host); err != nil {
 		return nil, err
 	}
 	var given settings
@@ -51,7 +51,7 @@ func (f *File) profile(host string, blocks []*block, ss settings) (p *Profile, e
 	p.Name = profileName(host, blocks)
 	if p.HostName != "" {
 		if p.HostName, err = expand(p.HostName, host); err == nil {
-			err = checkHost(p.HostName) // "%h" can make it too long
+			err = CheckHost(p.HostName) // "%h" can make it too long
 		}
 		if err != nil {
 			return nil, f.fault(ss, "HostName", err)

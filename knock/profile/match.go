@@ -21,7 +21,7 @@ func parsePattern(word string) (pattern, error) {
 	text, not := strings.CutPrefix(word, "!")
 	// A pattern that no host can match is a mistake: quotes ssh would take off,
 	// say, or a stray "!".
-	if err := checkHost(strings.NewReplacer("*", "x", "?", "x").Replace(text)); err != nil {
+	if err := CheckHost(strings.NewReplacer("*", "x", "?", "x").Replace(text)); err != nil {
 		return pattern{}, fmt.Errorf("%.300q is not a host name or pattern", word)
 	}
 	return pattern{written: word, text: strings.ToLower(text), not: not, wild: strings.ContainsAny(text, "*?")}, nil
@@ -127,14 +127,17 @@ func sameHost(a, b string) bool {
 	return err == nil && x.Unmap() == y.Unmap()
 }
 
-// checkHost refuses what ssh refuses as a host name, and what would be read as
+// CheckHost refuses what ssh refuses as a host name, and what would be read as
 // a pattern or a comment if it were written into a profile.
-func checkHost(host string) error {
+func CheckHost(host string) error {
 	odd := func(r rune) bool {
 		return !unicode.IsPrint(r) || strings.ContainsRune(" '`\"$\\;&<>|(){}*?!#=", r)
 	}
 	if host == "" || len(host) > 255 || host[0] == '-' || !utf8.ValidString(host) || strings.ContainsFunc(host, odd) {
 		return fmt.Errorf("%.300q is not a host name", host)
+	}
+	if host[0] == '[' {
+		return fmt.Errorf("%q is not a host name; an address stands without brackets", host)
 	}
 	return nil
 }

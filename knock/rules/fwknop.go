@@ -29,13 +29,17 @@ func emitFwknop(w io.Writer, guards []guard, o Options) error {
 	nft := nftFromComments + file + ` | nft `
 	conf := `sed -n "s/^#; //p" ` + file + " >" + fwknopdConf + " && chmod 600 " + fwknopdConf
 	args := " -a " + file + " -c " + fwknopdConf
-	start := conf + " && { pkill -HUP -x fwknopd || fwknopd" + args + "; }"
+	// An fwknopd that has nothing to listen at ends without a word, a moment after it
+	// has gone into the background. That is no reason to close the ports to everybody:
+	// it comes first.
+	start := conf + " && { pkill -HUP -x fwknopd || { fwknopd" + args + " && sleep 1 && pkill -0 -x fwknopd; }" +
+		` || { echo "fwknopd does not run: its log says why" >&2; false; }; }`
 	// A load right behind it must not take the dying one for one that runs.
 	stop := `timeout 5 sh -c "while pkill -x fwknopd; do sleep 0.1; done"`
 	h := header{
 		Guards: guards,
 		Check:  nft + "-c -f -",
-		Load:   nft + "-f - && " + start,
+		Load:   start + " && " + nft + "-f -",
 		Watch:  nftWatch,
 		Undo:   stop + "; " + nftUndo,
 		Notes: []string{

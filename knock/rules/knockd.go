@@ -25,9 +25,11 @@ func emitKnockd(w io.Writer, guards []guard, o Options) error {
 		Guards: guards,
 		Stale:  true,
 		Check:  nft + "-c -f -",
-		Load:   nft + "-f - && { pkill -HUP -x knockd || knockd -d -c " + file + "; }",
-		Watch:  nftWatch,
-		Undo:   "pkill -x knockd; " + nftUndo,
+		// A knockd that does not start, for want of its interface, is no reason to
+		// close the ports to everybody: it comes first.
+		Load:  "{ pkill -HUP -x knockd || knockd -d -c " + file + "; } && " + nft + "-f -",
+		Watch: nftWatch,
+		Undo:  "pkill -x knockd; " + nftUndo,
 		Notes: []string{
 			nftFromCommentsNote,
 			`knockd watches one interface, eth0 unless you name another:

@@ -33,6 +33,7 @@ func emitNftables(w io.Writer, guards []guard, o Options) error {
 file with the line  include "` + o.File + `"`,
 			`Keep this file rather than the output of "nft list ruleset", which would
 freeze ` + frozen + `.`,
+			nftPartsNote(parts),
 			floodNote(guards),
 			tokenNote(guards),
 		},
@@ -60,6 +61,15 @@ guard and leaves the port open: load again after it, and when the server starts.
 
 func nftInComments(guards []guard, o Options) string {
 	return comments("#: ", strings.TrimLeft(nftRules{guards, o, false}.text(), "\n"))
+}
+
+// nftPartsNote says what the parts are for, where there are any.
+func nftPartsNote(parts string) string {
+	if parts == "" {
+		return ""
+	}
+	return `An unprivileged container may refuse so much at once ("Message too long"):
+there load in parts, of which the guard itself is the last.`
 }
 
 // setSize is how many addresses each set holds. It stays the same from file to

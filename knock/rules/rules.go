@@ -271,6 +271,8 @@ func (g *guard) checkKnocks(o Options, closed []knock.PortRange) error {
 		case g.timed() && len(w.Steps) < 3:
 			// Sooner or later a window has two neighbours.
 			return fmt.Errorf("%d knocks drawn at random are few: a scan of all ports in order would open it in some window; set Knocks to 3 or more, or insist with --force", len(w.Steps))
+		case len(w.Steps) == 1:
+			return errors.New("a scan of all ports would open it: choose three knocks or more, or insist with --force")
 		case !w.Steps.SweepFinds(overlooked):
 		case g.timed():
 			return fmt.Errorf("a scan of all ports in order would open it in the window from %s: widen PortRange or raise Knocks, or insist with --force",

@@ -419,3 +419,21 @@ func TestNames(t *testing.T) {
 		}
 	}
 }
+
+// TestPartsNote: a file that can be loaded in parts says what these are for, and
+// no other speaks of them.
+func TestPartsNote(t *testing.T) {
+	for _, name := range []string{"nftables", "iptables"} {
+		for hours, want := range map[int]bool{1: false, 700: true} {
+			var text strings.Builder
+			o := Options{From: midnight, Until: midnight.Add(time.Duration(hours) * time.Hour)}
+			if err := Emit(&text, name, []Guard{drawn(t, time.Hour, time.Minute, 20000, 29999)}, o); err != nil {
+				t.Fatal(err)
+			}
+			command, note := strings.Contains(text.String(), "\n# parts: "), strings.Contains(text.String(), "load in parts")
+			if command != want || note != want {
+				t.Errorf("%s, %d hours: parts %v, explained %v, want %v", name, hours, command, note, want)
+			}
+		}
+	}
+}

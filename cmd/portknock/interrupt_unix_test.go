@@ -1,0 +1,67 @@
+//go:build unix
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// TestInterruptedReading: ^C ends what waits for a terminal or a pipe.
+func TestInterruptedReading(t *testing.T) {
+	for _, command := range []string{
+		"sequence -c - vps",
+		"sequence -c FIFO vps",
+		"emit-rules -c FIFO vps",
+		"profile import -",
+		"profile import FIFO",
+	} {
+		t.Run(command, func(t *testing.T) {
+			t.Parallel()
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			fifo := filepath.Join(t.TempDir(), "fifo")
+			if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			w, err := os.OpenFile(fifo, os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer w.Close()
+			c := exec.CommandContext(ctx, "portknock", strings.Fields(strings.Replace(command, "FIFO", fifo, 1))...)
+			c.Env = append(os.Environ(), "HOME="+t.TempDir())
+			var stderr bytes.Buffer
+			c.Stderr = &stderr
+			var in io.Writer = w
+			if strings.Contains(command, " - ") || strings.HasSuffix(command, " -") {
+				if in, err = c.StdinPipe(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := c.Start(); err != nil {
+				t.Fatal(err)
+			}
+			// More than a pipe holds: when all is written, somebody is reading.
+			_ = w.SetWriteDeadline(time.Now().Add(10 * time.Second))
+			if _, err := in.Write(bytes.Repeat([]byte("#\n"), 1<<16)); err != nil {
+				t.Error(err)
+			}
+			if err := c.Process.Signal(os.Interrupt); err != nil {
+				t.Error(err)
+			}
+			_ = c.Wait()
+			if code := c.ProcessState.ExitCode(); code != 1 || stderr.String() != "portknock: interrupted\n" {
+				t.Errorf("exit code %d, %q", code, stderr.String())
+			}
+		})
+	}
+}
