@@ -345,3 +345,43 @@ func TestMixedProfiles(t *testing.T) {
 		}
 	})
 }
+
+// TestForgedKnocks: first knocks from more addresses than a firewall remembers leave
+// alone who is in, and keep nobody out for long. Those in somebody's name do not
+// keep him out at all.
+func TestForgedKnocks(t *testing.T) {
+	eachTimedFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		r := newRig(t, f, family, "Sequence 7001/udp 8003/udp 9005/udp", "KnockTimeout 1s", "OpenFor 5m")
+		header(t, r.Server, r.rules, "load")
+		session := r.echo(t, "vps")
+		to := r.Server.Addr(family)
+		sequence := knock.Sequence{{Transport: knock.UDP, Port: 7001}, {Transport: knock.UDP, Port: 8003}, {Transport: knock.UDP, Port: 9005}}
+		first := netip.AddrPortFrom(to, 7001)
+		forged := 66_000
+		if format(f) == "iptables" {
+			forged = 2_000
+		}
+		hosts := []*lab.Host{r.Attacker, r.Client} // whose addresses are too few alone
+		r.Attacker.Flood(t, forged, func(i int) lab.Packet {
+			return lab.Packet{Src: netip.AddrPortFrom(hosts[i/60_000].Source(family, uint16(i%60_000+1000)), 10000), Dst: first}
+		})
+		session.say(t, "after the flood")
+		r.expect(t, r.Client, lab.Open)
+		// What has timed out is collected within three seconds; the rest is for a busy machine.
+		for from, end := r.visitor(), time.Now().Add(15*time.Second); ; time.Sleep(20 * time.Millisecond) {
+			if r.admits(t, from, sequence...) {
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatal("the flood keeps others out for good")
+			}
+		}
+		victim := r.visitor()
+		r.Attacker.Flood(t, 1000, func(int) lab.Packet {
+			return lab.Packet{Src: netip.AddrPortFrom(victim, 10000), Dst: first}
+		})
+		if !r.admits(t, victim, sequence...) {
+			t.Error("first knocks in a visitor's name keep the visitor out")
+		}
+	})
+}

@@ -100,7 +100,7 @@ func (r iptRules) inParts() string {
 func (r iptRules) single() string {
 	line := ""
 	for _, t := range r.tables() {
-		line += fmt.Sprintf(" && while [ $($t -w -t %[1]s -S %[2]s | grep -c PORTKNOCK) -gt 1 ] && $t -w -t %[1]s -D %[3]s; do :; done",
+		line += fmt.Sprintf(` && while [ $($t -w -t %[1]s -S %[2]s | grep -cx -e "-A %[3]s") -gt 1 ] && $t -w -t %[1]s -D %[3]s; do :; done`,
 			t.name, strings.Fields(t.jump)[0], t.jump)
 	}
 	return line

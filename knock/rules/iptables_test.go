@@ -299,7 +299,7 @@ func TestIptablesWindows(t *testing.T) {
 // who uses one is not in the way of who uses the other.
 func TestIptablesFewPorts(t *testing.T) {
 	g := drawn(t, 10*time.Second, 4*time.Second, 20000, 20011)
-	o := Options{From: midnight, Until: midnight.Add(30 * time.Minute)}
+	o := Options{From: midnight, Until: midnight.Add(30 * time.Minute), Force: true}
 	k := load(t, g, o)
 	windows := windowsOf(t, g, o)
 	for i := range windows[1:] {

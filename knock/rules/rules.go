@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -227,11 +228,29 @@ func check(g Guard, o Options, f format, closed []knock.PortRange) (guard, error
 		case w.Window != (knock.Window{}) && len(w.Steps) < 3:
 			// Sooner or later a window has two neighbours.
 			return guard{}, fmt.Errorf("%d knocks drawn at random are few: a scan of all ports in order would open it in some window; set Knocks to 3 or more, or insist with --force", len(w.Steps))
+		case w.Window != (knock.Window{}) && checked.guesses() < fewGuesses:
+			return guard{}, fmt.Errorf("a stranger could guess it: of %d knocks at so few ports there are only %.0f; set Knocks or PortRange higher, or insist with --force", len(w.Steps), checked.guesses())
 		case w.Steps.SweepFinds(overlooked):
 			return guard{}, errors.New("a scan of all ports in order would open it: choose ports that are not neighbours, or insist with --force")
 		}
 	}
 	return checked, nil
+}
+
+// fewGuesses is what a stranger who sends 100,000 packets a second sends in four
+// months.
+const fewGuesses = 1e12
+
+// guesses returns how many sequences there are of as many knocks as open.
+func (g guard) guesses() float64 {
+	ports := 0
+	for _, r := range g.KnockPorts {
+		ports += int(r.Last) - int(r.First) + 1
+	}
+	if ports == 0 {
+		ports = len(transports) * 65535
+	}
+	return math.Pow(float64(ports), float64(len(g.Windows[0].Steps)))
 }
 
 // walk fills in the windows from the one that is just over, for a server whose
