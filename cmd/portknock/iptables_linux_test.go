@@ -234,3 +234,28 @@ func TestLoadFails(t *testing.T) {
 		})
 	}
 }
+
+// TestNamesakes: what the administrator has called much the same is neither counted
+// nor taken away.
+func TestNamesakes(t *testing.T) {
+	for _, f := range lab.Firewalls {
+		if format(f) != "iptables" {
+			continue
+		}
+		t.Run(f.Name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, f, lab.IPv4, "Sequence 7001/udp 8003/tcp")
+			r.Server.Shell(t, "for t in iptables ip6tables; do $t -t mangle -N PORTKNOCKING; $t -t mangle -A PORTKNOCKING -p tcp --dport 9; $t -t mangle -A PREROUTING -j PORTKNOCKING; done")
+			before := ruleset(t, r)
+			for range 2 {
+				header(t, r.Server, r.rules, "load")
+				r.expect(t, r.Attacker, lab.Dropped)
+			}
+			header(t, r.Server, r.rules, "undo")
+			r.expect(t, r.Attacker, lab.Open)
+			if after := ruleset(t, r); after != before {
+				t.Errorf("the server was\n%s\nand is now\n%s", before, after)
+			}
+		})
+	}
+}

@@ -113,7 +113,7 @@ func (r iptRules) undo() string {
 	for _, t := range r.tables() {
 		jumps = append(jumps, fmt.Sprintf("while $t -w -t %s -D %s 2>/dev/null; do :; done", t.name, t.jump))
 		// Restoring a chain empties it. When all are empty, they can go.
-		chains = append(chains, fmt.Sprintf(`{ echo "*%[1]s"; $t-save -t %[1]s | sed -n "/^:PORTKNOCK/{s/ .*/ -/p;s/:\(.*\) -/-X \1/;H;};\${x;p;}"; echo COMMIT; } | $t-restore -w --noflush`, t.name))
+		chains = append(chains, fmt.Sprintf(`{ echo "*%[1]s"; $t-save -t %[1]s | sed -n "/^:PORTKNOCK[- ]/{s/ .*/ -/p;s/:\(.*\) -/-X \1/;H;};\${x;p;}"; echo COMMIT; } | $t-restore -w --noflush`, t.name))
 	}
 	return strings.Join(append(jumps, chains...), "; ")
 }
