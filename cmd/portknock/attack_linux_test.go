@@ -33,6 +33,13 @@ func TestPackedSYN(t *testing.T) {
 		open  bool // without a guard, on every kernel
 	}
 	hop, dest := lab.Extension(unix.IPPROTO_HOPOPTS, padding...), lab.Extension(unix.IPPROTO_DSTOPTS, padding...)
+	// A first fragment that comes twice, with other flags each time.
+	twice := func(flags int) lab.Reshape {
+		return func(packet []byte) [][]byte {
+			all := lab.Fragments(24)(packet)
+			return append(lab.Patch(flags, byte(lab.ACK))(all[0]), all...)
+		}
+	}
 	both := map[string]packed{
 		"data":            {data: "SSH-2.0-", open: true},
 		"two fragments":   {as: lab.Fragments(24), data: strings.Repeat("x", 40), open: true},
@@ -50,6 +57,7 @@ func TestPackedSYN(t *testing.T) {
 			"a first fragment without all":   {as: lab.Fragments(16), open: true},
 			"options":                        {as: lab.Options(1, 1, 1, 0), open: true},
 			"options and fragments":          {as: lab.Options(1, 1, 1, 0).Then(lab.Fragments(8)), open: true},
+			"two first fragments":            {as: twice(13), data: "SSH-2.0-"},
 			"source routing":                 {as: lab.Options(131, 3, 4, 0)},
 			"another address":                {to: "198.51.100.1", open: true},
 			"broadcast":                      {to: "192.0.2.255"},
@@ -61,6 +69,7 @@ func TestPackedSYN(t *testing.T) {
 			"hop by hop":                     {as: hop, open: true},
 			"destination options":            {as: dest, open: true},
 			"all of these":                   {as: dest.Then(dest).Then(hop), open: true},
+			"two first fragments":            {as: twice(8 + 13), data: "SSH-2.0-"},
 			"a routing header":               {as: lab.Extension(unix.IPPROTO_ROUTING, 4, 0, 0, 0, 0, 0)},
 			"one fragment":                   {as: lab.Fragments(), open: true},
 			"destination options in one":     {as: dest.Then(lab.Fragments()), open: true},

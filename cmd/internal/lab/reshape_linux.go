@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -67,13 +68,16 @@ func join(header, rest []byte, proto uint8) []byte {
 	return b
 }
 
+// fragmented counts packets, for fragments of IPv6 to carry.
+var fragmented atomic.Uint32
+
 // Fragments cuts what follows the header of IPv4 or IPv6 at these offsets, which
 // are multiples of 8. Without one it is all in one fragment.
 func Fragments(cuts ...int) Reshape {
 	return func(packet []byte) (all [][]byte) {
 		header, rest, proto := split(packet)
 		cuts := append(slices.Clone(cuts), len(rest))
-		begin := 0
+		begin, number := 0, fragmented.Add(1)
 		for i, end := range cuts {
 			more := uint16(0)
 			if i < len(cuts)-1 {
@@ -84,8 +88,10 @@ func Fragments(cuts ...int) Reshape {
 				binary.BigEndian.PutUint16(f[6:], uint16(begin/8)|more<<13)
 				all = append(all, f)
 			} else {
-				f := []byte{proto, 0, 0, 0, 0, 0, 0, 1} // the identification is 1
+				f := make([]byte, 8)
+				f[0] = proto
 				binary.BigEndian.PutUint16(f[2:], uint16(begin)|more)
+				binary.BigEndian.PutUint32(f[4:], number)
 				all = append(all, join(header, append(f, rest[begin:end]...), unix.IPPROTO_FRAGMENT))
 			}
 			begin = end
