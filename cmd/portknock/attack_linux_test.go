@@ -1,11 +1,9 @@
 package main
 
 import (
-	"fmt"
 	"io"
 	"net"
 	"net/netip"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -315,41 +313,6 @@ func TestTokenBytes(t *testing.T) {
 			}
 			if format(f) == "nftables" && r.admits(t, stranger, step) {
 				t.Errorf("token %d, %x, opens twice", i, step.Payload)
-			}
-		}
-	})
-}
-
-// TestMixedProfiles: profiles of different schemes in one file open each its own
-// port and no other's, one after the other in any order.
-func TestMixedProfiles(t *testing.T) {
-	names := []string{"vps", "web", "old", "fix"}
-	eachTimedFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		place := map[lab.Family]string{lab.IPv4: "192.0.2.1", lab.IPv6: "2001:db8::1"}[family]
-		knocks, _ := rotating(t, standing(t, middle), time.Minute)
-		single, _ := tokens(t, standing(t, middle), time.Minute)
-		r := newRig(t, f, family, slices.Concat(knocks, []string{"OpenPorts 2200",
-			"Host web", "TokenPort 30000", "OpenPorts 2201"}, single, []string{ // where vps' knocks go
-			"Host old", "Scheme md5-hourly", "PortRange 10000-10999", "KeyFile " + secret(t, "secret", "f00b4r"), "OpenPorts 2202",
-			"Host fix", "Sequence 7001/udp 8003/tcp 9005/udp", "OpenPorts 2203",
-			"Host *", "HostName " + place})...)
-		for i := range names {
-			r.Server.Listen(t, 2200+uint16(i))
-		}
-		header(t, r.Server, emit(t, r.Server, f, r.profile, names[1:]...), "load")
-		r.Client.Shell(t, "echo 1 >/proc/sys/net/ipv6/ip_nonlocal_bind")
-		for turn := range names {
-			from, in := r.visitor(), map[int]bool{}
-			for i := range names {
-				which := (i*3 + turn) % len(names)
-				in[which] = true
-				port := 2200 + uint16(which)
-				r.Client.Run(t, "portknock", "knock", "--wait", "-c", r.profile, "-o", "BindAddress="+from.String(), names[which], fmt.Sprint(port))
-				for i, name := range names {
-					if got := r.Client.ProbeFrom(t, from, addrPort(r, 2200+uint16(i))); (got == lab.Open) != in[i] {
-						t.Errorf("turn %d, after the knocks for %s the port of %s is %v", turn, names[which], name, got)
-					}
-				}
 			}
 		}
 	})

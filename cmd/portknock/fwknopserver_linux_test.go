@@ -35,11 +35,18 @@ func newFwknop(t testing.TB, more ...string) (*rig, *lab.Daemon) {
 	header(t, r.Server, r.rules, "check")
 	guard, _, _ := strings.Cut(headerLine(t, r.rules, "load"), " && ")
 	r.Server.Shell(t, guard)
+	return r, r.runFwknopd(t, string(text))
+}
+
+// runFwknopd runs an fwknopd with what was emitted as its access.conf, and the
+// fwknopd.conf that is in there.
+func (r *rig) runFwknopd(t testing.TB, text string) *lab.Daemon {
+	t.Helper()
 	var conf strings.Builder
-	for _, line := range regexp.MustCompile(`(?m)^#; (.*)$`).FindAllStringSubmatch(string(text), -1) {
+	for _, line := range regexp.MustCompile(`(?m)^#; (.*)$`).FindAllStringSubmatch(text, -1) {
 		conf.WriteString(line[1] + "\n")
 	}
-	return r, r.Server.Fwknopd(t, string(text), conf.String())
+	return r.Server.Fwknopd(t, text, conf.String())
 }
 
 // TestFwknopJourney is the whole road: real rules, a real fwknopd, a real ssh, by
