@@ -251,24 +251,6 @@ func TestKnockAtAService(t *testing.T) {
 	})
 }
 
-// TestFragmentedSYN hides the flags of a SYN from rules that do not wait for
-// the whole packet. The kernel itself refuses such fragments of IPv6.
-func TestFragmentedSYN(t *testing.T) {
-	for _, f := range lab.Firewalls {
-		t.Run(f.Name, func(t *testing.T) {
-			t.Parallel()
-			r := newRig(t, f, lab.IPv4, "Sequence 7001/udp 8003/tcp")
-			if got := r.Client.FragmentedSYN(t, addrPort(r, 22)); got != lab.Open {
-				t.Fatalf("without a guard the port is %v", got)
-			}
-			header(t, r.Server, r.rules, "load")
-			if got := r.Client.FragmentedSYN(t, addrPort(r, 22)); got != lab.Dropped {
-				t.Errorf("the port is %v", got)
-			}
-		})
-	}
-}
-
 // TestReloadInMidSequence: a reload between two knocks costs nothing.
 func TestReloadInMidSequence(t *testing.T) {
 	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {

@@ -68,6 +68,15 @@ func unitCommands(t testing.TB, text string) (commands [][]string) {
 	return commands
 }
 
+func runAll(h *lab.Host, commands [][]string) error {
+	for _, c := range commands {
+		if out, err := h.Try(c[0], c[1:]...); err != nil {
+			return fmt.Errorf("%q: %w\n%s", c, err, out)
+		}
+	}
+	return nil
+}
+
 // TestRefresh runs the service's commands over and over while one window ends and
 // another begins: nobody who knocks is refused, who is in stays in, and from then
 // on the new sequence opens and the old one does not.
@@ -89,14 +98,7 @@ func TestRefresh(t *testing.T) {
 					"KeyFile "+key, fmt.Sprintf("Period %.0f\nSkew %.0f", period.Seconds(), skew.Seconds()), "OpenFor 1m", "Knocks 3")
 				text, rules := printedUnits(t, n.Server, format(f), profile)
 				commands := unitCommands(t, text)
-				service := func() error {
-					for _, c := range commands {
-						if out, err := n.Server.Try(c[0], c[1:]...); err != nil {
-							return fmt.Errorf("%q: %w\n%s", c, err, out)
-						}
-					}
-					return nil
-				}
+				service := func() error { return runAll(n.Server, commands) }
 				to := netip.AddrPortFrom(n.Server.Addr(family), 22)
 
 				// Soon after Skew has passed, with most of the window still to come.
@@ -166,6 +168,74 @@ func TestRefresh(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestRefreshTokens runs the service's commands over and over while one window ends
+// and another begins, and somebody sends again all that was spent: nobody gets in
+// by that, who is in stays in, and fresh tokens open all the while.
+func TestRefreshTokens(t *testing.T) {
+	const period, skew = 4 * time.Second, time.Second
+	eachTokenFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		r := &rig{Net: lab.New(t), Firewall: f, family: family}
+		f.Install(t, r.Server)
+		r.Server.Listen(t, 22)
+		settings, s := tokens(t, period, skew)
+		s.Tokens = 16
+		profile := secret(t, "config", append([]string{"Host vps", "OpenFor 5m", "TokensPerWindow 16"}, settings...)...)
+		text, _ := printedUnits(t, r.Server, format(f), profile)
+		commands := unitCommands(t, text)
+		if err := runAll(r.Server, commands); err != nil {
+			t.Fatal(err)
+		}
+		var keeper sync.WaitGroup
+		done := make(chan bool)
+		defer keeper.Wait()
+		defer close(done)
+		keeper.Go(func() {
+			for {
+				if err := runAll(r.Server, commands); err != nil {
+					t.Error(err)
+				}
+				select {
+				case <-done:
+					return
+				case <-time.After(300 * time.Millisecond): // as the timer would, only sooner
+				}
+			}
+		})
+		var spent []knock.Step
+		var end time.Time // of the window in which the first has come
+		first := r.visitor()
+		known, ended := map[string]bool{}, false
+		for from := first; !ended || time.Now().Before(end.Add(skew+500*time.Millisecond)); from = r.visitor() {
+			began := time.Now()
+			for _, step := range r.own(t, s, began) {
+				if known[string(step.Payload)] {
+					continue
+				}
+				known[string(step.Payload)] = true
+				switch in := r.admits(t, from, step); {
+				case in:
+					spent = append(spent, step)
+					ended = !end.IsZero() && began.After(end)
+				case time.Since(began) < skew: // or the machine is too busy
+					t.Fatalf("%d have come; a fresh token does not open", len(spent))
+				}
+				break
+			}
+			if end.IsZero() && len(spent) > 0 {
+				first, end = from, knock.WindowAt(began, period).End
+			}
+			r.Attacker.Knock(t, r.Server.Addr(family), spent...)
+			if r.probe(t, r.Attacker) == lab.Open {
+				t.Fatalf("a token of %d opens twice", len(spent))
+			}
+			if len(spent) > 0 && r.Client.ProbeFrom(t, first, addrPort(r, 22)) != lab.Open {
+				t.Fatalf("%d have come; who was first is out", len(spent))
+			}
+			time.Sleep(200 * time.Millisecond) // the kernel's clock cannot be faked
+		}
+	})
 }
 
 // TestUnits installs the units with the line of their header, and has systemd

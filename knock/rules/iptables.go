@@ -10,8 +10,8 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// iptJump sends the packets for this host to our chain.
-const iptJump = "PREROUTING -m addrtype --dst-type LOCAL -j PORTKNOCK"
+// iptJump sends all packets to our chain.
+const iptJump = "PREROUTING -j PORTKNOCK"
 
 // emitIptables writes one text for iptables-restore and ip6tables-restore: it
 // names no address.
@@ -127,15 +127,18 @@ func iptUndo() string {
 	return strings.Join(append(jumps, chains...), "; ")
 }
 
-// iptMatches returns matches for what begins a connection or a flow to ports.
-func iptMatches(ranges []knock.PortRange) []string {
+// iptMatches returns matches for what begins a connection or a flow to ports of
+// one transport, iptAllMatches for both.
+func iptMatches(t knock.Transport, ranges []knock.PortRange) []string {
 	var all []string
-	for _, t := range transports {
-		for _, r := range ports(t, ranges) {
-			all = append(all, iptMatch(t, numbers(r, ":")))
-		}
+	for _, r := range ports(t, ranges) {
+		all = append(all, iptMatch(t, numbers(r, ":")))
 	}
 	return all
+}
+
+func iptAllMatches(ranges []knock.PortRange) []string {
+	return append(iptMatches(knock.TCP, ranges), iptMatches(knock.UDP, ranges)...)
 }
 
 func iptMatch(t knock.Transport, ports string) string {
@@ -160,24 +163,34 @@ func (r iptRules) text() string {
 	p(":PORTKNOCK - [0:0]")
 	iptDeclare(p, parts[last])
 	p("-I %s", iptJump)
-	p("-A PORTKNOCK -i lo -j RETURN")
-	p("# The state also makes the kernel put fragments together first.")
-	p("-A PORTKNOCK -m conntrack --ctstate ESTABLISHED,RELATED -j RETURN")
-	for _, g := range r.guards {
-		for _, m := range iptMatches(g.OpenPorts) {
-			p("-A PORTKNOCK %s -m recent --name %s --rcheck --seconds %d -j RETURN", m, iptOpen(g), g.OpenFor/time.Second)
-			if g.timed() && r.options.OpenAtEnd {
-				p("-A PORTKNOCK %s -m time --datestart %s -j RETURN", m, iptTime(g.until().Unix()))
+	closed := guarded(r.guards)
+	doors := func(t knock.Transport, here ...string) {
+		for _, g := range r.guards {
+			for _, m := range iptMatches(t, g.OpenPorts) {
+				p("-A PORTKNOCK %s -m recent --name %s --rcheck --seconds %d -j RETURN", m, iptOpen(g), g.OpenFor/time.Second)
+				if g.timed() && r.options.OpenAtEnd {
+					p("-A PORTKNOCK %s -m time --datestart %s -j RETURN", m, iptTime(g.until().Unix()))
+				}
+			}
+		}
+		for _, m := range iptMatches(t, closed) {
+			for _, h := range here {
+				p("%s", iptRule("PORTKNOCK", fmt.Sprintf(h, m)+" -j DROP"))
 			}
 		}
 	}
-	closed := iptMatches(guarded(r.guards))
-	for _, m := range closed {
-		p("-A PORTKNOCK %s -j DROP", m)
-	}
+	p("-A PORTKNOCK -i lo -j RETURN")
+	p("# A SYN is judged even where the kernel remembers its ports from a session: who\n# was in could begin another.")
+	doors(knock.TCP, "%s -m addrtype --dst-type LOCAL")
+	p("# The state also makes the kernel put fragments together first.")
+	p("-A PORTKNOCK -m conntrack --ctstate ESTABLISHED,RELATED -j RETURN")
+	// Datagrams reach a service by these addresses too.
+	doors(knock.UDP, "-4 %s -m addrtype --dst-type LOCAL,BROADCAST,MULTICAST",
+		"-6 %s -m addrtype --dst-type LOCAL,ANYCAST", "-6 %s -d ff00::/8")
+	p("-A PORTKNOCK -m addrtype ! --dst-type LOCAL -j RETURN")
 	p("-A PORTKNOCK -p tcp ! --syn -j RETURN")
 	for _, g := range r.guards {
-		knocks := iptMatches(g.KnockPorts)
+		knocks := iptAllMatches(g.KnockPorts)
 		switch {
 		case g.tokens():
 			knocks = iptTokenMatches(g)
@@ -191,7 +204,7 @@ func (r iptRules) text() string {
 	iptFill(p, parts[last])
 	p("COMMIT")
 	if r.options.DropPolicy {
-		r.filter(p, closed)
+		r.filter(p, iptAllMatches(closed))
 	}
 	return b.String()
 }
@@ -356,7 +369,7 @@ func (r iptRules) judge(c *iptChain, g guard, knocks []iptKnock) {
 // iptWrong writes the rules for wrong knocks, which take an address out of the
 // lists of all knocks but the last.
 func iptWrong(c *iptChain, g guard, knocks []iptKnock) {
-	for _, m := range iptMatches(g.IgnorePorts) {
+	for _, m := range iptAllMatches(g.IgnorePorts) {
 		c.add("%s -j RETURN", m)
 	}
 	for _, k := range slices.Backward(knocks) {
@@ -496,7 +509,7 @@ func (r iptRules) filter(p func(string, ...any), closed []string) {
 -4 -A PORTKNOCK -p udp --sport 67 --dport 68 -j RETURN
 -6 -A PORTKNOCK -p udp --dport 546 -j RETURN
 # What the guard in mangle has judged, and what is allowed.`)
-	for _, m := range slices.Concat(closed, iptMatches(r.options.Allow)) {
+	for _, m := range slices.Concat(closed, iptAllMatches(r.options.Allow)) {
 		// Also what belongs to a session that is older than the rules.
 		p("-A PORTKNOCK %s -j RETURN", strings.Replace(m, " --syn", "", 1))
 	}

@@ -205,21 +205,30 @@ func (r nftRules) text() string {
 		}
 	}
 	p("flush table inet portknock\ntable inet portknock {")
-	p(`	# Before NAT, so that published ports are guarded too.
-	chain guard {
-		type filter hook prerouting priority -150; policy accept;
-		iif lo accept
-		ct state established,related accept comment "also makes the kernel put fragments together first"
-		fib daddr type != local accept`)
-	for _, g := range r.guards {
-		for _, o := range nftSplit(g.OpenPorts) {
-			p("\t\t%s jump door_%s", o.begins(), g.ID)
+	closed := nftSplit(guarded(r.guards))
+	doors := func(t knock.Transport) {
+		for _, g := range r.guards {
+			for _, o := range nftSplit(g.OpenPorts) {
+				if o.transport == t {
+					p("\t\t%s jump door_%s", o.begins(), g.ID)
+				}
+			}
+		}
+		for _, c := range closed {
+			if c.transport == t {
+				p("\t\t%s fib daddr type { local, broadcast, anycast, multicast } counter drop", c.begins())
+			}
 		}
 	}
-	closed := nftSplit(guarded(r.guards))
-	for _, c := range closed {
-		p("\t\t%s counter drop", c.begins())
-	}
+	p(`	# Before NAT, so that published ports are guarded too. A SYN is judged even where
+	# the kernel remembers its ports from a session: who was in could begin another.
+	chain guard {
+		type filter hook prerouting priority -150; policy accept;
+		iif lo accept`)
+	doors(knock.TCP)
+	p(`		ct state established,related accept comment "also makes the kernel put fragments together first"`)
+	doors(knock.UDP)
+	p(`		fib daddr type != local accept`)
 	if r.automaton {
 		p("\t\ttcp flags & (fin|syn|rst|ack) != syn accept")
 		for _, g := range r.guards {

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -273,6 +274,8 @@ func (g *guard) checkKnocks(o Options, closed []knock.PortRange) error {
 			return fmt.Errorf("%d knocks drawn at random are few: a scan of all ports in order would open it in some window; set Knocks to 3 or more, or insist with --force", len(w.Steps))
 		case len(w.Steps) == 1:
 			return errors.New("a scan of all ports would open it: choose three knocks or more, or insist with --force")
+		case g.timed() && g.guesses() < fewGuesses:
+			return fmt.Errorf("a stranger could guess it: %d knocks at so few ports make only %.0f sequences; set Knocks or PortRange higher, or insist with --force", len(w.Steps), g.guesses())
 		case !w.Steps.SweepFinds(overlooked):
 		case g.timed():
 			return fmt.Errorf("a scan of all ports in order would open it in the window from %s: widen PortRange or raise Knocks, or insist with --force",
@@ -282,6 +285,22 @@ func (g *guard) checkKnocks(o Options, closed []knock.PortRange) error {
 		}
 	}
 	return nil
+}
+
+// fewGuesses is what a stranger who sends 100,000 packets a second sends in four
+// months.
+const fewGuesses = 1e12
+
+// guesses returns how many sequences there are of as many knocks as open.
+func (g guard) guesses() float64 {
+	ports := 0
+	for _, r := range g.KnockPorts {
+		ports += int(r.Last) - int(r.First) + 1
+	}
+	if ports == 0 {
+		ports = len(transports) * 65535
+	}
+	return math.Pow(float64(ports), float64(len(g.Windows[0].Steps)))
 }
 
 // walk fills in the windows from the one that is just over, for a server whose

@@ -174,6 +174,9 @@ func TestEmitRefuses(t *testing.T) {
 			Options{From: noon, Until: noon.Add(time.Hour), Consume: true}, "web: vps has a knock in common"},
 		"skew":       {"nftables", with(func(g *Guard) { g.Schedule, g.Skew = hourly(3), 30*time.Minute }), Options{From: noon, Until: noon.Add(1)}, "twice the Skew, 30m0s, is not below the Period, 1h0m0s"},
 		"two knocks": {"nftables", with(func(g *Guard) { g.Schedule = hourly(2) }), Options{From: noon, Until: noon.Add(1)}, "Knocks to 3 or more"},
+		"few ports": {"nftables", with(func(g *Guard) {
+			g.Schedule, g.KnockPorts = hourly(3), []knock.PortRange{{Transport: knock.UDP, First: 20000, Last: 29998}}
+		}), Options{From: noon, Until: noon.Add(1)}, "could guess it: 3 knocks at so few ports make only 999700029999 sequences; set Knocks"},
 		"many windows": {"iptables", with(func(g *Guard) { g.Schedule = changing{} }), Options{From: midnight, Until: midnight.Add(722*time.Hour + 1)},
 			"until 2026-12-21T02:00:00Z there are more than 722 windows, which is all this format can carry: shorten --horizon"},
 		"fraction": {"iptables", with(func(g *Guard) { g.KnockTimeout = 1500 * time.Millisecond }), Options{}, "whole seconds"},

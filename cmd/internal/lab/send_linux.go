@@ -157,23 +157,3 @@ func (h *Host) sweep(t TB, from, to netip.Addr, transport knock.Transport, order
 		return h.complete(p).marshal(), to
 	}, len(list)))
 }
-
-// FragmentedSYN sends a SYN over IPv4 whose first fragment holds no more than
-// the ports and the sequence number, so that a rule that looks at its flags
-// looks past its end. It says how the port answered.
-func (h *Host) FragmentedSYN(t TB, to netip.AddrPort) State {
-	t.Helper()
-	p := h.complete(Packet{Dst: to, Flags: SYN})
-	whole := p.marshal()
-	const header, first = 20, 8
-	a := slices.Clone(whole[:header+first])
-	a[6] |= 0x20 // more fragments
-	b := append(slices.Clone(whole[:header]), whole[header+first:]...)
-	b[7] = first / 8 // the offset
-	for _, f := range [][]byte{a, b} {
-		f[2], f[3] = 0, byte(len(f))
-	}
-	return h.answer(t, p, func() error {
-		return h.sendRaw(func(i int) ([]byte, netip.Addr) { return [][]byte{a, b}[i], to.Addr() }, 2)
-	})
-}

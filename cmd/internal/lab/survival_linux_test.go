@@ -147,7 +147,7 @@ func TestFragmentSlipsThrough(t *testing.T) {
 		if got := n.Client.Probe(t, to); got != Dropped {
 			t.Errorf("%q: a SYN: %v", c.rule, got)
 		}
-		if got := n.Client.FragmentedSYN(t, to); got != c.want {
+		if got := n.Client.ProbeAs(t, Packet{Dst: to, Flags: SYN}, Fragments(8)); got != c.want {
 			t.Errorf("%q: a SYN in two fragments: %v, want %v", c.rule, got, c.want)
 		}
 	}
