@@ -153,16 +153,19 @@ func TestFragmentSlipsThrough(t *testing.T) {
 	}
 }
 
-// TestHostEndsAtOnce has a daemon leave a child that holds its pipes.
+// TestHostEndsAtOnce has a command and a daemon leave children that hold their
+// pipes.
 func TestHostEndsAtOnce(t *testing.T) {
 	t.Parallel()
 	var ending time.Time
 	t.Run("host", func(t *testing.T) {
 		h := NewHost(t, "server")
-		c, said := h.Command("sh", "-c", "sleep 1000 & echo ready; wait"), &Log{}
+		const script = "sleep 1000 & echo ready; wait"
+		c, said := h.Command("sh", "-c", script), &Log{}
 		c.Stdout = said
 		must(t, c.Start())
 		said.Await(t, "ready", 1)
+		h.Daemon(t, "sh", "-c", script).Log.Await(t, "ready", 1)
 		ending = time.Now()
 	})
 	if d := time.Since(ending); d > limit/2 {
