@@ -104,6 +104,11 @@ func TestRefresh(t *testing.T) {
 					into = time.Duration(time.Now().UnixNano()) % period
 				}
 				end := time.Now().Truncate(period).Add(period)
+				said, _, _ := strings.Cut(n.Client.Run(t, "portknock", "sequence", "-c", profile, "vps"), "  (")
+				old, err := knock.ParseSequence(said)
+				if err != nil {
+					t.Fatal(err)
+				}
 				if err := service(); err != nil {
 					t.Fatal(err)
 				}
@@ -114,11 +119,6 @@ func TestRefresh(t *testing.T) {
 				}
 				if got := n.Client.Probe(t, to); got != lab.Dropped {
 					t.Fatalf("guarded, the port is %v", got)
-				}
-				said, _, _ := strings.Cut(n.Client.Run(t, "portknock", "sequence", "-c", profile, "vps"), "  (")
-				old, err := knock.ParseSequence(said)
-				if err != nil {
-					t.Fatal(err)
 				}
 				n.Client.Run(t, "portknock", "knock", "--wait", "-c", profile, "vps")
 
