@@ -110,6 +110,13 @@ func newRig(t testing.TB, f lab.Firewall, family lab.Family, settings ...string)
 	return r
 }
 
+// load puts the rules for a profile of other settings in force.
+func (r *rig) load(t testing.TB, settings []string, flags ...string) {
+	t.Helper()
+	profile := secret(t, "config", append([]string{"Host vps"}, settings...)...)
+	header(t, r.Server, emit(t, r.Server, r.Firewall, profile, flags...), "load")
+}
+
 // sshConfig returns a configuration for ssh that uses a profile file.
 func (r *rig) sshConfig(t testing.TB, profile string) string {
 	t.Helper()
