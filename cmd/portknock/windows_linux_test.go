@@ -44,16 +44,20 @@ var (
 	ending = place{[2]time.Duration{10 * time.Second, ever}, [2]time.Duration{5 * time.Second, 7 * time.Second}}
 )
 
-// standing returns a period whose window has the present moment there.
+// standing returns a period whose window has the present moment there. A few
+// seconds have none: then it waits for the next.
 func standing(t testing.TB, p place) time.Duration {
 	t.Helper()
-	now := time.Duration(time.Now().Unix()) * time.Second
-	for period := 30 * time.Second; period < 12*24*time.Hour; period += time.Second {
-		into := now % period
-		left := period - into
-		if p.into[0] <= into && into < p.into[1] && p.left[0] <= left && left < p.left[1] {
-			return period
+	for range 60 {
+		now := time.Duration(time.Now().Unix()) * time.Second
+		for period := 30 * time.Second; period < 12*24*time.Hour; period += time.Second {
+			into := now % period
+			left := period - into
+			if p.into[0] <= into && into < p.into[1] && p.left[0] <= left && left < p.left[1] {
+				return period
+			}
 		}
+		time.Sleep(time.Until(time.Now().Truncate(time.Second).Add(time.Second)))
 	}
 	t.Fatal("no such period")
 	return 0
