@@ -84,7 +84,7 @@ func TestRefresh(t *testing.T) {
 				f.Install(t, n.Server)
 				n.Server.Listen(t, 22)
 				n.Attacker.Shell(t, "echo 1 >/proc/sys/net/ipv6/ip_nonlocal_bind") // an address for each knocker
-				key := secret(t, "key", "portknock-key-1:aaaqeayeaudaocajbifqydiob4ibceqtcqkrmfyydenbwha5dypzcjt6ri")
+				key := secret(t, "key", windowKey)
 				profile := secret(t, "config", "Host vps", "HostName "+n.Server.Addr(family).String(), "Scheme rotating",
 					"KeyFile "+key, fmt.Sprintf("Period %.0f\nSkew %.0f", period.Seconds(), skew.Seconds()), "OpenFor 1m", "Knocks 3")
 				text, rules := printedUnits(t, n.Server, format(f), profile)
@@ -175,7 +175,7 @@ func TestUnits(t *testing.T) {
 	for _, format := range refreshed {
 		t.Run(format, func(t *testing.T) {
 			t.Parallel()
-			key := secret(t, "key", "portknock-key-1:aaaqeayeaudaocajbifqydiob4ibceqtcqkrmfyydenbwha5dypzcjt6ri")
+			key := secret(t, "key", windowKey)
 			profile := secret(t, "config", "Host vps", "Scheme rotating", "KeyFile "+key)
 			h := lab.NewHost(t, "server")
 			text, rules := printedUnits(t, h, format, profile)
