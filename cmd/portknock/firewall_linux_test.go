@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -239,10 +240,12 @@ func TestGoldenRules(t *testing.T) {
 	for _, file := range files {
 		t.Run(filepath.Base(file), func(t *testing.T) {
 			t.Parallel()
-			for _, f := range lab.Firewalls {
+			asked := 0
+			for _, f := range append(slices.Clone(lab.Firewalls), fwknopd) {
 				if "."+format(f) != filepath.Ext(file) {
 					continue
 				}
+				asked++
 				h := lab.NewHost(t, f.Name)
 				f.Install(t, h)
 				switch format(f) {
@@ -251,15 +254,22 @@ func TestGoldenRules(t *testing.T) {
 				case "iptables":
 					h.Run(t, "iptables-restore", "--test", file)
 					h.Run(t, "ip6tables-restore", "--test", file)
-				case "knockd":
+				case "knockd", "fwknop":
 					h.Shell(t, `sed -n "s/^#: //p" `+file+` | nft -c -f -`)
-					lab.Link(t, h, lab.NewHost(t, "neighbour")) // it wants an eth0
+					lab.Link(t, h, lab.NewHost(t, "neighbour")) // they want an eth0
 					text, err := os.ReadFile(file)
 					if err != nil {
 						t.Fatal(err)
 					}
-					h.Knockd(t, string(text))
+					if f.Name == "knockd" {
+						h.Knockd(t, string(text))
+					} else {
+						startFwknopd(t, h, string(text))
+					}
 				}
+			}
+			if asked == 0 {
+				t.Error("no firewall has been asked")
 			}
 		})
 	}

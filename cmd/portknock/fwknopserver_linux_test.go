@@ -36,11 +36,17 @@ func newFwknop(t testing.TB, more ...string) (*rig, *lab.Daemon) {
 	header(t, r.Server, r.rules, "check")
 	guard, _, _ := strings.Cut(headerLine(t, r.rules, "load"), " && ")
 	r.Server.Shell(t, guard)
+	return r, startFwknopd(t, r.Server, string(text))
+}
+
+// startFwknopd runs an fwknopd with the emitted file, as its load line does.
+func startFwknopd(t testing.TB, h *lab.Host, text string) *lab.Daemon {
+	t.Helper()
 	var conf strings.Builder
-	for _, line := range regexp.MustCompile(`(?m)^#; (.*)$`).FindAllStringSubmatch(string(text), -1) {
+	for _, line := range regexp.MustCompile(`(?m)^#; (.*)$`).FindAllStringSubmatch(text, -1) {
 		conf.WriteString(line[1] + "\n")
 	}
-	return r, r.Server.Fwknopd(t, string(text), conf.String())
+	return h.Fwknopd(t, text, conf.String())
 }
 
 // TestFwknopJourney is the whole road: real rules, a real fwknopd, a real ssh, by
