@@ -54,6 +54,7 @@ package knock
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -116,9 +117,10 @@ const MaxSteps = 32
 
 // ParseSequence reads "7000/udp 8000:tcp 9000": knocks in order, parted by
 // blanks or commas, each a port with its transport behind a slash or a colon,
-// tcp where none is given.
+// tcp where none is given. Its errors name a knock by its place and quote nothing:
+// they end up in logs, and a sequence with a typo is nearly the sequence.
 func ParseSequence(s string) (Sequence, error) {
-	fields := strings.FieldsFunc(s, func(r rune) bool { return r == ' ' || r == '\t' || r == ',' })
+	fields := listed(s)
 	if len(fields) == 0 {
 		return nil, errors.New("a sequence needs at least one knock, such as 7000/udp")
 	}
@@ -128,11 +130,11 @@ func ParseSequence(s string) (Sequence, error) {
 	seq := make(Sequence, len(fields))
 	for i, f := range fields {
 		port, transport, err := cutTransport(f)
-		if err != nil {
-			return nil, err
+		if err == nil {
+			seq[i].Port, err = parsePort(port)
 		}
-		if seq[i].Port, err = parsePort(port); err != nil {
-			return nil, fmt.Errorf("%q: %w", f, err)
+		if err != nil {
+			return nil, fmt.Errorf("knock %d of %d: %w", i+1, len(fields), err)
 		}
 		seq[i].Transport = transport
 	}
@@ -150,16 +152,19 @@ func (s Sequence) String() string {
 
 // SweepFinds reports whether a scan of all ports in ascending or in descending
 // order would send the sequence by chance: every knock is then a neighbour of
-// the one before, not counting ports for which between returns true because
-// the server overlooks them. A lone knock is always found; a payload never.
+// the one before, not counting ports that the server overlooks. A lone knock is
+// always found; a payload never.
 func (s Sequence) SweepFinds(overlooked func(Step) bool) bool {
+	if slices.ContainsFunc(s, func(step Step) bool { return len(step.Payload) > 0 }) {
+		return false
+	}
 	for _, dir := range []int{1, -1} {
 		found := true
 		for i := 1; i < len(s) && found; i++ {
 			found = follows(s[i-1], s[i], dir, overlooked)
 		}
 		if found {
-			return !hasPayload(s)
+			return true
 		}
 	}
 	return false
@@ -181,15 +186,6 @@ func follows(a, b Step, dir int, overlooked func(Step) bool) bool {
 	return true
 }
 
-func hasPayload(s Sequence) bool {
-	for _, step := range s {
-		if len(step.Payload) > 0 {
-			return true
-		}
-	}
-	return false
-}
-
 // PortRange is the ports from First to Last, both included.
 type PortRange struct {
 	Transport   Transport
@@ -199,33 +195,36 @@ type PortRange struct {
 // ParsePortRanges reads "22/tcp 60000-61000/udp": ports and ranges of ports,
 // parted by blanks or commas, tcp where no transport is given.
 func ParsePortRanges(s string) ([]PortRange, error) {
-	fields := strings.FieldsFunc(s, func(r rune) bool { return r == ' ' || r == '\t' || r == ',' })
+	fields := listed(s)
 	if len(fields) == 0 {
 		return nil, errors.New("no port given, such as 22/tcp")
 	}
 	ranges := make([]PortRange, len(fields))
 	for i, f := range fields {
-		ports, transport, err := cutTransport(f)
+		r, err := parsePortRange(f)
 		if err != nil {
-			return nil, err
-		}
-		first, last, isRange := strings.Cut(ports, "-")
-		if !isRange {
-			last = first
-		}
-		r := PortRange{Transport: transport}
-		if r.First, err = parsePort(first); err != nil {
 			return nil, fmt.Errorf("%q: %w", f, err)
-		}
-		if r.Last, err = parsePort(last); err != nil {
-			return nil, fmt.Errorf("%q: %w", f, err)
-		}
-		if r.First > r.Last {
-			return nil, fmt.Errorf("%q: the range is upside down", f)
 		}
 		ranges[i] = r
 	}
 	return ranges, nil
+}
+
+func parsePortRange(s string) (r PortRange, err error) {
+	if s, r.Transport, err = cutTransport(s); err != nil {
+		return r, err
+	}
+	first, last, isRange := strings.Cut(s, "-")
+	if !isRange {
+		last = first
+	}
+	if r.First, err = parsePort(first); err != nil {
+		return r, err
+	}
+	if r.Last, err = parsePort(last); err == nil && r.First > r.Last {
+		err = errors.New("the range is upside down")
+	}
+	return r, err
 }
 
 // String returns the range as [ParsePortRanges] reads it.
@@ -241,6 +240,11 @@ func (r PortRange) Contains(s Step) bool {
 	return s.Transport == r.Transport && r.First <= s.Port && s.Port <= r.Last
 }
 
+// listed parts a list at blanks and commas.
+func listed(s string) []string {
+	return strings.FieldsFunc(s, func(r rune) bool { return r == ' ' || r == '\t' || r == ',' })
+}
+
 // cutTransport parts "7000/udp" or "7000:udp" at its separator.
 func cutTransport(s string) (ports string, t Transport, err error) {
 	i := strings.IndexAny(s, "/:")
@@ -248,15 +252,15 @@ func cutTransport(s string) (ports string, t Transport, err error) {
 		return s, TCP, nil
 	}
 	if t, err = ParseTransport(s[i+1:]); err != nil {
-		return "", 0, fmt.Errorf("%q: %w", s, err)
+		err = errors.New("neither tcp nor udp") // which quotes nothing
 	}
-	return s[:i], t, nil
+	return s[:i], t, err
 }
 
 func parsePort(s string) (uint16, error) {
 	n, err := strconv.ParseUint(s, 10, 16)
-	if err != nil || n == 0 || s[0] == '+' {
-		return 0, fmt.Errorf("%q is not a port from 1 to 65535", s)
+	if err != nil || n == 0 {
+		return 0, errors.New("not a port from 1 to 65535")
 	}
 	return uint16(n), nil
 }

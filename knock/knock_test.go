@@ -38,6 +38,15 @@ func TestParseSequence(t *testing.T) {
 			t.Errorf("ParseSequence(%q) = %v, %v; want an error with %q", in, got, err, want)
 		}
 	}
+	for in, want := range map[string]string{
+		"17001 17002/udo":         "knock 2 of 2: neither tcp nor udp",
+		"tcp:17001 17002":         "knock 1 of 2: neither tcp nor udp",
+		"17001 17002;17003 17004": "knock 2 of 3: not a port from 1 to 65535",
+	} {
+		if _, err := ParseSequence(in); err == nil || err.Error() != want {
+			t.Errorf("ParseSequence(%q): %v, want %s", in, err, want)
+		}
+	}
 }
 
 func TestParsePortRanges(t *testing.T) {

@@ -33,12 +33,12 @@ type Sender struct {
 	From netip.Addr
 }
 
-// Send sends the knocks of a sequence in order to a literal address, one
-// packet each but for a Stream's, and waits pause after every one, also after the last, so that
-// what the caller sends next does not overtake it. It does not wait for
+// Send sends the knocks of a sequence in order to a literal address, one packet
+// each but for a Stream's, and waits pause after every one, also after the last,
+// so that what the caller sends next does not overtake it. It does not wait for
 // answers: to a knock there are none. A knock the system refuses to send (no
-// route, a local firewall) ends it with that error, which names the knock by
-// its place in the sequence and never by its port.
+// route, a local firewall) ends it with that error, which names the knock by its
+// place in the sequence and never by its port.
 func (s Sender) Send(ctx context.Context, to netip.Addr, seq Sequence, pause time.Duration) error {
 	to = to.Unmap()
 	// One socket carries all datagrams of this call and none of another's: if
@@ -51,14 +51,14 @@ func (s Sender) Send(ctx context.Context, to netip.Addr, seq Sequence, pause tim
 		}
 	}()
 	for i, step := range seq {
-		if err := ctx.Err(); err != nil {
+		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 		dest := netip.AddrPortFrom(to, step.Port)
 		var err error
 		switch step.Transport {
 		case TCP:
-			err = s.sendSYN(ctx, dest)
+			err = s.sendSYN(dest)
 		case UDP:
 			if datagrams == nil {
 				datagrams, err = s.listen(to)
@@ -85,15 +85,11 @@ func (s Sender) Send(ctx context.Context, to netip.Addr, seq Sequence, pause tim
 // connected one, the ICMP error that a closed port answers to the first knock
 // would be reported as a failure of the second.
 func (s Sender) listen(to netip.Addr) (*net.UDPConn, error) {
-	network := "udp4"
-	if to.Is6() {
-		network = "udp6"
-	}
 	var local *net.UDPAddr
 	if s.From.IsValid() {
 		local = net.UDPAddrFromAddrPort(netip.AddrPortFrom(s.From, 0))
 	}
-	return net.ListenUDP(network, local)
+	return net.ListenUDP(network("udp", to), local)
 }
 
 // errSent stops the net package after our own connect.
@@ -103,8 +99,10 @@ var errSent = errors.New("knock sent")
 // socket lives (Linux after one second), and a doubled knock makes knockd drop
 // the whole sequence; so the socket is closed as soon as connect has sent the
 // first. The net package has no call for that: it makes the socket, our
-// Control function connects it, and the error makes the package close it.
-func (s Sender) sendSYN(ctx context.Context, dest netip.AddrPort) error {
+// Control function connects it, and the error makes the package close it. None of
+// this waits, so that no context has a say: near a deadline, the package would
+// report a timeout for a knock that has left.
+func (s Sender) sendSYN(dest netip.AddrPort) error {
 	var failed error
 	d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
 		err := c.Control(func(fd uintptr) { failed = startConnect(fd, s.From, dest) })
@@ -116,11 +114,7 @@ func (s Sender) sendSYN(ctx context.Context, dest netip.AddrPort) error {
 		}
 		return err
 	}}
-	network := "tcp4"
-	if dest.Addr().Is6() {
-		network = "tcp6"
-	}
-	conn, err := d.DialContext(ctx, network, dest.String())
+	conn, err := d.Dial(network("tcp", dest.Addr()), dest.String())
 	if conn != nil {
 		conn.Close()
 	}
@@ -145,11 +139,7 @@ func (s Sender) sendStream(ctx context.Context, dest netip.AddrPort, payload []b
 	if s.From.IsValid() {
 		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(s.From, 0))
 	}
-	network := "tcp4"
-	if dest.Addr().Is6() {
-		network = "tcp6"
-	}
-	conn, err := d.DialContext(within, network, dest.String())
+	conn, err := d.DialContext(within, network("tcp", dest.Addr()), dest.String())
 	if err == nil {
 		defer conn.Close()
 		deadline, _ := within.Deadline()
@@ -159,10 +149,19 @@ func (s Sender) sendStream(ctx context.Context, dest netip.AddrPort, payload []b
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return context.Cause(ctx)
-	case err != nil && within.Err() != nil:
+	// A deadline makes itself felt in net a moment before the context is done.
+	case errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded):
 		return os.ErrDeadlineExceeded
 	}
 	return err
+}
+
+// network returns the net package's name of a protocol over an address's family.
+func network(protocol string, a netip.Addr) string {
+	if a.Is6() {
+		return protocol + "6"
+	}
+	return protocol + "4"
 }
 
 func sockaddr(a netip.AddrPort) syscall.Sockaddr {

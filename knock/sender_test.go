@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"runtime"
 	"strconv"
 	"strings"
@@ -128,6 +129,24 @@ func TestSendStopsInAPause(t *testing.T) {
 	seq := Sequence{{Transport: UDP, Port: port(udp.LocalAddr())}}
 	if err := (Sender{}).Send(ctx, loopback, seq, time.Hour); !errors.Is(err, context.Canceled) {
 		t.Error(err)
+	}
+}
+
+// due is a context at its deadline, of which it does not know yet: net's timers go
+// off a moment before it is done.
+type due struct{ context.Context }
+
+func (due) Deadline() (time.Time, bool) { return time.Now(), true }
+
+// A deadline that comes while a knock is sent is no reason to give up for good.
+func TestSendAtTheDeadline(t *testing.T) {
+	seq, _ := ParseSequence("1 1/udp")
+	if err := (Sender{}).Send(due{t.Context()}, loopback, seq, 0); err != nil {
+		t.Error(err)
+	}
+	stream := Sequence{{Transport: Stream, Port: 1, Payload: []byte("x")}}
+	if err := (Sender{}).Send(due{t.Context()}, loopback, stream, 0); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("stream: %v", err)
 	}
 }
 

@@ -181,6 +181,46 @@ func TestDropPolicy(t *testing.T) {
 	})
 }
 
+// TestDropPolicyEnds: rules without the drop policy, loaded over rules with it,
+// open the other ports again; and the undo of either takes all away.
+func TestDropPolicyEnds(t *testing.T) {
+	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		r := newRig(t, f, family, "Sequence 7001/udp 8003/tcp")
+		r.Server.Listen(t, 8080)
+		dropping := emit(t, r.Server, f, r.profile, "--policy", "drop")
+		before := ruleset(t, r)
+		for _, then := range []string{"load", "undo"} {
+			header(t, r.Server, dropping, "load")
+			if got := r.Client.Probe(t, addrPort(r, 8080)); got != lab.Dropped {
+				t.Errorf("with the drop policy port 8080 is %v", got)
+			}
+			header(t, r.Server, r.rules, then)
+			if got := r.Client.Probe(t, addrPort(r, 8080)); got != lab.Open {
+				t.Errorf("after the %s of rules without it, port 8080 is %v", then, got)
+			}
+			if then == "load" {
+				r.expect(t, r.Client, lab.Dropped)
+			}
+		}
+		if after := ruleset(t, r); after != before {
+			t.Errorf("the server was\n%s\nand is now\n%s", before, after)
+		}
+	})
+}
+
+// TestDropPolicyKeepsSessions: a session to an allowed port goes on that was idle
+// while the server, which did not track connections until then, loaded the rules.
+func TestDropPolicyKeepsSessions(t *testing.T) {
+	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		r := newRig(t, f, family, "Sequence 7001/udp 8003/tcp", "OpenPorts 8080")
+		r.rules = emit(t, r.Server, f, r.profile, "--policy", "drop", "--allow", "22")
+		idle := r.echo(t, "direct")
+		r.quiet(t)
+		header(t, r.Server, r.rules, "load")
+		idle.say(t, "after the load")
+	})
+}
+
 // TestConsume drops the knocks, for servers that are silent anyway.
 func TestConsume(t *testing.T) {
 	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
@@ -228,6 +268,42 @@ func TestSeveralProfiles(t *testing.T) {
 		state(r.Client, 8080, lab.Dropped)
 		state(r.Attacker, 22, lab.Open)
 		state(r.Attacker, 8080, lab.Open)
+	})
+}
+
+// TestSeveralSchemes: profiles of different schemes in one file are in nobody's
+// way, also where each drops the knocks that it knows.
+func TestSeveralSchemes(t *testing.T) {
+	eachTimedFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		key := "KeyFile " + secret(t, "key", windowKey)
+		r := newRig(t, f, family, "Sequence 7001/udp 8003/tcp",
+			"Host hour", "OpenPorts 8001", "Scheme rotating", key,
+			"Host minutes", "OpenPorts 8002", "Scheme rotating", "Period 6m", "Protocol tcp", key,
+			"Host token", "OpenPorts 8004", "Scheme token", key,
+			"Host md5", "OpenPorts 8005", "Scheme md5-hourly", "PortRange 10000-10999", key)
+		profiles := []string{"hour", "minutes", "token", "md5", "vps"}
+		ports := []uint16{8001, 8002, 8004, 8005, 22}
+		for _, port := range ports[:4] {
+			r.Server.Listen(t, port)
+		}
+		for _, flag := range []string{"--policy=guard", "--consume"} {
+			r.rules = emit(t, r.Server, f, r.profile, append([]string{flag}, profiles[:4]...)...)
+			header(t, r.Server, r.rules, "check")
+			header(t, r.Server, r.rules, "load")
+			for i, name := range profiles {
+				r.Client.Run(t, "portknock", "knock", "-c", r.profile, "-o", "HostName="+r.Server.Addr(family).String(), name)
+				for j, port := range ports {
+					want := lab.Dropped
+					if j <= i {
+						want = lab.Open
+					}
+					if got := r.Client.Probe(t, addrPort(r, port)); got != want {
+						t.Errorf("%s, after the knocks of %s: port %d is %v, want %v", flag, name, port, got, want)
+					}
+				}
+			}
+			header(t, r.Server, r.rules, "undo")
+		}
 	})
 }
 

@@ -39,7 +39,8 @@ func newFwknop(t testing.TB, more ...string) (*rig, *lab.Daemon) {
 	return r, startFwknopd(t, r.Server, string(text))
 }
 
-// startFwknopd runs an fwknopd with the emitted file, as its load line does.
+// startFwknopd runs an fwknopd with what was emitted as its access.conf, and the
+// fwknopd.conf that is in there.
 func startFwknopd(t testing.TB, h *lab.Host, text string) *lab.Daemon {
 	t.Helper()
 	var conf strings.Builder

@@ -47,7 +47,7 @@ func alternate(place string, sequence, other knock.Sequence) rules.Guard {
 	a := alternating{period: time.Duration(period) * time.Second}
 	odd := now / period & 1
 	if place != "alone" {
-		g.Skew = a.period/2 - time.Second
+		g.Skew = (a.period/2 - time.Second).Truncate(time.Second)
 		odd = map[string]int64{"even of two": 0, "odd of two": 1}[place]
 	}
 	a.sequences[odd], a.sequences[1-odd] = sequence, other
@@ -210,6 +210,37 @@ func TestManyWindows(t *testing.T) {
 			t.Errorf("the undo has left\n%s", left)
 		}
 	})
+}
+
+// TestChainsOfOthers: a chain whose name begins like ours is not taken for it.
+func TestChainsOfOthers(t *testing.T) {
+	for _, f := range lab.Firewalls {
+		if format(f) != "iptables" {
+			continue
+		}
+		t.Run(f.Name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, f, lab.IPv4, "Sequence 7001/udp 8003/tcp")
+			r.Server.Listen(t, 8080)
+			for _, chain := range []string{"mangle PREROUTING", "filter INPUT"} {
+				table, hook, _ := strings.Cut(chain, " ")
+				r.Server.Shell(t, fmt.Sprintf("iptables -t %[1]s -N PORTKNOCKING; iptables -t %[1]s -A PORTKNOCKING -p tcp --dport 9 -j DROP; iptables -t %[1]s -A %[2]s -j PORTKNOCKING", table, hook))
+			}
+			before := ruleset(t, r)
+			r.rules = emit(t, r.Server, f, r.profile, "--policy", "drop")
+			for range 2 {
+				header(t, r.Server, r.rules, "load")
+				r.expect(t, r.Client, lab.Dropped)
+				if got := r.Client.Probe(t, addrPort(r, 8080)); got != lab.Dropped {
+					t.Errorf("port 8080 is %v", got)
+				}
+			}
+			header(t, r.Server, r.rules, "undo")
+			if after := ruleset(t, r); after != before {
+				t.Errorf("the server was\n%s\nand is now\n%s", before, after)
+			}
+		})
+	}
 }
 
 // TestLoadFails: rules that only one family refuses are not loaded in silence.

@@ -7,7 +7,6 @@ import (
 	"strings"
 	"text/tabwriter"
 
-	"github.com/portknock/portknock/knock/profile"
 	"github.com/spf13/pflag"
 )
 
@@ -42,9 +41,6 @@ func (a *app) listProfiles() error {
 	}
 	entries := file.Entries()
 	if a.json {
-		if entries == nil {
-			entries = []profile.Entry{}
-		}
 		return a.printJSON(entries)
 	}
 	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)

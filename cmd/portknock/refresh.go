@@ -110,7 +110,7 @@ func (a *app) printUnits(hosts []string, u rules.Upkeep) error {
 	if u.Changed != "" {
 		sum := "/run/portknock.sum" // a checksum, since a copy would hold secrets
 		commands = append(commands, unitWords([]string{"/bin/sh", "-c", fmt.Sprintf(
-			"sha256sum -c %[1]s >/dev/null 2>&1 || { %[2]s; sha256sum %[3]s >%[1]s; }", sum, u.Changed, shellWord(u.File))}))
+			"sha256sum -c %[1]s >/dev/null 2>&1 || { %[2]s; sha256sum %[3]s >%[1]s; }", sum, u.Changed, rules.Quote(u.File))}))
 	}
 	end := "If the refresh stops, the rules end " + span(u.Horizon) + " later, and the ports are open\n# to "
 	switch {
@@ -128,10 +128,10 @@ func (a *app) printUnits(hosts []string, u rules.Upkeep) error {
 	names := strings.Join(hosts, " ")
 	return a.print("%s", strings.NewReplacer(
 		"UNITSFILE", unitsFile,
-		"RULES", u.File, "QUOTED", shellWord(u.File), "FOLDER", unitWord(filepath.Dir(u.File)),
+		"RULES", u.File, "QUOTED", rules.Quote(u.File), "FOLDER", unitWord(filepath.Dir(u.File)),
 		"CONFIG", config, "NAMES", names, "DESCRIPTION", unitText(names),
 		"EVERY", span(u.Every), "HORIZON", span(u.Horizon), "END", strings.ReplaceAll(end, "RULES", u.File),
-		"BYHAND", shellWords(emit), "EXECSTARTS", "ExecStart="+strings.Join(commands, "\nExecStart="),
+		"BYHAND", quoted(emit, rules.Quote), "EXECSTARTS", "ExecStart="+strings.Join(commands, "\nExecStart="),
 		"CAPABILITIES", capabilities, "CALLS", calls,
 		"FLUSHERS", "nftables.service netfilter-persistent.service iptables.service ip6tables.service",
 	).Replace(units))
@@ -193,10 +193,11 @@ func span(d time.Duration) string {
 // unitText keeps systemd from expanding a percent sign.
 func unitText(s string) string { return strings.ReplaceAll(s, "%", "%%") }
 
-// unitWord makes a text one word of a unit's setting.
+// unitWord makes a text one word of a unit's setting. Systemd takes as it is what
+// a shell does.
 func unitWord(s string) string {
 	s = unitText(s)
-	if isPlain(s) {
+	if rules.Quote(s) == s {
 		return s
 	}
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
@@ -204,29 +205,13 @@ func unitWord(s string) string {
 
 // unitWords makes words a command of a unit, where $ would begin a variable.
 func unitWords(words []string) string {
-	quoted := make([]string, len(words))
+	return quoted(words, func(s string) string { return strings.ReplaceAll(unitWord(s), "$", "$$") })
+}
+
+func quoted(words []string, quote func(string) string) string {
+	all := make([]string, len(words))
 	for i, w := range words {
-		quoted[i] = strings.ReplaceAll(unitWord(w), "$", "$$")
+		all[i] = quote(w)
 	}
-	return strings.Join(quoted, " ")
-}
-
-// shellWord makes a text one word for a shell.
-func shellWord(s string) string {
-	if isPlain(s) {
-		return s
-	}
-	return `'` + strings.ReplaceAll(s, `'`, `'\''`) + `'`
-}
-
-func shellWords(words []string) string {
-	quoted := make([]string, len(words))
-	for i, w := range words {
-		quoted[i] = shellWord(w)
-	}
-	return strings.Join(quoted, " ")
-}
-
-func isPlain(s string) bool {
-	return s != "" && strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+,@:=%") == ""
+	return strings.Join(all, " ")
 }

@@ -38,41 +38,9 @@ func runRules(_ context.Context, a *app, args []string) error {
 	if len(args) == 0 {
 		return usageError("emit-rules takes one HOST or more")
 	}
-	o := rules.Options{Consume: a.rules.consume, Force: a.rules.force}
-	switch a.rules.policy {
-	case "guard":
-	case "drop":
-		o.DropPolicy = true
-	default:
-		return usageError("--policy %q is neither guard nor drop", a.rules.policy)
-	}
-	switch a.rules.atEnd {
-	case "closed":
-	case "open":
-		o.OpenAtEnd = true
-	default:
-		return usageError("--at-end %q is neither closed nor open", a.rules.atEnd)
-	}
-	switch {
-	case a.rules.refresh != "" && a.rules.refresh != "systemd":
-		return usageError("--refresh %q is not systemd", a.rules.refresh)
-	case a.rules.refresh != "" && a.shared.config == "-":
-		return usageError("a service cannot read the profile from standard input: name its file by -c")
-	}
-	o.From = now()
-	o.Until = o.From.Add(time.Duration(a.rules.horizon))
-	if a.rules.allow != "" {
-		var err error
-		if o.Allow, err = knock.ParsePortRanges(a.rules.allow); err != nil {
-			return usageError("--allow: %w", err)
-		}
-	}
-	if a.rules.output != "" {
-		path, err := filepath.Abs(a.rules.output)
-		if err != nil {
-			return err
-		}
-		o.File = path
+	o, err := a.ruleOptions()
+	if err != nil {
+		return err
 	}
 	guards, warnings, err := a.guards(args)
 	if err != nil {
@@ -99,6 +67,44 @@ func runRules(_ context.Context, a *app, args []string) error {
 		return err
 	}
 	return a.printEnds(guards, o)
+}
+
+// ruleOptions returns what the flags say.
+func (a *app) ruleOptions() (o rules.Options, err error) {
+	o = rules.Options{Consume: a.rules.consume, Force: a.rules.force}
+	switch a.rules.policy {
+	case "guard":
+	case "drop":
+		o.DropPolicy = true
+	default:
+		return o, usageError("--policy %q is neither guard nor drop", a.rules.policy)
+	}
+	switch a.rules.atEnd {
+	case "closed":
+	case "open":
+		o.OpenAtEnd = true
+	default:
+		return o, usageError("--at-end %q is neither closed nor open", a.rules.atEnd)
+	}
+	switch {
+	case a.rules.refresh != "" && a.rules.refresh != "systemd":
+		return o, usageError("--refresh %q is not systemd", a.rules.refresh)
+	case a.rules.refresh != "" && a.shared.config == "-":
+		return o, usageError("a service cannot read the profile from standard input: name its file by -c")
+	}
+	o.From = now()
+	o.Until = o.From.Add(time.Duration(a.rules.horizon))
+	if a.rules.allow != "" {
+		if o.Allow, err = knock.ParsePortRanges(a.rules.allow); err != nil {
+			return o, usageError("--allow: %w", err)
+		}
+	}
+	if a.rules.output != "" {
+		if o.File, err = filepath.Abs(a.rules.output); err != nil {
+			return o, err
+		}
+	}
+	return o, nil
 }
 
 // printEnds prints when rules end, as lines for the profile file; a block each,

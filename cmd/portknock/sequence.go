@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/portknock/portknock/knock"
+	"github.com/portknock/portknock/knock/profile"
 	"github.com/spf13/pflag"
 )
 
@@ -67,29 +68,12 @@ func runSequence(_ context.Context, a *app, args []string) error {
 	}
 	var answers []answer
 	for range max(a.windows, 1) {
-		sequences, window, err := schedule.At(at)
+		w, err := answerAt(p, schedule, at, a.windows == 0)
 		if err != nil {
 			return &failure{code: exitProfile, err: fmt.Errorf("%s: %w", p.Name, err)}
 		}
-		own := len(sequences)
-		if a.windows == 0 && at.Sub(window.Start) < p.Skew {
-			before, _, err := schedule.At(at.Add(-p.Skew))
-			if err != nil {
-				return &failure{code: exitProfile, err: fmt.Errorf("%s: %w", p.Name, err)}
-			}
-			sequences = append(sequences, before...)
-		}
-		texts := make([]string, len(sequences))
-		for i, s := range sequences {
-			texts[i] = s.String()
-		}
-		w := answer{Name: p.Name, Scheme: p.Scheme, Sequences: texts, From: window.Start, Until: window.End, own: own}
-		if p.Scheme == "fwknop" {
-			w.Sequences = []string{packet(sequences[0])}
-			w.Once = at.UTC().Truncate(time.Second)
-		}
 		answers = append(answers, w)
-		if at = window.End; window == (knock.Window{}) {
+		if at = w.Until; at.IsZero() { // for ever
 			break
 		}
 	}
@@ -105,6 +89,31 @@ func runSequence(_ context.Context, a *app, args []string) error {
 		}
 	}
 	return nil
+}
+
+// answerAt says what opens at a time; also what is of the window before and opens
+// still, if overlap says so.
+func answerAt(p *profile.Profile, schedule knock.Schedule, at time.Time, overlap bool) (answer, error) {
+	sequences, window, err := schedule.At(at)
+	own := len(sequences)
+	if err == nil && overlap && at.Sub(window.Start) < p.Skew {
+		var before []knock.Sequence
+		before, _, err = schedule.At(at.Add(-p.Skew))
+		sequences = append(sequences, before...)
+	}
+	if err != nil {
+		return answer{}, err
+	}
+	w := answer{Name: p.Name, Scheme: p.Scheme, From: window.Start, Until: window.End, own: own}
+	if p.Scheme == "fwknop" {
+		w.Sequences = []string{packet(sequences[0])}
+		w.Once = at.UTC().Truncate(time.Second)
+		return w, nil
+	}
+	for _, s := range sequences {
+		w.Sequences = append(w.Sequences, s.String())
+	}
+	return w, nil
 }
 
 func (a *app) printAnswer(w answer) error {

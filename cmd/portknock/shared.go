@@ -95,7 +95,7 @@ func (a *app) loadFile() (file *profile.File, err error) {
 	switch path := a.shared.config; path {
 	case "-":
 		var text []byte
-		if text, err = io.ReadAll(a.stdin); err == nil {
+		if text, err = a.readForeign(path); err == nil {
 			file, err = profile.Parse("-", text)
 		}
 	case "":

@@ -55,7 +55,6 @@ func guard(p *profile.Profile) (rules.Guard, error) {
 	case knock.Token:
 		g.Fingerprint = s.Key.Fingerprint()
 	case *spa.Access:
-		g.SPA = s
 		g.Fingerprint = s.Key.Fingerprint()
 	}
 	return g, nil
@@ -291,8 +290,12 @@ func connectFailure(ctx context.Context, host string, p *profile.Profile, err er
 func closedHint(p *profile.Profile, now time.Time) string {
 	switch {
 	case p.Scheme == "fwknop":
-		return fmt.Sprintf("fwknopd's log says why: a clock that is not within 120 s of this one, at %s with the TimeOffset; another key, HMAC key or HMACDigest; or a port it may not open",
-			now.Add(p.SPA.TimeOffset).UTC().Format(time.RFC3339))
+		forward := ""
+		if to := p.SPA.NATAccess; to.IsValid() {
+			forward = fmt.Sprintf(" or forward; if it has made the rules, see that %v answers by way of the server", to)
+		}
+		return fmt.Sprintf("fwknopd's log says why: a clock that is not within 120 s of this one, at %s with the TimeOffset; another key, HMAC key or HMACDigest; or a port it may not open%s",
+			now.Add(p.SPA.TimeOffset).UTC().Format(time.RFC3339), forward)
 	case !p.ValidUntil.IsZero() && !now.Before(p.ValidUntil):
 		return "without another way in, new rules need the server's console: the old ones open to nobody any more"
 	case p.Period == 0:

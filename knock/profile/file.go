@@ -227,6 +227,15 @@ func checkOverride(t token) (Setting, error) {
 	return s, nil
 }
 
+// checkAgain is checkOverride for a Setting that need not come from ParseSetting.
+func (s Setting) checkAgain() (Setting, error) {
+	words := []string{s.Value}
+	if k := keywordNamed(s.Keyword); k != nil && k.quoted {
+		words = split(s.Value)
+	}
+	return checkOverride(token{keyword: s.Keyword, words: words})
+}
+
 // Entries returns the Host blocks in file order.
 func (f *File) Entries() []Entry {
 	entries := []Entry{}
@@ -235,7 +244,7 @@ func (f *File) Entries() []Entry {
 		for _, p := range b.patterns {
 			e.Patterns = append(e.Patterns, p.written)
 		}
-		p, _ := f.fill(b.settings) // Parse has checked it
+		p := b.settings.fill()
 		e.HostName, e.Scheme, e.Knocks = p.HostName, p.Scheme, max(len(p.Sequence), p.Knocks)
 		if e.Scheme == "" && len(p.Sequence) > 0 {
 			e.Scheme = "static"

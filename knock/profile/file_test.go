@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"testing"
 )
 
@@ -65,6 +66,15 @@ func TestOverride(t *testing.T) {
 	_, err = f.Lookup("vps", Setting{Keyword: "KnockDelay", Value: "10s"}, Setting{Keyword: "KnockTimeout", Value: "2s"})
 	if want := "-o: KnockDelay: 10s is not below the KnockTimeout, 2s"; err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
+	}
+	// A command keeps its words.
+	f = mustParse(t, "Host vps\nScheme fwknop\nKeyFile /k\n")
+	s, err := ParseSetting(`AllowIPCommand=curl -fsS "a b"`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p, err := f.Lookup("vps", s); err != nil || !slices.Equal(p.SPA.AllowIPCommand, []string{"curl", "-fsS", "a b"}) {
+		t.Errorf("got %+v, %v", p, err)
 	}
 	// A scheme on the command line does not hide the profile of an address.
 	f = mustParse(t, "Host vps\n    HostName 192.0.2.1\n"+knocks)

@@ -19,6 +19,7 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte("Host a\nScheme md5-hourly\nKeyCommand pass \"my key\" \"a#b\"\nHost *\nKeyFile /k\nKnocks 3\nPortRange 10000-10999\n"), "a")
 	f.Add([]byte("Host a\nScheme rotating\nKeyFile /k\nValidUntil 1970-01-01T00:00:00.0-23:59\n"), "a")
 	f.Add([]byte("Host a\nScheme token\nTokenPort 443\nTokensPerWindow 64\nOpenPorts 1-442/udp\nHost *\nKeyFile /k\nSkew 0\nPeriod 1\n"), "a")
+	f.Add([]byte("Host a\nScheme rotating\nKeyFile \"/a\tb\"\n"), "a")
 	f.Add([]byte("Match all\nInclude /etc/passwd\n"), "a")
 	f.Fuzz(func(t *testing.T, data []byte, host string) {
 		file, err := Parse("file", data)
@@ -64,6 +65,7 @@ func FuzzParse(f *testing.F) {
 func FuzzImportFwknop(f *testing.F) {
 	f.Add([]byte(rcBase))
 	f.Add([]byte("[default]\nALLOW_IP resolve\nRESOLVE_URL x{1,2}\"%\nRAND_PORT Y\n" + rcBase + "[h2]\nSPA_SERVER fe80::1%eth0\nNAT_ACCESS 10.0.0.1\nHMAC_KEY x\nTIME_OFFSET -3m\nSPOOF_USER a'b\n"))
+	f.Add([]byte(rcBase + "SPA_SERVER_PROTO tcp\nRAND_PORT Y\n"))
 	f.Add([]byte("[::1%a]\nSPA_SERVER %h\nKEY_BASE64 AAAA=\n[%h]\nSPA_SERVER a\xff\nKEY x"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		imports, _, err := ImportFwknop("rc", data, "")
@@ -76,6 +78,22 @@ func FuzzImportFwknop(f *testing.F) {
 		// Insert parses what it has made, and looks it up.
 		if _, err := Insert("config", []byte("Host *\n    ConnectTimeout 20\n"), imports); err != nil {
 			t.Fatalf("%v\n%+v", err, imports)
+		}
+	})
+}
+
+// FuzzParseSetting: a setting of -o is the same once it is looked up.
+func FuzzParseSetting(f *testing.F) {
+	for _, s := range []string{"Port=2222", `AllowIPCommand "a b" c#`, "OpenPorts = 22 60000-61000/udp", `SPAUser="a b"`, "HostName %h.x"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		first, err := ParseSetting(s)
+		if err != nil {
+			return
+		}
+		if again, err := first.checkAgain(); err != nil || again != first {
+			t.Fatalf("%q reads as %+v, and then as %+v, %v", s, first, again, err)
 		}
 	})
 }

@@ -51,14 +51,7 @@ var spaKeywords = []keyword{
 		},
 		get: func(p *Profile) string { return spaPortWord(p.SPA.Port) },
 	},
-	{
-		name: "SPAProtocol",
-		set: func(p *Profile, v string) (err error) {
-			p.SPA.Protocol, err = spa.ParseVia(v)
-			return err
-		},
-		get: func(p *Profile) string { return p.SPA.Protocol.String() },
-	},
+	value("SPAProtocol", spa.ParseVia, func(p *Profile) *spa.Via { return &p.SPA.Protocol }, spa.Via.String),
 	{
 		name: "AllowIP",
 		set: func(p *Profile, v string) error {
@@ -92,22 +85,8 @@ var spaKeywords = []keyword{
 		get: func(p *Profile) string { return joinWords(p.SPA.AllowIPCommand) },
 	},
 	wholeSeconds(duration("SPATimeout", 0, spa.MaxTimeout, func(p *Profile) *time.Duration { return &p.SPA.Timeout })),
-	{
-		name: "SPADigest",
-		set: func(p *Profile, v string) (err error) {
-			p.SPA.Digest, err = spa.ParseDigest(v)
-			return err
-		},
-		get: func(p *Profile) string { return p.SPA.Digest.String() },
-	},
-	{
-		name: "SPAMode",
-		set: func(p *Profile, v string) (err error) {
-			p.SPA.Mode, err = spa.ParseMode(v)
-			return err
-		},
-		get: func(p *Profile) string { return p.SPA.Mode.String() },
-	},
+	value("SPADigest", spa.ParseDigest, func(p *Profile) *spa.Digest { return &p.SPA.Digest }, spa.Digest.String),
+	value("SPAMode", spa.ParseMode, func(p *Profile) *spa.Mode { return &p.SPA.Mode }, spa.Mode.String),
 	{
 		name: "SPAUser",
 		set: func(p *Profile, v string) error {
@@ -116,48 +95,9 @@ var spaKeywords = []keyword{
 		},
 		get: func(p *Profile) string { return p.SPA.User },
 	},
-	{
-		name: "TimeOffset",
-		set: func(p *Profile, v string) error {
-			size, minus := strings.CutPrefix(v, "-")
-			d, err := ParseDuration(size)
-			if err != nil {
-				return fmt.Errorf("%q is not a time such as 90 or -1h30m", v)
-			}
-			if minus {
-				d = -d
-			}
-			p.SPA.TimeOffset = d
-			return nil
-		},
-		get: func(p *Profile) string {
-			if d := p.SPA.TimeOffset; d < 0 {
-				return "-" + formatDuration(-d)
-			}
-			return formatDuration(p.SPA.TimeOffset)
-		},
-	},
-	{
-		name: "NATAccess",
-		set: func(p *Profile, v string) error {
-			host, port, ok := strings.Cut(v, ",")
-			a, err := netip.ParseAddrPort(host + ":" + port)
-			if !ok || err != nil || !a.Addr().Is4() || a.Port() == 0 {
-				return fmt.Errorf("%q is not an IPv4 address and a port such as 10.0.0.5,22", v)
-			}
-			p.SPA.NATAccess = a
-			return nil
-		},
-		get: func(p *Profile) string { return natWord(p.SPA.NATAccess) },
-	},
-	{
-		name: "NATLocal",
-		set: func(p *Profile, v string) (err error) {
-			p.SPA.NATLocal, err = parseYesNo(v)
-			return err
-		},
-		get: func(p *Profile) string { return yesNo(p.SPA.NATLocal) },
-	},
+	value("TimeOffset", parseOffset, func(p *Profile) *time.Duration { return &p.SPA.TimeOffset }, offsetWord),
+	value("NATAccess", parseNAT, func(p *Profile) *netip.AddrPort { return &p.SPA.NATAccess }, natWord),
+	value("NATLocal", parseYesNo, func(p *Profile) *bool { return &p.SPA.NATLocal }, yesNo),
 	{
 		name: "HMACKeyFile", secret: true,
 		set: func(p *Profile, v string) error {
@@ -202,6 +142,35 @@ func hmacWord(s *SPA) string {
 		return ""
 	}
 	return s.HMACDigest.String()
+}
+
+// parseOffset reads a duration that may have a minus.
+func parseOffset(s string) (time.Duration, error) {
+	size, minus := strings.CutPrefix(s, "-")
+	d, err := ParseDuration(size)
+	if err != nil {
+		return 0, fmt.Errorf("%q is not a time such as 90 or -1h30m", s)
+	}
+	if minus {
+		d = -d
+	}
+	return d, nil
+}
+
+func offsetWord(d time.Duration) string {
+	if d < 0 {
+		return "-" + formatDuration(-d)
+	}
+	return formatDuration(d)
+}
+
+func parseNAT(s string) (netip.AddrPort, error) {
+	host, port, ok := strings.Cut(s, ",")
+	a, err := netip.ParseAddrPort(host + ":" + port)
+	if !ok || err != nil || !a.Addr().Is4() || a.Port() == 0 {
+		return netip.AddrPort{}, fmt.Errorf("%q is not an IPv4 address and a port such as 10.0.0.5,22", s)
+	}
+	return a, nil
 }
 
 func natWord(to netip.AddrPort) string {
@@ -254,12 +223,12 @@ func (p *Profile) spaConflict() (keyword string, err error) {
 	return "", nil
 }
 
-// access returns the schedule of the scheme fwknop: this is where files are
-// opened and commands run.
-func (p *Profile) access() (*spa.Access, error) {
+// access returns the schedule of the scheme fwknop with a key: this is where the
+// HMAC key is read and the AllowIPCommand run.
+func (p *Profile) access(key knock.Key) (a *spa.Access, err error) {
 	s := &p.SPA
-	a := &spa.Access{
-		Mode: s.Mode, HMAC: s.HMACDigest, Digest: s.Digest,
+	a = &spa.Access{
+		Key: key, Mode: s.Mode, HMAC: s.HMACDigest, Digest: s.Digest,
 		User: s.User, Allow: s.AllowIP, Ports: p.OpenPorts, Timeout: s.Timeout,
 		NAT: s.NATAccess, NATLocal: s.NATLocal,
 		Port: s.Port, Via: s.Protocol, Host: p.HostName, Offset: s.TimeOffset,
@@ -270,19 +239,8 @@ func (p *Profile) access() (*spa.Access, error) {
 	if a.Host == "" {
 		a.Host = p.Name
 	}
-	var err error
-	if a.Key, err = p.foreignKey(); err != nil {
-		return nil, err
-	}
 	if s.HMACKeyFile != "" {
-		text, err := readKeyFile(s.HMACKeyFile)
-		if err == nil {
-			a.HMACKey, err = parseForeignKey(text)
-			if err != nil {
-				err = fmt.Errorf("%s: %w", s.HMACKeyFile, err)
-			}
-		}
-		if err != nil {
+		if a.HMACKey, err = loadKey(s.HMACKeyFile, parseForeignKey); err != nil {
 			return nil, err
 		}
 	}
@@ -308,23 +266,10 @@ func askAddress(words []string) (netip.Addr, error) {
 	return a, nil
 }
 
-// foreignKey reads the key of the scheme fwknop.
-func (p *Profile) foreignKey() (knock.Key, error) {
-	text, err := p.keyText()
-	if err != nil {
-		return knock.Key{}, err
-	}
-	k, err := parseForeignKey(text)
-	if err != nil {
-		return knock.Key{}, p.keyFault(err)
-	}
-	return k, nil
-}
-
 // parseForeignKey reads a key for fwknop: its text as it stands, less one final
 // newline; or "base64:" and base64; or a key of our own, of which the bytes count.
 func parseForeignKey(text []byte) (knock.Key, error) {
-	text = bytes.TrimSuffix(text, []byte("\n"))
+	text = trimNewline(text)
 	if len(text) == 0 {
 		return knock.Key{}, errors.New("empty, where a key should be")
 	}

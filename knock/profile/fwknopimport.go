@@ -45,12 +45,21 @@ func ImportFwknop(name string, data []byte, stanza string) (imports []Import, wa
 	if err != nil {
 		return nil, nil, err
 	}
+	var defaults rcValues
+	if r.defaults != nil {
+		if defaults, err = r.values(nil, r.defaults); err != nil {
+			return nil, r.warnings, err
+		}
+	}
 	stanzas, err := r.choose(stanza)
 	if err != nil {
 		return nil, r.warnings, err
 	}
+	if stanza == "" && len(r.stanzas) > 0 && defaults.have("SPA_SERVER") {
+		r.warn(r.defaults.line, "%s only underlies the other stanzas; -n default imports it alone", r.defaults)
+	}
 	for _, s := range stanzas {
-		vs, err := r.values(s)
+		vs, err := r.values(defaults, s)
 		if err != nil {
 			return nil, r.warnings, err
 		}
@@ -74,26 +83,15 @@ func ImportFwknop(name string, data []byte, stanza string) (imports []Import, wa
 
 // choose returns the stanzas that are asked for.
 func (r *rcFile) choose(name string) ([]*rcStanza, error) {
-	all := r.stanzas
-	if r.defaults != nil {
-		all = append(slices.Clone(all), r.defaults)
-	}
-	if name != "" {
-		i := slices.IndexFunc(all, func(s *rcStanza) bool { return s.is(name) })
-		if i < 0 {
-			return nil, fmt.Errorf("%s: no stanza %s", r.name, &rcStanza{name: name})
-		}
-		return all[i : i+1], nil
-	}
-	switch {
-	case len(all) == 0:
+	switch s := r.named[strings.ToLower(name)]; {
+	case name != "" && s == nil:
+		return nil, fmt.Errorf("%s: no stanza %s", r.name, &rcStanza{name: name})
+	case name != "":
+		return []*rcStanza{s}, nil
+	case len(r.named) == 0:
 		return nil, fmt.Errorf("%s: no stanza in it", r.name)
 	case len(r.stanzas) == 0:
-		return all, nil
-	case r.defaults != nil:
-		if vs, err := r.values(r.defaults); err == nil && vs.have("SPA_SERVER") {
-			r.warn(r.defaults.line, "%s only underlies the other stanzas; -n default imports it alone", r.defaults)
-		}
+		return []*rcStanza{r.defaults}, nil
 	}
 	return r.stanzas, nil
 }
@@ -145,7 +143,7 @@ func (i *importer) add(keyword string, words ...string) error {
 // convert fills in the Import.
 func (i *importer) convert() error {
 	for _, step := range []func() error{
-		i.unfit, i.server, i.ports, i.keys, i.packet, i.allow, i.nat, i.hmac,
+		i.unfit, i.server, i.ports, i.keys, i.packet, i.allow, i.nat, i.hmac, i.contradiction,
 	} {
 		if err := step(); err != nil {
 			return err
@@ -460,6 +458,18 @@ func (i *importer) nat() error {
 	}
 	if i.have("NAT_LOCAL") {
 		return i.add("NATLocal", "yes")
+	}
+	return nil
+}
+
+// contradiction tells settings that no profile can have together.
+func (i *importer) contradiction() error {
+	p := settings(i.Settings).fill()
+	p.Name = i.Name
+	p.setDefaults(i.Settings)
+	if keyword, err := p.conflict(); err != nil {
+		i.line = i.stanza.line
+		return errUnfit(fmt.Sprintf("%s: %v", keyword, err))
 	}
 	return nil
 }

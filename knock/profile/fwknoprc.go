@@ -29,6 +29,9 @@ type rcFile struct {
 	defaults *rcStanza   // those called "default"; nil if none is
 	stanzas  []*rcStanza // all others
 	warnings []string
+
+	named  map[string]*rcStanza // all, by their names in lower case
+	warned map[string]bool      // what is among the warnings
 }
 
 // rcStanza is all that stands under one name.
@@ -55,7 +58,8 @@ type rcValue struct {
 type rcValues map[string]rcValue
 
 func (r *rcFile) warn(line int, format string, args ...any) {
-	if w := fault(r.name, line, format, args...).Error(); !slices.Contains(r.warnings, w) {
+	if w := fault(r.name, line, format, args...).Error(); !r.warned[w] {
+		r.warned[w] = true
 		r.warnings = append(r.warnings, w)
 	}
 }
@@ -66,14 +70,12 @@ func (s *rcStanza) String() string {
 	return "[" + q[1:len(q)-1] + "]"
 }
 
-func (s *rcStanza) is(name string) bool { return strings.EqualFold(s.name, name) }
-
 // parseRC parts a file into lines and stanzas.
 func parseRC(name string, data []byte) (*rcFile, error) {
 	if len(data) > maxFile {
 		return nil, fmt.Errorf("%s: larger than %d bytes", name, maxFile)
 	}
-	r := &rcFile{name: name}
+	r := &rcFile{name: name, named: make(map[string]*rcStanza), warned: make(map[string]bool)}
 	var stanza *rcStanza
 	for number, begins := 1, true; len(data) > 0; {
 		chunk := data[:min(len(data), rcChunk)]
@@ -112,36 +114,35 @@ func rcTitle(text string) (string, bool) {
 // stanza returns the stanza of that name: a second one of a name goes on with
 // the first.
 func (r *rcFile) stanza(name string, line int) *rcStanza {
-	if strings.EqualFold(name, "default") {
-		if r.defaults == nil {
-			r.defaults = &rcStanza{name: name, line: line}
-		}
-		return r.defaults
-	}
-	if i := slices.IndexFunc(r.stanzas, func(s *rcStanza) bool { return s.is(name) }); i >= 0 {
-		return r.stanzas[i]
+	key := strings.ToLower(name)
+	if s := r.named[key]; s != nil {
+		return s
 	}
 	s := &rcStanza{name: name, line: line}
-	r.stanzas = append(r.stanzas, s)
+	r.named[key] = s
+	if key == "default" {
+		r.defaults = s
+	} else {
+		r.stanzas = append(r.stanzas, s)
+	}
 	return s
 }
 
-// values reads the variables of a stanza. Those of [default] come first, wherever
-// it stands.
-func (r *rcFile) values(s *rcStanza) (rcValues, error) {
+// values reads the variables of a stanza, which come after those of [default],
+// wherever that stands.
+func (r *rcFile) values(defaults rcValues, s *rcStanza) (rcValues, error) {
+	if s == r.defaults && defaults != nil {
+		return defaults, nil
+	}
 	vs := make(rcValues)
-	for n, from := range []*rcStanza{r.defaults, s} {
-		if from == nil || n > 0 && s == r.defaults {
-			continue
+	maps.Copy(vs, defaults)
+	for _, line := range s.lines {
+		v, err := r.variable(line)
+		if err == nil {
+			err = r.set(vs, v)
 		}
-		for _, line := range from.lines {
-			v, err := r.variable(line)
-			if err == nil {
-				err = r.set(vs, v)
-			}
-			if err != nil {
-				return nil, fault(r.name, line.number, "%w", err)
-			}
+		if err != nil {
+			return nil, fault(r.name, line.number, "%w", err)
 		}
 	}
 	return vs, nil

@@ -122,6 +122,8 @@ func TestFwknopVariables(t *testing.T) {
 		"RAND_PORT yes":                                   {key, "rc:6: RAND_PORT: to fwknop only Y means yes"},
 		"RAND_PORT N":                                     {key, ""},
 		"RAND_PORT Y\nSPA_SERVER_PORT 5":                  {"SPAPort random " + key, ""},
+		"RAND_PORT Y\nSPA_SERVER_PROTO tcp":               {"rc: no stanza that can be imported", "rc:1: [h] is left out: SPAPort: random goes with the SPAProtocol udp only"},
+		"SPA_SERVER_PORT 22\nSPA_SERVER_PROTO tcp":        {"rc: no stanza that can be imported", "rc:1: [h] is left out: SPAPort: 22/tcp is one of the OpenPorts, and a guarded port takes no packet"},
 		"SPA_SERVER_PROTO TCP":                            {"SPAProtocol tcp " + key, ""},
 		"SPA_SERVER_PROTO http":                           {"SPAProtocol http " + key, ""},
 		"SPA_SERVER_PROTO udpraw":                         {"SPAProtocol udp " + key, "rc:6: SPA_SERVER_PROTO: udpraw becomes udp, which looks the same to the server"},
@@ -244,7 +246,7 @@ func TestFwknopStanzas(t *testing.T) {
 		"default below":    {"[default]\n" + body + "[a]\n[b]\nKEY x\n", "", "a b", "rc:1: [default] only underlies the other stanzas; -n default imports it alone"},
 		"default alone":    {"[default]\n" + body, "", "192.0.2.1", ""},
 		"default by name":  {"[a]\n[default]\n" + body, "Default", "192.0.2.1", ""},
-		"names":            {"[*.a]\n" + body + "[!b]\n" + body + "[my host]\n" + body + "[\x1b]\n" + body + "[vps]\n" + body, "", "vps", "rc:1: [*.a] is left out: a profile cannot be called so\nrc:6: [!b] is left out: a profile cannot be called so\nrc:11: [my host] is left out: a profile cannot be called so\nrc:16: [\\x1b] is left out: a profile cannot be called so"},
+		"names":            {"[*.a]\n" + body + "[!b]\n" + body + "[my host]\n" + body + "[\x1b]\n" + body + "[vps]\n" + body + "[\xffb]\n" + body, "", "vps", "rc:1: [*.a] is left out: a profile cannot be called so\nrc:6: [!b] is left out: a profile cannot be called so\nrc:11: [my host] is left out: a profile cannot be called so\nrc:16: [\\x1b] is left out: a profile cannot be called so\nrc:26: [\\xffb] is left out: a profile cannot be called so"},
 		"GnuPG among them": {"[a]\nUSE_GPG Y\n" + body + "[b]\n" + body, "", "b", "rc:2: [a] is left out: GnuPG is not supported"},
 		"fault among them": {"[a]\nUSE_GPG x\nfoo\n[b]\n" + body, "", "rc:3: a line is a variable, a blank and a value, such as SPA_SERVER vps.example", ""},
 		"none":             {"# nothing\n", "", "rc: no stanza in it", ""},
@@ -261,6 +263,20 @@ func TestFwknopStanzas(t *testing.T) {
 		if got != tt.want || strings.Join(warned, "\n") != tt.warned {
 			t.Errorf("%s:\ngot  %s\nwant %s\nwarned: %s\nwant    %s", name, got, tt.want, strings.Join(warned, "\n"), tt.warned)
 		}
+	}
+}
+
+// TestFwknopLargeFile takes hours if the time grows with the square of the size.
+func TestFwknopLargeFile(t *testing.T) {
+	const n = 100_000
+	var file strings.Builder
+	file.WriteString("[default]\n" + strings.Repeat("KEY abc\n", n))
+	for i := range n {
+		fmt.Fprintf(&file, "[%d]\n", i)
+	}
+	_, warned, err := ImportFwknop("rc", []byte(file.String()), "")
+	if err == nil || len(warned) != n {
+		t.Errorf("%d warnings, %v", len(warned), err)
 	}
 }
 

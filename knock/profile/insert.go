@@ -24,11 +24,13 @@ func Insert(path string, data []byte, imports []Import) ([]byte, error) {
 		return nil, err
 	}
 	var blocks bytes.Buffer
+	seen := make(map[string]bool)
 	for n, i := range imports {
-		same := func(other Import) bool { return strings.EqualFold(i.Name, other.Name) }
-		if slices.ContainsFunc(imports[:n], same) {
+		name := strings.ToLower(i.Name)
+		if seen[name] {
 			return nil, fmt.Errorf("%s: more than one %s to import", path, i.Name)
 		}
+		seen[name] = true
 		if err := old.vacant(i.Name); err != nil {
 			return nil, err
 		}
@@ -88,14 +90,16 @@ func (f *File) insert(data, blocks []byte) (text []byte, n int) {
 // if they stood at a line.
 func (f *File) with(other *File, n, line int) *File {
 	grown := &File{name: f.name, dir: f.dir, byName: make(map[string][]int), blocks: slices.Clone(f.blocks)}
-	for _, b := range slices.Backward(other.blocks[1:]) {
-		moved := &block{line: line + b.line, patterns: b.patterns}
+	var moved []*block
+	for _, b := range other.blocks[1:] {
+		m := &block{line: line + b.line, patterns: b.patterns}
 		for _, s := range b.settings {
 			s.line += line
-			moved.settings = append(moved.settings, s)
+			m.settings = append(m.settings, s)
 		}
-		grown.blocks = slices.Insert(grown.blocks, n, moved)
+		moved = append(moved, m)
 	}
+	grown.blocks = slices.Insert(grown.blocks, n, moved...)
 	grown.index()
 	return grown
 }

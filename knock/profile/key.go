@@ -26,12 +26,15 @@ var keyCommandLimit = 30 * time.Second
 // LoadKey reads a file with the text of one key; see [knock.ParseKey]. On Unix
 // the file must be as ssh wants a private key: it belongs to the user or to root,
 // and nobody else may read or write it.
-func LoadKey(path string) (knock.Key, error) {
+func LoadKey(path string) (knock.Key, error) { return loadKey(path, parseKey) }
+
+// loadKey is LoadKey for a file of any text that parse makes a key of.
+func loadKey(path string, parse func([]byte) (knock.Key, error)) (knock.Key, error) {
 	text, err := readKeyFile(path)
 	if err != nil {
 		return knock.Key{}, err
 	}
-	k, err := parseKey(text)
+	k, err := parse(text)
 	if err != nil {
 		return knock.Key{}, fmt.Errorf("%s: %w", path, err)
 	}
@@ -39,39 +42,29 @@ func LoadKey(path string) (knock.Key, error) {
 }
 
 // key reads the profile's key: this is where a file is opened or a command run.
-func (p *Profile) key() (knock.Key, error) {
-	text, err := p.keyText()
-	if err != nil {
-		return knock.Key{}, err
+func (p *Profile) key() (k knock.Key, err error) {
+	parse := parseKey
+	switch p.Scheme {
+	case "md5-hourly":
+		parse = parseSecret
+	case "fwknop":
+		parse = parseForeignKey
 	}
-	k, err := parseKey(text)
-	if err != nil {
-		return knock.Key{}, p.keyFault(err)
+	if p.KeyFile != "" {
+		k, err = loadKey(p.KeyFile, parse)
+	} else {
+		var text []byte
+		if text, err = runCommand(p.KeyCommand, "a key"); err == nil {
+			k, err = parse(text)
+		}
+		if err != nil {
+			err = p.keyFault(err)
+		}
 	}
-	if p.DeriveHostKey {
+	if err == nil && p.DeriveHostKey {
 		k = k.Derive(p.Name)
 	}
-	return k, nil
-}
-
-// foreignSecret reads a secret as it stands, less one final newline.
-func (p *Profile) foreignSecret() (knock.Key, error) {
-	text, err := p.keyText()
-	if err != nil {
-		return knock.Key{}, err
-	}
-	return knock.KeyFrom(bytes.TrimSuffix(text, []byte("\n"))), nil
-}
-
-func (p *Profile) keyText() ([]byte, error) {
-	if p.KeyFile != "" {
-		return readKeyFile(p.KeyFile)
-	}
-	text, err := runCommand(p.KeyCommand, "a key")
-	if err != nil {
-		return nil, p.keyFault(err)
-	}
-	return text, nil
+	return k, err
 }
 
 // keyFault says where a faulty key is from. Of a command it names the program
@@ -89,6 +82,15 @@ func parseKey(text []byte) (knock.Key, error) {
 		return knock.Key{}, errors.New("empty, where a key should be")
 	}
 	return knock.ParseKey(string(text))
+}
+
+// parseSecret takes a secret as it stands.
+func parseSecret(text []byte) (knock.Key, error) { return knock.KeyFrom(trimNewline(text)), nil }
+
+// trimNewline takes one newline off the end, also one of Windows, where programs
+// print no other.
+func trimNewline(text []byte) []byte {
+	return bytes.TrimSuffix(bytes.TrimSuffix(text, []byte("\n")), []byte("\r"))
 }
 
 func readKeyFile(path string) ([]byte, error) {
@@ -186,8 +188,12 @@ func checkPath(path string) error {
 
 // keyPath makes a KeyFile absolute: "~/" is the user's home, and any other path
 // that is not absolute begins at the folder of the profile file. ssh_config's
-// begin where the user happens to be, where anybody can have put a file.
+// begin where the user happens to be, where anybody can have put a file. None
+// stays none.
 func keyPath(path, dir string) (string, error) {
+	if path == "" {
+		return "", nil
+	}
 	path, err := expandHome(path)
 	switch {
 	case err != nil:
@@ -236,12 +242,17 @@ func checkCommand(words []string) error {
 func joinWords(words []string) string {
 	quoted := make([]string, len(words))
 	for i, w := range words {
-		if strings.ContainsAny(w, " \t#") {
-			w = `"` + w + `"`
-		}
-		quoted[i] = w
+		quoted[i] = quoteWord(w)
 	}
 	return strings.Join(quoted, " ")
+}
+
+// quoteWord puts quotes around a word that needs them. No word holds one itself.
+func quoteWord(w string) string {
+	if strings.ContainsAny(w, " \t#") {
+		return `"` + w + `"`
+	}
+	return w
 }
 
 // SharesKey returns who else opens with the profile's key: other names and

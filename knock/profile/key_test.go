@@ -3,6 +3,7 @@ package profile
 import (
 	"bytes"
 	"encoding/json"
+	"io"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -204,7 +205,7 @@ func TestKeysAreReadLazily(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p.Settings()
+		p.WriteTo(io.Discard)
 		f.SharesKey(p)
 		if _, err := json.Marshal(p); err != nil {
 			t.Fatal(err)

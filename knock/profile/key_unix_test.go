@@ -106,6 +106,8 @@ func TestDrawnSchedules(t *testing.T) {
 		// One final newline is not the secret's.
 		"Scheme md5-hourly\nPortRange 10000-10999\nSkew 0\nKeyFile " + keyFile(t, 0o600, "f00b4r\n"): knock.MD5Hourly{
 			Secret: knock.KeyFrom([]byte("f00b4r")), Ports: knock.PortRange{First: 10000, Last: 10999}, Knocks: 5},
+		"Scheme md5-hourly\nPortRange 10000-10999\nSkew 0\nKeyCommand printf f00b4r\\r\\n": knock.MD5Hourly{
+			Secret: knock.KeyFrom([]byte("f00b4r")), Ports: knock.PortRange{First: 10000, Last: 10999}, Knocks: 5},
 		"Scheme md5-hourly\nPortRange 10000-10999\nSkew 0\nKeyFile " + keyFile(t, 0o600, "f00b4r"): knock.MD5Hourly{
 			Secret: knock.KeyFrom([]byte("f00b4r")), Ports: knock.PortRange{First: 10000, Last: 10999}, Knocks: 5},
 	} {

@@ -39,7 +39,7 @@ var commonKeywords = []keyword{
 		},
 		get: func(p *Profile) string { return strings.ReplaceAll(p.HostName, "%", "%%") },
 	},
-	number("Port", "a port", 65535, func(p *Profile, n int) { p.Port = uint16(n) }, func(p *Profile) int { return int(p.Port) }),
+	number("Port", "a port", 65535, func(p *Profile) *uint16 { return &p.Port }),
 	{
 		name: "AddressFamily",
 		set: func(p *Profile, v string) error {
@@ -91,7 +91,7 @@ var commonKeywords = []keyword{
 	{
 		name: "Sequence", list: true, secret: true,
 		set: func(p *Profile, v string) (err error) {
-			p.Sequence, err = parseSequence(v)
+			p.Sequence, err = knock.ParseSequence(v)
 			return err
 		},
 		get: func(p *Profile) string { return p.Sequence.String() },
@@ -141,14 +141,7 @@ var commonKeywords = []keyword{
 		},
 		get: func(p *Profile) string { return joinWords(p.KeyCommand) },
 	},
-	{
-		name: "DeriveHostKey",
-		set: func(p *Profile, v string) (err error) {
-			p.DeriveHostKey, err = parseYesNo(v)
-			return err
-		},
-		get: func(p *Profile) string { return p.ifKeyed(yesNo(p.DeriveHostKey)) },
-	},
+	keyedOnly(value("DeriveHostKey", parseYesNo, func(p *Profile) *bool { return &p.DeriveHostKey }, yesNo)),
 	{
 		name: "PortRange",
 		set: func(p *Profile, v string) error {
@@ -181,23 +174,11 @@ var commonKeywords = []keyword{
 		},
 		get: (*Profile).protocolWord,
 	},
-	number("TokenPort", "a port", 65535, func(p *Profile, n int) { p.TokenPort = uint16(n) }, func(p *Profile) int { return int(p.TokenPort) }),
-	number("TokensPerWindow", "a number", knock.MaxTokens, func(p *Profile, n int) { p.TokensPerWindow = n }, func(p *Profile) int { return p.TokensPerWindow }),
+	number("TokenPort", "a port", 65535, func(p *Profile) *uint16 { return &p.TokenPort }),
+	number("TokensPerWindow", "a number", knock.MaxTokens, func(p *Profile) *int { return &p.TokensPerWindow }),
 	keyedOnly(wholeSeconds(duration("Period", time.Second, 366*24*time.Hour, func(p *Profile) *time.Duration { return &p.Period }))),
 	keyedOnly(wholeSeconds(duration("Skew", 0, 183*24*time.Hour, func(p *Profile) *time.Duration { return &p.Skew }))),
-	{
-		name: "ValidUntil",
-		set: func(p *Profile, v string) (err error) {
-			p.ValidUntil, err = parseTime(v)
-			return err
-		},
-		get: func(p *Profile) string {
-			if p.ValidUntil.IsZero() {
-				return ""
-			}
-			return p.ValidUntil.Format(time.RFC3339)
-		},
-	},
+	value("ValidUntil", parseTime, func(p *Profile) *time.Time { return &p.ValidUntil }, timeWord),
 }
 
 // parseTime reads a moment, as 2027-11-21T07:00:00Z, or a day, of which it
@@ -216,6 +197,13 @@ func parseTime(s string) (time.Time, error) {
 	return t, nil
 }
 
+func timeWord(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.Format(time.RFC3339)
+}
+
 func parseYesNo(s string) (bool, error) {
 	yes := strings.EqualFold(s, "yes")
 	if !yes && !strings.EqualFold(s, "no") {
@@ -231,25 +219,34 @@ func yesNo(b bool) string {
 	return "no"
 }
 
-// number is the keyword of a number from 1 to most, which is 0 where there is none.
-func number(name, what string, most int, set func(*Profile, int), get func(*Profile) int) keyword {
+// value is the keyword of what parse reads and word writes.
+func value[T any](name string, parse func(string) (T, error), field func(*Profile) *T, word func(T) string) keyword {
 	return keyword{
 		name: name,
-		set: func(p *Profile, v string) error {
-			n, err := strconv.ParseUint(v, 10, 16)
-			if err != nil || n == 0 || n > uint64(most) {
-				return fmt.Errorf("%q is not %s from 1 to %d", v, what, most)
-			}
-			set(p, int(n))
-			return nil
+		set: func(p *Profile, v string) (err error) {
+			*field(p), err = parse(v)
+			return err
 		},
-		get: func(p *Profile) string {
-			if n := get(p); n > 0 {
-				return strconv.Itoa(n)
-			}
-			return ""
-		},
+		get: func(p *Profile) string { return word(*field(p)) },
 	}
+}
+
+// number is the keyword of a number from 1 to most, which is 0 where there is none.
+func number[T int | uint16](name, what string, most uint64, field func(*Profile) *T) keyword {
+	parse := func(s string) (T, error) {
+		n, err := strconv.ParseUint(s, 10, 16)
+		if err != nil || n == 0 || n > most {
+			return 0, fmt.Errorf("%q is not %s from 1 to %d", s, what, most)
+		}
+		return T(n), nil
+	}
+	word := func(n T) string {
+		if n == 0 {
+			return ""
+		}
+		return strconv.Itoa(int(n))
+	}
+	return value(name, parse, field, word)
 }
 
 // minKnocks is the least that is worth drawing: a scan of all ports sends every
@@ -292,32 +289,6 @@ func duration(name string, least, most time.Duration, field func(*Profile) *time
 		},
 		get: func(p *Profile) string { return formatDuration(*field(p)) },
 	}
-}
-
-// parseSequence is [knock.ParseSequence] with errors that quote nothing: they
-// end up in logs, and a sequence with a typo is nearly the sequence.
-func parseSequence(s string) (knock.Sequence, error) {
-	seq, err := knock.ParseSequence(s)
-	if err == nil {
-		return seq, nil
-	}
-	words := strings.FieldsFunc(s, func(r rune) bool { return r == ' ' || r == '\t' || r == ',' })
-	if len(words) > knock.MaxSteps {
-		return nil, fmt.Errorf("%d knocks are more than %d", len(words), knock.MaxSteps)
-	}
-	for i, w := range words {
-		if _, err := knock.ParseSequence(w); err == nil {
-			continue
-		}
-		reason := "not a port from 1 to 65535"
-		if sep := strings.IndexAny(w, "/:"); sep >= 0 {
-			if _, err := knock.ParseTransport(w[sep+1:]); err != nil {
-				reason = "neither tcp nor udp"
-			}
-		}
-		return nil, fmt.Errorf("knock %d of %d: %s", i+1, len(words), reason)
-	}
-	return nil, errors.New("not knocks such as 7000/udp 8000/tcp")
 }
 
 // keywordNamed returns the keyword of that name in any case, or nil.

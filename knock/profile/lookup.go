@@ -27,8 +27,7 @@ func (f *File) Lookup(host string, override ...Setting) (*Profile, error) {
 	}
 	var given settings
 	for _, s := range override {
-		// Checked here too: a Setting need not come from ParseSetting.
-		s, err := checkOverride(token{keyword: s.Keyword, words: []string{s.Value}})
+		s, err := s.checkAgain()
 		if err != nil {
 			return nil, err
 		}
@@ -47,11 +46,8 @@ func (f *File) Lookup(host string, override ...Setting) (*Profile, error) {
 }
 
 // profile makes and checks the profile of a host that the blocks match.
-func (f *File) profile(host string, blocks []*block, ss settings) (*Profile, error) {
-	p, err := f.fill(ss)
-	if err != nil {
-		return nil, err
-	}
+func (f *File) profile(host string, blocks []*block, ss settings) (p *Profile, err error) {
+	p = ss.fill()
 	p.Name = profileName(host, blocks)
 	if p.HostName != "" {
 		if p.HostName, err = expand(p.HostName, host); err == nil {
@@ -62,13 +58,11 @@ func (f *File) profile(host string, blocks []*block, ss settings) (*Profile, err
 		}
 	}
 	p.setDefaults(ss)
-	for keyword, path := range map[string]*string{"KeyFile": &p.KeyFile, "HMACKeyFile": &p.SPA.HMACKeyFile} {
-		if *path == "" {
-			continue
-		}
-		if *path, err = keyPath(*path, f.dir); err != nil {
-			return nil, f.fault(ss, keyword, err)
-		}
+	if p.KeyFile, err = keyPath(p.KeyFile, f.dir); err != nil {
+		return nil, f.fault(ss, "KeyFile", err)
+	}
+	if p.SPA.HMACKeyFile, err = keyPath(p.SPA.HMACKeyFile, f.dir); err != nil {
+		return nil, f.fault(ss, "HMACKeyFile", err)
 	}
 	if keyword, err := p.conflict(); err != nil {
 		return nil, f.fault(ss, keyword, err)
@@ -83,15 +77,14 @@ func (f *File) profile(host string, blocks []*block, ss settings) (*Profile, err
 	return p, nil
 }
 
-// fill makes a profile of settings, without defaults.
-func (f *File) fill(ss settings) (*Profile, error) {
+// fill makes a profile of settings, without defaults. It cannot fail: none got
+// here that newSetting has not tried.
+func (ss settings) fill() *Profile {
 	p := new(Profile)
 	for _, s := range ss {
-		if err := keywordNamed(s.Keyword).set(p, s.Value); err != nil {
-			return nil, f.fault(ss, s.Keyword, err)
-		}
+		_ = keywordNamed(s.Keyword).set(p, s.Value)
 	}
-	return p, nil
+	return p
 }
 
 // fault puts the place of a setting before an error.
@@ -217,11 +210,7 @@ const checkBudget = 1 << 22
 // when the names of a block that says how to knock are looked up.
 func (f *File) check() error {
 	for _, b := range f.blocks {
-		p, err := f.fill(b.settings)
-		if err != nil {
-			return err
-		}
-		if keyword, err := p.conflict(); err != nil {
+		if keyword, err := b.settings.fill().conflict(); err != nil {
 			return f.fault(b.settings, keyword, err)
 		}
 	}

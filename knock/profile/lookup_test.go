@@ -128,7 +128,7 @@ func TestManyHosts(t *testing.T) {
 			t.Errorf("%s: %+v, %v", host, p, err)
 		}
 	}
-	if took := time.Since(start); took > 2*time.Second {
+	if took := time.Since(start); took > 10*time.Second {
 		t.Errorf("took %v", took)
 	}
 }

@@ -18,13 +18,13 @@ type pattern struct {
 }
 
 func parsePattern(word string) (pattern, error) {
-	text, not := strings.CutPrefix(strings.ToLower(word), "!")
+	text, not := strings.CutPrefix(word, "!")
 	// A pattern that no host can match is a mistake: quotes ssh would take off,
 	// say, or a stray "!".
 	if err := checkHost(strings.NewReplacer("*", "x", "?", "x").Replace(text)); err != nil {
 		return pattern{}, fmt.Errorf("%.300q is not a host name or pattern", word)
 	}
-	return pattern{written: word, text: text, not: not, wild: strings.ContainsAny(text, "*?")}, nil
+	return pattern{written: word, text: strings.ToLower(text), not: not, wild: strings.ContainsAny(text, "*?")}, nil
 }
 
 // literal reports whether the pattern is the name of one host.

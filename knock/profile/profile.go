@@ -97,36 +97,29 @@ func (p *Profile) Schedule() (knock.Schedule, error) {
 	if err := p.complete(); err != nil {
 		return nil, err
 	}
+	if p.Scheme == "static" {
+		return knock.Static(p.Sequence), nil
+	}
+	k, err := p.key()
+	if err != nil {
+		return nil, err
+	}
 	var s knock.Schedule
 	switch p.Scheme {
 	case "rotating":
-		k, err := p.key()
-		if err != nil {
-			return nil, err
-		}
 		s = knock.Rotating{Key: k, Ports: p.PortRange, Knocks: p.Knocks, Period: p.Period}
 	case "token":
-		k, err := p.key()
-		if err != nil {
-			return nil, err
-		}
 		s = knock.Token{Key: k, Port: p.TokenPort, Period: p.Period, Tokens: p.TokensPerWindow}
 	case "md5-hourly":
-		k, err := p.foreignSecret()
-		if err != nil {
-			return nil, err
-		}
 		s = knock.MD5Hourly{Secret: k, Ports: p.PortRange, Knocks: p.Knocks}
 	case "fwknop":
-		a, err := p.access()
+		a, err := p.access(k)
 		if err != nil {
 			return nil, err
 		}
 		// An error is not of the key alone, and names what it is about.
 		_, _, err = a.At(time.Now())
 		return a, err
-	default:
-		return knock.Static(p.Sequence), nil
 	}
 	// What is wrong with the secret is wrong at all times: better said now than
 	// by a round of knocks.
@@ -293,23 +286,17 @@ func (p *Profile) keyConflict() (keyword string, err error) {
 	return "", nil
 }
 
-// Settings returns the profile as settings, in the order of the documentation,
-// without those that have no value. They hold the sequence, but never a key.
-func (p *Profile) Settings() []Setting {
-	var out []Setting
+// WriteTo writes the profile as a Host block that [Parse] reads back, its settings
+// in the order of the documentation. It holds the sequence, but never a key.
+func (p *Profile) WriteTo(w io.Writer) (int64, error) {
+	var given settings
 	for _, k := range keywords {
 		if v := k.get(p); v != "" {
-			out = append(out, Setting{Keyword: k.name, Value: v})
+			given = append(given, Setting{Keyword: k.name, Value: v})
 		}
 	}
-	return out
-}
-
-// WriteTo writes the profile as a Host block that [Parse] reads back. It holds
-// the sequence, but never a key.
-func (p *Profile) WriteTo(w io.Writer) (int64, error) {
 	var b bytes.Buffer
-	writeBlock(&b, p.Name, p.Settings())
+	writeBlock(&b, p.Name, given)
 	return b.WriteTo(w)
 }
 
@@ -318,8 +305,8 @@ func writeBlock(b *bytes.Buffer, name string, settings []Setting) {
 	fmt.Fprintf(b, "Host %s\n", name)
 	for _, s := range settings {
 		v := s.Value
-		if !keywordNamed(s.Keyword).list && strings.ContainsAny(v, " #") {
-			v = `"` + v + `"`
+		if !keywordNamed(s.Keyword).list {
+			v = quoteWord(v)
 		}
 		fmt.Fprintf(b, "    %s %s\n", s.Keyword, v)
 	}

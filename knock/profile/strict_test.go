@@ -264,7 +264,7 @@ func TestWorstFile(t *testing.T) {
 				t.Fatal(err)
 			}
 			f.Lookup("h")
-			if took := time.Since(start); took > 20*time.Second {
+			if took := time.Since(start); took > time.Minute {
 				t.Errorf("took %v, Parse %v", took, parsed)
 			}
 		})

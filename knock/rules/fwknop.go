@@ -17,26 +17,29 @@ import (
 // own.
 const fwknopdConf = "/run/portknock.fwknopd.conf"
 
-// emitFwknop writes an access.conf. As with knockd, what fwknopd opens is an
-// nftables guard of ours, in comments of the same file, and so is the
-// fwknopd.conf: there is one file to keep and to load.
+// emitFwknop writes an access.conf. The fwknopd.conf, too, is in comments of the
+// same file. What fwknopd forwards needs no guard: without the rules that it makes
+// for that, no packet gets there.
 func emitFwknop(w io.Writer, guards []guard, o Options) error {
-	if o.Consume {
-		return errors.New("fwknopd only listens, so it cannot consume the packets")
+	if err := checkFwknopd(guards, o); err != nil {
+		return err
 	}
-	file := quote(o.File)
-	nft := `sed -n "s/^#: //p" ` + file + ` | nft `
-	err := header{
+	forwards := guards[0].forwards()
+	file := Quote(o.File)
+	nft := nftFromComments + file + ` | nft `
+	conf := `sed -n "s/^#; //p" ` + file + " >" + fwknopdConf + " && chmod 600 " + fwknopdConf
+	args := " -a " + file + " -c " + fwknopdConf
+	start := conf + " && { pkill -HUP -x fwknopd || fwknopd" + args + "; }"
+	// A load right behind it must not take the dying one for one that runs.
+	stop := `timeout 5 sh -c "while pkill -x fwknopd; do sleep 0.1; done"`
+	h := header{
 		Guards: guards,
 		Check:  nft + "-c -f -",
-		Load: nft + `-f - && sed -n "s/^#; //p" ` + file + " >" + fwknopdConf + " && chmod 600 " + fwknopdConf +
-			" && { pkill -HUP -x fwknopd || fwknopd -a " + file + " -c " + fwknopdConf + "; }",
-		Watch: "nft list table inet portknock",
-		// A load right behind it must not take the dying one for one that runs.
-		Undo: `timeout 5 sh -c "while pkill -x fwknopd; do sleep 0.1; done"; ` + nftUndo,
+		Load:   nft + "-f - && " + start,
+		Watch:  nftWatch,
+		Undo:   stop + "; " + nftUndo,
 		Notes: []string{
-			`"flush ruleset", with which Debian's /etc/nftables.conf begins, removes the
-guard and leaves the port open: load again after it, and when the server starts.`,
+			nftFromCommentsNote,
 			`fwknopd watches one interface, eth0 unless you name another: PCAP_INTF, below.
 One that runs already keeps its own fwknopd.conf and is only told to read this
 file, if it is the one that it reads.`,
@@ -46,38 +49,74 @@ is within 120 s of this server's, and each only once.`,
 lines CMD_CYCLE, do not load the guard, and give it the rest as its access.conf.`,
 			fwknopTransportNote(guards),
 		},
-	}.write(w, o)
-	if err != nil {
+	}
+	if forwards {
+		h.Check, h.Load, h.Undo = conf+" && fwknopd --exit-parse-config"+args, start, stop
+		h.Watch = "iptables-save -c | grep FWKNOP"
+		h.Notes[0] = `fwknopd makes the rules, by iptables. Nothing is closed here: see that nobody
+gets there without them. They take net.ipv4.ip_forward=1, and a firewall that
+lets established connections through. Nothing may listen here at the port itself:
+who comes right behind the packet, before the rule, would get there.`
+		h.Notes[1] += `
+It ends unless it has the lines ENABLE_IPT_ of below.`
+		h.Notes[3] = `Where the answers do not come back through here, add ENABLE_IPT_SNAT Y; below, and
+SNAT_TRANSLATE_IP with an address of this host: without that, fwknopd lets only
+one connection through at a time.`
+	}
+	if err := h.write(w, o); err != nil {
 		return err
 	}
 	var b strings.Builder
 	b.WriteByte('\n')
-	for line := range strings.Lines(strings.TrimLeft(nftRules{guards, o, false}.text(), "\n")) {
-		b.WriteString("#: " + line)
+	if !forwards {
+		b.WriteString(nftInComments(guards, o) + "\n")
 	}
-	b.WriteByte('\n')
-	for line := range strings.Lines(fwknopdLines(guards)) {
-		b.WriteString("#; " + line)
-	}
+	b.WriteString(comments("#; ", fwknopdLines(guards)))
 	for _, g := range guards {
 		b.WriteString(fwknopStanza(g))
 	}
-	_, err = io.WriteString(w, b.String())
+	_, err := io.WriteString(w, b.String())
 	return err
 }
 
-// checkSPA refuses what fwknopd cannot do with a guard of ours.
-func checkSPA(g Guard, o Options, closed []knock.PortRange) error {
+// checkFwknopd refuses what one fwknopd cannot do for all guards together.
+func checkFwknopd(guards []guard, o Options) error {
+	if o.Consume {
+		return errors.New("fwknopd only listens, so it cannot consume the packets")
+	}
+	forwards, listens := guards[0].forwards(), uint16(0)
+	for _, g := range guards {
+		a := g.SPA
+		switch {
+		case g.forwards() != forwards:
+			return errors.New("one file cannot be for profiles with NATAccess and for others: fwknopd forwards by rules of its own, and opens a guard of ours")
+		case forwards && o.DropPolicy:
+			return errors.New("--policy drop would close what fwknopd opens for a NATAccess")
+		case a.Via != spa.TCP:
+		case listens > 0 && a.Port != listens:
+			return fmt.Errorf("%s: fwknopd listens at one TCP port, which is %d for another profile: give both the same SPAPort", g.Name, listens)
+		default:
+			listens = a.Port
+		}
+	}
+	return nil
+}
+
+// checkSPA refuses what fwknopd cannot do.
+func (g *guard) checkSPA(o Options, closed []knock.PortRange) error {
 	a := g.SPA
+	connection := knock.Step{Transport: knock.TCP, Port: a.Port} // that brings the packet
 	switch {
-	case a.NAT.IsValid():
-		return errors.New("NATAccess needs the rules that fwknopd makes by itself, and these do without")
+	case g.forwards() && len(g.OpenPorts) > 1:
+		return fmt.Errorf("fwknopd forwards one port, and OpenPorts has %d", len(g.OpenPorts))
 	case len(a.HMACKey.Bytes()) == 0 && !o.Force:
 		return errors.New("without an HMAC, fwknopd decrypts whatever anybody sends: set a HMACKeyFile, or insist with --force")
 	case g.OpenFor%time.Second != 0:
 		return fmt.Errorf("an OpenFor of %v is not whole seconds", g.OpenFor)
-	case a.Via != spa.UDP && contains(closed, knock.Step{Transport: knock.TCP, Port: a.Port}):
+	case a.Via != spa.UDP && contains(closed, connection):
 		return errors.New("the packet goes to a guarded port")
+	case a.Via != spa.UDP && o.DropPolicy && !contains(o.Allow, connection):
+		return fmt.Errorf("the packet needs a connection to %v, which the drop policy closes: add it to --allow", connection)
 	}
 	for _, p := range g.OpenPorts {
 		if p.First != p.Last {
@@ -121,6 +160,12 @@ func fwknopdLines(guards []guard) string {
 		case spa.HTTP:
 			more = []string{"ENABLE_SPA_OVER_HTTP Y;"}
 		}
+		switch {
+		case a.NATLocal:
+			more = append(more, "ENABLE_IPT_LOCAL_NAT Y;")
+		case a.NAT.IsValid():
+			more = append(more, "ENABLE_IPT_FORWARDING Y;")
+		}
 		for _, line := range more {
 			if !slices.Contains(lines, line) {
 				lines = append(lines, line)
@@ -133,8 +178,8 @@ func fwknopdLines(guards []guard) string {
 	return strings.Join(lines, "\n") + "\n"
 }
 
-// fwknopStanza returns a guard's part of the access.conf. The kernel closes what
-// fwknopd has opened, even if it should be gone by then.
+// fwknopStanza returns a guard's part of the access.conf. The kernel closes a guard
+// that fwknopd has opened, even if it should be gone by then.
 func fwknopStanza(g guard) string {
 	a := g.SPA
 	words := make([]string, len(g.OpenPorts))
@@ -160,9 +205,14 @@ func fwknopStanza(g guard) string {
 	if a.Allow.IsValid() {
 		lines = append(lines, [2]string{"REQUIRE_SOURCE_ADDRESS", "Y"})
 	}
-	lines = append(lines,
-		[2]string{"CMD_CYCLE_OPEN", fmt.Sprintf("nft add element inet portknock open4_%s { $SRC timeout %s }", g.ID, nftTime(g.OpenFor))},
-		[2]string{"CMD_CYCLE_CLOSE", "NONE"})
+	if g.forwards() {
+		// Else the packet says where to, and whoever has the key chooses.
+		lines = append(lines, [2]string{"FORCE_NAT", fmt.Sprintf("%v %d", a.NAT.Addr(), a.NAT.Port())})
+	} else {
+		lines = append(lines,
+			[2]string{"CMD_CYCLE_OPEN", fmt.Sprintf("nft add element inet portknock open4_%s { $SRC timeout %s }", g.ID, nftTime(g.OpenFor))},
+			[2]string{"CMD_CYCLE_CLOSE", "NONE"})
+	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "\n# %s\n", g.Name)
 	for _, l := range lines {

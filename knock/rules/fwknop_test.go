@@ -17,7 +17,7 @@ func spaGuard(t testing.TB, name string, a spa.Access, open string) Guard {
 	a.Key = knock.KeyFrom(bytes.Repeat([]byte("k"), 32))
 	a.Port = 62201
 	a.Ports = g.OpenPorts
-	g.Schedule, g.SPA, g.Fingerprint = &a, &a, a.Key.Fingerprint()
+	g.Schedule, g.Fingerprint = &a, a.Key.Fingerprint()
 	return g
 }
 
@@ -26,10 +26,12 @@ var hmacKey = knock.KeyFrom(bytes.Repeat([]byte("h"), 64))
 func TestFwknopGolden(t *testing.T) {
 	vps := spaGuard(t, "vps", spa.Access{HMACKey: hmacKey}, "22/tcp")
 	old := spaGuard(t, "old", spa.Access{Mode: spa.Legacy, Via: spa.HTTP}, "2222/tcp 53/udp")
-	old.SPA.Port = 80
+	packets(old).Port = 80
 	tor := spaGuard(t, "Tor.example", spa.Access{HMACKey: hmacKey, HMAC: spa.SHA3_512, Mode: spa.CTR, Via: spa.TCP, Allow: netip.MustParseAddr("192.0.2.1")}, "443/tcp")
 	far := spaGuard(t, "far", spa.Access{HMACKey: hmacKey}, "22/tcp")
-	far.SPA.Port = 0
+	packets(far).Port = 0
+	inner := spaGuard(t, "inner", spa.Access{HMACKey: hmacKey, NAT: netip.MustParseAddrPort("10.0.0.5:22")}, "22/tcp")
+	local := spaGuard(t, "local", spa.Access{HMACKey: hmacKey, NAT: netip.MustParseAddrPort("192.0.2.1:2222"), NATLocal: true}, "443/tcp")
 	allow, _ := knock.ParsePortRanges("80")
 	for name, tt := range map[string]struct {
 		guards []Guard
@@ -37,6 +39,7 @@ func TestFwknopGolden(t *testing.T) {
 	}{
 		"one":     {[]Guard{vps}, Options{}},
 		"several": {[]Guard{old, tor, far}, Options{Force: true}},
+		"nat":     {[]Guard{inner, local}, Options{}},
 		"drop":    {[]Guard{vps}, Options{DropPolicy: true, Allow: allow, File: "/root/a file"}},
 	} {
 		t.Run(name, func(t *testing.T) { golden(t, name, "fwknop", tt.guards, tt.o) })
@@ -44,17 +47,21 @@ func TestFwknopGolden(t *testing.T) {
 }
 
 func TestFwknopRefuses(t *testing.T) {
+	forward := func(g *Guard) { packets(*g).NAT = netip.MustParseAddrPort("10.0.0.5:22") }
 	for _, tt := range []struct {
 		change func(*Guard)
 		o      Options
 		want   string
 	}{
-		{func(g *Guard) { g.SPA.NAT = netip.MustParseAddrPort("10.0.0.5:22") }, Options{},
-			"vps: NATAccess needs the rules that fwknopd makes by itself, and these do without"},
-		{func(g *Guard) { g.SPA.HMACKey = knock.Key{} }, Options{},
+		{forward, Options{DropPolicy: true}, "--policy drop would close what fwknopd opens for a NATAccess"},
+		{func(g *Guard) { forward(g); g.OpenPorts = append(g.OpenPorts, knock.PortRange{First: 80, Last: 80}) }, Options{},
+			"vps: fwknopd forwards one port, and OpenPorts has 2"},
+		{func(g *Guard) { packets(*g).HMACKey = knock.Key{} }, Options{},
 			"vps: without an HMAC, fwknopd decrypts whatever anybody sends: set a HMACKeyFile, or insist with --force"},
 		{func(g *Guard) { g.OpenFor = 1500 * time.Millisecond }, Options{}, "vps: an OpenFor of 1.5s is not whole seconds"},
-		{func(g *Guard) { g.SPA.Via, g.SPA.Port = spa.TCP, 22 }, Options{}, "vps: the packet goes to a guarded port"},
+		{func(g *Guard) { packets(*g).Via, packets(*g).Port = spa.TCP, 22 }, Options{}, "vps: the packet goes to a guarded port"},
+		{func(g *Guard) { packets(*g).Via = spa.HTTP }, Options{DropPolicy: true, Allow: []knock.PortRange{{First: 80, Last: 80}}},
+			"vps: the packet needs a connection to 62201/tcp, which the drop policy closes: add it to --allow"},
 		{func(g *Guard) { g.OpenPorts[0].Last = 23 }, Options{}, "vps: fwknopd opens single ports, and 22-23/tcp is a range"},
 		{func(g *Guard) { g.Name = "a\nb" }, Options{}, "a\nb: control characters in the name"},
 		{func(*Guard) {}, Options{Consume: true}, "fwknopd only listens, so it cannot consume the packets"},
@@ -65,6 +72,18 @@ func TestFwknopRefuses(t *testing.T) {
 		if err := Emit(&b, "fwknop", []Guard{g}, tt.o); err == nil || err.Error() != tt.want || b.Len() > 0 {
 			t.Errorf("got  %v\nwant %s", err, tt.want)
 		}
+	}
+	two := []Guard{spaGuard(t, "vps", spa.Access{HMACKey: hmacKey, Via: spa.TCP}, "22"), spaGuard(t, "web", spa.Access{HMACKey: hmacKey, Via: spa.TCP}, "80")}
+	packets(two[1]).Port = 62202
+	want := "web: fwknopd listens at one TCP port, which is 62201 for another profile: give both the same SPAPort"
+	if err := Emit(new(strings.Builder), "fwknop", two, Options{}); err == nil || err.Error() != want {
+		t.Errorf("got  %v\nwant %s", err, want)
+	}
+	forwarded, guarded := spaGuard(t, "vps", spa.Access{HMACKey: hmacKey}, "22/tcp"), spaGuard(t, "web", spa.Access{HMACKey: hmacKey}, "80/tcp")
+	forward(&forwarded)
+	err := Emit(new(strings.Builder), "fwknop", []Guard{forwarded, guarded}, Options{})
+	if want := "one file cannot be for profiles with NATAccess and for others: fwknopd forwards by rules of its own, and opens a guard of ours"; err == nil || err.Error() != want {
+		t.Errorf("got  %v\nwant %s", err, want)
 	}
 	for _, format := range Formats() {
 		g, want := spaGuard(t, "vps", spa.Access{HMACKey: hmacKey}, "22/tcp"), "vps: only the format fwknop can carry the scheme fwknop"

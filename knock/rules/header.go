@@ -20,38 +20,62 @@ type header struct {
 // trialMark exists while the rules are on trial.
 const trialMark = "/run/portknock.trial"
 
+// partMark is the line between the parts of a file that may be too much at once.
+const partMark = "# part"
+
+// hasParts reports whether rules have more than one.
+func hasParts(text string) bool { return strings.Contains(text, "\n"+partMark+"\n") }
+
+// describe says of a guard what it closes, how it opens, and until when.
+func (h header) describe(g guard, o Options) string {
+	var b strings.Builder
+	p := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	key := ""
+	if g.Fingerprint != "" {
+		key = ", key " + g.Fingerprint
+	}
+	what := "guards " + join(g.OpenPorts)
+	if g.forwards() {
+		what = fmt.Sprintf("forwards %s to %v", join(g.OpenPorts), g.SPA.NAT)
+	}
+	p("portknock: %s for %s%s", what, g.Name, key)
+	switch w := g.Windows[0]; {
+	case g.SPA != nil:
+		p("  opens for %v after a packet of fwknop", g.OpenFor)
+	case g.tokens():
+		p("  opens for %v to one token, sent to %d/udp; each of a window's %d serves one address", g.OpenFor, g.TokenPort, len(w.Tokens))
+	default:
+		p("  opens for %v after %d knocks with at most %v between two", g.OpenFor, len(w.Steps), g.KnockTimeout)
+	}
+	end, after := g.until().UTC().Format(time.RFC3339), "to nobody"
+	if o.OpenAtEnd {
+		after = "to everybody"
+	}
+	switch {
+	case g.SPA != nil:
+		p("  valid until the keys are changed")
+	case !g.timed():
+		p("  valid until the sequence is changed")
+	case h.Stale:
+		p("  its last window ends at %s: write it anew before that", end)
+	default:
+		p("  valid until %s, from when on it is open %s", end, after)
+		p("  for the profile: ValidUntil %s", end)
+	}
+	return b.String()
+}
+
 func (h header) write(w io.Writer, o Options) error {
 	var b strings.Builder
-	secret := "knocks"
+	secret, again := "knocks", "sessions and openings\ngo on."
 	for _, g := range h.Guards {
-		fmt.Fprintf(&b, "portknock: guards %s for %s", join(g.OpenPorts), g.Name)
-		if g.Fingerprint != "" {
-			fmt.Fprintf(&b, ", key %s", g.Fingerprint)
-		}
+		b.WriteString(h.describe(g, o))
 		if g.SPA != nil {
-			fmt.Fprintf(&b, "\n  opens for %v after a packet of fwknop\n  valid until the keys are changed\n", g.OpenFor)
 			secret = "keys"
-			continue
 		}
-		if w := g.Windows[0]; g.tokens() {
-			fmt.Fprintf(&b, "\n  opens for %v to one token, sent to %d/udp; each of a window's %d serves one address\n", g.OpenFor, g.TokenPort, len(w.Tokens))
-		} else {
-			fmt.Fprintf(&b, "\n  opens for %v after %d knocks with at most %v between two\n", g.OpenFor, len(w.Steps), g.KnockTimeout)
+		if g.forwards() {
+			again = "sessions go on,\nopenings end."
 		}
-		if !g.timed() {
-			b.WriteString("  valid until the sequence is changed\n")
-			continue
-		}
-		if h.Stale {
-			fmt.Fprintf(&b, "  its last window ends at %s: write it anew before that\n", g.until().UTC().Format(time.RFC3339))
-			continue
-		}
-		end, after := g.until().UTC().Format(time.RFC3339), "to nobody"
-		if o.OpenAtEnd {
-			after = "to everybody"
-		}
-		fmt.Fprintf(&b, "  valid until %s, from when on it is open %s\n", end, after)
-		fmt.Fprintf(&b, "  for the profile: ValidUntil %s\n", end)
 	}
 	fmt.Fprintf(&b, "The %s are in here: keep it as secret as a password, mode 0600.\n\n", secret)
 	fmt.Fprintf(&b, "check: %s\n", h.Check)
@@ -63,11 +87,10 @@ func (h header) write(w io.Writer, o Options) error {
 	fmt.Fprintf(&b, "undo: %s\n", h.Undo)
 	fmt.Fprintf(&b, "trial: touch %[1]s; setsid sh -c 'sleep 60; [ ! -e %[1]s ] || { %[2]s; }' >/dev/null 2>&1 & %[3]s\n", trialMark, h.Undo, h.Load)
 	fmt.Fprintf(&b, "keep: rm %s\n\n", trialMark)
-	b.WriteString(`The first time, use the trial: it loads the rules and undoes them after a
+	fmt.Fprintf(&b, `The first time, use the trial: it loads the rules and undoes them after a
 minute. Leave your session open, log in from another terminal, and only if
-that works, keep them. Loading again replaces the rules; sessions and openings
-go on. Loading turns connection tracking on.
-`)
+that works, keep them. Loading again replaces the rules; %s Loading turns connection tracking on.
+`, again)
 	if o.DropPolicy {
 		b.WriteString("\nAll other ports are closed too")
 		if len(o.Allow) > 0 {
@@ -100,10 +123,20 @@ func join[T fmt.Stringer](list []T) string {
 	return strings.Join(words, " ")
 }
 
-// quote makes a path one word for a shell.
-func quote(path string) string {
-	if strings.Trim(path, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+,@") == "" {
-		return path
+// comments returns a text with a mark before each line.
+func comments(mark, text string) string {
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		b.WriteString(mark + line)
 	}
-	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, `$`, `\$`, "`", "\\`").Replace(path) + `"`
+	return b.String()
+}
+
+// Quote makes a text one word for a shell, also for one that somebody types into,
+// where double quotes would leave "!" its meaning.
+func Quote(s string) string {
+	if s != "" && strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+,@:=%") == "" {
+		return s
+	}
+	return `'` + strings.ReplaceAll(s, `'`, `'\''`) + `'`
 }

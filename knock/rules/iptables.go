@@ -28,16 +28,16 @@ func emitIptables(w io.Writer, guards []guard, o Options) error {
 	}
 	r := iptRules{guards, o}
 	text, parts := r.text(), ""
-	if strings.Contains(text, iptPart+"\n") {
+	if hasParts(text) {
 		parts = iptBoth(r.inParts())
 	}
 	err := header{
 		Guards: guards,
-		Check:  iptBoth("$t-restore -w --test --noflush " + quote(o.File)),
+		Check:  iptBoth("$t-restore -w --test --noflush " + Quote(o.File)),
 		Load:   iptBoth(r.load()),
 		Parts:  parts,
 		Watch:  "cat /proc/net/xt_recent/portknock_*_open; iptables -t mangle -vnL PORTKNOCK",
-		Undo:   iptEach(r.undo()),
+		Undo:   iptEach(iptUndo()),
 		Notes: []string{
 			`Loading adds a second jump to our chain and then takes one away, so that the
 port is guarded all the while. To keep the rules over a reboot, save them
@@ -88,53 +88,50 @@ type iptRules struct {
 // load restores, then removes the jumps of earlier loads. Undoing first would
 // open the port for a moment and forget who is in.
 func (r iptRules) load() string {
-	return "$t-restore -w --noflush " + quote(r.options.File) + r.single()
+	return "$t-restore -w --noflush " + Quote(r.options.File) + r.single()
 }
 
 // inParts is load for where all is too much at once.
 func (r iptRules) inParts() string {
-	return `awk -v r="$t-restore -w --noflush" "/^` + iptPart + `$/ { print \"COMMIT\" | r; if (close(r)) exit 1; print \"*mangle\" | r } { print | r } END { exit close(r) != 0 }" ` + quote(r.options.File) + r.single()
+	return `awk -v r="$t-restore -w --noflush" "/^` + partMark + `$/ { print \"COMMIT\" | r; if (close(r)) exit 1; print \"*mangle\" | r } { print | r } END { exit close(r) != 0 }" ` + Quote(r.options.File) + r.single()
 }
 
-// single is what follows a load: it leaves one jump in each table.
+// iptTables is the tables that rules can be in, with the jump to our first chain
+// in each.
+var iptTables = []struct{ name, jump string }{{"mangle", iptJump}, {"filter", "INPUT -j PORTKNOCK"}}
+
+// single is what follows a load: it leaves one jump in each table, and none to
+// the drop policy of an earlier file if this one has none.
 func (r iptRules) single() string {
 	line := ""
-	for _, t := range r.tables() {
-		line += fmt.Sprintf(" && while [ $($t -w -t %[1]s -S %[2]s | grep -c PORTKNOCK) -gt 1 ] && $t -w -t %[1]s -D %[3]s; do :; done",
-			t.name, strings.Fields(t.jump)[0], t.jump)
+	for _, t := range iptTables {
+		jumps := 1
+		if t.name == "filter" && !r.options.DropPolicy {
+			jumps = 0
+		}
+		line += fmt.Sprintf(" && while [ $($t -w -t %[1]s -S %[2]s | grep -cx \".* PORTKNOCK\") -gt %[3]d ] && $t -w -t %[1]s -D %[4]s; do :; done",
+			t.name, strings.Fields(t.jump)[0], jumps, t.jump)
 	}
 	return line
 }
 
-// undo removes the jumps, then all of our chains, which only the kernel knows:
+// iptUndo removes the jumps, then all of our chains, which only the kernel knows:
 // of an earlier file some may be left.
-func (r iptRules) undo() string {
+func iptUndo() string {
 	var jumps, chains []string
-	for _, t := range r.tables() {
+	for _, t := range iptTables {
 		jumps = append(jumps, fmt.Sprintf("while $t -w -t %s -D %s 2>/dev/null; do :; done", t.name, t.jump))
 		// Restoring a chain empties it. When all are empty, they can go.
-		chains = append(chains, fmt.Sprintf(`{ echo "*%[1]s"; $t-save -t %[1]s | sed -n "/^:PORTKNOCK/{s/ .*/ -/p;s/:\(.*\) -/-X \1/;H;};\${x;p;}"; echo COMMIT; } | $t-restore -w --noflush`, t.name))
+		chains = append(chains, fmt.Sprintf(`{ echo "*%[1]s"; $t-save -t %[1]s | sed -n "/^:PORTKNOCK[- ]/{s/ .*/ -/p;s/:\(.*\) -/-X \1/;H;};\${x;p;}"; echo COMMIT; } | $t-restore -w --noflush`, t.name))
 	}
 	return strings.Join(append(jumps, chains...), "; ")
 }
 
-// tables returns the tables that the rules are in, with the jump to our first
-// chain in each.
-func (r iptRules) tables() []iptTable {
-	mangle := iptTable{"mangle", iptJump}
-	if !r.options.DropPolicy {
-		return []iptTable{mangle}
-	}
-	return []iptTable{mangle, {"filter", "INPUT -j PORTKNOCK"}}
-}
-
-type iptTable struct{ name, jump string }
-
 // iptMatches returns matches for what begins a connection or a flow to ports.
-func iptMatches(lists ...[]knock.PortRange) []string {
+func iptMatches(ranges []knock.PortRange) []string {
 	var all []string
 	for _, t := range transports {
-		for _, r := range ports(t, lists...) {
+		for _, r := range ports(t, ranges) {
 			all = append(all, iptMatch(t, numbers(r, ":")))
 		}
 	}
@@ -158,7 +155,7 @@ func (r iptRules) text() string {
 	for _, chains := range parts[:last] {
 		iptDeclare(p, chains)
 		iptFill(p, chains)
-		p(iptPart)
+		p(partMark)
 	}
 	p(":PORTKNOCK - [0:0]")
 	iptDeclare(p, parts[last])
@@ -174,7 +171,7 @@ func (r iptRules) text() string {
 			}
 		}
 	}
-	closed := iptMatches(guarded(r.guards)...)
+	closed := iptMatches(guarded(r.guards))
 	for _, m := range closed {
 		p("-A PORTKNOCK %s -j DROP", m)
 	}
@@ -201,10 +198,7 @@ func (r iptRules) text() string {
 
 // An unprivileged container refuses more than about 250 rules at once: there the
 // file is loaded in parts. Elsewhere it is one transaction.
-const (
-	iptPart      = "# part"
-	iptPartRules = 150
-)
+const iptPartRules = 150
 
 // parts returns the chains of all guards, in an order in which they can be
 // loaded one part after the other, beside a guard that is loaded already: what
@@ -501,12 +495,10 @@ func (r iptRules) filter(p func(string, ...any), closed []string) {
 -6 -A PORTKNOCK -p ipv6-icmp -j RETURN
 -4 -A PORTKNOCK -p udp --sport 67 --dport 68 -j RETURN
 -6 -A PORTKNOCK -p udp --dport 546 -j RETURN
-# The guard in mangle has judged these.`)
-	for _, m := range closed {
+# What the guard in mangle has judged, and what is allowed.`)
+	for _, m := range slices.Concat(closed, iptMatches(r.options.Allow)) {
+		// Also what belongs to a session that is older than the rules.
 		p("-A PORTKNOCK %s -j RETURN", strings.Replace(m, " --syn", "", 1))
-	}
-	for _, m := range iptMatches(r.options.Allow) {
-		p("-A PORTKNOCK %s -j RETURN", m)
 	}
 	p("-A PORTKNOCK -j DROP\nCOMMIT")
 }

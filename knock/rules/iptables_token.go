@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/portknock/portknock/knock"
 )
 
 // Tokens by iptables: u32 compares the payload, and two lists of xt_recent say of
@@ -45,7 +47,7 @@ func (f iptFamily) payload(token []byte) string {
 func iptTokenMatches(g guard) []string {
 	var all []string
 	for _, f := range iptFamilies {
-		all = append(all, fmt.Sprintf(`%s-p udp --dport %d -m u32 --u32 "%s>>16=%d"`, f.flag, g.TokenPort, f.at(4), udpHeader+tokenSize))
+		all = append(all, fmt.Sprintf(`%s-p udp --dport %d -m u32 --u32 "%s>>16=%d"`, f.flag, g.TokenPort, f.at(4), udpHeader+knock.TokenSize))
 	}
 	return all
 }
@@ -71,7 +73,7 @@ func iptCheckTokens(g guard) error {
 	w := g.Windows[0]
 	switch {
 	case w.End.Sub(w.Start) > iptTokenPeriod:
-		return fmt.Errorf("%s: iptables cannot remember for longer than a Period of %v which tokens are spent", g.Name, iptTokenPeriod)
+		return fmt.Errorf("%s: iptables cannot remember for longer than a Period of %v which tokens are spent: shorten it, or use nftables", g.Name, iptTokenPeriod)
 	case len(w.Tokens) < len(iptFamilies):
 		return fmt.Errorf("%s: iptables has tokens of their own for IPv4 and IPv6: set TokensPerWindow to 2 or more, or use nftables", g.Name)
 	}
@@ -81,38 +83,23 @@ func iptCheckTokens(g guard) error {
 // tokens returns the chains of a guard that tokens open. Of the two trees one has
 // the windows of even number, which around a boundary overlap those of the other.
 func (r iptRules) tokens(g guard) []iptChain {
-	period := g.Windows[0].End.Sub(g.Windows[0].Start)
-	remembered := int(2 * period / time.Second)
 	slot := func(w window, n int) int { return int(w.number()%iptSlots)*len(w.Tokens) + n }
-	spender := func(slot int) string { return iptName(g, fmt.Sprint("-u", slot)) }
 	var leaves, spent []iptChain
 	var spans [2][]iptSpan
 	for i, w := range g.Windows {
 		c := iptChain{name: iptName(g, fmt.Sprint("-", i)), comment: "from " + w.Start.UTC().Format(time.RFC3339)}
 		for _, f := range iptFamilies {
 			for n := f.first; n < len(w.Tokens); n += 2 {
-				c.add("%s%s -g %s", f.flag, f.payload(w.Tokens[n]), spender(slot(w, n)))
+				c.add("%s%s -g %s", f.flag, f.payload(w.Tokens[n]), iptSpent(g, slot(w, n)))
 			}
 		}
 		leaves = append(leaves, c)
 		parity := w.number() & 1
 		spans[parity] = append(spans[parity], iptWindow(w, g.Skew, c.name))
-		if i >= iptSlots {
-			continue
-		}
 		for n := range w.Tokens {
-			f := iptFamilies[n%2]
-			c := iptChain{name: spender(slot(w, n))}
-			// A name that no knock's list has, in a file before or after: a list
-			// keeps the mask it was made with, and is emptied when a rule asks for
-			// more hits than those before.
-			list := fmt.Sprintf("portknock_%s_t%d", g.ID, slot(w, n))
-			c.add("-m recent --name %s_by --rcheck --seconds %d -g %s", list, remembered, iptName(g, "-in"))
-			// Of two that come at the same moment, neither is the first.
-			c.add("%s-m recent --name %s --set --mask %s", f.flag, list, f.nobody)
-			c.add("%s-m recent --name %s --rcheck --seconds %d --hitcount 2 --mask %s -g %s", f.flag, list, remembered, f.nobody, iptName(g, "-no"))
-			c.add("-m recent --name %s_by --set -g %s", list, iptName(g, "-in"))
-			spent = append(spent, c)
+			if i < iptSlots {
+				spent = append(spent, iptSpend(g, slot(w, n), iptFamilies[n%2]))
+			}
 		}
 	}
 	if len(spent) > 0 {
@@ -133,4 +120,24 @@ func (r iptRules) tokens(g guard) []iptChain {
 		no.add("-j DROP")
 	}
 	return slices.Concat(all, leaves, spent, []iptChain{in, no})
+}
+
+// iptSpent is the chain for a valid token, by its slot.
+func iptSpent(g guard, slot int) string { return iptName(g, fmt.Sprint("-u", slot)) }
+
+// iptSpend returns the chain that spends a token, or says that somebody else has.
+func iptSpend(g guard, slot int, f iptFamily) iptChain {
+	c := iptChain{name: iptSpent(g, slot)}
+	in, no := iptName(g, "-in"), iptName(g, "-no")
+	remembered := 2 * g.Windows[0].End.Sub(g.Windows[0].Start) / time.Second
+	// A name that no knock's list has, in a file before or after: a list keeps the
+	// mask it was made with, and is emptied when a rule asks for more hits than
+	// those before.
+	list := fmt.Sprintf("portknock_%s_t%d", g.ID, slot)
+	c.add("-m recent --name %s_by --rcheck --seconds %d -g %s", list, remembered, in)
+	// Of two that come at the same moment, neither is the first.
+	c.add("%s-m recent --name %s --set --mask %s", f.flag, list, f.nobody)
+	c.add("%s-m recent --name %s --rcheck --seconds %d --hitcount 2 --mask %s -g %s", f.flag, list, remembered, f.nobody, no)
+	c.add("-m recent --name %s_by --set -g %s", list, in)
+	return c
 }

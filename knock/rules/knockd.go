@@ -11,26 +11,25 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// emitKnockd writes a knockd.conf. knockd only opens; what it opens is an
-// nftables guard like ours, but without the knocks, which stands in the file
-// as comments so that there is one file to keep and to load.
+// emitKnockd writes a knockd.conf. knockd only opens.
 func emitKnockd(w io.Writer, guards []guard, o Options) error {
 	if o.Consume {
 		return errors.New("knockd only listens, so it cannot consume the knocks: nftables and iptables can")
 	}
-	file := quote(o.File)
-	nft := knockdGuard + file + ` | nft `
-	timed := slices.ContainsFunc(guards, guard.timed)
+	if err := checkDoors(guards); err != nil {
+		return err
+	}
+	file := Quote(o.File)
+	nft := nftFromComments + file + ` | nft `
 	h := header{
 		Guards: guards,
-		Stale:  timed,
+		Stale:  true,
 		Check:  nft + "-c -f -",
 		Load:   nft + "-f - && { pkill -HUP -x knockd || knockd -d -c " + file + "; }",
-		Watch:  "nft list table inet portknock",
+		Watch:  nftWatch,
 		Undo:   "pkill -x knockd; " + nftUndo,
 		Notes: []string{
-			`"flush ruleset", with which Debian's /etc/nftables.conf begins, removes the
-guard and leaves the port open: load again after it, and when the server starts.`,
+			nftFromCommentsNote,
 			`knockd watches one interface, eth0 unless you name another:
 Interface = NAME  under [options], or the option -i.`,
 			`knockd sees only the ports named in here, so that an ascending scan would open
@@ -39,7 +38,7 @@ counts whole seconds from the first knock on, takes a doubled knock for a wrong
 one, and after a lost last knock needs two more attempts.`,
 		},
 	}
-	if timed {
+	if slices.ContainsFunc(guards, guard.timed) {
 		h.Notes = append(h.Notes, `It knows no time either: it opens to the sequences of all windows in here until
 it reads others. What --refresh systemd prints keeps them fresh. If that stops,
 those of the past go on opening, and the new ones do not. Each time it reads
@@ -49,17 +48,13 @@ others, it forgets attempts that are under way; who is in stays in.`)
 		return err
 	}
 	var b strings.Builder
-	b.WriteByte('\n')
-	for line := range strings.Lines(strings.TrimLeft(nftRules{guards, o, false}.text(), "\n")) {
-		b.WriteString("#: " + line)
-	}
-	b.WriteString("\n[options]\n\tUseSyslog\n")
+	b.WriteString("\n" + nftInComments(guards, o) + "\n[options]\n\tUseSyslog\n")
 	for _, g := range guards {
 		for _, window := range g.Windows {
 			d := knockdDoor{g, window}
 			fmt.Fprintf(&b, "\n[%s]\n\tsequence = %s\n\tseq_timeout = %d\n\ttcpflags = syn\n", d.name(), knockdSequence(d.Steps), d.timeout())
 			fmt.Fprintf(&b, "\tstart_command = %s\n\tstart_command_6 = %s\n", d.open("4"), d.open("6"))
-			if trap := d.trap(); trap != "" {
+			if trap := d.trap(guarded(guards)); trap != "" {
 				fmt.Fprintf(&b, "\n[%s_trap]\n\tsequence = %s\n\tseq_timeout = %d\n\ttcpflags = syn\n", d.name(), trap, d.timeout())
 			}
 		}
@@ -68,20 +63,38 @@ others, it forgets attempts that are under way; who is in stays in.`)
 	return err
 }
 
-// knockdGuard prints the nftables part of a file.
-const knockdGuard = `sed -n "s/^#: //p" `
+// checkDoors refuses sequences that differ, but not in the first knock: knockd
+// forgets the attempts at one when it finds that they are none at the other. Of
+// sequences drawn from thousands of ports, few windows have that in common.
+func checkDoors(guards []guard) error {
+	first := map[string]guard{}
+	for _, g := range guards {
+		if g.timed() {
+			continue
+		}
+		steps := g.Windows[0].Steps
+		other, taken := first[steps[0].String()]
+		if taken && other.Windows[0].Steps.String() != steps.String() {
+			return fmt.Errorf("%s: its first knock is that of %s, too, and knockd would take one's knocks for the other's: choose another, or use nftables or iptables",
+				g.Name, other.Name)
+		}
+		first[steps[0].String()] = g
+	}
+	return nil
+}
 
 // knockdDoor is what opens a guard in one window. A port may come twice in a
-// sequence, and several doors may share ports, but for the first: if two have that
-// in common, knockd forgets one's attempts when it finds that they are not the
-// other's. Of sequences drawn from thousands of ports, few windows do.
+// sequence, and several doors may share ports, but for the first.
 type knockdDoor struct {
 	guard
 	window
 }
 
 func (d knockdDoor) name() string {
-	if !d.timed() {
+	switch {
+	case !d.timed() && d.ID == "options": // which knockd takes for what is no door
+		return "options_"
+	case !d.timed():
 		return d.ID
 	}
 	return fmt.Sprintf("%s_%d", d.ID, d.number())
@@ -89,8 +102,9 @@ func (d knockdDoor) name() string {
 
 // trap returns the ports before and behind every knock, as a sequence that
 // nobody sends: knockd then sees the ports, and takes them for wrong knocks. The
-// knocks of other windows it sees anyway.
-func (d knockdDoor) trap() string {
+// knocks of other windows it sees anyway. A try at a port that is closed is not
+// one, whoever guards it.
+func (d knockdDoor) trap(closed []knock.PortRange) string {
 	var trap knock.Sequence
 	seen := map[string]bool{}
 	for _, w := range d.Windows {
@@ -101,7 +115,7 @@ func (d knockdDoor) trap() string {
 	for _, s := range d.Steps {
 		for _, port := range []int{int(s.Port) + 1, int(s.Port) - 1} {
 			t := knock.Step{Transport: s.Transport, Port: uint16(port)}
-			if port < 1 || port > 65535 || seen[t.String()] || contains(d.OpenPorts, t) || contains(d.IgnorePorts, t) {
+			if port < 1 || port > 65535 || seen[t.String()] || contains(closed, t) || contains(d.IgnorePorts, t) {
 				continue
 			}
 			seen[t.String()] = true

@@ -13,8 +13,8 @@ import (
 func emitNftables(w io.Writer, guards []guard, o Options) error {
 	text := nftRules{guards, o, true}.text()
 	parts := ""
-	if strings.Contains(text, nftPart) {
-		parts = `awk "/^` + nftPart + `/ && close(\"nft -f -\") { exit 1 } { print | \"nft -f -\" } END { exit close(\"nft -f -\") != 0 }" ` + quote(o.File)
+	if hasParts(text) {
+		parts = `awk "/^` + partMark + `/ && close(\"nft -f -\") { exit 1 } { print | \"nft -f -\" } END { exit close(\"nft -f -\") != 0 }" ` + Quote(o.File)
 	}
 	frozen := "who is in at that moment"
 	if slices.ContainsFunc(guards, guard.timed) {
@@ -23,9 +23,9 @@ func emitNftables(w io.Writer, guards []guard, o Options) error {
 	err := header{
 		Guards: guards,
 		Parts:  parts,
-		Check:  "nft -c -f " + quote(o.File),
-		Load:   "nft -f " + quote(o.File),
-		Watch:  "nft list table inet portknock",
+		Check:  "nft -c -f " + Quote(o.File),
+		Load:   "nft -f " + Quote(o.File),
+		Watch:  nftWatch,
 		Undo:   nftUndo,
 		Notes: []string{
 			`"flush ruleset" removes the guard and leaves the port open. Debian's
@@ -44,7 +44,23 @@ freeze ` + frozen + `.`,
 	return err
 }
 
-const nftUndo = "nft delete table inet portknock"
+const (
+	nftWatch = "nft list table inet portknock"
+	nftUndo  = "nft delete table inet portknock"
+)
+
+// What a daemon opens is a guard like ours, but without the knocks. It stands in
+// the daemon's file as comments, which nftFromComments prints, so that there is one
+// file to keep and to load.
+const (
+	nftFromComments     = `sed -n "s/^#: //p" `
+	nftFromCommentsNote = `"flush ruleset", with which Debian's /etc/nftables.conf begins, removes the
+guard and leaves the port open: load again after it, and when the server starts.`
+)
+
+func nftInComments(guards []guard, o Options) string {
+	return comments("#: ", strings.TrimLeft(nftRules{guards, o, false}.text(), "\n"))
+}
 
 // setSize is how many addresses each set holds. It stays the same from file to
 // file, since a loaded set cannot change its size.
@@ -117,11 +133,11 @@ func (p nftPorts) begins() string {
 	return p.match()
 }
 
-// nftSplit returns the ports of lists by transport.
-func nftSplit(lists ...[]knock.PortRange) []nftPorts {
+// nftSplit returns ports by transport.
+func nftSplit(ranges []knock.PortRange) []nftPorts {
 	var all []nftPorts
 	for _, t := range transports {
-		if p := ports(t, lists...); len(p) > 0 {
+		if p := ports(t, ranges); len(p) > 0 {
 			all = append(all, nftPorts{t, p})
 		}
 	}
@@ -190,7 +206,7 @@ func (r nftRules) text() string {
 			p("\t\t%s jump door_%s", o.begins(), g.ID)
 		}
 	}
-	closed := nftSplit(guarded(r.guards)...)
+	closed := nftSplit(guarded(r.guards))
 	for _, c := range closed {
 		p("\t\t%s counter drop", c.begins())
 	}
@@ -198,7 +214,7 @@ func (r nftRules) text() string {
 		p("\t\ttcp flags & (fin|syn|rst|ack) != syn accept")
 		for _, g := range r.guards {
 			if g.tokens() {
-				p("\t\tudp dport %d udp length %d jump token_%s", g.TokenPort, udpHeader+tokenSize, g.ID)
+				p("\t\tudp dport %d udp length %d jump token_%s", g.TokenPort, udpHeader+knock.TokenSize, g.ID)
 				continue
 			}
 			for _, f := range nftFamilies {
@@ -327,10 +343,7 @@ func nftKnockPorts(g guard) []string {
 
 // An unprivileged container refuses more than about 130 kB at once: there the
 // file is loaded in parts. Elsewhere it is one transaction.
-const (
-	nftPart         = "# part"
-	nftPartElements = 2000
-)
+const nftPartElements = 2000
 
 // nftElements writes what a guard's sequences and ports put into its sets.
 func nftElements(b *strings.Builder, g guard) {
@@ -372,7 +385,7 @@ func nftElements(b *strings.Builder, g guard) {
 		add("last", last)
 		add("tokens", tokens)
 		if len(g.Windows) > most {
-			fmt.Fprintln(b, nftPart)
+			fmt.Fprintln(b, partMark)
 		}
 	}
 }

@@ -25,7 +25,7 @@ import (
 // Guard is one profile's half on the server.
 type Guard struct {
 	Name         string            // the profile's name
-	Schedule     knock.Schedule    // which sequences open
+	Schedule     knock.Schedule    // which sequences open; fwknop's packets are a [*spa.Access]
 	OpenPorts    []knock.PortRange // what is closed, and opens
 	OpenFor      time.Duration     // how long a knocker may start connections
 	KnockTimeout time.Duration     // the most between two knocks
@@ -33,7 +33,6 @@ type Guard struct {
 	KnockPorts   []knock.PortRange // where wrong knocks count; everywhere if there are none
 	IgnorePorts  []knock.PortRange // where they do not
 	Fingerprint  string            // of the key, for the reader; "" if there is none
-	SPA          *spa.Access       // the Schedule again, if it is one of fwknop's packets
 }
 
 // Options are what applies to all guards of a file.
@@ -102,31 +101,60 @@ func Emit(w io.Writer, name string, guards []Guard, o Options) error {
 	if strings.ContainsFunc(o.File, unicode.IsControl) {
 		return fmt.Errorf("%q: control characters in a file's name", o.File)
 	}
-	var closed []knock.PortRange // by any of them
-	for _, g := range guards {
-		closed = append(closed, g.OpenPorts...)
-	}
 	checked := make([]guard, len(guards))
 	ids := map[string]string{}
 	for i, g := range guards {
-		var err error
-		if checked[i], err = check(g, o, f, closed); err != nil {
-			return fmt.Errorf("%s: %w", g.Name, err)
-		}
-		if other, taken := ids[checked[i].ID]; taken {
+		id := ident(g.Name)
+		if other, taken := ids[id]; taken {
 			return fmt.Errorf("%s: named twice, or too like %s", g.Name, other)
 		}
-		ids[checked[i].ID] = g.Name
+		ids[id] = g.Name
+		checked[i] = guard{Guard: g, ID: id, SPA: packets(g)}
+	}
+	for i := range checked {
+		if err := checked[i].check(o, f, guarded(checked)); err != nil {
+			return fmt.Errorf("%s: %w", guards[i].Name, err)
+		}
+	}
+	if o.Consume {
+		if err := checkConsume(checked); err != nil {
+			return err
+		}
 	}
 	return f.emit(w, checked, o)
+}
+
+// checkConsume refuses guards that knocks would never reach, since a guard before
+// drops them. What two sequences have in common that are drawn by different keys
+// is for one window, and not looked for.
+func checkConsume(guards []guard) error {
+	takes := map[string]string{}
+	for _, g := range guards {
+		var all []string
+		w := g.Windows[len(g.Windows)-1]
+		for _, s := range w.Steps {
+			all = append(all, s.String())
+		}
+		if g.timed() {
+			all = []string{fmt.Sprint(w, g.TokenPort)}
+		}
+		for _, packet := range all {
+			if other := takes[packet]; other != "" && other != g.Name {
+				return fmt.Errorf("%s: %s has a knock in common with it, and would drop it first: leave out --consume, or give them different ones", g.Name, other)
+			}
+			takes[packet] = g.Name
+		}
+	}
+	return nil
 }
 
 // guard is a Guard whose sequences are known and checked.
 type guard struct {
 	Guard
-	ID        string   // the name as firewalls accept it
-	Windows   []window // in order; just one, for ever, if the sequence never changes
-	TokenPort uint16   // where tokens go, by udp; 0 if there are none
+	ID        string      // the name as firewalls accept it
+	SPA       *spa.Access // fwknop's packets; nil if it is something else that opens
+	Windows   []window    // in order; just one, for ever, if the sequence never changes
+	TokenPort uint16      // where tokens go, by udp; 0 if there are none
 }
 
 // window is a window of time and what opens in it: the knocks, in order, or any
@@ -134,15 +162,20 @@ type guard struct {
 type window struct {
 	knock.Window
 	Steps  knock.Sequence
-	Tokens [][]byte // of tokenSize
+	Tokens [][]byte // of [knock.TokenSize], which is as much as nftables compares at once
 }
 
-// tokenSize is what a token has in bytes: the payload of one datagram. It is as
-// much as nftables compares at once.
-const tokenSize = 16
+// packets returns the packets of fwknop that open a guard; nil if something else does.
+func packets(g Guard) *spa.Access {
+	a, _ := g.Schedule.(*spa.Access)
+	return a
+}
 
 // tokens reports whether it is tokens that open.
 func (g guard) tokens() bool { return g.TokenPort > 0 }
+
+// forwards reports whether fwknopd forwards the ports, and nothing of ours closes them.
+func (g guard) forwards() bool { return g.SPA != nil && g.SPA.NAT.IsValid() }
 
 // timed reports whether the sequence changes with time.
 func (g guard) timed() bool { return g.Windows[0].Window != knock.Window{} }
@@ -153,8 +186,11 @@ func (g guard) until() time.Time { return g.Windows[len(g.Windows)-1].End }
 // End returns when the rules of a guard end that [Emit] writes, in UTC. It is the
 // zero Time if they never do, or if the format does not know when.
 func End(name string, g Guard, o Options) time.Time {
+	if packets(g) != nil || formats[name].stale {
+		return time.Time{}
+	}
 	_, w, err := g.Schedule.At(o.Until.Add(-1))
-	if err != nil || formats[name].stale {
+	if err != nil {
 		return time.Time{}
 	}
 	return w.End
@@ -174,64 +210,76 @@ func (w window) number() int64 {
 func (w window) opens(skew time.Duration) int64  { return w.Start.Add(-skew).Unix() }
 func (w window) closes(skew time.Duration) int64 { return w.End.Add(skew).Unix() }
 
-// check walks the windows of a guard and refuses what the format cannot carry, or
-// what would never open. No knock can go to a port that is closed.
-func check(g Guard, o Options, f format, closed []knock.PortRange) (guard, error) {
-	checked := guard{Guard: g, ID: ident(g.Name)}
-	switch {
-	case g.SPA != nil && !f.spa:
-		return guard{}, errors.New("only the format fwknop can carry the scheme fwknop")
-	case g.SPA == nil && f.spa:
-		return guard{}, errors.New("the format fwknop carries the scheme fwknop only")
-	case f.spa:
-		checked.Windows = []window{{}} // one, for ever, with nothing of ours to hear in it
-	default:
-		if err := checked.walk(o, f); err != nil {
-			return guard{}, err
-		}
-	}
+// check fills in the windows of a guard and refuses what the format cannot carry,
+// or what would never open.
+func (g *guard) check(o Options, f format, closed []knock.PortRange) error {
 	switch {
 	case strings.ContainsFunc(g.Name, unicode.IsControl):
-		return guard{}, errors.New("control characters in the name")
+		return errors.New("control characters in the name")
 	case len(g.OpenPorts) == 0:
-		return guard{}, errors.New("no ports to open")
+		return errors.New("no ports to open")
 	case g.OpenFor < time.Second || g.KnockTimeout < time.Second:
-		return guard{}, errors.New("OpenFor and KnockTimeout must be at least one second")
+		return errors.New("OpenFor and KnockTimeout must be at least one second")
+	case g.SPA != nil && !f.spa:
+		return errors.New("only the format fwknop can carry the scheme fwknop")
+	case g.SPA == nil && f.spa:
+		return errors.New("the format fwknop carries the scheme fwknop only")
+	case g.SPA != nil:
+		g.Windows = []window{{}} // one, for ever, with nothing of ours to hear in it
+		return g.checkSPA(o, closed)
 	}
-	if f.spa {
-		return checked, checkSPA(g, o, closed)
+	if err := g.walk(o, f); err != nil {
+		return err
 	}
-	if checked.tokens() {
-		if s := (knock.Step{Transport: knock.UDP, Port: checked.TokenPort}); contains(closed, s) {
-			return guard{}, fmt.Errorf("tokens go to %v, which is a guarded port", s)
+	if g.tokens() {
+		if s := (knock.Step{Transport: knock.UDP, Port: g.TokenPort}); contains(closed, s) {
+			return fmt.Errorf("tokens go to %v, which is a guarded port", s)
 		}
-		return checked, nil
+		return nil
 	}
+	return g.checkKnocks(o, closed)
+}
+
+// checkKnocks refuses knocks that would never open, since no firewall of ours sees
+// one to a port that is closed, and those that anybody may send by chance.
+func (g *guard) checkKnocks(o Options, closed []knock.PortRange) error {
 	overlooked := func(s knock.Step) bool {
 		return contains(closed, s) || contains(g.IgnorePorts, s) || len(g.KnockPorts) > 0 && !contains(g.KnockPorts, s)
 	}
-	for _, w := range checked.Windows {
+	for _, c := range closed {
+		for _, k := range g.KnockPorts {
+			// Sooner or later a draw would hit it, when nobody is there to read the error.
+			if g.timed() && c.Transport == k.Transport && c.First <= k.Last && k.First <= c.Last {
+				return fmt.Errorf("PortRange and Protocol include %v, and a guarded port cannot be a knock", c)
+			}
+		}
+	}
+	for _, w := range g.Windows {
 		if len(w.Steps) == 0 {
-			return guard{}, errors.New("the sequence is empty")
+			return errors.New("the sequence is empty")
 		}
 		for i, step := range w.Steps {
 			if len(step.Payload) > 0 {
-				return guard{}, fmt.Errorf("knock %d of %d carries a payload, which no format verifies", i+1, len(w.Steps))
+				return fmt.Errorf("knock %d of %d carries a payload, which no format verifies", i+1, len(w.Steps))
 			}
 			if contains(closed, step) {
-				return guard{}, fmt.Errorf("knock %d of %d goes to a guarded port", i+1, len(w.Steps))
+				return fmt.Errorf("knock %d of %d goes to a guarded port", i+1, len(w.Steps))
 			}
 		}
 		switch {
 		case o.Force:
-		case w.Window != (knock.Window{}) && len(w.Steps) < 3:
+		case g.timed() && len(w.Steps) < 3:
 			// Sooner or later a window has two neighbours.
-			return guard{}, fmt.Errorf("%d knocks drawn at random are few: a scan of all ports in order would open it in some window; set Knocks to 3 or more, or insist with --force", len(w.Steps))
-		case w.Steps.SweepFinds(overlooked):
-			return guard{}, errors.New("a scan of all ports in order would open it: choose ports that are not neighbours, or insist with --force")
+			return fmt.Errorf("%d knocks drawn at random are few: a scan of all ports in order would open it in some window; set Knocks to 3 or more, or insist with --force", len(w.Steps))
+		case !w.Steps.SweepFinds(overlooked):
+		case g.timed():
+			return fmt.Errorf("a scan of all ports in order would open it in the window from %s: widen PortRange or raise Knocks, or insist with --force",
+				w.Start.UTC().Format(time.RFC3339))
+		default:
+			return errors.New("a scan of all ports in order would open it: choose ports that are not neighbours, or insist with --force")
 		}
 	}
-	return checked, nil
+	return nil
 }
 
 // walk fills in the windows from the one that is just over, for a server whose
@@ -244,21 +292,11 @@ func (g *guard) walk(o Options, f format) error {
 		until = until.Add(g.Skew)
 	}
 	for at := o.From.Add(-g.Skew); ; {
-		seqs, w, err := g.Schedule.At(at)
+		next, err := g.window(at)
 		if err != nil {
 			return err
 		}
-		next := window{Window: w}
-		tokens, port := asTokens(seqs)
-		switch {
-		case tokens != nil && w != knock.Window{}:
-			next.Tokens, g.TokenPort = tokens, port
-		case len(seqs) != 1:
-			return errors.New("a choice of sequences, which no format can carry")
-		default:
-			next.Steps = seqs[0]
-		}
-		if w == (knock.Window{}) {
+		if next.Window == (knock.Window{}) {
 			g.Windows = []window{next}
 			return nil
 		}
@@ -266,7 +304,7 @@ func (g *guard) walk(o Options, f format) error {
 		if next.Tokens != nil {
 			change, what = "tokens change", "tokens"
 		}
-		period := w.End.Sub(w.Start)
+		period := next.End.Sub(next.Start)
 		entries += len(next.Steps) + len(next.Tokens)
 		switch {
 		case next.Tokens != nil && !f.tokens:
@@ -280,6 +318,8 @@ func (g *guard) walk(o Options, f format) error {
 			return errors.New("this format knows no time: it cannot open at the end")
 		case !o.From.Before(o.Until):
 			return fmt.Errorf("%s with time: say for how long the rules shall last, as --horizon 30d", change)
+		case period%time.Second != 0 || g.Skew%time.Second != 0:
+			return fmt.Errorf("the Skew, %v, and the Period, %v, must be whole seconds", g.Skew, period)
 		case 2*g.Skew >= period:
 			return fmt.Errorf("twice the Skew, %v, is not below the Period, %v", g.Skew, period)
 		case len(g.Windows) == f.windows:
@@ -290,17 +330,34 @@ func (g *guard) walk(o Options, f format) error {
 				o.Until.UTC().Format(time.RFC3339), f.entries, what)
 		}
 		g.Windows = append(g.Windows, next)
-		if at = w.End; !at.Before(until) {
+		if at = next.End; !at.Before(until) {
 			return nil
 		}
 	}
+}
+
+// window returns the window around a moment, and notes where tokens go.
+func (g *guard) window(at time.Time) (window, error) {
+	seqs, w, err := g.Schedule.At(at)
+	if err != nil {
+		return window{}, err
+	}
+	tokens, port := asTokens(seqs)
+	switch {
+	case tokens != nil && w != knock.Window{}:
+		g.TokenPort = port
+		return window{Window: w, Tokens: tokens}, nil
+	case len(seqs) != 1:
+		return window{}, errors.New("a choice of sequences, which no format can carry")
+	}
+	return window{Window: w, Steps: seqs[0]}, nil
 }
 
 // asTokens returns what single datagrams to one port carry, and the port, if that
 // is what the sequences are: each its own, all of the length of a token.
 func asTokens(seqs []knock.Sequence) (tokens [][]byte, port uint16) {
 	for _, seq := range seqs {
-		if len(seq) != 1 || seq[0].Transport != knock.UDP || len(seq[0].Payload) != tokenSize || seq[0].Port != seqs[0][0].Port {
+		if len(seq) != 1 || seq[0].Transport != knock.UDP || len(seq[0].Payload) != knock.TokenSize || seq[0].Port != seqs[0][0].Port {
 			return nil, 0
 		}
 		tokens, port = append(tokens, seq[0].Payload), seq[0].Port
@@ -339,9 +396,9 @@ func ident(name string) string {
 
 // ports returns one transport's ranges, merged where they touch and in order:
 // nftables refuses overlaps.
-func ports(t knock.Transport, lists ...[]knock.PortRange) []knock.PortRange {
+func ports(t knock.Transport, ranges []knock.PortRange) []knock.PortRange {
 	var all []knock.PortRange
-	for _, r := range slices.Concat(lists...) {
+	for _, r := range ranges {
 		if r.Transport == t {
 			all = append(all, r)
 		}
@@ -359,12 +416,12 @@ func ports(t knock.Transport, lists ...[]knock.PortRange) []knock.PortRange {
 }
 
 // guarded returns what all guards together close.
-func guarded(guards []guard) [][]knock.PortRange {
-	lists := make([][]knock.PortRange, len(guards))
-	for i, g := range guards {
-		lists[i] = g.OpenPorts
+func guarded(guards []guard) []knock.PortRange {
+	var all []knock.PortRange
+	for _, g := range guards {
+		all = append(all, g.OpenPorts...)
 	}
-	return lists
+	return all
 }
 
 // numbers returns a range without its transport: "22", or "60000-61000" with

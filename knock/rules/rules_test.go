@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -134,7 +135,11 @@ func TestEmitRefuses(t *testing.T) {
 		"static token": {"nftables", with(func(g *Guard) {
 			g.Schedule = knock.Static{{Transport: knock.UDP, Port: 1, Payload: make([]byte, 16)}}
 		}), Options{Force: true}, "payload"},
-		"knock at another's":            {"nftables", []Guard{good(), mustGuard(t, "web", "22 9", "80")}, Options{}, "web: knock 1 of 2 goes to a guarded port"},
+		"knock at another's": {"nftables", []Guard{good(), mustGuard(t, "web", "22 9", "80")}, Options{}, "web: knock 1 of 2 goes to a guarded port"},
+		"drawn at another's": {"nftables", []Guard{mustGuard(t, "mosh", "1 3", "22 29000-30000/udp"), mustTurns(t, "vps", time.Hour, 0, "20001/udp 20005/udp 20003/udp")},
+			Options{From: midnight, Until: midnight.Add(1)}, "vps: PortRange and Protocol include 29000-30000/udp, and a guarded port cannot be a knock"},
+		"drawn in order": {"nftables", []Guard{mustTurns(t, "vps", time.Hour, 0, "20001/udp 20009/udp 20005/udp", "20001/udp 20002/udp 20003/udp")},
+			Options{From: midnight, Until: midnight.Add(2 * time.Hour)}, "vps: a scan of all ports in order would open it in the window from 2026-11-21T01:00:00Z: widen PortRange or raise Knocks"},
 		"tokens, no end":                {"nftables", token(func(*Guard) {}), Options{}, "vps: tokens change with time: say for how long"},
 		"tokens, knockd":                {"knockd", token(func(*Guard) {}), until(time.Hour), "vps: tokens are nothing that this format can verify: " + formatsThat(func(f format) bool { return f.tokens }) + " can"},
 		"tokens, too many":              {"nftables", token(func(*Guard) {}), until(100_001 * time.Hour), "more than 300000 tokens"},
@@ -145,7 +150,7 @@ func TestEmitRefuses(t *testing.T) {
 		}), until(time.Hour), "vps: iptables has tokens of their own for IPv4 and IPv6: set TokensPerWindow to 2 or more"},
 		"tokens, too long a time": {"iptables", token(func(g *Guard) {
 			g.Schedule = knock.Token{Key: knock.NewKey(), Port: 9, Period: 8 * 24 * time.Hour, Tokens: 8}
-		}), until(time.Hour), "vps: iptables cannot remember for longer than a Period of 168h0m0s"},
+		}), until(time.Hour), "vps: iptables cannot remember for longer than a Period of 168h0m0s which tokens are spent: shorten it"},
 		"tokens, guarded": {"nftables", append([]Guard{mustGuard(t, "mosh", "1 3", "60000-63000/udp")}, tokenGuard(t, "vps")), until(time.Hour),
 			"vps: tokens go to 62202/udp, which is a guarded port"},
 		"choice":             {"nftables", with(func(g *Guard) { g.Schedule = choice{{{Port: 1}, {Port: 9}}, {{Port: 1}, {Port: 5}}} }), until(time.Hour), "choice of sequences"},
@@ -157,6 +162,16 @@ func TestEmitRefuses(t *testing.T) {
 		"open, some time":    {"knockd", with(func(g *Guard) { g.Schedule = hourly(3) }), Options{From: noon, Until: noon.Add(1), OpenAtEnd: true}, "cannot open at the end"},
 		"too long": {"nftables", with(func(g *Guard) { g.Schedule = hourly(3) }), Options{From: noon, Until: noon.Add(100_001 * time.Hour)},
 			"there are more than 300000 knocks"},
+		"fraction of skew": {"nftables", with(func(g *Guard) { g.Schedule, g.Skew = every(time.Second), 400*time.Millisecond }), until(time.Minute),
+			"vps: the Skew, 400ms, and the Period, 1s, must be whole seconds"},
+		"same beginning": {"knockd", []Guard{good(), mustGuard(t, "web", "7001/udp 9005/tcp", "80")}, Options{},
+			"web: its first knock is that of vps, too, and knockd would take one's knocks for the other's: choose another, or use nftables or iptables"},
+		"consumed": {"nftables", []Guard{good(), mustGuard(t, "web", "9000 7001/udp", "80")}, Options{Consume: true},
+			"web: vps has a knock in common with it, and would drop it first: leave out --consume"},
+		"consumed, drawn": {"iptables", append(with(func(g *Guard) { g.Schedule, g.Skew = hourly(3), time.Minute }), with(func(g *Guard) { g.Schedule, g.Name = hourly(3), "web" })...),
+			Options{From: noon, Until: noon.Add(time.Hour), Consume: true}, "web: vps has a knock in common"},
+		"consumed, tokens": {"nftables", append(token(func(*Guard) {}), token(func(g *Guard) { g.Name = "web" })...),
+			Options{From: noon, Until: noon.Add(time.Hour), Consume: true}, "web: vps has a knock in common"},
 		"skew":       {"nftables", with(func(g *Guard) { g.Schedule, g.Skew = hourly(3), 30*time.Minute }), Options{From: noon, Until: noon.Add(1)}, "twice the Skew, 30m0s, is not below the Period, 1h0m0s"},
 		"two knocks": {"nftables", with(func(g *Guard) { g.Schedule = hourly(2) }), Options{From: noon, Until: noon.Add(1)}, "Knocks to 3 or more"},
 		"many windows": {"iptables", with(func(g *Guard) { g.Schedule = changing{} }), Options{From: midnight, Until: midnight.Add(722*time.Hour + 1)},
@@ -276,12 +291,18 @@ func TestKeep(t *testing.T) {
 	}
 	static, hour := mustGuard(t, "vps", "7001 8003", "22"), mustGuard(t, "vps", "1", "22")
 	hour.Schedule = every(time.Hour)
+	// A profile and systemd know no fractions of a second.
+	if u, err := Keep("nftables", []Guard{hour}, Options{From: noon, Until: noon.Add(2*time.Hour + time.Millisecond)}); err != nil || u.Horizon != 2*time.Hour {
+		t.Errorf("%+v, %v", u, err)
+	}
+	skewed := hour
+	skewed.Skew = time.Hour
 	for want, err := range map[string]error{
 		"need no refresh": second(Keep("nftables", []Guard{static}, Options{From: noon, Until: noon})),
 		"below 2h0m0s":    second(Keep("nftables", []Guard{hour}, Options{From: noon, Until: noon.Add(119 * time.Minute)})),
 		"no profile":      second(Keep("nftables", nil, Options{From: noon, Until: noon})),
 		"unknown format":  second(Keep("pf", []Guard{hour}, Options{From: noon, Until: noon})),
-		"Skew":            second(Keep("nftables", []Guard{{Name: "x", Schedule: every(time.Hour), Skew: time.Hour}}, Options{From: noon, Until: noon})),
+		"Skew":            second(Keep("nftables", []Guard{skewed}, Options{From: noon, Until: noon})),
 	} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %s", err, want)
@@ -349,19 +370,20 @@ func TestIdent(t *testing.T) {
 
 func TestPortsMerge(t *testing.T) {
 	ranges, _ := knock.ParsePortRanges("30 22 10-20 21 15-18 5/udp 65535 65530-65534")
-	if got, want := join(ports(knock.TCP, ranges[:4], ranges[4:])), "10-22/tcp 30/tcp 65530-65535/tcp"; got != want {
+	if got, want := join(ports(knock.TCP, ranges)), "10-22/tcp 30/tcp 65530-65535/tcp"; got != want {
 		t.Errorf("ports = %q, want %q", got, want)
 	}
 }
 
 func TestQuote(t *testing.T) {
-	for path, want := range map[string]string{
+	for text, want := range map[string]string{
 		"/etc/portknock.nft": "/etc/portknock.nft",
-		`/a b/$x"y`:          `"/a b/\$x\"y"`,
-		"/a`b\\c":            `"/a` + "\\`" + `b\\c"`,
+		"":                   "''",
+		`/a b/$x"y!z`:        `'/a b/$x"y!z'`,
+		"it's":               `'it'\''s'`,
 	} {
-		if got := quote(path); got != want {
-			t.Errorf("quote(%q) = %s, want %s", path, got, want)
+		if got := Quote(text); got != want {
+			t.Errorf("Quote(%q) = %s, want %s", text, got, want)
 		}
 	}
 }
@@ -370,9 +392,30 @@ func TestKnockdTrap(t *testing.T) {
 	seq, _ := knock.ParseSequence("81 65535/udp 7000 7001")
 	other, _ := knock.ParseSequence("83 65534/udp 9000 9100")
 	g := guard{Guard: mustGuard(t, "x", "81 65535/udp 7000 7001", "22 6999"), Windows: []window{{Steps: seq}, {Steps: other}}}
-	// Without 80 (ignored), 65536, 6999 (guarded) and the knocks themselves, also
-	// those of the other window.
-	if got, want := (knockdDoor{g, g.Windows[0]}).trap(), "82:tcp,7002:tcp"; got != want {
+	web, _ := knock.ParsePortRanges("7002-7009")
+	// Without 80 (ignored), 65536, 6999 and 7002 (guarded), and the knocks themselves,
+	// also those of the other window.
+	if got, want := (knockdDoor{g, g.Windows[0]}).trap(append(web, g.OpenPorts...)), "82:tcp"; got != want {
 		t.Errorf("Trap = %q, want %q", got, want)
+	}
+}
+
+// TestNames: what the files have of their own is no name of a profile.
+func TestNames(t *testing.T) {
+	both := []Guard{mustGuard(t, "a", "7001 9000 8000", "22"), mustGuard(t, "b", "7001 9000 8000", "80")}
+	if err := Emit(io.Discard, "knockd", both, Options{}); err != nil {
+		t.Errorf("one sequence for two profiles: %v", err)
+	}
+	for _, name := range []string{"options", "part"} {
+		guards := []Guard{mustGuard(t, name, "7001 9000 8000", "22")}
+		for _, format := range []string{"nftables", "iptables", "knockd"} {
+			var text strings.Builder
+			if err := Emit(&text, format, guards, Options{}); err != nil {
+				t.Fatal(err)
+			}
+			if strings.Contains(text.String(), "\n# parts:") || strings.Count(text.String(), "\n[options]\n") > 1 {
+				t.Errorf("%s for %q:\n%s", format, name, text.String())
+			}
+		}
 	}
 }

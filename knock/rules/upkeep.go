@@ -14,7 +14,7 @@ import (
 type Upkeep struct {
 	File    string        // the rules
 	Every   time.Duration // how often they are written, in whole seconds
-	Horizon time.Duration // for how long each time
+	Horizon time.Duration // for how long each time, in whole seconds
 	Load    string        // a line of shell that puts them in force, each time
 	Changed string        // another, for when they differ from those before; "" if there is none
 	Modules bool          // Load may have to load modules of the kernel
@@ -27,18 +27,21 @@ func Keep(name string, guards []Guard, o Options) (Upkeep, error) {
 	f := formats[name]
 	u := Upkeep{File: o.File, Modules: name == "iptables"}
 	for _, g := range guards {
+		if packets(g) != nil { // whose key is all the server needs
+			continue
+		}
 		_, w, err := g.Schedule.At(o.From)
 		if err != nil {
 			return Upkeep{}, fmt.Errorf("%s: %w", g.Name, err)
 		}
-		if w == (knock.Window{}) || g.SPA != nil { // whose key is all the server needs
+		if w == (knock.Window{}) {
 			continue
 		}
 		if every := f.every(w.End.Sub(w.Start), g.Skew); u.Every == 0 || every < u.Every {
 			u.Every = every
 		}
 	}
-	u.Horizon = o.Until.Sub(o.From)
+	u.Horizon = o.Until.Sub(o.From).Truncate(time.Second)
 	switch {
 	case len(guards) == 0:
 	case u.Every == 0:
@@ -59,9 +62,9 @@ func Keep(name string, guards []Guard, o Options) (Upkeep, error) {
 	if u.File == "" {
 		u.File = f.file
 	}
-	u.Load = `sed -n "s/^# load: //p" ` + quote(u.File) + " | sh -e"
+	u.Load = `sed -n "s/^# load: //p" ` + Quote(u.File) + " | sh -e"
 	if f.stale {
-		u.Load, u.Changed = knockdGuard+quote(u.File)+" | nft -f -", "pkill -HUP -x knockd"
+		u.Load, u.Changed = nftFromComments+Quote(u.File)+" | nft -f -", "pkill -HUP -x knockd"
 	}
 	return u, nil
 }

@@ -162,7 +162,7 @@ func TestParseTraceRefuses(t *testing.T) {
 		seq + "client open 22":        "x:2: open takes nothing",
 		seq + "\n# c\non pf":          `x:4: no firewall "pf"`,
 		seq + "wait 2h":               "x:2: wait once, up to 1m0s",
-		seq + "client send 99999/tcp": `x:2: "99999/tcp": "99999" is not a port from 1 to 65535`,
+		seq + "client send 99999/tcp": "x:2: knock 1 of 1: not a port from 1 to 65535",
 	} {
 		if _, err := ParseTrace("x", text); err == nil || err.Error() != want {
 			t.Errorf("%q: %v, want %s", text, err, want)
