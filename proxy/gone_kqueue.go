@@ -9,9 +9,10 @@ import "golang.org/x/sys/unix"
 //
 // The poll(2) of macOS does not watch a descriptor for which it is asked for no
 // event, and the other two do not promise to. With kqueue(2), a read filter on
-// the writing end of a pipe fires when the pipe dies and at no other time. A socket has data to be read as well,
-// and a peer that only stops sending still reads, so there it is the write
-// filter. EV_CLEAR has either report a change once, not for as long as it lasts.
+// the writing end of a pipe fires when the pipe dies and at no other time. A
+// socket has data to be read as well, and a peer that only stops sending still
+// reads, so there it is the write filter. EV_CLEAR has either report a change
+// once, not for as long as it lasts.
 func awaitHangup(fd, stop int) bool {
 	kq, err := unix.Kqueue()
 	if err != nil {

@@ -4,8 +4,8 @@
 // A [Dialer] resolves a name, knocks, and connects, again and again until the
 // port has opened or its time is up. [Splice] then does what netcat does as an
 // ssh ProxyCommand, and [ReaderGone] says when there is nobody left to do it
-// for; or [PassFD] hands the connection itself over. What a knock is, the package does not know: it is a function that the
-// caller hands in.
+// for; or [PassFD] hands the connection itself over. What a knock is, the package
+// does not know: it is a function that the caller hands in.
 package proxy
 
 import (

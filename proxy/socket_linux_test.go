@@ -15,7 +15,7 @@ import (
 
 func TestLoserIsNeverAccepted(t *testing.T) {
 	l, addr := listen(t)
-	slowest := time.Duration(0)
+	late := 0 // were closed when the ACK may have left: on a busy machine
 	for i := range 10 {
 		start := time.Now()
 		conn, err := DialTCP(t.Context(), netip.Addr{}, addr)
@@ -26,17 +26,27 @@ func TestLoserIsNeverAccepted(t *testing.T) {
 			time.Sleep(20 * time.Millisecond) // the server's SYN-ACK is an RTT old
 		}
 		conn.Close()
-		slowest = max(slowest, time.Since(start))
-	}
-	if slowest > 150*time.Millisecond {
-		t.Skip("this machine is too busy to close within the delay of the ACK")
+		if time.Since(start) > 150*time.Millisecond {
+			late++
+		}
 	}
 	// Later than any delayed ACK.
 	if err := l.SetDeadline(time.Now().Add(300 * time.Millisecond)); err != nil {
 		t.Fatal(err)
 	}
-	if conn, err := l.Accept(); !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("accepted %v, %v", conn, err)
+	accepted := 0
+	for ; ; accepted++ {
+		conn, err := l.Accept()
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.Close()
+	}
+	if accepted > late {
+		t.Errorf("accepted %d, of which %d were closed late", accepted, late)
 	}
 }
 

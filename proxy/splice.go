@@ -30,9 +30,9 @@ const (
 // returns goes on in the background, for nothing can end it but the process.
 //
 // On Linux, between a pipe and a TCP connection, splice(2) moves what is much
-// without a copy, and without a change to a flag of the pipe, which others share; for a
-// transfer the pipe is made to hold more, if that is allowed. Deadlines of conn
-// do not end a splice(2).
+// without a copy, and without a change to a flag of the pipe, which others share;
+// for a transfer the pipe is made to hold more, if that is allowed. Deadlines of
+// conn do not end a splice(2).
 //
 // The error is nil if conn ended in order. A peer that has closed its side needs
 // not take what we still send it.

@@ -20,8 +20,9 @@ const (
 // spliceStream goes on with what stream has begun, for as long as much comes at
 // once, and without a copy, if one of dst and src is a pipe and the other a
 // socket: splice(2) hands the pages over. If they are something else, or little
-// comes, or the end, or the kernel declines, ended is false: nothing is lost, and
-// stream goes on. If ctx is done first, its error is readErr.
+// comes, or the end, or the kernel declines, or no descriptor is left, ended is
+// false: nothing is lost, and stream goes on. If ctx is done first, its error is
+// readErr.
 func spliceStream(ctx context.Context, dst io.Writer, src io.Reader) (ended bool, readErr, writeErr error) {
 	from, to := rawConn(src), rawConn(dst)
 	if from == nil || to == nil {
@@ -37,6 +38,9 @@ func spliceStream(ctx context.Context, dst io.Writer, src io.Reader) (ended bool
 			var release func()
 			s.stop, release = stopper(ctx)
 			defer release()
+			if s.stop < 0 { // nothing could end it, and conn's Close would wait for it
+				return
+			}
 			ended, readErr, writeErr = s.run()
 			if ended && ctx.Err() != nil {
 				readErr, writeErr = ctx.Err(), nil

@@ -114,11 +114,44 @@ func TestSpliceTellsWhoFailed(t *testing.T) {
 		inR, inW := pipe(t)
 		server.SetLinger(0)
 		server.Close()
+		awaitReset(t, conn) // without which the write would pass
 		inW.Write([]byte("x"))
 		if r, w := spliceOnly(t, t.Context(), conn, inR); r != nil || !errors.Is(w, syscall.ECONNRESET) {
 			t.Errorf("read error %v, write error %v", r, w)
 		}
 	})
+}
+
+// awaitReset waits until the connection has been reset, and does not read of it.
+func awaitReset(t *testing.T, conn *net.TCPConn) {
+	t.Helper()
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	raw.Control(func(fd uintptr) {
+		fds := []unix.PollFd{{Fd: int32(fd)}} // POLLERR and POLLHUP need not be asked for
+		for n, err = unix.Poll(fds, int(patience.Milliseconds())); err == unix.EINTR; {
+			n, err = unix.Poll(fds, int(patience.Milliseconds()))
+		}
+	})
+	if n != 1 {
+		t.Fatalf("no reset: %v", err)
+	}
+}
+
+// useUpDescriptors leaves none for the rest of the test.
+func useUpDescriptors(t *testing.T) {
+	t.Helper()
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Setrlimit(unix.RLIMIT_NOFILE, &limit) })
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: limit.Max}); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // Whatever it waits for, Splice ends at once, and nothing that it leaves behind
@@ -133,17 +166,21 @@ func TestSpliceStops(t *testing.T) {
 	}
 	for _, test := range []struct {
 		name  string
-		start func(conn, server *net.TCPConn, inW *os.File)
+		start func(t *testing.T, conn, server *net.TCPConn, inW *os.File)
 	}{
-		{"silence", func(conn, server *net.TCPConn, inW *os.File) {}},
-		{"stalled reader", func(conn, server *net.TCPConn, inW *os.File) { go fill(server) }},
-		{"stalled server", func(conn, server *net.TCPConn, inW *os.File) { go fill(inW) }},
+		{"silence", func(t *testing.T, conn, server *net.TCPConn, inW *os.File) {}},
+		{"stalled reader", func(t *testing.T, conn, server *net.TCPConn, inW *os.File) { go fill(server) }},
+		{"stalled server", func(t *testing.T, conn, server *net.TCPConn, inW *os.File) { go fill(inW) }},
+		{"stalled server, and no descriptor left to stop it by", func(t *testing.T, conn, server *net.TCPConn, inW *os.File) {
+			go fill(inW)
+			useUpDescriptors(t)
+		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			conn, server := pair(t)
 			inR, inW := pipe(t)
 			_, outW := pipe(t)
-			test.start(conn, server, inW)
+			test.start(t, conn, server, inW)
 			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 			defer cancel()
 			ended := make(chan struct{})

@@ -16,7 +16,7 @@ func TestRun(t *testing.T) {
 	lab.Require(t, "ip", "nft", "nc")
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	o := &options{runs: 2, quick: true, only: regexp.MustCompile("^(clean/(nftables/portknock, (3|token)|open port/nc$)|crowd|stream/down|stalled|guesses)")}
+	o := &options{runs: 2, quick: true, only: regexp.MustCompile("^(clean/(nftables/portknock, (3|token)|open port/nc$)|crowd|stream/down|keystroke|stalled|guesses)")}
 	r, err := measure(ctx, o)
 	if err != nil || len(r.Missing) > 0 {
 		t.Fatal(err, r.Missing)
@@ -40,6 +40,11 @@ func TestRun(t *testing.T) {
 	}
 	if got := r.figure("connected, of 10 at once"); got != 10 {
 		t.Errorf("%v of 10 connected", got)
+	}
+	for _, name := range []string{"nc", "portknock"} {
+		if us := r.figure("a keystroke and its echo, " + name + ", median"); !(us > 0) {
+			t.Errorf("%s: %v µs for a keystroke", name, us)
+		}
 	}
 	r.judge()
 	if err := r.print(&bytes.Buffer{}); err != nil {

@@ -61,6 +61,13 @@ func portknock(name, profile string, port int, flags ...string) contestant {
 	}}
 }
 
+// ncTo is netcat to a port that is open.
+func ncTo(port int) contestant {
+	return contestant{"nc", []string{"nc"}, true, func(r *rig, _ netip.Addr) []string {
+		return []string{"nc", r.addr, fmt.Sprint(port)}
+	}}
+}
+
 var (
 	portknock3  = portknock(", 3 knocks", "vps", guardedPort)
 	portknock10 = portknock(", 10 knocks", "long", longPort)
@@ -70,9 +77,7 @@ var (
 	both         = portknock("", twoFamilies, guardedPort)
 	onlyIPv4     = portknock(" -4", twoFamilies, guardedPort, "-4")
 
-	ncOpen = contestant{"nc", []string{"nc"}, true, func(r *rig, _ netip.Addr) []string {
-		return []string{"nc", r.addr, fmt.Sprint(openPort)}
-	}}
+	ncOpen   = ncTo(openPort)
 	ncatOpen = contestant{"ncat", []string{"ncat"}, false, func(r *rig, _ netip.Addr) []string {
 		return []string{"ncat", r.addr, fmt.Sprint(openPort)}
 	}}

@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -18,7 +20,7 @@ func (r *Report) costs(ctx context.Context, o *options) error {
 	for _, part := range []struct {
 		name string
 		do   func(context.Context, *options) error
-	}{{"stream", r.streams}, {"start", r.startUp}, {"stalled", r.stalled}, {"crowd", r.crowd}, {"rules", r.rules}, {"guesses", r.guesses}, {"size", r.size}} {
+	}{{"stream", r.streams}, {"start", r.startUp}, {"keystroke", r.keystroke}, {"stalled", r.stalled}, {"crowd", r.crowd}, {"rules", r.rules}, {"guesses", r.guesses}, {"size", r.size}} {
 		if !o.wants(part.name) && part.name != "stream" { // which looks itself
 			continue
 		}
@@ -57,6 +59,60 @@ func (r *Report) startUp(ctx context.Context, o *options) error {
 			if len(times[i]) > 0 {
 				r.figureIs("start and end of "+name, median(times[i]), "ms")
 			}
+		}
+		return nil
+	})
+}
+
+// keystroke is how long a byte takes to the server and back to the terminal, on a
+// link that adds nothing. The contestants take turns, each with one session.
+func (r *Report) keystroke(ctx context.Context, o *options) error {
+	keys := 2000
+	if o.quick {
+		keys = 20
+	}
+	return guarded(func(t *tb) error {
+		hosts := newRig(t, o.portknock, func(client, server *lab.Host) { lab.Link(t, client, server) })
+		hosts.server.Serve(t, echoPort, func(c net.Conn) { _, _ = io.Copy(c, c) })
+		var typists []contestant
+		for _, c := range []contestant{ncTo(echoPort), portknock("", "vps", echoPort)} {
+			if installed(c.programs) {
+				typists = append(typists, c)
+			}
+		}
+		sessions, times := make([]*process, len(typists)), make([][]float64, len(typists))
+		for i, c := range typists {
+			p, err := start(hosts.client, c.argv(hosts, netip.Addr{}))
+			if err != nil {
+				return err
+			}
+			defer p.end()
+			_ = p.out.SetReadDeadline(time.Now().Add(streamLimit))
+			sessions[i] = p
+		}
+		key := make([]byte, 1)
+		for n := range keys {
+			for i, p := range sessions {
+				time.Sleep(time.Millisecond) // nobody types faster than all can fall asleep
+				began := time.Now()
+				_, err := p.in.Write(key)
+				if err == nil {
+					_, err = io.ReadFull(p.out, key)
+				}
+				if err != nil {
+					return errors.Join(fmt.Errorf("%s: %w", typists[i].name, err), p.said())
+				}
+				if n > 0 { // the first waits for the connection
+					times[i] = append(times[i], float64(time.Since(began).Nanoseconds())/1000)
+				}
+			}
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+		}
+		for i, c := range typists {
+			r.figureIs("a keystroke and its echo, "+c.name+", median", median(times[i]), "µs")
+			r.figureIs("a keystroke and its echo, "+c.name+", p95", quantile(times[i], 0.95), "µs")
 		}
 		return nil
 	})

@@ -15,10 +15,11 @@ import (
 	"github.com/portknock/portknock/cmd/internal/lab"
 )
 
-// The ports of the server that streams.
+// The ports of the servers that stream or echo.
 const (
 	downPort = 5001 // sends streamSize bytes, and waits for the end
 	upPort   = 5002 // takes as many, and confirms with one
+	echoPort = 5003 // says again what it hears
 )
 
 // streamLimit is how long one stream may take.
@@ -47,12 +48,9 @@ func (r *Report) streams(ctx context.Context, o *options) error {
 			port int
 			run  func(*process, int64) error
 		}{{"down", downPort, download}, {"up", upPort, upload}} {
-			ncHere := contestant{"nc", []string{"nc"}, true, func(r *rig, _ netip.Addr) []string {
-				return []string{"nc", r.addr, strconv.Itoa(direction.port)}
-			}}
 			var runs [2][]Stream
 			for range rounds {
-				for i, c := range []contestant{ncHere, portknock("", "vps", direction.port)} {
+				for i, c := range []contestant{ncTo(direction.port), portknock("", "vps", direction.port)} {
 					s := Stream{Contestant: c.name, Direction: direction.name}
 					if !o.wants(s.name()) || !installed(c.programs) {
 						continue

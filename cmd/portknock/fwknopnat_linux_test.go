@@ -101,7 +101,7 @@ func TestFwknopNAT(t *testing.T) {
 					for _, to := range []string{g.Client.Addr(lab.IPv4).String(), "10.2.0.0/16"} {
 						g.Attacker.Run(t, "ip", "route", "replace", to, "via", g.Server.Addr(lab.IPv4).String())
 					}
-					g.runFwknopd(t, g.Server.Shell(t, "grep -v ^FORCE_NAT '"+g.rules+"'"))
+					startFwknopd(t, g.Server, g.Server.Shell(t, "grep -v ^FORCE_NAT '"+g.rules+"'"))
 					g.expect(t, g.Client, closed)
 					g.expectIn(t)
 				})

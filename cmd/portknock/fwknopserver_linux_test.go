@@ -4,6 +4,7 @@ import (
 	"net"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -35,18 +36,18 @@ func newFwknop(t testing.TB, more ...string) (*rig, *lab.Daemon) {
 	header(t, r.Server, r.rules, "check")
 	load := headerLine(t, r.rules, "load")
 	r.Server.Shell(t, load[strings.LastIndex(load, " && ")+len(" && "):]) // the guard
-	return r, r.runFwknopd(t, string(text))
+	return r, startFwknopd(t, r.Server, string(text))
 }
 
-// runFwknopd runs an fwknopd with what was emitted as its access.conf, and the
+// startFwknopd runs an fwknopd with what was emitted as its access.conf, and the
 // fwknopd.conf that is in there.
-func (r *rig) runFwknopd(t testing.TB, text string) *lab.Daemon {
+func startFwknopd(t testing.TB, h *lab.Host, text string) *lab.Daemon {
 	t.Helper()
 	var conf strings.Builder
 	for _, line := range regexp.MustCompile(`(?m)^#; (.*)$`).FindAllStringSubmatch(text, -1) {
 		conf.WriteString(line[1] + "\n")
 	}
-	return r.Server.Fwknopd(t, text, conf.String())
+	return h.Fwknopd(t, text, conf.String())
 }
 
 // TestFwknopJourney is the whole road: real rules, a real fwknopd, a real ssh, by
@@ -231,32 +232,39 @@ func TestFwknopOwnRules(t *testing.T) {
 }
 
 // TestFwknopHeldUp: where connections to its port get no answer, one after the
-// other is tried, none for longer than a second, and each SYN is sent once.
+// other is tried, none for long enough to have its SYN sent twice. A busy machine
+// may be late to end one, but not each, and not after the next has begun.
 func TestFwknopHeldUp(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, fwknopd, lab.IPv4, fwknopSettings(t, "SPAProtocol tcp", "ConnectTimeout 3")...)
+	r := newRig(t, fwknopd, lab.IPv4, fwknopSettings(t, "SPAProtocol tcp", "ConnectTimeout 5")...)
 	r.Server.Run(t, "nft", "add table inet shut; add chain inet shut in { type filter hook input priority 0; }; add rule inet shut in tcp dport { 22, 62201 } drop")
 	capture := r.Client.Capture(t)
 	began := time.Now()
 	out, err := r.Client.Try("portknock", "-c", r.profile, "vps", "22")
-	if took := time.Since(began); err == nil || took < 3*time.Second || took > 6*time.Second {
+	if took := time.Since(began); err == nil || took < 5*time.Second || took > 30*time.Second {
 		t.Errorf("after %v: %v", took, err)
 	}
 	if !strings.Contains(out, "cannot knock at "+r.Server.Addr(lab.IPv4).String()+": knock 1 of 1: i/o timeout") {
 		t.Errorf("it says %q", out)
 	}
-	syns := map[uint16]int{}
+	var from []uint16 // the ports of the SYNs
 	for _, p := range capture.Packets(t) {
 		if p.Out && p.Dst.Port() == 62201 {
-			syns[p.Src.Port()]++
+			from = append(from, p.Src.Port())
 		}
 	}
-	if len(syns) < 2 {
-		t.Errorf("%d connections were tried", len(syns))
-	}
-	for port, n := range syns {
-		if n != 1 {
-			t.Errorf("%d SYNs from port %d", n, port)
+	connections := slices.Compact(slices.Clone(from))
+	once := 0
+	for _, port := range connections[:max(0, len(connections)-1)] { // ConnectTimeout may have ended the last
+		if i := slices.Index(from, port); from[i+1] != port {
+			once++
 		}
+	}
+	if len(connections) < 3 || once == 0 {
+		t.Errorf("of %d connections %d have sent one SYN", len(connections), once)
+	}
+	slices.Sort(connections)
+	if n := len(connections); len(slices.Compact(connections)) != n {
+		t.Errorf("a SYN came again after the next connection's: %v", from)
 	}
 }

@@ -169,15 +169,18 @@ func addrPortOf(n *lab.Net, family lab.Family) netip.AddrPort {
 }
 
 // TestManyWindows: as many windows as iptables carries, and fewer after that.
-// The undo leaves nothing of either.
+// The undo leaves nothing of either. The rules of both families are one file,
+// which takes seconds to load: a family for each firewall is enough.
 func TestManyWindows(t *testing.T) {
 	eachTimedFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		if family == lab.IPv4 == (f.Name == "iptables-legacy") {
+			return
+		}
 		r := &rig{Net: lab.New(t), Firewall: f, family: family}
 		f.Install(t, r.Server)
 		r.Server.Listen(t, lab.GuardedPort)
 		before := ruleset(t, r)
-		key := secret(t, "key", "portknock-key-1:aaaqeayeaudaocajbifqydiob4ibceqtcqkrmfyydenbwha5dypzcjt6ri")
-		profile := secret(t, "config", "Host vps", "HostName "+r.Server.Addr(family).String(), "Scheme rotating", "KeyFile "+key)
+		profile := secret(t, "config", "Host vps", "HostName "+r.Server.Addr(family).String(), "Scheme rotating", "KeyFile "+secret(t, "key", windowKey))
 		for _, hours := range []int{720, 24, 1} {
 			r.rules = emit(t, r.Server, f, profile, "--horizon", fmt.Sprint(hours, "h"))
 			header(t, r.Server, r.rules, "check")

@@ -16,20 +16,20 @@ import (
 )
 
 // newJourney is a rig on nftables and IPv4 with the guard loaded.
-func newJourney(t testing.TB, settings ...string) *rig {
+func newJourney(t testing.TB) *rig {
 	t.Helper()
-	r := newRig(t, lab.Firewalls[0], lab.IPv4, append([]string{"Sequence 7001/udp 8003/tcp 9005/udp"}, settings...)...)
+	r := newRig(t, lab.Firewalls[0], lab.IPv4, "Sequence 7001/udp 8003/tcp 9005/udp")
 	header(t, r.Server, r.rules, "load")
 	return r
 }
 
 // bothWays runs a test on a journey of portknock's own stream, and on one of a
 // socket that is ssh's.
-func bothWays(t *testing.T, test func(*testing.T, *rig), settings ...string) {
+func bothWays(t *testing.T, test func(*testing.T, *rig)) {
 	for _, fdpass := range []bool{false, true} {
 		t.Run(fmt.Sprintf("fdpass=%v", fdpass), func(t *testing.T) {
 			t.Parallel()
-			r := newJourney(t, settings...)
+			r := newJourney(t)
 			r.fdpass = fdpass
 			r.config = r.sshConfig(t, r.profile)
 			test(t, r)
@@ -136,7 +136,7 @@ func TestControlPersist(t *testing.T) {
 		}
 		r.Client.Run(t, "ssh", "-F", r.config, "-o", "ControlPath="+socket, "-O", "exit", "vps")
 		r.noneLeft(t)
-	}, "OpenFor 1s")
+	})
 }
 
 // noneLeft waits until no portknock runs on the client any more.

@@ -103,11 +103,11 @@ func TestOtherClients(t *testing.T) {
 				continue // they take another option there, or do not know it
 			}
 			lab.Require(t, name)
-			r := newRig(t, f, family, "Sequence 7001/udp 8003/tcp 9005/udp")
+			r := newRig(t, f, family, "Sequence 7001/udp 8003/tcp 9005/udp", "KnockTimeout 1m") // they take seconds
 			header(t, r.Server, r.rules, "load")
 			r.expect(t, r.Client, lab.Dropped)
 			r.Client.Run(t, "sh", "-c", script, "sh", r.Server.Addr(family).String())
-			for end := time.Now().Add(2 * time.Second); f.Async && r.probe(t, r.Client) != lab.Open && time.Now().Before(end); {
+			for end := time.Now().Add(10 * time.Second); f.Async && r.probe(t, r.Client) != lab.Open && time.Now().Before(end); {
 				time.Sleep(20 * time.Millisecond) // for the daemon
 			}
 			if got := r.probe(t, r.Client); got != lab.Open {

@@ -93,7 +93,7 @@ func TestRefresh(t *testing.T) {
 				f.Install(t, n.Server)
 				n.Server.Listen(t, 22)
 				n.Attacker.Shell(t, "echo 1 >/proc/sys/net/ipv6/ip_nonlocal_bind") // an address for each knocker
-				key := secret(t, "key", "portknock-key-1:aaaqeayeaudaocajbifqydiob4ibceqtcqkrmfyydenbwha5dypzcjt6ri")
+				key := secret(t, "key", windowKey)
 				profile := secret(t, "config", "Host vps", "HostName "+n.Server.Addr(family).String(), "Scheme rotating",
 					"KeyFile "+key, fmt.Sprintf("Period %.0f\nSkew %.0f", period.Seconds(), skew.Seconds()), "OpenFor 1m", "Knocks 3")
 				text, rules := printedUnits(t, n.Server, format(f), profile)
@@ -106,6 +106,11 @@ func TestRefresh(t *testing.T) {
 					into = time.Duration(time.Now().UnixNano()) % period
 				}
 				end := time.Now().Truncate(period).Add(period)
+				said, _, _ := strings.Cut(n.Client.Run(t, "portknock", "sequence", "-c", profile, "vps"), "  (")
+				old, err := knock.ParseSequence(said)
+				if err != nil {
+					t.Fatal(err)
+				}
 				if err := service(); err != nil {
 					t.Fatal(err)
 				}
@@ -116,11 +121,6 @@ func TestRefresh(t *testing.T) {
 				}
 				if got := n.Client.Probe(t, to); got != lab.Dropped {
 					t.Fatalf("guarded, the port is %v", got)
-				}
-				said, _, _ := strings.Cut(n.Client.Run(t, "portknock", "sequence", "-c", profile, "vps"), "  (")
-				old, err := knock.ParseSequence(said)
-				if err != nil {
-					t.Fatal(err)
 				}
 				n.Client.Run(t, "portknock", "knock", "--wait", "-c", profile, "vps")
 
@@ -245,7 +245,7 @@ func TestUnits(t *testing.T) {
 	for _, format := range refreshed {
 		t.Run(format, func(t *testing.T) {
 			t.Parallel()
-			key := secret(t, "key", "portknock-key-1:aaaqeayeaudaocajbifqydiob4ibceqtcqkrmfyydenbwha5dypzcjt6ri")
+			key := secret(t, "key", windowKey)
 			profile := secret(t, "config", "Host vps", "Scheme rotating", "KeyFile "+key)
 			h := lab.NewHost(t, "server")
 			text, rules := printedUnits(t, h, format, profile)

@@ -1,12 +1,19 @@
 package main
 
 import (
+	"bytes"
+	"crypto/rand"
+	"crypto/sha256"
 	"flag"
+	"fmt"
+	"io"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/portknock/portknock/cmd/internal/lab"
 )
@@ -110,6 +117,13 @@ func newRig(t testing.TB, f lab.Firewall, family lab.Family, settings ...string)
 	return r
 }
 
+// load puts the rules for a profile of other settings in force.
+func (r *rig) load(t testing.TB, settings []string, flags ...string) {
+	t.Helper()
+	profile := secret(t, "config", append([]string{"Host vps"}, settings...)...)
+	header(t, r.Server, emit(t, r.Server, r.Firewall, profile, flags...), "load")
+}
+
 // sshConfig returns a configuration for ssh that uses a profile file.
 func (r *rig) sshConfig(t testing.TB, profile string) string {
 	t.Helper()
@@ -154,4 +168,110 @@ func (r *rig) expect(t testing.TB, from *lab.Host, want lab.State) {
 	if got := r.probe(t, from); got != want {
 		t.Fatalf("%s, %v: port 22 is %v for the %s, want %v", r.Firewall.Name, r.family, got, from.Name, want)
 	}
+}
+
+// eachFirewall runs a test against every firewall and family, in parallel.
+func eachFirewall(t *testing.T, test func(*testing.T, lab.Firewall, lab.Family)) {
+	t.Parallel() // beside other tests too: they mostly wait
+	for _, f := range lab.Firewalls {
+		for _, family := range lab.Families {
+			t.Run(fmt.Sprintf("%s/%v", f.Name, family), func(t *testing.T) {
+				t.Parallel()
+				test(t, f, family)
+			})
+		}
+	}
+}
+
+func addrPort(r *rig, port uint16) netip.AddrPort {
+	return netip.AddrPortFrom(r.Server.Addr(r.family), port)
+}
+
+// transfer moves 20 MB to the server and back through a new knock.
+func transfer(t *testing.T, r *rig) {
+	t.Helper()
+	data := make([]byte, 20<<20)
+	rand.Read(data)
+	var back bytes.Buffer
+	c := r.Client.Command("ssh", "-F", r.config, "vps", "cat")
+	c.Stdin, c.Stdout = bytes.NewReader(data), &back
+	if err := c.Run(); err != nil {
+		t.Fatal(err)
+	}
+	if sha256.Sum256(back.Bytes()) != sha256.Sum256(data) {
+		t.Errorf("of %d bytes %d came back, and not the same", len(data), back.Len())
+	}
+}
+
+// quiet waits until every segment of the sessions has been acknowledged: from
+// then on neither side has anything to say by itself.
+func (r *rig) quiet(t testing.TB) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		unacknowledged := ""
+		for _, h := range []*lab.Host{r.Client, r.Server} {
+			unacknowledged += h.Shell(t, "ss -Htn state established | awk '$2 > 0'") // Send-Q
+		}
+		if unacknowledged == "" {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("never quiet: %s", unacknowledged)
+		}
+	}
+}
+
+// ruleset returns the rules in force, without counters and without what the
+// sets hold.
+func ruleset(t testing.TB, r *rig) string {
+	t.Helper()
+	script := "nft -s -t list ruleset"
+	if strings.HasPrefix(r.Firewall.Name, "iptables") {
+		// An empty table that was looked at once is listed from then on.
+		script = "for t in iptables ip6tables; do $t-save | grep -e ^-; done; true"
+	}
+	return r.Server.Shell(t, script)
+}
+
+// echo is an ssh session with a program that repeats what it is told.
+type echo struct {
+	in  io.Writer
+	out *lab.Log
+	n   int
+}
+
+func (r *rig) echo(t testing.TB, host string) *echo {
+	t.Helper()
+	return startEcho(t, r.Client.Command("ssh", "-F", r.config, host, "cat"))
+}
+
+// startEcho starts a command that repeats its input, and has it do so once.
+func startEcho(t testing.TB, c *lab.Cmd) *echo {
+	t.Helper()
+	// A real pipe: with any other reader the end of c would wait for its end.
+	in, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := &echo{in: w, out: &lab.Log{}}
+	c.Stdin, c.Stdout, c.Stderr = in, e.out, e.out
+	err = c.Start()
+	in.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.Close(); c.End() })
+	e.say(t, "hello")
+	return e
+}
+
+// say has the session repeat a line.
+func (e *echo) say(t testing.TB, what string) {
+	t.Helper()
+	e.n++
+	line := fmt.Sprintf("%d %s\n", e.n, what)
+	if _, err := io.WriteString(e.in, line); err != nil {
+		t.Fatal(err)
+	}
+	e.out.Await(t, line, 1)
 }

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Listen makes the host accept TCP connections to a port, over both families,
@@ -51,6 +52,7 @@ func (h *Host) Daemon(t TB, name string, args ...string) *Daemon {
 	t.Helper()
 	d := &Daemon{h.Command(name, args...), &Log{}}
 	d.Stdout, d.Stderr = d.Log, d.Log
+	d.WaitDelay = 100 * time.Millisecond // killed, it has said all; its children may hold the pipes
 	must(t, d.Start())
 	t.Cleanup(func() {
 		d.End()

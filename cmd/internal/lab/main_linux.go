@@ -44,7 +44,8 @@ func setUp(name string) error {
 		{"mount /sys", func() error { return unix.Mount("sysfs", "/sys", "sysfs", 0, "") }},
 		{"mount /run", func() error { return unix.Mount("tmpfs", "/run", "tmpfs", 0, "mode=755") }},
 		{"make /run/sshd", func() error { return os.Mkdir("/run/sshd", 0o755) }},
-		// Without link-local addresses a host says nothing that a test has not made it say.
+		// Without link-local addresses a host says nothing that a test has not made
+		// it say, but for which multicast groups it is in.
 		{"switch off link-local addresses", func() error {
 			return os.WriteFile("/proc/sys/net/ipv6/conf/default/addr_gen_mode", []byte("1"), 0)
 		}},

@@ -205,7 +205,8 @@ func TestWANDelay(t *testing.T) {
 			}
 			slices.Sort(took)
 			t.Logf("round trips: least %v, median %v, most %v", took[0], took[25], took[49])
-			if took[0] < 40*time.Millisecond || took[0] > 45*time.Millisecond {
+			// A busy machine adds to each; one delay too many would add 20 ms.
+			if took[0] < 40*time.Millisecond || took[0] > 58*time.Millisecond {
 				t.Errorf("%v there and back, want 40 ms", took[0])
 			}
 		})
