@@ -36,36 +36,40 @@ func emitFwknop(w io.Writer, guards []guard, o Options) error {
 		` || { echo "fwknopd does not run: its log says why" >&2; false; }; }`
 	// A load right behind it must not take the dying one for one that runs.
 	stop := `timeout 5 sh -c "while pkill -x fwknopd; do sleep 0.1; done"`
+	const watched = `fwknopd watches one interface, eth0 unless you name another: PCAP_INTF, below.
+One that runs already keeps its own fwknopd.conf and is only told to read this
+file, if it is the one that it reads.`
+	const taken = `Packets are for IPv4; nobody gets in by IPv6. fwknopd takes a packet whose clock
+is within 120 s of this server's, and each only once.`
 	h := header{
 		Guards: guards,
 		Check:  nft + "-c -f -",
 		Load:   start + " && " + nft + "-f -",
 		Watch:  nftWatch,
 		Undo:   stop + "; " + nftUndo,
-		Notes: []string{
-			nftFromCommentsNote,
-			`fwknopd watches one interface, eth0 unless you name another: PCAP_INTF, below.
-One that runs already keeps its own fwknopd.conf and is only told to read this
-file, if it is the one that it reads.`,
-			`Packets are for IPv4; nobody gets in by IPv6. fwknopd takes a packet whose clock
-is within 120 s of this server's, and each only once.`,
+		Notes: []string{nftFromCommentsNote, watched, taken,
 			`Where fwknopd is to make rules of its own instead, by iptables: leave out the
 lines CMD_CYCLE, do not load the guard, and give it the rest as its access.conf.`,
-			fwknopTransportNote(guards),
-		},
+			fwknopTransportNote(guards)},
 	}
 	if forwards {
-		h.Check, h.Load, h.Undo = conf+" && fwknopd --exit-parse-config"+args, start, stop
-		h.Watch = "iptables-save -c | grep FWKNOP"
-		h.Notes[0] = `fwknopd makes the rules, by iptables. Nothing is closed here: see that nobody
+		h = header{
+			Guards: guards,
+			Check:  conf + " && fwknopd --exit-parse-config" + args,
+			Load:   start,
+			Watch:  "iptables-save -c | grep FWKNOP",
+			Undo:   stop,
+			Notes: []string{`fwknopd makes the rules, by iptables. Nothing is closed here: see that nobody
 gets there without them. They take net.ipv4.ip_forward=1, and a firewall that
 lets established connections through. Nothing may listen here at the port itself:
-who comes right behind the packet, before the rule, would get there.`
-		h.Notes[1] += `
-It ends unless it has the lines ENABLE_IPT_ of below.`
-		h.Notes[3] = `Where the answers do not come back through here, add ENABLE_IPT_SNAT Y; below, and
+who comes right behind the packet, before the rule, would get there.`,
+				watched + `
+It ends unless it has the lines ENABLE_IPT_ of below.`, taken,
+				`Where the answers do not come back through here, add ENABLE_IPT_SNAT Y; below, and
 SNAT_TRANSLATE_IP with an address of this host: without that, fwknopd lets only
-one connection through at a time.`
+one connection through at a time.`,
+				fwknopTransportNote(guards)},
+		}
 	}
 	if err := h.write(w, o); err != nil {
 		return err
