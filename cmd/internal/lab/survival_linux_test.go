@@ -172,6 +172,9 @@ func TestHostEndsAtOnce(t *testing.T) {
 		h.Daemon(t, "sh", "-c", script).Log.Await(t, "ready", 1)
 		ending = time.Now()
 	})
+	if ending.IsZero() {
+		t.SkipNow() // as the host has been
+	}
 	if d := time.Since(ending); d > limit/2 {
 		t.Errorf("it took %v", d)
 	}
