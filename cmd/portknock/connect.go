@@ -45,7 +45,7 @@ func runConnect(ctx context.Context, a *app, args []string) error {
 				"-F goes with ProxyUseFdpass yes in ~/.ssh/config; without it, leave out -F"}
 		}
 	}
-	p, err := a.lookupNamed(args[0])
+	p, err := a.lookupNamed(ctx, args[0])
 	if err != nil && !(a.optional && noProfile(err)) {
 		if f, ok := errors.AsType[*failure](err); ok && errors.Is(err, fs.ErrNotExist) {
 			f.hint += "; --optional connects without"
@@ -86,11 +86,11 @@ func runConnect(ctx context.Context, a *app, args []string) error {
 }
 
 // lookupNamed returns the profile for a host of the command line.
-func (a *app) lookupNamed(host string) (*profile.Profile, error) {
+func (a *app) lookupNamed(ctx context.Context, host string) (*profile.Profile, error) {
 	if a.shared.profile != "" {
-		return a.profileOf(a.shared.profile)
+		return a.profileOf(ctx, a.shared.profile)
 	}
-	return a.profileOf(host)
+	return a.profileOf(ctx, host)
 }
 
 // target returns where to connect. A host that names its profile stands for

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -13,13 +14,13 @@ import (
 )
 
 // importProfiles takes profiles over from another program's file.
-func (a *app) importProfiles(from string) error {
+func (a *app) importProfiles(ctx context.Context, from string) error {
 	if a.shared.config == "-" {
 		return usageError("profile import writes to the profile file, which cannot be standard input")
 	}
-	text, err := await(a.ctx, func() ([]byte, error) { return a.readForeign(from) })
+	text, err := await(ctx, func() ([]byte, error) { return a.readForeign(from) })
 	switch {
-	case a.ctx.Err() != nil:
+	case ctx.Err() != nil:
 		return err
 	case err != nil:
 		return &failure{code: exitProfile, err: err}

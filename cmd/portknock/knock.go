@@ -23,7 +23,7 @@ func runKnock(ctx context.Context, a *app, args []string) error {
 	if len(args) < 1 || len(args) > 2 {
 		return usageError("knock takes HOST and perhaps PORT")
 	}
-	p, err := a.lookupNamed(args[0])
+	p, err := a.lookupNamed(ctx, args[0])
 	if err != nil {
 		return err
 	}

@@ -86,7 +86,6 @@ type command struct {
 
 // app is one call of the program.
 type app struct {
-	ctx            context.Context // ends with ^C
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	shared         shared
@@ -142,7 +141,7 @@ func main() {
 		cancel(errInterrupted)
 		signal.Reset(os.Interrupt) // a second one ends even what does not listen
 	}()
-	os.Exit(a.report(a.main(ctx, os.Args[1:])))
+	os.Exit(a.report(ctx, a.main(ctx, os.Args[1:])))
 }
 
 var errInterrupted = errors.New("interrupted")
@@ -171,7 +170,6 @@ func await[T any](ctx context.Context, f func() (T, error)) (T, error) {
 // may be called like a command: so two operands of which the second is a
 // number are a host and a port, whatever the first is.
 func (a *app) main(ctx context.Context, args []string) error {
-	a.ctx = ctx
 	flags := a.flagSet(find("connect"))
 	flags.SetInterspersed(false)
 	help := flags.BoolP("help", "h", false, "")
@@ -257,7 +255,7 @@ func parse(f *pflag.FlagSet, args []string) error {
 }
 
 func (a *app) start(ctx context.Context, c *command, args []string) error {
-	if err := a.openLog(); err != nil {
+	if err := a.openLog(ctx); err != nil {
 		return helpOn(c, err)
 	}
 	if err := a.shared.check(); err != nil {
@@ -275,7 +273,7 @@ func helpOn(c *command, err error) error {
 }
 
 // report says on stderr why it failed and returns the exit code.
-func (a *app) report(err error) int {
+func (a *app) report(ctx context.Context, err error) int {
 	if err == nil {
 		return 0
 	}
@@ -283,7 +281,7 @@ func (a *app) report(err error) int {
 	errors.As(err, &f)
 	if a.log.stderr == nil { // the flags could not be read, so neither could -q
 		a.shared.quiet = false
-		_ = a.openLog() // this one error is enough
+		_ = a.openLog(ctx) // this one error is enough
 	}
 	a.log.say(always, "%s", oneLine(err.Error()))
 	if f.hint != "" {

@@ -16,7 +16,7 @@ func profileFlags(a *app, f *pflag.FlagSet) {
 	f.StringVarP(&a.stanza, "name", "n", "", "with import, only the stanza of this `NAME`")
 }
 
-func runProfile(_ context.Context, a *app, args []string) error {
+func runProfile(ctx context.Context, a *app, args []string) error {
 	importing := len(args) > 0 && args[0] == "import"
 	switch {
 	case a.stanza != "" && !importing:
@@ -24,18 +24,18 @@ func runProfile(_ context.Context, a *app, args []string) error {
 	case a.json && importing:
 		return usageError("--json is for profile list and show")
 	case len(args) == 2 && importing:
-		return a.importProfiles(args[1])
+		return a.importProfiles(ctx, args[1])
 	case len(args) == 1 && args[0] == "list":
-		return a.listProfiles()
+		return a.listProfiles(ctx)
 	case len(args) == 2 && args[0] == "show":
-		return a.showProfile(args[1])
+		return a.showProfile(ctx, args[1])
 	}
 	return usageError("profile takes list, or show and a HOST, or import and a FILE")
 }
 
 // listProfiles prints the blocks of the file, without their secrets.
-func (a *app) listProfiles() error {
-	file, err := a.loadFile()
+func (a *app) listProfiles(ctx context.Context) error {
+	file, err := a.loadFile(ctx)
 	if err != nil {
 		return err
 	}
@@ -62,8 +62,8 @@ func (a *app) listProfiles() error {
 
 // showProfile prints what applies to a host, defaults and all, as a block that
 // could stand in the file. It shows the sequence.
-func (a *app) showProfile(host string) error {
-	p, err := a.profileOf(host)
+func (a *app) showProfile(ctx context.Context, host string) error {
+	p, err := a.profileOf(ctx, host)
 	if err != nil {
 		return err
 	}

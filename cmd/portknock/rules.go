@@ -34,7 +34,7 @@ func ruleFlags(a *app, f *pflag.FlagSet) {
 	f.StringVar(&o.refresh, "refresh", "", "print instead what keeps them fresh on a server that has the key: `systemd`,\na service and a timer")
 }
 
-func runRules(_ context.Context, a *app, args []string) error {
+func runRules(ctx context.Context, a *app, args []string) error {
 	if len(args) == 0 {
 		return usageError("emit-rules takes one HOST or more")
 	}
@@ -45,7 +45,7 @@ func runRules(_ context.Context, a *app, args []string) error {
 	if err != nil {
 		return err
 	}
-	guards, warnings, err := a.guards(args)
+	guards, warnings, err := a.guards(ctx, args)
 	if err != nil {
 		return err
 	}

@@ -59,7 +59,7 @@ func packet(s knock.Sequence) string {
 }
 
 // runSequence prints the sequence of a host: it is a secret, and asked for.
-func runSequence(_ context.Context, a *app, args []string) error {
+func runSequence(ctx context.Context, a *app, args []string) error {
 	if len(args) != 1 {
 		return usageError("sequence takes one HOST")
 	}
@@ -70,7 +70,7 @@ func runSequence(_ context.Context, a *app, args []string) error {
 			return usageError("--at %q is not a time such as 2006-01-02T15:04:05Z", a.at)
 		}
 	}
-	p, err := a.profileOf(args[0])
+	p, err := a.profileOf(ctx, args[0])
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -88,7 +89,7 @@ func (s *shared) check() error {
 
 // loadFile reads the profile file, once. An error in it is a failure with the
 // code for profiles; that there is none is fs.ErrNotExist.
-func (a *app) loadFile() (file *profile.File, err error) {
+func (a *app) loadFile(ctx context.Context) (file *profile.File, err error) {
 	if a.file != nil {
 		return a.file, nil
 	}
@@ -99,7 +100,7 @@ func (a *app) loadFile() (file *profile.File, err error) {
 	switch {
 	case err != nil:
 	case path == "-":
-		file, err = await(a.ctx, func() (*profile.File, error) {
+		file, err = await(ctx, func() (*profile.File, error) {
 			text, err := a.readForeign(path)
 			if err != nil {
 				return nil, err
@@ -108,7 +109,7 @@ func (a *app) loadFile() (file *profile.File, err error) {
 		})
 	default:
 		a.path = path
-		file, err = await(a.ctx, func() (*profile.File, error) { return profile.Load(path) })
+		file, err = await(ctx, func() (*profile.File, error) { return profile.Load(path) })
 	}
 	if err != nil {
 		f := &failure{code: exitProfile, err: err}
@@ -123,8 +124,8 @@ func (a *app) loadFile() (file *profile.File, err error) {
 }
 
 // lookup returns the profile of a host.
-func (a *app) lookup(host string) (*profile.Profile, error) {
-	file, err := a.loadFile()
+func (a *app) lookup(ctx context.Context, host string) (*profile.Profile, error) {
+	file, err := a.loadFile(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -141,8 +142,8 @@ func (a *app) lookup(host string) (*profile.Profile, error) {
 
 // profileOf is lookup for a command that relies on the server's rules: it warns
 // of their end. What it says is no failure, since ssh may get through.
-func (a *app) profileOf(host string) (*profile.Profile, error) {
-	p, err := a.lookup(host)
+func (a *app) profileOf(ctx context.Context, host string) (*profile.Profile, error) {
+	p, err := a.lookup(ctx, host)
 	if err != nil {
 		return nil, err
 	}
@@ -198,17 +199,17 @@ type logger struct {
 	began  time.Time
 }
 
-func (a *app) openLog() error {
+func (a *app) openLog(ctx context.Context) error {
 	a.log = logger{level: a.shared.verbose, stderr: a.stderr, began: time.Now()}
 	if a.shared.quiet && a.shared.verbose == 0 { // check refuses both
 		a.log.stderr = io.Discard
 	}
 	if a.shared.logFile != "" {
-		f, err := await(a.ctx, func() (*os.File, error) {
+		f, err := await(ctx, func() (*os.File, error) {
 			return os.OpenFile(a.shared.logFile, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 		})
 		switch {
-		case a.ctx.Err() != nil:
+		case ctx.Err() != nil:
 			return err
 		case err != nil:
 			return usageError("cannot log: %w", err)

@@ -62,11 +62,11 @@ func guard(p *profile.Profile) (rules.Guard, error) {
 
 // guards returns the server's half of several profiles for one server, and what
 // to warn of: a key that opens another server, too, is lost with either.
-func (a *app) guards(hosts []string) (guards []rules.Guard, warnings []string, err error) {
+func (a *app) guards(ctx context.Context, hosts []string) (guards []rules.Guard, warnings []string, err error) {
 	var profiles []*profile.Profile
 	here := map[string]bool{}
 	for _, host := range hosts {
-		p, err := a.lookup(host)
+		p, err := a.lookup(ctx, host)
 		if err != nil {
 			return nil, nil, err
 		}
