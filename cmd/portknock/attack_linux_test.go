@@ -252,7 +252,7 @@ func TestPackedToken(t *testing.T) {
 			"an error about it":   {false, lab.Inside(unix.IPPROTO_ICMPV6, 1, 4, 0, 0, 0, 0, 0, 0)},
 		}
 	}
-	eachTokenFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		settings, s := tokens(t, standing(t, middle), time.Minute)
 		s.Tokens = 64
 		r := newRig(t, f, family, append(settings, "TokensPerWindow 64", "OpenFor 5m")...)
@@ -290,7 +290,7 @@ func (s fixed) At(t time.Time) (all []knock.Sequence, w knock.Window, err error)
 // TestTokenBytes: no byte of a token means anything to a firewall. A token that two
 // windows share is spent once.
 func TestTokenBytes(t *testing.T) {
-	eachTokenFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		r := &rig{Net: lab.New(t), Firewall: f, family: family}
 		f.Install(t, r.Server)
 		r.Server.Listen(t, lab.GuardedPort)
@@ -322,7 +322,7 @@ func TestTokenBytes(t *testing.T) {
 // more addresses than a firewall remembers leave alone who is in, and keep nobody
 // out for long.
 func TestForgedKnocks(t *testing.T) {
-	eachTimedFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		r := newRig(t, f, family, "Sequence 7001/udp 8003/udp 9005/udp", "KnockTimeout 1s", "OpenFor 5m")
 		header(t, r.Server, r.rules, "load")
 		session := r.echo(t, "vps")

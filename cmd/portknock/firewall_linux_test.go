@@ -82,12 +82,10 @@ func TestGuard(t *testing.T) {
 	})
 }
 
-// TestReloadInMidSequence: a reload between two knocks costs nothing.
+// TestReloadInMidSequence: a reload between two knocks costs nothing. knockd forgets
+// attempts when it reads its configuration again.
 func TestReloadInMidSequence(t *testing.T) {
-	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		if f.Async {
-			t.Skip("knockd forgets attempts when it reads its configuration again; this cannot run anywhere")
-		}
+	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		r := newRig(t, f, family, "Sequence 7001/udp 8003/tcp 9005/udp", "KnockTimeout 20s")
 		header(t, r.Server, r.rules, "load")
 		to := r.Server.Addr(family)
@@ -98,12 +96,10 @@ func TestReloadInMidSequence(t *testing.T) {
 	})
 }
 
-// TestManyAtOnce: several clients of one address get in at the same time.
+// TestManyAtOnce: several clients of one address get in at the same time. knockd takes
+// them for one that errs.
 func TestManyAtOnce(t *testing.T) {
-	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		if f.Async {
-			t.Skip("knockd takes two clients of one address for one that errs; this cannot run anywhere")
-		}
+	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		r := newRig(t, f, family, "Sequence 7001/udp 8003/tcp 9005/udp")
 		header(t, r.Server, r.rules, "load")
 		var all sync.WaitGroup
@@ -274,7 +270,7 @@ func TestSeveralProfiles(t *testing.T) {
 // TestSeveralSchemes: profiles of different schemes in one file are in nobody's
 // way, also where each drops the knocks that it knows.
 func TestSeveralSchemes(t *testing.T) {
-	eachTimedFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		key := "KeyFile " + secret(t, "key", windowKey)
 		r := newRig(t, f, family, "Sequence 7001/udp 8003/tcp",
 			"Host hour", "OpenPorts 8001", "Scheme rotating", key,

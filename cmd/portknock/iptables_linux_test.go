@@ -76,7 +76,7 @@ func loadGuard(t testing.TB, h *lab.Host, f lab.Firewall, g rules.Guard, horizon
 // which are most of the work of TestTraces, one is enough here.
 func TestTracesInWindows(t *testing.T) {
 	traces := lab.ReadTraces(t, filepath.Join("..", "..", "testdata", "traces"))
-	eachTimedFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		for i, tr := range traces {
 			if sweep := strings.HasPrefix(tr.File, "sweep"); !tr.For(f) || sweep && (tr.File != "sweep-udp-ascending.txt" || family != lab.IPv4) {
 				continue
@@ -111,7 +111,7 @@ func TestTracesInWindows(t *testing.T) {
 // also if the rules are loaded again meanwhile. Only what goes to KnockPorts is
 // a wrong knock.
 func TestWindowsBeside(t *testing.T) {
-	eachTimedFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		n := lab.New(t)
 		f.Install(t, n.Server)
 		n.Server.Listen(t, lab.GuardedPort)
@@ -172,7 +172,7 @@ func addrPortOf(n *lab.Net, family lab.Family) netip.AddrPort {
 // The undo leaves nothing of either. The rules of both families are one file,
 // which takes seconds to load: a family for each firewall is enough.
 func TestManyWindows(t *testing.T) {
-	eachTimedFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		if family == lab.IPv4 == (f.Name == "iptables-legacy") {
 			return
 		}
@@ -214,57 +214,45 @@ func TestManyWindows(t *testing.T) {
 
 // TestChainsOfOthers: a chain whose name begins like ours is not taken for it.
 func TestChainsOfOthers(t *testing.T) {
-	for _, f := range lab.Firewalls {
-		if format(f) != "iptables" {
-			continue
+	eachIptables(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		r := newRig(t, f, family, "Sequence 7001/udp 8003/tcp")
+		r.Server.Listen(t, 8080)
+		for _, chain := range []string{"mangle PREROUTING", "filter INPUT"} {
+			table, hook, _ := strings.Cut(chain, " ")
+			r.Server.Shell(t, fmt.Sprintf("iptables -t %[1]s -N PORTKNOCKING; iptables -t %[1]s -A PORTKNOCKING -p tcp --dport 9 -j DROP; iptables -t %[1]s -A %[2]s -j PORTKNOCKING", table, hook))
 		}
-		t.Run(f.Name, func(t *testing.T) {
-			t.Parallel()
-			r := newRig(t, f, lab.IPv4, "Sequence 7001/udp 8003/tcp")
-			r.Server.Listen(t, 8080)
-			for _, chain := range []string{"mangle PREROUTING", "filter INPUT"} {
-				table, hook, _ := strings.Cut(chain, " ")
-				r.Server.Shell(t, fmt.Sprintf("iptables -t %[1]s -N PORTKNOCKING; iptables -t %[1]s -A PORTKNOCKING -p tcp --dport 9 -j DROP; iptables -t %[1]s -A %[2]s -j PORTKNOCKING", table, hook))
+		before := ruleset(t, r)
+		r.rules = emit(t, r.Server, f, r.profile, "--policy", "drop")
+		for range 2 {
+			header(t, r.Server, r.rules, "load")
+			r.expect(t, r.Client, lab.Dropped)
+			if got := r.Client.Probe(t, addrPort(r, 8080)); got != lab.Dropped {
+				t.Errorf("port 8080 is %v", got)
 			}
-			before := ruleset(t, r)
-			r.rules = emit(t, r.Server, f, r.profile, "--policy", "drop")
-			for range 2 {
-				header(t, r.Server, r.rules, "load")
-				r.expect(t, r.Client, lab.Dropped)
-				if got := r.Client.Probe(t, addrPort(r, 8080)); got != lab.Dropped {
-					t.Errorf("port 8080 is %v", got)
-				}
-			}
-			header(t, r.Server, r.rules, "undo")
-			if after := ruleset(t, r); after != before {
-				t.Errorf("the server was\n%s\nand is now\n%s", before, after)
-			}
-		})
-	}
+		}
+		header(t, r.Server, r.rules, "undo")
+		if after := ruleset(t, r); after != before {
+			t.Errorf("the server was\n%s\nand is now\n%s", before, after)
+		}
+	})
 }
 
 // TestLoadFails: rules that only one family refuses are not loaded in silence.
 func TestLoadFails(t *testing.T) {
-	for _, f := range lab.Firewalls {
-		if format(f) != "iptables" {
-			continue
+	eachIptables(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		r := newRig(t, f, family, "Sequence 7001/udp 8003/tcp")
+		text, err := os.ReadFile(r.rules)
+		if err != nil {
+			t.Fatal(err)
 		}
-		t.Run(f.Name, func(t *testing.T) {
-			t.Parallel()
-			r := newRig(t, f, lab.IPv4, "Sequence 7001/udp 8003/tcp")
-			text, err := os.ReadFile(r.rules)
-			if err != nil {
+		for _, flag := range []string{"-4", "-6"} {
+			bad := strings.Replace(string(text), "\nCOMMIT", "\n"+flag+" -A PORTKNOCK -j NONSENSE\nCOMMIT", 1)
+			if err := os.WriteFile(r.rules, []byte(bad), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			for _, flag := range []string{"-4", "-6"} {
-				bad := strings.Replace(string(text), "\nCOMMIT", "\n"+flag+" -A PORTKNOCK -j NONSENSE\nCOMMIT", 1)
-				if err := os.WriteFile(r.rules, []byte(bad), 0o600); err != nil {
-					t.Fatal(err)
-				}
-				if out, err := r.Server.Try("sh", "-c", headerLine(t, r.rules, "load")); err == nil {
-					t.Errorf("with a fault for %s alone: no failure, but %q", flag, out)
-				}
+			if out, err := r.Server.Try("sh", "-c", headerLine(t, r.rules, "load")); err == nil {
+				t.Errorf("with a fault for %s alone: no failure, but %q", flag, out)
 			}
-		})
-	}
+		}
+	})
 }

@@ -150,27 +150,21 @@ var hourlySettings = []string{"Scheme md5-hourly", "PortRange 10000-10999"}
 
 // TestHourlyServer: portknock opens a server that is made that way.
 func TestHourlyServer(t *testing.T) {
-	for _, f := range lab.Firewalls {
-		if format(f) != "iptables" {
-			continue
+	eachIptables(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		lab.Require(t, "md5sum", "awk", "dc")
+		r := newRig(t, f, family, append(hourlySettings, "KeyFile "+secret(t, "secret", "f00b4r"))...)
+		r.Server.Shell(t, hourlyServer)
+		r.expect(t, r.Client, lab.Dropped)
+		if got := r.ssh(t, "echo in"); got != "in\n" {
+			t.Errorf("ssh prints %q", got)
 		}
-		t.Run(f.Name, func(t *testing.T) {
-			t.Parallel()
-			lab.Require(t, "md5sum", "awk", "dc")
-			r := newRig(t, f, lab.IPv4, append(hourlySettings, "KeyFile "+secret(t, "secret", "f00b4r"))...)
-			r.Server.Shell(t, hourlyServer)
-			r.expect(t, r.Client, lab.Dropped)
-			if got := r.ssh(t, "echo in"); got != "in\n" {
-				t.Errorf("ssh prints %q", got)
-			}
-			r.expect(t, r.Attacker, lab.Dropped)
-		})
-	}
+		r.expect(t, r.Attacker, lab.Dropped)
+	})
 }
 
 // TestHourlyClient: a client that knocks that way opens our rules.
 func TestHourlyClient(t *testing.T) {
-	eachTimedFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		lab.Require(t, "md5sum", "awk", "dc", "nc")
 		r := newRig(t, f, family, append(hourlySettings, "KeyFile "+secret(t, "secret", "f00b4r"))...)
 		header(t, r.Server, r.rules, "load")

@@ -175,7 +175,7 @@ func TestRefresh(t *testing.T) {
 // by that, who is in stays in, and fresh tokens open all the while.
 func TestRefreshTokens(t *testing.T) {
 	const period, skew = 4 * time.Second, time.Second
-	eachTokenFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		r := &rig{Net: lab.New(t), Firewall: f, family: family}
 		f.Install(t, r.Server)
 		r.Server.Listen(t, 22)

@@ -15,16 +15,6 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// eachTokenFirewall is eachFirewall with those that verify tokens.
-func eachTokenFirewall(t *testing.T, test func(*testing.T, lab.Firewall, lab.Family)) {
-	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		if f.Async {
-			t.Skip("knockd verifies no tokens; token.txtar has it")
-		}
-		test(t, f, family)
-	})
-}
-
 // tokens returns the settings of a profile with this period and skew, and its
 // schedule.
 func tokens(t testing.TB, period, skew time.Duration) (settings []string, s knock.Token) {
@@ -71,7 +61,7 @@ func (r *rig) admits(t testing.TB, from netip.Addr, steps ...knock.Step) bool {
 // TestToken: a token serves the address that sent it first, and no other; what is
 // not one to the last bit serves nobody.
 func TestToken(t *testing.T) {
-	eachTokenFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		period := standing(t, middle)
 		settings, s := tokens(t, period, 2*time.Minute)
 		// Long enough for a busy machine to knock and look within it.
@@ -146,7 +136,7 @@ func TestToken(t *testing.T) {
 // TestTokenWindows: a neighbour's token opens within Skew of the boundary between
 // them only.
 func TestTokenWindows(t *testing.T) {
-	eachTokenFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		for _, tt := range []struct {
 			place        place
 			skew         time.Duration
@@ -173,7 +163,7 @@ func TestTokenWindows(t *testing.T) {
 // TestTokenReload: what is spent stays spent over new rules, of another time or
 // another scheme. What was open stays open.
 func TestTokenReload(t *testing.T) {
-	eachTokenFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		period := standing(t, middle)
 		settings, s := tokens(t, period, time.Minute)
 		settings = append(settings, "OpenFor 5m")
@@ -206,7 +196,7 @@ func TestTokenReload(t *testing.T) {
 
 // TestTokenLost: a token that does not arrive is made up for by the next round.
 func TestTokenLost(t *testing.T) {
-	eachTokenFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		settings, s := tokens(t, standing(t, middle), time.Minute)
 		r := newRig(t, f, family, settings...)
 		header(t, r.Server, r.rules, "load")
@@ -225,7 +215,7 @@ func TestTokenLost(t *testing.T) {
 // TestTokenNetworks: each of a window's tokens serves one more network; a network
 // that comes again needs none, and one too many is told of the next window.
 func TestTokenNetworks(t *testing.T) {
-	eachTokenFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		settings, _ := tokens(t, standing(t, middle), time.Minute)
 		r := newRig(t, f, family, append(settings, "TokensPerWindow 4", "ConnectTimeout 4", "OpenFor 1s")...)
 		header(t, r.Server, r.rules, "load")
@@ -289,7 +279,7 @@ func TestTokenFamilies(t *testing.T) {
 // TestTokenTurns: what is spent in one window is fresh in another, also where they
 // share what they remember it in.
 func TestTokenTurns(t *testing.T) {
-	eachTokenFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		r := newRig(t, f, family, "Sequence 7001/udp 8003/tcp")
 		settings, s := tokens(t, 2*time.Second, 0)
 		r.load(t, settings, "--horizon", "2m")
@@ -315,7 +305,7 @@ func TestTokenTurns(t *testing.T) {
 // TestTokenAtAService: a token may go to the port of a live service, which others
 // go on using, and which sees the token unless it is consumed.
 func TestTokenAtAService(t *testing.T) {
-	eachTokenFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		settings, s := tokens(t, standing(t, middle), time.Minute)
 		s.Port = 443
 		r := newRig(t, f, family, append(settings, "TokenPort 443")...)
@@ -365,7 +355,7 @@ func TestTokenAtAService(t *testing.T) {
 // TestTokensOfSeveral: profiles that share a token port do not stand in each
 // other's way.
 func TestTokensOfSeveral(t *testing.T) {
-	eachTokenFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		settings, s := tokens(t, standing(t, middle), time.Minute)
 		settings = append(settings, "DeriveHostKey yes")
 		settings = append(append(settings, "Host web", "OpenPorts 22 8080"), settings...)
@@ -392,7 +382,7 @@ func TestTokensOfSeveral(t *testing.T) {
 
 // TestRandomTokens sends what an attacker can: guesses. The bench sends a million.
 func TestRandomTokens(t *testing.T) {
-	eachTokenFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		settings, s := tokens(t, standing(t, middle), time.Minute)
 		r := newRig(t, f, family, settings...)
 		header(t, r.Server, r.rules, "load")
@@ -416,7 +406,7 @@ func TestRandomTokens(t *testing.T) {
 // TestTokenAtOnce: of many addresses that send one token at the same moment, to
 // different processors, one is let in; by iptables it may be none.
 func TestTokenAtOnce(t *testing.T) {
-	eachTokenFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		settings, s := tokens(t, standing(t, middle), time.Minute)
 		s.Tokens = 64
 		r := newRig(t, f, family, append(settings, "TokensPerWindow 64", "OpenFor 5m")...)

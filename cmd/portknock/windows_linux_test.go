@@ -21,16 +21,6 @@ import (
 
 const windowKey = "portknock-key-1:aaaqeayeaudaocajbifqydiob4ibceqtcqkrmfyydenbwha5dypzcjt6ri"
 
-// eachTimedFirewall is eachFirewall without knockd, which knows no time.
-func eachTimedFirewall(t *testing.T, test func(*testing.T, lab.Firewall, lab.Family)) {
-	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		if f.Async {
-			t.Skip("knockd knows no time; TestRefresh has it")
-		}
-		test(t, f, family)
-	})
-}
-
 // place says where in its window the present moment is to be: so long after the
 // start, and so long before the end.
 type place struct{ into, left [2]time.Duration } // at least, below
@@ -99,7 +89,7 @@ func (r *rig) opens(t testing.TB, s knock.Schedule, at time.Time) bool {
 // TestWindows: the current sequence opens wherever in its window it is knocked,
 // a neighbour's only within Skew of the boundary between them, an older one never.
 func TestWindows(t *testing.T) {
-	eachTimedFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		var r *rig
 		for _, tt := range []struct {
 			name         string
@@ -143,7 +133,7 @@ func TestWindows(t *testing.T) {
 // TestWrongClock: ssh gets through while the client's clock is wrong by less than
 // Skew, and is told to compare the clocks when it is wrong by an hour.
 func TestWrongClock(t *testing.T) {
-	eachTimedFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		for _, tt := range []struct {
 			shift time.Duration
 			place place
@@ -178,7 +168,7 @@ func TestWrongClock(t *testing.T) {
 // TestBoundary goes through a boundary between two windows: from Skew before it
 // the next sequence opens, until Skew after it the one before does.
 func TestBoundary(t *testing.T) {
-	eachTimedFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		const skew = time.Second
 		r := newRig(t, f, family, "Sequence 7001/udp 8003/tcp") // which takes a while
 		period := standing(t, ending)
@@ -226,7 +216,7 @@ func TestBoundary(t *testing.T) {
 
 // TestBoundaryInMidSequence: who has begun in a window may end in the next.
 func TestBoundaryInMidSequence(t *testing.T) {
-	eachTimedFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		const skew = 2 * time.Second
 		r := newRig(t, f, family, "Sequence 7001/udp 8003/tcp") // which takes a while
 		period := standing(t, ending)
@@ -246,7 +236,7 @@ func TestBoundaryInMidSequence(t *testing.T) {
 
 // TestMixedWindows: knocks of two windows that both are valid are no sequence.
 func TestMixedWindows(t *testing.T) {
-	eachTimedFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		period := standing(t, early)
 		settings, s := rotating(t, period, 2*time.Minute)
 		r := newRig(t, f, family, settings...)
@@ -274,7 +264,7 @@ func TestTimeZones(t *testing.T) {
 		// In these, summer has begun with this hour, or begins with the next.
 		zones = append(zones, fmt.Sprintf("AAA0BBB,J%d/%d,J%d", julian(now), hour, julian(now.AddDate(0, 0, -30))))
 	}
-	eachTimedFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		settings, s := rotating(t, standing(t, middle), time.Minute)
 		r := newRig(t, f, family, settings...)
 		list := map[string]string{
@@ -310,7 +300,7 @@ func julian(t time.Time) int {
 // TestDerivedKeys: of two servers with one master key, neither's rules say how
 // to open the other.
 func TestDerivedKeys(t *testing.T) {
-	eachTimedFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		period := standing(t, middle)
 		settings, s := rotating(t, period, time.Minute)
 		r := newRig(t, f, family, append(settings, "DeriveHostKey yes")...)
@@ -334,7 +324,7 @@ func TestDerivedKeys(t *testing.T) {
 // TestKnockAtAServiceByTheClock: a first knock that happens to go to a service
 // reaches it, and counts.
 func TestKnockAtAServiceByTheClock(t *testing.T) {
-	eachTimedFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		settings, s := rotating(t, standing(t, middle), 0)
 		r := newRig(t, f, family, append(settings, "Protocol tcp")...)
 		s.Ports.Transport = knock.TCP
@@ -352,7 +342,7 @@ func TestKnockAtAServiceByTheClock(t *testing.T) {
 
 // TestAtEnd: when the last window ends, the port is closed to all or open to all.
 func TestAtEnd(t *testing.T) {
-	eachTimedFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		r := newRig(t, f, family, "Sequence 7001/udp 8003/tcp")
 		load := func(atEnd string) (s knock.Schedule, end time.Time) {
 			period := standing(t, ending)
@@ -386,7 +376,7 @@ func TestAtEnd(t *testing.T) {
 // TestReloadByTheClock: new rules of other times find those who knock and those
 // who are in where the old ones left them.
 func TestReloadByTheClock(t *testing.T) {
-	eachTimedFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		settings, s := rotating(t, standing(t, middle), time.Minute)
 		r := newRig(t, f, family, append(settings, "KnockTimeout 30s")...)
 		header(t, r.Server, r.rules, "load")
@@ -442,10 +432,7 @@ func testContainer(t *testing.T, settings []string) {
 		return server.Try("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "unshare", "-Urn", "sh", "-c", script)
 	}
 	if out, err := inside("true"); err != nil {
-		if os.Getenv("PORTKNOCK_LAB") == "require" {
-			t.Fatal(err, out)
-		}
-		t.Skipf("no namespaces for users here: %v %s", err, out)
+		lab.Missing(t, fmt.Sprintf("namespaces for users: %v %s", err, out))
 	}
 	if out, err := inside(headerLine(t, file, "load")); err == nil {
 		t.Logf("this kernel takes it all at once: %s", out)

@@ -59,7 +59,7 @@ func NewHost(t TB, name string) *Host {
 	if err != nil {
 		_, _ = alive.Close(), said.Close()
 		if unsupported(err) {
-			missing(t, "namespaces: "+err.Error())
+			Missing(t, "namespaces: "+err.Error())
 		}
 		t.Fatal(err)
 	}

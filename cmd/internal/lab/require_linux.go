@@ -24,12 +24,12 @@ func Require(t TB, programs ...string) {
 		}
 	}
 	if len(lacking) > 0 {
-		missing(t, strings.Join(lacking, ", "))
+		Missing(t, strings.Join(lacking, ", "))
 	}
 }
 
-// missing ends the test because of what the machine lacks.
-func missing(t TB, what string) {
+// Missing ends the test because of what the machine lacks.
+func Missing(t TB, what string) {
 	t.Helper()
 	if os.Getenv("PORTKNOCK_LAB") == "require" {
 		t.Fatalf("the lab needs %s, and PORTKNOCK_LAB=require", what)

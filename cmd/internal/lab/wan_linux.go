@@ -64,7 +64,7 @@ func (h *Host) tap(t TB) int {
 		t.Cleanup(func() { _ = unix.Close(fd) })
 	}
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENXIO) || errors.Is(err, unix.EPERM) {
-		missing(t, clone)
+		Missing(t, clone)
 	}
 	must(t, err)
 	return fd
