@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/portknock/portknock/cmd/internal/lab"
 	"github.com/portknock/portknock/knock"
@@ -107,13 +108,19 @@ func TestPackedSYN(t *testing.T) {
 	})
 }
 
-// vanish closes a connection without a word to the other side.
+// vanish ends a connection without a word to the other side. It does not leave
+// that to the closing, which the kernel puts off while a command that is about to
+// start has a copy of the socket.
 func vanish(t testing.TB, c net.Conn) {
 	raw, err := c.(*net.TCPConn).SyscallConn()
 	if err == nil {
 		err = raw.Control(func(fd uintptr) {
 			if err := unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_REPAIR, 1); err != nil {
 				t.Error(err)
+			}
+			nobody := unix.RawSockaddr{Family: unix.AF_UNSPEC}
+			if _, _, e := unix.Syscall(unix.SYS_CONNECT, fd, uintptr(unsafe.Pointer(&nobody)), unsafe.Sizeof(nobody)); e != 0 {
+				t.Error(e)
 			}
 		})
 	}
