@@ -17,7 +17,7 @@ import (
 )
 
 // limit is the time anything in the lab may take that ought to be quick.
-const limit = 10 * time.Second
+const limit = 30 * time.Second
 
 // Host is a machine of its own as far as network, processes and mounts go. Its
 // files, but for /run, are those of the test.

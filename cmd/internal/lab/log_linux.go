@@ -49,7 +49,7 @@ func (l *Log) String() string {
 	return l.buf.String()
 }
 
-// Await waits until the log contains text n times, for at most ten seconds.
+// Await waits until the log contains text n times.
 func (l *Log) Await(t TB, text string, n int) {
 	t.Helper()
 	late := time.After(limit)
