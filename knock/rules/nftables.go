@@ -461,10 +461,10 @@ const (
 	nftSpent = `
 	set usedbyN_ID { typeof @th,64,128 . SADDR; flags dynamic,timeout; size SIZE; }`
 
-	// Two addresses that send one token at the same moment both find it unused.
-	// The kernel adds only one element, and of that element's rate only the first
-	// to come gets anything. Whoever is not in the set after that, since it is
-	// full, is not let in.
+	// Two addresses may send one token at the same moment. The kernel makes only one
+	// element of it, and of that element's quota the first to come gets its share:
+	// a packet of a token has 44 to 84 bytes, two have 88 and more. If there is no
+	// room for the element, nobody is let in.
 	nftTokenChains = `
 	chain token_ID {
 		meta priority set meta time map @even_ID meta priority . @th,64,128 @tokens_ID goto valid_ID
@@ -473,12 +473,8 @@ const (
 	chain valid_ID {
 		@th,64,128 . ip saddr @usedby4_ID goto admit_ID
 		@th,64,128 . ip6 saddr @usedby6_ID goto admit_ID
-		@th,64,128 @used_ID goto refused_ID
-		add @used_ID { @th,64,128 timeout REMEMBERED limit rate over 1/week burst 1 packets } goto refused_ID
-		@th,64,128 @used_ID update @usedby4_ID { @th,64,128 . ip saddr timeout REMEMBERED } goto admit_ID
-		@th,64,128 @used_ID update @usedby6_ID { @th,64,128 . ip6 saddr timeout REMEMBERED } goto admit_ID
-	}
-	chain refused_ID {
+		meta nfproto ipv4 add @used_ID { @th,64,128 timeout REMEMBERED quota until 86 bytes } update @usedby4_ID { @th,64,128 . ip saddr timeout REMEMBERED } goto admit_ID
+		meta nfproto ipv6 add @used_ID { @th,64,128 timeout REMEMBERED quota until 86 bytes } update @usedby6_ID { @th,64,128 . ip6 saddr timeout REMEMBERED } goto admit_ID
 		counter
 		limit rate 10/minute log prefix "portknock refused: "CONSUME
 	}
