@@ -172,27 +172,22 @@ func (r *rig) expect(t testing.TB, from *lab.Host, want lab.State) {
 
 // eachFirewall runs a test against every firewall and family, in parallel.
 func eachFirewall(t *testing.T, test func(*testing.T, lab.Firewall, lab.Family)) {
-	t.Parallel() // beside other tests too: they mostly wait
 	eachOf(t, func(lab.Firewall) bool { return true }, lab.Families, test)
 }
 
 // eachKernelFirewall leaves out knockd, which knows no time and verifies no tokens.
 func eachKernelFirewall(t *testing.T, test func(*testing.T, lab.Firewall, lab.Family)) {
-	t.Parallel()
-	eachOf(t, inKernel, lab.Families, test)
+	eachOf(t, func(f lab.Firewall) bool { return !f.Async }, lab.Families, test)
 }
-
-func inKernel(f lab.Firewall) bool { return !f.Async }
 
 // eachIptables is for what the other firewalls have not, and both families have
 // alike.
 func eachIptables(t *testing.T, test func(*testing.T, lab.Firewall, lab.Family)) {
-	t.Parallel()
 	eachOf(t, func(f lab.Firewall) bool { return format(f) == "iptables" }, []lab.Family{lab.IPv4}, test)
 }
 
-// eachOf leaves it to its caller whether other tests run beside.
 func eachOf(t *testing.T, wanted func(lab.Firewall) bool, families []lab.Family, test func(*testing.T, lab.Firewall, lab.Family)) {
+	t.Parallel() // beside other tests too: they mostly wait
 	for _, f := range lab.Firewalls {
 		if !wanted(f) {
 			continue

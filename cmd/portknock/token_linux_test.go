@@ -404,10 +404,9 @@ func TestRandomTokens(t *testing.T) {
 }
 
 // TestTokenAtOnce: of many addresses that send one token at the same moment, to
-// different processors, one is let in; by iptables it may be none. No other
-// test floods the machine meanwhile.
+// different processors, one is let in; by iptables it may be none.
 func TestTokenAtOnce(t *testing.T) {
-	eachOf(t, inKernel, lab.Families, func(t *testing.T, f lab.Firewall, family lab.Family) {
+	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		settings, s := tokens(t, standing(t, middle), time.Minute)
 		s.Tokens = 64
 		r := newRig(t, f, family, append(settings, "TokensPerWindow 64", "OpenFor 5m")...)
