@@ -243,11 +243,11 @@ Host *.fleet
 `)
 	for host, want := range map[string][]string{
 		"vps":     {"*.corp", "db", "web"},
-		"db":      {"*.corp", "vps", "vps.example", "web"},
+		"db":      {"*.corp", "vps", "web"},
 		"own":     nil,
 		"derived": nil,
 		"fixed":   nil,
-		"a.corp":  {"*.corp", "db", "vps", "vps.example", "web"},
+		"a.corp":  {"*.corp", "db", "vps", "web"},
 		"a.fleet": {"*.fleet"},
 	} {
 		p, err := f.Lookup(host)

@@ -18,9 +18,10 @@ import (
 // an earlier block overrules does not count. If that gives neither a Sequence
 // nor a Scheme, the error is [ErrNoProfile]. What -o sets does not choose.
 //
-// The profile's Name is the host in lower case, except that an address whose
-// Host line also has a name goes by that name: "Host vps 203.0.113.7" is "vps"
-// for both.
+// The profile's Name is the host in lower case, except that one server has one
+// name, whichever it is asked for by: an address goes by the first name of its
+// Host line, as "vps" for both of "Host vps 203.0.113.7", and so does any name if
+// what follows sets the HostName, without "%h".
 func (f *File) Lookup(host string, override ...Setting) (*Profile, error) {
 	if err := CheckHost(host); err != nil {
 		return nil, err
@@ -48,7 +49,7 @@ func (f *File) Lookup(host string, override ...Setting) (*Profile, error) {
 // profile makes and checks the profile of a host that the blocks match.
 func (f *File) profile(host string, blocks []*block, ss settings) (p *Profile, err error) {
 	p = ss.fill()
-	p.Name = profileName(host, blocks)
+	p.Name = f.profileName(host, blocks)
 	if p.HostName != "" {
 		if p.HostName, err = expand(p.HostName, host); err == nil {
 			err = CheckHost(p.HostName) // "%h" can make it too long

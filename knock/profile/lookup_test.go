@@ -53,6 +53,10 @@ func TestLookup(t *testing.T) {
 		{"address, name in a line by star", "Host 203.* vps\n" + seq, "203.0.113.7", "203.0.113.7  0"},
 		{"address, name in a later line", "Host *\n    Port 1\nHost vps 203.0.113.7\n" + seq, "203.0.113.7", "vps  1"},
 		{"address, negated name", "Host 203.0.113.7 !vps\n" + seq, "203.0.113.7", "203.0.113.7  0"},
+		{"two names, one HostName", "Host vps Web\n    HostName h\n" + seq, "web", "vps h 0"},
+		{"two names after an address, one HostName", "Host 203.0.113.7 vps web\n    HostName h\n" + seq, "web", "vps h 0"},
+		{"two names, a HostName each", "Host vps web\n    HostName %h.example\n" + seq, "web", "web web.example 0"},
+		{"two names, a HostName of all", "Host vps web\n    Port 1\n" + seq + "Host *\n    HostName h\n", "web", "web h 1"},
 		{"IPv6 address in capitals", "Host vps 2001:db8::1\n" + seq, "2001:DB8::1", "vps  0"},
 
 		{"by HostName", "Host vps\n    HostName 203.0.113.7\n    Port 1\n" + seq, "203.0.113.7", "vps 203.0.113.7 1"},

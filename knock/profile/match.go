@@ -89,23 +89,29 @@ func (b *block) literals() []string {
 }
 
 // profileName returns what to call the profile of a host that the blocks match.
-// It is the host, unless that is an address and the first of the blocks to list
-// both it and a name offers that name.
-func profileName(host string, blocks []*block) string {
+// It is the host, unless the first of the blocks to list both it and a name says
+// that they are one: since the host is an address, or by giving both their
+// HostName.
+func (f *File) profileName(host string, blocks []*block) string {
 	host = strings.ToLower(host)
-	if !isAddress(host) {
-		return host
-	}
+	hostName, ok := gather(blocks).get("HostName")
+	ok = ok && !strings.Contains(hostName.Value, "%h")
 	for _, b := range blocks {
-		name, listed := "", false
-		for _, literal := range b.literals() {
-			listed = listed || literal == host
-			if name == "" && !isAddress(literal) {
-				name = literal
-			}
+		names := b.literals()
+		if !slices.Contains(names, host) {
+			continue
 		}
-		if listed && name != "" {
-			return name
+		shared := ok && slices.Contains(b.settings, hostName)
+		for _, name := range names {
+			switch {
+			case isAddress(name):
+			case isAddress(host):
+				return name
+			case shared:
+				if own, _ := gather(f.matching(name, nil)).get("HostName"); own == hostName {
+					return name
+				}
+			}
 		}
 	}
 	return host
