@@ -54,7 +54,7 @@ func runConnect(ctx context.Context, a *app, args []string) error {
 	}
 	dialer := a.plainDialer()
 	if p != nil {
-		if dialer, err = a.dialer(p); err != nil {
+		if dialer, err = a.dialer(ctx, p); err != nil {
 			return err
 		}
 	}

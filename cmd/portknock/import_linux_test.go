@@ -30,7 +30,7 @@ func accessOf(t testing.TB, config, host string) *spa.Access {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := p.Schedule()
+	s, err := p.Schedule(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

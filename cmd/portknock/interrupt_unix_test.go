@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// TestInterruptedReading: ^C ends what waits for a terminal or a pipe.
+// TestInterruptedReading: ^C ends what waits for a terminal, a pipe or a command.
 func TestInterruptedReading(t *testing.T) {
 	for _, command := range []string{
 		"sequence -c - vps",
@@ -23,6 +23,9 @@ func TestInterruptedReading(t *testing.T) {
 		"emit-rules -c FIFO vps",
 		"profile import -",
 		"profile import FIFO",
+		"sequence -c CONFIG vps",
+		"emit-rules -c CONFIG vps",
+		"knock -c CONFIG vps",
 	} {
 		t.Run(command, func(t *testing.T) {
 			t.Parallel()
@@ -37,7 +40,13 @@ func TestInterruptedReading(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer w.Close()
-			c := exec.CommandContext(ctx, "portknock", strings.Fields(strings.Replace(command, "FIFO", fifo, 1))...)
+			config := filepath.Join(t.TempDir(), "config")
+			text := "Host vps\n    Scheme rotating\n    KeyCommand sh -c \"cat " + fifo + " >/dev/null\"\n"
+			if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			args := strings.Fields(strings.NewReplacer("FIFO", fifo, "CONFIG", config).Replace(command))
+			c := exec.CommandContext(ctx, "portknock", args...)
 			c.Env = append(os.Environ(), "HOME="+t.TempDir())
 			var stderr bytes.Buffer
 			c.Stderr = &stderr

@@ -36,7 +36,7 @@ func runKnock(ctx context.Context, a *app, args []string) error {
 			return err
 		}
 	}
-	dialer, err := a.dialer(p)
+	dialer, err := a.dialer(ctx, p)
 	if err != nil {
 		return err
 	}

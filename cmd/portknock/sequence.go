@@ -74,7 +74,7 @@ func runSequence(ctx context.Context, a *app, args []string) error {
 	if err != nil {
 		return err
 	}
-	schedule, err := scheduleOf(p)
+	schedule, err := scheduleOf(ctx, p)
 	if err != nil {
 		return err
 	}

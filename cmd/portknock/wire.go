@@ -21,19 +21,22 @@ import (
 // This file is the only place that knows a profile, a Dialer and a Guard.
 
 // scheduleOf returns what opens a host, and reads its key for that.
-func scheduleOf(p *profile.Profile) (knock.Schedule, error) {
-	s, err := p.Schedule()
-	if err != nil {
+func scheduleOf(ctx context.Context, p *profile.Profile) (knock.Schedule, error) {
+	s, err := p.Schedule(ctx)
+	switch {
+	case ctx.Err() != nil:
+		return nil, &failure{code: exitFailed, err: context.Cause(ctx)}
+	case err != nil:
 		return nil, &failure{code: exitProfile, err: fmt.Errorf("%s: %w", p.Name, err)}
 	}
 	return s, nil
 }
 
 // guard returns the server's half of a profile.
-func guard(p *profile.Profile) (rules.Guard, error) {
+func guard(ctx context.Context, p *profile.Profile) (rules.Guard, error) {
 	server := *p
 	server.SPA.AllowIPCommand = nil // where the client is now is nothing to a server
-	s, err := scheduleOf(&server)
+	s, err := scheduleOf(ctx, &server)
 	if err != nil {
 		return rules.Guard{}, err
 	}
@@ -70,7 +73,7 @@ func (a *app) guards(ctx context.Context, hosts []string) (guards []rules.Guard,
 		if err != nil {
 			return nil, nil, err
 		}
-		g, err := guard(p)
+		g, err := guard(ctx, p)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -103,8 +106,8 @@ func (a *app) plainDialer() *proxy.Dialer {
 }
 
 // dialer returns the client's half of a profile.
-func (a *app) dialer(p *profile.Profile) (*proxy.Dialer, error) {
-	s, err := scheduleOf(p)
+func (a *app) dialer(ctx context.Context, p *profile.Profile) (*proxy.Dialer, error) {
+	s, err := scheduleOf(ctx, p)
 	if err != nil {
 		return nil, err
 	}
@@ -264,7 +267,7 @@ func connectFailure(ctx context.Context, host string, p *profile.Profile, err er
 	}
 	f.err = fmt.Errorf("%s: %w", name, err)
 	_, notSent := errors.AsType[*proxy.KnockError](err)
-	_, notOpened := errors.AsType[*proxy.ClosedError](err)
+	closed, notOpened := errors.AsType[*proxy.ClosedError](err)
 	_, notFound := errors.AsType[*proxy.ResolveError](err)
 	fwknop := p != nil && p.Scheme == "fwknop"
 	switch {
@@ -279,16 +282,19 @@ func connectFailure(ctx context.Context, host string, p *profile.Profile, err er
 	case notOpened:
 		f.code = exitClosed
 		if p != nil {
-			f.hint = closedHint(p, now())
+			f.hint = closedHint(p, closed.Port, now())
 		}
 	}
 	return f
 }
 
-// closedHint says where to look when the port stays closed. Where the sequence
+// closedHint says where to look when a port stays closed. Where the sequence
 // follows the clock, that is the first suspect.
-func closedHint(p *profile.Profile, now time.Time) string {
+func closedHint(p *profile.Profile, port uint16, now time.Time) string {
+	isPort := func(r knock.PortRange) bool { return r.Contains(knock.Step{Transport: knock.TCP, Port: port}) }
 	switch {
+	case p.Scheme == "fwknop" && !slices.ContainsFunc(p.OpenPorts, isPort):
+		return fmt.Sprintf("%s asks fwknopd for its OpenPorts, and %d/tcp is none of them: set OpenPorts, or choose another profile by --profile", p.Name, port)
 	case p.Scheme == "fwknop":
 		forward := ""
 		if to := p.SPA.NATAccess; to.IsValid() {

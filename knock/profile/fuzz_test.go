@@ -41,7 +41,7 @@ func FuzzParse(f *testing.F) {
 		case p.draws():
 			s = knock.Rotating{Key: knock.NewKey(), Ports: p.PortRange, Knocks: p.Knocks, Period: p.Period}
 		default:
-			if s, err = p.Schedule(); err != nil {
+			if s, err = p.Schedule(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -2,6 +2,8 @@ package profile
 
 import (
 	"bytes"
+	"cmp"
+	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -225,27 +227,16 @@ func (p *Profile) spaConflict() (keyword string, err error) {
 
 // access returns the schedule of the scheme fwknop with a key: this is where the
 // HMAC key is read and the AllowIPCommand run.
-func (p *Profile) access(key knock.Key) (a *spa.Access, err error) {
-	s := &p.SPA
-	a = &spa.Access{
-		Key: key, Mode: s.Mode, HMAC: s.HMACDigest, Digest: s.Digest,
-		User: s.User, Allow: s.AllowIP, Ports: p.OpenPorts, Timeout: s.Timeout,
-		NAT: s.NATAccess, NATLocal: s.NATLocal,
-		Port: s.Port, Via: s.Protocol, Host: p.HostName, Offset: s.TimeOffset,
-	}
-	if a.User == "" {
-		a.User = userName()
-	}
-	if a.Host == "" {
-		a.Host = p.Name
-	}
+func (p *Profile) access(ctx context.Context, key knock.Key) (a *spa.Access, err error) {
+	s, hmacKey := &p.SPA, knock.Key{}
 	if s.HMACKeyFile != "" {
-		if a.HMACKey, err = loadKey(s.HMACKeyFile, parseForeignKey); err != nil {
+		if hmacKey, err = loadKey(s.HMACKeyFile, parseForeignKey); err != nil {
 			return nil, err
 		}
 	}
+	a = p.accessWith(key, hmacKey)
 	if len(s.AllowIPCommand) > 0 {
-		if a.Allow, err = askAddress(s.AllowIPCommand); err != nil {
+		if a.Allow, err = askAddress(ctx, s.AllowIPCommand); err != nil {
 			// Of a command the program only, as with a key's.
 			return nil, fmt.Errorf("AllowIPCommand %s: %w", s.AllowIPCommand[0], err)
 		}
@@ -253,9 +244,20 @@ func (p *Profile) access(key knock.Key) (a *spa.Access, err error) {
 	return a, nil
 }
 
+// accessWith is access with both keys, for the AllowIP.
+func (p *Profile) accessWith(key, hmacKey knock.Key) *spa.Access {
+	s := &p.SPA
+	return &spa.Access{
+		Key: key, Mode: s.Mode, HMACKey: hmacKey, HMAC: s.HMACDigest, Digest: s.Digest,
+		User: cmp.Or(s.User, userName()), Allow: s.AllowIP, Ports: p.OpenPorts, Timeout: s.Timeout,
+		NAT: s.NATAccess, NATLocal: s.NATLocal,
+		Port: s.Port, Via: s.Protocol, Host: cmp.Or(p.HostName, p.Name), Offset: s.TimeOffset,
+	}
+}
+
 // askAddress returns the IPv4 address that a command prints.
-func askAddress(words []string) (netip.Addr, error) {
-	text, err := runCommand(words, "an address")
+func askAddress(ctx context.Context, words []string) (netip.Addr, error) {
+	text, err := runCommand(ctx, words, "an address")
 	if err != nil {
 		return netip.Addr{}, err
 	}

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
+	"unicode"
 
 	"github.com/portknock/portknock/knock"
 )
@@ -58,6 +60,7 @@ func ImportFwknop(name string, data []byte, stanza string) (imports []Import, wa
 	if stanza == "" && len(r.stanzas) > 0 && defaults.have("SPA_SERVER") {
 		r.warn(r.defaults.line, "%s only underlies the other stanzas; -n default imports it alone", r.defaults)
 	}
+	found := map[string]string{} // by its server, the first profile
 	for _, s := range stanzas {
 		vs, err := r.values(defaults, s)
 		if err != nil {
@@ -72,6 +75,12 @@ func ImportFwknop(name string, data []byte, stanza string) (imports []Import, wa
 		case err != nil:
 			return nil, r.warnings, fault(name, i.line, "%w", err)
 		default:
+			server := strings.ToLower(vs["SPA_SERVER"].text)
+			if first, ok := found[server]; ok {
+				r.warn(s.line, "%s has the same SPA_SERVER as %s, which is what ssh's %%h finds: for this one say portknock --profile %s", s, first, i.Name)
+			} else {
+				found[server] = i.Name
+			}
 			imports = append(imports, i.Import)
 		}
 	}
@@ -329,14 +338,17 @@ func (i *importer) key(variable string) ([]byte, error) {
 // keyFile refers to a file beside the profile file that is called like the
 // profile.
 func (i *importer) keyFile(keyword, suffix string, key []byte) error {
-	file := strings.Map(func(r rune) rune {
-		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || strings.ContainsRune(".-_", r) {
-			return r
+	var file strings.Builder
+	for _, r := range strings.ToLower(i.Name) {
+		if unicode.IsLetter(r) || unicode.IsDigit(r) || strings.ContainsRune(".-_", r) {
+			file.WriteRune(r)
+		} else {
+			fmt.Fprintf(&file, "_%x", r) // ":" and "%" of an address are no part of a file's name everywhere
 		}
-		return '_' // ":" and "%" of an address are no part of a file's name everywhere
-	}, strings.ToLower(i.Name)) + suffix
-	i.Keys = append(i.Keys, ImportedKey{file, knock.KeyFrom(key)})
-	return i.add(keyword, file)
+	}
+	file.WriteString(suffix)
+	i.Keys = append(i.Keys, ImportedKey{file.String(), knock.KeyFrom(key)})
+	return i.add(keyword, file.String())
 }
 
 // packet says what the packet is like and how it travels.
@@ -462,7 +474,8 @@ func (i *importer) nat() error {
 	return nil
 }
 
-// contradiction tells settings that no profile can have together.
+// contradiction tells settings that no profile can have together, and those of
+// which no packet can be made.
 func (i *importer) contradiction() error {
 	p := settings(i.Settings).fill()
 	p.Name = i.Name
@@ -470,6 +483,14 @@ func (i *importer) contradiction() error {
 	if keyword, err := p.conflict(); err != nil {
 		i.line = i.stanza.line
 		return errUnfit(fmt.Sprintf("%s: %v", keyword, err))
+	}
+	var keys [2]knock.Key // the second is that of the HMAC, or none
+	for n, k := range i.Keys {
+		keys[n] = k.Key
+	}
+	if _, err := p.accessWith(keys[0], keys[1]).Packet(time.Now()); err != nil {
+		i.line = i.stanza.line
+		return errUnfit(err.Error())
 	}
 	return nil
 }

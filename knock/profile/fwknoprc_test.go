@@ -241,11 +241,13 @@ func TestFwknopLacks(t *testing.T) {
 func TestFwknopStanzas(t *testing.T) {
 	body := strings.TrimPrefix(rcBase, "[h]\n")
 	for name, tt := range map[string]struct{ file, stanza, want, warned string }{
-		"all":              {"[default]\n[a]\n" + body + "[b]\n" + body, "", "a b", ""},
+		"all":              {"[default]\n[a]\n" + body + "[b]\n" + body, "", "a b", "rc:7: [b] has the same SPA_SERVER as a, which is what ssh's %h finds: for this one say portknock --profile b"},
+		"other servers":    {"[a]\n" + body + "[b]\n" + strings.Replace(body, "192.0.2.1", "vps.example", 1), "", "a b", ""},
 		"one":              {"[a]\n" + body + "[b]\nfoo\n", "A", "a", ""},
-		"default below":    {"[default]\n" + body + "[a]\n[b]\nKEY x\n", "", "a b", "rc:1: [default] only underlies the other stanzas; -n default imports it alone"},
+		"default below":    {"[default]\n" + body + "[a]\n[b]\nKEY x\n", "", "a b", "rc:1: [default] only underlies the other stanzas; -n default imports it alone\nrc:7: [b] has the same SPA_SERVER as a, which is what ssh's %h finds: for this one say portknock --profile b"},
 		"default alone":    {"[default]\n" + body, "", "192.0.2.1", ""},
 		"default by name":  {"[a]\n[default]\n" + body, "Default", "192.0.2.1", ""},
+		"too many ports":   {"[a]\n" + body + "HMAC_KEY abcd\nSPOOF_USER alice\nACCESS tcp/60001,tcp/60002,tcp/60003,tcp/60004,tcp/60005,tcp/60006,tcp/60007,tcp/60008,tcp/60009,tcp/60010,tcp/60011,tcp/60012,tcp/60013\n[b]\n" + body, "", "b", "rc:1: [a] is left out: a packet of 439 characters is not of 140 to 399: take fewer ports, a shorter user name or a shorter digest"},
 		"names":            {"[*.a]\n" + body + "[!b]\n" + body + "[my host]\n" + body + "[\x1b]\n" + body + "[vps]\n" + body + "[\xffb]\n" + body, "", "vps", "rc:1: [*.a] is left out: a profile cannot be called so\nrc:6: [!b] is left out: a profile cannot be called so\nrc:11: [my host] is left out: a profile cannot be called so\nrc:16: [\\x1b] is left out: a profile cannot be called so\nrc:26: [\\xffb] is left out: a profile cannot be called so"},
 		"GnuPG among them": {"[a]\nUSE_GPG Y\n" + body + "[b]\n" + body, "", "b", "rc:2: [a] is left out: GnuPG is not supported"},
 		"fault among them": {"[a]\nUSE_GPG x\nfoo\n[b]\n" + body, "", "rc:3: a line is a variable, a blank and a value, such as SPA_SERVER vps.example", ""},
@@ -277,6 +279,20 @@ func TestFwknopLargeFile(t *testing.T) {
 	_, warned, err := ImportFwknop("rc", []byte(file.String()), "")
 	if err == nil || len(warned) != n {
 		t.Errorf("%d warnings, %v", len(warned), err)
+	}
+}
+
+// TestImportedKeyFiles: names that differ have files that do.
+func TestImportedKeyFiles(t *testing.T) {
+	body := strings.TrimPrefix(rcBase, "[h]\n")
+	for name, want := range map[string]string{
+		"VPS-1.example": "vps-1.example.key", "büro": "büro.key", "дом": "дом.key",
+		"a@b": "a_40b.key", "a:b": "a_3ab.key", "2001:db8::1": "2001_3adb8_3a_3a1.key",
+	} {
+		imports, _, err := ImportFwknop("rc", []byte("["+name+"]\n"+body), "")
+		if err != nil || imports[0].Keys[0].File != want {
+			t.Errorf("%s: %v, %v, want %s", name, imports, err, want)
+		}
 	}
 }
 

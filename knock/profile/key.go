@@ -42,7 +42,7 @@ func loadKey(path string, parse func([]byte) (knock.Key, error)) (knock.Key, err
 }
 
 // key reads the profile's key: this is where a file is opened or a command run.
-func (p *Profile) key() (k knock.Key, err error) {
+func (p *Profile) key(ctx context.Context) (k knock.Key, err error) {
 	parse := parseKey
 	switch p.Scheme {
 	case "md5-hourly":
@@ -54,7 +54,7 @@ func (p *Profile) key() (k knock.Key, err error) {
 		k, err = loadKey(p.KeyFile, parse)
 	} else {
 		var text []byte
-		if text, err = runCommand(p.KeyCommand, "a key"); err == nil {
+		if text, err = runCommand(ctx, p.KeyCommand, "a key"); err == nil {
 			k, err = parse(text)
 		}
 		if err != nil {
@@ -123,12 +123,13 @@ func readKeyFile(path string) ([]byte, error) {
 // runCommand returns the one line that a command prints, where what, such as "a
 // key", is expected. It runs without a shell and without our standard input,
 // which may be ssh's connection; what it says on stderr is for the user.
-func runCommand(words []string, what string) ([]byte, error) {
+func runCommand(ctx context.Context, words []string, what string) ([]byte, error) {
 	name, err := expandHome(words[0])
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), keyCommandLimit)
+	late := fmt.Errorf("has not printed %s within %v", what, keyCommandLimit)
+	ctx, cancel := context.WithTimeoutCause(ctx, keyCommandLimit, late)
 	defer cancel()
 	var out limited
 	c := exec.CommandContext(ctx, name, words[1:]...)
@@ -139,7 +140,7 @@ func runCommand(words []string, what string) ([]byte, error) {
 	done()
 	switch {
 	case ctx.Err() != nil:
-		return nil, fmt.Errorf("has not printed %s within %v", what, keyCommandLimit)
+		return nil, context.Cause(ctx)
 	case out.full:
 		return nil, fmt.Errorf("prints too much for %s", what)
 	case err != nil && !errors.Is(err, exec.ErrWaitDelay):
@@ -180,6 +181,10 @@ func (l *limited) Write(b []byte) (int, error) {
 // checkPath refuses what [keyPath] and [expandHome] could not make sense of
 // anywhere.
 func checkPath(path string) error {
+	// The error for a file that is not there would show it.
+	if lower := strings.ToLower(path); strings.HasPrefix(lower, "portknock-key-1:") || strings.HasPrefix(lower, "base64:") {
+		return errors.New("this is a key itself: it belongs into a file of mode 0600, and that file's path here")
+	}
 	if rest, tilde := strings.CutPrefix(path, "~"); tilde && (rest == "" || !os.IsPathSeparator(rest[0])) {
 		return fmt.Errorf("%q: only ~/ stands for a home, your own", path)
 	}

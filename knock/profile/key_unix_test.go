@@ -81,7 +81,7 @@ func scheduleOf(t *testing.T, lines string) (knock.Schedule, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return p.Schedule()
+	return p.Schedule(t.Context())
 }
 
 func TestDrawnSchedules(t *testing.T) {

@@ -24,6 +24,7 @@ package profile
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -93,14 +94,14 @@ func (p *Profile) secret() bool { return p.keyed() || p.Scheme == "fwknop" }
 // or runs the KeyCommand, which may take 30 seconds and speak to the user. For
 // fwknop it reads the HMACKeyFile and runs the AllowIPCommand too, and what it
 // returns is a [*spa.Access].
-func (p *Profile) Schedule() (knock.Schedule, error) {
+func (p *Profile) Schedule(ctx context.Context) (knock.Schedule, error) {
 	if err := p.complete(); err != nil {
 		return nil, err
 	}
 	if p.Scheme == "static" {
 		return knock.Static(p.Sequence), nil
 	}
-	k, err := p.key()
+	k, err := p.key(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -113,7 +114,7 @@ func (p *Profile) Schedule() (knock.Schedule, error) {
 	case "md5-hourly":
 		s = knock.MD5Hourly{Secret: k, Ports: p.PortRange, Knocks: p.Knocks}
 	case "fwknop":
-		a, err := p.access(k)
+		a, err := p.access(ctx, k)
 		if err != nil {
 			return nil, err
 		}

@@ -171,6 +171,9 @@ func TestBadValues(t *testing.T) {
 		{"BindAddress eth0", `BindAddress: "eth0" is not an IP address`},
 		{"BindInterface " + strings.Repeat("x", 256), `BindInterface: "` + strings.Repeat("x", 256) + `" is not the name of a network interface`},
 		{"Scheme telepathy", `Scheme: there is no scheme "telepathy", only static, rotating, token, md5-hourly, fwknop`},
+		{"KeyFile portknock-key-1:abc", "KeyFile: this is a key itself: it belongs into a file of mode 0600, and that file's path here"},
+		{"KeyCommand Portknock-Key-1:abc", "KeyCommand: this is a key itself: it belongs into a file of mode 0600, and that file's path here"},
+		{"HMACKeyFile base64:abc", "HMACKeyFile: this is a key itself: it belongs into a file of mode 0600, and that file's path here"},
 		{"KeyFile ~root/key", `KeyFile: "~root/key": only ~/ stands for a home, your own`},
 		{"KeyFile a b", `KeyFile: takes one value, not 2`},
 		{"KeyCommand bin/key", `KeyCommand: "bin/key" is neither a program's name nor an absolute path`},
@@ -336,14 +339,14 @@ func TestErrorsKeepTheSecret(t *testing.T) {
 }
 
 func TestSchemes(t *testing.T) {
-	if _, err := (&Profile{Scheme: "telepathy"}).Schedule(); err == nil || err.Error() != `there is no scheme "telepathy", only static, rotating, token, md5-hourly, fwknop` {
+	if _, err := (&Profile{Scheme: "telepathy"}).Schedule(t.Context()); err == nil || err.Error() != `there is no scheme "telepathy", only static, rotating, token, md5-hourly, fwknop` {
 		t.Errorf("got %v", err)
 	}
 	p, err := mustParse(t, "Host vps\n"+knocks).Lookup("vps")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := p.Schedule()
+	s, err := p.Schedule(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

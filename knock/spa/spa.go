@@ -173,7 +173,7 @@ func (a *Access) check() error {
 		return fmt.Errorf("unknown transport %d", a.Via)
 	case a.Via != UDP && a.Port == 0:
 		return errors.New("only by UDP can a packet go to a random port")
-	case !isHost(a.Host):
+	case a.Via == HTTP && !isHost(a.Host):
 		return fmt.Errorf("%q is not a host's name", a.Host)
 	}
 	return CheckUser(a.User)

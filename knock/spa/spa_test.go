@@ -202,7 +202,7 @@ func TestRefusals(t *testing.T) {
 		{func(a *Access) { a.Digest = SHA3_512 + 1 }, "unknown digest"},
 		{func(a *Access) { a.Via = HTTP + 1 }, "unknown transport 3"},
 		{func(a *Access) { a.Via, a.Port = TCP, 0 }, "only by UDP can a packet go to a random port"},
-		{func(a *Access) { a.Host = "a\r\nX: y" }, `"a\r\nX: y" is not a host's name`},
+		{func(a *Access) { a.Via, a.Host = HTTP, "a\r\nX: y" }, `"a\r\nX: y" is not a host's name`},
 		{func(a *Access) { a.User = "" }, "a user name of 0 characters is not of 1 to 48"},
 		{func(a *Access) { a.User = strings.Repeat("x", 49) }, "a user name of 49 characters is not of 1 to 48"},
 		{func(a *Access) { a.User = "a:b" }, `"a:b" is no user name: it must be of printable ASCII without any of "/\[]:;|=,+*?<>`},
