@@ -54,7 +54,7 @@ func quote(path string) string {
 func sshCommand(ctx context.Context, path, dir string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, path, append([]string{"-F", "ssh_config"}, args...)...)
 	cmd.Dir = dir
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = 10 * time.Second
 	if runtime.GOOS != "windows" {
 		// ssh has ProxyCommand run by the user's shell, which may be nologin.
 		cmd.Env = append(os.Environ(), "SHELL=/bin/sh")

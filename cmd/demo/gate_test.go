@@ -121,7 +121,7 @@ func TestGateOrder(t *testing.T) {
 }
 
 func TestGateCloses(t *testing.T) {
-	g := startGate(t, time.Second)
+	g := startGate(t, 4*time.Second)
 	if g.isOpen() {
 		t.Error("open before the knocks")
 	}

@@ -156,9 +156,9 @@ func TestDropPolicy(t *testing.T) {
 		r.rules = emit(t, r.Server, f, r.profile, "--policy", "drop", "--allow", "80")
 		before := ruleset(t, r)
 		idle := r.echo(t, "direct")
-		for range 2 {
-			header(t, r.Server, r.rules, "load")
-		}
+		header(t, r.Server, r.rules, "load")
+		r.Attacker.Run(t, "portknock", "knock", "--wait", "-c", r.profile, "vps") // a daemon has started
+		header(t, r.Server, r.rules, "load")
 		idle.say(t, "before the first load")
 		for port, want := range map[uint16]lab.State{80: lab.Open, 8080: lab.Dropped, 22: lab.Dropped, 1: lab.Dropped} {
 			if got := r.Client.Probe(t, addrPort(r, port)); got != want {

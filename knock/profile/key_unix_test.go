@@ -151,15 +151,15 @@ func TestKeyCommandFaults(t *testing.T) {
 // A command that hangs is killed, and all that it has started.
 func TestKeyCommandHangs(t *testing.T) {
 	defer func(d time.Duration) { keyCommandLimit = d }(keyCommandLimit)
-	keyCommandLimit = 500 * time.Millisecond
+	keyCommandLimit = 3 * time.Second
 	pid := filepath.Join(t.TempDir(), "pid")
 	start := time.Now()
 	_, err := scheduleOf(t, `Scheme rotating
 KeyCommand sh -c "sleep 60 & echo $! >`+pid+`; wait"`)
-	if err == nil || err.Error() != "KeyCommand sh: has not printed a key within 500ms" {
+	if err == nil || err.Error() != "KeyCommand sh: has not printed a key within 3s" {
 		t.Errorf("got %v", err)
 	}
-	if took := time.Since(start); took > 10*time.Second {
+	if took := time.Since(start); took > 30*time.Second {
 		t.Errorf("took %v", took)
 	}
 	text, err := os.ReadFile(pid)

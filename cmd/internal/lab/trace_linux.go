@@ -221,9 +221,6 @@ func (tr *Trace) play(t TB, f Firewall, family Family, load func(server *Host)) 
 // settleSources are the first of the addresses that only settling uses.
 const settleSources = 60000
 
-// settleLimit is how long a daemon may take to open.
-const settleLimit = 3 * time.Second
-
 type player struct {
 	TB
 	*Net
@@ -270,7 +267,7 @@ func (p *player) probe(host *Host, from netip.Addr) State {
 
 // await probes until the port is open, for as long as the firewall may take.
 func (p *player) await(host *Host, from netip.Addr) State {
-	for end := time.Now().Add(settleLimit); ; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(limit); ; time.Sleep(5 * time.Millisecond) {
 		if got := p.probe(host, from); got == Open || !p.async || time.Now().After(end) {
 			return got
 		}

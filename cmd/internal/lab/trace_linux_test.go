@@ -86,8 +86,12 @@ func knockdConfig(t *testing.T, tr *Trace) string {
 		trap = append(trap, fmt.Sprintf("%d:%s", s.Port-1, s.Transport), fmt.Sprintf("%d:%[2]s", s.Port+1, s.Transport))
 	}
 	slices.Reverse(trap)
+	// knockd counts from the first knock to the last, by the second.
+	each, err := strconv.Atoi(tr.setting(t, "KnockTimeout"))
+	must(t, err)
+	timeout := strconv.Itoa(each * (len(tr.Sequence) - 1))
 	return strings.NewReplacer("DOOR", strings.Join(door, ","), "TRAP", strings.Join(trap, ","),
-		"TIMEOUT", tr.setting(t, "KnockTimeout"), "OPENFOR", tr.setting(t, "OpenFor")).Replace(`[door]
+		"TIMEOUT", timeout, "OPENFOR", tr.setting(t, "OpenFor")).Replace(`[door]
 	sequence = DOOR
 	seq_timeout = TIMEOUT
 	tcpflags = syn
