@@ -1,6 +1,10 @@
 package main
 
 import (
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -121,32 +125,44 @@ func TestTrial(t *testing.T) {
 			t.Parallel()
 			lab.Require(t, "pgrep", "mkfifo")
 			r := newRig(t, f, lab.IPv4, "Sequence 7001/udp 8003/tcp")
-			// The minute is over when the test says so.
-			trial := strings.Replace(headerLine(t, r.rules, "trial"), "sleep 60", "read x </run/minute", 1)
-			if !strings.Contains(trial, "/run/minute") {
-				t.Fatal(trial)
-			}
-			r.Server.Shell(t, "mkfifo /run/minute")
-			end := func() {
+			trial := headerLine(t, r.rules, "trial")
+			// try begins a trial. Its minute is over when the test says so.
+			try := func() (end func()) {
 				t.Helper()
-				r.Server.Shell(t, "echo >/run/minute")
-				r.Server.Shell(t, "while pgrep -f '[/]run/minute' >/dev/null; do sleep .01; done") // not this one
+				r.visitors++
+				minute := fmt.Sprintf("run/minute%d", r.visitors)
+				line := strings.Replace(trial, "sleep 60", "read x </"+minute, 1)
+				if line == trial {
+					t.Fatal(trial)
+				}
+				r.Server.Shell(t, "mkfifo /"+minute)
+				r.Server.Shell(t, line)
+				r.expect(t, r.Client, lab.Dropped)
+				return func() {
+					t.Helper()
+					r.Server.Shell(t, "echo >/"+minute)
+					r.Server.Shell(t, "while pgrep -f '[/]"+minute+"' >/dev/null; do sleep .01; done") // not this one
+				}
 			}
-			r.Server.Shell(t, trial)
-			r.expect(t, r.Client, lab.Dropped)
-			end()
+			try()()
 			r.expect(t, r.Client, lab.Open)
-			r.Server.Shell(t, trial)
+			if _, err := r.Server.Try("sh", "-c", headerLine(t, r.rules, "keep")); err == nil {
+				t.Error("what is undone already can be kept")
+			}
+			first := try()
+			second := try()
+			first()
+			r.expect(t, r.Client, lab.Dropped)
 			header(t, r.Server, r.rules, "keep")
-			end()
+			second()
 			r.expect(t, r.Client, lab.Dropped)
 			header(t, r.Server, r.rules, "watch")
 		})
 	}
 }
 
-// TestDropPolicy closes everything else, and still lets ssh, pings and the
-// allowed ports through.
+// TestDropPolicy closes everything else, and still lets ssh, pings, the allowed
+// ports and the server's own sessions through.
 func TestDropPolicy(t *testing.T) {
 	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		lab.Require(t, "ping")
@@ -156,7 +172,24 @@ func TestDropPolicy(t *testing.T) {
 		r.rules = emit(t, r.Server, f, r.profile, "--policy", "drop", "--allow", "80")
 		before := ruleset(t, r)
 		idle := r.echo(t, "direct")
+		speak := make(chan bool)
+		r.Client.Serve(t, 8080, func(c net.Conn) {
+			<-speak
+			_, _ = io.WriteString(c, "news")
+		})
+		var out net.Conn
+		var err error
+		r.Server.Do(func() { out, err = net.Dial("tcp", netip.AddrPortFrom(r.Client.Addr(family), 8080).String()) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer out.Close()
 		header(t, r.Server, r.rules, "load")
+		close(speak)
+		_ = out.SetReadDeadline(time.Now().Add(20 * time.Second))
+		if got, err := io.ReadAll(out); string(got) != "news" {
+			t.Errorf("from a session of the server's own comes %q, %v", got, err)
+		}
 		r.Attacker.Run(t, "portknock", "knock", "--wait", "-c", r.profile, "vps") // a daemon has started
 		header(t, r.Server, r.rules, "load")
 		idle.say(t, "before the first load")

@@ -34,6 +34,9 @@ const units = `# portknock: keeps RULES fresh, for NAMES, on the server itself
 # watch: systemctl list-timers portknock.timer; journalctl -u portknock.service
 # undo: systemctl disable --now portknock.timer portknock.service; rm -f /etc/systemd/system/portknock.service /etc/systemd/system/portknock.timer; systemctl daemon-reload; sed -n "s/^# undo: //p" QUOTED | sh
 #
+# A reload of nftables or of the others flushes these rules, and only the next
+# refresh brings them back: restart it instead.
+#
 # Save this as UNITSFILE. The first time, before the install, write the
 # rules by hand and load them with the trial of their header:
 #   BYHAND
@@ -106,7 +109,11 @@ func (a *app) printUnits(hosts []string, u rules.Upkeep) error {
 		return usageError("%q: control characters in a file's name", config)
 	}
 	emit := slices.Concat([]string{program}, a.emitArgs(config, u), hosts)
-	commands := []string{unitWords(emit), unitWords([]string{"/bin/sh", "-c", u.Load})}
+	// Rules that cannot be written anew are no reason not to load those that are
+	// there, at the start of the machine above all.
+	byHand := quoted(emit, rules.Quote)
+	refresh := byHand + "; s=$?; { " + u.Load + "; } || s=$?; exit $s"
+	commands := []string{unitWords([]string{"/bin/sh", "-c", refresh})}
 	if u.Changed != "" {
 		sum := "/run/portknock.sum" // a checksum, since a copy would hold secrets
 		commands = append(commands, unitWords([]string{"/bin/sh", "-c", fmt.Sprintf(
@@ -131,7 +138,7 @@ func (a *app) printUnits(hosts []string, u rules.Upkeep) error {
 		"RULES", u.File, "QUOTED", rules.Quote(u.File), "FOLDER", unitWord(filepath.Dir(u.File)),
 		"CONFIG", config, "NAMES", names, "DESCRIPTION", unitText(names),
 		"EVERY", span(u.Every), "HORIZON", span(u.Horizon), "END", strings.ReplaceAll(end, "RULES", u.File),
-		"BYHAND", quoted(emit, rules.Quote), "EXECSTARTS", "ExecStart="+strings.Join(commands, "\nExecStart="),
+		"BYHAND", byHand, "EXECSTARTS", "ExecStart="+strings.Join(commands, "\nExecStart="),
 		"CAPABILITIES", capabilities, "CALLS", calls,
 		"FLUSHERS", "nftables.service netfilter-persistent.service iptables.service ip6tables.service",
 	).Replace(units))

@@ -17,7 +17,8 @@ type header struct {
 	Notes                    []string
 }
 
-// trialMark exists while the rules are on trial.
+// trialMark exists while rules are on trial, and holds the moment it began: who
+// tries others meanwhile is not undone by the end of the first trial.
 const trialMark = "/run/portknock.trial"
 
 // partMark is the line between the parts of a file that may be too much at once.
@@ -67,14 +68,14 @@ func (h header) describe(g guard, o Options) string {
 
 func (h header) write(w io.Writer, o Options) error {
 	var b strings.Builder
-	secret, again := "knocks", "sessions and openings\ngo on."
+	secret, again := "knocks", "sessions and openings go on."
 	for _, g := range h.Guards {
 		b.WriteString(h.describe(g, o))
 		if g.SPA != nil {
 			secret = "keys"
 		}
 		if g.forwards() {
-			again = "sessions go on,\nopenings end."
+			again = "sessions go on, openings end."
 		}
 	}
 	fmt.Fprintf(&b, "The %s are in here: keep it as secret as a password, mode 0600.\n\n", secret)
@@ -85,18 +86,20 @@ func (h header) write(w io.Writer, o Options) error {
 	}
 	fmt.Fprintf(&b, "watch: %s\n", h.Watch)
 	fmt.Fprintf(&b, "undo: %s\n", h.Undo)
-	fmt.Fprintf(&b, "trial: touch %[1]s; setsid sh -c 'sleep 60; [ ! -e %[1]s ] || { %[2]s; }' >/dev/null 2>&1 & %[3]s\n", trialMark, h.Undo, h.Load)
+	fmt.Fprintf(&b, "trial: m=$(date +%%s%%N); echo \"$m\" >%[1]s && { setsid sh -c 'sleep 60; [ \"$(cat %[1]s)\" = \"$0\" ] && rm %[1]s && { %[2]s; }' \"$m\" >/dev/null 2>&1 & %[3]s; }\n", trialMark, h.Undo, h.Load)
 	fmt.Fprintf(&b, "keep: rm %s\n\n", trialMark)
 	fmt.Fprintf(&b, `The first time, use the trial: it loads the rules and undoes them after a
-minute. Leave your session open, log in from another terminal, and only if
-that works, keep them. Loading again replaces the rules; %s Loading turns connection tracking on.
+minute, and with them those that they replace: load these again. Leave your
+session open, log in from another terminal, and only if that works, keep
+them. Loading again replaces the rules; %s
+Loading turns connection tracking on.
 `, again)
 	if o.DropPolicy {
-		b.WriteString("\nAll other ports are closed too")
+		b.WriteString("\nAll other ports of this machine are closed too")
 		if len(o.Allow) > 0 {
 			fmt.Fprintf(&b, ", but for %s", join(o.Allow))
 		}
-		b.WriteString(".\n")
+		b.WriteString(".\nWhat it forwards, as to containers, is not.\n")
 	}
 	if o.Consume {
 		b.WriteString("\nKnocks are dropped here. If the server answers at other closed ports, a scan\nsees which ports are silent: then leave out --consume.\n")

@@ -41,7 +41,9 @@ func emitIptables(w io.Writer, guards []guard, o Options) error {
 		Notes: []string{
 			`Loading adds a second jump to our chain and then takes one away, so that the
 port is guarded all the while. To keep the rules over a reboot, save them
-as you save your others (netfilter-persistent save).`,
+as you save your others (netfilter-persistent save), and again after each load.
+A flush of the table mangle, or nft's "flush ruleset", removes the guard and
+leaves the port open: load again after it.`,
 			iptPartsNote(parts),
 			iptFloodNote(guards),
 			iptTokenNote(guards),
@@ -508,10 +510,11 @@ func (r iptRules) filter(p func(string, ...any), closed []string) {
 -6 -A PORTKNOCK -p ipv6-icmp -j RETURN
 -4 -A PORTKNOCK -p udp --sport 67 --dport 68 -j RETURN
 -6 -A PORTKNOCK -p udp --dport 546 -j RETURN
+# Sessions that are older than the rules.
+-A PORTKNOCK -p tcp ! --syn -j RETURN
 # What the guard in mangle has judged, and what is allowed.`)
 	for _, m := range slices.Concat(closed, iptAllMatches(r.options.Allow)) {
-		// Also what belongs to a session that is older than the rules.
-		p("-A PORTKNOCK %s -j RETURN", strings.Replace(m, " --syn", "", 1))
+		p("-A PORTKNOCK %s -j RETURN", m)
 	}
 	p("-A PORTKNOCK -j DROP\nCOMMIT")
 }

@@ -58,7 +58,7 @@ func iptTokenNote(guards []guard) string {
 	}
 	return `A token serves the address that spends it first. From any other it is refused
 and logged as "portknock refused". IPv4 and IPv6 have tokens of their own, half
-of them each. A restart of the server, or an undo, forgets what is spent.`
+of them each. A restart of the server, an undo or a flush forgets what is spent.`
 }
 
 // iptSlots is after how many windows the lists of the first serve again. What is

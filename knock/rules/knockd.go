@@ -32,6 +32,7 @@ func emitKnockd(w io.Writer, guards []guard, o Options) error {
 		Undo:  "pkill -x knockd; " + nftUndo,
 		Notes: []string{
 			nftFromCommentsNote,
+			"A knockd that runs already is only told to read its own file again: it must be\n" + o.File + " too.",
 			`knockd watches one interface, eth0 unless you name another:
 Interface = NAME  under [options], or the option -i.`,
 			`knockd sees only the ports named in here, so that an ascending scan would open

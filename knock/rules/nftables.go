@@ -100,8 +100,8 @@ func tokenNote(guards []guard) string {
 		return ""
 	}
 	return `A token serves the address that spends it first. From any other it is refused
-and logged as "portknock refused". A restart of the server, or an undo, forgets
-what is spent.`
+and logged as "portknock refused". A restart of the server, an undo or a flush
+forgets what is spent.`
 }
 
 // nftRules is what the nftables text is made of. Without an automaton it only
@@ -420,6 +420,7 @@ func (r nftRules) input(closed []nftPorts) string {
 		meta l4proto { icmp, ipv6-icmp } accept
 		udp sport 67 udp dport 68 accept comment "DHCP"
 		udp dport 546 accept comment "DHCPv6"
+		tcp flags & (fin|syn|rst|ack) != syn accept comment "sessions older than the rules"
 `)
 	for _, c := range closed {
 		fmt.Fprintf(&b, "\t\t%s accept comment \"judged by the guard\"\n", c.match())
