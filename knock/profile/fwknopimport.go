@@ -477,11 +477,11 @@ func (i *importer) nat() error {
 // contradiction tells settings that no profile can have together, and those of
 // which no packet can be made.
 func (i *importer) contradiction() error {
+	i.line = i.stanza.line
 	p := settings(i.Settings).fill()
 	p.Name = i.Name
 	p.setDefaults(i.Settings)
 	if keyword, err := p.conflict(); err != nil {
-		i.line = i.stanza.line
 		return errUnfit(fmt.Sprintf("%s: %v", keyword, err))
 	}
 	var keys [2]knock.Key // the second is that of the HMAC, or none
@@ -489,7 +489,6 @@ func (i *importer) contradiction() error {
 		keys[n] = k.Key
 	}
 	if _, err := p.accessWith(keys[0], keys[1]).Packet(time.Now()); err != nil {
-		i.line = i.stanza.line
 		return errUnfit(err.Error())
 	}
 	return nil

@@ -166,7 +166,7 @@ func (f *File) byHostName(host string) (name string, blocks []*block) {
 			continue
 		}
 		names, as := b.literals(), (*block)(nil)
-		if len(names) == 0 && !strings.Contains(strings.ReplaceAll(s.Value, "%%", ""), "%h") {
+		if len(names) == 0 && !namesHost(s.Value) {
 			names, as = []string{host}, b
 		}
 		for _, name := range names {

@@ -56,6 +56,7 @@ func TestLookup(t *testing.T) {
 		{"two names, one HostName", "Host vps Web\n    HostName h\n" + seq, "web", "vps h 0"},
 		{"two names after an address, one HostName", "Host 203.0.113.7 vps web\n    HostName h\n" + seq, "web", "vps h 0"},
 		{"two names, a HostName each", "Host vps web\n    HostName %h.example\n" + seq, "web", "web web.example 0"},
+		{"two names, one HostName with a percent sign", "Host vps web\n    HostName fe80::1%%h0\n" + seq, "web", "vps fe80::1%h0 0"},
 		{"two names, a HostName of all", "Host vps web\n    Port 1\n" + seq + "Host *\n    HostName h\n", "web", "web h 1"},
 		{"IPv6 address in capitals", "Host vps 2001:db8::1\n" + seq, "2001:DB8::1", "vps  0"},
 

@@ -95,7 +95,7 @@ func (b *block) literals() []string {
 func (f *File) profileName(host string, blocks []*block) string {
 	host = strings.ToLower(host)
 	hostName, ok := gather(blocks).get("HostName")
-	ok = ok && !strings.Contains(hostName.Value, "%h")
+	ok = ok && !namesHost(hostName.Value)
 	for _, b := range blocks {
 		names := b.literals()
 		if !slices.Contains(names, host) {
@@ -146,6 +146,11 @@ func CheckHost(host string) error {
 		return fmt.Errorf("%q is not a host name; an address stands without brackets", host)
 	}
 	return nil
+}
+
+// namesHost reports whether a HostName is another one for each host.
+func namesHost(hostName string) bool {
+	return strings.Contains(strings.ReplaceAll(hostName, "%%", ""), "%h")
 }
 
 // expand replaces "%h" by the host and "%%" by "%", the tokens that
