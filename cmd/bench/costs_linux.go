@@ -72,7 +72,7 @@ func (r *Report) keystroke(ctx context.Context, o *options) error {
 		keys = 20
 	}
 	return guarded(func(t *tb) error {
-		hosts := newRig(t, o.portknock, func(client, server *lab.Host) { lab.Link(t, client, server) })
+		hosts := newCable(t, o.portknock)
 		hosts.server.Serve(t, echoPort, func(c net.Conn) { _, _ = io.Copy(c, c) })
 		var typists []contestant
 		for _, c := range []contestant{ncTo(echoPort), portknock("", "vps", echoPort)} {
@@ -127,7 +127,7 @@ func (r *Report) stalled(ctx context.Context, o *options) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	return guarded(func(t *tb) error {
-		hosts := newRig(t, o.portknock, func(client, server *lab.Host) { lab.Link(t, client, server) })
+		hosts := newCable(t, o.portknock)
 		full := make(chan struct{})
 		hosts.server.Serve(t, downPort, func(c net.Conn) {
 			for err := error(nil); err == nil; {
@@ -221,7 +221,7 @@ func (r *Report) guesses(ctx context.Context, o *options) error {
 		n /= 100
 	}
 	return guarded(func(t *tb) error {
-		hosts := newRig(t, o.portknock, func(client, server *lab.Host) { lab.Link(t, client, server) })
+		hosts := newCable(t, o.portknock)
 		src := netip.AddrPortFrom(hosts.client.Addr(lab.IPv4), 10000)
 		dst := netip.AddrPortFrom(hosts.server.Addr(lab.IPv4), 62202)
 		guess := make([]byte, 16)

@@ -19,7 +19,7 @@ func (r *Report) rules(ctx context.Context, o *options) error {
 		sweeps = 1
 	}
 	return guarded(func(t *tb) error {
-		hosts := newRig(t, o.portknock, func(client, server *lab.Host) { lab.Link(t, client, server) })
+		hosts := newCable(t, o.portknock)
 		key, profile := filepath.Join(t.TempDir(), "key"), filepath.Join(t.TempDir(), "config")
 		hosts.server.Run(t, o.portknock, "keygen", key)
 		hosts.file(t, profile, "Host vps", "Scheme rotating", "KeyFile "+key)

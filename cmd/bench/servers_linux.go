@@ -48,6 +48,11 @@ type rig struct {
 	sources        uint16 // of the client's addresses, used up
 }
 
+// newCable is newRig with a link that adds nothing.
+func newCable(t *tb, portknock string) *rig {
+	return newRig(t, portknock, func(client, server *lab.Host) { lab.Link(t, client, server) })
+}
+
 // newRig makes hosts that are joined by link, and a server with its ports up.
 func newRig(t *tb, portknock string, link func(client, server *lab.Host)) *rig {
 	r := &rig{client: lab.NewHost(t, "client"), server: lab.NewHost(t, "server"), portknock: portknock}

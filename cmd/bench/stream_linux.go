@@ -32,7 +32,7 @@ func (r *Report) streams(ctx context.Context, o *options) error {
 		size, rounds = 64<<20, 1
 	}
 	return guarded(func(t *tb) error {
-		hosts := newRig(t, o.portknock, func(client, server *lab.Host) { lab.Link(t, client, server) })
+		hosts := newCable(t, o.portknock)
 		hosts.server.Serve(t, downPort, func(c net.Conn) {
 			_, _ = io.CopyN(c, zeros{}, size)
 			_, _ = io.Copy(io.Discard, c)

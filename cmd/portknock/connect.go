@@ -82,7 +82,7 @@ func runConnect(ctx context.Context, a *app, args []string) error {
 	if err == nil || context.Cause(ctx) == errReaderGone || errors.Is(err, syscall.EPIPE) { // of stdout: a peer's is no error
 		return nil
 	}
-	return connectFailure(ctx, args[0], p, err)
+	return connectFailure(args[0], p, err)
 }
 
 // lookupNamed returns the profile for a host of the command line.

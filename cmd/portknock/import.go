@@ -19,10 +19,7 @@ func (a *app) importProfiles(ctx context.Context, from string) error {
 		return usageError("profile import writes to the profile file, which cannot be standard input")
 	}
 	text, err := await(ctx, func() ([]byte, error) { return a.readForeign(from) })
-	switch {
-	case ctx.Err() != nil:
-		return err
-	case err != nil:
+	if err != nil {
 		return &failure{code: exitProfile, err: err}
 	}
 	imports, warnings, err := profile.ImportFwknop(from, text, a.stanza)

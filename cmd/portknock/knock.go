@@ -46,7 +46,7 @@ func runKnock(ctx context.Context, a *app, args []string) error {
 		err = a.knockOnce(ctx, dialer, host)
 	}
 	if err != nil {
-		return connectFailure(ctx, args[0], p, err)
+		return connectFailure(args[0], p, err)
 	}
 	return nil
 }

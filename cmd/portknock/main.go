@@ -146,8 +146,8 @@ func main() {
 
 var errInterrupted = errors.New("interrupted")
 
-// await returns what f returns, or at once when ctx ends: f may wait for a
-// terminal, or for the other end of a pipe.
+// await returns what f returns, or at once when ctx ends, with the cause: f may
+// wait for a terminal, or for the other end of a pipe.
 func await[T any](ctx context.Context, f func() (T, error)) (T, error) {
 	type result struct {
 		value T
@@ -162,7 +162,7 @@ func await[T any](ctx context.Context, f func() (T, error)) (T, error) {
 	case r := <-done:
 		return r.value, r.err
 	case <-ctx.Done():
-		return *new(T), &failure{code: exitFailed, err: context.Cause(ctx)}
+		return *new(T), context.Cause(ctx)
 	}
 }
 
@@ -276,6 +276,9 @@ func helpOn(c *command, err error) error {
 func (a *app) report(ctx context.Context, err error) int {
 	if err == nil {
 		return 0
+	}
+	if ctx.Err() != nil {
+		err = context.Cause(ctx) // whatever has come of it
 	}
 	f := &failure{code: exitFailed, err: err}
 	errors.As(err, &f)

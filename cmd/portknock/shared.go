@@ -113,7 +113,6 @@ func (a *app) loadFile(ctx context.Context) (file *profile.File, err error) {
 	}
 	if err != nil {
 		f := &failure{code: exitProfile, err: err}
-		errors.As(err, &f)
 		if errors.Is(err, fs.ErrNotExist) {
 			f.hint = "portknock help shows how to write one"
 		}
@@ -208,10 +207,7 @@ func (a *app) openLog(ctx context.Context) error {
 		f, err := await(ctx, func() (*os.File, error) {
 			return os.OpenFile(a.shared.logFile, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 		})
-		switch {
-		case ctx.Err() != nil:
-			return err
-		case err != nil:
+		if err != nil {
 			return usageError("cannot log: %w", err)
 		}
 		a.log.file = f

@@ -23,10 +23,7 @@ import (
 // scheduleOf returns what opens a host, and reads its key for that.
 func scheduleOf(ctx context.Context, p *profile.Profile) (knock.Schedule, error) {
 	s, err := p.Schedule(ctx)
-	switch {
-	case ctx.Err() != nil:
-		return nil, &failure{code: exitFailed, err: context.Cause(ctx)}
-	case err != nil:
+	if err != nil {
 		return nil, &failure{code: exitProfile, err: fmt.Errorf("%s: %w", p.Name, err)}
 	}
 	return s, nil
@@ -256,10 +253,7 @@ func (a *app) trace(e proxy.Event) {
 
 // connectFailure says what a Dialer's error means: for whom, with which exit
 // code, and what to do about it. p is nil where nothing was to be knocked.
-func connectFailure(ctx context.Context, host string, p *profile.Profile, err error) error {
-	if ctx.Err() != nil {
-		return &failure{code: exitFailed, err: context.Cause(ctx)}
-	}
+func connectFailure(host string, p *profile.Profile, err error) error {
 	f := &failure{code: exitFailed}
 	name := host
 	if p != nil {
