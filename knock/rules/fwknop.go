@@ -45,7 +45,8 @@ is within 120 s of this server's, and each only once.`
 		Guards: guards,
 		Check:  nft + "-c -f -",
 		Load:   start + " && " + nft + "-f -",
-		Watch:  nftWatch,
+		Watch:  nftWatch(guards),
+		Refuse: nftRefuse(guards),
 		Undo:   stop + "; " + nftUndo,
 		Notes: []string{nftFromCommentsNote, watched, taken,
 			`Where fwknopd is to make rules of its own instead, by iptables: leave out the

@@ -12,7 +12,8 @@ import (
 type header struct {
 	Guards                   []guard
 	Check, Load, Watch, Undo string
-	Parts                    string // instead of Load, where that is too much at once; "" if it never is
+	Parts                    string // replaces Load where a container refuses so much at once; "" if it never does
+	Refuse                   string // fails if Load would open a port that is guarded now; "" if Load replaces no guard
 	Stale                    bool   // what loads it knows no time
 	Notes                    []string
 }
@@ -79,14 +80,18 @@ func (h header) write(w io.Writer, o Options) error {
 		}
 	}
 	fmt.Fprintf(&b, "The %s are in here: keep it as secret as a password, mode 0600.\n\n", secret)
+	load, parts := h.Load, h.Parts
+	if h.Refuse != "" {
+		load, parts = h.Refuse+" && "+load, h.Refuse+" && "+parts
+	}
 	fmt.Fprintf(&b, "check: %s\n", h.Check)
-	fmt.Fprintf(&b, "load: %s\n", h.Load)
+	fmt.Fprintf(&b, "load: %s\n", load)
 	if h.Parts != "" {
-		fmt.Fprintf(&b, "parts: %s\n", h.Parts)
+		fmt.Fprintf(&b, "parts: %s\n", parts)
 	}
 	fmt.Fprintf(&b, "watch: %s\n", h.Watch)
 	fmt.Fprintf(&b, "undo: %s\n", h.Undo)
-	fmt.Fprintf(&b, "trial: m=$(date +%%s%%N); echo \"$m\" >%[1]s && { setsid sh -c 'sleep 60; [ \"$(cat %[1]s)\" = \"$0\" ] && rm %[1]s && { %[2]s; }' \"$m\" >/dev/null 2>&1 & %[3]s; }\n", trialMark, h.Undo, h.Load)
+	fmt.Fprintf(&b, "trial: %s\n", h.trial(load))
 	fmt.Fprintf(&b, "keep: rm %s\n\n", trialMark)
 	fmt.Fprintf(&b, `The first time, use the trial: it loads the rules and undoes them after a
 minute, and with them those that they replace: load these again. Leave your
@@ -94,6 +99,13 @@ session open, log in from another terminal, and only if that works, keep
 them. Loading again replaces the rules; %s
 Loading turns connection tracking on.
 `, again)
+	if h.Refuse != "" {
+		fmt.Fprintf(&b, `
+Loading replaces all portknock rules on this server. It refuses to open a port
+that the loaded rules guard and these do not. Put all profiles into one file
+(emit-rules NAME NAME...), or insist: export %s=1
+`, forceVariable)
+	}
 	if o.DropPolicy {
 		b.WriteString("\nAll other ports of this machine are closed too")
 		if len(o.Allow) > 0 {
@@ -116,6 +128,16 @@ Loading turns connection tracking on.
 		}
 	}
 	return nil
+}
+
+// trial returns the command that loads the rules and undoes them after a minute.
+// It checks the rules first. If the load fails nothing is undone, since the rules
+// from before are still in force; an earlier trial goes on.
+func (h header) trial(load string) string {
+	return fmt.Sprintf(`%[1]s && { m=$(date +%%s%%N).$$; o=$(cat %[2]s 2>/dev/null); echo "$m" >%[2]s`+
+		` && { setsid sh -c 'sleep 60; [ "$(cat %[2]s)" = "$0" ] && rm %[2]s && { %[3]s; }' "$m" >/dev/null 2>&1 & %[4]s; }`+
+		` || { if [ "$o" ]; then echo "$o" >%[2]s; else rm -f %[2]s; fi; echo "portknock: the load failed: nothing is on trial, and nothing will be undone" >&2; false; }; }`,
+		h.Check, trialMark, h.Undo, load)
 }
 
 func join[T fmt.Stringer](list []T) string {

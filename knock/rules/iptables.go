@@ -29,13 +29,14 @@ func emitIptables(w io.Writer, guards []guard, o Options) error {
 	r := iptRules{guards, o}
 	text, parts := r.text(), ""
 	if hasParts(text) {
-		parts = iptBoth(r.inParts())
+		parts = iptLoad(r.inParts())
 	}
 	err := header{
 		Guards: guards,
 		Check:  iptBoth("$t-restore -w --test --noflush " + Quote(o.File)),
-		Load:   iptBoth(r.load()),
+		Load:   iptLoad(r.load()),
 		Parts:  parts,
+		Refuse: refuseToOpen(iptEach("$t -w -t mangle -S PORTKNOCK"), guards),
 		Watch:  "cat /proc/net/xt_recent/portknock_*_open; iptables -t mangle -vnL PORTKNOCK",
 		Undo:   iptEach(iptUndo()),
 		Notes: []string{
@@ -43,7 +44,10 @@ func emitIptables(w io.Writer, guards []guard, o Options) error {
 port is guarded all the while. To keep the rules over a reboot, save them
 as you save your others (netfilter-persistent save), and again after each load.
 A flush of the table mangle, or nft's "flush ruleset", removes the guard and
-leaves the port open: load again after it.`,
+leaves the port open: load again after it. firewalld flushes that table whenever
+it starts: load again after each start of firewalld, or use nftables.`,
+			`Loading makes the lists in /proc/net/xt_recent readable by root only. Other users
+of this server could learn the knocks from them.`,
 			iptPartsNote(parts),
 			iptFloodNote(guards),
 			iptTokenNote(guards),
@@ -81,6 +85,14 @@ func iptEach(command string) string {
 
 // iptBoth is iptEach for what must succeed.
 func iptBoth(command string) string { return "(" + iptEach(command+" || exit") + ")" }
+
+// iptLoad is iptBoth for a command that loads rules. The lists of xt_recent show
+// how far each address has got, and with that the knocks: only root may read them,
+// from the start if the module is loaded here, else as soon as the lists are there.
+func iptLoad(command string) string {
+	return "{ modprobe -q xt_recent ip_list_perms=0600 2>/dev/null; " + iptBoth(command) +
+		" && { chmod 600 /proc/net/xt_recent/portknock_* || :; }; }"
+}
 
 type iptRules struct {
 	guards  []guard

@@ -27,9 +27,10 @@ func emitKnockd(w io.Writer, guards []guard, o Options) error {
 		Check:  nft + "-c -f -",
 		// A knockd that does not start, for want of its interface, is no reason to
 		// close the ports to everybody: it comes first.
-		Load:  "{ pkill -HUP -x knockd || knockd -d -c " + file + "; } && " + nft + "-f -",
-		Watch: nftWatch,
-		Undo:  "pkill -x knockd; " + nftUndo,
+		Load:   "{ pkill -HUP -x knockd || knockd -d -c " + file + "; } && " + nft + "-f -",
+		Watch:  nftWatch(guards),
+		Refuse: nftRefuse(guards),
+		Undo:   "pkill -x knockd; " + nftUndo,
 		Notes: []string{
 			nftFromCommentsNote,
 			"A knockd that runs already is only told to read its own file again: it must be\n" + o.File + " too.",
@@ -65,6 +66,8 @@ others, it forgets attempts that are under way; who is in stays in.`)
 	_, err := io.WriteString(w, b.String())
 	return err
 }
+
+const knockdUndo = "pkill -x knockd; " + nftUndo
 
 // checkDoors refuses sequences that differ, but not in the first knock: knockd
 // forgets the attempts at one when it finds that they are none at the other. Of

@@ -24,8 +24,9 @@ func emitNftables(w io.Writer, guards []guard, o Options) error {
 		Guards: guards,
 		Parts:  parts,
 		Check:  "nft -c -f " + Quote(o.File),
-		Load:   "nft -f " + Quote(o.File),
-		Watch:  nftWatch,
+		Load:   nftLoad(o),
+		Refuse: nftRefuse(guards),
+		Watch:  nftWatch(guards),
 		Undo:   nftUndo,
 		Notes: []string{
 			`"flush ruleset" removes the guard and leaves the port open. Debian's
@@ -45,10 +46,32 @@ freeze ` + frozen + `.`,
 	return err
 }
 
-const (
-	nftWatch = "nft list table inet portknock"
-	nftUndo  = "nft delete table inet portknock"
-)
+const nftUndo = "nft delete table inet portknock"
+
+func nftLoad(o Options) string { return "nft -f " + Quote(o.File) }
+
+// nftQuiet returns a load for a service. Below each error nft quotes the line of the
+// file, which may be one of sequences or tokens, and what a service says goes to the
+// journal: only the errors themselves are passed on.
+func nftQuiet(load string) string {
+	return `e=$(` + load + ` 2>&1) || { printf "%s\n" "$e" | sed -n "/: Error: /p" >&2; echo "portknock: nft did not load the rules" >&2; false; }`
+}
+
+// nftWatch returns the command that shows the counters and the admitted
+// addresses. Option -t leaves out what sets hold: sequences and tokens.
+func nftWatch(guards []guard) string {
+	sets := ""
+	for _, g := range guards {
+		for _, f := range nftFamilies {
+			sets += fmt.Sprintf(" open%s_%s", f.n, g.ID)
+		}
+	}
+	return "nft -t list table inet portknock; for s in" + sets + "; do nft list set inet portknock $s; done"
+}
+
+func nftRefuse(guards []guard) string {
+	return refuseToOpen("nft list chain inet portknock guard", guards)
+}
 
 // What a daemon opens is a guard like ours, but without the knocks. It stands in
 // the daemon's file as comments, which nftFromComments prints, so that there is one
@@ -258,8 +281,10 @@ func (r nftRules) text() string {
 }
 
 // sets returns the declarations of a guard's sets. Those of one name are the same
-// for every schedule: the kernel keeps a set as it was first declared. A set that
-// the next file does not declare stays too, and with it the spent tokens.
+// for every schedule, but for their timeouts: the kernel keeps a set as it was
+// first declared. A set that the next file does not declare stays too, and with it
+// the spent tokens. Each dynamic set declares its timeout although every element
+// has one: nft 1.0.2 drops the timeout of a map's element without an error.
 func (r nftRules) sets(g guard) string {
 	text, ofFamily := "\t# NAME", nftOpen
 	if r.automaton {
@@ -270,7 +295,8 @@ func (r nftRules) sets(g guard) string {
 	for _, f := range nftFamilies {
 		text += strings.NewReplacer("SADDR", f.addr, "N_ID", f.n+"_ID").Replace(ofFamily)
 	}
-	return strings.NewReplacer("NAME", g.Name, "ID", g.ID, "SIZE", fmt.Sprint(setSize)).Replace(text)
+	return strings.NewReplacer("NAME", g.Name, "ID", g.ID, "SIZE", fmt.Sprint(setSize), "OPENFOR", nftTime(g.OpenFor),
+		"KNOCKTIMEOUT", nftTime(g.KnockTimeout), "REMEMBERED", nftTime(remembered(g))).Replace(text)
 }
 
 // chains returns the chains of one guard.
@@ -447,20 +473,21 @@ const (
 	set ignore_ID { typeof meta l4proto . th dport; flags interval; }`
 
 	nftOpen = `
-	set openN_ID { typeof SADDR; flags dynamic,timeout; size SIZE; }`
+	set openN_ID { typeof SADDR; flags dynamic,timeout; timeout OPENFOR; size SIZE; }`
 
 	nftKnockers = `
-	map atN_ID { typeof SADDR : meta priority; flags dynamic,timeout; size SIZE; }
-	set madeN_ID { typeof SADDR . meta l4proto . th dport; flags dynamic,timeout; size SIZE; }
-	set paceN_ID { typeof SADDR; flags dynamic,timeout; size SIZE; }`
+	map atN_ID { typeof SADDR : meta priority; flags dynamic,timeout; timeout KNOCKTIMEOUT; size SIZE; }
+	set madeN_ID { typeof SADDR . meta l4proto . th dport; flags dynamic,timeout; timeout KNOCKTIMEOUT; size SIZE; }
+	set paceN_ID { typeof SADDR; flags dynamic,timeout; timeout 10s; size SIZE; }`
 
 	nftTokens = `
 	# A window and what opens in it; of that, what has been spent, and by whom.
+	# nft 1.0.2 cannot load this set; nft 1.0.6 can.
 	set tokens_ID { typeof meta priority . @th,64,128; }
-	set used_ID { typeof @th,64,128; flags dynamic,timeout; size SIZE; }`
+	set used_ID { typeof @th,64,128; flags dynamic,timeout; timeout REMEMBERED; size SIZE; }`
 
 	nftSpent = `
-	set usedbyN_ID { typeof @th,64,128 . SADDR; flags dynamic,timeout; size SIZE; }`
+	set usedbyN_ID { typeof @th,64,128 . SADDR; flags dynamic,timeout; timeout REMEMBERED; size SIZE; }`
 
 	// Two addresses may send one token at the same moment. The kernel makes only one
 	// element of it, and of that element's quota the first to come gets its share:

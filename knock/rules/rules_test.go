@@ -103,6 +103,34 @@ func golden(t *testing.T, name, format string, guards []Guard, o Options) {
 	}
 }
 
+// TestDynamicSetsDeclareTimeouts: nft 1.0.2 drops the timeout of a map's element, so
+// that only the declaration makes the element expire.
+func TestDynamicSetsDeclareTimeouts(t *testing.T) {
+	files, err := filepath.Glob(filepath.Join("..", "..", "testdata", "rules", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dynamic := 0
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(text)) {
+			if !strings.Contains(line, "flags dynamic") {
+				continue
+			}
+			dynamic++
+			if !strings.Contains(line, "; timeout ") || !strings.Contains(line, "; size ") {
+				t.Errorf("%s: %s", file, line)
+			}
+		}
+	}
+	if dynamic == 0 {
+		t.Error("no dynamic set")
+	}
+}
+
 func TestEmitRefuses(t *testing.T) {
 	good := func() Guard { return mustGuard(t, "vps", "7001/udp 8003/tcp", "22") }
 	with := func(change func(*Guard)) []Guard { g := good(); change(&g); return []Guard{g} }

@@ -15,8 +15,9 @@ type Upkeep struct {
 	File    string        // the rules
 	Every   time.Duration // how often they are written, in whole seconds
 	Horizon time.Duration // for how long each time, in whole seconds
-	Load    string        // a line of shell that puts them in force, each time
-	Changed string        // another, for when they differ from those before; "" if there is none
+	Load    string        // a line of shell that loads the rules, each time; it prints no sequence and no token
+	Changed string        // a line of shell for when the rules differ from those before; "" if there is none
+	Undo    string        // a line of shell that removes the rules
 	Modules bool          // Load may have to load modules of the kernel
 }
 
@@ -62,9 +63,16 @@ func Keep(name string, guards []Guard, o Options) (Upkeep, error) {
 	if u.File == "" {
 		u.File = f.file
 	}
-	u.Load = `sed -n "s/^# load: //p" ` + Quote(u.File) + " | sh -e"
-	if f.stale {
-		u.Load, u.Changed = nftFromComments+Quote(u.File)+" | nft -f -", "pkill -HUP -x knockd"
+	// These commands are written here. What runs as root must not come out of the
+	// rules file, which somebody else may have been able to write.
+	o.File = u.File
+	switch {
+	case f.stale:
+		u.Load, u.Changed, u.Undo = nftQuiet(nftFromComments+Quote(u.File)+" | nft -f -"), "pkill -HUP -x knockd", knockdUndo
+	case u.Modules:
+		u.Load, u.Undo = iptLoad(iptRules{options: o}.load()), iptEach(iptUndo())
+	default:
+		u.Load, u.Undo = nftQuiet(nftLoad(o)), nftUndo
 	}
 	return u, nil
 }
