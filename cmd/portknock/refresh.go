@@ -32,10 +32,11 @@ const units = `# portknock: keeps RULES fresh, for NAMES, on the server itself
 #
 # install: awk "/^# .etc.systemd.system.portknock/ { f = \$2 } f { print >f }" UNITSFILE && systemctl daemon-reload && systemctl enable --now portknock.service portknock.timer
 # watch: systemctl list-timers portknock.timer; journalctl -u portknock.service
-# undo: systemctl disable --now portknock.timer portknock.service; rm -f /etc/systemd/system/portknock.service /etc/systemd/system/portknock.timer; systemctl daemon-reload; sed -n "s/^# undo: //p" QUOTED | sh
+# undo: systemctl disable --now portknock.timer portknock.service; rm -f /etc/systemd/system/portknock.service /etc/systemd/system/portknock.timer; systemctl daemon-reload; UNDO
 #
 # A reload of nftables or of the others flushes these rules, and only the next
 # refresh brings them back: restart it instead.
+# Each refresh replaces all portknock rules on this server.
 #
 # Save this as UNITSFILE. The first time, before the install, write the
 # rules by hand and load them with the trial of their header:
@@ -135,12 +136,12 @@ func (a *app) printUnits(hosts []string, u rules.Upkeep) error {
 	names := strings.Join(hosts, " ")
 	return a.print("%s", strings.NewReplacer(
 		"UNITSFILE", unitsFile,
-		"RULES", u.File, "QUOTED", rules.Quote(u.File), "FOLDER", unitWord(filepath.Dir(u.File)),
+		"RULES", u.File, "UNDO", u.Undo, "FOLDER", unitWord(filepath.Dir(u.File)),
 		"CONFIG", config, "NAMES", names, "DESCRIPTION", unitText(names),
 		"EVERY", span(u.Every), "HORIZON", span(u.Horizon), "END", strings.ReplaceAll(end, "RULES", u.File),
 		"BYHAND", byHand, "EXECSTARTS", "ExecStart="+strings.Join(commands, "\nExecStart="),
 		"CAPABILITIES", capabilities, "CALLS", calls,
-		"FLUSHERS", "nftables.service netfilter-persistent.service iptables.service ip6tables.service",
+		"FLUSHERS", "nftables.service netfilter-persistent.service iptables.service ip6tables.service firewalld.service",
 	).Replace(units))
 }
 

@@ -169,7 +169,8 @@ func TestRefresh(t *testing.T) {
 }
 
 // TestRefreshFails: a server that starts and cannot write its rules anew loads
-// those that it has, and says that it failed.
+// those that it has, and says that it failed. It runs no command out of the rules
+// file, which somebody else may have written.
 func TestRefreshFails(t *testing.T) {
 	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		n := lab.New(t)
@@ -189,8 +190,13 @@ func TestRefreshFails(t *testing.T) {
 		if err := os.WriteFile(profile, []byte("Host vps\n    Sequense 1\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
+		mark := filepath.Join(t.TempDir(), "mark")
+		n.Server.Shell(t, fmt.Sprintf(`sed -i "s,^# load: .*,# load: touch %[1]s," '%[2]s' && grep -q "touch %[1]s" '%[2]s'`, mark, rules))
 		if err := runAll(n.Server, commands); err == nil || !strings.Contains(err.Error(), "Sequense") {
 			t.Errorf("the service says %v", err)
+		}
+		if _, err := os.Stat(mark); err == nil {
+			t.Error("the service runs a command out of the rules file")
 		}
 		if got := n.Client.Probe(t, netip.AddrPortFrom(n.Server.Addr(family), 22)); got != lab.Dropped {
 			t.Errorf("the port is %v", got)
@@ -269,7 +275,7 @@ func TestRefreshTokens(t *testing.T) {
 // TestUnits installs the units with the line of their header, and has systemd
 // itself judge them.
 func TestUnits(t *testing.T) {
-	lab.Require(t, "systemd-analyze", "awk")
+	lab.Require(t, "systemd-analyze", "awk", "nft", "iptables")
 	for _, format := range refreshed {
 		t.Run(format, func(t *testing.T) {
 			t.Parallel()
@@ -301,11 +307,20 @@ func TestUnits(t *testing.T) {
 				t.Errorf("systemd says: %s", got)
 			}
 			h.Run(t, "systemd-analyze", "security", "--offline=yes", "--threshold=40", "/etc/systemd/system/portknock.service")
-			if err := os.WriteFile(rules, []byte("# undo: echo rules undone\n"), 0o600); err != nil {
+			// What runs as root comes from the units, and not from the rules file.
+			if err := os.WriteFile(rules, []byte("# undo: echo from the rules file\n"), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			if got := run("undo"); !strings.HasSuffix(got, "systemctl daemon-reload\nrules undone\n") {
+			h.Shell(t, "nft add table inet portknock; iptables -t mangle -N PORTKNOCK")
+			if got := run("undo"); !strings.HasSuffix(got, "systemctl daemon-reload\n") {
 				t.Errorf("the undo says %q", got)
+			}
+			left := "nft list tables | grep portknock"
+			if format == "iptables" {
+				left = "iptables-save | grep PORTKNOCK"
+			}
+			if got := h.Shell(t, left+" || :"); got != "" {
+				t.Errorf("the undo leaves %q", got)
 			}
 			if got := h.Shell(t, "ls /etc/systemd/system"); got != "" {
 				t.Errorf("left behind: %q", got)
