@@ -23,11 +23,11 @@ func runKeygen(_ context.Context, a *app, args []string) error {
 	if err != nil {
 		return err
 	}
-	text := k.Reveal() + "\n"
+	text := []byte(k.Reveal() + "\n")
 	if len(args) == 0 || args[0] == "-" {
-		return a.print("%s", text)
+		return a.printSecret(text, "keygen FILE")
 	}
-	return createSecret(args[0], []byte(text))
+	return createSecret(args[0], text)
 }
 
 func (a *app) makeKey() (knock.Key, error) {

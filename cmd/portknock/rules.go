@@ -63,8 +63,7 @@ func runRules(ctx context.Context, a *app, args []string) error {
 	}
 	a.warn(warnings)
 	if a.rules.output == "" {
-		_, err := a.stdout.Write(text.Bytes())
-		return err
+		return a.printSecret(text.Bytes(), "--output FILE")
 	}
 	if err := replaceSecret(o.File, text.Bytes(), nil); err != nil {
 		return err

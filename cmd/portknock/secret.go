@@ -7,7 +7,21 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 )
+
+// printSecret writes rules or a key to standard output. It warns if that is a file
+// that other users can read: a shell's redirection makes such files. The way out
+// is the argument that names a file.
+func (a *app) printSecret(text []byte, argument string) error {
+	if out, ok := a.stdout.(*os.File); ok && runtime.GOOS != "windows" {
+		if info, err := out.Stat(); err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o077 != 0 {
+			a.log.say(always, "warning: other users can read this output file (mode %04o): run chmod 600 on it, or use %s", info.Mode().Perm(), argument)
+		}
+	}
+	_, err := a.stdout.Write(text)
+	return err
+}
 
 // createSecret writes a new file that only its owner can read. It never
 // overwrites: a key that is lost locks its owner out.
