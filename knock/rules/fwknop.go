@@ -48,7 +48,7 @@ is within 120 s of this server's, and each only once.`
 		Watch:  nftWatch(guards),
 		Refuse: nftRefuse(guards),
 		Undo:   stop + "; " + nftUndo,
-		Notes: []string{nftFromCommentsNote, watched, taken,
+		Notes: []string{nftFromCommentsNote, nftVersionNote(guards), watched, taken,
 			`Where fwknopd is to make rules of its own instead, by iptables: leave out the
 lines CMD_CYCLE, do not load the guard, and give it the rest as its access.conf.`,
 			fwknopTransportNote(guards)},

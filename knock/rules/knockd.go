@@ -33,6 +33,7 @@ func emitKnockd(w io.Writer, guards []guard, o Options) error {
 		Undo:   "pkill -x knockd; " + nftUndo,
 		Notes: []string{
 			nftFromCommentsNote,
+			nftVersionNote(guards),
 			"A knockd that runs already is only told to read its own file again: it must be\n" + o.File + " too.",
 			`knockd watches one interface, eth0 unless you name another:
 Interface = NAME  under [options], or the option -i.`,

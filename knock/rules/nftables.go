@@ -34,6 +34,7 @@ func emitNftables(w io.Writer, guards []guard, o Options) error {
 file with the line  include "` + o.File + `"`,
 			`Keep this file rather than the output of "nft list ruleset", which would
 freeze ` + frozen + `.`,
+			nftVersionNote(guards),
 			nftPartsNote(parts),
 			floodNote(guards),
 			tokenNote(guards),
@@ -84,6 +85,14 @@ guard and leaves the port open: load again after it, and when the server starts.
 
 func nftInComments(guards []guard, o Options) string {
 	return comments("#: ", strings.TrimLeft(nftRules{guards, o, false}.text(), "\n"))
+}
+
+// nftVersionNote says which nft can load the rules: the oldest that the tests use.
+func nftVersionNote(guards []guard) string {
+	if slices.ContainsFunc(guards, guard.tokens) {
+		return "Tokens need a later nft than 1.0.2; 1.0.6 is known to work."
+	}
+	return "These rules need nft 1.0.2 or later."
 }
 
 // nftPartsNote says what the parts are for, where there are any.
