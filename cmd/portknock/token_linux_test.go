@@ -44,7 +44,7 @@ func at(t testing.TB, s knock.Schedule, when time.Time) []knock.Step {
 func (r *rig) own(t testing.TB, s knock.Schedule, when time.Time) (own []knock.Step) {
 	t.Helper()
 	for n, step := range at(t, s, when) {
-		if n%2 == 0 == (r.family == lab.IPv4) {
+		if knock.IsTokenOf(r.family == lab.IPv6, n) {
 			own = append(own, step)
 		}
 	}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net"
@@ -108,7 +107,8 @@ func (a *app) dialer(ctx context.Context, p *profile.Profile) (*proxy.Dialer, er
 	if err != nil {
 		return nil, err
 	}
-	k := &knocker{p, s, &a.log}
+	picker := knock.Client{Schedule: s, Skew: p.Skew, KnockDelay: p.KnockDelay, KnockTimeout: p.KnockTimeout}
+	k := &knocker{p, picker, &a.log}
 	family := map[string]string{"inet": "ip4", "inet6": "ip6"}[p.AddressFamily]
 	if p.Scheme == "fwknop" {
 		family = "ip4" // or the other could win the race to a port that stays shut
@@ -125,8 +125,8 @@ func (a *app) dialer(ctx context.Context, p *profile.Profile) (*proxy.Dialer, er
 // knocker sends a profile's knocks.
 type knocker struct {
 	*profile.Profile
-	schedule knock.Schedule
-	log      *logger
+	picker knock.Picker
+	log    *logger
 }
 
 // source returns the address that knocks and connection leave from.
@@ -173,64 +173,12 @@ func interfaceAddr(name string, to netip.Addr) (netip.Addr, error) {
 
 // knock sends one round.
 func (k *knocker) knock(ctx context.Context, from, to netip.Addr, round int) error {
-	sequence, err := k.sequence(from, now(), round)
+	r, err := k.picker.Round(now(), from, to, round)
 	if err != nil {
 		return err
 	}
-	k.log.say(secrets, "%v: round %d: %v", to, round, sequence)
-	return knock.Sender{From: from}.Send(ctx, to, sequence, k.pause(round, len(sequence)))
-}
-
-// sequence returns what a round knocks. Within Skew of a window's start, every
-// other round is for a server whose clock is behind by as much as may be: it
-// knocks the window's before. What a round shows is never of a window that is yet
-// to come.
-func (k *knocker) sequence(from netip.Addr, now time.Time, round int) (knock.Sequence, error) {
-	sequences, window, err := k.schedule.At(now)
-	if err == nil && now.Sub(window.Start) < k.Skew && window != (knock.Window{}) {
-		if round%2 == 1 {
-			sequences, _, err = k.schedule.At(now.Add(-k.Skew))
-		}
-		round /= 2
-	}
-	if err != nil {
-		return nil, err
-	}
-	return sequences[choice(from, round, len(sequences))], nil
-}
-
-// choice returns which of a window's sequences a round knocks, of so many. Where
-// there are several, they are tokens: the server opens to each from one address
-// only, so that the families share nothing at first, and each round takes the
-// next. An address begins with the same one whenever it comes: it may use it
-// again, and however often somebody logs in from home, there are others left for
-// the train.
-func choice(from netip.Addr, round, of int) int {
-	if of < 2 {
-		return 0
-	}
-	own, other := (of+1)/2, 0 // IPv4 begins with the even ones
-	if from.Is6() {
-		own, other = of/2, 1
-	}
-	sum := sha256.Sum256(from.AsSlice())
-	n := int(sum[0])<<8 | int(sum[1])
-	if round %= of; round < own {
-		return (n+round)%own*2 + other
-	}
-	return (n+round-own)%(of-own)*2 + 1 - other
-}
-
-// pause returns what lies between two of a round's knocks. The first round is
-// fast; on a path that reorders packets it fails, so the next ones are slower,
-// though always within what the server waits for, and never so slow that too few
-// rounds fit into the time there is.
-func (k *knocker) pause(round, knocks int) time.Duration {
-	if round == 0 {
-		return k.KnockDelay
-	}
-	slower := 5 * time.Millisecond << min(round, 5)
-	return max(k.KnockDelay, min(slower, 400*time.Millisecond/time.Duration(knocks), k.KnockTimeout/2))
+	k.log.say(secrets, "%v: round %d: %v", to, round, r.Send)
+	return knock.Sender{From: from}.Send(ctx, to, r.Send, r.Pause)
 }
 
 // trace says what the dialer does.

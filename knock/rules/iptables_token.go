@@ -18,13 +18,13 @@ import (
 // iptFamily is what differs between the families in a rule.
 type iptFamily struct {
 	flag   string // before a rule, for iptables-restore
-	first  int    // the number of its first token; every other one is its own
+	ipv6   bool
 	udp    string // where the UDP header is, for u32
 	nobody string // the mask under which all addresses are one
 }
 
 // An IPv6 packet with extension headers is no token: u32 cannot skip them.
-var iptFamilies = []iptFamily{{"-4 ", 0, "0>>22&0x3C@", "0.0.0.0"}, {"-6 ", 1, "", "::"}}
+var iptFamilies = []iptFamily{{"-4 ", false, "0>>22&0x3C@", "0.0.0.0"}, {"-6 ", true, "", "::"}}
 
 // at is an expression of u32 for the 32 bits at an offset from the UDP header.
 func (f iptFamily) at(offset int) string {
@@ -89,16 +89,20 @@ func (r iptRules) tokens(g guard) []iptChain {
 	for i, w := range g.Windows {
 		c := iptChain{name: iptName(g, fmt.Sprint("-", i)), comment: "from " + w.Start.UTC().Format(time.RFC3339)}
 		for _, f := range iptFamilies {
-			for n := f.first; n < len(w.Tokens); n += 2 {
-				c.add("%s%s -g %s", f.flag, f.payload(w.Tokens[n]), iptSpent(g, slot(w, n)))
+			for n, token := range w.Tokens {
+				if knock.IsTokenOf(f.ipv6, n) {
+					c.add("%s%s -g %s", f.flag, f.payload(token), iptSpent(g, slot(w, n)))
+				}
 			}
 		}
 		leaves = append(leaves, c)
 		parity := w.number() & 1
 		spans[parity] = append(spans[parity], iptWindow(w, g.Skew, c.name))
 		for n := range w.Tokens {
-			if i < iptSlots {
-				spent = append(spent, iptSpend(g, slot(w, n), iptFamilies[n%2]))
+			for _, f := range iptFamilies {
+				if i < iptSlots && knock.IsTokenOf(f.ipv6, n) {
+					spent = append(spent, iptSpend(g, slot(w, n), f))
+				}
 			}
 		}
 	}

@@ -1,5 +1,5 @@
-"""The schemes rotating and token in Python. Reads vectors on stdin, prints their sequences or tokens."""
-import base64, hashlib, hmac, json, struct, sys, zlib
+"""The schemes rotating and token in Python, and which token a client sends. Reads vectors on stdin, prints the results."""
+import base64, hashlib, hmac, ipaddress, json, struct, sys, zlib
 
 def mac(key, message):
     return hmac.new(key, message, hashlib.sha256).digest()
@@ -23,7 +23,20 @@ def rotating(key, time, period, first, last, knocks, protocol):
         n += 1
     return " ".join(f"{port}/{protocol}" for port in ports[:knocks])
 
+def pick(address, tokens, since, skew, round):  # the window, 0 or the previous one, and the token's number
+    window, turn = (-(round % 2), round // 2) if since < skew else (0, round)
+    ip = ipaddress.ip_address(address)
+    own = [n for n in range(tokens) if n % 2 == (ip.version == 6)]
+    others = [n for n in range(tokens) if n not in own]
+    begin, turn = int.from_bytes(hashlib.sha256(ip.packed).digest()[:2], "big"), turn % tokens
+    if turn < len(own):
+        return window, own[(begin + turn) % len(own)]
+    return window, others[(begin + turn - len(own)) % len(others)]
+
 for v in json.load(sys.stdin):
+    if "address" in v:
+        print(*pick(*(v[k] for k in ("address", "tokens", "since", "skew", "round"))))
+        continue
     text, host, n, *_ = (v.pop(k, None) for k in ("key", "host", "n", "about", "sequence", "token"))
     key = derive(parse_key(text), host) if host else parse_key(text)
     print(rotating(key, **v) if n is None else block(b"token", key, **v, n=n)[:16].hex())
