@@ -61,7 +61,7 @@ func loadGuard(t testing.TB, h *lab.Host, f lab.Firewall, g rules.Guard, horizon
 	file := filepath.Join(t.TempDir(), "rules")
 	var text strings.Builder
 	o := rules.Options{File: file, From: time.Now(), Until: time.Now().Add(horizon)}
-	if err := rules.Emit(&text, format(f), []rules.Guard{g}, o); err != nil {
+	if err := rules.Format(format(f)).Emit(&text, []rules.Guard{g}, o); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(file, []byte(text.String()), 0o600); err != nil {

@@ -284,7 +284,7 @@ func TestUnits(t *testing.T) {
 			h := lab.NewHost(t, "server")
 			text, rules := printedUnits(t, h, format, profile)
 			file := filepath.Join(t.TempDir(), "units")
-			if err := os.WriteFile(file, []byte(strings.ReplaceAll(text, unitsFile, file)), 0o600); err != nil {
+			if err := os.WriteFile(file, []byte(strings.ReplaceAll(text, "/etc/portknock.units", file)), 0o600); err != nil {
 				t.Fatal(err)
 			}
 			bin := t.TempDir()

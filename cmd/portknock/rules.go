@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"path/filepath"
 	"strings"
 	"time"
@@ -23,7 +24,7 @@ type ruleOpts struct {
 func ruleFlags(a *app, f *pflag.FlagSet) {
 	a.shared.profileFlags(f)
 	o := &a.rules
-	f.StringVar(&o.format, "format", "nftables", "`NAME` of the format: "+strings.Join(rules.Formats(), ", "))
+	f.StringVar(&o.format, "format", "nftables", "`NAME` of the format: "+formatList(rules.Formats(), ", "))
 	f.StringVar(&o.policy, "policy", "guard", "`POLICY`: guard only guards the ports, drop closes all others too")
 	f.StringVar(&o.allow, "allow", "", "with --policy drop, the `PORTS` open to all, as 80/tcp,443/tcp")
 	f.Var(&o.horizon, "horizon", "for sequences that change with time, how `LONG` the rules last, as 30d")
@@ -50,16 +51,16 @@ func runRules(ctx context.Context, a *app, args []string) error {
 		return err
 	}
 	if a.rules.refresh != "" {
-		upkeep, err := rules.Keep(a.rules.format, guards, o)
+		upkeep, err := rules.Format(a.rules.format).Upkeep(guards, o)
 		if err != nil {
-			return &failure{code: exitUsage, err: err}
+			return rulesFailure(err)
 		}
 		a.warn(warnings)
 		return a.printUnits(args, upkeep)
 	}
 	var text bytes.Buffer
-	if err := rules.Emit(&text, a.rules.format, guards, o); err != nil {
-		return &failure{code: exitUsage, err: err}
+	if err := rules.Format(a.rules.format).Emit(&text, guards, o); err != nil {
+		return rulesFailure(err)
 	}
 	a.warn(warnings)
 	if a.rules.output == "" {
@@ -69,6 +70,35 @@ func runRules(ctx context.Context, a *app, args []string) error {
 		return err
 	}
 	return a.printEnds(guards, o)
+}
+
+// refusalHints has the way out of each refusal, in flags. FORMATS stands for the
+// formats that suit.
+var refusalHints = map[rules.Reason]string{
+	rules.Unfit:    "use --format FORMATS",
+	rules.Weak:     "--force accepts it",
+	rules.Endless:  "give the rules an end, such as --horizon 30d",
+	rules.TooLong:  "shorten --horizon or lengthen the Period",
+	rules.Timeless: "use --refresh systemd, a shorter --horizon, or --format FORMATS",
+	rules.Eaten:    "leave out --consume",
+	rules.Shut:     "add the port to --allow",
+}
+
+// rulesFailure makes a failure of an error of the package rules.
+func rulesFailure(err error) error {
+	f := &failure{code: exitUsage, err: err}
+	if r, ok := errors.AsType[*rules.Refusal](err); ok {
+		f.hint = strings.ReplaceAll(refusalHints[r.Reason], "FORMATS", formatList(r.Suits, " or "))
+	}
+	return f
+}
+
+func formatList(names []rules.Format, separator string) string {
+	words := make([]string, len(names))
+	for i, n := range names {
+		words[i] = string(n)
+	}
+	return strings.Join(words, separator)
 }
 
 // ruleOptions returns what the flags say.
@@ -113,7 +143,7 @@ func (a *app) ruleOptions() (o rules.Options, err error) {
 // to be put before the others, if there are several.
 func (a *app) printEnds(guards []rules.Guard, o rules.Options) error {
 	for _, g := range guards {
-		end := rules.End(a.rules.format, g, o)
+		end := rules.Format(a.rules.format).End(g, o)
 		if end.IsZero() {
 			continue
 		}

@@ -4,7 +4,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 	"time"
@@ -20,18 +19,14 @@ const fwknopdConf = "/run/portknock.fwknopd.conf"
 // emitFwknop writes an access.conf. The fwknopd.conf, too, is in comments of the
 // same file. What fwknopd forwards needs no guard: without the rules that it makes
 // for that, no packet gets there.
-func emitFwknop(w io.Writer, guards []guard, o Options) error {
+func emitFwknop(guards []guard, o Options) (document, error) {
 	if err := checkFwknopd(guards, o); err != nil {
-		return err
+		return document{}, err
 	}
-	forwards := guards[0].forwards()
-	file := Quote(o.File)
-	nft := nftFromComments + file + ` | nft `
-	conf := `sed -n "s/^#; //p" ` + file + " >" + fwknopdConf + " && chmod 600 " + fwknopdConf
-	args := " -a " + file + " -c " + fwknopdConf
+	conf := `sed -n "s/^#; //p" ` + quote(o.File) + " >" + fwknopdConf + " && chmod 600 " + fwknopdConf
+	args := " -a " + quote(o.File) + " -c " + fwknopdConf
 	// An fwknopd that has nothing to listen at ends without a word, a moment after it
-	// has gone into the background. That is no reason to close the ports to everybody:
-	// it comes first.
+	// has gone into the background.
 	start := conf + " && { pkill -HUP -x fwknopd || { fwknopd" + args + " && sleep 1 && pkill -0 -x fwknopd; }" +
 		` || { echo "fwknopd does not run: its log says why" >&2; false; }; }`
 	// A load right behind it must not take the dying one for one that runs.
@@ -41,26 +36,16 @@ One that runs already keeps its own fwknopd.conf and is only told to read this
 file, if it is the one that it reads.`
 	const taken = `Packets are for IPv4; nobody gets in by IPv6. fwknopd takes a packet whose clock
 is within 120 s of this server's, and each only once.`
-	h := header{
-		Guards: guards,
-		Check:  nft + "-c -f -",
-		Load:   start + " && " + nft + "-f -",
-		Watch:  nftWatch(guards),
-		Refuse: nftRefuse(guards),
-		Undo:   stop + "; " + nftUndo,
-		Notes: []string{nftFromCommentsNote, nftVersionNote(guards), watched, taken,
-			`Where fwknopd is to make rules of its own instead, by iptables: leave out the
-lines CMD_CYCLE, do not load the guard, and give it the rest as its access.conf.`,
-			fwknopTransportNote(guards)},
-	}
-	if forwards {
-		h = header{
-			Guards: guards,
-			Check:  conf + " && fwknopd --exit-parse-config" + args,
-			Load:   start,
-			Watch:  "iptables-save -c | grep FWKNOP",
-			Undo:   stop,
-			Notes: []string{`fwknopd makes the rules, by iptables. Nothing is closed here: see that nobody
+	var b strings.Builder
+	b.WriteByte('\n')
+	var d document
+	if guards[0].forwards() {
+		d = document{
+			check: conf + " && fwknopd --exit-parse-config" + args,
+			load:  start,
+			watch: "iptables-save -c | grep FWKNOP",
+			undo:  stop,
+			notes: []string{`fwknopd makes the rules, by iptables. Nothing is closed here: see that nobody
 gets there without them. They take net.ipv4.ip_forward=1, and a firewall that
 lets established connections through. Nothing may listen here at the port itself:
 who comes right behind the packet, before the rule, would get there.`,
@@ -69,29 +54,28 @@ It ends unless it has the lines ENABLE_IPT_ of below.`, taken,
 				`Where the answers do not come back through here, add ENABLE_IPT_SNAT Y; below, and
 SNAT_TRANSLATE_IP with an address of this host: without that, fwknopd lets only
 one connection through at a time.`,
-				fwknopTransportNote(guards)},
+			},
 		}
-	}
-	if err := h.write(w, o); err != nil {
-		return err
-	}
-	var b strings.Builder
-	b.WriteByte('\n')
-	if !forwards {
+	} else {
+		d = nftDaemon(guards, o, start, stop)
+		d.notes = append(d.notes, watched, taken,
+			`Where fwknopd is to make rules of its own instead, by iptables: leave out the
+lines CMD_CYCLE, do not load the guard, and give it the rest as its access.conf.`)
 		b.WriteString(nftInComments(guards, o) + "\n")
 	}
+	d.notes = append(d.notes, fwknopTransportNote(guards))
 	b.WriteString(comments("#; ", fwknopdLines(guards)))
 	for _, g := range guards {
 		b.WriteString(fwknopStanza(g))
 	}
-	_, err := io.WriteString(w, b.String())
-	return err
+	d.body = b.String()
+	return d, nil
 }
 
 // checkFwknopd refuses what one fwknopd cannot do for all guards together.
 func checkFwknopd(guards []guard, o Options) error {
 	if o.Consume {
-		return errors.New("fwknopd only listens, so it cannot consume the packets")
+		return refuse(Eaten, "fwknopd only listens, so it cannot consume the packets")
 	}
 	forwards, listens := guards[0].forwards(), uint16(0)
 	for _, g := range guards {
@@ -100,7 +84,7 @@ func checkFwknopd(guards []guard, o Options) error {
 		case g.forwards() != forwards:
 			return errors.New("one file cannot be for profiles with NATAccess and for others: fwknopd forwards by rules of its own, and opens a guard of ours")
 		case forwards && o.DropPolicy:
-			return errors.New("--policy drop would close what fwknopd opens for a NATAccess")
+			return errors.New("the drop policy would close what fwknopd opens for a NATAccess")
 		case a.Via != spa.TCP:
 		case listens > 0 && a.Port != listens:
 			return fmt.Errorf("%s: fwknopd listens at one TCP port, which is %d for another profile: give both the same SPAPort", g.Name, listens)
@@ -119,13 +103,13 @@ func (g *guard) checkSPA(o Options, closed []knock.PortRange) error {
 	case g.forwards() && len(g.OpenPorts) > 1:
 		return fmt.Errorf("fwknopd forwards one port, and OpenPorts has %d", len(g.OpenPorts))
 	case len(a.HMACKey.Bytes()) == 0 && !o.Force:
-		return errors.New("without an HMAC, fwknopd decrypts whatever anybody sends: set a HMACKeyFile, or insist with --force")
+		return refuse(Weak, "without an HMAC, fwknopd decrypts whatever anybody sends; set a HMACKeyFile")
 	case g.OpenFor%time.Second != 0:
 		return fmt.Errorf("an OpenFor of %v is not whole seconds", g.OpenFor)
 	case a.Via != spa.UDP && contains(closed, connection):
 		return errors.New("the packet goes to a guarded port")
 	case a.Via != spa.UDP && o.DropPolicy && !contains(o.Allow, connection):
-		return fmt.Errorf("the packet needs a connection to %v, which the drop policy closes: add it to --allow", connection)
+		return refuse(Shut, "the packet needs a connection to %v, which the drop policy closes", connection)
 	}
 	for _, p := range g.OpenPorts {
 		if p.First != p.Last {
@@ -219,7 +203,7 @@ func fwknopStanza(g guard) string {
 		lines = append(lines, [2]string{"FORCE_NAT", fmt.Sprintf("%v %d", a.NAT.Addr(), a.NAT.Port())})
 	} else {
 		lines = append(lines,
-			[2]string{"CMD_CYCLE_OPEN", fmt.Sprintf("nft add element inet portknock open4_%s { $SRC timeout %s }", g.ID, nftTime(g.OpenFor))},
+			[2]string{"CMD_CYCLE_OPEN", fmt.Sprintf("nft add %s { $SRC timeout %s }", nftOpening(g, "4"), nftTime(g.OpenFor))},
 			[2]string{"CMD_CYCLE_CLOSE", "NONE"})
 	}
 	var b strings.Builder

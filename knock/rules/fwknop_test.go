@@ -2,6 +2,7 @@ package rules
 
 import (
 	"bytes"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -53,15 +54,15 @@ func TestFwknopRefuses(t *testing.T) {
 		o      Options
 		want   string
 	}{
-		{forward, Options{DropPolicy: true}, "--policy drop would close what fwknopd opens for a NATAccess"},
+		{forward, Options{DropPolicy: true}, "the drop policy would close what fwknopd opens for a NATAccess"},
 		{func(g *Guard) { forward(g); g.OpenPorts = append(g.OpenPorts, knock.PortRange{First: 80, Last: 80}) }, Options{},
 			"vps: fwknopd forwards one port, and OpenPorts has 2"},
 		{func(g *Guard) { packets(*g).HMACKey = knock.Key{} }, Options{},
-			"vps: without an HMAC, fwknopd decrypts whatever anybody sends: set a HMACKeyFile, or insist with --force"},
+			"vps: without an HMAC, fwknopd decrypts whatever anybody sends; set a HMACKeyFile"},
 		{func(g *Guard) { g.OpenFor = 1500 * time.Millisecond }, Options{}, "vps: an OpenFor of 1.5s is not whole seconds"},
 		{func(g *Guard) { packets(*g).Via, packets(*g).Port = spa.TCP, 22 }, Options{}, "vps: the packet goes to a guarded port"},
 		{func(g *Guard) { packets(*g).Via = spa.HTTP }, Options{DropPolicy: true, Allow: []knock.PortRange{{First: 80, Last: 80}}},
-			"vps: the packet needs a connection to 62201/tcp, which the drop policy closes: add it to --allow"},
+			"vps: the packet needs a connection to 62201/tcp, which the drop policy closes"},
 		{func(g *Guard) { g.OpenPorts[0].Last = 23 }, Options{}, "vps: fwknopd opens single ports, and 22-23/tcp is a range"},
 		{func(g *Guard) { g.Name = "a\nb" }, Options{}, "a\nb: control characters in the name"},
 		{func(*Guard) {}, Options{Consume: true}, "fwknopd only listens, so it cannot consume the packets"},
@@ -69,28 +70,28 @@ func TestFwknopRefuses(t *testing.T) {
 		g := spaGuard(t, "vps", spa.Access{HMACKey: hmacKey}, "22/tcp")
 		tt.change(&g)
 		var b strings.Builder
-		if err := Emit(&b, "fwknop", []Guard{g}, tt.o); err == nil || err.Error() != tt.want || b.Len() > 0 {
+		if err := Format("fwknop").Emit(&b, []Guard{g}, tt.o); err == nil || err.Error() != tt.want || b.Len() > 0 {
 			t.Errorf("got  %v\nwant %s", err, tt.want)
 		}
 	}
 	two := []Guard{spaGuard(t, "vps", spa.Access{HMACKey: hmacKey, Via: spa.TCP}, "22"), spaGuard(t, "web", spa.Access{HMACKey: hmacKey, Via: spa.TCP}, "80")}
 	packets(two[1]).Port = 62202
 	want := "web: fwknopd listens at one TCP port, which is 62201 for another profile: give both the same SPAPort"
-	if err := Emit(new(strings.Builder), "fwknop", two, Options{}); err == nil || err.Error() != want {
+	if err := Format("fwknop").Emit(new(strings.Builder), two, Options{}); err == nil || err.Error() != want {
 		t.Errorf("got  %v\nwant %s", err, want)
 	}
 	forwarded, guarded := spaGuard(t, "vps", spa.Access{HMACKey: hmacKey}, "22/tcp"), spaGuard(t, "web", spa.Access{HMACKey: hmacKey}, "80/tcp")
 	forward(&forwarded)
-	err := Emit(new(strings.Builder), "fwknop", []Guard{forwarded, guarded}, Options{})
+	err := Format("fwknop").Emit(new(strings.Builder), []Guard{forwarded, guarded}, Options{})
 	if want := "one file cannot be for profiles with NATAccess and for others: fwknopd forwards by rules of its own, and opens a guard of ours"; err == nil || err.Error() != want {
 		t.Errorf("got  %v\nwant %s", err, want)
 	}
 	for _, format := range Formats() {
-		g, want := spaGuard(t, "vps", spa.Access{HMACKey: hmacKey}, "22/tcp"), "vps: only the format fwknop can carry the scheme fwknop"
+		g, want := spaGuard(t, "vps", spa.Access{HMACKey: hmacKey}, "22/tcp"), fmt.Sprintf("vps: format %s cannot verify the packets of Scheme fwknop", format)
 		if format == "fwknop" {
-			g, want = mustGuard(t, "vps", "7001 9005", "22"), "vps: the format fwknop carries the scheme fwknop only"
+			g, want = mustGuard(t, "vps", "7001 9005", "22"), "vps: format fwknop is for Scheme fwknop only"
 		}
-		if err := Emit(new(strings.Builder), format, []Guard{g}, Options{}); err == nil || err.Error() != want {
+		if err := format.Emit(new(strings.Builder), []Guard{g}, Options{}); err == nil || err.Error() != want {
 			t.Errorf("%s: got %v", format, err)
 		}
 	}

@@ -2,21 +2,9 @@ package rules
 
 import (
 	"fmt"
-	"io"
 	"strings"
 	"time"
 )
-
-// header is the comment every file opens with: what it does and the commands
-// around it, each on one line that can be pasted into a shell.
-type header struct {
-	Guards                   []guard
-	Check, Load, Watch, Undo string
-	Parts                    string // replaces Load where a container refuses so much at once; "" if it never does
-	Refuse                   string // fails if Load would open a port that is guarded now; "" if Load replaces no guard
-	Stale                    bool   // what loads it knows no time
-	Notes                    []string
-}
 
 // trialMark exists while rules are on trial, and holds the moment it began: who
 // tries others meanwhile is not undone by the end of the first trial.
@@ -29,7 +17,7 @@ const partMark = "# part"
 func hasParts(text string) bool { return strings.Contains(text, "\n"+partMark+"\n") }
 
 // describe says of a guard what it closes, how it opens, and until when.
-func (h header) describe(g guard, o Options) string {
+func (f format) describe(g guard, o Options) string {
 	var b strings.Builder
 	p := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	key := ""
@@ -58,7 +46,7 @@ func (h header) describe(g guard, o Options) string {
 		p("  valid until the keys are changed")
 	case !g.timed():
 		p("  valid until the sequence is changed")
-	case h.Stale:
+	case !f.clock:
 		p("  its last window ends at %s: write it anew before that", end)
 	default:
 		p("  valid until %s, from when on it is open %s", end, after)
@@ -67,11 +55,13 @@ func (h header) describe(g guard, o Options) string {
 	return b.String()
 }
 
-func (h header) write(w io.Writer, o Options) error {
+// header returns the comment that every file opens with: what it does and the
+// commands around it, each on one line that can be pasted into a shell.
+func (f format) header(guards []guard, d document, o Options) string {
 	var b strings.Builder
 	secret, again := "knocks", "sessions and openings go on."
-	for _, g := range h.Guards {
-		b.WriteString(h.describe(g, o))
+	for _, g := range guards {
+		b.WriteString(f.describe(g, o))
 		if g.SPA != nil {
 			secret = "keys"
 		}
@@ -80,18 +70,18 @@ func (h header) write(w io.Writer, o Options) error {
 		}
 	}
 	fmt.Fprintf(&b, "The %s are in here: keep it as secret as a password, mode 0600.\n\n", secret)
-	load, parts := h.Load, h.Parts
-	if h.Refuse != "" {
-		load, parts = h.Refuse+" && "+load, h.Refuse+" && "+parts
+	load, parts := d.load, d.parts
+	if d.refuse != "" {
+		load, parts = d.refuse+" && "+load, d.refuse+" && "+parts
 	}
-	fmt.Fprintf(&b, "check: %s\n", h.Check)
+	fmt.Fprintf(&b, "check: %s\n", d.check)
 	fmt.Fprintf(&b, "load: %s\n", load)
-	if h.Parts != "" {
+	if d.parts != "" {
 		fmt.Fprintf(&b, "parts: %s\n", parts)
 	}
-	fmt.Fprintf(&b, "watch: %s\n", h.Watch)
-	fmt.Fprintf(&b, "undo: %s\n", h.Undo)
-	fmt.Fprintf(&b, "trial: %s\n", h.trial(load))
+	fmt.Fprintf(&b, "watch: %s\n", d.watch)
+	fmt.Fprintf(&b, "undo: %s\n", d.undo)
+	fmt.Fprintf(&b, "trial: %s\n", d.trial(load))
 	fmt.Fprintf(&b, "keep: rm %s\n\n", trialMark)
 	fmt.Fprintf(&b, `The first time, use the trial: it loads the rules and undoes them after a
 minute, and with them those that they replace: load these again. Leave your
@@ -99,7 +89,7 @@ session open, log in from another terminal, and only if that works, keep
 them. Loading again replaces the rules; %s
 Loading turns connection tracking on.
 `, again)
-	if h.Refuse != "" {
+	if d.refuse != "" {
 		fmt.Fprintf(&b, `
 Loading replaces all portknock rules on this server. It refuses to open a port
 that the loaded rules guard and these do not. Put all profiles into one file
@@ -116,28 +106,27 @@ that the loaded rules guard and these do not. Put all profiles into one file
 	if o.Consume {
 		b.WriteString("\nKnocks are dropped here. If the server answers at other closed ports, a scan\nsees which ports are silent: then leave out --consume.\n")
 	}
-	for _, n := range h.Notes {
+	for _, n := range d.notes {
 		if n == "" {
 			continue
 		}
 		b.WriteString("\n" + n + "\n")
 	}
+	var comment strings.Builder
 	for line := range strings.Lines(b.String()) {
-		if _, err := fmt.Fprintln(w, strings.TrimRight("# "+line, " \n")); err != nil {
-			return err
-		}
+		comment.WriteString(strings.TrimRight("# "+line, " \n") + "\n")
 	}
-	return nil
+	return comment.String()
 }
 
 // trial returns the command that loads the rules and undoes them after a minute.
 // It checks the rules first. If the load fails nothing is undone, since the rules
 // from before are still in force; an earlier trial goes on.
-func (h header) trial(load string) string {
+func (d document) trial(load string) string {
 	return fmt.Sprintf(`%[1]s && { m=$(date +%%s%%N).$$; o=$(cat %[2]s 2>/dev/null); echo "$m" >%[2]s`+
 		` && { setsid sh -c 'sleep 60; [ "$(cat %[2]s)" = "$0" ] && rm %[2]s && { %[3]s; }' "$m" >/dev/null 2>&1 & %[4]s; }`+
 		` || { if [ "$o" ]; then echo "$o" >%[2]s; else rm -f %[2]s; fi; echo "portknock: the load failed: nothing is on trial, and nothing will be undone" >&2; false; }; }`,
-		h.Check, trialMark, h.Undo, load)
+		d.check, trialMark, d.undo, load)
 }
 
 func join[T fmt.Stringer](list []T) string {
@@ -157,9 +146,9 @@ func comments(mark, text string) string {
 	return b.String()
 }
 
-// Quote makes a text one word for a shell, also for one that somebody types into,
+// quote makes a text one word for a shell, also for one that somebody types into,
 // where double quotes would leave "!" its meaning.
-func Quote(s string) string {
+func quote(s string) string {
 	if s != "" && strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+,@:=%") == "" {
 		return s
 	}

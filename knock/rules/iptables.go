@@ -2,7 +2,6 @@ package rules
 
 import (
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 	"time"
@@ -10,19 +9,22 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
+// iptElse is for what other firewalls can do and iptables cannot.
+func iptElse(f format) bool { return f.clock && f.name != "iptables" }
+
 // iptJump sends all packets to our chain.
 const iptJump = "PREROUTING -j PORTKNOCK"
 
 // emitIptables writes one text for iptables-restore and ip6tables-restore: it
 // names no address.
-func emitIptables(w io.Writer, guards []guard, o Options) error {
+func emitIptables(guards []guard, o Options) (document, error) {
 	for _, g := range guards {
 		if g.OpenFor%time.Second != 0 || g.KnockTimeout%time.Second != 0 {
-			return fmt.Errorf("%s: iptables counts whole seconds: set OpenFor and KnockTimeout so, or use nftables", g.Name)
+			return document{}, unfit(iptElse, "%s: iptables counts whole seconds; set OpenFor and KnockTimeout to whole seconds", g.Name)
 		}
 		if g.tokens() {
 			if err := iptCheckTokens(g); err != nil {
-				return err
+				return document{}, err
 			}
 		}
 	}
@@ -31,15 +33,16 @@ func emitIptables(w io.Writer, guards []guard, o Options) error {
 	if hasParts(text) {
 		parts = iptLoad(r.inParts())
 	}
-	err := header{
-		Guards: guards,
-		Check:  iptBoth("$t-restore -w --test --noflush " + Quote(o.File)),
-		Load:   iptLoad(r.load()),
-		Parts:  parts,
-		Refuse: refuseToOpen(iptEach("$t -w -t mangle -S PORTKNOCK"), guards),
-		Watch:  "cat /proc/net/xt_recent/portknock_*_open; iptables -t mangle -vnL PORTKNOCK",
-		Undo:   iptEach(iptUndo()),
-		Notes: []string{
+	load := iptLoad(r.load())
+	return document{
+		check:  iptBoth("$t-restore -w --test --noflush " + quote(o.File)),
+		load:   load,
+		parts:  parts,
+		refuse: refuseToOpen(iptEach("$t -w -t mangle -S PORTKNOCK"), guards),
+		watch:  "cat /proc/net/xt_recent/portknock_*_open; iptables -t mangle -vnL PORTKNOCK",
+		undo:   iptEach(iptUndo()),
+		reload: load,
+		notes: []string{
 			`Loading adds a second jump to our chain and then takes one away, so that the
 port is guarded all the while. To keep the rules over a reboot, save them
 as you save your others (netfilter-persistent save), and again after each load.
@@ -52,12 +55,8 @@ of this server could learn the knocks from them.`,
 			iptFloodNote(guards),
 			iptTokenNote(guards),
 		},
-	}.write(w, o)
-	if err != nil {
-		return err
-	}
-	_, err = io.WriteString(w, text)
-	return err
+		body: text,
+	}, nil
 }
 
 func iptPartsNote(parts string) string {
@@ -102,12 +101,12 @@ type iptRules struct {
 // load restores, then removes the jumps of earlier loads. Undoing first would
 // open the port for a moment and forget who is in.
 func (r iptRules) load() string {
-	return "$t-restore -w --noflush " + Quote(r.options.File) + r.single()
+	return "$t-restore -w --noflush " + quote(r.options.File) + r.single()
 }
 
 // inParts is load for where all is too much at once.
 func (r iptRules) inParts() string {
-	return `awk -v r="$t-restore -w --noflush" "/^` + partMark + `$/ { print \"COMMIT\" | r; if (close(r)) exit 1; print \"*mangle\" | r } { print | r } END { exit close(r) != 0 }" ` + Quote(r.options.File) + r.single()
+	return `awk -v r="$t-restore -w --noflush" "/^` + partMark + `$/ { print \"COMMIT\" | r; if (close(r)) exit 1; print \"*mangle\" | r } { print | r } END { exit close(r) != 0 }" ` + quote(r.options.File) + r.single()
 }
 
 // iptTables is the tables that rules can be in, with the jump to our first chain

@@ -27,7 +27,7 @@ type kernel struct {
 func load(t testing.TB, g Guard, o Options) *kernel {
 	t.Helper()
 	var text bytes.Buffer
-	if err := Emit(&text, "iptables", []Guard{g}, o); err != nil {
+	if err := Format("iptables").Emit(&text, []Guard{g}, o); err != nil {
 		t.Fatal(err)
 	}
 	k := &kernel{t: t, chains: map[string][][]string{}, lists: map[string]map[string][]int64{}, from: "somebody"}
@@ -234,7 +234,7 @@ func drawn(t testing.TB, period, skew time.Duration, first, last uint16) Guard {
 func windowsOf(t testing.TB, g Guard, o Options) []window {
 	t.Helper()
 	checked := guard{Guard: g}
-	if err := checked.walk(o, format{windows: 1000}); err != nil {
+	if err := checked.walk(o, format{windows: 1000, clock: true}); err != nil {
 		t.Fatal(err)
 	}
 	return checked.Windows
@@ -465,7 +465,7 @@ func TestIptablesAtEnd(t *testing.T) {
 func TestIptablesParts(t *testing.T) {
 	emit := func(g Guard) string {
 		var text bytes.Buffer
-		if err := Emit(&text, "iptables", []Guard{g}, Options{From: midnight, Until: midnight.Add(100 * time.Hour)}); err != nil {
+		if err := Format("iptables").Emit(&text, []Guard{g}, Options{From: midnight, Until: midnight.Add(100 * time.Hour)}); err != nil {
 			t.Fatal(err)
 		}
 		return text.String()

@@ -73,9 +73,9 @@ func iptCheckTokens(g guard) error {
 	w := g.Windows[0]
 	switch {
 	case w.End.Sub(w.Start) > iptTokenPeriod:
-		return fmt.Errorf("%s: iptables cannot remember for longer than a Period of %v which tokens are spent: shorten it, or use nftables", g.Name, iptTokenPeriod)
+		return unfit(iptElse, "%s: iptables remembers spent tokens for a Period of at most %v; shorten the Period", g.Name, iptTokenPeriod)
 	case len(w.Tokens) < len(iptFamilies):
-		return fmt.Errorf("%s: iptables has tokens of their own for IPv4 and IPv6: set TokensPerWindow to 2 or more, or use nftables", g.Name)
+		return unfit(iptElse, "%s: iptables has tokens of their own for IPv4 and IPv6; set TokensPerWindow to 2 or more", g.Name)
 	}
 	return nil
 }

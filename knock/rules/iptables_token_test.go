@@ -22,7 +22,7 @@ func TestIptablesListsDiffer(t *testing.T) {
 		g := mustGuard(t, "vps", "1", "22")
 		g.Schedule = s
 		var text bytes.Buffer
-		if err := Emit(&text, "iptables", []Guard{g}, Options{From: noon, Until: noon.Add(10 * time.Hour)}); err != nil {
+		if err := Format("iptables").Emit(&text, []Guard{g}, Options{From: noon, Until: noon.Add(10 * time.Hour)}); err != nil {
 			t.Fatal(err)
 		}
 		for _, m := range regexp.MustCompile(`--name (\S+)`).FindAllStringSubmatch(text.String(), -1) {

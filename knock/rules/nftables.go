@@ -2,7 +2,6 @@ package rules
 
 import (
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 	"time"
@@ -10,25 +9,27 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-func emitNftables(w io.Writer, guards []guard, o Options) error {
+func emitNftables(guards []guard, o Options) (document, error) {
+	file := quote(o.File)
+	load := "nft -f " + file
 	text := nftRules{guards, o, true}.text()
 	parts := ""
 	if hasParts(text) {
-		parts = `awk "/^` + partMark + `/ && close(\"nft -f -\") { exit 1 } { print | \"nft -f -\" } END { exit close(\"nft -f -\") != 0 }" ` + Quote(o.File)
+		parts = `awk "/^` + partMark + `/ && close(\"nft -f -\") { exit 1 } { print | \"nft -f -\" } END { exit close(\"nft -f -\") != 0 }" ` + file
 	}
 	frozen := "who is in at that moment"
 	if slices.ContainsFunc(guards, guard.timed) {
 		frozen += ", and outside UTC would\nmove the windows when clocks change"
 	}
-	err := header{
-		Guards: guards,
-		Parts:  parts,
-		Check:  "nft -c -f " + Quote(o.File),
-		Load:   nftLoad(o),
-		Refuse: nftRefuse(guards),
-		Watch:  nftWatch(guards),
-		Undo:   nftUndo,
-		Notes: []string{
+	return document{
+		check:  "nft -c -f " + file,
+		load:   load,
+		parts:  parts,
+		refuse: nftRefuse(guards),
+		watch:  nftWatch(guards),
+		undo:   nftUndo,
+		reload: nftQuiet(load),
+		notes: []string{
 			`"flush ruleset" removes the guard and leaves the port open. Debian's
 /etc/nftables.conf begins with it, and stopping its service does it: end that
 file with the line  include "` + o.File + `"`,
@@ -39,17 +40,11 @@ freeze ` + frozen + `.`,
 			floodNote(guards),
 			tokenNote(guards),
 		},
-	}.write(w, o)
-	if err != nil {
-		return err
-	}
-	_, err = io.WriteString(w, text)
-	return err
+		body: text,
+	}, nil
 }
 
 const nftUndo = "nft delete table inet portknock"
-
-func nftLoad(o Options) string { return "nft -f " + Quote(o.File) }
 
 // nftQuiet returns a load for a service. Below each error nft quotes the line of the
 // file, which may be one of sequences or tokens, and what a service says goes to the
@@ -72,19 +67,6 @@ func nftWatch(guards []guard) string {
 
 func nftRefuse(guards []guard) string {
 	return refuseToOpen("nft list chain inet portknock guard", guards)
-}
-
-// What a daemon opens is a guard like ours, but without the knocks. It stands in
-// the daemon's file as comments, which nftFromComments prints, so that there is one
-// file to keep and to load.
-const (
-	nftFromComments     = `sed -n "s/^#: //p" `
-	nftFromCommentsNote = `"flush ruleset", with which Debian's /etc/nftables.conf begins, removes the
-guard and leaves the port open: load again after it, and when the server starts.`
-)
-
-func nftInComments(guards []guard, o Options) string {
-	return comments("#: ", strings.TrimLeft(nftRules{guards, o, false}.text(), "\n"))
 }
 
 // nftVersionNote says which nft can load the rules: the oldest that the tests use.

@@ -10,8 +10,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
-	"maps"
 	"math"
 	"slices"
 	"strconv"
@@ -58,71 +56,27 @@ type Options struct {
 	OpenAtEnd bool
 }
 
-// A format turns checked guards into text.
-type format struct {
-	file    string // where its rules are usually kept
-	emit    func(io.Writer, []guard, Options) error
-	windows int  // how many windows of time it can carry
-	entries int  // how many knocks and tokens in all of these; 0 if windows says it all
-	tokens  bool // it can verify tokens
-	spa     bool // what it carries are packets of fwknop, and nothing else
-	stale   bool // it knows no time: all windows open until it is told others
-}
-
-var formats = map[string]format{
-	// So many entries load in two seconds, or eight if most are windows, and take
-	// nft 500 MB.
-	"nftables": {file: "/etc/portknock.nft", emit: emitNftables, windows: 150_000, entries: 300_000, tokens: true},
-	// 30 days of hours, and the two that these cut. More would load slowly and cost
-	// each packet more.
-	"iptables": {file: "/etc/portknock.rules", emit: emitIptables, windows: 722, entries: 10_000, tokens: true},
-	"knockd":   {file: "/etc/knockd.conf", emit: emitKnockd, windows: 4, stale: true},
-	"fwknop":   {file: "/etc/fwknop/access.conf", emit: emitFwknop, spa: true},
-}
-
-// Formats returns the names that [Emit] knows, sorted.
-func Formats() []string { return slices.Sorted(maps.Keys(formats)) }
-
-// Emit writes the rules of all guards in one format. It writes nothing when it
-// returns an error for a guard: the text is complete or absent.
-func Emit(w io.Writer, name string, guards []Guard, o Options) error {
-	f, ok := formats[name]
-	if !ok {
-		return fmt.Errorf("unknown format %q; the formats are %s", name, strings.Join(Formats(), ", "))
-	}
-	if len(guards) == 0 {
-		return errors.New("no profile to guard")
-	}
-	if len(o.Allow) > 0 && !o.DropPolicy {
-		return errors.New("allowed ports go with the drop policy: nothing else closes them")
-	}
-	if o.File == "" {
-		o.File = f.file
-	}
-	if strings.ContainsFunc(o.File, unicode.IsControl) {
-		return fmt.Errorf("%q: control characters in a file's name", o.File)
-	}
+// checkAll checks the guards of a file, each and together.
+func checkAll(guards []Guard, o Options, f format) ([]guard, error) {
 	checked := make([]guard, len(guards))
 	ids := map[string]string{}
 	for i, g := range guards {
 		id := ident(g.Name)
 		if other, taken := ids[id]; taken {
-			return fmt.Errorf("%s: named twice, or too like %s", g.Name, other)
+			return nil, fmt.Errorf("%s: named twice, or too like %s", g.Name, other)
 		}
 		ids[id] = g.Name
 		checked[i] = guard{Guard: g, ID: id, SPA: packets(g)}
 	}
 	for i := range checked {
 		if err := checked[i].check(o, f, guarded(checked)); err != nil {
-			return fmt.Errorf("%s: %w", guards[i].Name, err)
+			return nil, fmt.Errorf("%s: %w", guards[i].Name, err)
 		}
 	}
 	if o.Consume {
-		if err := checkConsume(checked); err != nil {
-			return err
-		}
+		return checked, checkConsume(checked)
 	}
-	return f.emit(w, checked, o)
+	return checked, nil
 }
 
 // checkConsume refuses guards that knocks would never reach, since a guard before
@@ -141,7 +95,7 @@ func checkConsume(guards []guard) error {
 		}
 		for _, packet := range all {
 			if other := takes[packet]; other != "" && other != g.Name {
-				return fmt.Errorf("%s: %s has a knock in common with it, and would drop it first: leave out --consume, or give them different ones", g.Name, other)
+				return refuse(Eaten, "%s: profile %s has a knock in common with it and would drop that knock first; give them different knocks", g.Name, other)
 			}
 			takes[packet] = g.Name
 		}
@@ -184,19 +138,6 @@ func (g guard) timed() bool { return g.Windows[0].Window != knock.Window{} }
 // until returns when the last sequence ends; never, the zero Time.
 func (g guard) until() time.Time { return g.Windows[len(g.Windows)-1].End }
 
-// End returns when the rules of a guard end that [Emit] writes, in UTC. It is the
-// zero Time if they never do, or if the format does not know when.
-func End(name string, g Guard, o Options) time.Time {
-	if packets(g) != nil || formats[name].stale {
-		return time.Time{}
-	}
-	_, w, err := g.Schedule.At(o.Until.Add(-1))
-	if err != nil {
-		return time.Time{}
-	}
-	return w.End
-}
-
 // number counts a window from 1970, in its own length: it is the same in every
 // file that has the window.
 func (w window) number() int64 {
@@ -222,9 +163,9 @@ func (g *guard) check(o Options, f format, closed []knock.PortRange) error {
 	case g.OpenFor < time.Second || g.KnockTimeout < time.Second:
 		return errors.New("OpenFor and KnockTimeout must be at least one second")
 	case g.SPA != nil && !f.spa:
-		return errors.New("only the format fwknop can carry the scheme fwknop")
+		return unfit(func(f format) bool { return f.spa }, "format %s cannot verify the packets of Scheme fwknop", f.name)
 	case g.SPA == nil && f.spa:
-		return errors.New("the format fwknop carries the scheme fwknop only")
+		return unfit(func(f format) bool { return !f.spa }, "format %s is for Scheme fwknop only", f.name)
 	case g.SPA != nil:
 		g.Windows = []window{{}} // one, for ever, with nothing of ours to hear in it
 		return g.checkSPA(o, closed)
@@ -271,17 +212,17 @@ func (g *guard) checkKnocks(o Options, closed []knock.PortRange) error {
 		case o.Force:
 		case g.timed() && len(w.Steps) < 3:
 			// Sooner or later a window has two neighbours.
-			return fmt.Errorf("%d knocks drawn at random are few: a scan of all ports in order would open it in some window; set Knocks to 3 or more, or insist with --force", len(w.Steps))
+			return refuse(Weak, "%d knocks drawn at random are few: a scan of all ports in order would open it in some window; set Knocks to 3 or more", len(w.Steps))
 		case len(w.Steps) == 1:
-			return errors.New("a scan of all ports would open it: choose three knocks or more, or insist with --force")
+			return refuse(Weak, "a scan of all ports would open it; choose three knocks or more")
 		case g.timed() && g.guesses() < fewGuesses:
-			return fmt.Errorf("a stranger could guess it: %d knocks at so few ports make only %.0f sequences; set Knocks or PortRange higher, or insist with --force", len(w.Steps), g.guesses())
+			return refuse(Weak, "an attacker could guess it: %d knocks at these ports make only %.0f sequences; set Knocks or PortRange higher", len(w.Steps), g.guesses())
 		case !w.Steps.SweepFinds(overlooked):
 		case g.timed():
-			return fmt.Errorf("a scan of all ports in order would open it in the window from %s: widen PortRange or raise Knocks, or insist with --force",
+			return refuse(Weak, "a scan of all ports in order would open it in the window from %s; widen PortRange or raise Knocks",
 				w.Start.UTC().Format(time.RFC3339))
 		default:
-			return errors.New("a scan of all ports in order would open it: choose ports that are not neighbours, or insist with --force")
+			return refuse(Weak, "a scan of all ports in order would open it; choose ports that are not neighbors")
 		}
 	}
 	return nil
@@ -309,7 +250,7 @@ func (g guard) guesses() float64 {
 // ahead.
 func (g *guard) walk(o Options, f format) error {
 	entries, until := 0, o.Until
-	if f.stale {
+	if !f.clock {
 		until = until.Add(g.Skew)
 	}
 	for at := o.From.Add(-g.Skew); ; {
@@ -329,26 +270,26 @@ func (g *guard) walk(o Options, f format) error {
 		entries += len(next.Steps) + len(next.Tokens)
 		switch {
 		case next.Tokens != nil && !f.tokens:
-			return fmt.Errorf("tokens are nothing that this format can verify: %s can", formatsThat(func(f format) bool { return f.tokens }))
-		case f.windows == 0:
-			return fmt.Errorf("%s with time, which this format cannot carry: %s can", change, formatsThat(format.timed))
-		case f.stale && (!o.From.Before(o.Until) || len(g.Windows) == f.windows):
-			return fmt.Errorf("%s with time, of which this format knows nothing: let --refresh systemd write the rules anew all the time (by hand: --horizon below %v), or choose from %s",
-				change, time.Duration(f.windows-1)*period-2*g.Skew, formatsThat(format.timed))
-		case f.stale && o.OpenAtEnd:
-			return errors.New("this format knows no time: it cannot open at the end")
+			return unfit(format.verifiesTokens, "format %s cannot verify tokens", f.name)
+		case !f.clock && (!o.From.Before(o.Until) || len(g.Windows) == f.windows):
+			r := refuse(Timeless, "%s with time, and format %s does not know the time: it carries at most %v at once",
+				change, f.name, time.Duration(f.windows-1)*period-2*g.Skew)
+			r.Suits = formatsThat(format.knowsTime)
+			return r
+		case !f.clock && o.OpenAtEnd:
+			return unfit(format.knowsTime, "format %s does not know the time, so it cannot open the ports at the end", f.name)
 		case !o.From.Before(o.Until):
-			return fmt.Errorf("%s with time: say for how long the rules shall last, as --horizon 30d", change)
+			return refuse(Endless, "%s with time, so the rules need an end", change)
 		case period%time.Second != 0 || g.Skew%time.Second != 0:
 			return fmt.Errorf("the Skew, %v, and the Period, %v, must be whole seconds", g.Skew, period)
 		case 2*g.Skew >= period:
 			return fmt.Errorf("twice the Skew, %v, is not below the Period, %v", g.Skew, period)
 		case len(g.Windows) == f.windows:
-			return fmt.Errorf("until %s there are more than %d windows, which is all this format can carry: shorten --horizon or lengthen the Period",
-				o.Until.UTC().Format(time.RFC3339), f.windows)
+			return refuse(TooLong, "until %s there are more than %d windows, the most that format %s can carry",
+				o.Until.UTC().Format(time.RFC3339), f.windows, f.name)
 		case f.entries > 0 && entries > f.entries:
-			return fmt.Errorf("until %s there are more than %d %s, which is all this format can carry: shorten --horizon or lengthen the Period",
-				o.Until.UTC().Format(time.RFC3339), f.entries, what)
+			return refuse(TooLong, "until %s there are more than %d %s, the most that format %s can carry",
+				o.Until.UTC().Format(time.RFC3339), f.entries, what, f.name)
 		}
 		g.Windows = append(g.Windows, next)
 		if at = next.End; !at.Before(until) {
@@ -384,14 +325,6 @@ func asTokens(seqs []knock.Sequence) (tokens [][]byte, port uint16) {
 		tokens, port = append(tokens, seq[0].Payload), seq[0].Port
 	}
 	return tokens, port
-}
-
-// timed reports whether the format knows when which sequence opens.
-func (f format) timed() bool { return f.windows > 0 && !f.stale }
-
-// formatsThat names the formats that can do something.
-func formatsThat(can func(format) bool) string {
-	return strings.Join(slices.DeleteFunc(Formats(), func(name string) bool { return !can(formats[name]) }), ", ")
 }
 
 func contains(ranges []knock.PortRange, s knock.Step) bool {

@@ -70,13 +70,17 @@ func TestGolden(t *testing.T) {
 		},
 	} {
 		for _, format := range Formats() {
-			if (name == "consume" || name == "rotating") && format == "knockd" || name == "windows" && formats[format].windows == 0 || formats[format].spa {
+			row, err := format.row()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if (name == "consume" || name == "rotating") && format == "knockd" || row.spa {
 				continue
 			}
-			if strings.HasPrefix(name, "token") && !formats[format].tokens {
+			if strings.HasPrefix(name, "token") && !row.tokens {
 				continue
 			}
-			t.Run(name+"/"+format, func(t *testing.T) { golden(t, name, format, tt.guards, tt.o) })
+			t.Run(name+"/"+string(format), func(t *testing.T) { golden(t, name, string(format), tt.guards, tt.o) })
 		}
 	}
 }
@@ -85,7 +89,7 @@ func TestGolden(t *testing.T) {
 func golden(t *testing.T, name, format string, guards []Guard, o Options) {
 	t.Helper()
 	var got bytes.Buffer
-	if err := Emit(&got, format, guards, o); err != nil {
+	if err := Format(format).Emit(&got, guards, o); err != nil {
 		t.Fatal(err)
 	}
 	file := filepath.Join("..", "..", "testdata", "rules", name+"."+format)
@@ -150,7 +154,7 @@ func TestEmitRefuses(t *testing.T) {
 		"nothing":        {"nftables", nil, Options{}, "no profile"},
 		"twice":          {"nftables", []Guard{good(), good()}, Options{}, "named twice"},
 		"allow":          {"nftables", []Guard{good()}, Options{Allow: web}, "drop policy"},
-		"sweep":          {"nftables", []Guard{mustGuard(t, "vps", "7001 7002", "22")}, Options{}, "neighbours"},
+		"sweep":          {"nftables", []Guard{mustGuard(t, "vps", "7001 7002", "22")}, Options{}, "neighbors"},
 		"single":         {"nftables", []Guard{mustGuard(t, "vps", "7001", "22")}, Options{}, "scan"},
 		"overlooked":     {"nftables", []Guard{mustGuard(t, "vps", "21 23", "22")}, Options{}, "scan"},
 		"guarded knock":  {"nftables", []Guard{mustGuard(t, "vps", "7001 22", "22")}, Options{}, "knock 2 of 2 goes to a guarded port"},
@@ -167,46 +171,46 @@ func TestEmitRefuses(t *testing.T) {
 		"drawn at another's": {"nftables", []Guard{mustGuard(t, "mosh", "1 3", "22 29000-30000/udp"), mustTurns(t, "vps", time.Hour, 0, "20001/udp 20005/udp 20003/udp")},
 			Options{From: midnight, Until: midnight.Add(1)}, "vps: PortRange and Protocol include 29000-30000/udp, and a guarded port cannot be a knock"},
 		"drawn in order": {"nftables", []Guard{mustTurns(t, "vps", time.Hour, 0, "20001/udp 20009/udp 20005/udp", "20001/udp 20002/udp 20003/udp")},
-			Options{From: midnight, Until: midnight.Add(2 * time.Hour)}, "vps: a scan of all ports in order would open it in the window from 2026-11-21T01:00:00Z: widen PortRange or raise Knocks"},
-		"tokens, no end":                {"nftables", token(func(*Guard) {}), Options{}, "vps: tokens change with time: say for how long"},
-		"tokens, knockd":                {"knockd", token(func(*Guard) {}), until(time.Hour), "vps: tokens are nothing that this format can verify: " + formatsThat(func(f format) bool { return f.tokens }) + " can"},
+			Options{From: midnight, Until: midnight.Add(2 * time.Hour)}, "vps: a scan of all ports in order would open it in the window from 2026-11-21T01:00:00Z; widen PortRange or raise Knocks"},
+		"tokens, no end":                {"nftables", token(func(*Guard) {}), Options{}, "vps: tokens change with time, so the rules need an end"},
+		"tokens, knockd":                {"knockd", token(func(*Guard) {}), until(time.Hour), "vps: format knockd cannot verify tokens"},
 		"tokens, too many":              {"nftables", token(func(*Guard) {}), until(100_001 * time.Hour), "more than 300000 tokens"},
 		"tokens, skew":                  {"nftables", token(func(g *Guard) { g.Skew = 30 * time.Minute }), until(time.Hour), "twice the Skew"},
 		"tokens, too many for iptables": {"iptables", token(func(*Guard) {}), until(5_000 * time.Hour), "more than 722 windows"},
 		"tokens, one for two families": {"iptables", token(func(g *Guard) {
 			g.Schedule = knock.Token{Key: knock.NewKey(), Port: 9, Period: time.Hour, Tokens: 1}
-		}), until(time.Hour), "vps: iptables has tokens of their own for IPv4 and IPv6: set TokensPerWindow to 2 or more"},
+		}), until(time.Hour), "vps: iptables has tokens of their own for IPv4 and IPv6; set TokensPerWindow to 2 or more"},
 		"tokens, too long a time": {"iptables", token(func(g *Guard) {
 			g.Schedule = knock.Token{Key: knock.NewKey(), Port: 9, Period: 8 * 24 * time.Hour, Tokens: 8}
-		}), until(time.Hour), "vps: iptables cannot remember for longer than a Period of 168h0m0s which tokens are spent: shorten it"},
+		}), until(time.Hour), "vps: iptables remembers spent tokens for a Period of at most 168h0m0s; shorten the Period"},
 		"tokens, guarded": {"nftables", append([]Guard{mustGuard(t, "mosh", "1 3", "60000-63000/udp")}, tokenGuard(t, "vps")), until(time.Hour),
 			"vps: tokens go to 62202/udp, which is a guarded port"},
 		"choice":             {"nftables", with(func(g *Guard) { g.Schedule = choice{{{Port: 1}, {Port: 9}}, {{Port: 1}, {Port: 5}}} }), until(time.Hour), "choice of sequences"},
 		"payloads, short":    {"nftables", with(func(g *Guard) { g.Schedule = payload(15) }), until(time.Hour), "choice of sequences"},
 		"payload, long":      {"nftables", with(func(g *Guard) { g.Schedule = payload(17)[:1] }), until(time.Hour), "payload"},
-		"no horizon":         {"nftables", with(func(g *Guard) { g.Schedule = hourly(3) }), Options{From: noon}, "for how long the rules shall last, as --horizon 30d"},
-		"no refresh":         {"knockd", with(func(g *Guard) { g.Schedule = hourly(3) }), Options{From: noon}, "let --refresh systemd write the rules anew"},
-		"too long a refresh": {"knockd", with(func(g *Guard) { g.Schedule, g.Skew = hourly(3), time.Minute }), Options{From: noon, Until: noon.Add(4 * time.Hour)}, "--horizon below 2h58m0s), or choose from"},
-		"open, some time":    {"knockd", with(func(g *Guard) { g.Schedule = hourly(3) }), Options{From: noon, Until: noon.Add(1), OpenAtEnd: true}, "cannot open at the end"},
+		"no horizon":         {"nftables", with(func(g *Guard) { g.Schedule = hourly(3) }), Options{From: noon}, "the sequence changes with time, so the rules need an end"},
+		"no refresh":         {"knockd", with(func(g *Guard) { g.Schedule = hourly(3) }), Options{From: noon}, "the sequence changes with time, and format knockd does not know the time: it carries at most 3h0m0s at once"},
+		"too long a refresh": {"knockd", with(func(g *Guard) { g.Schedule, g.Skew = hourly(3), time.Minute }), Options{From: noon, Until: noon.Add(4 * time.Hour)}, "it carries at most 2h58m0s at once"},
+		"open, some time":    {"knockd", with(func(g *Guard) { g.Schedule = hourly(3) }), Options{From: noon, Until: noon.Add(1), OpenAtEnd: true}, "cannot open the ports at the end"},
 		"too long": {"nftables", with(func(g *Guard) { g.Schedule = hourly(3) }), Options{From: noon, Until: noon.Add(100_001 * time.Hour)},
 			"there are more than 300000 knocks"},
 		"fraction of skew": {"nftables", with(func(g *Guard) { g.Schedule, g.Skew = every(time.Second), 400*time.Millisecond }), until(time.Minute),
 			"vps: the Skew, 400ms, and the Period, 1s, must be whole seconds"},
 		"same beginning": {"knockd", []Guard{good(), mustGuard(t, "web", "7001/udp 9005/tcp", "80")}, Options{},
-			"web: its first knock is that of vps, too, and knockd would take one's knocks for the other's: choose another, or use nftables or iptables"},
+			"web: its first knock is also the first knock of vps, and knockd would confuse the two; choose another first knock"},
 		"consumed": {"nftables", []Guard{good(), mustGuard(t, "web", "9000 7001/udp", "80")}, Options{Consume: true},
-			"web: vps has a knock in common with it, and would drop it first: leave out --consume"},
+			"web: profile vps has a knock in common with it and would drop that knock first; give them different knocks"},
 		"consumed, drawn": {"iptables", append(with(func(g *Guard) { g.Schedule, g.Skew = hourly(3), time.Minute }), with(func(g *Guard) { g.Schedule, g.Name = hourly(3), "web" })...),
-			Options{From: noon, Until: noon.Add(time.Hour), Consume: true}, "web: vps has a knock in common"},
+			Options{From: noon, Until: noon.Add(time.Hour), Consume: true}, "web: profile vps has a knock in common"},
 		"consumed, tokens": {"nftables", append(token(func(*Guard) {}), token(func(g *Guard) { g.Name = "web" })...),
-			Options{From: noon, Until: noon.Add(time.Hour), Consume: true}, "web: vps has a knock in common"},
+			Options{From: noon, Until: noon.Add(time.Hour), Consume: true}, "web: profile vps has a knock in common"},
 		"skew":       {"nftables", with(func(g *Guard) { g.Schedule, g.Skew = hourly(3), 30*time.Minute }), Options{From: noon, Until: noon.Add(1)}, "twice the Skew, 30m0s, is not below the Period, 1h0m0s"},
 		"two knocks": {"nftables", with(func(g *Guard) { g.Schedule = hourly(2) }), Options{From: noon, Until: noon.Add(1)}, "Knocks to 3 or more"},
 		"few ports": {"nftables", with(func(g *Guard) {
 			g.Schedule, g.KnockPorts = hourly(3), []knock.PortRange{{Transport: knock.UDP, First: 20000, Last: 29998}}
-		}), Options{From: noon, Until: noon.Add(1)}, "could guess it: 3 knocks at so few ports make only 999700029999 sequences; set Knocks"},
+		}), Options{From: noon, Until: noon.Add(1)}, "could guess it: 3 knocks at these ports make only 999700029999 sequences; set Knocks"},
 		"many windows": {"iptables", with(func(g *Guard) { g.Schedule = changing{} }), Options{From: midnight, Until: midnight.Add(722*time.Hour + 1)},
-			"until 2026-12-21T02:00:00Z there are more than 722 windows, which is all this format can carry: shorten --horizon"},
+			"until 2026-12-21T02:00:00Z there are more than 722 windows, the most that format iptables can carry"},
 		"fraction": {"iptables", with(func(g *Guard) { g.KnockTimeout = 1500 * time.Millisecond }), Options{}, "whole seconds"},
 		"name":     {"nftables", with(func(g *Guard) { g.Name = "a\nflush ruleset" }), Options{}, "control"},
 		"file":     {"nftables", []Guard{good()}, Options{File: "/etc/a\nb"}, "control"},
@@ -214,7 +218,7 @@ func TestEmitRefuses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var out bytes.Buffer
-			err := Emit(&out, tt.format, tt.guards, tt.o)
+			err := Format(tt.format).Emit(&out, tt.guards, tt.o)
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("error %v, want one with %q", err, tt.want)
 			}
@@ -265,7 +269,7 @@ func TestWalk(t *testing.T) {
 		{-1, time.Hour + 1, time.Minute, "11 12 13", true},
 	} {
 		g := guard{Guard: Guard{Schedule: hourly(3), Skew: tt.skew}}
-		if err := g.walk(Options{From: noon.Add(tt.from), Until: noon.Add(tt.until)}, format{windows: 10, stale: tt.stale}); err != nil {
+		if err := g.walk(Options{From: noon.Add(tt.from), Until: noon.Add(tt.until)}, format{windows: 10, clock: !tt.stale}); err != nil {
 			t.Fatal(err)
 		}
 		var got []string
@@ -311,11 +315,11 @@ func TestKeep(t *testing.T) {
 			from := noon.Add(time.Duration(i) * tt.period / 10)
 			slow := mustGuard(t, "slow", "1", "23")
 			slow.Schedule, slow.Skew = every(400*24*time.Hour), time.Hour
-			u, err := Keep(tt.format, []Guard{slow, g}, Options{From: from, Until: from})
+			u, err := Format(tt.format).Upkeep([]Guard{slow, g}, Options{From: from, Until: from})
 			if err != nil {
 				t.Fatalf("%s, %v, %v: %v", tt.format, tt.period, tt.skew, err)
 			}
-			if u.Every != tt.every || u.Horizon != tt.horizon || u.File != formats[tt.format].file {
+			if u.Every != tt.every || u.Horizon != tt.horizon || u.File == "" {
 				t.Errorf("%s, %v, %v: %+v", tt.format, tt.period, tt.skew, u)
 			}
 		}
@@ -323,17 +327,17 @@ func TestKeep(t *testing.T) {
 	static, hour := mustGuard(t, "vps", "7001 8003", "22"), mustGuard(t, "vps", "1", "22")
 	hour.Schedule = every(time.Hour)
 	// A profile and systemd know no fractions of a second.
-	if u, err := Keep("nftables", []Guard{hour}, Options{From: noon, Until: noon.Add(2*time.Hour + time.Millisecond)}); err != nil || u.Horizon != 2*time.Hour {
+	if u, err := Format("nftables").Upkeep([]Guard{hour}, Options{From: noon, Until: noon.Add(2*time.Hour + time.Millisecond)}); err != nil || u.Horizon != 2*time.Hour {
 		t.Errorf("%+v, %v", u, err)
 	}
 	skewed := hour
 	skewed.Skew = time.Hour
 	for want, err := range map[string]error{
-		"need no refresh": second(Keep("nftables", []Guard{static}, Options{From: noon, Until: noon})),
-		"below 2h0m0s":    second(Keep("nftables", []Guard{hour}, Options{From: noon, Until: noon.Add(119 * time.Minute)})),
-		"no profile":      second(Keep("nftables", nil, Options{From: noon, Until: noon})),
-		"unknown format":  second(Keep("pf", []Guard{hour}, Options{From: noon, Until: noon})),
-		"Skew":            second(Keep("nftables", []Guard{skewed}, Options{From: noon, Until: noon})),
+		"need no refresh": second(Format("nftables").Upkeep([]Guard{static}, Options{From: noon, Until: noon})),
+		"below 2h0m0s":    second(Format("nftables").Upkeep([]Guard{hour}, Options{From: noon, Until: noon.Add(119 * time.Minute)})),
+		"no profile":      second(Format("nftables").Upkeep(nil, Options{From: noon, Until: noon})),
+		"unknown format":  second(Format("pf").Upkeep([]Guard{hour}, Options{From: noon, Until: noon})),
+		"Skew":            second(Format("nftables").Upkeep([]Guard{skewed}, Options{From: noon, Until: noon})),
 	} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %s", err, want)
@@ -371,7 +375,7 @@ func TestEmitReportsWriteErrors(t *testing.T) {
 		if format == "fwknop" {
 			guards = []Guard{spaGuard(t, "vps", spa.Access{HMACKey: hmacKey}, "22")}
 		}
-		if err := Emit(failing{full}, format, guards, Options{}); !errors.Is(err, full) {
+		if err := Format(format).Emit(failing{full}, guards, Options{}); !errors.Is(err, full) {
 			t.Errorf("%s: %v", format, err)
 		}
 	}
@@ -413,8 +417,8 @@ func TestQuote(t *testing.T) {
 		`/a b/$x"y!z`:        `'/a b/$x"y!z'`,
 		"it's":               `'it'\''s'`,
 	} {
-		if got := Quote(text); got != want {
-			t.Errorf("Quote(%q) = %s, want %s", text, got, want)
+		if got := quote(text); got != want {
+			t.Errorf("quote(%q) = %s, want %s", text, got, want)
 		}
 	}
 }
@@ -426,7 +430,7 @@ func TestKnockdTrap(t *testing.T) {
 	web, _ := knock.ParsePortRanges("7002-7009")
 	// Without 80 (ignored), 65536, 6999 and 7002 (guarded), and the knocks themselves,
 	// also those of the other window.
-	if got, want := (knockdDoor{g, g.Windows[0]}).trap(append(web, g.OpenPorts...)), "82:tcp"; got != want {
+	if got, want := (knockdSection{g, g.Windows[0]}).trap(append(web, g.OpenPorts...)), "82:tcp"; got != want {
 		t.Errorf("Trap = %q, want %q", got, want)
 	}
 }
@@ -434,14 +438,14 @@ func TestKnockdTrap(t *testing.T) {
 // TestNames: what the files have of their own is no name of a profile.
 func TestNames(t *testing.T) {
 	both := []Guard{mustGuard(t, "a", "7001 9000 8000", "22"), mustGuard(t, "b", "7001 9000 8000", "80")}
-	if err := Emit(io.Discard, "knockd", both, Options{}); err != nil {
+	if err := Format("knockd").Emit(io.Discard, both, Options{}); err != nil {
 		t.Errorf("one sequence for two profiles: %v", err)
 	}
 	for _, name := range []string{"options", "part"} {
 		guards := []Guard{mustGuard(t, name, "7001 9000 8000", "22")}
 		for _, format := range []string{"nftables", "iptables", "knockd"} {
 			var text strings.Builder
-			if err := Emit(&text, format, guards, Options{}); err != nil {
+			if err := Format(format).Emit(&text, guards, Options{}); err != nil {
 				t.Fatal(err)
 			}
 			if strings.Contains(text.String(), "\n# parts:") || strings.Count(text.String(), "\n[options]\n") > 1 {
@@ -458,7 +462,7 @@ func TestPartsNote(t *testing.T) {
 		for hours, want := range map[int]bool{1: false, 700: true} {
 			var text strings.Builder
 			o := Options{From: midnight, Until: midnight.Add(time.Duration(hours) * time.Hour)}
-			if err := Emit(&text, name, []Guard{drawn(t, time.Hour, time.Minute, 20000, 29999)}, o); err != nil {
+			if err := Format(name).Emit(&text, []Guard{drawn(t, time.Hour, time.Minute, 20000, 29999)}, o); err != nil {
 				t.Fatal(err)
 			}
 			command, note := strings.Contains(text.String(), "\n# parts: "), strings.Contains(text.String(), "load in parts")

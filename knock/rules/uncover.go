@@ -30,5 +30,5 @@ func refuseToOpen(listing string, guards []guard) string {
 		}
 	}
 	return fmt.Sprintf(`{ [ -n "${%s-}" ] || { l=$(%s 2>/dev/null | awk -v new=%s %s); [ -z "$l" ]; } || { echo "portknock: not loaded: this would open what the loaded rules guard:" $l". Put all profiles into one file, or insist: export %[1]s=1" >&2; false; }; }`,
-		forceVariable, listing, Quote(strings.Join(closed, " ")), Quote(strings.ReplaceAll(uncovered, "\n", " ")))
+		forceVariable, listing, quote(strings.Join(closed, " ")), quote(strings.ReplaceAll(uncovered, "\n", " ")))
 }
