@@ -38,24 +38,34 @@ type Client struct {
 	Schedule     Schedule
 	Skew         time.Duration // how far the server's clock may differ from the client's
 	KnockDelay   time.Duration // the pause in round 0, and the shortest pause of later rounds
-	KnockTimeout time.Duration // how long the server waits between two knocks
+	KnockTimeout time.Duration // how long the server waits between two knocks; 0 if it does not matter
+}
+
+// Open returns what the client may send at a time: the sequences of the current
+// window, and within Skew of its start also those of the previous window.
+func (c Client) Open(now time.Time) (current, previous []Sequence, w Window, err error) {
+	current, w, err = c.Schedule.At(now)
+	if err == nil && w != (Window{}) && now.Sub(w.Start) < c.Skew {
+		previous, _, err = c.Schedule.At(now.Add(-c.Skew))
+	}
+	if err == nil && len(current) == 0 {
+		err = errors.New("the schedule has no sequence for this time")
+	}
+	return current, previous, w, err
 }
 
 // Round implements [Picker]. The destination does not matter.
 func (c Client) Round(now time.Time, from, _ netip.Addr, n int) (Round, error) {
-	sequences, window, err := c.Schedule.At(now)
-	turn := n // counts the rounds that a window has had
-	if err == nil && window != (Window{}) && now.Sub(window.Start) < c.Skew {
-		if n%2 == 1 {
-			sequences, _, err = c.Schedule.At(now.Add(-c.Skew))
-		}
-		turn /= 2
-	}
+	sequences, previous, _, err := c.Open(now)
 	if err != nil {
 		return Round{}, err
 	}
-	if len(sequences) == 0 {
-		return Round{}, errors.New("the schedule has no sequence for this time")
+	turn := n // counts the rounds that a window has had
+	if len(previous) > 0 {
+		if n%2 == 1 {
+			sequences = previous
+		}
+		turn /= 2
 	}
 	send := sequences[tokenIndex(from, turn, len(sequences))]
 	return Round{send, c.pause(n, len(send))}, nil
@@ -92,6 +102,9 @@ func (c Client) pause(n, knocks int) time.Duration {
 	if n == 0 || knocks == 0 {
 		return c.KnockDelay
 	}
-	slower := 5 * time.Millisecond << min(n, 5)
-	return max(c.KnockDelay, min(slower, 400*time.Millisecond/time.Duration(knocks), c.KnockTimeout/2))
+	slower := min(5*time.Millisecond<<min(n, 5), 400*time.Millisecond/time.Duration(knocks))
+	if c.KnockTimeout > 0 {
+		slower = min(slower, c.KnockTimeout/2)
+	}
+	return max(c.KnockDelay, slower)
 }

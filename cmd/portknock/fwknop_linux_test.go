@@ -122,8 +122,8 @@ func decoded(log string) map[string]map[string]string {
 	return all
 }
 
-// stanza is the access.conf for what an Access asks.
-func stanza(a *spa.Access) string {
+// stanza is the access.conf for what a Request asks.
+func stanza(a *spa.Request) string {
 	text := "SOURCE ANY\nKEY_BASE64 " + base64.StdEncoding.EncodeToString(a.Key.Bytes()) +
 		"\nENCRYPTION_MODE " + strings.Replace(strings.ToUpper(a.Mode.String()), "LEGACY", "legacy", 1) + "\n"
 	if key := a.HMACKey.Bytes(); len(key) > 0 {
@@ -144,8 +144,8 @@ func randomKey(r *rand.Rand, n int) knock.Key {
 	return knock.KeyFrom(b)
 }
 
-// want is how fwknopd shows what an Access asks.
-func want(a *spa.Access) map[string]string {
+// want is how fwknopd shows what a Request asks.
+func want(a *spa.Request) map[string]string {
 	allow, kind, nat := "0.0.0.0", "1 (Access msg)", "<NULL>"
 	if a.Allow.IsValid() {
 		allow = a.Allow.String()
@@ -171,7 +171,7 @@ func want(a *spa.Access) map[string]string {
 }
 
 // checkDecoded compares what fwknopd makes of packets with what was asked.
-func checkDecoded(t *testing.T, asked []*spa.Access, packets []string, got map[string]map[string]string) {
+func checkDecoded(t *testing.T, asked []*spa.Request, packets []string, got map[string]map[string]string) {
 	t.Helper()
 	faults := 0
 	for i, a := range asked {
@@ -206,9 +206,9 @@ func TestFwknopdKnowsAll(t *testing.T) {
 			t.Parallel()
 			r := rand.New(rand.NewPCG(1, uint64(mode)))
 			var stanzas, packets []string
-			var asked []*spa.Access
+			var asked []*spa.Request
 			for i := range len(allDigests) + 1 {
-				server := spa.Access{Mode: mode, Key: randomKey(r, 32), User: "alice", Ports: []knock.PortRange{{First: 22, Last: 22}}}
+				server := spa.Request{Keys: spa.Keys{Mode: mode, Key: randomKey(r, 32)}, User: "alice", Ports: []knock.PortRange{{First: 22, Last: 22}}}
 				if i < len(allDigests) {
 					server.HMAC, server.HMACKey = allDigests[i], randomKey(r, 64)
 				}
@@ -230,7 +230,7 @@ func TestFwknopdKnowsAll(t *testing.T) {
 	}
 }
 
-func mustPacket(t testing.TB, a *spa.Access) string {
+func mustPacket(t testing.TB, a *spa.Request) string {
 	t.Helper()
 	p, err := a.Packet(time.Now())
 	if err != nil {
@@ -247,12 +247,12 @@ func TestFwknopdReadsBack(t *testing.T) {
 	r := rand.New(rand.NewPCG(2, 2))
 	const servers, each, batch = 40, 50, 8 // of the servers in one fwknopd
 	var stanzas, packets []string
-	var asked []*spa.Access
+	var asked []*spa.Request
 	for i := range servers {
-		server := spa.Access{
+		server := spa.Request{Keys: spa.Keys{
 			Key: randomKey(r, i%32+1), Mode: spa.Mode(i % 5),
 			HMACKey: randomKey(r, r.IntN(128)+1), HMAC: allDigests[i%7],
-		}
+		}}
 		stanzas = append(stanzas, stanza(&server))
 		for range each {
 			a := server
@@ -271,7 +271,7 @@ func TestFwknopdReadsBack(t *testing.T) {
 }
 
 // vary asks for something random that fits into a packet.
-func vary(r *rand.Rand, a *spa.Access) {
+func vary(r *rand.Rand, a *spa.Request) {
 	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.!#$%&'()@^`{}~"
 	for {
 		a.Digest = allDigests[r.IntN(7)]

@@ -19,8 +19,8 @@ func fwknopClient(h *lab.Host, home string, args ...string) (string, error) {
 	return h.Try("env", append([]string{"HOME=" + home, "fwknop"}, args...)...)
 }
 
-// accessOf returns what a profile asks fwknopd for.
-func accessOf(t testing.TB, config, host string) *spa.Access {
+// requestOf returns what a profile asks fwknopd for.
+func requestOf(t testing.TB, config, host string) *spa.Request {
 	t.Helper()
 	file, err := profile.Load(config)
 	if err != nil {
@@ -30,11 +30,11 @@ func accessOf(t testing.TB, config, host string) *spa.Access {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := p.Schedule(t.Context())
+	s, err := p.Picker(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	return s.(*spa.Access)
+	return s.(*spa.Request)
 }
 
 // TestImportAsFwknopReads: the importer takes and refuses the files that fwknop's
@@ -149,7 +149,7 @@ func TestImportAsFwknopReads(t *testing.T) {
 			if err != nil {
 				return
 			}
-			a := accessOf(t, config, "h")
+			a := requestOf(t, config, "h")
 			fields, now := clientFields(said), time.Now()
 			for field, value := range want(a) {
 				if fields[field] != value {
@@ -207,7 +207,7 @@ func TestImportOpens(t *testing.T) {
 	sshd := n.Server.SSHD(t, []uint16{22})
 	n.Server.Shell(t, `nft 'table inet gate { set open { type ipv4_addr; }
 		chain input { type filter hook input priority 0; tcp dport 22 ct state new ip saddr != @open drop; }; }'`)
-	fwknopd := n.Server.Fwknopd(t, stanza(accessOf(t, config, "vps"))+
+	fwknopd := n.Server.Fwknopd(t, stanza(requestOf(t, config, "vps"))+
 		"CMD_CYCLE_OPEN nft add element inet gate open { $SRC }\nCMD_CYCLE_CLOSE NONE\nREQUIRE_SOURCE_ADDRESS N\n", "")
 	door := netip.AddrPortFrom(n.Server.Addr(lab.IPv4), 22)
 	if got := n.Client.Probe(t, door); got != lab.Dropped {

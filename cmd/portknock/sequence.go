@@ -4,11 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"strconv"
 	"time"
 
 	"github.com/portknock/portknock/knock"
-	"github.com/portknock/portknock/knock/profile"
 	"github.com/spf13/pflag"
 )
 
@@ -74,16 +74,17 @@ func runSequence(ctx context.Context, a *app, args []string) error {
 	if err != nil {
 		return err
 	}
-	schedule, err := scheduleOf(ctx, p)
+	picker, err := p.Picker(ctx)
 	if err != nil {
-		return err
+		return keyFailure(p, err)
 	}
 	var answers []answer
 	for range max(a.windows, 1) {
-		w, err := answerAt(p, schedule, at, a.windows == 0)
+		w, err := answerAt(picker, at, a.windows == 0)
 		if err != nil {
-			return &failure{code: exitProfile, err: fmt.Errorf("%s: %w", p.Name, err)}
+			return keyFailure(p, err)
 		}
+		w.Name, w.Scheme = p.Name, p.Scheme
 		answers = append(answers, w)
 		if at = w.Until; at.IsZero() { // for ever
 			break
@@ -103,24 +104,24 @@ func runSequence(ctx context.Context, a *app, args []string) error {
 	return nil
 }
 
-// answerAt says what opens at a time; also what is of the window before and opens
-// still, if overlap says so.
-func answerAt(p *profile.Profile, schedule knock.Schedule, at time.Time, overlap bool) (answer, error) {
-	sequences, window, err := schedule.At(at)
-	own := len(sequences)
-	if err == nil && overlap && at.Sub(window.Start) < p.Skew {
-		var before []knock.Sequence
-		before, _, err = schedule.At(at.Add(-p.Skew))
-		sequences = append(sequences, before...)
+// answerAt says what opens at a time. With overlap, it also has the sequences of the
+// previous window that still open.
+func answerAt(picker knock.Picker, at time.Time, overlap bool) (answer, error) {
+	client, scheduled := picker.(knock.Client)
+	if !scheduled {
+		r, err := picker.Round(at, netip.IPv4Unspecified(), netip.IPv4Unspecified(), 0)
+		if err != nil {
+			return answer{}, err
+		}
+		return answer{Sequences: []string{packet(r.Send)}, Once: at.UTC().Truncate(time.Second), own: 1}, nil
 	}
+	sequences, previous, window, err := client.Open(at)
 	if err != nil {
 		return answer{}, err
 	}
-	w := answer{Name: p.Name, Scheme: p.Scheme, From: window.Start, Until: window.End, own: own}
-	if p.Scheme == "fwknop" {
-		w.Sequences = []string{packet(sequences[0])}
-		w.Once = at.UTC().Truncate(time.Second)
-		return w, nil
+	w := answer{From: window.Start, Until: window.End, own: len(sequences)}
+	if overlap {
+		sequences = append(sequences, previous...)
 	}
 	for _, s := range sequences {
 		w.Sequences = append(w.Sequences, s.String())

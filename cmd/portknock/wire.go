@@ -19,44 +19,29 @@ import (
 
 // This file is the only place that knows a profile, a Dialer and a Guard.
 
-// scheduleOf returns what opens a host, and reads its key for that.
-func scheduleOf(ctx context.Context, p *profile.Profile) (knock.Schedule, error) {
-	s, err := p.Schedule(ctx)
-	if err != nil {
-		return nil, &failure{code: exitProfile, err: fmt.Errorf("%s: %w", p.Name, err)}
-	}
-	return s, nil
+// keyFailure is the failure to read what a profile needs.
+func keyFailure(p *profile.Profile, err error) error {
+	return &failure{code: exitProfile, err: fmt.Errorf("%s: %w", p.Name, err)}
 }
 
 // guard returns the server's half of a profile.
 func guard(ctx context.Context, p *profile.Profile) (rules.Guard, error) {
-	server := *p
-	server.SPA.AllowIPCommand = nil // where the client is now is nothing to a server
-	s, err := scheduleOf(ctx, &server)
+	s, err := p.Server(ctx)
 	if err != nil {
-		return rules.Guard{}, err
+		return rules.Guard{}, keyFailure(p, err)
 	}
-	g := rules.Guard{
+	return rules.Guard{
 		Name:         p.Name,
-		Schedule:     s,
+		Schedule:     s.Schedule,
+		SPA:          s.SPA,
 		OpenPorts:    p.OpenPorts,
 		OpenFor:      p.OpenFor,
 		KnockTimeout: p.KnockTimeout,
 		Skew:         p.Skew,
+		KnockPorts:   s.KnockPorts,
 		IgnorePorts:  p.IgnorePorts,
-	}
-	if p.PortRange.First > 0 {
-		g.KnockPorts = []knock.PortRange{p.PortRange}
-	}
-	switch s := s.(type) {
-	case knock.Rotating:
-		g.Fingerprint = s.Key.Fingerprint()
-	case knock.Token:
-		g.Fingerprint = s.Key.Fingerprint()
-	case *spa.Access:
-		g.Fingerprint = s.Key.Fingerprint()
-	}
-	return g, nil
+		Fingerprint:  s.Fingerprint,
+	}, nil
 }
 
 // guards returns the server's half of several profiles for one server, and what
@@ -103,11 +88,10 @@ func (a *app) plainDialer() *proxy.Dialer {
 
 // dialer returns the client's half of a profile.
 func (a *app) dialer(ctx context.Context, p *profile.Profile) (*proxy.Dialer, error) {
-	s, err := scheduleOf(ctx, p)
+	picker, err := p.Picker(ctx)
 	if err != nil {
-		return nil, err
+		return nil, keyFailure(p, err)
 	}
-	picker := knock.Client{Schedule: s, Skew: p.Skew, KnockDelay: p.KnockDelay, KnockTimeout: p.KnockTimeout}
 	k := &knocker{p, picker, &a.log}
 	family := map[string]string{"inet": "ip4", "inet6": "ip6"}[p.AddressFamily]
 	if p.Scheme == "fwknop" {

@@ -35,15 +35,17 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		var s knock.Schedule
-		switch { // Schedule would read or run what the fuzzer has come up with
+		switch { // Server would read or run what the fuzzer has come up with
 		case p.Scheme == "token":
 			s = knock.Token{Key: knock.NewKey(), Port: p.TokenPort, Period: p.Period, Tokens: p.TokensPerWindow}
 		case p.draws():
 			s = knock.Rotating{Key: knock.NewKey(), Ports: p.PortRange, Knocks: p.Knocks, Period: p.Period}
 		default:
-			if s, err = p.Schedule(t.Context()); err != nil {
+			server, err := p.Server(t.Context())
+			if err != nil {
 				t.Fatal(err)
 			}
+			s = server.Schedule
 		}
 		if seqs, _, err := s.At(time.Now()); err != nil || len(seqs) == 0 || len(seqs[0]) == 0 {
 			t.Fatalf("nothing to send: %v, %v", seqs, err)

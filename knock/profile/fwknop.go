@@ -225,33 +225,53 @@ func (p *Profile) spaConflict() (keyword string, err error) {
 	return "", nil
 }
 
-// access returns the schedule of the scheme fwknop with a key: this is where the
-// HMAC key is read and the AllowIPCommand run.
-func (p *Profile) access(ctx context.Context, key knock.Key) (a *spa.Access, err error) {
-	s, hmacKey := &p.SPA, knock.Key{}
-	if s.HMACKeyFile != "" {
-		if hmacKey, err = loadKey(s.HMACKeyFile, parseForeignKey); err != nil {
+// request returns what a client asks, for the AllowIP: this is where the HMAC key is
+// read. An error is not about the key alone, and names what it is about.
+func (p *Profile) request(key knock.Key) (*spa.Request, error) {
+	hmacKey := knock.Key{}
+	if p.SPA.HMACKeyFile != "" {
+		var err error
+		if hmacKey, err = loadKey(p.SPA.HMACKeyFile, parseForeignKey); err != nil {
 			return nil, err
 		}
 	}
-	a = p.accessWith(key, hmacKey)
-	if len(s.AllowIPCommand) > 0 {
-		if a.Allow, err = askAddress(ctx, s.AllowIPCommand); err != nil {
-			// Of a command the program only, as with a key's.
-			return nil, fmt.Errorf("AllowIPCommand %s: %w", s.AllowIPCommand[0], err)
-		}
-	}
-	return a, nil
+	r := p.requestWith(key, hmacKey)
+	_, err := r.Packet(time.Now())
+	return r, err
 }
 
-// accessWith is access with both keys, for the AllowIP.
-func (p *Profile) accessWith(key, hmacKey knock.Key) *spa.Access {
+// requestFrom is request for the client, with the address of the AllowIPCommand.
+func (p *Profile) requestFrom(ctx context.Context) (*spa.Request, error) {
+	if err := p.complete(); err != nil {
+		return nil, err
+	}
+	key, err := p.key(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r, err := p.request(key)
+	if err != nil {
+		return nil, err
+	}
+	if command := p.SPA.AllowIPCommand; len(command) > 0 {
+		if r.Allow, err = askAddress(ctx, command); err != nil {
+			// Of a command the program only, as with a key's.
+			return nil, fmt.Errorf("AllowIPCommand %s: %w", command[0], err)
+		}
+	}
+	return r, nil
+}
+
+// requestWith is request with both keys.
+func (p *Profile) requestWith(key, hmacKey knock.Key) *spa.Request {
 	s := &p.SPA
-	return &spa.Access{
-		Key: key, Mode: s.Mode, HMACKey: hmacKey, HMAC: s.HMACDigest, Digest: s.Digest,
-		User: cmp.Or(s.User, userName()), Allow: s.AllowIP, Ports: p.OpenPorts, Timeout: s.Timeout,
-		NAT: s.NATAccess, NATLocal: s.NATLocal,
-		Port: s.Port, Via: s.Protocol, Host: cmp.Or(p.HostName, p.Name), Offset: s.TimeOffset,
+	return &spa.Request{
+		Keys: spa.Keys{
+			Key: key, Mode: s.Mode, HMACKey: hmacKey, HMAC: s.HMACDigest, Port: s.Port, Via: s.Protocol,
+			NAT: s.NATAccess, NATLocal: s.NATLocal, RequireSource: s.AllowIP.IsValid(),
+		},
+		Digest: s.Digest, User: cmp.Or(s.User, userName()), Allow: s.AllowIP, Ports: p.OpenPorts, Timeout: s.Timeout,
+		Host: cmp.Or(p.HostName, p.Name), Offset: s.TimeOffset, KnockDelay: p.KnockDelay,
 	}
 }
 

@@ -9,17 +9,28 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/portknock/portknock/knock"
 	"github.com/portknock/portknock/knock/spa"
 )
 
-func TestSPASchedule(t *testing.T) {
-	key, hmacKey := keyFile(t, 0o600, "pass word\n"), keyFile(t, 0o600, "base64:AAEC/w==\n")
-	base := "Scheme fwknop\nKeyFile " + key + "\nHMACKeyFile " + hmacKey + "\n"
-	s, err := scheduleOf(t, base+"AllowIPCommand echo 198.51.100.7\nSPAUser alice\n")
+// pickerOf is what a client of the host vps with these settings knocks.
+func pickerOf(t *testing.T, lines string) (knock.Picker, error) {
+	t.Helper()
+	p, err := mustParse(t, "Host vps\n"+lines+"\n").Lookup("vps")
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := s.(*spa.Access)
+	return p.Picker(t.Context())
+}
+
+func TestSPARequest(t *testing.T) {
+	key, hmacKey := keyFile(t, 0o600, "pass word\n"), keyFile(t, 0o600, "base64:AAEC/w==\n")
+	base := "Scheme fwknop\nKeyFile " + key + "\nHMACKeyFile " + hmacKey + "\n"
+	s, err := pickerOf(t, base+"AllowIPCommand echo 198.51.100.7\nSPAUser alice\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := s.(*spa.Request)
 	if string(a.Key.Bytes()) != "pass word" || string(a.HMACKey.Bytes()) != "\x00\x01\x02\xff" ||
 		a.Allow != netip.MustParseAddr("198.51.100.7") || a.User != "alice" || a.Host != "vps" || a.Port != 62201 {
 		t.Errorf("%+v", a)
@@ -37,7 +48,7 @@ func TestSPASchedule(t *testing.T) {
 		{"Scheme fwknop\nKeyFile " + key + "\nHMACKeyFile " + keyFile(t, 0o644, "x"), "FILE: holds a key and is accessible by others (mode 0644); chmod 600 FILE"},
 		{"Scheme fwknop\nKeyFile " + key + "\nHMACKeyFile " + keyFile(t, 0o600, "\n"), "FILE: empty, where a key should be"},
 	} {
-		_, err := scheduleOf(t, tt.lines)
+		_, err := pickerOf(t, tt.lines)
 		_, file, _ := strings.Cut(tt.lines, "HMACKeyFile ")
 		file, _, _ = strings.Cut(file, "\n")
 		if want := strings.ReplaceAll(tt.want, "FILE", file); err == nil || err.Error() != want {

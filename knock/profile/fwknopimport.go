@@ -488,7 +488,7 @@ func (i *importer) contradiction() error {
 	for n, k := range i.Keys {
 		keys[n] = k.Key
 	}
-	if _, err := p.accessWith(keys[0], keys[1]).Packet(time.Now()); err != nil {
+	if _, err := p.requestWith(keys[0], keys[1]).Packet(time.Now()); err != nil {
 		return errUnfit(err.Error())
 	}
 	return nil

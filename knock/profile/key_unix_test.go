@@ -81,7 +81,8 @@ func scheduleOf(t *testing.T, lines string) (knock.Schedule, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return p.Schedule(t.Context())
+	server, err := p.Server(t.Context())
+	return server.Schedule, err
 }
 
 func TestDrawnSchedules(t *testing.T) {

@@ -17,9 +17,9 @@
 // is a door that stays shut for no visible reason.
 //
 // [Find] says where the file is, [Load] and [Parse] read it into a [File],
-// [File.Lookup] makes the [Profile] of one host, and [Profile.Schedule] what to
-// knock. Only Schedule reads a key or runs a command for one. No error holds any
-// part of a sequence or a key.
+// [File.Lookup] makes the [Profile] of one host, [Profile.Picker] what a client
+// knocks, and [Profile.Server] what a server has to know. Only these two read a key
+// or run a command for one. No error holds any part of a sequence or a key.
 package profile
 
 import (
@@ -35,6 +35,7 @@ import (
 	"time"
 
 	"github.com/portknock/portknock/knock"
+	"github.com/portknock/portknock/knock/spa"
 )
 
 // Profile is what the file says of one host, defaults filled in.
@@ -78,7 +79,7 @@ type Profile struct {
 	SPA SPA // of the scheme fwknop; zero for others
 }
 
-// Schemes names the schemes there are: the cases of [Profile.Schedule].
+// Schemes names the schemes there are: the cases of [Profile.Server].
 var Schemes = []string{"static", "rotating", "token", "md5-hourly", "fwknop"}
 
 // keyed reports whether the scheme goes by a key and the time.
@@ -90,44 +91,68 @@ func (p *Profile) draws() bool { return p.Scheme == "rotating" || p.Scheme == "m
 // secret reports whether the scheme needs a key.
 func (p *Profile) secret() bool { return p.keyed() || p.Scheme == "fwknop" }
 
-// Schedule returns what opens the host's ports, and when. It reads the KeyFile,
-// or runs the KeyCommand, which may take 30 seconds and speak to the user. For
-// fwknop it reads the HMACKeyFile and runs the AllowIPCommand too, and what it
-// returns is a [*spa.Access].
-func (p *Profile) Schedule(ctx context.Context) (knock.Schedule, error) {
+// Server is what a server has to know of a profile: the Schedule, or for fwknop the
+// keys.
+type Server struct {
+	Schedule    knock.Schedule    // which sequences open; nil for fwknop
+	SPA         *spa.Keys         // for fwknop; nil for others
+	KnockPorts  []knock.PortRange // where knocks go; nil if they may go to any port
+	Fingerprint string            // of the key; "" if there is none
+}
+
+// Server returns the server's half of the profile. It reads the KeyFile, or runs
+// the KeyCommand, which may take 30 seconds and speak to the user. For fwknop it
+// reads the HMACKeyFile too.
+func (p *Profile) Server(ctx context.Context) (Server, error) {
 	if err := p.complete(); err != nil {
-		return nil, err
+		return Server{}, err
 	}
 	if p.Scheme == "static" {
-		return knock.Static(p.Sequence), nil
+		return Server{Schedule: knock.Static(p.Sequence)}, nil
 	}
 	k, err := p.key(ctx)
 	if err != nil {
-		return nil, err
+		return Server{}, err
 	}
-	var s knock.Schedule
+	server := Server{Fingerprint: k.Fingerprint()}
+	if p.PortRange.First > 0 {
+		server.KnockPorts = []knock.PortRange{p.PortRange}
+	}
 	switch p.Scheme {
 	case "rotating":
-		s = knock.Rotating{Key: k, Ports: p.PortRange, Knocks: p.Knocks, Period: p.Period}
+		server.Schedule = knock.Rotating{Key: k, Ports: p.PortRange, Knocks: p.Knocks, Period: p.Period}
 	case "token":
-		s = knock.Token{Key: k, Port: p.TokenPort, Period: p.Period, Tokens: p.TokensPerWindow}
+		server.Schedule = knock.Token{Key: k, Port: p.TokenPort, Period: p.Period, Tokens: p.TokensPerWindow}
 	case "md5-hourly":
-		s = knock.MD5Hourly{Secret: k, Ports: p.PortRange, Knocks: p.Knocks}
+		server.Schedule = knock.MD5Hourly{Secret: k, Ports: p.PortRange, Knocks: p.Knocks}
+		server.Fingerprint = "" // a secret of few letters could be guessed from it
 	case "fwknop":
-		a, err := p.access(ctx, k)
+		request, err := p.request(k)
 		if err != nil {
-			return nil, err
+			return Server{}, err
 		}
-		// An error is not of the key alone, and names what it is about.
-		_, _, err = a.At(time.Now())
-		return a, err
+		server.SPA = &request.Keys
+		return server, nil
 	}
 	// What is wrong with the secret is wrong at all times: better said now than
 	// by a round of knocks.
-	if _, _, err := s.At(time.Unix(0, 0)); err != nil {
-		return nil, p.keyFault(err)
+	if _, _, err := server.Schedule.At(time.Unix(0, 0)); err != nil {
+		return Server{}, p.keyFault(err)
 	}
-	return s, nil
+	return server, nil
+}
+
+// Picker returns the client's half of the profile. It reads what Server reads, and
+// for fwknop it runs the AllowIPCommand too.
+func (p *Profile) Picker(ctx context.Context) (knock.Picker, error) {
+	if p.Scheme == "fwknop" {
+		return p.requestFrom(ctx)
+	}
+	server, err := p.Server(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return knock.Client{Schedule: server.Schedule, Skew: p.Skew, KnockDelay: p.KnockDelay, KnockTimeout: p.KnockTimeout}, nil
 }
 
 // complete reports what the scheme lacks, as far as can be told without the key.

@@ -339,18 +339,18 @@ func TestErrorsKeepTheSecret(t *testing.T) {
 }
 
 func TestSchemes(t *testing.T) {
-	if _, err := (&Profile{Scheme: "telepathy"}).Schedule(t.Context()); err == nil || err.Error() != `there is no scheme "telepathy", only static, rotating, token, md5-hourly, fwknop` {
+	if _, err := (&Profile{Scheme: "telepathy"}).Server(t.Context()); err == nil || err.Error() != `there is no scheme "telepathy", only static, rotating, token, md5-hourly, fwknop` {
 		t.Errorf("got %v", err)
 	}
 	p, err := mustParse(t, "Host vps\n"+knocks).Lookup("vps")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := p.Schedule(t.Context())
+	s, err := p.Server(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if seqs, _, err := s.At(time.Now()); err != nil || len(seqs) != 1 || !slices.EqualFunc(seqs[0], p.Sequence, func(a, b knock.Step) bool { return a.String() == b.String() }) {
+	if seqs, _, err := s.Schedule.At(time.Now()); err != nil || len(seqs) != 1 || !slices.EqualFunc(seqs[0], p.Sequence, func(a, b knock.Step) bool { return a.String() == b.String() }) {
 		t.Errorf("got %v, %v", seqs, err)
 	}
 }

@@ -129,7 +129,7 @@ func (f format) document(guards []Guard, o Options) (document, error) {
 // is the zero Time if they never do, or if the format does not know when.
 func (f Format) End(g Guard, o Options) time.Time {
 	row, err := f.row()
-	if err != nil || packets(g) != nil || !row.clock {
+	if err != nil || g.SPA != nil || !row.clock {
 		return time.Time{}
 	}
 	_, w, err := g.Schedule.At(o.Until.Add(-1))

@@ -195,7 +195,7 @@ func fwknopStanza(g guard) string {
 			[2]string{"HMAC_KEY_BASE64", base64.StdEncoding.EncodeToString(key)},
 			[2]string{"HMAC_DIGEST_TYPE", strings.ToUpper(strings.ReplaceAll(a.HMAC.String(), "-", "_"))})
 	}
-	if a.Allow.IsValid() {
+	if a.RequireSource {
 		lines = append(lines, [2]string{"REQUIRE_SOURCE_ADDRESS", "Y"})
 	}
 	if g.forwards() {

@@ -12,27 +12,26 @@ import (
 	"github.com/portknock/portknock/knock/spa"
 )
 
-func spaGuard(t testing.TB, name string, a spa.Access, open string) Guard {
+func spaGuard(t testing.TB, name string, a spa.Keys, open string) Guard {
 	t.Helper()
 	g := mustGuard(t, name, "1000", open)
 	a.Key = knock.KeyFrom(bytes.Repeat([]byte("k"), 32))
 	a.Port = 62201
-	a.Ports = g.OpenPorts
-	g.Schedule, g.Fingerprint = &a, a.Key.Fingerprint()
+	g.Schedule, g.SPA, g.Fingerprint = nil, &a, a.Key.Fingerprint()
 	return g
 }
 
 var hmacKey = knock.KeyFrom(bytes.Repeat([]byte("h"), 64))
 
 func TestFwknopGolden(t *testing.T) {
-	vps := spaGuard(t, "vps", spa.Access{HMACKey: hmacKey}, "22/tcp")
-	old := spaGuard(t, "old", spa.Access{Mode: spa.Legacy, Via: spa.HTTP}, "2222/tcp 53/udp")
-	packets(old).Port = 80
-	tor := spaGuard(t, "Tor.example", spa.Access{HMACKey: hmacKey, HMAC: spa.SHA3_512, Mode: spa.CTR, Via: spa.TCP, Allow: netip.MustParseAddr("192.0.2.1")}, "443/tcp")
-	far := spaGuard(t, "far", spa.Access{HMACKey: hmacKey}, "22/tcp")
-	packets(far).Port = 0
-	inner := spaGuard(t, "inner", spa.Access{HMACKey: hmacKey, NAT: netip.MustParseAddrPort("10.0.0.5:22")}, "22/tcp")
-	local := spaGuard(t, "local", spa.Access{HMACKey: hmacKey, NAT: netip.MustParseAddrPort("192.0.2.1:2222"), NATLocal: true}, "443/tcp")
+	vps := spaGuard(t, "vps", spa.Keys{HMACKey: hmacKey}, "22/tcp")
+	old := spaGuard(t, "old", spa.Keys{Mode: spa.Legacy, Via: spa.HTTP}, "2222/tcp 53/udp")
+	old.SPA.Port = 80
+	tor := spaGuard(t, "Tor.example", spa.Keys{HMACKey: hmacKey, HMAC: spa.SHA3_512, Mode: spa.CTR, Via: spa.TCP, RequireSource: true}, "443/tcp")
+	far := spaGuard(t, "far", spa.Keys{HMACKey: hmacKey}, "22/tcp")
+	far.SPA.Port = 0
+	inner := spaGuard(t, "inner", spa.Keys{HMACKey: hmacKey, NAT: netip.MustParseAddrPort("10.0.0.5:22")}, "22/tcp")
+	local := spaGuard(t, "local", spa.Keys{HMACKey: hmacKey, NAT: netip.MustParseAddrPort("192.0.2.1:2222"), NATLocal: true}, "443/tcp")
 	allow, _ := knock.ParsePortRanges("80")
 	for name, tt := range map[string]struct {
 		guards []Guard
@@ -48,7 +47,7 @@ func TestFwknopGolden(t *testing.T) {
 }
 
 func TestFwknopRefuses(t *testing.T) {
-	forward := func(g *Guard) { packets(*g).NAT = netip.MustParseAddrPort("10.0.0.5:22") }
+	forward := func(g *Guard) { g.SPA.NAT = netip.MustParseAddrPort("10.0.0.5:22") }
 	for _, tt := range []struct {
 		change func(*Guard)
 		o      Options
@@ -57,37 +56,37 @@ func TestFwknopRefuses(t *testing.T) {
 		{forward, Options{DropPolicy: true}, "the drop policy would close what fwknopd opens for a NATAccess"},
 		{func(g *Guard) { forward(g); g.OpenPorts = append(g.OpenPorts, knock.PortRange{First: 80, Last: 80}) }, Options{},
 			"vps: fwknopd forwards one port, and OpenPorts has 2"},
-		{func(g *Guard) { packets(*g).HMACKey = knock.Key{} }, Options{},
+		{func(g *Guard) { g.SPA.HMACKey = knock.Key{} }, Options{},
 			"vps: without an HMAC, fwknopd decrypts whatever anybody sends; set a HMACKeyFile"},
 		{func(g *Guard) { g.OpenFor = 1500 * time.Millisecond }, Options{}, "vps: an OpenFor of 1.5s is not whole seconds"},
-		{func(g *Guard) { packets(*g).Via, packets(*g).Port = spa.TCP, 22 }, Options{}, "vps: the packet goes to a guarded port"},
-		{func(g *Guard) { packets(*g).Via = spa.HTTP }, Options{DropPolicy: true, Allow: []knock.PortRange{{First: 80, Last: 80}}},
+		{func(g *Guard) { g.SPA.Via, g.SPA.Port = spa.TCP, 22 }, Options{}, "vps: the packet goes to a guarded port"},
+		{func(g *Guard) { g.SPA.Via = spa.HTTP }, Options{DropPolicy: true, Allow: []knock.PortRange{{First: 80, Last: 80}}},
 			"vps: the packet needs a connection to 62201/tcp, which the drop policy closes"},
 		{func(g *Guard) { g.OpenPorts[0].Last = 23 }, Options{}, "vps: fwknopd opens single ports, and 22-23/tcp is a range"},
 		{func(g *Guard) { g.Name = "a\nb" }, Options{}, "a\nb: control characters in the name"},
 		{func(*Guard) {}, Options{Consume: true}, "fwknopd only listens, so it cannot consume the packets"},
 	} {
-		g := spaGuard(t, "vps", spa.Access{HMACKey: hmacKey}, "22/tcp")
+		g := spaGuard(t, "vps", spa.Keys{HMACKey: hmacKey}, "22/tcp")
 		tt.change(&g)
 		var b strings.Builder
 		if err := Format("fwknop").Emit(&b, []Guard{g}, tt.o); err == nil || err.Error() != tt.want || b.Len() > 0 {
 			t.Errorf("got  %v\nwant %s", err, tt.want)
 		}
 	}
-	two := []Guard{spaGuard(t, "vps", spa.Access{HMACKey: hmacKey, Via: spa.TCP}, "22"), spaGuard(t, "web", spa.Access{HMACKey: hmacKey, Via: spa.TCP}, "80")}
-	packets(two[1]).Port = 62202
+	two := []Guard{spaGuard(t, "vps", spa.Keys{HMACKey: hmacKey, Via: spa.TCP}, "22"), spaGuard(t, "web", spa.Keys{HMACKey: hmacKey, Via: spa.TCP}, "80")}
+	two[1].SPA.Port = 62202
 	want := "web: fwknopd listens at one TCP port, which is 62201 for another profile: give both the same SPAPort"
 	if err := Format("fwknop").Emit(new(strings.Builder), two, Options{}); err == nil || err.Error() != want {
 		t.Errorf("got  %v\nwant %s", err, want)
 	}
-	forwarded, guarded := spaGuard(t, "vps", spa.Access{HMACKey: hmacKey}, "22/tcp"), spaGuard(t, "web", spa.Access{HMACKey: hmacKey}, "80/tcp")
+	forwarded, guarded := spaGuard(t, "vps", spa.Keys{HMACKey: hmacKey}, "22/tcp"), spaGuard(t, "web", spa.Keys{HMACKey: hmacKey}, "80/tcp")
 	forward(&forwarded)
 	err := Format("fwknop").Emit(new(strings.Builder), []Guard{forwarded, guarded}, Options{})
 	if want := "one file cannot be for profiles with NATAccess and for others: fwknopd forwards by rules of its own, and opens a guard of ours"; err == nil || err.Error() != want {
 		t.Errorf("got  %v\nwant %s", err, want)
 	}
 	for _, format := range Formats() {
-		g, want := spaGuard(t, "vps", spa.Access{HMACKey: hmacKey}, "22/tcp"), fmt.Sprintf("vps: format %s cannot verify the packets of Scheme fwknop", format)
+		g, want := spaGuard(t, "vps", spa.Keys{HMACKey: hmacKey}, "22/tcp"), fmt.Sprintf("vps: format %s cannot verify the packets of Scheme fwknop", format)
 		if format == "fwknop" {
 			g, want = mustGuard(t, "vps", "7001 9005", "22"), "vps: format fwknop is for Scheme fwknop only"
 		}

@@ -24,7 +24,8 @@ import (
 // Guard is one profile's half on the server.
 type Guard struct {
 	Name         string            // the profile's name
-	Schedule     knock.Schedule    // which sequences open; fwknop's packets are a [*spa.Access]
+	Schedule     knock.Schedule    // which sequences open; nil if packets of fwknop do
+	SPA          *spa.Keys         // of fwknop's packets; nil if sequences open
 	OpenPorts    []knock.PortRange // what is closed, and opens
 	OpenFor      time.Duration     // how long a knocker may start connections
 	KnockTimeout time.Duration     // the most between two knocks
@@ -66,7 +67,7 @@ func checkAll(guards []Guard, o Options, f format) ([]guard, error) {
 			return nil, fmt.Errorf("%s: named twice, or too like %s", g.Name, other)
 		}
 		ids[id] = g.Name
-		checked[i] = guard{Guard: g, ID: id, SPA: packets(g)}
+		checked[i] = guard{Guard: g, ID: id}
 	}
 	for i := range checked {
 		if err := checked[i].check(o, f, guarded(checked)); err != nil {
@@ -106,10 +107,9 @@ func checkConsume(guards []guard) error {
 // guard is a Guard whose sequences are known and checked.
 type guard struct {
 	Guard
-	ID        string      // the name as firewalls accept it
-	SPA       *spa.Access // fwknop's packets; nil if it is something else that opens
-	Windows   []window    // in order; just one, for ever, if the sequence never changes
-	TokenPort uint16      // where tokens go, by udp; 0 if there are none
+	ID        string   // the name as firewalls accept it
+	Windows   []window // in order; just one, for ever, if the sequence never changes
+	TokenPort uint16   // where tokens go, by udp; 0 if there are none
 }
 
 // window is a window of time and what opens in it: the knocks, in order, or any
@@ -118,12 +118,6 @@ type window struct {
 	knock.Window
 	Steps  knock.Sequence
 	Tokens [][]byte // of [knock.TokenSize], which is as much as nftables compares at once
-}
-
-// packets returns the packets of fwknop that open a guard; nil if something else does.
-func packets(g Guard) *spa.Access {
-	a, _ := g.Schedule.(*spa.Access)
-	return a
 }
 
 // tokens reports whether it is tokens that open.

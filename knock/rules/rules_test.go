@@ -373,7 +373,7 @@ func TestEmitReportsWriteErrors(t *testing.T) {
 	for _, format := range Formats() {
 		guards := []Guard{mustGuard(t, "vps", "7001/udp 8003/tcp", "22")}
 		if format == "fwknop" {
-			guards = []Guard{spaGuard(t, "vps", spa.Access{HMACKey: hmacKey}, "22")}
+			guards = []Guard{spaGuard(t, "vps", spa.Keys{HMACKey: hmacKey}, "22")}
 		}
 		if err := Format(format).Emit(failing{full}, guards, Options{}); !errors.Is(err, full) {
 			t.Errorf("%s: %v", format, err)

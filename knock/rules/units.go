@@ -34,7 +34,7 @@ func (f Format) Upkeep(guards []Guard, o Options) (Upkeep, error) {
 	}
 	u := Upkeep{File: cmp.Or(o.File, row.file), format: row, openAtEnd: o.OpenAtEnd}
 	for _, g := range guards {
-		if packets(g) != nil { // whose key is all the server needs
+		if g.SPA != nil { // whose key is all the server needs
 			continue
 		}
 		_, w, err := g.Schedule.At(o.From)

@@ -48,16 +48,16 @@ const (
 )
 
 // seal encrypts a text and returns it as base64.
-func (a *Access) seal(plain string) string {
+func (r *Request) seal(plain string) string {
 	var salt [8]byte
 	rand.Read(salt[:])
-	passphrase := a.Key.Bytes()
-	if a.Mode == Legacy {
+	passphrase := r.Key.Bytes()
+	if r.Mode == Legacy {
 		passphrase = append(passphrase, bytes.Repeat([]byte("0"), 16)...)[:16]
 	}
 	key, iv := derive(passphrase, salt[:])
 	text := pad([]byte(plain))
-	a.Mode.encrypt(text, key, iv)
+	r.Mode.encrypt(text, key, iv)
 	return b64(append(append([]byte(salted), salt[:]...), text...))
 }
 

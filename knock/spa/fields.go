@@ -26,59 +26,59 @@ const (
 )
 
 // fields returns what the packet says, in order.
-func (a *Access) fields(t time.Time) (string, error) {
+func (r *Request) fields(t time.Time) (string, error) {
 	// The field has as many digits as fwknopd counts on only from 2001 to 2106.
 	if s := t.Unix(); s < 1e9 || s > math.MaxUint32 {
 		return "", fmt.Errorf("the clock says %s, which cannot be", t.UTC().Format(time.RFC3339))
 	}
-	message, err := a.message()
+	message, err := r.message()
 	if err != nil {
 		return "", err
 	}
 	kind, timeoutKind := typeAccess, typeTimeoutAccess
 	var nat string
 	switch {
-	case a.NAT.IsValid():
+	case r.NAT.IsValid():
 		kind, timeoutKind = typeNAT, typeTimeoutNAT
-		if a.NATLocal {
+		if r.NATLocal {
 			kind, timeoutKind = typeLocalNAT, typeTimeoutLocalNAT
 		}
-		if nat, err = natText(a.NAT); err != nil {
+		if nat, err = natText(r.NAT); err != nil {
 			return "", err
 		}
-	case a.NATLocal:
+	case r.NATLocal:
 		return "", errors.New("NAT on the server needs an address and a port to forward to")
 	}
-	if a.Timeout < 0 || a.Timeout%time.Second != 0 || a.Timeout > MaxTimeout {
-		return "", fmt.Errorf("a timeout of %v is not whole seconds up to %v", a.Timeout, MaxTimeout)
+	if r.Timeout < 0 || r.Timeout%time.Second != 0 || r.Timeout > MaxTimeout {
+		return "", fmt.Errorf("a timeout of %v is not whole seconds up to %v", r.Timeout, MaxTimeout)
 	}
-	if a.Timeout > 0 {
+	if r.Timeout > 0 {
 		kind = timeoutKind
 	}
-	fields := []string{randomDigits(), b64([]byte(a.User)), strconv.FormatInt(t.Unix(), 10), "3.0.0", strconv.Itoa(kind), b64([]byte(message))}
+	fields := []string{randomDigits(), b64([]byte(r.User)), strconv.FormatInt(t.Unix(), 10), "3.0.0", strconv.Itoa(kind), b64([]byte(message))}
 	if nat != "" {
 		fields = append(fields, b64([]byte(nat)))
 	}
-	if a.Timeout > 0 {
-		fields = append(fields, strconv.FormatInt(int64(a.Timeout/time.Second), 10))
+	if r.Timeout > 0 {
+		fields = append(fields, strconv.FormatInt(int64(r.Timeout/time.Second), 10))
 	}
 	return strings.Join(fields, ":"), nil
 }
 
 // message returns for whom to open, and what.
-func (a *Access) message() (string, error) {
+func (r *Request) message() (string, error) {
 	allow := netip.IPv4Unspecified() // which stands for the packet's source
-	if a.Allow.IsValid() {
-		allow = a.Allow.Unmap()
+	if r.Allow.IsValid() {
+		allow = r.Allow.Unmap()
 	}
 	if !allow.Is4() {
 		return "", fmt.Errorf("fwknopd opens for IPv4 only, and %v is not", allow)
 	}
-	if len(a.Ports) == 0 {
+	if len(r.Ports) == 0 {
 		return "", errors.New("no port to open")
 	}
 	words := []string{allow.String()}
-	for _, p := range a.Ports {
+	for _, p := range r.Ports {
 		if p.First < 1 || p.First != p.Last || p.Transport != knock.TCP && p.Transport != knock.UDP {
 			return "", fmt.Errorf("fwknopd opens single ports, and %v is not one", p)
 		}
@@ -86,7 +86,7 @@ func (a *Access) message() (string, error) {
 	}
 	text := strings.Join(words, ",")
 	if len(text) > maxMessage {
-		return "", fmt.Errorf("%d ports are too many for one packet", len(a.Ports))
+		return "", fmt.Errorf("%d ports are too many for one packet", len(r.Ports))
 	}
 	return text, nil
 }

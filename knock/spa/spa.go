@@ -1,9 +1,9 @@
 // Package spa makes the packets of fwknop's single-packet authorization, such as
 // fwknopd 2.6.10 accepts them.
 //
-// An [Access] says what to ask for and is the [knock.Schedule] of the packets
-// that ask for it: one knock with another payload each time, since fwknopd takes
-// no packet twice. Nothing here reads a file, looks up a name or asks the clock.
+// A [Request] says what to ask for and is the [knock.Picker] that asks for it.
+// [Keys] is what client and server share. Nothing here reads a file, looks up a
+// name or asks the clock.
 //
 // # The packet
 //
@@ -49,7 +49,7 @@ const (
 // DefaultPort is where fwknopd listens unless told otherwise.
 const DefaultPort = 62201
 
-// MaxTimeout is the most that an [Access] can ask for.
+// MaxTimeout is the most that a [Request] can ask for.
 const MaxTimeout = 65536 * time.Second
 
 // The ports that a random one is of, both included: those of the fwknop client's --rand-port.
@@ -58,25 +58,38 @@ const (
 	LastRandom  = 65535
 )
 
-// Access is what to ask an fwknopd for, and how.
-type Access struct {
+// Keys is what the clients of an fwknopd and the fwknopd itself share.
+type Keys struct {
 	Key     knock.Key // encrypts; 1 to 32 bytes
 	Mode    Mode      // of the encryption
 	HMACKey knock.Key // authenticates; 1 to 128 bytes, or none for a server that knows no HMAC
 	HMAC    Digest
-	Digest  Digest // of the fields
 
-	User     string            // 1 to 48 characters; see [CheckUser]
-	Allow    netip.Addr        // for whom to open; the zero Addr is where the packet comes from
-	Ports    []knock.PortRange // what to open: single ports
-	Timeout  time.Duration     // for how long, in whole seconds; 0 leaves it to the server
-	NAT      netip.AddrPort    // where the server forwards the port to; the zero AddrPort is nowhere
-	NATLocal bool              // which is the server itself
+	Port uint16 // where packets go; by UDP, 0 for another port from 10000 to 65535 each time
+	Via  Via    // how a packet travels
 
-	Port   uint16        // the server's; by UDP, 0 for another from 10000 to 65535 each time
-	Via    Via           // how the packet travels
-	Host   string        // what a request by HTTP says the server is called; may be empty
-	Offset time.Duration // what to add to the clock
+	NAT      netip.AddrPort // where the server forwards the port to; the zero AddrPort is nowhere
+	NATLocal bool           // NAT is the server itself
+
+	// RequireSource has the server refuse packets that do not name the address to
+	// open for.
+	RequireSource bool
+}
+
+// Request is what a client asks an fwknopd for. It is a [knock.Picker]: each round
+// sends a new packet, since fwknopd accepts no packet twice.
+type Request struct {
+	Keys
+
+	Digest  Digest            // of the fields
+	User    string            // 1 to 48 characters; see [CheckUser]
+	Allow   netip.Addr        // for whom to open; the zero Addr is where the packet comes from
+	Ports   []knock.PortRange // what to open: single ports
+	Timeout time.Duration     // for how long, in whole seconds; 0 leaves it to the server
+	Host    string            // what a request by HTTP says the server is called; may be empty
+	Offset  time.Duration     // what to add to the clock
+
+	KnockDelay time.Duration // the pause after the packet in round 0, and the shortest of later rounds
 }
 
 // Via is how a packet travels.
@@ -102,49 +115,48 @@ func ParseVia(s string) (Via, error) {
 	return 0, fmt.Errorf("%q is not udp, tcp or http", s)
 }
 
-// At returns one sequence, of one knock that carries a new packet with the time
-// t, each time it is called. It is of use once, and as long as the server's clock
-// does not differ by more than it allows, which is 120 seconds. The window is
-// zero: what opens does not follow the clock.
-func (a *Access) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
-	packet, err := a.Packet(t)
+// Round implements [knock.Picker]. The packet has the time now. It is of use once,
+// and as long as the server's clock does not differ by more than it allows, which is
+// 120 seconds by default.
+func (r *Request) Round(now time.Time, from, to netip.Addr, n int) (knock.Round, error) {
+	packet, err := r.Packet(now)
 	if err != nil {
-		return nil, knock.Window{}, err
+		return knock.Round{}, err
 	}
-	step := knock.Step{Transport: knock.Stream, Port: a.Port, Payload: []byte(packet)}
-	switch a.Via {
+	step := knock.Step{Transport: knock.Stream, Port: r.Port, Payload: []byte(packet)}
+	switch r.Via {
 	case UDP:
 		step.Transport = knock.UDP
 	case HTTP:
-		step.Payload = a.request(packet)
+		step.Payload = r.request(packet)
 	}
 	if step.Port == 0 {
 		step.Port = randomPort()
 	}
-	return []knock.Sequence{{step}}, knock.Window{}, nil
+	return knock.Client{Schedule: knock.Static{step}, KnockDelay: r.KnockDelay}.Round(now, from, to, n)
 }
 
 // request wraps a packet into a request of HTTP, for fwknopd behind a web server.
 // It knows them by their User-Agent.
-func (a *Access) request(packet string) []byte {
+func (r *Request) request(packet string) []byte {
 	path := strings.NewReplacer("+", "-", "/", "_").Replace(packet)
-	return []byte("GET /" + path + " HTTP/1.0\r\nUser-Agent: Fwknop/2.6.10\r\nAccept: */*\r\nHost: " + a.Host + "\r\nConnection: close\r\n\r\n")
+	return []byte("GET /" + path + " HTTP/1.0\r\nUser-Agent: Fwknop/2.6.10\r\nAccept: */*\r\nHost: " + r.Host + "\r\nConnection: close\r\n\r\n")
 }
 
 // Packet returns a new packet with the time t. Its error says what fwknopd would
 // not take, and nothing of a key.
-func (a *Access) Packet(t time.Time) (string, error) {
-	if err := a.check(); err != nil {
+func (r *Request) Packet(t time.Time) (string, error) {
+	if err := r.check(); err != nil {
 		return "", err
 	}
-	fields, err := a.fields(t.Add(a.Offset))
+	fields, err := r.fields(t.Add(r.Offset))
 	if err != nil {
 		return "", err
 	}
-	full := a.seal(fields + ":" + b64(a.Digest.sum([]byte(fields))))
+	full := r.seal(fields + ":" + b64(r.Digest.sum([]byte(fields))))
 	packet := full[len(saltedText):]
-	if key := a.HMACKey.Bytes(); len(key) > 0 {
-		packet += b64(a.HMAC.mac(key, []byte(full)))
+	if key := r.HMACKey.Bytes(); len(key) > 0 {
+		packet += b64(r.HMAC.mac(key, []byte(full)))
 	}
 	if n := len(packet); n < minPacket || n > maxPacket {
 		return "", fmt.Errorf("a packet of %d characters is not of %d to %d: take fewer ports, a shorter user name or a shorter digest", n, minPacket, maxPacket)
@@ -152,8 +164,8 @@ func (a *Access) Packet(t time.Time) (string, error) {
 	return packet, nil
 }
 
-func (a *Access) check() error {
-	key, hmacKey := a.Key.Bytes(), a.HMACKey.Bytes()
+func (r *Request) check() error {
+	key, hmacKey := r.Key.Bytes(), r.HMACKey.Bytes()
 	switch {
 	case len(key) == 0:
 		return errors.New("no key")
@@ -163,20 +175,20 @@ func (a *Access) check() error {
 		return fmt.Errorf("an HMAC key of %d bytes is longer than %d", len(hmacKey), maxHMACKey)
 	case string(key) == string(hmacKey):
 		return errors.New("key and HMAC key are the same")
-	case a.Mode > Legacy:
-		return fmt.Errorf("unknown mode %d", a.Mode)
-	case a.Mode == Legacy && len(hmacKey) > 0:
+	case r.Mode > Legacy:
+		return fmt.Errorf("unknown mode %d", r.Mode)
+	case r.Mode == Legacy && len(hmacKey) > 0:
 		return errors.New("the mode legacy has no HMAC")
-	case a.HMAC > SHA3_512 || a.Digest > SHA3_512:
+	case r.HMAC > SHA3_512 || r.Digest > SHA3_512:
 		return errors.New("unknown digest")
-	case a.Via > HTTP:
-		return fmt.Errorf("unknown transport %d", a.Via)
-	case a.Via != UDP && a.Port == 0:
+	case r.Via > HTTP:
+		return fmt.Errorf("unknown transport %d", r.Via)
+	case r.Via != UDP && r.Port == 0:
 		return errors.New("only by UDP can a packet go to a random port")
-	case a.Via == HTTP && !isHost(a.Host):
-		return fmt.Errorf("%q is not a host's name", a.Host)
+	case r.Via == HTTP && !isHost(r.Host):
+		return fmt.Errorf("%q is not a host's name", r.Host)
 	}
-	return CheckUser(a.User)
+	return CheckUser(r.User)
 }
 
 // isHost reports whether a name can stand in a header of HTTP.

@@ -17,11 +17,23 @@ import (
 
 var now = time.Unix(1795240903, 0)
 
-func example() *Access {
-	return &Access{
-		Key: knock.KeyFrom([]byte("passphrase")), HMACKey: knock.KeyFrom([]byte("another")),
-		User: "alice", Ports: ports("22"), Port: DefaultPort,
+func example() *Request {
+	return &Request{
+		Keys: Keys{Key: knock.KeyFrom([]byte("passphrase")), HMACKey: knock.KeyFrom([]byte("another")), Port: DefaultPort},
+		User: "alice", Ports: ports("22"),
 	}
+}
+
+// knockOf returns the one knock of a round.
+func knockOf(r *Request) (knock.Step, error) {
+	round, err := r.Round(now, netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), 0)
+	if err != nil {
+		return knock.Step{}, err
+	}
+	if len(round.Send) != 1 {
+		return knock.Step{}, fmt.Errorf("%d knocks", len(round.Send))
+	}
+	return round.Send[0], nil
 }
 
 func ports(s string) []knock.PortRange {
@@ -33,7 +45,7 @@ func ports(s string) []knock.PortRange {
 }
 
 // open is the server's side, in CBC: it returns the fields of a packet.
-func open(a *Access, packet string) (string, error) {
+func open(a *Request, packet string) (string, error) {
 	mac := ""
 	if key := a.HMACKey.Bytes(); len(key) > 0 {
 		size := base64.RawStdEncoding.EncodedLen(len(a.HMAC.sum(nil)))
@@ -72,21 +84,21 @@ func open(a *Access, packet string) (string, error) {
 // TestFields compares all there is in a packet but the random number.
 func TestFields(t *testing.T) {
 	for _, tt := range []struct {
-		change func(*Access)
+		change func(*Request)
 		want   string
 	}{
-		{func(*Access) {}, "1795240903:3.0.0:1:0.0.0.0,tcp/22"},
-		{func(a *Access) { a.Allow = netip.MustParseAddr("192.0.2.1") }, "1795240903:3.0.0:1:192.0.2.1,tcp/22"},
-		{func(a *Access) { a.Allow = netip.MustParseAddr("::ffff:192.0.2.1") }, "1795240903:3.0.0:1:192.0.2.1,tcp/22"},
-		{func(a *Access) { a.Ports = ports("22 53/udp 443") }, "1795240903:3.0.0:1:0.0.0.0,tcp/22,udp/53,tcp/443"},
-		{func(a *Access) { a.Timeout = time.Minute }, "1795240903:3.0.0:3:0.0.0.0,tcp/22:60"},
-		{func(a *Access) { a.NAT = netip.MustParseAddrPort("10.0.0.5:22") }, "1795240903:3.0.0:2:0.0.0.0,tcp/22:10.0.0.5,22"},
-		{func(a *Access) { a.NAT, a.Timeout = netip.MustParseAddrPort("10.0.0.5:22"), MaxTimeout }, "1795240903:3.0.0:4:0.0.0.0,tcp/22:10.0.0.5,22:65536"},
-		{func(a *Access) { a.NAT, a.NATLocal = netip.MustParseAddrPort("10.0.0.5:22"), true }, "1795240903:3.0.0:5:0.0.0.0,tcp/22:10.0.0.5,22"},
-		{func(a *Access) {
+		{func(*Request) {}, "1795240903:3.0.0:1:0.0.0.0,tcp/22"},
+		{func(a *Request) { a.Allow = netip.MustParseAddr("192.0.2.1") }, "1795240903:3.0.0:1:192.0.2.1,tcp/22"},
+		{func(a *Request) { a.Allow = netip.MustParseAddr("::ffff:192.0.2.1") }, "1795240903:3.0.0:1:192.0.2.1,tcp/22"},
+		{func(a *Request) { a.Ports = ports("22 53/udp 443") }, "1795240903:3.0.0:1:0.0.0.0,tcp/22,udp/53,tcp/443"},
+		{func(a *Request) { a.Timeout = time.Minute }, "1795240903:3.0.0:3:0.0.0.0,tcp/22:60"},
+		{func(a *Request) { a.NAT = netip.MustParseAddrPort("10.0.0.5:22") }, "1795240903:3.0.0:2:0.0.0.0,tcp/22:10.0.0.5,22"},
+		{func(a *Request) { a.NAT, a.Timeout = netip.MustParseAddrPort("10.0.0.5:22"), MaxTimeout }, "1795240903:3.0.0:4:0.0.0.0,tcp/22:10.0.0.5,22:65536"},
+		{func(a *Request) { a.NAT, a.NATLocal = netip.MustParseAddrPort("10.0.0.5:22"), true }, "1795240903:3.0.0:5:0.0.0.0,tcp/22:10.0.0.5,22"},
+		{func(a *Request) {
 			a.NAT, a.NATLocal, a.Timeout = netip.MustParseAddrPort("10.0.0.5:22"), true, time.Second
 		}, "1795240903:3.0.0:6:0.0.0.0,tcp/22:10.0.0.5,22:1"},
-		{func(a *Access) { a.Offset = -903 * time.Second }, "1795240000:3.0.0:1:0.0.0.0,tcp/22"},
+		{func(a *Request) { a.Offset = -903 * time.Second }, "1795240000:3.0.0:1:0.0.0.0,tcp/22"},
 	} {
 		a := example()
 		tt.change(a)
@@ -130,11 +142,10 @@ func TestFresh(t *testing.T) {
 	a.Port = 0
 	seen, ports := map[string]bool{}, map[uint16]bool{}
 	for range 200 {
-		seqs, window, err := a.At(now)
-		if err != nil || len(seqs) != 1 || len(seqs[0]) != 1 || window != (knock.Window{}) {
-			t.Fatal(seqs, window, err)
+		step, err := knockOf(a)
+		if err != nil {
+			t.Fatal(err)
 		}
-		step := seqs[0][0]
 		packet := string(step.Payload)
 		fields, err := open(a, packet)
 		if err != nil {
@@ -165,11 +176,10 @@ func TestVia(t *testing.T) {
 	for via, want := range map[Via]knock.Transport{UDP: knock.UDP, TCP: knock.Stream, HTTP: knock.Stream} {
 		a.Via = via
 		for range 20 { // until there has been something to replace
-			seqs, _, err := a.At(now)
+			step, err := knockOf(a)
 			if err != nil {
 				t.Fatal(err)
 			}
-			step := seqs[0][0]
 			if step.Transport != want || step.Port != 80 {
 				t.Errorf("%v: %v", via, step)
 			}
@@ -190,34 +200,34 @@ func TestVia(t *testing.T) {
 
 func TestRefusals(t *testing.T) {
 	for _, tt := range []struct {
-		change func(*Access)
+		change func(*Request)
 		want   string
 	}{
-		{func(a *Access) { a.Key = knock.Key{} }, "no key"},
-		{func(a *Access) { a.Key = knock.KeyFrom(make([]byte, 33)) }, "a key of 33 bytes is longer than 32"},
-		{func(a *Access) { a.HMACKey = knock.KeyFrom(make([]byte, 129)) }, "an HMAC key of 129 bytes is longer than 128"},
-		{func(a *Access) { a.HMACKey = a.Key }, "key and HMAC key are the same"},
-		{func(a *Access) { a.Mode = Legacy }, "the mode legacy has no HMAC"},
-		{func(a *Access) { a.Mode = Legacy + 1 }, "unknown mode 6"},
-		{func(a *Access) { a.Digest = SHA3_512 + 1 }, "unknown digest"},
-		{func(a *Access) { a.Via = HTTP + 1 }, "unknown transport 3"},
-		{func(a *Access) { a.Via, a.Port = TCP, 0 }, "only by UDP can a packet go to a random port"},
-		{func(a *Access) { a.Via, a.Host = HTTP, "a\r\nX: y" }, `"a\r\nX: y" is not a host's name`},
-		{func(a *Access) { a.User = "" }, "a user name of 0 characters is not of 1 to 48"},
-		{func(a *Access) { a.User = strings.Repeat("x", 49) }, "a user name of 49 characters is not of 1 to 48"},
-		{func(a *Access) { a.User = "a:b" }, `"a:b" is no user name: it must be of printable ASCII without any of "/\[]:;|=,+*?<>`},
-		{func(a *Access) { a.Allow = netip.MustParseAddr("2001:db8::1") }, "fwknopd opens for IPv4 only, and 2001:db8::1 is not"},
-		{func(a *Access) { a.Ports = nil }, "no port to open"},
-		{func(a *Access) { a.Ports = ports("60000-60001/udp") }, "fwknopd opens single ports, and 60000-60001/udp is not one"},
-		{func(a *Access) { a.Ports = []knock.PortRange{{}} }, "fwknopd opens single ports, and 0/tcp is not one"},
-		{func(a *Access) { a.Ports = ports(strings.Repeat("22 ", 50)) }, "50 ports are too many for one packet"},
-		{func(a *Access) { a.Ports = ports(strings.Repeat("22 ", 30)) }, "a packet of 567 characters is not of 140 to 399: take fewer ports, a shorter user name or a shorter digest"},
-		{func(a *Access) { a.NAT = netip.MustParseAddrPort("[::1]:22") }, "fwknopd forwards to a port of an IPv4 address, and [::1]:22 is not one"},
-		{func(a *Access) { a.NAT = netip.MustParseAddrPort("10.0.0.5:0") }, "fwknopd forwards to a port of an IPv4 address, and 10.0.0.5:0 is not one"},
-		{func(a *Access) { a.NATLocal = true }, "NAT on the server needs an address and a port to forward to"},
-		{func(a *Access) { a.Timeout = 1500 * time.Millisecond }, "a timeout of 1.5s is not whole seconds up to 18h12m16s"},
-		{func(a *Access) { a.Timeout = -time.Second }, "a timeout of -1s is not whole seconds up to 18h12m16s"},
-		{func(a *Access) { a.Offset = -100 * 365 * 24 * time.Hour }, "the clock says 1926-12-16T06:01:43Z, which cannot be"},
+		{func(a *Request) { a.Key = knock.Key{} }, "no key"},
+		{func(a *Request) { a.Key = knock.KeyFrom(make([]byte, 33)) }, "a key of 33 bytes is longer than 32"},
+		{func(a *Request) { a.HMACKey = knock.KeyFrom(make([]byte, 129)) }, "an HMAC key of 129 bytes is longer than 128"},
+		{func(a *Request) { a.HMACKey = a.Key }, "key and HMAC key are the same"},
+		{func(a *Request) { a.Mode = Legacy }, "the mode legacy has no HMAC"},
+		{func(a *Request) { a.Mode = Legacy + 1 }, "unknown mode 6"},
+		{func(a *Request) { a.Digest = SHA3_512 + 1 }, "unknown digest"},
+		{func(a *Request) { a.Via = HTTP + 1 }, "unknown transport 3"},
+		{func(a *Request) { a.Via, a.Port = TCP, 0 }, "only by UDP can a packet go to a random port"},
+		{func(a *Request) { a.Via, a.Host = HTTP, "a\r\nX: y" }, `"a\r\nX: y" is not a host's name`},
+		{func(a *Request) { a.User = "" }, "a user name of 0 characters is not of 1 to 48"},
+		{func(a *Request) { a.User = strings.Repeat("x", 49) }, "a user name of 49 characters is not of 1 to 48"},
+		{func(a *Request) { a.User = "a:b" }, `"a:b" is no user name: it must be of printable ASCII without any of "/\[]:;|=,+*?<>`},
+		{func(a *Request) { a.Allow = netip.MustParseAddr("2001:db8::1") }, "fwknopd opens for IPv4 only, and 2001:db8::1 is not"},
+		{func(a *Request) { a.Ports = nil }, "no port to open"},
+		{func(a *Request) { a.Ports = ports("60000-60001/udp") }, "fwknopd opens single ports, and 60000-60001/udp is not one"},
+		{func(a *Request) { a.Ports = []knock.PortRange{{}} }, "fwknopd opens single ports, and 0/tcp is not one"},
+		{func(a *Request) { a.Ports = ports(strings.Repeat("22 ", 50)) }, "50 ports are too many for one packet"},
+		{func(a *Request) { a.Ports = ports(strings.Repeat("22 ", 30)) }, "a packet of 567 characters is not of 140 to 399: take fewer ports, a shorter user name or a shorter digest"},
+		{func(a *Request) { a.NAT = netip.MustParseAddrPort("[::1]:22") }, "fwknopd forwards to a port of an IPv4 address, and [::1]:22 is not one"},
+		{func(a *Request) { a.NAT = netip.MustParseAddrPort("10.0.0.5:0") }, "fwknopd forwards to a port of an IPv4 address, and 10.0.0.5:0 is not one"},
+		{func(a *Request) { a.NATLocal = true }, "NAT on the server needs an address and a port to forward to"},
+		{func(a *Request) { a.Timeout = 1500 * time.Millisecond }, "a timeout of 1.5s is not whole seconds up to 18h12m16s"},
+		{func(a *Request) { a.Timeout = -time.Second }, "a timeout of -1s is not whole seconds up to 18h12m16s"},
+		{func(a *Request) { a.Offset = -100 * 365 * 24 * time.Hour }, "the clock says 1926-12-16T06:01:43Z, which cannot be"},
 	} {
 		a := example()
 		tt.change(a)
@@ -253,9 +263,12 @@ func TestNames(t *testing.T) {
 func FuzzPacket(f *testing.F) {
 	f.Add([]byte("key"), []byte("hmac"), "alice", []byte{192, 0, 2, 1}, []byte{0, 22, 0, 53}, int64(0), []byte{10, 0, 0, 5}, uint16(22), byte(0), int64(0))
 	f.Fuzz(func(t *testing.T, key, hmacKey []byte, user string, allow, open16 []byte, timeout int64, nat []byte, natPort uint16, kinds byte, offset int64) {
-		a := &Access{
-			Key: knock.KeyFrom(key), HMACKey: knock.KeyFrom(hmacKey), HMAC: Digest(kinds % 8), Digest: Digest(kinds / 8 % 8),
-			NATLocal: kinds&64 != 0, User: user, Timeout: time.Duration(timeout), Offset: time.Duration(offset), Host: user, Via: Via(natPort % 4), Port: natPort,
+		a := &Request{
+			Keys: Keys{
+				Key: knock.KeyFrom(key), HMACKey: knock.KeyFrom(hmacKey), HMAC: Digest(kinds % 8),
+				NATLocal: kinds&64 != 0, Via: Via(natPort % 4), Port: natPort,
+			},
+			Digest: Digest(kinds / 8 % 8), User: user, Timeout: time.Duration(timeout), Offset: time.Duration(offset), Host: user,
 		}
 		a.Allow, _ = netip.AddrFromSlice(allow)
 		if to, ok := netip.AddrFromSlice(nat); ok {
@@ -265,13 +278,13 @@ func FuzzPacket(f *testing.F) {
 			port := uint16(open16[0])<<8 | uint16(open16[1])
 			a.Ports = append(a.Ports, knock.PortRange{Transport: knock.Transport(port % 4), First: port, Last: port | uint16(kinds>>7)})
 		}
-		seqs, _, err := a.At(now)
+		step, err := knockOf(a)
 		if err != nil {
 			return
 		}
-		for _, b := range seqs[0][0].Payload {
+		for _, b := range step.Payload {
 			if b > '~' || b < ' ' && !(a.Via == HTTP && (b == '\r' || b == '\n')) {
-				t.Fatalf("%q", seqs[0][0].Payload)
+				t.Fatalf("%q", step.Payload)
 			}
 		}
 		packet, err := a.Packet(now)
