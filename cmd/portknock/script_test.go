@@ -19,27 +19,7 @@ import (
 var updateScripts = flag.Bool("update", false, "write what the scripts compare with anew")
 
 func TestMain(m *testing.M) {
-	labMain()
-	testscript.Main(tests{m}, map[string]func(){"portknock": shifted})
-}
-
-// shiftVariable is how wrong the clock of a portknock is that a test runs.
-const shiftVariable = "PORTKNOCK_TEST_SHIFT"
-
-// shifted is main with a clock that may be wrong.
-func shifted() {
-	if shift, err := time.ParseDuration(os.Getenv(shiftVariable)); err == nil {
-		now = func() time.Time { return time.Now().Add(shift) }
-	}
-	main()
-}
-
-// tests runs those of the package; a process that is the command never does.
-type tests struct{ *testing.M }
-
-func (t tests) Run() int {
-	manyAtOnce()
-	return t.M.Run()
+	testscript.Main(m, map[string]func(){"portknock": main})
 }
 
 // TestScripts runs the scripts in testdata/scripts: one behaviour each, against

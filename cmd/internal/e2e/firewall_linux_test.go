@@ -1,4 +1,4 @@
-package main
+package e2e
 
 import (
 	"fmt"
@@ -19,7 +19,7 @@ import (
 
 // TestTraces plays every trace against every firewall.
 func TestTraces(t *testing.T) {
-	traces := lab.ReadTraces(t, filepath.Join("..", "..", "testdata", "traces"))
+	traces := lab.ReadTraces(t, filepath.Join("..", "..", "..", "testdata", "traces"))
 	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		for _, tr := range traces {
 			if tr.For(f) {
@@ -338,7 +338,7 @@ func TestSeveralSchemes(t *testing.T) {
 
 // TestGoldenRules asks the firewalls themselves about the golden files.
 func TestGoldenRules(t *testing.T) {
-	files, err := filepath.Glob(filepath.Join("..", "..", "testdata", "rules", "*"))
+	files, err := filepath.Glob(filepath.Join("..", "..", "..", "testdata", "rules", "*"))
 	if err != nil || len(files) == 0 {
 		t.Fatal(files, err)
 	}

@@ -1,10 +1,9 @@
-package main
+package e2e
 
 import (
 	"bytes"
 	"crypto/rand"
 	"crypto/sha256"
-	"flag"
 	"fmt"
 	"io"
 	"net/netip"
@@ -17,20 +16,6 @@ import (
 
 	"github.com/portknock/portknock/cmd/internal/lab"
 )
-
-// labMain is the first thing a process of this test does: it may be a host.
-func labMain() { lab.Main() }
-
-// manyAtOnce lets more tests run in parallel than there are processors: they
-// mostly wait for the kernel's clock.
-func manyAtOnce() {
-	flag.Parse()
-	// Else every process of a binary built with -race ends a second late.
-	_ = os.Setenv("GORACE", "atexit_sleep_ms=0")
-	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue {
-		_ = flag.Set("test.parallel", "8")
-	}
-}
 
 // format is the argument of --format for a firewall of the lab.
 func format(f lab.Firewall) string {

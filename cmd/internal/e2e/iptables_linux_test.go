@@ -1,4 +1,4 @@
-package main
+package e2e
 
 import (
 	"fmt"
@@ -75,7 +75,7 @@ func loadGuard(t testing.TB, h *lab.Host, f lab.Firewall, g rules.Guard, horizon
 // The windows beside have a sequence that shares two ports with it. Of the sweeps,
 // which are most of the work of TestTraces, one is enough here.
 func TestTracesInWindows(t *testing.T) {
-	traces := lab.ReadTraces(t, filepath.Join("..", "..", "testdata", "traces"))
+	traces := lab.ReadTraces(t, filepath.Join("..", "..", "..", "testdata", "traces"))
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		for i, tr := range traces {
 			if sweep := strings.HasPrefix(tr.File, "sweep"); !tr.For(f) || sweep && (tr.File != "sweep-udp-ascending.txt" || family != lab.IPv4) {

@@ -1,6 +1,0 @@
-//go:build !linux
-
-package main
-
-func labMain()    {}
-func manyAtOnce() {}
