@@ -30,9 +30,10 @@ const (
 // returns goes on in the background, for nothing can end it but the process.
 //
 // On Linux, between a pipe and a TCP connection, splice(2) moves what is much
-// without a copy, and without a change to a flag of the pipe, which others share;
-// for a transfer the pipe is made to hold more, if that is allowed. Deadlines of
-// conn do not end a splice(2).
+// without a copy, and without a change to a flag of the pipe, which others share.
+// For a download, out is made to hold 256 KiB if it is a pipe that holds less and
+// the kernel allows it. The size of in is never changed: what waits in it delays
+// every key that is pressed later. Deadlines of conn do not end a splice(2).
 //
 // The error is nil if conn ended in order. A peer that has closed its side needs
 // not take what we still send it.

@@ -240,24 +240,33 @@ func TestSpliceUrgentData(t *testing.T) {
 	}
 }
 
-// A pipe grows for a transfer, and not for a key that is pressed.
-func TestSpliceEnlarges(t *testing.T) {
+// pipeSize returns how many bytes a pipe holds.
+func pipeSize(t *testing.T, f *os.File) int {
+	t.Helper()
+	raw, err := f.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	size := 0
+	raw.Control(func(fd uintptr) { size, err = unix.FcntlInt(fd, unix.F_GETPIPE_SZ, 0) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return size
+}
+
+// TestDownloadEnlargesOutputPipe: a download makes the output pipe hold more. A
+// single byte does not.
+func TestDownloadEnlargesOutputPipe(t *testing.T) {
 	conn, server := pair(t)
 	stdin, _ := pipe(t)
 	outR, outW := pipe(t)
-	size := func() int {
-		n, err := unix.FcntlInt(outR.Fd(), unix.F_GETPIPE_SZ, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return n
-	}
-	small := size()
+	small := pipeSize(t, outR)
 	ended := make(chan error, 1)
 	go func() { ended <- Splice(t.Context(), conn, stdin, outW) }()
 	io.WriteString(server, "x")
 	io.ReadFull(outR, make([]byte, 1))
-	if n := size(); n != small {
+	if n := pipeSize(t, outR); n != small {
 		t.Errorf("after a byte the pipe holds %d bytes, and held %d", n, small)
 	}
 	go func() {
@@ -270,12 +279,39 @@ func TestSpliceEnlarges(t *testing.T) {
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}
-	want := pipeBulk
+	want := 256 << 10
 	_, other := pipe(t)
-	if _, err := unix.FcntlInt(other.Fd(), unix.F_SETPIPE_SZ, pipeBulk); err != nil {
-		want = small // this user may not have one hold more
+	if _, err := unix.FcntlInt(other.Fd(), unix.F_SETPIPE_SZ, want); err != nil {
+		want = small // the kernel does not let this user enlarge a pipe
 	}
-	if n := size(); n != want {
+	if n := pipeSize(t, outR); n != want {
 		t.Errorf("after a transfer the pipe holds %d bytes, want %d", n, want)
+	}
+}
+
+// TestUploadKeepsInputPipe: data in the input pipe delays every key that is
+// pressed later, so an upload does not make that pipe hold more.
+func TestUploadKeepsInputPipe(t *testing.T) {
+	conn, server := pair(t)
+	inR, inW := pipe(t)
+	_, outW := pipe(t)
+	before := pipeSize(t, inR)
+	go func() {
+		io.Copy(inW, noise(8*mega, 8))
+		inW.Close()
+	}()
+	up := make(chan string, 1)
+	go func() {
+		up <- digest(server)
+		server.Close()
+	}()
+	if err := Splice(t.Context(), conn, inR, outW); err != nil {
+		t.Error(err)
+	}
+	if got, want := <-up, digest(noise(8*mega, 8)); got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	if after := pipeSize(t, inR); after != before {
+		t.Errorf("after an upload the input pipe holds %d bytes, and held %d", after, before)
 	}
 }
