@@ -98,6 +98,7 @@ func receive(ctx context.Context, out io.Writer, conn net.Conn) error {
 // too, and keeps a core busy as long as the pipe is full (golang/go#75304).
 func stream(ctx context.Context, dst io.Writer, src io.Reader) (readErr, writeErr error) {
 	buf := make([]byte, bufferSize)
+	next := copyLittle
 	for {
 		n, err := src.Read(buf)
 		if n > 0 {
@@ -115,10 +116,19 @@ func stream(ctx context.Context, dst io.Writer, src io.Reader) (readErr, writeEr
 		if err != nil {
 			return err, nil
 		}
-		if n >= bulk {
-			if ended, readErr, writeErr := spliceStream(ctx, dst, src); ended {
+		if n >= bulk && next != copyAll {
+			if next, readErr, writeErr = spliceStream(ctx, dst, src); next == finish {
 				return readErr, writeErr
 			}
 		}
 	}
 }
+
+// step is how a stream goes on after an attempt at splice(2).
+type step int
+
+const (
+	copyLittle step = iota // copy until much comes at once again
+	copyAll                // copy all that comes: splice(2) cannot move this stream
+	finish                 // the stream is at its end, or has failed
+)

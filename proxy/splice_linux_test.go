@@ -7,10 +7,12 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -83,8 +85,8 @@ func TestSplicePipes(t *testing.T) {
 
 // spliceOnly fails the test if a stream is copied.
 func spliceOnly(t *testing.T, ctx context.Context, dst io.Writer, src io.Reader) (readErr, writeErr error) {
-	ended, readErr, writeErr := spliceStream(ctx, dst, src)
-	if !ended {
+	next, readErr, writeErr := spliceStream(ctx, dst, src)
+	if next != finish {
 		t.Error("the kernel declined")
 	}
 	return readErr, writeErr
@@ -238,6 +240,97 @@ func TestSpliceUrgentData(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestSpliceRefused: where the kernel declines splice(2), the stream is copied, and
+// splice(2) is not asked for again. Any other error ends the stream: a socket
+// reports an error once, and a read after it would look like the end.
+func TestSpliceRefused(t *testing.T) {
+	const size = 32 * mega
+	for _, test := range []struct {
+		errno    syscall.Errno
+		declined bool
+	}{
+		{unix.EFAULT, true}, // gVisor's answer
+		{unix.EINVAL, true},
+		{unix.ENOSYS, true},
+		{unix.EPERM, true},
+		{unix.EIO, false},
+		{unix.ECONNRESET, false},
+	} {
+		t.Run(unix.ErrnoName(test.errno), func(t *testing.T) {
+			conn, server := pair(t)
+			outR, outW := pipe(t)
+			go func() {
+				io.Copy(server, noise(size, 10))
+				server.Close()
+			}()
+			down := make(chan string, 1)
+			go func() { down <- digest(outR) }()
+			src := &attempts{TCPConn: conn}
+			var readErr, writeErr error
+			withoutSplice(t, test.errno, func() { readErr, writeErr = stream(t.Context(), outW, src) })
+			outW.Close()
+			got := <-down
+			var want error
+			if !test.declined {
+				want = test.errno
+			}
+			if !errors.Is(readErr, want) || writeErr != nil {
+				t.Errorf("read error %v, write error %v, want read error %v", readErr, writeErr, want)
+			}
+			if whole := digest(noise(size, 10)); test.declined && got != whole {
+				t.Errorf("got %s, want %s", got, whole)
+			}
+			if src.n != 1 {
+				t.Errorf("%d attempts at splice(2), want 1", src.n)
+			}
+		})
+	}
+}
+
+// withoutSplice runs f on a thread for which splice(2) fails with errno.
+func withoutSplice(t *testing.T, errno syscall.Errno, f func()) {
+	t.Helper()
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlock: the thread ends, and its filter with it
+		err := refuse(unix.SYS_SPLICE, errno)
+		if err == nil {
+			f()
+		}
+		done <- err
+	}()
+	if err := <-done; err != nil {
+		t.Skipf("no seccomp filter: %v", err)
+	}
+}
+
+// refuse makes a system call fail for the calling thread.
+func refuse(call uint32, errno syscall.Errno) error {
+	filter := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS}, // the call's number is the first word
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: call, Jf: 1},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(errno)},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
+	}
+	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return err
+	}
+	return unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&program)), 0, 0)
+}
+
+// attempts is a connection that counts the attempts at splice(2): each one asks
+// for the descriptor.
+type attempts struct {
+	*net.TCPConn
+	n int
+}
+
+func (a *attempts) SyscallConn() (syscall.RawConn, error) {
+	a.n++
+	return a.TCPConn.SyscallConn()
 }
 
 // pipeSize returns how many bytes a pipe holds.
