@@ -100,15 +100,20 @@ func (l *lane) attempt(ctx context.Context, n int) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		e.Kind = Knocked
 		if err != nil {
 			e.Err = &KnockError{To: l.to.Addr(), Err: err}
-			if !isPassing(err) && !(isOutage(err) && l.outlasts(err)) {
+			switch {
+			case isPassing(err):
+				e.Kind = Knocked
+			case isOutage(err) && l.outlasts(err):
+				e.Kind = Unreachable
+			default:
 				return e.Err
 			}
 			l.trace(e)
 			return nil
 		}
+		e.Kind = Knocked
 		l.trace(e)
 		l.knocked = true
 		l.hasLeft()
