@@ -110,14 +110,8 @@ func (d *Dialer) resolve(ctx context.Context, host string) ([]netip.Addr, error)
 		if addrs, err = d.Resolve(ctx, host); err != nil {
 			return nil, err
 		}
-	} else {
-		family := d.Family
-		if family == "" {
-			family = "ip"
-		}
-		if addrs, err = net.DefaultResolver.LookupNetIP(ctx, family, host); err != nil {
-			return nil, err
-		}
+	} else if addrs, err = lookUp(ctx, d.Family, host); err != nil {
+		return nil, err
 	}
 	addrs = interleave(addrs, d.Family)
 	if len(addrs) == 0 {

@@ -61,7 +61,9 @@ type Dialer struct {
 	Family string
 
 	// Resolve returns the addresses of a host, the preferred one first. It is
-	// not asked about a literal address. If nil, [net.DefaultResolver] answers.
+	// not asked about a literal address. If nil, [net.DefaultResolver] answers;
+	// a family that gets no answer does not delay the other for long, unless
+	// search domains come before the name as it was given.
 	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
 
 	// Source returns the local address for the knocks and dials of one round.
