@@ -61,9 +61,10 @@ type Dialer struct {
 	Family string
 
 	// Resolve returns the addresses of a host, the preferred one first. It is
-	// not asked about a literal address. If nil, [net.DefaultResolver] answers;
-	// a family that gets no answer does not delay the other for long, unless
-	// search domains come before the name as it was given.
+	// not asked about a literal address. If nil, [net.DefaultResolver] answers.
+	// If that resolver gets an answer for one family only, Connect uses the answer
+	// after 0.35 s. It does so for names with a final dot, and for names with the
+	// dots that make a resolver try them before any search domain.
 	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
 
 	// Source returns the local address for the knocks and dials of one round.
@@ -73,10 +74,11 @@ type Dialer struct {
 	Source func(to netip.Addr) (netip.Addr, error)
 
 	// Knock sends the knocks of a round, counted from 0 for each address, and
-	// returns when they have left. An error ends the attempts on that address,
-	// unless it is one that time mends: ENOBUFS in any round, and a missing route
-	// or source address in a later one. What ICMP says about earlier knocks is no
-	// error: those ports are meant to look closed.
+	// returns when they have left. An error ends the attempts on that address. Two
+	// kinds of errors end only the round: those that pass, such as ENOBUFS, and,
+	// after the first knocks have left, a missing route or source address. ICMP
+	// messages about earlier knocks are not errors: those ports are meant to look
+	// closed.
 	//
 	// If Knock is nil nothing is sent, and as nothing then opens the port a
 	// refusal is final too.

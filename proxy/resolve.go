@@ -124,7 +124,7 @@ func ndots(conf string) int {
 		for _, option := range fields[1:] {
 			if value, ok := strings.CutPrefix(option, "ndots:"); ok {
 				n = 0
-				_, _ = fmt.Sscanf(value, "%d", &n) // what is not a number is 0
+				_, _ = fmt.Sscanf(value, "%d", &n) // text that is not a number counts as 0
 				n = min(max(n, 0), 15)
 			}
 		}

@@ -117,7 +117,7 @@ func TestEachFamilyAlone(t *testing.T) {
 		name    string
 		host    string
 		asGiven bool
-		replies map[string]reply // by network and name; without one there is no answer
+		replies map[string]reply // by network and name; a lookup that is missing here never ends by itself
 		took    time.Duration
 		want    []netip.Addr
 		err     error

@@ -8,9 +8,9 @@ import (
 	"github.com/portknock/portknock/cmd/internal/lab"
 )
 
-// TestRouteLostForAMoment: the client's link goes down after the first knocks have
-// left, and comes up again 0.8 s later. portknock gets through all the same,
-// whatever notices the outage first.
+// TestRouteLostForAMoment: the client's link goes down after the first SYN has left,
+// and comes up again about 0.9 s later. portknock gets through, whatever part of it
+// meets the outage.
 func TestRouteLostForAMoment(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
