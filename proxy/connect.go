@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 )
@@ -109,14 +110,8 @@ func (d *Dialer) resolve(ctx context.Context, host string) ([]netip.Addr, error)
 		if addrs, err = d.Resolve(ctx, host); err != nil {
 			return nil, err
 		}
-	} else {
-		family := d.Family
-		if family == "" {
-			family = "ip"
-		}
-		if addrs, err = net.DefaultResolver.LookupNetIP(ctx, family, host); err != nil {
-			return nil, err
-		}
+	} else if addrs, err = lookUp(ctx, d.Family, host); err != nil {
+		return nil, err
 	}
 	addrs = interleave(addrs, d.Family)
 	if len(addrs) == 0 {
@@ -170,7 +165,7 @@ type race struct {
 	tried chan struct{} // closed when each lane has had its first turn, or has room for it
 
 	mu      sync.Mutex // guards what follows, and has Trace called once at a time
-	refusal error      // the last one
+	refusal error      // the last one; at the end, what keeps every lane from leaving
 	sent    bool       // the knocks of one round at least
 	unsent  error      // why knocks could not be sent
 }
@@ -204,6 +199,9 @@ func (r *race) run(ctx context.Context, addrs []netip.Addr, port uint16) error {
 		})
 	}
 	lanes.Wait()
+	if !slices.Contains(errs, nil) { // no address can be reached at the end
+		r.refusal = errs[0]
+	}
 	return errs[0]
 }
 

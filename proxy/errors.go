@@ -38,7 +38,7 @@ func (e *KnockError) Unwrap() error { return e.Err }
 type ClosedError struct {
 	Port  uint16
 	After time.Duration // how long it was tried; 0 if a refusal was final
-	Err   error         // the last refusal; nil if no answer came at all
+	Err   error         // the last refusal, or what kept the last round from leaving; nil if no answer came
 }
 
 func (e *ClosedError) Error() string {
@@ -89,14 +89,21 @@ func isSilence(err error) bool {
 	return ok && t.Timeout()
 }
 
-// isHopeless reports whether a dial failed for a reason that time does not
-// mend: no route, no such address here, a local firewall.
+// isHopeless reports whether a dial failed for a reason that time never mends,
+// such as a local firewall.
 func isHopeless(err error) bool {
 	if _, rejected := errors.AsType[*rejection](err); rejected {
 		return false
 	}
 	_, mismatch := errors.AsType[*net.AddrError](err) // from and to of two families
 	return mismatch || isOneOf(err, errnosHopeless)
+}
+
+// isOutage reports whether this machine has no route, or no address to send from.
+// At the start of a lane this is final. Later it passes.
+func isOutage(err error) bool {
+	_, rejected := errors.AsType[*rejection](err)
+	return !rejected && isOneOf(err, errnosOutage)
 }
 
 // isPassing reports whether knocks that failed with err may succeed a second

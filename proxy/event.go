@@ -10,16 +10,17 @@ type Kind uint8
 
 // The kinds of events. Err is set where it says so.
 const (
-	Resolved  Kind = iota // the addresses are known, in the order in which they are tried
-	Knocked               // the knocks of a round have left; with Err, they could not be sent
-	Dialing               // a SYN leaves
-	Refused               // it was answered, but not by a connection: Err says by what
-	Lost                  // a socket had no answer in time, or connected after another
-	Failed                // the attempts on this address are over: Err says why
-	Connected             // the connection that Connect returns
+	Resolved    Kind = iota // the addresses are known, in the order in which they are tried
+	Knocked                 // the knocks of a round have left; with Err, they could not be sent
+	Dialing                 // a SYN leaves
+	Refused                 // it was answered, but not by a connection: Err says by what
+	Lost                    // a socket had no answer in time, or connected after another
+	Unreachable             // no route or no local address in a later round: Err says which, and the attempts go on
+	Failed                  // the attempts on this address are over: Err says why
+	Connected               // the connection that Connect returns
 )
 
-var kinds = [...]string{"resolved", "knocked", "dialing", "refused", "lost", "failed", "connected"}
+var kinds = [...]string{"resolved", "knocked", "dialing", "refused", "lost", "unreachable", "failed", "connected"}
 
 // String returns the kind's name in lower case.
 func (k Kind) String() string {

@@ -20,6 +20,8 @@ type lane struct {
 	mu       sync.Mutex
 	live     []*socket     // the oldest first
 	answered time.Duration // how long the last refusal took to come
+	begun    bool          // knocks have left; without knocks, the second round has begun
+	outage   error         // what kept the last round from leaving; nil if it left
 }
 
 // socket is a dial under way.
@@ -30,18 +32,24 @@ type socket struct {
 	early  bool // before the knocks of its round: another followed at once
 }
 
-// run goes from round to round until ctx is done or the lane has failed, and
-// returns why. All its sockets have ended then.
-func (l *lane) run(ctx context.Context) error {
-	ctx, l.fail = context.WithCancelCause(ctx)
+// run goes from round to round until parent is done or the lane has failed. All
+// its sockets have ended then. It returns why the lane has failed; or else what
+// kept the last round from leaving, or nil if it left.
+func (l *lane) run(parent context.Context) error {
+	var ctx context.Context
+	ctx, l.fail = context.WithCancelCause(parent)
 	defer l.dials.Wait()
 	defer l.fail(nil)
 	for n := 0; ; n++ {
 		err := l.round(ctx, n)
-		if err == nil {
+		switch {
+		case err == nil:
 			continue
-		}
-		if ctx.Err() == nil { // or else whoever cancelled it has said so
+		case parent.Err() != nil:
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			return l.outage
+		case ctx.Err() == nil: // or else whoever cancelled it has said so
 			l.trace(Event{Kind: Failed, To: l.to, Round: n, Err: err})
 		}
 		return err
@@ -55,37 +63,81 @@ func (l *lane) round(ctx context.Context, n int) error {
 		return err
 	}
 	defer func() { <-l.slots }()
-	e := Event{To: l.to, Round: n}
-	var err error
-	if l.Source != nil {
-		if e.From, err = l.Source(l.to.Addr()); err != nil {
-			return err
-		}
+	if err := l.attempt(ctx, n); err != nil {
+		return err
 	}
-	if l.knocked && n != roundSoon {
+	return sleep(ctx, time.Now().Add(l.pause(n)))
+}
+
+// attempt is a round without its pause. It traces an error that a later round may
+// not meet, and returns any other.
+func (l *lane) attempt(ctx context.Context, n int) error {
+	knocked := l.knocked
+	l.knocked = false
+	if l.Knock == nil && n > 0 {
+		l.hasLeft()
+	}
+	e := Event{To: l.to, Round: n}
+	if l.Source != nil {
+		from, err := l.Source(l.to.Addr())
+		if err != nil {
+			if isHopeless(err) || !l.outlasts(err) {
+				return err
+			}
+			e.Kind, e.Err = Unreachable, err
+			l.trace(e)
+			return nil
+		}
+		e.From = from
+	}
+	if knocked && n != roundSoon {
 		// The knocks before may have opened the port after the SYN behind
 		// them was dropped: do not wait for these knocks to leave.
 		l.dial(ctx, e, true)
 	}
 	if l.Knock != nil {
-		err = l.Knock(ctx, e.From, l.to.Addr(), n)
+		err := l.Knock(ctx, e.From, l.to.Addr(), n)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 		if err != nil {
-			err = &KnockError{To: l.to.Addr(), Err: err}
-			if !isPassing(err) {
-				return err
+			e.Err = &KnockError{To: l.to.Addr(), Err: err}
+			switch {
+			case isPassing(err):
+				e.Kind = Knocked
+			case isOutage(err) && l.outlasts(err):
+				e.Kind = Unreachable
+			default:
+				return e.Err
 			}
+			l.trace(e)
+			return nil
 		}
-		e.Kind, e.Err = Knocked, err
+		e.Kind = Knocked
 		l.trace(e)
-		l.knocked = err == nil
+		l.knocked = true
+		l.hasLeft()
 	}
-	if err == nil {
-		l.dial(ctx, e, false)
+	l.dial(ctx, e, false)
+	return nil
+}
+
+// hasLeft notes that a round has left: there was a route, and an outage is over.
+func (l *lane) hasLeft() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.begun, l.outage = true, nil
+}
+
+// outlasts reports whether the lane goes on after an outage, and keeps err if it
+// does.
+func (l *lane) outlasts(err error) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.begun {
+		l.outage = err
 	}
-	return sleep(ctx, time.Now().Add(l.pause(n)))
+	return l.begun
 }
 
 // pause returns the time from the SYN of round n to the next round: at first a
@@ -155,7 +207,10 @@ func (l *lane) dial(ctx context.Context, e Event, early bool) {
 		case over, isSilence(err):
 			e.Kind, e.Err = Lost, nil
 			l.trace(e)
-		case isHopeless(err):
+		case isOutage(err) && l.outlasts(err):
+			e.Kind = Unreachable
+			l.trace(e)
+		case isHopeless(err), isOutage(err):
 			e.Kind = Failed
 			l.trace(e)
 			l.fail(err)

@@ -34,6 +34,12 @@ import (
 // that another followed at once gives way to a fourth, or else the oldest. The
 // first connection wins, and everything else has ended when Connect returns.
 //
+// An error of this machine's routes or addresses ends a lane at once if it comes
+// before the first knocks have left, or, without knocks, before the second round.
+// Later it means "not yet": the link may be back a second later. The round ends,
+// sockets that wait go on waiting, and the next round begins after its pause. Only
+// what time never mends is final in every round, such as a local firewall.
+//
 // Four lanes are in a round at once. A name with more addresses has them take
 // turns, round by round, in order: each is tried, whatever the others do, and
 // the knocks of one second stay as few as four servers deserve.
@@ -56,17 +62,23 @@ type Dialer struct {
 
 	// Resolve returns the addresses of a host, the preferred one first. It is
 	// not asked about a literal address. If nil, [net.DefaultResolver] answers.
+	// If that resolver gets an answer for one family only, Connect uses the answer
+	// after 0.35 s. It does so for names with a final dot, and for names with the
+	// dots that make a resolver try them before any search domain.
 	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
 
 	// Source returns the local address for the knocks and dials of one round.
 	// If it is nil, or the address is the zero Addr, the kernel chooses. An
-	// error ends the attempts on that address.
+	// error ends the attempts on that address. After the first knocks have left,
+	// an error ends only its round, unless time never mends it, such as EACCES.
 	Source func(to netip.Addr) (netip.Addr, error)
 
 	// Knock sends the knocks of a round, counted from 0 for each address, and
-	// returns when they have left. An error ends the attempts on that address,
-	// unless it is one that time mends, such as ENOBUFS. What ICMP says about
-	// earlier knocks is no error: those ports are meant to look closed.
+	// returns when they have left. An error ends the attempts on that address. Two
+	// kinds of errors end only the round: those that pass, such as ENOBUFS, and,
+	// after the first knocks have left, a missing route or source address. ICMP
+	// messages about earlier knocks are not errors: those ports are meant to look
+	// closed.
 	//
 	// If Knock is nil nothing is sent, and as nothing then opens the port a
 	// refusal is final too.

@@ -100,3 +100,161 @@ func TestResolveErrors(t *testing.T) {
 		}
 	})
 }
+
+// TestEachFamilyAlone: a family that gets no answer does not keep the other's from
+// being used, if both answers are about the name as it was given.
+func TestEachFamilyAlone(t *testing.T) {
+	type reply struct {
+		after time.Duration
+		addrs []netip.Addr
+		err   error
+	}
+	notFound := &net.DNSError{Err: "no such host", IsNotFound: true}
+	servfail := &net.DNSError{Err: "server misbehaving", IsTemporary: true}
+	timeout := &net.DNSError{Err: context.DeadlineExceeded.Error(), IsTimeout: true}
+	other := []netip.Addr{home}
+	for _, test := range []struct {
+		name    string
+		host    string
+		asGiven bool
+		replies map[string]reply // by network and name; a lookup that is missing here never ends by itself
+		took    time.Duration
+		want    []netip.Addr
+		err     error
+		asked   int // lookups
+	}{{
+		name: "both answer", host: "vps.example", asGiven: true,
+		replies: map[string]reply{"ip vps.example": {after: 299 * ms, addrs: []netip.Addr{v6, v4}}},
+		took:    299 * ms, want: []netip.Addr{v6, v4}, asked: 1,
+	}, {
+		name: "no such host", host: "vps.example", asGiven: true,
+		replies: map[string]reply{"ip vps.example": {after: 299 * ms, err: notFound}},
+		took:    299 * ms, err: notFound, asked: 1,
+	}, {
+		name: "a server that fails at once", host: "vps.example", asGiven: true,
+		replies: map[string]reply{"ip vps.example": {after: 10 * ms, err: servfail}},
+		took:    10 * ms, err: servfail, asked: 1,
+	}, {
+		name: "IPv6 gets no answer", host: "vps.example", asGiven: true,
+		replies: map[string]reply{"ip4 vps.example.": {after: 10 * ms, addrs: []netip.Addr{v4}}},
+		took:    360 * ms, want: []netip.Addr{v4}, asked: 3,
+	}, {
+		name: "IPv4 gets no answer", host: "vps.example", asGiven: true,
+		replies: map[string]reply{"ip6 vps.example.": {after: 10 * ms, addrs: []netip.Addr{v6}}},
+		took:    360 * ms, want: []netip.Addr{v6}, asked: 3,
+	}, {
+		name: "both get an answer when they are asked alone", host: "vps.example", asGiven: true,
+		replies: map[string]reply{
+			"ip4 vps.example.": {after: 10 * ms, addrs: []netip.Addr{v4}},
+			"ip6 vps.example.": {after: 40 * ms, addrs: []netip.Addr{v6}},
+		},
+		took: 340 * ms, want: []netip.Addr{v6, v4}, asked: 3,
+	}, {
+		name: "IPv6 has no address, and the joint lookup no answer", host: "vps.example", asGiven: true,
+		replies: map[string]reply{
+			"ip4 vps.example.": {after: 10 * ms, addrs: []netip.Addr{v4}},
+			"ip6 vps.example.": {after: 20 * ms, err: notFound},
+		},
+		took: 320 * ms, want: []netip.Addr{v4}, asked: 3,
+	}, {
+		name: "the joint lookup answers meanwhile", host: "vps.example", asGiven: true,
+		replies: map[string]reply{
+			"ip vps.example":   {after: 340 * ms, addrs: []netip.Addr{v6, v4}},
+			"ip4 vps.example.": {after: 10 * ms, addrs: other},
+		},
+		took: 340 * ms, want: []netip.Addr{v6, v4}, asked: 3,
+	}, {
+		name: "the joint lookup finds the name in a search domain", host: "vps.example", asGiven: true,
+		replies: map[string]reply{
+			"ip vps.example":   {after: 500 * ms, addrs: []netip.Addr{v4}},
+			"ip4 vps.example.": {after: 10 * ms, err: notFound},
+			"ip6 vps.example.": {after: 10 * ms, err: notFound},
+		},
+		took: 500 * ms, want: []netip.Addr{v4}, asked: 3,
+	}, {
+		name: "the joint lookup finds no such host meanwhile", host: "vps.example", asGiven: true,
+		replies: map[string]reply{
+			"ip vps.example":   {after: 340 * ms, err: notFound},
+			"ip4 vps.example.": {after: 10 * ms, addrs: other},
+		},
+		took: 340 * ms, err: notFound, asked: 3,
+	}, {
+		name: "the joint lookup fails meanwhile", host: "vps.example", asGiven: true,
+		replies: map[string]reply{
+			"ip vps.example":   {after: 400 * ms, err: servfail},
+			"ip4 vps.example.": {after: 200 * ms, addrs: []netip.Addr{v4}},
+		},
+		took: 550 * ms, want: []netip.Addr{v4}, asked: 3,
+	}, {
+		name: "all lookups fail", host: "vps.example", asGiven: true,
+		replies: map[string]reply{
+			"ip vps.example":   {after: 400 * ms, err: servfail},
+			"ip4 vps.example.": {after: 200 * ms, err: timeout},
+			"ip6 vps.example.": {after: 200 * ms, err: timeout},
+		},
+		took: 500 * ms, err: servfail, asked: 3,
+	}, {
+		name: "no answer at all", host: "vps.example", asGiven: true,
+		took: 10 * time.Second, err: context.DeadlineExceeded, asked: 3,
+	}, {
+		name: "search domains come first", host: "vps",
+		replies: map[string]reply{
+			"ip vps":   {after: 5 * time.Second, addrs: []netip.Addr{v4}},
+			"ip4 vps.": {after: 10 * ms, addrs: other},
+		},
+		took: 5 * time.Second, want: []netip.Addr{v4}, asked: 1,
+	}, {
+		name: "an absolute name", host: "vps.",
+		replies: map[string]reply{"ip4 vps.": {after: 10 * ms, addrs: []netip.Addr{v4}}},
+		took:    360 * ms, want: []netip.Addr{v4}, asked: 3,
+	}} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+				defer cancel()
+				start := time.Now()
+				asked := make(chan string, 10)
+				lookup := lookupFunc(func(ctx context.Context, network, host string) ([]netip.Addr, error) {
+					asked <- network + " " + host
+					r, ok := test.replies[network+" "+host]
+					if !ok {
+						<-ctx.Done()
+						return nil, ctx.Err()
+					}
+					time.Sleep(r.after)
+					return r.addrs, r.err
+				})
+				got, err := lookup.bothFamilies(ctx, test.host, test.asGiven)
+				if !slices.Equal(got, test.want) || !errors.Is(err, test.err) {
+					t.Errorf("%v, %v, want %v, %v", got, err, test.want, test.err)
+				}
+				if took := time.Since(start); took != test.took {
+					t.Errorf("took %v, want %v", took, test.took)
+				}
+				if len(asked) != test.asked {
+					t.Errorf("%d lookups, want %d", len(asked), test.asked)
+				}
+			})
+		})
+	}
+}
+
+func TestNdots(t *testing.T) {
+	for conf, want := range map[string]int{
+		"":                                    1,
+		"nameserver 192.0.2.53\nsearch lan\n": 1,
+		"options ndots:5\n":                   5,
+		"search lan\noptions timeout:1 ndots:2 rotate": 2,
+		"options ndots:2\noptions ndots:3\n":           3,
+		"# options ndots:2\n;options ndots:3\n":        1,
+		"options ndots:0":                              0,
+		"options ndots:99":                             15,
+		"options ndots:-1":                             0,
+		"options ndots:":                               0,
+		"options ndots":                                1,
+	} {
+		if got := ndots(conf); got != want {
+			t.Errorf("%q: %d, want %d", conf, got, want)
+		}
+	}
+}

@@ -7,10 +7,11 @@ import "syscall"
 var (
 	errnosRefused     = []syscall.Errno{syscall.ECONNREFUSED}
 	errnosUnreachable = []syscall.Errno{syscall.EHOSTUNREACH, syscall.ENETUNREACH}
-	errnosHopeless    = []syscall.Errno{
-		syscall.EHOSTUNREACH, syscall.ENETUNREACH, syscall.ENETDOWN,
-		syscall.EADDRNOTAVAIL, syscall.EAFNOSUPPORT,
-		syscall.EACCES, syscall.EPERM,
+	errnosOutage      = []syscall.Errno{
+		syscall.EHOSTUNREACH, syscall.ENETUNREACH, syscall.ENETDOWN, syscall.EADDRNOTAVAIL,
+	}
+	errnosHopeless = []syscall.Errno{
+		syscall.EAFNOSUPPORT, syscall.EACCES, syscall.EPERM,
 		syscall.EINVAL, // a link-local address without its zone
 	}
 	errnosPassing = []syscall.Errno{

@@ -9,13 +9,11 @@ import (
 var (
 	errnosRefused     = []syscall.Errno{windows.WSAECONNREFUSED}
 	errnosUnreachable = []syscall.Errno{windows.WSAEHOSTUNREACH, windows.WSAENETUNREACH}
-	errnosHopeless    = []syscall.Errno{
-		windows.WSAEHOSTUNREACH, windows.WSAENETUNREACH, windows.WSAENETDOWN,
-		windows.WSAEADDRNOTAVAIL, windows.WSAEAFNOSUPPORT,
-		windows.WSAEACCES,
-		windows.WSAEINVAL,
+	errnosOutage      = []syscall.Errno{
+		windows.WSAEHOSTUNREACH, windows.WSAENETUNREACH, windows.WSAENETDOWN, windows.WSAEADDRNOTAVAIL,
 	}
-	errnosPassing = []syscall.Errno{
+	errnosHopeless = []syscall.Errno{windows.WSAEAFNOSUPPORT, windows.WSAEACCES, windows.WSAEINVAL}
+	errnosPassing  = []syscall.Errno{
 		windows.WSAECONNREFUSED, windows.WSAECONNRESET, windows.WSAENOBUFS, windows.WSAEWOULDBLOCK,
 	}
 )

@@ -30,9 +30,10 @@ const (
 // returns goes on in the background, for nothing can end it but the process.
 //
 // On Linux, between a pipe and a TCP connection, splice(2) moves what is much
-// without a copy, and without a change to a flag of the pipe, which others share;
-// for a transfer the pipe is made to hold more, if that is allowed. Deadlines of
-// conn do not end a splice(2).
+// without a copy, and without a change to a flag of the pipe, which others share.
+// For a download, out is made to hold 256 KiB if it is a pipe that holds less and
+// the kernel allows it. The size of in is never changed: what waits in it delays
+// every key that is pressed later. Deadlines of conn do not end a splice(2).
 //
 // The error is nil if conn ended in order. A peer that has closed its side needs
 // not take what we still send it.
@@ -97,6 +98,7 @@ func receive(ctx context.Context, out io.Writer, conn net.Conn) error {
 // too, and keeps a core busy as long as the pipe is full (golang/go#75304).
 func stream(ctx context.Context, dst io.Writer, src io.Reader) (readErr, writeErr error) {
 	buf := make([]byte, bufferSize)
+	next := copyLittle
 	for {
 		n, err := src.Read(buf)
 		if n > 0 {
@@ -114,10 +116,19 @@ func stream(ctx context.Context, dst io.Writer, src io.Reader) (readErr, writeEr
 		if err != nil {
 			return err, nil
 		}
-		if n >= bulk {
-			if ended, readErr, writeErr := spliceStream(ctx, dst, src); ended {
+		if n >= bulk && next != copyAll {
+			if next, readErr, writeErr = spliceStream(ctx, dst, src); next == finish {
 				return readErr, writeErr
 			}
 		}
 	}
 }
+
+// step is how a stream goes on after an attempt at splice(2).
+type step int
+
+const (
+	copyLittle step = iota // copy until much comes at once again
+	copyAll                // copy all that comes: splice(2) cannot move this stream
+	finish                 // the stream is at its end, or has failed
+)

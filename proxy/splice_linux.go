@@ -14,25 +14,28 @@ const (
 	// less moves less.
 	spliceMost = 1 << 20
 
-	pipeBulk = 1 << 20 // what a pipe is made to hold for a transfer, in bytes
+	// pipeBulk is how many bytes the output pipe is made to hold for a transfer.
+	// With half of it a download costs more CPU time; with more, no less.
+	pipeBulk = 256 << 10
 )
 
 // spliceStream goes on with what stream has begun, for as long as much comes at
 // once, and without a copy, if one of dst and src is a pipe and the other a
-// socket: splice(2) hands the pages over. If they are something else, or little
-// comes, or the end, or the kernel declines, or no descriptor is left, ended is
-// false: nothing is lost, and stream goes on. If ctx is done first, its error is
-// readErr.
-func spliceStream(ctx context.Context, dst io.Writer, src io.Reader) (ended bool, readErr, writeErr error) {
+// socket: splice(2) hands the pages over. If they are something else, or the
+// kernel declines, next is copyAll. If little comes, or the end, or no descriptor
+// is left, next is copyLittle. Nothing is lost then, and stream goes on. If ctx is
+// done first, its error is readErr.
+func spliceStream(ctx context.Context, dst io.Writer, src io.Reader) (next step, readErr, writeErr error) {
 	from, to := rawConn(src), rawConn(dst)
 	if from == nil || to == nil {
-		return false, nil, nil
+		return copyAll, nil, nil
 	}
 	// Control keeps a descriptor from being closed, and leaves its flags alone.
 	err := from.Control(func(in uintptr) {
 		err := to.Control(func(out uintptr) {
 			s := splicer{in: int(in), out: int(out)}
 			if s.isPipe(s.in) == s.isPipe(s.out) {
+				next = copyAll
 				return
 			}
 			var release func()
@@ -41,19 +44,19 @@ func spliceStream(ctx context.Context, dst io.Writer, src io.Reader) (ended bool
 			if s.stop < 0 { // nothing could end it, and conn's Close would wait for it
 				return
 			}
-			ended, readErr, writeErr = s.run()
-			if ended && ctx.Err() != nil {
+			next, readErr, writeErr = s.run()
+			if next == finish && ctx.Err() != nil {
 				readErr, writeErr = ctx.Err(), nil
 			}
 		})
 		if err != nil {
-			ended, writeErr = true, err
+			next, writeErr = finish, err
 		}
 	})
 	if err != nil {
-		ended, readErr = true, err
+		next, readErr = finish, err
 	}
-	return ended, readErr, writeErr
+	return next, readErr, writeErr
 }
 
 // rawConn returns the descriptor behind a reader or writer, or nil.
@@ -90,29 +93,29 @@ func (s *splicer) isPipe(fd int) bool {
 // (golang/go#75304). Here it is clear: in was seen to be ready, and stays so, as
 // nobody else reads from it; so out is full. If out has room and it is still
 // EAGAIN, this is nothing that waiting mends, such as urgent data next in line.
-func (s *splicer) run() (ended bool, readErr, writeErr error) {
+func (s *splicer) run() (next step, readErr, writeErr error) {
 	s.enlarge()
 	for {
 		if !s.await(s.in, unix.POLLIN) {
-			return true, nil, nil
+			return finish, nil, nil
 		}
 		n, err := s.splice()
 		if err == unix.EAGAIN {
 			if !s.await(s.out, unix.POLLOUT) {
-				return true, nil, nil
+				return finish, nil, nil
 			}
 			n, err = s.splice()
 		}
 		switch {
 		case err == nil && n >= bulk:
-		case err == nil: // 0 may be the end, or urgent data before it: read(2) tells
-			return false, nil, nil
-		case err == unix.EAGAIN, err == unix.EINVAL, err == unix.ENOSYS, err == unix.EPERM:
-			return false, nil, nil
+		case err == nil, err == unix.EAGAIN: // 0 may be the end, or urgent data before it: read(2) tells
+			return copyLittle, nil, nil
+		case err == unix.EFAULT, err == unix.EINVAL, err == unix.ENOSYS, err == unix.EPERM:
+			return copyAll, nil, nil // the kernel declines; gVisor says EFAULT
 		case err == unix.EPIPE, s.isPipe(s.in): // a socket that is read never says EPIPE
-			return true, nil, os.NewSyscallError("splice", err)
+			return finish, nil, os.NewSyscallError("splice", err)
 		default:
-			return true, os.NewSyscallError("splice", err), nil
+			return finish, os.NewSyscallError("splice", err), nil
 		}
 	}
 }
@@ -143,14 +146,18 @@ func (s *splicer) await(fd int, events int16) bool {
 	}
 }
 
-// enlarge has the pipe hold more, so that more is moved at once. Only transfers
-// ask for it: once a user's pipes are 64 MiB together (pipe-user-pages-soft in
-// pipe(7)), each new one is 8 KiB small, and a hundred sessions that wait for a
-// key to be pressed must not bring that about. If it is not allowed, it is not.
+// enlarge makes the output pipe hold more, so that one splice(2) moves more. The
+// reader of that pipe takes what is in it at once. The input pipe keeps its size:
+// ssh fills it with the data of an upload, and each key that is pressed later
+// waits behind that data.
+//
+// Only a transfer enlarges its pipe, and only to pipeBulk. When the pipes of one
+// user hold 64 MiB together (pipe-user-pages-soft in pipe(7)), the kernel makes
+// each new pipe of that user 8 KiB small, in every program. If the kernel does not
+// allow the new size, the pipe keeps its old one.
 func (s *splicer) enlarge() {
-	for _, fd := range []int{s.in, s.out} {
-		if size, err := unix.FcntlInt(uintptr(fd), unix.F_GETPIPE_SZ, 0); err == nil && size < pipeBulk {
-			_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, pipeBulk)
-		}
+	size, err := unix.FcntlInt(uintptr(s.out), unix.F_GETPIPE_SZ, 0)
+	if err == nil && size < pipeBulk { // F_GETPIPE_SZ fails for a socket
+		_, _ = unix.FcntlInt(uintptr(s.out), unix.F_SETPIPE_SZ, pipeBulk)
 	}
 }

@@ -7,10 +7,12 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -83,8 +85,8 @@ func TestSplicePipes(t *testing.T) {
 
 // spliceOnly fails the test if a stream is copied.
 func spliceOnly(t *testing.T, ctx context.Context, dst io.Writer, src io.Reader) (readErr, writeErr error) {
-	ended, readErr, writeErr := spliceStream(ctx, dst, src)
-	if !ended {
+	next, readErr, writeErr := spliceStream(ctx, dst, src)
+	if next != finish {
 		t.Error("the kernel declined")
 	}
 	return readErr, writeErr
@@ -240,24 +242,124 @@ func TestSpliceUrgentData(t *testing.T) {
 	}
 }
 
-// A pipe grows for a transfer, and not for a key that is pressed.
-func TestSpliceEnlarges(t *testing.T) {
+// TestSpliceRefused: where the kernel declines splice(2), the stream is copied, and
+// splice(2) is not asked for again. Any other error ends the stream: a socket
+// reports an error once, and a read after it would look like the end.
+func TestSpliceRefused(t *testing.T) {
+	const size = 32 * mega
+	for _, test := range []struct {
+		errno    syscall.Errno
+		declined bool
+	}{
+		{unix.EFAULT, true}, // gVisor's answer
+		{unix.EINVAL, true},
+		{unix.ENOSYS, true},
+		{unix.EPERM, true},
+		{unix.EIO, false},
+		{unix.ECONNRESET, false},
+	} {
+		t.Run(unix.ErrnoName(test.errno), func(t *testing.T) {
+			conn, server := pair(t)
+			outR, outW := pipe(t)
+			go func() {
+				io.Copy(server, noise(size, 10))
+				server.Close()
+			}()
+			down := make(chan string, 1)
+			go func() { down <- digest(outR) }()
+			src := &attempts{TCPConn: conn}
+			var readErr, writeErr error
+			withoutSplice(t, test.errno, func() { readErr, writeErr = stream(t.Context(), outW, src) })
+			outW.Close()
+			got := <-down
+			var want error
+			if !test.declined {
+				want = test.errno
+			}
+			if !errors.Is(readErr, want) || writeErr != nil {
+				t.Errorf("read error %v, write error %v, want read error %v", readErr, writeErr, want)
+			}
+			if whole := digest(noise(size, 10)); test.declined && got != whole {
+				t.Errorf("got %s, want %s", got, whole)
+			}
+			if src.n != 1 {
+				t.Errorf("%d attempts at splice(2), want 1", src.n)
+			}
+		})
+	}
+}
+
+// withoutSplice runs f on a thread for which splice(2) fails with errno.
+func withoutSplice(t *testing.T, errno syscall.Errno, f func()) {
+	t.Helper()
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlock: the thread ends, and its filter with it
+		err := refuse(unix.SYS_SPLICE, errno)
+		if err == nil {
+			f()
+		}
+		done <- err
+	}()
+	if err := <-done; err != nil {
+		t.Skipf("no seccomp filter: %v", err)
+	}
+}
+
+// refuse makes a system call fail for the calling thread.
+func refuse(call uint32, errno syscall.Errno) error {
+	filter := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS}, // the call's number is the first word
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: call, Jf: 1},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(errno)},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
+	}
+	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return err
+	}
+	return unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&program)), 0, 0)
+}
+
+// attempts is a connection that counts the attempts at splice(2): each one asks
+// for the descriptor.
+type attempts struct {
+	*net.TCPConn
+	n int
+}
+
+func (a *attempts) SyscallConn() (syscall.RawConn, error) {
+	a.n++
+	return a.TCPConn.SyscallConn()
+}
+
+// pipeSize returns how many bytes a pipe holds.
+func pipeSize(t *testing.T, f *os.File) int {
+	t.Helper()
+	raw, err := f.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	size := 0
+	raw.Control(func(fd uintptr) { size, err = unix.FcntlInt(fd, unix.F_GETPIPE_SZ, 0) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return size
+}
+
+// TestDownloadEnlargesOutputPipe: a download makes the output pipe hold more. A
+// single byte does not.
+func TestDownloadEnlargesOutputPipe(t *testing.T) {
 	conn, server := pair(t)
 	stdin, _ := pipe(t)
 	outR, outW := pipe(t)
-	size := func() int {
-		n, err := unix.FcntlInt(outR.Fd(), unix.F_GETPIPE_SZ, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return n
-	}
-	small := size()
+	small := pipeSize(t, outR)
 	ended := make(chan error, 1)
 	go func() { ended <- Splice(t.Context(), conn, stdin, outW) }()
 	io.WriteString(server, "x")
 	io.ReadFull(outR, make([]byte, 1))
-	if n := size(); n != small {
+	if n := pipeSize(t, outR); n != small {
 		t.Errorf("after a byte the pipe holds %d bytes, and held %d", n, small)
 	}
 	go func() {
@@ -270,12 +372,39 @@ func TestSpliceEnlarges(t *testing.T) {
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}
-	want := pipeBulk
+	want := 256 << 10
 	_, other := pipe(t)
-	if _, err := unix.FcntlInt(other.Fd(), unix.F_SETPIPE_SZ, pipeBulk); err != nil {
-		want = small // this user may not have one hold more
+	if _, err := unix.FcntlInt(other.Fd(), unix.F_SETPIPE_SZ, want); err != nil {
+		want = small // the kernel does not let this user enlarge a pipe
 	}
-	if n := size(); n != want {
+	if n := pipeSize(t, outR); n != want {
 		t.Errorf("after a transfer the pipe holds %d bytes, want %d", n, want)
+	}
+}
+
+// TestUploadKeepsInputPipe: data in the input pipe delays every key that is
+// pressed later, so an upload does not make that pipe hold more.
+func TestUploadKeepsInputPipe(t *testing.T) {
+	conn, server := pair(t)
+	inR, inW := pipe(t)
+	_, outW := pipe(t)
+	before := pipeSize(t, inR)
+	go func() {
+		io.Copy(inW, noise(8*mega, 8))
+		inW.Close()
+	}()
+	up := make(chan string, 1)
+	go func() {
+		up <- digest(server)
+		server.Close()
+	}()
+	if err := Splice(t.Context(), conn, inR, outW); err != nil {
+		t.Error(err)
+	}
+	if got, want := <-up, digest(noise(8*mega, 8)); got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	if after := pipeSize(t, inR); after != before {
+		t.Errorf("after an upload the input pipe holds %d bytes, and held %d", after, before)
 	}
 }

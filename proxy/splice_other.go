@@ -8,6 +8,6 @@ import (
 )
 
 // spliceStream does nothing: only Linux has splice(2).
-func spliceStream(context.Context, io.Writer, io.Reader) (ended bool, readErr, writeErr error) {
-	return false, nil, nil
+func spliceStream(context.Context, io.Writer, io.Reader) (next step, readErr, writeErr error) {
+	return copyAll, nil, nil
 }

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -28,7 +29,8 @@ type world struct {
 	t *testing.T
 	// answer says what becomes of the n-th SYN to an address: a connection if
 	// the error is nil, after the delay; silence if it is negative.
-	answer func(to netip.Addr, n int) (time.Duration, error)
+	answer  func(to netip.Addr, n int) (time.Duration, error)
+	noRoute []netip.Addr // knocks to these addresses cannot leave
 
 	start time.Time
 	mu    sync.Mutex
@@ -53,6 +55,9 @@ func (w *world) note(format string, args ...any) {
 func (w *world) knock(_ context.Context, _, to netip.Addr, round int) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if slices.Contains(w.noRoute, to) {
+		return errNoRoute
+	}
 	w.note("knock %v #%d", to, round)
 	return nil
 }

@@ -1,0 +1,93 @@
+package main
+
+import (
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/portknock/portknock/cmd/internal/lab"
+)
+
+// TestOneFamilyGetsNoAnswer: a name server that drops every question for one
+// family does not keep portknock from the address of the other.
+func TestOneFamilyGetsNoAnswer(t *testing.T) {
+	t.Parallel()
+	for _, addr := range []string{"127.0.0.1", "::1"} {
+		t.Run(addr, func(t *testing.T) {
+			t.Parallel()
+			h := lab.NewHost(t, "client")
+			h.Serve(t, 22, func(c net.Conn) { io.WriteString(c, "hello") })
+			serveDNS(t, h, "127.0.0.53:53", netip.MustParseAddr(addr))
+			etc := t.TempDir()
+			if err := os.WriteFile(filepath.Join(etc, "resolv.conf"), []byte("nameserver 127.0.0.53\n"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			h.Run(t, "mount", "--bind", etc, "/etc")
+
+			var said lab.Log
+			c := h.Command("portknock", "-v", "--optional", "-c", "/nonexistent", "vps.example.test", "22")
+			c.Stderr = &said
+			began := time.Now()
+			out, err := c.Output()
+			took := time.Since(began)
+			if string(out) != "hello" || err != nil {
+				t.Errorf("%q, %v", out, err)
+			}
+			if took > 2*time.Second {
+				t.Errorf("took %v", took)
+			}
+			t.Logf("after %v portknock says\n%s", took, &said)
+		})
+	}
+}
+
+// serveDNS runs a name server on a host. It answers each question for an address of
+// addr's family by addr, and drops all other questions.
+func serveDNS(t testing.TB, h *lab.Host, listen string, addr netip.Addr) {
+	t.Helper()
+	var c net.PacketConn
+	var err error
+	h.Do(func() { c, err = net.ListenPacket("udp4", listen) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	go func() {
+		buf := make([]byte, 512)
+		for {
+			n, from, err := c.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			if reply := dnsReply(buf[:n], addr); reply != nil {
+				c.WriteTo(reply, from)
+			}
+		}
+	}()
+}
+
+// dnsReply returns the reply to a query, or nil if the query is not for an address
+// of addr's family.
+func dnsReply(query []byte, addr netip.Addr) []byte {
+	const header = 12
+	kind := byte(1) // A
+	if addr.Is6() {
+		kind = 28 // AAAA
+	}
+	end := header
+	for end < len(query) && query[end] != 0 {
+		end += 1 + int(query[end]) // a label of the name
+	}
+	end += 5 // the end of the name, the type, the class
+	if end > len(query) || query[end-3] != kind {
+		return nil
+	}
+	reply := append([]byte(nil), query[:end]...)
+	copy(reply[2:], []byte{0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0}) // no error; one question, one answer
+	reply = append(reply, 0xc0, header, 0, kind, 0, 1, 0, 0, 0, 60, 0, byte(addr.BitLen()/8))
+	return append(reply, addr.AsSlice()...)
+}

@@ -1,0 +1,250 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// These tests are about an outage: a time in which this machine has no route to
+// the server, or no address to send from.
+
+// outage makes one part of a Dialer fail for a time.
+type outage struct {
+	part     string // source, knock, dial, or dial without knocks
+	err      error
+	from, to time.Duration // since the start; no end if to is 0
+}
+
+var outageParts = []string{"source", "knock", "dial", "dial without knocks"}
+
+// dialer returns the dialer of a world that has the outage.
+func (o outage) dialer(w *world, addrs ...netip.Addr) *Dialer {
+	d := w.dialer(addrs...)
+	now := func() error {
+		if at := time.Since(w.start); at < o.from || o.to > 0 && at >= o.to {
+			return nil
+		}
+		return o.err
+	}
+	switch o.part {
+	case "source":
+		d.Source = func(netip.Addr) (netip.Addr, error) { return home, now() }
+	case "knock":
+		d.Knock = func(ctx context.Context, from, to netip.Addr, round int) error {
+			if err := now(); err != nil {
+				return err
+			}
+			return w.knock(ctx, from, to, round)
+		}
+	case "dial without knocks":
+		d.Knock = nil
+		fallthrough
+	case "dial":
+		d.Dial = func(ctx context.Context, from netip.Addr, to netip.AddrPort) (net.Conn, error) {
+			if err := now(); err != nil {
+				return nil, err
+			}
+			return w.dial(ctx, from, to)
+		}
+	}
+	return d
+}
+
+// TestOutageMeansNotYet: after the first round has left, an outage ends a round and
+// not the lane.
+func TestOutageMeansNotYet(t *testing.T) {
+	for _, part := range outageParts {
+		for _, errno := range errnosOutage {
+			t.Run(part+"/"+errno.Error(), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					w := newWorld(t, nil)
+					w.answer = func(netip.Addr, int) (time.Duration, error) {
+						if time.Since(w.start) < 900*ms {
+							return never, nil
+						}
+						return 30 * ms, nil
+					}
+					d := outage{part, os.NewSyscallError("connect", errno), 100 * ms, 800 * ms}.dialer(w, v4)
+					var kinds []string
+					d.Trace = func(e Event) {
+						if e.Err != nil {
+							kinds = append(kinds, e.Kind.String())
+						}
+					}
+					conn, err := d.Connect(t.Context(), "vps", 22)
+					if err != nil {
+						t.Fatal(err)
+					}
+					w.idle(conn)
+					// The rounds at 150 and 400 ms meet the outage. The next begins at 900 ms.
+					if took := time.Since(w.start); took != 930*ms {
+						t.Errorf("took %v", took)
+					}
+					if len(kinds) < 2 || slices.ContainsFunc(kinds, func(kind string) bool { return kind != "unreachable" }) {
+						t.Errorf("traced errors of the kinds %q, want only unreachable", kinds)
+					}
+				})
+			})
+		}
+	}
+}
+
+// TestOutageLeavesSocketsAlone: a SYN that is under way when an outage begins may
+// still be answered.
+func TestOutageLeavesSocketsAlone(t *testing.T) {
+	for _, part := range outageParts {
+		t.Run(part, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, func(netip.Addr, int) (time.Duration, error) { return 600 * ms, nil })
+				conn, err := outage{part: part, err: errNoRoute, from: 100 * ms}.dialer(w, v4).Connect(t.Context(), "vps", 22)
+				if err != nil {
+					t.Fatal(err)
+				}
+				w.idle(conn)
+				if took := time.Since(w.start); took != 600*ms {
+					t.Errorf("took %v", took)
+				}
+			})
+		})
+	}
+}
+
+// TestOutageAtTheStartIsFinal: before the first knocks have left, and without
+// knocks in the first round, nobody waits for a route.
+func TestOutageAtTheStartIsFinal(t *testing.T) {
+	for _, part := range []string{"source", "knock", "dial without knocks"} {
+		t.Run(part, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, nil)
+				_, err := outage{part: part, err: errNoRoute}.dialer(w, v4).Connect(t.Context(), "vps", 22)
+				if took := time.Since(w.start); !errors.Is(err, errNoRoute) || took != 0 {
+					t.Errorf("error %v after %v", err, took)
+				}
+			})
+		})
+	}
+	t.Run("knocks that never left", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, nil)
+			d := w.dialer(v4)
+			d.Knock = func(_ context.Context, _, _ netip.Addr, round int) error {
+				if round == 0 {
+					return errnosPassing[1]
+				}
+				return errNoRoute
+			}
+			_, err := d.Connect(t.Context(), "vps", 22)
+			if took := time.Since(w.start); !errors.Is(err, errNoRoute) || took != 150*ms {
+				t.Errorf("error %v after %v", err, took)
+			}
+		})
+	})
+}
+
+// TestHopelessIsAlwaysFinal: what time never mends ends a lane in every round.
+func TestHopelessIsAlwaysFinal(t *testing.T) {
+	causes := []error{&net.AddrError{Err: "mismatched local address type"}}
+	for _, errno := range errnosHopeless {
+		causes = append(causes, os.NewSyscallError("connect", errno))
+	}
+	for _, part := range outageParts {
+		for _, cause := range causes {
+			t.Run(part+"/"+cause.Error(), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					w := newWorld(t, func(netip.Addr, int) (time.Duration, error) { return never, nil })
+					_, err := outage{part: part, err: cause, from: 100 * ms}.dialer(w, v4).Connect(t.Context(), "vps", 22)
+					if took := time.Since(w.start); !errors.Is(err, cause) || took != 150*ms {
+						t.Errorf("error %v after %v", err, took)
+					}
+				})
+			})
+		}
+	}
+}
+
+// TestOutageInTheError: the error names an outage that lasts until the end. It
+// does not name one that is over.
+func TestOutageInTheError(t *testing.T) {
+	unreachable := plain(errNoRoute).Error()
+	for _, test := range []struct {
+		name    string
+		addrs   []netip.Addr
+		to      time.Duration // the end of the outage
+		refused bool          // the first SYN was
+		want    string
+	}{
+		{"to the end", []netip.Addr{v4}, 0, false, unreachable},
+		{"to the end, after a refusal", []netip.Addr{v4}, 0, true, unreachable},
+		{"for a moment", []netip.Addr{v4}, 800 * ms, false, "no answer"},
+		{"for a moment, after a refusal", []netip.Addr{v4}, 800 * ms, true, "connection refused"},
+		{"of both families", []netip.Addr{v6, v4}, 0, false, unreachable},
+	} {
+		for _, part := range outageParts {
+			if part == "dial without knocks" && test.refused {
+				continue // the refusal is final
+			}
+			t.Run(test.name+"/"+part, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					w := newWorld(t, func(_ netip.Addr, n int) (time.Duration, error) {
+						if n == 0 && test.refused {
+							return 30 * ms, errRefused
+						}
+						return never, nil
+					})
+					_, err := outage{part, errNoRoute, 300 * ms, test.to}.dialer(w, test.addrs...).Connect(t.Context(), "vps", 22)
+					want := "port 22 did not open within 10s: " + test.want
+					if _, ok := errors.AsType[*ClosedError](err); !ok || err.Error() != want {
+						t.Errorf("error %v, want %s", err, want)
+					}
+					if errors.Is(err, errnosUnreachable[0]) != (test.want == unreachable) {
+						t.Errorf("error %#v", err)
+					}
+				})
+			})
+		}
+	}
+}
+
+// TestOutageOfOneFamily: a silence of the other family is what the error names.
+func TestOutageOfOneFamily(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(netip.Addr, int) (time.Duration, error) { return never, nil })
+		d := w.dialer(v6, v4)
+		d.Source = func(to netip.Addr) (netip.Addr, error) {
+			if to.Is6() && time.Since(w.start) > 100*ms {
+				return netip.Addr{}, errNoRoute
+			}
+			return netip.Addr{}, nil
+		}
+		_, err := d.Connect(t.Context(), "vps", 22)
+		if err == nil || err.Error() != "port 22 did not open within 10s: no answer" {
+			t.Errorf("error %v", err)
+		}
+	})
+}
+
+// TestOutageDoesNotSetThePace: a refusal that takes 380 ms would make the rounds
+// longer. An outage that shows as late does not.
+func TestOutageDoesNotSetThePace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(netip.Addr, int) (time.Duration, error) { return 380 * ms, errNoRoute })
+		var rounds []time.Duration
+		d := w.dialer(v4)
+		d.Timeout = 2 * time.Second
+		d.Knock = func(context.Context, netip.Addr, netip.Addr, int) error {
+			rounds = append(rounds, time.Since(w.start))
+			return nil
+		}
+		_, _ = d.Connect(t.Context(), "vps", 22)
+		if want := []time.Duration{0, 150 * ms, 400 * ms, 900 * ms, 1400 * ms, 1900 * ms}; !slices.Equal(rounds, want) {
+			t.Errorf("rounds at %v, want %v", rounds, want)
+		}
+	})
+}
