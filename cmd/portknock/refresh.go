@@ -129,9 +129,12 @@ func (a *app) printUnits(hosts []string, u rules.Upkeep) error {
 	default:
 		end += "nobody from then on; with --at-end open, to everybody."
 	}
+	execs := "ExecStart=" + strings.Join(commands, "\nExecStart=")
 	capabilities, calls := "CAP_NET_ADMIN CAP_NET_RAW", "@system-service"
 	if u.Modules {
 		capabilities, calls = capabilities+" CAP_SYS_MODULE", calls+" @module"
+		// firewalld counts as started before it flushes, but answers only after that.
+		execs = "ExecStartPre=-firewall-cmd --state\n" + execs
 	}
 	names := strings.Join(hosts, " ")
 	return a.print("%s", strings.NewReplacer(
@@ -139,7 +142,7 @@ func (a *app) printUnits(hosts []string, u rules.Upkeep) error {
 		"RULES", u.File, "UNDO", u.Undo, "FOLDER", unitWord(filepath.Dir(u.File)),
 		"CONFIG", config, "NAMES", names, "DESCRIPTION", unitText(names),
 		"EVERY", span(u.Every), "HORIZON", span(u.Horizon), "END", strings.ReplaceAll(end, "RULES", u.File),
-		"BYHAND", byHand, "EXECSTARTS", "ExecStart="+strings.Join(commands, "\nExecStart="),
+		"BYHAND", byHand, "EXECSTARTS", execs,
 		"CAPABILITIES", capabilities, "CALLS", calls,
 		"FLUSHERS", "nftables.service netfilter-persistent.service iptables.service ip6tables.service firewalld.service",
 	).Replace(units))
