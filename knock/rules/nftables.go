@@ -473,8 +473,7 @@ const (
 
 	nftTokens = `
 	# A window and what opens in it; of that, what has been spent, and by whom.
-	# nft 1.0.2 cannot load this set; nft 1.0.6 can.
-	set tokens_ID { typeof meta priority . @th,64,128; }
+	set tokens_ID { typeof meta priority . @th,64,128; } # needs a later nft than 1.0.2
 	set used_ID { typeof @th,64,128; flags dynamic,timeout; timeout REMEMBERED; size SIZE; }`
 
 	nftSpent = `

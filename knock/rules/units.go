@@ -182,9 +182,12 @@ func (u Upkeep) WriteUnits(w io.Writer, emit func(horizon string) []string, conf
 	default:
 		end += "nobody from then on; with --at-end open, to everybody."
 	}
+	execs := "ExecStart=" + strings.Join(commands, "\nExecStart=")
 	capabilities, calls := "CAP_NET_ADMIN CAP_NET_RAW", "@system-service"
 	if u.format.modules {
 		capabilities, calls = capabilities+" CAP_SYS_MODULE", calls+" @module"
+		// firewalld counts as started before it flushes, but answers only after that.
+		execs = "ExecStartPre=-firewall-cmd --state\n" + execs
 	}
 	list := strings.Join(names, " ")
 	_, err := strings.NewReplacer(
@@ -192,7 +195,7 @@ func (u Upkeep) WriteUnits(w io.Writer, emit func(horizon string) []string, conf
 		"RULES", u.File, "FOLDER", unitWord(filepath.Dir(u.File)),
 		"CONFIG", config, "NAMES", list, "DESCRIPTION", unitText(list),
 		"EVERY", span(u.Every), "HORIZON", span(u.Horizon), "END", end,
-		"BYHAND", byHand, "EXECSTARTS", "ExecStart="+strings.Join(commands, "\nExecStart="),
+		"BYHAND", byHand, "EXECSTARTS", execs,
 		"CAPABILITIES", capabilities, "CALLS", calls,
 		"FLUSHERS", "nftables.service netfilter-persistent.service iptables.service ip6tables.service firewalld.service",
 	).WriteString(w, units)

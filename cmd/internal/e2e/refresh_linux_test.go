@@ -356,3 +356,46 @@ func TestKnockdSharedPorts(t *testing.T) {
 		})
 	}
 }
+
+// TestFirewalldStart: firewalld flushes the table of the iptables guard when it
+// starts. The service starts after firewalld, waits until that has flushed, and
+// loads the rules again.
+func TestFirewalldStart(t *testing.T) {
+	t.Parallel()
+	lab.Require(t, "firewalld", "firewall-cmd", "dbus-daemon")
+	f := lab.Firewalls[slices.IndexFunc(lab.Firewalls, func(f lab.Firewall) bool { return f.Name == "iptables-nft" })]
+	n := lab.New(t)
+	f.Install(t, n.Server)
+	n.Server.Listen(t, 22)
+	profile := secret(t, "config", "Host vps", "Scheme rotating", "KeyFile "+secret(t, "key", windowKey))
+	text, _ := printedUnits(t, n.Server, "iptables", profile)
+	for _, line := range []string{`After=.* firewalld\.service`, `WantedBy=.* firewalld\.service`, `ExecStartPre=-firewall-cmd --state`} {
+		if !regexp.MustCompile("(?m)^" + line + "$").MatchString(text) {
+			t.Errorf("no line %s in\n%s", line, text)
+		}
+	}
+	guard := func(want lab.State) {
+		t.Helper()
+		if got := n.Attacker.Probe(t, netip.AddrPortFrom(n.Server.Addr(lab.IPv4), 22)); got != want {
+			t.Errorf("the port is %v, want %v", got, want)
+		}
+	}
+	service := func() {
+		t.Helper()
+		if err := runAll(n.Server, unitCommands(t, text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	service()
+	guard(lab.Dropped)
+	n.Server.Shell(t, "mkdir -p /run/dbus")
+	n.Server.Daemon(t, "dbus-daemon", "--system", "--nofork", "--nopidfile")
+	n.Server.Shell(t, "for i in $(seq 300); do [ -S /run/dbus/system_bus_socket ] && exit; sleep .1; done; exit 1")
+	n.Server.Daemon(t, "firewalld", "--nofork", "--nopid")
+	// What systemd waits for, and then what the service waits for.
+	n.Server.Shell(t, "for i in $(seq 300); do dbus-send --system --print-reply --dest=org.freedesktop.DBus / org.freedesktop.DBus.NameHasOwner string:org.fedoraproject.FirewallD1 | grep -q true && exit; sleep .1; done; exit 1")
+	n.Server.Run(t, "firewall-cmd", "--state")
+	guard(lab.Open) // or this test is about nothing
+	service()
+	guard(lab.Dropped)
+}
