@@ -1,0 +1,144 @@
+package main
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/portknock/portknock/knock/profile"
+	"github.com/portknock/portknock/knock/rules"
+	"github.com/spf13/pflag"
+)
+
+// libraries are the folders of the packages that others can import.
+var libraries = []string{"knock", "knock/profile", "knock/rules", "knock/spa", "proxy"}
+
+// eachFile calls f for each file of the product in a folder, but for tests.
+func eachFile(t *testing.T, dir string, f func(name string, set *token.FileSet, file *ast.File)) {
+	t.Helper()
+	for _, name := range goFiles(t, filepath.Join("..", "..", filepath.FromSlash(dir))) {
+		set := token.NewFileSet()
+		file, err := parser.ParseFile(set, name, nil, parser.ParseComments)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f(name, set, file)
+	}
+}
+
+// compared returns the string literals that a file compares with something, by ==,
+// != or a switch.
+func compared(file *ast.File) map[*ast.BasicLit]string {
+	found := map[*ast.BasicLit]string{}
+	note := func(exprs ...ast.Expr) {
+		for _, e := range exprs {
+			if lit, ok := e.(*ast.BasicLit); ok && lit.Kind == token.STRING {
+				found[lit], _ = strconv.Unquote(lit.Value)
+			}
+		}
+	}
+	ast.Inspect(file, func(n ast.Node) bool {
+		switch n := n.(type) {
+		case *ast.BinaryExpr:
+			if n.Op == token.EQL || n.Op == token.NEQ {
+				note(n.X, n.Y)
+			}
+		case *ast.CaseClause:
+			note(n.List...)
+		}
+		return true
+	})
+	return found
+}
+
+// TestSchemesAreKnownToProfileOnly: what differs from scheme to scheme is in
+// knock/profile. Nobody else compares with a scheme's name.
+func TestSchemesAreKnownToProfileOnly(t *testing.T) {
+	for _, dir := range append(slices.Clone(libraries), "cmd/portknock") {
+		if dir == "knock/profile" {
+			continue
+		}
+		eachFile(t, dir, func(name string, set *token.FileSet, file *ast.File) {
+			for lit, text := range compared(file) {
+				if slices.Contains(profile.Schemes, text) {
+					t.Errorf("%v: compares with the scheme %q", set.Position(lit.Pos()), text)
+				}
+			}
+		})
+	}
+}
+
+// TestFormatsAreKnownToTheTableOnly: the name of a format stands in the table of
+// formats and in the format's own file.
+func TestFormatsAreKnownToTheTableOnly(t *testing.T) {
+	for _, dir := range []string{"knock/rules", "cmd/portknock"} {
+		eachFile(t, dir, func(name string, set *token.FileSet, file *ast.File) {
+			base := filepath.Base(name)
+			for lit, text := range compared(file) {
+				if slices.Contains(rules.Formats(), rules.Format(text)) && base != "format.go" && !strings.HasPrefix(base, text) {
+					t.Errorf("%v: compares with the format %q", set.Position(lit.Pos()), text)
+				}
+			}
+		})
+	}
+}
+
+// TestLibrariesNameNoFlags: a user of a library has no flags. Errors and doc
+// comments of the libraries name none. Text that is emitted for a server may.
+func TestLibrariesNameNoFlags(t *testing.T) {
+	var names []string
+	for i := range commands {
+		a := &app{stderr: io.Discard}
+		a.flagSet(&commands[i]).VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
+	}
+	slices.Sort(names)
+	flag := regexp.MustCompile(`(^|[\s"'(])(--(` + strings.Join(slices.Compact(names), "|") + `)\b|-[coqvF46]\s)`)
+	for _, dir := range libraries {
+		eachFile(t, dir, func(name string, set *token.FileSet, file *ast.File) {
+			check := func(pos token.Pos, text string) {
+				if found := flag.FindString(text); found != "" {
+					t.Errorf("%v: names the flag %q", set.Position(pos), strings.TrimSpace(found))
+				}
+			}
+			if file.Doc != nil {
+				check(file.Doc.Pos(), file.Doc.Text())
+			}
+			ast.Inspect(file, func(n ast.Node) bool {
+				switch n := n.(type) {
+				case *ast.FuncDecl:
+					check(n.Pos(), n.Doc.Text())
+				case *ast.GenDecl:
+					check(n.Pos(), n.Doc.Text())
+				case *ast.Field:
+					check(n.Pos(), n.Doc.Text()+n.Comment.Text())
+				case *ast.ValueSpec:
+					check(n.Pos(), n.Doc.Text()+n.Comment.Text())
+				case *ast.CallExpr:
+					called := ""
+					switch f := n.Fun.(type) {
+					case *ast.Ident:
+						called = f.Name
+					case *ast.SelectorExpr:
+						called = f.Sel.Name
+					}
+					if !slices.Contains([]string{"New", "Errorf", "refuse", "unfit", "fault"}, called) {
+						break
+					}
+					for _, arg := range n.Args {
+						if lit, ok := arg.(*ast.BasicLit); ok && lit.Kind == token.STRING {
+							check(lit.Pos(), lit.Value)
+						}
+					}
+				}
+				return true
+			})
+		})
+	}
+}
