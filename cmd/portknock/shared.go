@@ -115,6 +115,9 @@ func (a *app) loadFile(ctx context.Context) (file *profile.File, err error) {
 		f := &failure{code: exitProfile, err: err}
 		if errors.Is(err, fs.ErrNotExist) {
 			f.hint = "portknock help shows how to write one"
+			if path == "" {
+				f.hint = "set HOME, or name the profile file with -c"
+			}
 		}
 		return nil, f
 	}
