@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -154,23 +155,61 @@ func (r *rig) noneLeft(t testing.TB) {
 	}
 }
 
-// TestSSHTimeout: ssh gives up before portknock does, says so in its own words,
-// and leaves nothing behind.
+// TestSSHTimeout: ssh gives up before portknock does, and portknock says why all
+// the same, on stderr and in the log. It leaves nothing behind.
 func TestSSHTimeout(t *testing.T) {
 	t.Parallel()
 	r := newJourney(t)
 	wrong := secret(t, "config", "Host *", "Sequence 1111/udp 2222/udp", "ConnectTimeout 60")
-	config := r.sshd.ClientConfig(t, "ConnectTimeout 2", "Host vps",
-		"HostName "+r.Server.Addr(r.family).String(), "ProxyCommand portknock -c "+wrong+" %h %p")
+	log := filepath.Join(t.TempDir(), "log")
+	config := r.sshd.ClientConfig(t, "Host vps", "HostName "+r.Server.Addr(r.family).String(),
+		"ProxyCommand portknock -c "+wrong+" --log-file "+log+" %h %p")
 	began := time.Now()
-	out, err := r.Client.Try("ssh", "-F", config, "vps", "true")
-	if err == nil || !strings.Contains(out, "timed out") || strings.Contains(out, "portknock") {
+	out, err := r.Client.Try("ssh", "-o", "ConnectTimeout=2", "-F", config, "vps", "true")
+	if err == nil || !strings.Contains(out, "timed out") {
 		t.Errorf("ssh says %q, %v", out, err)
+	}
+	text, _ := os.ReadFile(log)
+	for _, line := range []string{
+		r.Server.Addr(r.family).String() + `: port 22 did not open within [0-9.]+m?s: no answer`,
+		`hint: is the profile the server's\? .*`,
+	} {
+		if !regexp.MustCompile(`(?m)^portknock: ` + line + `\r?$`).MatchString(out) {
+			t.Errorf("%s is not in what ssh shows: %q", line, out)
+		}
+		if !regexp.MustCompile(`(?m)^.*\] ` + line + `$`).Match(text) {
+			t.Errorf("%s is not in the log: %q", line, text)
+		}
 	}
 	if took := time.Since(began); took > 30*time.Second {
 		t.Errorf("after %v", took)
 	}
 	r.noneLeft(t)
+}
+
+// TestSSHInterrupted: after ^C while portknock knocks, one line is enough, although
+// ssh ends too.
+func TestSSHInterrupted(t *testing.T) {
+	t.Parallel()
+	r := newJourney(t)
+	wrong := secret(t, "config", "Host *", "Sequence 1111/udp 2222/udp", "ConnectTimeout 60")
+	var said lab.Log
+	config := r.sshd.ClientConfig(t, "Host vps", "HostName "+r.Server.Addr(r.family).String(), "ProxyCommand portknock -v -c "+wrong+" %h %p")
+	c := r.Client.Command("ssh", "-F", config, "vps", "true")
+	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // as a shell does
+	c.Stderr = &said
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	said.Await(t, "round 0: dialing", 1)
+	if err := syscall.Kill(-c.Process.Pid, syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Wait()
+	r.noneLeft(t)
+	if !strings.HasSuffix(said.String(), "portknock: interrupted\n") || strings.Contains(said.String(), "did not open") {
+		t.Errorf("it says %q", said.String())
+	}
 }
 
 // TestSSHKilled: when ssh is gone without a word, portknock goes too.
