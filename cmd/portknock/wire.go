@@ -92,7 +92,7 @@ func (a *app) guards(ctx context.Context, hosts []string) (guards []rules.Guard,
 
 // plainDialer connects without knocking, for a host that has no profile.
 func (a *app) plainDialer() *proxy.Dialer {
-	d := &proxy.Dialer{Timeout: 10 * time.Second, Trace: a.trace}
+	d := &proxy.Dialer{Timeout: profile.DefaultConnectTimeout, Trace: a.trace}
 	switch {
 	case a.shared.v4:
 		d.Family = "ip4"
