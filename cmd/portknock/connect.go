@@ -100,6 +100,9 @@ func runConnect(ctx context.Context, a *app, args []string) error {
 	}
 	dialer := a.plainDialer()
 	if p != nil {
+		if text := notInOpenPorts(p, port); text != "" {
+			a.log.say(always, "%s: %s", p.Name, text)
+		}
 		if dialer, err = a.dialer(ctx, p); err != nil {
 			return err
 		}

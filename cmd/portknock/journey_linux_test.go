@@ -1,10 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"crypto/rand"
 	"crypto/sha256"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -293,4 +295,96 @@ func TestUnreachable(t *testing.T) {
 	r.Client.Run(t, "nft", "add table inet out; add chain inet out output { type filter hook output priority 0; }; add rule inet out output udp dport 7001 drop")
 	check(4, "vps: cannot knock at 192.0.2.1: ", "-c", r.profile, "vps", "22")
 	check(4, "vps: ", "knock", "-c", r.profile, "vps")
+}
+
+// TestHints: the last answer decides which hint is shown, with a profile and
+// without.
+func TestHints(t *testing.T) {
+	t.Parallel()
+	lab.Require(t, "nft")
+	client, server := lab.NewHost(t, "client"), lab.NewHost(t, "server")
+	lab.Link(t, client, server)
+	server.Shell(t, `nft -f - <<'END'
+table inet filter {
+	chain input {
+		type filter hook input priority 0
+		tcp dport 1 drop
+		tcp dport 2 reject with tcp reset
+		tcp dport 3 reject with icmpx admin-prohibited
+	}
+}
+END`)
+	here, nowhere := server.Addr(lab.IPv4).String(), "198.51.100.1"
+	const (
+		rejected = "the host may be off or in another network, or a firewall rejects connections"
+		knocking = " until the knocks are right"
+		noRoute  = "this machine has no route to the server: check the network or the VPN"
+	)
+	for _, tt := range []struct {
+		name, addr, port string
+		code             int
+		hint, plain      string // with a profile and without
+	}{
+		{"refused", here, "2", exitClosed, "check that sshd listens on port 2; if so, a firewall rejects connections" + knocking,
+			"check that sshd listens on port 2; if so, a firewall rejects connections"},
+		{"prohibited", here, "3", exitClosed, rejected + knocking, rejected},
+		{"no route", nowhere, "22", exitFailed, noRoute, noRoute},
+		{"no answer", here, "1", exitClosed, "is the profile the server's? Compare with portknock sequence vps and the server's rules; -v tells more",
+			"portknock has no profile for this host, so it did not knock"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			profile := secret(t, "config", "Host vps", "HostName "+tt.addr, "Port "+tt.port, "ConnectTimeout 2", "Sequence 7001/udp 8003")
+			for _, c := range []struct {
+				args []string
+				hint string
+			}{
+				{[]string{"-c", profile, "vps", tt.port}, tt.hint},
+				{[]string{"--optional", "-c", "/dev/null", tt.addr, tt.port}, tt.plain},
+			} {
+				var said lab.Log
+				cmd := client.Command("portknock", c.args...)
+				cmd.Stderr = &said
+				_ = cmd.Run()
+				if code := cmd.ProcessState.ExitCode(); code != tt.code {
+					t.Errorf("%q: exit code %d, want %d", c.args, code, tt.code)
+				}
+				if !strings.HasSuffix(said.String(), "\nportknock: hint: "+c.hint+"\n") {
+					t.Errorf("%q says %q, want the hint %q", c.args, said.String(), c.hint)
+				}
+			}
+		})
+	}
+}
+
+// TestLoginOnAnotherPort: portknock warns once if the profile does not open ssh's
+// port. The login goes on.
+func TestLoginOnAnotherPort(t *testing.T) {
+	t.Parallel()
+	client := lab.NewHost(t, "client")
+	var l net.Listener
+	var err error
+	client.Do(func() { l, err = net.Listen("tcp4", "127.0.0.1:2222") })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		conn, err := l.Accept()
+		if err == nil {
+			io.WriteString(conn, "hello")
+			conn.Close()
+		}
+	}()
+	var said lab.Log
+	c := client.Command("portknock", "-c", secret(t, "config", "Host *", "Sequence 7001/udp 8003"), "127.0.0.1", "2222")
+	c.Stdin, c.Stderr = new(bytes.Reader), &said
+	out, err := c.Output()
+	if string(out) != "hello" || err != nil {
+		t.Errorf("%q, %v", out, err)
+	}
+	const want = "portknock: 127.0.0.1: 2222/tcp is not among OpenPorts (22/tcp), so the server neither guards nor opens it: set Port or OpenPorts and load new rules\n"
+	if said.String() != want {
+		t.Errorf("it says %q, want %q", said.String(), want)
+	}
 }
