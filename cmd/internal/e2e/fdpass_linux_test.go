@@ -111,10 +111,10 @@ func TestFDPassRefused(t *testing.T) {
 		story, _ = sent(capture.Packets(t))
 		return story
 	}
-	if story := try(2, "-F"); len(story) > 0 {
+	if story := try(exitUsage, "-F"); len(story) > 0 {
 		t.Errorf("left the client: %q", story)
 	}
-	if story := try(5); len(story) != 3 {
+	if story := try(exitClosed); len(story) != 3 {
 		t.Errorf("without -F it would have left: %q", story)
 	}
 }

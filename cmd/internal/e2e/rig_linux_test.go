@@ -17,6 +17,15 @@ import (
 	"github.com/portknock/portknock/cmd/internal/lab"
 )
 
+// The exit codes of the command.
+const (
+	exitFailed  = 1
+	exitUsage   = 2
+	exitProfile = 3
+	exitKnock   = 4
+	exitClosed  = 5
+)
+
 // format is the argument of --format for a firewall of the lab.
 func format(f lab.Firewall) string {
 	name, _, _ := strings.Cut(f.Name, "-")
