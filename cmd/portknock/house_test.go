@@ -50,9 +50,10 @@ func TestArrows(t *testing.T) {
 		"knock":         nil,
 		"proxy":         nil,
 		"knock/spa":     {"knock"},
-		"knock/profile": {"knock", "knock/spa"},
+		"knock/secret":  nil,
+		"knock/profile": {"knock", "knock/spa", "knock/secret"},
 		"knock/rules":   {"knock", "knock/spa"},
-		"cmd/portknock": {"knock", "knock/profile", "knock/rules", "knock/spa", "proxy"},
+		"cmd/portknock": {"knock", "knock/profile", "knock/rules", "knock/secret", "knock/spa", "proxy"},
 	}
 	for dir, may := range allowed {
 		for _, imported := range imports(t, filepath.Join("..", "..", filepath.FromSlash(dir))) {

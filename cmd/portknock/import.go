@@ -11,6 +11,7 @@ import (
 	"slices"
 
 	"github.com/portknock/portknock/knock/profile"
+	"github.com/portknock/portknock/knock/secret"
 )
 
 // importProfiles takes profiles over from another program's file.
@@ -114,7 +115,7 @@ func insertProfiles(path string, imports []profile.Import) (keys []string, err e
 	if like == nil {
 		return keys, createSecret(path, text)
 	}
-	return keys, replaceSecret(path, text, like)
+	return keys, secret.Replace(path, text, like)
 }
 
 // readConfig reads the profile file as text, if it is one that may be used. It

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/portknock/portknock/knock/profile"
+	"github.com/portknock/portknock/knock/secret"
 	"github.com/spf13/pflag"
 )
 
@@ -136,6 +137,7 @@ func (a *app) lookup(ctx context.Context, host string) (*profile.Profile, error)
 		}
 		return nil, f
 	}
+	p.Runner = secret.Runner{Stderr: os.Stderr, Foreground: foreground}
 	return p, nil
 }
 

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/portknock/portknock/knock/secret"
 )
 
 // ErrNoProfile says that the file gives a host neither a Sequence nor a Scheme.
@@ -89,7 +91,7 @@ func Load(path string) (*File, error) {
 		return nil, fmt.Errorf("%s: not a regular file", path)
 	}
 	if regular {
-		if err := checkOwner(path, info); err != nil {
+		if err := secret.CheckOwner(path, info); err != nil {
 			return nil, err
 		}
 	}
@@ -108,7 +110,7 @@ func Load(path string) (*File, error) {
 		return nil, err
 	}
 	if regular && f.holdsSequence() {
-		if err := checkReaders(path, info); err != nil {
+		if err := secret.CheckReaders(path, info, "a Sequence"); err != nil {
 			return nil, err
 		}
 	}
