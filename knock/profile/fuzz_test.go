@@ -84,13 +84,13 @@ func FuzzImportFwknop(f *testing.F) {
 	})
 }
 
-// FuzzParseSetting: a setting of -o is the same once it is looked up.
+// FuzzParseSetting: a setting of an option is the same once it is looked up.
 func FuzzParseSetting(f *testing.F) {
 	for _, s := range []string{"Port=2222", `AllowIPCommand "a b" c#`, "OpenPorts = 22 60000-61000/udp", `SPAUser="a b"`, "HostName %h.x"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		first, err := ParseSetting(s)
+		first, err := ParseSetting("-o", s)
 		if err != nil {
 			return
 		}
