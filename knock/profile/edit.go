@@ -8,13 +8,40 @@ import (
 	"strings"
 )
 
-// Insert returns the profile file at path, of which data is the text, with the
-// imports behind all that is there but a "Host *" at the end, where defaults
-// stand. What is there stays as it is. Each import becomes a profile of its own,
-// or none does: it is an error if there is a profile for such a host already, or
-// if something in the file would change it. Errors begin "PATH:LINE: ". Insert
-// neither reads nor writes a file.
-func Insert(path string, data []byte, imports []Import) ([]byte, error) {
+// Block returns the Host block of one host with these settings, as text. Settings
+// that contradict each other, or that lack one, are an error.
+func Block(host string, given []Setting) ([]byte, error) {
+	if err := CheckHost(host); err != nil {
+		return nil, err
+	}
+	given = slices.Clone(given)
+	slices.SortStableFunc(given, func(a, b Setting) int { return place(a) - place(b) })
+	p := settings(given).fill()
+	p.Name = host
+	p.setDefaults(given)
+	if keyword, err := p.conflict(); err != nil {
+		return nil, fmt.Errorf("%s: %w", keyword, err)
+	}
+	if err := p.complete(); err != nil {
+		return nil, fmt.Errorf("Scheme: %w", err)
+	}
+	var b bytes.Buffer
+	writeBlock(&b, host, given)
+	return b.Bytes(), nil
+}
+
+// place returns where the documentation has a setting among the others.
+func place(s Setting) int {
+	return slices.IndexFunc(keywords, func(k keyword) bool { return k.name == s.Keyword })
+}
+
+// Insert returns the profile file at path, of which data is the text, with more
+// blocks behind all that is there but a "Host *" at the end, where defaults stand.
+// What is there stays as it is. Each block is of one host, see [Block], and becomes
+// a profile of its own, or none does: it is an error if there is a profile for such
+// a host already, or if something in the file would change it. Errors begin
+// "PATH:LINE: ". Insert neither reads nor writes a file.
+func Insert(path string, data, blocks []byte) ([]byte, error) {
 	dir, err := filepath.Abs(filepath.Dir(path))
 	if err != nil {
 		return nil, err
@@ -23,52 +50,57 @@ func Insert(path string, data []byte, imports []Import) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	var blocks bytes.Buffer
-	seen := make(map[string]bool)
-	for n, i := range imports {
-		name := strings.ToLower(i.Name)
-		if seen[name] {
-			return nil, fmt.Errorf("%s: more than one %s to import", path, i.Name)
+	alone, err := parse(path, dir, blocks)
+	if err != nil {
+		return nil, err
+	}
+	if all := alone.blocks[0].settings; len(all) > 0 {
+		return nil, fault(path, all[0].line, "a setting stands before the first block")
+	}
+	for _, b := range alone.blocks[1:] {
+		name := b.patterns[0].written
+		switch {
+		case len(b.patterns) > 1 || !b.patterns[0].literal():
+			return nil, fmt.Errorf("%s: the block for %s is not for one host", path, name)
+		case len(alone.byName[b.patterns[0].text]) > 1:
+			return nil, fmt.Errorf("%s: more than one %s to import", path, name)
 		}
-		seen[name] = true
-		if err := old.vacant(i.Name); err != nil {
+		if err := old.vacant(name); err != nil {
 			return nil, err
 		}
-		if n > 0 {
-			blocks.WriteByte('\n')
+	}
+	text, first := old.insert(data, blocks)
+	tokens, err := tokenize(path, text)
+	if err != nil {
+		return nil, err
+	}
+	// Errors have the lines of the file that the user can see. What is new is
+	// behind them.
+	lines := func(text []byte) int { return bytes.Count(text, []byte("\n")) }
+	for i := range tokens {
+		switch n := &tokens[i].line; {
+		case *n > first+lines(blocks):
+			*n -= lines(text) - lines(data)
+		case *n > first:
+			*n += lines(data) + 1 - first
 		}
-		writeBlock(&blocks, i.Name, i.Settings)
 	}
-	alone, err := parse(path, dir, blocks.Bytes())
+	grown, err := build(path, dir, tokens)
 	if err != nil {
 		return nil, err
 	}
-	text, at := old.insert(data, blocks.Bytes())
-	// Twice: errors of the first have the places that the user can see, and the
-	// second has read what is going to be written.
-	grown := old.with(alone, at, bytes.Count(data, []byte("\n"))+1)
-	err = grown.check()
-	for n := 0; err == nil && n < len(imports); n++ {
-		err = grown.sameAs(alone, imports[n])
-	}
-	if err != nil {
-		return nil, err
-	}
-	if grown, err = parse(path, dir, text); err != nil {
-		return nil, err
-	}
-	for _, i := range imports {
-		if err := grown.sameAs(alone, i); err != nil {
+	for _, b := range alone.blocks[1:] {
+		if err := grown.sameAs(alone, b); err != nil {
 			return nil, err
 		}
 	}
 	return text, nil
 }
 
-// insert returns the file's text with more blocks in it, and before which of its
-// own they are.
-func (f *File) insert(data, blocks []byte) (text []byte, n int) {
-	at, n := f.end(data)
+// insert returns the file's text with more blocks in it, and how many lines stand
+// before them.
+func (f *File) insert(data, blocks []byte) (text []byte, lines int) {
+	at := f.end(data)
 	before, after := data[:at], data[at:]
 	text = slices.Clone(before)
 	if rest := bytes.TrimPrefix(before, []byte("\ufeff")); len(rest) > 0 {
@@ -79,29 +111,12 @@ func (f *File) insert(data, blocks []byte) (text []byte, n int) {
 			text = append(text, '\n')
 		}
 	}
+	lines = bytes.Count(text, []byte("\n"))
 	text = append(text, blocks...)
 	if len(after) > 0 {
 		text = append(text, '\n')
 	}
-	return append(text, after...), n
-}
-
-// with returns a file that has the blocks of another before its own block n, as
-// if they stood at a line.
-func (f *File) with(other *File, n, line int) *File {
-	grown := &File{name: f.name, dir: f.dir, byName: make(map[string][]int), blocks: slices.Clone(f.blocks)}
-	var moved []*block
-	for _, b := range other.blocks[1:] {
-		m := &block{line: line + b.line, patterns: b.patterns}
-		for _, s := range b.settings {
-			s.line += line
-			m.settings = append(m.settings, s)
-		}
-		moved = append(moved, m)
-	}
-	grown.blocks = slices.Insert(grown.blocks, n, moved...)
-	grown.index()
-	return grown
+	return append(text, after...), lines
 }
 
 // vacant reports whether no block is a host's own yet, by its name or by its
@@ -118,13 +133,12 @@ func (f *File) vacant(name string) error {
 	return nil
 }
 
-// end returns where in the file's text the next profile belongs, and before which
-// block that is. A comment right above a line belongs to it.
-func (f *File) end(data []byte) (at, n int) {
-	n = len(f.blocks)
-	last := f.blocks[n-1]
+// end returns where in the file's text the next profile belongs. A comment right
+// above a line belongs to it.
+func (f *File) end(data []byte) (at int) {
+	last := f.blocks[len(f.blocks)-1]
 	if last.line == 0 || len(last.patterns) != 1 || last.patterns[0].written != "*" {
-		return len(data), n
+		return len(data)
 	}
 	lines := slices.Collect(bytes.Lines(data))[:last.line-1]
 	for len(lines) > 0 && bytes.HasPrefix(bytes.TrimLeft(lines[len(lines)-1], " \t"), []byte("#")) {
@@ -134,34 +148,35 @@ func (f *File) end(data []byte) (at, n int) {
 	if bom := "\ufeff"; at == 0 && bytes.HasPrefix(data, []byte(bom)) {
 		at = len(bom)
 	}
-	return at, n - 1
+	return at
 }
 
-// sameAs reports whether an import is here what it is alone. Defaults that the
-// import says nothing of are welcome, but what is in the packet is decided.
-func (f *File) sameAs(alone *File, i Import) error {
-	want, err := alone.Lookup(i.Name)
+// sameAs reports whether the host of a block is here what it is in the file alone.
+// Defaults that the block says nothing of are welcome, but what is in the packet is
+// decided.
+func (f *File) sameAs(alone *File, b *block) error {
+	name := b.patterns[0].written
+	want, err := alone.Lookup(name)
 	if err != nil {
 		return err
 	}
-	got, err := f.Lookup(i.Name)
+	got, err := f.Lookup(name)
 	if err != nil {
 		return err
 	}
-	ss := gather(f.matching(i.Name, nil))
+	ss := gather(f.matching(name, nil))
 	for _, k := range keywords {
-		ours := slices.ContainsFunc(i.Settings, func(s Setting) bool { return s.Keyword == k.name })
 		packets := slices.ContainsFunc(spaKeywords, func(s keyword) bool { return s.name == k.name })
-		if !ours && !packets || k.get(got) == k.get(want) {
+		if !b.settings.have(k.name) && !packets || k.get(got) == k.get(want) {
 			continue
 		}
 		if s, ok := ss.get(k.name); ok {
-			return fault(f.name, s.line, "%s would count for the imported %s too: keep it to the hosts it is for", k.name, i.Name)
+			return fault(f.name, s.line, "%s would count for the imported %s too: keep it to the hosts it is for", k.name, name)
 		}
-		return fmt.Errorf("%s: what is there prevents %s of the imported %s", f.name, k.name, i.Name)
+		return fmt.Errorf("%s: what is there prevents %s of the imported %s", f.name, k.name, name)
 	}
 	if got.Name != want.Name {
-		return fmt.Errorf("%s: the imported %s would be called %s", f.name, i.Name, got.Name)
+		return fmt.Errorf("%s: the imported %s would be called %s", f.name, name, got.Name)
 	}
 	return nil
 }

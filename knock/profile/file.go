@@ -132,6 +132,11 @@ func parse(name, dir string, data []byte) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
+	return build(name, dir, tokens)
+}
+
+// build makes a file of its lines.
+func build(name, dir string, tokens []token) (*File, error) {
 	f := &File{name: name, dir: dir, byName: make(map[string][]int)}
 	all := &block{patterns: []pattern{{text: "*", wild: true}}}
 	f.blocks = append(f.blocks, all)
@@ -173,6 +178,18 @@ func newBlock(t token) (*block, error) {
 		}
 	}
 	return b, nil
+}
+
+// NewSetting returns the setting of a keyword whose value is these words, for a
+// [Block]. It refuses what [Parse] would refuse, and a word that cannot be written
+// into a profile.
+func NewSetting(keyword string, words ...string) (Setting, error) {
+	for _, w := range words {
+		if _, err := clean(w); err != nil || w == "" || strings.Contains(w, `"`) {
+			return Setting{}, fmt.Errorf("%q cannot be written into a profile", w)
+		}
+	}
+	return newSetting(token{keyword: keyword, words: words})
 }
 
 // newSetting checks a line for all that can be said of it alone.
