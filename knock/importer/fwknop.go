@@ -104,8 +104,8 @@ type value struct {
 // error, and so is a value that no setting takes. A stanza that no profile can
 // stand for is left out with a warning. If no stanza is left, that is an error.
 //
-// Warnings and errors begin "NAME:LINE: " and hold nothing of a key. There may be
-// warnings beside an error.
+// Warnings and errors begin "NAME:LINE: " and never hold any part of a key. There
+// may be warnings beside an error.
 func Fwknop(name string, data []byte, stanza string) (imports []Import, warnings []string, err error) {
 	r, err := readFwknop(name, data)
 	if err != nil {
@@ -522,7 +522,7 @@ func (c *conversion) keyFile(keyword, suffix string, key []byte) {
 		if unicode.IsLetter(r) || unicode.IsDigit(r) || strings.ContainsRune(".-_", r) {
 			file.WriteRune(r)
 		} else {
-			fmt.Fprintf(&file, "_%x", r) // ":" and "%" of an address are no part of a file's name everywhere
+			fmt.Fprintf(&file, "_%x", r) // not every system has ":" and "%" in the names of files
 		}
 	}
 	file.WriteString(suffix)

@@ -19,11 +19,12 @@ func Block(host string, given []Setting) ([]byte, error) {
 	p := settings(given).fill()
 	p.Name = host
 	p.setDefaults(given)
-	if keyword, err := p.conflict(); err != nil {
-		return nil, fmt.Errorf("%s: %w", keyword, err)
+	keyword, err := p.conflict()
+	if err == nil {
+		keyword, err = "Scheme", p.complete()
 	}
-	if err := p.complete(); err != nil {
-		return nil, fmt.Errorf("Scheme: %w", err)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", keyword, err)
 	}
 	var b bytes.Buffer
 	writeBlock(&b, host, given)
@@ -35,12 +36,14 @@ func place(s Setting) int {
 	return slices.IndexFunc(keywords, func(k keyword) bool { return k.name == s.Keyword })
 }
 
-// Insert returns the profile file at path, of which data is the text, with more
-// blocks behind all that is there but a "Host *" at the end, where defaults stand.
-// What is there stays as it is. Each block is of one host, see [Block], and becomes
-// a profile of its own, or none does: it is an error if there is a profile for such
-// a host already, or if something in the file would change it. Errors begin
-// "PATH:LINE: ". Insert neither reads nor writes a file.
+// Insert returns the text of a profile file with more blocks in it. Path and data
+// are the file's path and its text, which may be empty. The blocks stand at the
+// end, but before a last "Host *" with defaults; all other text stays as it is.
+//
+// Each block is for one host, as [Block] makes it, and becomes a profile of its
+// own. If the file has a profile for such a host already, or if a setting in the
+// file would change the new profile, that is an error, and no block is inserted.
+// Errors begin "PATH:LINE: ". Insert neither reads nor writes a file.
 func Insert(path string, data, blocks []byte) ([]byte, error) {
 	dir, err := filepath.Abs(filepath.Dir(path))
 	if err != nil {
@@ -152,8 +155,8 @@ func (f *File) end(data []byte) (at int) {
 }
 
 // sameAs reports whether the host of a block is here what it is in the file alone.
-// Defaults that the block says nothing of are welcome, but what is in the packet is
-// decided.
+// The file may give it defaults that the block does not have, but may not change
+// the packet.
 func (f *File) sameAs(alone *File, b *block) error {
 	name := b.patterns[0].written
 	want, err := alone.Lookup(name)

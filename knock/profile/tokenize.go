@@ -82,9 +82,10 @@ func parseLine(line string) (*token, error) {
 //     files of Include while it parses.
 //   - A "#" inside quotes, where it would begin a comment. A control character
 //     stands for it: no clean line has one.
-//   - Quotes at both ends of the value, of which it removes the first and the
-//     last even where they belong to two words, and an absent value. So a word
-//     stands behind the value.
+//   - Quotes at both ends of the value. It would remove the first and the last
+//     even where they belong to two words.
+//   - A value that is missing. For this and the quotes a word stands behind the
+//     value.
 func keyValue(line string) (keyword, value string, err error) {
 	const hash = "\x01"
 	// A fault of the library's own is no reason to crash in front of ssh.

@@ -14,8 +14,8 @@ import (
 
 // Runner runs commands that print a secret. The zero Runner is ready to use.
 type Runner struct {
-	// Stderr receives what a command writes to its standard error. If it is
-	// nil, that is discarded.
+	// Stderr receives what a command writes to its standard error. A nil Stderr
+	// discards that.
 	Stderr io.Writer
 
 	// Foreground, if it is not nil, lets a command use the terminal. It is

@@ -58,8 +58,8 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// TestRunPassesWhatItIsGiven: the zero Runner discards messages; another one
-// passes them on, and tells when the command has the terminal.
+// TestRunPassesWhatItIsGiven: a Runner passes a command's messages on, and tells
+// when the command begins and ends.
 func TestRunPassesWhatItIsGiven(t *testing.T) {
 	var said bytes.Buffer
 	var order []string
