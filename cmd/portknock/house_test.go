@@ -47,12 +47,14 @@ func TestDependencies(t *testing.T) {
 func TestArrows(t *testing.T) {
 	const ours = "github.com/portknock/portknock/"
 	allowed := map[string][]string{
-		"knock":         nil,
-		"proxy":         nil,
-		"knock/spa":     {"knock"},
-		"knock/profile": {"knock", "knock/spa"},
-		"knock/rules":   {"knock", "knock/spa"},
-		"cmd/portknock": {"knock", "knock/profile", "knock/rules", "knock/spa", "proxy"},
+		"knock":          nil,
+		"proxy":          nil,
+		"knock/spa":      {"knock"},
+		"knock/secret":   nil,
+		"knock/profile":  {"knock", "knock/spa", "knock/secret"},
+		"knock/importer": {"knock/profile"},
+		"knock/rules":    {"knock", "knock/spa"},
+		"cmd/portknock":  {"knock", "knock/importer", "knock/profile", "knock/rules", "knock/secret", "knock/spa", "proxy"},
 	}
 	for dir, may := range allowed {
 		for _, imported := range imports(t, filepath.Join("..", "..", filepath.FromSlash(dir))) {

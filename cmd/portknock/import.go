@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,7 +11,9 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/portknock/portknock/knock/importer"
 	"github.com/portknock/portknock/knock/profile"
+	"github.com/portknock/portknock/knock/secret"
 )
 
 // importProfiles takes profiles over from another program's file.
@@ -22,7 +25,7 @@ func (a *app) importProfiles(ctx context.Context, from string) error {
 	if err != nil {
 		return &failure{code: exitProfile, err: err}
 	}
-	imports, warnings, err := profile.ImportFwknop(from, text, a.stanza)
+	imports, warnings, err := importer.Fwknop(from, text, a.stanza)
 	a.warn(warnings)
 	if err != nil {
 		return &failure{code: exitProfile, err: err}
@@ -79,12 +82,16 @@ func (a *app) configPath() (string, error) {
 // insertProfiles adds imports to the profile file at path, and writes their keys
 // into files beside it, whose paths it returns. If anything fails, all is as it
 // was before.
-func insertProfiles(path string, imports []profile.Import) (keys []string, err error) {
+func insertProfiles(path string, imports []importer.Import) (keys []string, err error) {
 	old, like, err := readConfig(path)
 	if err != nil {
 		return nil, &failure{code: exitProfile, err: err}
 	}
-	text, err := profile.Insert(path, old, imports)
+	var blocks [][]byte
+	for _, i := range imports {
+		blocks = append(blocks, i.Block)
+	}
+	text, err := profile.Insert(path, old, bytes.Join(blocks, []byte("\n")))
 	if err != nil {
 		return nil, &failure{code: exitProfile, err: err}
 	}
@@ -105,7 +112,7 @@ func insertProfiles(path string, imports []profile.Import) (keys []string, err e
 	for _, i := range imports {
 		for _, k := range i.Keys {
 			file := filepath.Join(dir, k.File)
-			if err := createSecret(file, k.Text()); err != nil {
+			if err := createSecret(file, k.Text); err != nil {
 				return nil, err
 			}
 			made, keys = append(made, file), append(keys, file)
@@ -114,7 +121,7 @@ func insertProfiles(path string, imports []profile.Import) (keys []string, err e
 	if like == nil {
 		return keys, createSecret(path, text)
 	}
-	return keys, replaceSecret(path, text, like)
+	return keys, secret.Replace(path, text, like)
 }
 
 // readConfig reads the profile file as text, if it is one that may be used. It

@@ -10,6 +10,7 @@ import (
 
 	"github.com/portknock/portknock/knock"
 	"github.com/portknock/portknock/knock/rules"
+	"github.com/portknock/portknock/knock/secret"
 	"github.com/spf13/pflag"
 )
 
@@ -66,7 +67,7 @@ func runRules(ctx context.Context, a *app, args []string) error {
 	if a.rules.output == "" {
 		return a.printSecret(text.Bytes(), "--output FILE")
 	}
-	if err := replaceSecret(o.File, text.Bytes(), nil); err != nil {
+	if err := secret.Replace(o.File, text.Bytes(), nil); err != nil {
 		return err
 	}
 	return a.printEnds(guards, o)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/portknock/portknock/knock/profile"
+	"github.com/portknock/portknock/knock/secret"
 	"github.com/spf13/pflag"
 )
 
@@ -66,23 +67,23 @@ func (s *shared) check() error {
 	if s.quiet && s.verbose > 0 {
 		return usageError("-q and -v exclude each other")
 	}
-	for _, o := range s.options {
-		set, err := profile.ParseSetting(o)
+	type option struct{ source, text string }
+	var options []option
+	switch { // before the others: a flag of its own outranks -o
+	case s.v4:
+		options = append(options, option{"-4", "AddressFamily inet"})
+	case s.v6:
+		options = append(options, option{"-6", "AddressFamily inet6"})
+	}
+	for _, text := range s.options {
+		options = append(options, option{"-o", text})
+	}
+	for _, o := range options {
+		set, err := profile.ParseSetting(o.source, o.text)
 		if err != nil {
 			return usageError("%w", err)
 		}
 		s.settings = append(s.settings, set)
-	}
-	family := ""
-	switch {
-	case s.v4:
-		family = "inet"
-	case s.v6:
-		family = "inet6"
-	}
-	if family != "" {
-		// Before the others: a flag of its own outranks -o.
-		s.settings = append([]profile.Setting{{Keyword: "AddressFamily", Value: family}}, s.settings...)
 	}
 	return nil
 }
@@ -139,6 +140,7 @@ func (a *app) lookup(ctx context.Context, host string) (*profile.Profile, error)
 		}
 		return nil, f
 	}
+	p.Runner = secret.Runner{Stderr: os.Stderr, Foreground: foreground}
 	return p, nil
 }
 

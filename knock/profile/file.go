@@ -1,6 +1,7 @@
 package profile
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/portknock/portknock/knock/secret"
 )
 
 // ErrNoProfile says that the file gives a host neither a Sequence nor a Scheme.
@@ -38,6 +41,7 @@ type Setting struct {
 	Keyword string // as the documentation spells it
 	Value   string // without quotes, but in a KeyCommand; the words of a list parted by single blanks
 	line    int    // where in the file; 0 if not from a file
+	source  string // for errors, where it is from instead; "" if from a file
 }
 
 // settings has each keyword at most once.
@@ -89,7 +93,7 @@ func Load(path string) (*File, error) {
 		return nil, fmt.Errorf("%s: not a regular file", path)
 	}
 	if regular {
-		if err := checkOwner(path, info); err != nil {
+		if err := secret.CheckOwner(path, info); err != nil {
 			return nil, err
 		}
 	}
@@ -108,7 +112,7 @@ func Load(path string) (*File, error) {
 		return nil, err
 	}
 	if regular && f.holdsSequence() {
-		if err := checkReaders(path, info); err != nil {
+		if err := secret.CheckReaders(path, info, "a Sequence"); err != nil {
 			return nil, err
 		}
 	}
@@ -128,6 +132,11 @@ func parse(name, dir string, data []byte) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
+	return build(name, dir, tokens)
+}
+
+// build makes a file of its lines.
+func build(name, dir string, tokens []token) (*File, error) {
 	f := &File{name: name, dir: dir, byName: make(map[string][]int)}
 	all := &block{patterns: []pattern{{text: "*", wild: true}}}
 	f.blocks = append(f.blocks, all)
@@ -171,6 +180,18 @@ func newBlock(t token) (*block, error) {
 	return b, nil
 }
 
+// NewSetting returns the setting of a keyword whose value is these words, for a
+// [Block]. It refuses what [Parse] would refuse, and a word that cannot be written
+// into a profile.
+func NewSetting(keyword string, words ...string) (Setting, error) {
+	for _, w := range words {
+		if _, err := clean(w); err != nil || w == "" || strings.Contains(w, `"`) {
+			return Setting{}, fmt.Errorf("%q cannot be written into a profile", w)
+		}
+	}
+	return newSetting(token{keyword: keyword, words: words})
+}
+
 // newSetting checks a line for all that can be said of it alone.
 func newSetting(t token) (Setting, error) {
 	k := keywordNamed(t.keyword)
@@ -194,36 +215,37 @@ func newSetting(t token) (Setting, error) {
 	return s, nil
 }
 
-// ParseSetting reads the argument of -o, "Keyword=Value" or "Keyword Value". A
-// Sequence, KeyFile or KeyCommand is refused: everybody on the machine can see a
-// command line.
-func ParseSetting(s string) (Setting, error) {
+// ParseSetting reads a setting that is in no file, "Keyword=Value" or "Keyword
+// Value". Its source, such as the option that gave it, is for errors, which begin
+// "SOURCE: ". A Sequence, KeyFile or KeyCommand is refused: everybody on the
+// machine can see a command line.
+func ParseSetting(source, s string) (Setting, error) {
 	if strings.Contains(s, "\n") {
-		return Setting{}, fault(commandLine, 0, "one setting at a time")
+		return Setting{}, fault(source, 0, "one setting at a time")
 	}
-	tokens, err := tokenize(commandLine, []byte(s))
+	t, err := parseLine(s)
 	if err != nil {
-		return Setting{}, err
+		return Setting{}, fault(source, 0, "%w", err)
 	}
-	if len(tokens) == 0 {
-		return Setting{}, fault(commandLine, 0, "no setting, such as Port=2222")
+	if t == nil {
+		return Setting{}, fault(source, 0, "no setting, such as Port=2222")
 	}
-	return checkOverride(tokens[0])
+	return checkOverride(source, *t)
 }
 
 // checkOverride checks a setting that is from no file.
-func checkOverride(t token) (Setting, error) {
-	t.line = 0
+func checkOverride(source string, t token) (Setting, error) {
 	if strings.EqualFold(t.keyword, "Host") {
-		return Setting{}, fault(commandLine, 0, "Host cannot be set")
+		return Setting{}, fault(source, 0, "Host cannot be set")
 	}
 	if k := keywordNamed(t.keyword); k != nil && k.secret {
-		return Setting{}, fault(commandLine, 0, "a %s belongs in the profile: a command line is seen by everybody", k.name)
+		return Setting{}, fault(source, 0, "a %s belongs in the profile: a command line is seen by everybody", k.name)
 	}
 	s, err := newSetting(t)
 	if err != nil {
-		return Setting{}, fault(commandLine, 0, "%w", err)
+		return Setting{}, fault(source, 0, "%w", err)
 	}
+	s.source = source
 	return s, nil
 }
 
@@ -233,7 +255,7 @@ func (s Setting) checkAgain() (Setting, error) {
 	if k := keywordNamed(s.Keyword); k != nil && k.quoted {
 		words = split(s.Value)
 	}
-	return checkOverride(token{keyword: s.Keyword, words: words})
+	return checkOverride(cmp.Or(s.source, "setting"), token{keyword: s.Keyword, words: words})
 }
 
 // Entries returns the Host blocks in file order.

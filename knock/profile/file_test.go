@@ -10,13 +10,13 @@ import (
 
 func TestParseSetting(t *testing.T) {
 	for s, want := range map[string]Setting{
-		"Port=2222":               {"Port", "2222", 0},
-		"port 2222":               {"Port", "2222", 0},
-		"Port = \"2222\"":         {"Port", "2222", 0},
-		"OpenPorts=22 60000/udp":  {"OpenPorts", "22 60000/udp", 0},
-		"BindInterface=\"Wi Fi\"": {"BindInterface", "Wi Fi", 0},
+		"Port=2222":               {"Port", "2222", 0, "-o"},
+		"port 2222":               {"Port", "2222", 0, "-o"},
+		"Port = \"2222\"":         {"Port", "2222", 0, "-o"},
+		"OpenPorts=22 60000/udp":  {"OpenPorts", "22 60000/udp", 0, "-o"},
+		"BindInterface=\"Wi Fi\"": {"BindInterface", "Wi Fi", 0, "-o"},
 	} {
-		if got, err := ParseSetting(s); err != nil || got != want {
+		if got, err := ParseSetting("-o", s); err != nil || got != want {
 			t.Errorf("%s: got %+v, %v", s, got, err)
 		}
 	}
@@ -35,7 +35,7 @@ func TestParseSetting(t *testing.T) {
 		"KeyFile=/key":    "-o: a KeyFile belongs in the profile: a command line is seen by everybody",
 		"keycommand=pass": "-o: a KeyCommand belongs in the profile: a command line is seen by everybody",
 	} {
-		if _, err := ParseSetting(s); err == nil || err.Error() != want {
+		if _, err := ParseSetting("-o", s); err == nil || err.Error() != want {
 			t.Errorf("%s:\ngot  %v\nwant %s", s, err, want)
 		}
 	}
@@ -51,10 +51,10 @@ func TestOverride(t *testing.T) {
 		s    Setting
 		want string
 	}{
-		{Setting{Keyword: "Sequence", Value: "1234"}, "-o: a Sequence belongs in the profile: a command line is seen by everybody"},
-		{Setting{Keyword: "Port", Value: ""}, `-o: Port: "" is not a port from 1 to 65535`},
-		{Setting{Keyword: "BindInterface", Value: ""}, `-o: BindInterface: "" is not the name of a network interface`},
-		{Setting{Keyword: "BindInterface", Value: `a"b`}, `-o: BindInterface: "a\"b" is not the name of a network interface`},
+		{Setting{Keyword: "Sequence", Value: "1234"}, "setting: a Sequence belongs in the profile: a command line is seen by everybody"},
+		{Setting{Keyword: "Port", Value: ""}, `setting: Port: "" is not a port from 1 to 65535`},
+		{Setting{Keyword: "BindInterface", Value: ""}, `setting: BindInterface: "" is not the name of a network interface`},
+		{Setting{Keyword: "BindInterface", Value: `a"b`}, `setting: BindInterface: "a\"b" is not the name of a network interface`},
 		{Setting{Keyword: "OpenPorts", Value: "8000"}, "file:4: Sequence: knock 2 of 3 is one of the OpenPorts, and a guarded port cannot be a knock"},
 		{Setting{Keyword: "KnockTimeout", Value: "1s"}, ""},
 	} {
@@ -64,12 +64,21 @@ func TestOverride(t *testing.T) {
 		}
 	}
 	_, err = f.Lookup("vps", Setting{Keyword: "KnockDelay", Value: "10s"}, Setting{Keyword: "KnockTimeout", Value: "2s"})
-	if want := "-o: KnockDelay: 10s is not below the KnockTimeout, 2s"; err == nil || err.Error() != want {
+	if want := "setting: KnockDelay: 10s is not below the KnockTimeout, 2s"; err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+	// A source is named even if it is another setting that the file contradicts.
+	family, err := ParseSetting("-6", "AddressFamily inet6")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = mustParse(t, "Host vps\nScheme fwknop\nKeyFile /k\n").Lookup("vps", family)
+	if want := "-6: AddressFamily: fwknopd opens ports for IPv4 only"; err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
 	// A command keeps its words.
 	f = mustParse(t, "Host vps\nScheme fwknop\nKeyFile /k\n")
-	s, err := ParseSetting(`AllowIPCommand=curl -fsS "a b"`)
+	s, err := ParseSetting("-o", `AllowIPCommand=curl -fsS "a b"`)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -63,34 +63,13 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// FuzzImportFwknop: what is imported is a profile.
-func FuzzImportFwknop(f *testing.F) {
-	f.Add([]byte(rcBase))
-	f.Add([]byte("[default]\nALLOW_IP resolve\nRESOLVE_URL x{1,2}\"%\nRAND_PORT Y\n" + rcBase + "[h2]\nSPA_SERVER fe80::1%eth0\nNAT_ACCESS 10.0.0.1\nHMAC_KEY x\nTIME_OFFSET -3m\nSPOOF_USER a'b\n"))
-	f.Add([]byte(rcBase + "SPA_SERVER_PROTO tcp\nRAND_PORT Y\n"))
-	f.Add([]byte("[::1%a]\nSPA_SERVER %h\nKEY_BASE64 AAAA=\n[%h]\nSPA_SERVER a\xff\nKEY x"))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		imports, _, err := ImportFwknop("rc", data, "")
-		if err != nil {
-			if !strings.HasPrefix(err.Error(), "rc:") {
-				t.Fatalf("no place: %v", err)
-			}
-			return
-		}
-		// Insert parses what it has made, and looks it up.
-		if _, err := Insert("config", []byte("Host *\n    ConnectTimeout 20\n"), imports); err != nil {
-			t.Fatalf("%v\n%+v", err, imports)
-		}
-	})
-}
-
-// FuzzParseSetting: a setting of -o is the same once it is looked up.
+// FuzzParseSetting: a setting of an option is the same once it is looked up.
 func FuzzParseSetting(f *testing.F) {
 	for _, s := range []string{"Port=2222", `AllowIPCommand "a b" c#`, "OpenPorts = 22 60000-61000/udp", `SPAUser="a b"`, "HostName %h.x"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		first, err := ParseSetting(s)
+		first, err := ParseSetting("-o", s)
 		if err != nil {
 			return
 		}

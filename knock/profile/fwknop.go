@@ -254,7 +254,7 @@ func (p *Profile) requestFrom(ctx context.Context) (*spa.Request, error) {
 		return nil, err
 	}
 	if command := p.SPA.AllowIPCommand; len(command) > 0 {
-		if r.Allow, err = askAddress(ctx, command); err != nil {
+		if r.Allow, err = p.askAddress(ctx, command); err != nil {
 			// Of a command the program only, as with a key's.
 			return nil, fmt.Errorf("AllowIPCommand %s: %w", command[0], err)
 		}
@@ -276,8 +276,8 @@ func (p *Profile) requestWith(key, hmacKey knock.Key) *spa.Request {
 }
 
 // askAddress returns the IPv4 address that a command prints.
-func askAddress(ctx context.Context, words []string) (netip.Addr, error) {
-	text, err := runCommand(ctx, words, "an address")
+func (p *Profile) askAddress(ctx context.Context, words []string) (netip.Addr, error) {
+	text, err := p.run(ctx, words, "an address")
 	if err != nil {
 		return netip.Addr{}, err
 	}

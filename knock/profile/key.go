@@ -5,23 +5,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/portknock/portknock/knock"
+	"github.com/portknock/portknock/knock/secret"
 )
-
-const maxKeyText = 4096 // bytes in a key file, or of a command's output
-
-// keyCommandLimit is how long a KeyCommand may take: a human may have to unlock
-// something. The tests have no such patience.
-var keyCommandLimit = 30 * time.Second
 
 // LoadKey reads a file with the text of one key; see [knock.ParseKey]. On Unix
 // the file must be as ssh wants a private key: it belongs to the user or to root,
@@ -30,7 +21,7 @@ func LoadKey(path string) (knock.Key, error) { return loadKey(path, parseKey) }
 
 // loadKey is LoadKey for a file of any text that parse makes a key of.
 func loadKey(path string, parse func([]byte) (knock.Key, error)) (knock.Key, error) {
-	text, err := readKeyFile(path)
+	text, err := secret.Read(path)
 	if err != nil {
 		return knock.Key{}, err
 	}
@@ -54,7 +45,7 @@ func (p *Profile) key(ctx context.Context) (k knock.Key, err error) {
 		k, err = loadKey(p.KeyFile, parse)
 	} else {
 		var text []byte
-		if text, err = runCommand(ctx, p.KeyCommand, "a key"); err == nil {
+		if text, err = p.run(ctx, p.KeyCommand, "a key"); err == nil {
 			k, err = parse(text)
 		}
 		if err != nil {
@@ -93,89 +84,13 @@ func trimNewline(text []byte) []byte {
 	return bytes.TrimSuffix(bytes.TrimSuffix(text, []byte("\n")), []byte("\r"))
 }
 
-func readKeyFile(path string) ([]byte, error) {
-	// Not blocking: a pipe that nobody writes to would keep ssh waiting.
-	f, err := os.OpenFile(path, os.O_RDONLY|nonBlocking, 0)
+// run returns the line that a command prints; see [secret.Runner.Run].
+func (p *Profile) run(ctx context.Context, command []string, what string) ([]byte, error) {
+	name, err := expandHome(command[0])
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	info, err := f.Stat() // of what is open, not of what the path has come to mean since
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s: not a regular file", path)
-	}
-	if err := checkKeyFile(path, info); err != nil {
-		return nil, err
-	}
-	text, err := io.ReadAll(io.LimitReader(f, maxKeyText+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(text) > maxKeyText {
-		return nil, fmt.Errorf("%s: too long to be a key", path)
-	}
-	return text, nil
-}
-
-// runCommand returns the one line that a command prints, where what, such as "a
-// key", is expected. It runs without a shell and without our standard input,
-// which may be ssh's connection; what it says on stderr is for the user.
-func runCommand(ctx context.Context, words []string, what string) ([]byte, error) {
-	name, err := expandHome(words[0])
-	if err != nil {
-		return nil, err
-	}
-	late := fmt.Errorf("has not printed %s within %v", what, keyCommandLimit)
-	ctx, cancel := context.WithTimeoutCause(ctx, keyCommandLimit, late)
-	defer cancel()
-	var out limited
-	c := exec.CommandContext(ctx, name, words[1:]...)
-	c.Stdout, c.Stderr = &out, os.Stderr
-	c.WaitDelay = time.Second // for children that keep the pipe open
-	done := own(c)
-	err = c.Run()
-	done()
-	switch {
-	case ctx.Err() != nil:
-		return nil, context.Cause(ctx)
-	case out.full:
-		return nil, fmt.Errorf("prints too much for %s", what)
-	case err != nil && !errors.Is(err, exec.ErrWaitDelay):
-		// All else in these is the command's name.
-		if e, ok := errors.AsType[*exec.Error](err); ok {
-			err = e.Err
-		}
-		if e, ok := errors.AsType[*fs.PathError](err); ok {
-			err = e.Err
-		}
-		return nil, err
-	}
-	text, more, _ := bytes.Cut(out.text, []byte("\n"))
-	switch {
-	case len(bytes.TrimSpace(out.text)) == 0:
-		return nil, errors.New("prints nothing")
-	case len(bytes.TrimSpace(more)) > 0:
-		return nil, errors.New("prints more than one line")
-	}
-	return text, nil
-}
-
-// limited keeps what is written to it, up to a limit.
-type limited struct {
-	text []byte
-	full bool
-}
-
-func (l *limited) Write(b []byte) (int, error) {
-	if len(l.text)+len(b) > maxKeyText {
-		l.full = true
-		return 0, io.ErrShortWrite
-	}
-	l.text = append(l.text, b...)
-	return len(b), nil
+	return p.Runner.Run(ctx, slices.Concat([]string{name}, command[1:]), what)
 }
 
 // checkPath refuses what [keyPath] and [expandHome] could not make sense of

@@ -7,9 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
-	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -35,12 +33,8 @@ func TestLoadKey(t *testing.T) {
 		want string // the error, of which FILE is the path
 	}{
 		{0o600, keyText + "\n", ""},
-		{0o400, keyText, ""},
 		{0o700, keyText + "\r\n\n", ""},
 		{0o640, keyText, "FILE: holds a key and is accessible by others (mode 0640); chmod 600 FILE"},
-		{0o604, keyText, "FILE: holds a key and is accessible by others (mode 0604); chmod 600 FILE"},
-		{0o601, keyText, "FILE: holds a key and is accessible by others (mode 0601); chmod 600 FILE"},
-		{0o620, keyText, "FILE: writable by others (mode 0620); chmod 600 FILE"},
 		{0o600, "", "FILE: empty, where a key should be"},
 		{0o600, "Host vps\n", `FILE: not a key: it does not begin with "portknock-key-1:"`},
 		{0o600, keyText[:50], "FILE: the key is truncated: its end is missing"},
@@ -54,22 +48,6 @@ func TestLoadKey(t *testing.T) {
 		}
 		if err == nil && k.Reveal() != keyText {
 			t.Errorf("%04o: another key", tt.mode)
-		}
-	}
-	path := filepath.Join(t.TempDir(), "pipe") // nobody writes to it
-	if err := syscall.Mkfifo(path, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := LoadKey(path); err == nil || err.Error() != path+": not a regular file" {
-		t.Errorf("got %v", err)
-	}
-	if os.Getuid() == 0 {
-		path := keyFile(t, 0o600, keyText)
-		if err := os.Chown(path, 12345, -1); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := LoadKey(path); err == nil || !strings.Contains(err.Error(), "owned by user 12345") {
-			t.Errorf("got %v", err)
 		}
 	}
 }
@@ -128,72 +106,16 @@ func TestSecretAsItStands(t *testing.T) {
 }
 
 func TestKeyCommandFaults(t *testing.T) {
-	defer func(d time.Duration) { keyCommandLimit = d }(keyCommandLimit)
-	keyCommandLimit = 10 * time.Second // a busy machine is no fault of theirs
 	for _, tt := range []struct{ command, want string }{
 		{"false", "KeyCommand false: exit status 1"},
 		{"no-such-program", "KeyCommand no-such-program: executable file not found in $PATH"},
-		{"/no/such/program", "KeyCommand /no/such/program: no such file or directory"},
 		{"true", "KeyCommand true: prints nothing"},
-		{"echo", "KeyCommand echo: prints nothing"},
-		{`printf a\nb`, "KeyCommand printf: prints more than one line"},
 		{"yes", "KeyCommand yes: prints too much for a key"},
 		{"echo secret", `KeyCommand echo: not a key: it does not begin with "portknock-key-1:"`},
 		{"echo " + keyText[:40], "KeyCommand echo: the key is truncated: its end is missing"},
-		{`sh -c "kill -9 $$"`, "KeyCommand sh: signal: killed"},
-		{"cat", "KeyCommand cat: prints nothing"}, // our stdin is ssh's
 	} {
 		if _, err := scheduleOf(t, "Scheme rotating\nKeyCommand "+tt.command); err == nil || err.Error() != tt.want {
 			t.Errorf("%s: got %v, want %s", tt.command, err, tt.want)
 		}
-	}
-}
-
-// A command that hangs is killed, and all that it has started.
-func TestKeyCommandHangs(t *testing.T) {
-	defer func(d time.Duration) { keyCommandLimit = d }(keyCommandLimit)
-	keyCommandLimit = 3 * time.Second
-	pid := filepath.Join(t.TempDir(), "pid")
-	start := time.Now()
-	_, err := scheduleOf(t, `Scheme rotating
-KeyCommand sh -c "sleep 60 & echo $! >`+pid+`; wait"`)
-	if err == nil || err.Error() != "KeyCommand sh: has not printed a key within 3s" {
-		t.Errorf("got %v", err)
-	}
-	if took := time.Since(start); took > 30*time.Second {
-		t.Errorf("took %v", took)
-	}
-	text, err := os.ReadFile(pid)
-	if err != nil {
-		t.Fatal(err)
-	}
-	child, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for range 100 { // whoever adopts it takes a moment to bury it
-		if err := syscall.Kill(child, 0); err != nil || zombie(child) {
-			return
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	t.Errorf("%d lives on", child)
-}
-
-// zombie reports whether a process is dead but not yet waited for.
-func zombie(pid int) bool {
-	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	return err == nil && strings.Contains(string(text), ") Z ")
-}
-
-// A child that stays behind, as an agent does, does not keep us.
-func TestKeyCommandLeavesAChild(t *testing.T) {
-	start := time.Now()
-	if _, err := scheduleOf(t, `Scheme rotating
-KeyCommand sh -c "echo `+keyText+`; sleep 20 2>/dev/null &"`); err != nil {
-		t.Error(err)
-	}
-	if took := time.Since(start); took > 10*time.Second {
-		t.Errorf("took %v", took)
 	}
 }

@@ -1,13 +1,14 @@
 package profile
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
 )
 
 // Lookup returns the profile of a host, a name or an address, with the settings
-// of -o before those of the file.
+// of override before those of the file.
 //
 // The settings are those of all blocks that match the host as given. If they
 // hold neither a Sequence nor a Scheme, the host may be what ssh has made of a
@@ -16,7 +17,7 @@ import (
 // looked up instead. A block of wildcards only has no such name; it is then
 // taken as if it matched, and the profile is called as the host. A HostName that
 // an earlier block overrules does not count. If that gives neither a Sequence
-// nor a Scheme, the error is [ErrNoProfile]. What -o sets does not choose.
+// nor a Scheme, the error is [ErrNoProfile]. What override sets does not choose.
 //
 // The error is another one if a Host line names the host and the settings hold a
 // KeyFile or a KeyCommand: then the Scheme has been forgotten.
@@ -114,14 +115,8 @@ func (ss settings) fill() *Profile {
 
 // fault puts the place of a setting before an error.
 func (f *File) fault(ss settings, keyword string, err error) error {
-	s, ok := ss.get(keyword)
-	switch {
-	case !ok:
-		return fmt.Errorf("%s: %s: %w", f.name, keyword, err)
-	case s.line == 0:
-		return fault(commandLine, 0, "%s: %w", keyword, err)
-	}
-	return fault(f.name, s.line, "%s: %w", keyword, err)
+	s, _ := ss.get(keyword)
+	return fault(cmp.Or(s.source, f.name), s.line, "%s: %w", keyword, err)
 }
 
 // gather returns the settings of blocks, the first value of each.

@@ -35,6 +35,7 @@ import (
 	"time"
 
 	"github.com/portknock/portknock/knock"
+	"github.com/portknock/portknock/knock/secret"
 	"github.com/portknock/portknock/knock/spa"
 )
 
@@ -77,6 +78,10 @@ type Profile struct {
 	TokensPerWindow int    // how many addresses can use one each
 
 	SPA SPA // of the scheme fwknop; zero for others
+
+	// Runner runs the KeyCommand and the AllowIPCommand. The file does not set
+	// it: the zero Runner discards their messages and keeps them off the terminal.
+	Runner secret.Runner
 }
 
 // DefaultConnectTimeout is the ConnectTimeout of a profile that sets none. It is
@@ -105,9 +110,9 @@ type Server struct {
 	Fingerprint string            // of the key; "" if there is none
 }
 
-// Server returns the server's half of the profile. It reads the KeyFile, or runs
-// the KeyCommand, which may take 30 seconds and speak to the user. For fwknop it
-// reads the HMACKeyFile too.
+// Server returns the server's half of the profile. It reads the KeyFile, or has the
+// Runner run the KeyCommand, which may take 30 seconds. For fwknop it reads the
+// HMACKeyFile too.
 func (p *Profile) Server(ctx context.Context) (Server, error) {
 	if err := p.complete(); err != nil {
 		return Server{}, err

@@ -331,7 +331,7 @@ func TestErrorsKeepTheSecret(t *testing.T) {
 		}
 	}
 	for _, s := range []string{"Sequence=17001/udp", "sequence 17001", "Sequnce=17001", "17001/udp", "Sequence:17001"} {
-		_, err := ParseSetting(s)
+		_, err := ParseSetting("-o", s)
 		if err == nil || strings.Contains(err.Error(), "17001") {
 			t.Errorf("-o %s: %v", s, err)
 		}

@@ -1,6 +1,6 @@
 //go:build unix
 
-package profile
+package main
 
 import (
 	"os"
@@ -11,12 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// own gives a command a process group of its own, so that all of it can be
-// killed. A terminal talks to one group only, so if that is ours now, it is the
-// command's until done is called: it may want a passphrase, or ^C.
-func own(c *exec.Cmd) (done func()) {
-	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	c.Cancel = func() error { return syscall.Kill(-c.Process.Pid, syscall.SIGKILL) }
+// foreground lets a command that has a process group of its own use the terminal:
+// it may want a passphrase, or ^C. A terminal talks to one group only, so if that
+// is ours now, it is the command's until done is called.
+func foreground(c *exec.Cmd) (done func()) {
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {
 		return func() {}

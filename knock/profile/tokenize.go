@@ -18,13 +18,10 @@ const (
 	maxLine = 4096    // bytes
 )
 
-// commandLine stands for the file's name in the place of a setting from -o.
-const commandLine = "-o"
-
-// fault is an error at a place: "FILE:LINE: …".
+// fault is an error at a place: "FILE:LINE: …", or "NAME: …" if line is 0.
 func fault(name string, line int, format string, args ...any) error {
 	err := fmt.Errorf(format, args...)
-	if name == commandLine {
+	if line == 0 {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	return fmt.Errorf("%s:%d: %w", name, line, err)
@@ -37,18 +34,7 @@ type token struct {
 	words   []string // never none, none empty, without quotes
 }
 
-// mark is put before every keyword, so that Host, Match and Include are to the
-// library keywords like any other. It would part the patterns of Host at single
-// blanks and forget the line, follow Match by half and read the files of
-// Include while it parses.
-const mark = "."
-
-// hash stands in for a "#" inside quotes, where the library would begin a
-// comment. No file can hold it: control characters are refused.
-const hash = "\x01"
-
-// tokenize parts a file into its lines, keywords and words. The library finds
-// keyword and value; what it gets wrong is kept from it or refused here.
+// tokenize parts a file into its lines, keywords and words.
 func tokenize(name string, data []byte) (tokens []token, err error) {
 	if len(data) > maxFile {
 		return nil, fmt.Errorf("%s: larger than %d bytes", name, maxFile)
@@ -56,48 +42,65 @@ func tokenize(name string, data []byte) (tokens []token, err error) {
 	if bytes.HasPrefix(data, []byte("\xff\xfe")) || bytes.HasPrefix(data, []byte("\xfe\xff")) {
 		return nil, fault(name, 1, "this is UTF-16; save it as UTF-8")
 	}
-	data = bytes.TrimPrefix(data, []byte("\ufeff"))
-
-	var marked strings.Builder
 	number := 0
-	for line := range strings.Lines(string(data)) {
+	for line := range strings.Lines(string(bytes.TrimPrefix(data, []byte("\ufeff")))) {
 		number++
-		line = strings.TrimSuffix(strings.TrimSuffix(line, "\n"), "\r")
-		line, err := clean(line)
+		t, err := parseLine(strings.TrimSuffix(strings.TrimSuffix(line, "\n"), "\r"))
 		if err != nil {
 			return nil, fault(name, number, "%w", err)
 		}
-		if line != "" {
-			marked.WriteString(mark + strings.ReplaceAll(line, "#", hash))
-		}
-		marked.WriteByte('\n')
-	}
-
-	// A fault of the library's own is no reason to crash in front of ssh.
-	defer func() {
-		if r := recover(); r != nil {
-			tokens, err = nil, fmt.Errorf("%s: cannot be parsed", name)
-		}
-	}()
-	config, err := ssh_config.DecodeBytes([]byte(marked.String()))
-	if err != nil {
-		return nil, fmt.Errorf("%s: cannot be parsed: %w", name, err)
-	}
-	for _, host := range config.Hosts {
-		for _, node := range host.Nodes {
-			kv, ok := node.(*ssh_config.KV)
-			if !ok {
-				continue
-			}
-			t := token{line: kv.Pos().Line, keyword: strings.TrimPrefix(kv.Key, mark)}
-			t.words = split(strings.ReplaceAll(rawValue(kv), hash, "#"))
-			if len(t.words) == 0 && keywordNamed(t.keyword) != nil {
-				return nil, fault(name, t.line, "%s: no value", t.keyword)
-			}
-			tokens = append(tokens, t)
+		if t != nil {
+			t.line = number
+			tokens = append(tokens, *t)
 		}
 	}
 	return tokens, nil
+}
+
+// parseLine parts one line into its keyword and its words. A line with neither is
+// nil.
+func parseLine(line string) (*token, error) {
+	line, err := clean(line)
+	if err != nil || line == "" {
+		return nil, err
+	}
+	keyword, value, err := keyValue(line)
+	if err != nil {
+		return nil, err
+	}
+	t := &token{keyword: keyword, words: split(value)}
+	if len(t.words) == 0 && keywordNamed(keyword) != nil {
+		return nil, fmt.Errorf("%s: no value", keyword)
+	}
+	return t, nil
+}
+
+// keyValue has ssh_config part a line of clean into its keyword and its value,
+// which keeps its quotes. The library must not see what it gets wrong:
+//   - Host, Match and Include, so a dot stands before the keyword. It would split
+//     the patterns of Host at single blanks, follow Match by half and read the
+//     files of Include while it parses.
+//   - A "#" inside quotes, where it would begin a comment. A control character
+//     stands for it: no clean line has one.
+//   - Quotes at both ends of the value. It would remove the first and the last
+//     even where they belong to two words.
+//   - A value that is missing. For this and the quotes a word stands behind the
+//     value.
+func keyValue(line string) (keyword, value string, err error) {
+	const hash = "\x01"
+	// A fault of the library's own is no reason to crash in front of ssh.
+	defer func() {
+		if recover() != nil {
+			err = errors.New("cannot be parsed")
+		}
+	}()
+	config, err := ssh_config.DecodeBytes([]byte("." + strings.ReplaceAll(line, "#", hash) + " .\n"))
+	if err != nil {
+		return "", "", fmt.Errorf("cannot be parsed: %w", err)
+	}
+	kv := config.Hosts[0].Nodes[0].(*ssh_config.KV)
+	value = strings.TrimSuffix(kv.Value, ".")
+	return strings.TrimPrefix(kv.Key, "."), strings.ReplaceAll(value, hash, "#"), nil
 }
 
 // clean checks one line and returns it without its comment and the blanks
@@ -142,17 +145,6 @@ func checkComment(s string) error {
 		}
 	}
 	return nil
-}
-
-// rawValue returns the value with its quotes. KV.Value is without the first and
-// the last even where these belong to two words.
-func rawValue(kv *ssh_config.KV) string {
-	s := strings.TrimLeft(kv.String(), " ")
-	s = strings.TrimPrefix(s, kv.Key)
-	if v, ok := strings.CutPrefix(s, " = "); ok {
-		return v
-	}
-	return strings.TrimPrefix(s, " ")
 }
 
 // split parts a value at blanks outside quotes, and takes the quotes off.

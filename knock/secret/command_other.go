@@ -1,6 +1,6 @@
 //go:build !unix
 
-package profile
+package secret
 
 import (
 	"os"
@@ -9,12 +9,11 @@ import (
 	"strconv"
 )
 
-// own has a command killed with its children.
-func own(c *exec.Cmd) (done func()) {
+// killChildren has a command killed with its children.
+func killChildren(c *exec.Cmd) {
 	c.Cancel = func() error {
 		taskkill := filepath.Join(os.Getenv("SystemRoot"), "System32", "taskkill.exe")
 		_ = exec.Command(taskkill, "/T", "/F", "/PID", strconv.Itoa(c.Process.Pid)).Run()
 		return c.Process.Kill()
 	}
-	return func() {}
 }

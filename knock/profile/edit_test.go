@@ -1,0 +1,124 @@
+package profile
+
+import (
+	"strings"
+	"testing"
+)
+
+// TestInsert: what is there stays, byte for byte; imports stand behind it, but
+// before the defaults.
+func TestInsert(t *testing.T) {
+	const block = "Host h\n    HostName 192.0.2.1\n    Scheme fwknop\n    OpenPorts 22/tcp\n    KeyFile h.key\n    AllowIP 198.51.100.7\n"
+	for old, want := range map[string]string{
+		"":                                     block,
+		"\ufeff":                               "\ufeff" + block,
+		"# mine":                               "# mine\n\n" + block,
+		"Host a\n" + knocks:                    "Host a\n" + knocks + "\n" + block,
+		"Host a\n" + knocks + "\n":             "Host a\n" + knocks + "\n" + block,
+		"Host a\r\n\tSequence 1 3 5\r\n\r\n":   "Host a\r\n\tSequence 1 3 5\r\n\r\n" + block,
+		"Host *\n    Port 22":                  block + "\nHost *\n    Port 22",
+		"\ufeffHost *\n    Port 22\n":          "\ufeff" + block + "\nHost *\n    Port 22\n",
+		"Host a\n\n# x\n # y\nhost = *  # z\n": "Host a\n\n" + block + "\n# x\n # y\nhost = *  # z\n",
+		"Host *\nHost a\n":                     "Host *\nHost a\n\n" + block,
+		"Host * !a\n":                          "Host * !a\n\n" + block,
+		// Defaults that are for other schemes, or that the import outranks.
+		"Host *\n    Scheme rotating\n    KeyFile k\n    SPAPort 5\n    AllowIPCommand ip\n": "",
+		"KnockDelay 1ms\n": "KnockDelay 1ms\n\n" + block,
+	} {
+		text, err := Insert("config", []byte(old), []byte(block))
+		if want == "" {
+			if err == nil || err.Error() != "config:4: SPAPort would count for the imported h too: keep it to the hosts it is for" {
+				t.Errorf("%q: %v", old, err)
+			}
+			continue
+		}
+		if err != nil || string(text) != want {
+			t.Errorf("%q:\ngot  %q, %v\nwant %q", old, text, err, want)
+		}
+	}
+}
+
+func TestInsertRefuses(t *testing.T) {
+	const one = "Host h\n    HostName 192.0.2.1\n    Scheme fwknop\n    KeyFile h.key\n"
+	blocks := one + "\n" + strings.ReplaceAll(one, "Host h\n", "Host 203.0.113.7\n")
+	for old, want := range map[string]string{
+		"Nonsense 1\n": `config:1: unknown keyword "Nonsense"`,
+		"Host x H\n":   "config:1: there is a Host h already",
+		"Host vps\n    HostName 203.0.113.7\n" + knocks: "config: there is a profile for 203.0.113.7 already: vps",
+		"Host ?\n" + knocks:                             "config: what is there prevents Scheme of the imported h",
+		"HostName elsewhere\n":                          "config:1: HostName would count for the imported h too: keep it to the hosts it is for",
+		"Host ?\n    KeyCommand pass x\n":               "config: what is there prevents KeyFile of the imported h",
+		"Host *\n    HMACKeyFile k\n":                   "config:2: HMACKeyFile would count for the imported h too: keep it to the hosts it is for",
+		"Host *\n    AddressFamily inet6\n":             "config:2: AddressFamily: fwknopd opens ports for IPv4 only",
+	} {
+		if text, err := Insert("config", []byte(old), []byte(blocks)); err == nil || err.Error() != want {
+			t.Errorf("%q:\ngot  %v\nwant %s\n%s", old, err, want, text)
+		}
+	}
+	for blocks, want := range map[string]string{
+		one + one:                            "config: more than one h to import",
+		"Host *\n    Port 22\n":              "config: the block for * is not for one host",
+		"Host a b\n" + knocks:                "config: the block for a is not for one host",
+		"Port 22\n" + one:                    "config:1: a setting stands before the first block",
+		"Host a\n    Sequence 22\n" + knocks: "config:3: Sequence again: line 2 has it already, and the first counts",
+	} {
+		if _, err := Insert("config", nil, []byte(blocks)); err == nil || err.Error() != want {
+			t.Errorf("%q: got %v, want %s", blocks, err, want)
+		}
+	}
+}
+
+// TestInsertFaultsHaveOldLines: a fault behind the new block has the line that the
+// user sees, and one in the block a line behind all others.
+func TestInsertFaultsHaveOldLines(t *testing.T) {
+	for old, want := range map[string]string{
+		"Host *\n    Port 22\n    SPAUser bob\n": "config:3: SPAUser would count for the imported h too: keep it to the hosts it is for",
+		"Host *\n    SPAProtocol http\n":         "config:7: SPAPort: random goes with the SPAProtocol udp only",
+	} {
+		block, err := Block("h", []Setting{setting(t, "KeyFile", "k"), setting(t, "SPAPort", "random"), setting(t, "Scheme", "fwknop")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Insert("config", []byte(old), block); err == nil || err.Error() != want {
+			t.Errorf("%q:\ngot  %v\nwant %s", old, err, want)
+		}
+	}
+}
+
+func setting(t *testing.T, keyword string, words ...string) Setting {
+	t.Helper()
+	s, err := NewSetting(keyword, words...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// TestBlock: settings are in the order of the documentation, and fit together.
+func TestBlock(t *testing.T) {
+	got, err := Block("vps", []Setting{
+		setting(t, "keyfile", "my key"), setting(t, "Scheme", "rotating"), setting(t, "OpenPorts", "22", "80"), setting(t, "HostName", "h"),
+	})
+	const want = "Host vps\n    HostName h\n    Scheme rotating\n    OpenPorts 22 80\n    KeyFile \"my key\"\n"
+	if err != nil || string(got) != want {
+		t.Errorf("got %s, %v", got, err)
+	}
+	for _, tt := range []struct {
+		host  string
+		given []Setting
+		want  string
+	}{
+		{"vps", []Setting{setting(t, "Scheme", "fwknop")}, "Scheme: fwknop needs a KeyFile or a KeyCommand"},
+		{"vps", []Setting{setting(t, "Scheme", "fwknop"), setting(t, "Sequence", "7000")}, "Sequence: fwknop has none"},
+		{"*", nil, `"*" is not a host name`},
+	} {
+		if _, err := Block(tt.host, tt.given); err == nil || err.Error() != tt.want {
+			t.Errorf("got %v, want %s", err, tt.want)
+		}
+	}
+	for _, words := range [][]string{{`a"b`}, {""}, {"a\x01"}, {"a\xff"}, nil, {"a", "b"}} {
+		if s, err := NewSetting("HostName", words...); err == nil {
+			t.Errorf("%q: got %+v", words, s)
+		}
+	}
+}

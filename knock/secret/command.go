@@ -1,0 +1,90 @@
+package secret
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os/exec"
+	"time"
+)
+
+// Runner runs commands that print a secret. The zero Runner is ready to use.
+type Runner struct {
+	// Stderr receives what a command writes to its standard error. A nil Stderr
+	// discards that.
+	Stderr io.Writer
+
+	// Foreground, if it is not nil, lets a command use the terminal. It is
+	// called before the command starts and may change the command's
+	// SysProcAttr. Done is called after the command has ended.
+	Foreground func(command *exec.Cmd) (done func())
+
+	// Limit is how long a command may take. 0 means 30 seconds: a human may have
+	// to unlock something.
+	Limit time.Duration
+}
+
+// Run returns the one line that a command prints. What it should print, such as
+// "a key", is for the errors; none of them holds a word of the command or of what
+// it has printed. It runs without a shell and without our standard input, which
+// may be ssh's connection. When ctx ends or the time is up, the command and all
+// that it has started are killed.
+func (r Runner) Run(ctx context.Context, command []string, what string) ([]byte, error) {
+	limit := cmp.Or(r.Limit, 30*time.Second)
+	late := fmt.Errorf("has not printed %s within %v", what, limit)
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, late)
+	defer cancel()
+	var out limited
+	c := exec.CommandContext(ctx, command[0], command[1:]...)
+	c.Stdout, c.Stderr = &out, r.Stderr
+	c.WaitDelay = time.Second // for children that keep the pipe open
+	killChildren(c)
+	done := func() {}
+	if r.Foreground != nil {
+		done = r.Foreground(c)
+	}
+	err := c.Run()
+	done()
+	switch {
+	case ctx.Err() != nil:
+		return nil, context.Cause(ctx)
+	case out.full:
+		return nil, fmt.Errorf("prints too much for %s", what)
+	case err != nil && !errors.Is(err, exec.ErrWaitDelay):
+		// All else in these is the command's name.
+		if e, ok := errors.AsType[*exec.Error](err); ok {
+			err = e.Err
+		}
+		if e, ok := errors.AsType[*fs.PathError](err); ok {
+			err = e.Err
+		}
+		return nil, err
+	}
+	text, more, _ := bytes.Cut(out.text, []byte("\n"))
+	switch {
+	case len(bytes.TrimSpace(out.text)) == 0:
+		return nil, errors.New("prints nothing")
+	case len(bytes.TrimSpace(more)) > 0:
+		return nil, errors.New("prints more than one line")
+	}
+	return text, nil
+}
+
+// limited keeps what is written to it, up to a limit.
+type limited struct {
+	text []byte
+	full bool
+}
+
+func (l *limited) Write(b []byte) (int, error) {
+	if len(l.text)+len(b) > maxText {
+		l.full = true
+		return 0, io.ErrShortWrite
+	}
+	l.text = append(l.text, b...)
+	return len(b), nil
+}

@@ -1,0 +1,147 @@
+//go:build unix
+
+package secret
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// run runs a shell's command with a limit that suits a busy machine.
+func run(t *testing.T, script string) (string, error) {
+	t.Helper()
+	text, err := Runner{Limit: 10 * time.Second}.Run(t.Context(), []string{"sh", "-c", script}, "a key")
+	return string(text), err
+}
+
+func TestRun(t *testing.T) {
+	for script, want := range map[string]string{
+		"echo a b":               "a b",
+		"printf 'a\\r\\n'":       "a\r",
+		"printf 'a\\n \\n'":      "a",
+		"head -c 4096 /dev/zero": strings.Repeat("\x00", 4096),
+	} {
+		if got, err := run(t, script); got != want || err != nil {
+			t.Errorf("%s: got %q, %v", script, got, err)
+		}
+	}
+	for script, want := range map[string]string{
+		"exit 3":                 "exit status 3",
+		"kill -9 $$":             "signal: killed",
+		"true":                   "prints nothing",
+		"echo":                   "prints nothing",
+		"cat":                    "prints nothing", // our stdin is ssh's
+		"echo a; echo b":         "prints more than one line",
+		"head -c 4097 /dev/zero": "prints too much for a key",
+		"yes":                    "prints too much for a key",
+	} {
+		if got, err := run(t, script); err == nil || err.Error() != want {
+			t.Errorf("%s: got %q, %v, want %s", script, got, err, want)
+		}
+	}
+	for name, want := range map[string]string{
+		"no-such-program":  "executable file not found in $PATH",
+		"/no/such/program": "no such file or directory",
+	} {
+		if _, err := (Runner{}).Run(t.Context(), []string{name}, "a key"); err == nil || err.Error() != want {
+			t.Errorf("%s: got %v, want %s", name, err, want)
+		}
+	}
+}
+
+// TestRunPassesWhatItIsGiven: a Runner passes a command's messages on, and tells
+// when the command begins and ends.
+func TestRunPassesWhatItIsGiven(t *testing.T) {
+	var said bytes.Buffer
+	var order []string
+	r := Runner{Stderr: &said, Foreground: func(c *exec.Cmd) func() {
+		if c.Process != nil || c.SysProcAttr == nil || !c.SysProcAttr.Setpgid {
+			t.Errorf("%+v", c)
+		}
+		order = append(order, "foreground")
+		return func() {
+			if c.ProcessState == nil {
+				t.Error("the command has not ended")
+			}
+			order = append(order, "done")
+		}
+	}}
+	for _, script := range []string{"echo locked >&2; echo key", "echo locked >&2; exit 1"} {
+		said.Reset()
+		order = nil
+		_, err := r.Run(t.Context(), []string{"sh", "-c", script}, "a key")
+		if (err == nil) != strings.HasSuffix(script, "key") || said.String() != "locked\n" || strings.Join(order, " ") != "foreground done" {
+			t.Errorf("%s: %v, %q, %q", script, err, said.String(), order)
+		}
+	}
+}
+
+// A command that hangs is killed, and all that it has started.
+func TestHangingCommandIsKilled(t *testing.T) {
+	for name, tt := range map[string]struct {
+		limit time.Duration
+		want  string
+	}{
+		"limit":     {3 * time.Second, "has not printed a key within 3s"},
+		"cancelled": {time.Minute, "interrupted"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			pid := filepath.Join(t.TempDir(), "pid")
+			ctx, cancel := context.WithTimeoutCause(t.Context(), 3*time.Second, errors.New("interrupted"))
+			if tt.limit < time.Minute {
+				ctx = t.Context()
+			}
+			defer cancel()
+			start := time.Now()
+			_, err := Runner{Limit: tt.limit}.Run(ctx, []string{"sh", "-c", "sleep 60 & echo $! >" + pid + "; wait"}, "a key")
+			if err == nil || err.Error() != tt.want {
+				t.Errorf("got %v", err)
+			}
+			if took := time.Since(start); took > 30*time.Second {
+				t.Errorf("took %v", took)
+			}
+			text, err := os.ReadFile(pid)
+			if err != nil {
+				t.Fatal(err)
+			}
+			child, err := strconv.Atoi(strings.TrimSpace(string(text)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range 100 { // whoever adopts it takes a moment to bury it
+				if err := syscall.Kill(child, 0); err != nil || zombie(child) {
+					return
+				}
+				time.Sleep(20 * time.Millisecond)
+			}
+			t.Errorf("%d lives on", child)
+		})
+	}
+}
+
+// zombie reports whether a process is dead but not yet waited for.
+func zombie(pid int) bool {
+	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	return err == nil && strings.Contains(string(text), ") Z ")
+}
+
+// A child that stays behind, as an agent does, does not keep us.
+func TestCommandLeavesAChild(t *testing.T) {
+	start := time.Now()
+	if got, err := run(t, "echo key; sleep 20 2>/dev/null &"); got != "key" || err != nil {
+		t.Errorf("got %q, %v", got, err)
+	}
+	if took := time.Since(start); took > 10*time.Second {
+		t.Errorf("took %v", took)
+	}
+}

@@ -1,0 +1,91 @@
+//go:build unix
+
+package secret
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+func TestReadChecksMode(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(path, []byte("text"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for mode, want := range map[fs.FileMode]string{ // the error, of which FILE is the path
+		0o600: "",
+		0o400: "",
+		0o700: "",
+		0o640: "FILE: holds a key and is accessible by others (mode 0640); chmod 600 FILE",
+		0o604: "FILE: holds a key and is accessible by others (mode 0604); chmod 600 FILE",
+		0o601: "FILE: holds a key and is accessible by others (mode 0601); chmod 600 FILE",
+		0o620: "FILE: writable by others (mode 0620); chmod 600 FILE",
+	} {
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+		_, err := Read(path)
+		if want := strings.ReplaceAll(want, "FILE", path); err == nil && want != "" || err != nil && err.Error() != want {
+			t.Errorf("%04o: got %v, want %s", mode, err, want)
+		}
+	}
+	if os.Getuid() != 0 {
+		return // only root can give files away
+	}
+	if err := os.Chown(path, 12345, -1); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Read(path); err == nil || !strings.Contains(err.Error(), "owned by user 12345") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestReadRefusesPipes(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "pipe") // nobody writes to it
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Read(path); err == nil || err.Error() != path+": not a regular file" {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestReplaceKeepsMode: a new file has mode 0600 whatever the umask is, or the
+// mode and the owners of the file that it is to be like.
+func TestReplaceKeepsMode(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "config")
+	if err := Replace(path, nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(path)
+	if err != nil || info.Mode() != 0o600 {
+		t.Fatalf("%v, %v", info.Mode(), err)
+	}
+	if err := os.Chmod(path, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if os.Getuid() == 0 {
+		if err := os.Chown(path, 0, 65534); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := Replace(path, []byte("text"), before); err != nil {
+		t.Fatal(err)
+	}
+	after, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	was, is := before.Sys().(*syscall.Stat_t), after.Sys().(*syscall.Stat_t)
+	if after.Mode() != before.Mode() || is.Uid != was.Uid || is.Gid != was.Gid || os.SameFile(before, after) {
+		t.Errorf("mode %v, user %d, group %d", after.Mode(), is.Uid, is.Gid)
+	}
+}
