@@ -65,7 +65,7 @@ func TestArrows(t *testing.T) {
 	}
 }
 
-// TestWire: only wire.go turns a profile into a Dialer or a Guard.
+// TestWire: only halves.go turns a profile into a Dialer or a Guard.
 func TestWire(t *testing.T) {
 	for _, file := range goFiles(t, ".") {
 		got := fileImports(t, file)
@@ -74,7 +74,7 @@ func TestWire(t *testing.T) {
 			rules = rules || strings.HasSuffix(i, "/knock/rules")
 			profile = profile || strings.HasSuffix(i, "/knock/profile")
 		}
-		if rules && profile && filepath.Base(file) != "wire.go" {
+		if rules && profile && filepath.Base(file) != "halves.go" {
 			t.Errorf("%s knows profiles and guards at once", file)
 		}
 	}

@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/portknock/portknock/knock/profile"
@@ -57,7 +56,8 @@ func (d *duration) Set(s string) error {
 }
 
 func (d *duration) String() string { return "" } // none is a default that is worth showing
-func (d *duration) Type() string   { return "duration" }
+
+func (d *duration) Type() string { return "duration" }
 
 // check reads the flags that are more than a value.
 func (s *shared) check() error {
@@ -174,61 +174,24 @@ func endOfRules(end, now time.Time) string {
 	}
 }
 
-// warn says what is no failure.
-func (a *app) warn(lines []string) {
-	for _, line := range lines {
-		a.log.say(always, "%s", line)
-	}
-}
-
 // noProfile reports whether a profile was looked for in the right places and
 // is not there, as opposed to one that is wrong.
 func noProfile(err error) bool {
 	return errors.Is(err, profile.ErrNoProfile) || errors.Is(err, fs.ErrNotExist)
 }
 
-// The levels of what is said.
-const (
-	always  = iota
-	verbose // -v
-	secrets // -vv: what is sent, too
-)
+const maxForeign = 4 << 20 // bytes
 
-// logger writes lines to stderr and to a file. ssh with ControlPersist sends
-// our stderr to /dev/null, which is what the file is for.
-type logger struct {
-	level  int
-	stderr io.Writer
-	file   io.Writer
-	began  time.Time
-}
-
-func (a *app) openLog(ctx context.Context) error {
-	a.log = logger{level: a.shared.verbose, stderr: a.stderr, began: time.Now()}
-	if a.shared.quiet && a.shared.verbose == 0 { // check refuses both
-		a.log.stderr = io.Discard
-	}
-	if a.shared.logFile != "" {
-		f, err := await(ctx, func() (*os.File, error) {
-			return os.OpenFile(a.shared.logFile, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
-		})
+// readForeign reads a file to import, or standard input for "-".
+func (a *app) readForeign(path string) ([]byte, error) {
+	in := a.stdin
+	if path != "-" {
+		f, err := os.Open(path)
 		if err != nil {
-			return usageError("cannot log: %w", err)
+			return nil, err
 		}
-		a.log.file = f
+		defer f.Close()
+		in = f
 	}
-	return nil
-}
-
-// say writes a line if its level is asked for, to the file first. The file gets
-// what -v says even without -v, and a time.
-func (l *logger) say(level int, format string, args ...any) {
-	line := fmt.Sprintf(format, args...)
-	if l.file != nil && level <= max(l.level, verbose) {
-		now := time.Now().UTC().Format("2006-01-02T15:04:05.000Z")
-		fmt.Fprintf(l.file, "%s [%d] %s\n", now, os.Getpid(), strings.TrimSpace(line))
-	}
-	if level <= l.level {
-		fmt.Fprintf(l.stderr, "portknock: %s\n", line)
-	}
+	return io.ReadAll(io.LimitReader(in, maxForeign+1)) // the reader says that it is too large
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -49,22 +48,6 @@ func (a *app) importProfiles(ctx context.Context, from string) error {
 		}
 	}
 	return nil
-}
-
-const maxForeign = 4 << 20 // bytes
-
-// readForeign reads a file to import, or standard input for "-".
-func (a *app) readForeign(path string) ([]byte, error) {
-	in := a.stdin
-	if path != "-" {
-		f, err := os.Open(path)
-		if err != nil {
-			return nil, err
-		}
-		defer f.Close()
-		in = f
-	}
-	return io.ReadAll(io.LimitReader(in, maxForeign+1)) // the reader says that it is too large
 }
 
 // configPath returns the path of the profile file, whether or not there is one.

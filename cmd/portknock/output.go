@@ -1,13 +1,26 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"runtime"
 
 	"github.com/portknock/portknock/knock/secret"
 )
+
+func (a *app) print(format string, args ...any) error {
+	_, err := fmt.Fprintf(a.stdout, format, args...)
+	return err
+}
+
+func (a *app) printJSON(v any) error {
+	e := json.NewEncoder(a.stdout)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}
 
 // printSecret writes rules or a key to standard output. It warns if that is a file
 // that other users can read: a shell's redirection makes such files. The way out

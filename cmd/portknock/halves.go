@@ -1,0 +1,163 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/portknock/portknock/knock"
+	"github.com/portknock/portknock/knock/profile"
+	"github.com/portknock/portknock/knock/rules"
+	"github.com/portknock/portknock/proxy"
+)
+
+// This file is the only place that knows a profile, a Dialer and a Guard.
+
+// keyFailure is the failure to read what a profile needs.
+func keyFailure(p *profile.Profile, err error) error {
+	return &failure{code: exitProfile, err: fmt.Errorf("%s: %w", p.Name, err)}
+}
+
+// guard returns the server's half of a profile.
+func guard(ctx context.Context, p *profile.Profile) (rules.Guard, error) {
+	s, err := p.Server(ctx)
+	if err != nil {
+		return rules.Guard{}, keyFailure(p, err)
+	}
+	return rules.Guard{
+		Name:         p.Name,
+		Schedule:     s.Schedule,
+		SPA:          s.SPA,
+		OpenPorts:    p.OpenPorts,
+		OpenFor:      p.OpenFor,
+		KnockTimeout: p.KnockTimeout,
+		Skew:         p.Skew,
+		KnockPorts:   s.KnockPorts,
+		IgnorePorts:  p.IgnorePorts,
+		Fingerprint:  s.Fingerprint,
+	}, nil
+}
+
+// guards returns the server's half of several profiles for one server, and what
+// to warn of: a key that opens another server, too, is lost with either.
+func (a *app) guards(ctx context.Context, hosts []string) (guards []rules.Guard, warnings []string, err error) {
+	var profiles []*profile.Profile
+	here := map[string]bool{}
+	for _, host := range hosts {
+		p, err := a.lookup(ctx, host)
+		if err != nil {
+			return nil, nil, err
+		}
+		g, err := guard(ctx, p)
+		if err != nil {
+			return nil, nil, err
+		}
+		guards, profiles = append(guards, g), append(profiles, p)
+		here[p.Name] = true
+	}
+	for _, p := range profiles {
+		others := slices.DeleteFunc(a.file.SharesKey(p), func(name string) bool { return here[name] })
+		if len(others) > 0 {
+			own := "give it one of its own"
+			if p.Scheme != "fwknop" {
+				own += ", as DeriveHostKey does"
+			}
+			warnings = append(warnings, fmt.Sprintf("%s: its key opens %s too: %s", p.Name, strings.Join(others, ", "), own))
+		}
+	}
+	return guards, warnings, nil
+}
+
+// plainDialer connects without knocking, for a host that has no profile.
+func (a *app) plainDialer() *proxy.Dialer {
+	d := &proxy.Dialer{Timeout: profile.DefaultConnectTimeout, Trace: a.trace}
+	switch {
+	case a.shared.v4:
+		d.Family = "ip4"
+	case a.shared.v6:
+		d.Family = "ip6"
+	}
+	return d
+}
+
+// dialer returns the client's half of a profile.
+func (a *app) dialer(ctx context.Context, p *profile.Profile) (*proxy.Dialer, error) {
+	picker, err := p.Picker(ctx)
+	if err != nil {
+		return nil, keyFailure(p, err)
+	}
+	k := &knocker{p, picker, &a.log}
+	family := map[string]string{"inet": "ip4", "inet6": "ip6"}[p.AddressFamily]
+	if p.Scheme == "fwknop" {
+		family = "ip4" // or the other could win the race to a port that stays shut
+	}
+	return &proxy.Dialer{
+		Family:  family,
+		Source:  k.source,
+		Knock:   k.knock,
+		Timeout: p.ConnectTimeout,
+		Trace:   a.trace,
+	}, nil
+}
+
+// knocker sends a profile's knocks.
+type knocker struct {
+	*profile.Profile
+	picker knock.Picker
+	log    *logger
+}
+
+// source returns the address that knocks and connection leave from.
+func (k *knocker) source(to netip.Addr) (netip.Addr, error) {
+	switch {
+	case k.BindAddress.IsValid():
+		if k.BindAddress.Is4() != to.Is4() {
+			return netip.Addr{}, fmt.Errorf("BindAddress %v cannot reach %v", k.BindAddress, to)
+		}
+		return k.BindAddress, nil
+	case k.BindInterface != "":
+		return interfaceAddr(k.BindInterface, to)
+	}
+	return knock.Source(to)
+}
+
+// interfaceAddr returns an interface's address to reach another from: like ssh,
+// the first of the family that is not link-local, unless the other is.
+func interfaceAddr(name string, to netip.Addr) (netip.Addr, error) {
+	ifi, err := net.InterfaceByName(name)
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("BindInterface %q: %w", name, err)
+	}
+	addrs, err := ifi.Addrs()
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("BindInterface %q: %w", name, err)
+	}
+	for _, a := range addrs {
+		prefix, err := netip.ParsePrefix(a.String())
+		if err != nil {
+			continue
+		}
+		addr := prefix.Addr().Unmap()
+		if addr.Is4() != to.Is4() || addr.IsLinkLocalUnicast() != to.IsLinkLocalUnicast() {
+			continue
+		}
+		if addr.IsLinkLocalUnicast() && addr.Is6() {
+			addr = addr.WithZone(name)
+		}
+		return addr, nil
+	}
+	return netip.Addr{}, fmt.Errorf("BindInterface %q has no address to reach %v from", name, to)
+}
+
+// knock sends one round.
+func (k *knocker) knock(ctx context.Context, from, to netip.Addr, round int) error {
+	r, err := k.picker.Round(now(), from, to, round)
+	if err != nil {
+		return err
+	}
+	k.log.say(secrets, "%v: round %d: %v", to, round, r.Send)
+	return knock.Sender{From: from}.Send(ctx, to, r.Send, r.Pause)
+}

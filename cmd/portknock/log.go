@@ -1,0 +1,84 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/portknock/portknock/proxy"
+)
+
+// The levels of what is said.
+const (
+	always  = iota
+	verbose // -v
+	secrets // -vv: what is sent, too
+)
+
+// logger writes lines to stderr and to a file. ssh with ControlPersist sends
+// our stderr to /dev/null, which is what the file is for.
+type logger struct {
+	level  int
+	stderr io.Writer
+	file   io.Writer
+}
+
+func (a *app) openLog(ctx context.Context) error {
+	a.log = logger{level: a.shared.verbose, stderr: a.stderr}
+	if a.shared.quiet && a.shared.verbose == 0 { // check refuses both
+		a.log.stderr = io.Discard
+	}
+	if a.shared.logFile != "" {
+		f, err := await(ctx, func() (*os.File, error) {
+			return os.OpenFile(a.shared.logFile, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+		})
+		if err != nil {
+			return usageError("cannot log: %w", err)
+		}
+		a.log.file = f
+	}
+	return nil
+}
+
+// say writes a line if its level is asked for, to the file first. The file gets
+// what -v says even without -v, and a time.
+func (l *logger) say(level int, format string, args ...any) {
+	line := fmt.Sprintf(format, args...)
+	if l.file != nil && level <= max(l.level, verbose) {
+		now := time.Now().UTC().Format("2006-01-02T15:04:05.000Z")
+		fmt.Fprintf(l.file, "%s [%d] %s\n", now, os.Getpid(), strings.TrimSpace(line))
+	}
+	if level <= l.level {
+		fmt.Fprintf(l.stderr, "portknock: %s\n", line)
+	}
+}
+
+// warn says what is no failure.
+func (a *app) warn(lines []string) {
+	for _, line := range lines {
+		a.log.say(always, "%s", line)
+	}
+}
+
+// trace says what the dialer does.
+func (a *app) trace(e proxy.Event) {
+	if op, ok := errors.AsType[*net.OpError](e.Err); ok {
+		e.Err = op.Err // the rest stands in the line already
+	}
+	ms := func(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d)/float64(time.Millisecond)) }
+	switch {
+	case e.Kind == proxy.Resolved:
+		a.log.say(verbose, "%s: resolved: %s", ms(e.At), strings.Trim(fmt.Sprint(e.Addrs), "[]"))
+	case e.Err != nil:
+		a.log.say(verbose, "%s: round %d: %v %v: %v", ms(e.At), e.Round, e.Kind, e.To, e.Err)
+	case e.From.IsValid():
+		a.log.say(verbose, "%s: round %d: %v %v from %v", ms(e.At), e.Round, e.Kind, e.To, e.From)
+	default:
+		a.log.say(verbose, "%s: round %d: %v %v", ms(e.At), e.Round, e.Kind, e.To)
+	}
+}
