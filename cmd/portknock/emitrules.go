@@ -19,63 +19,92 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// ruleOpts are the flags of emit-rules.
-type ruleOpts struct {
+type emitRules struct {
+	config
 	format, policy, allow, output string
 	atEnd, refresh                string
 	horizon                       duration
 	consume, force                bool
 }
 
-func ruleFlags(a *app, f *pflag.FlagSet) {
-	a.shared.profileFlags(f)
-	o := &a.rules
-	f.StringVar(&o.format, "format", "nftables", "`NAME` of the format: "+formatList(rules.Formats(), ", "))
-	f.StringVar(&o.policy, "policy", "guard", "`POLICY`: guard only guards the ports, drop closes all others too")
-	f.StringVar(&o.allow, "allow", "", "with --policy drop, the `PORTS` open to all, as 80/tcp,443/tcp")
-	f.Var(&o.horizon, "horizon", "for sequences that change with time, how `LONG` the rules last, as 30d")
-	f.StringVar(&o.atEnd, "at-end", "closed", "`WHAT` follows then: closed to everybody, or open")
-	f.BoolVar(&o.consume, "consume", false, "drop the knocks, on a server that drops at closed ports")
-	f.BoolVar(&o.force, "force", false, "accept a sequence that a port scan would find")
-	f.StringVar(&o.output, "output", "", "write to this `FILE`, with mode 0600, and print when they end; the commands\nin it name it by its path here")
-	f.StringVar(&o.refresh, "refresh", "", "print instead what keeps them fresh on a server that has the key: `systemd`,\na service and a timer")
+func (c *emitRules) flags(a *app, f *pflag.FlagSet) {
+	c.config.flags(a, f)
+	f.StringVar(&c.format, "format", "nftables", "`NAME` of the format: "+formatList(rules.Formats(), ", "))
+	f.StringVar(&c.policy, "policy", "guard", "`POLICY`: guard only guards the ports, drop closes all others too")
+	f.StringVar(&c.allow, "allow", "", "with --policy drop, the `PORTS` open to all, as 80/tcp,443/tcp")
+	f.Var(&c.horizon, "horizon", "for sequences that change with time, how `LONG` the rules last, as 30d")
+	f.StringVar(&c.atEnd, "at-end", "closed", "`WHAT` follows then: closed to everybody, or open")
+	f.BoolVar(&c.consume, "consume", false, "drop the knocks, on a server that drops at closed ports")
+	f.BoolVar(&c.force, "force", false, "accept a sequence that a port scan would find")
+	f.StringVar(&c.output, "output", "", "write to this `FILE`, with mode 0600, and print when they end; the commands\nin it name it by its path here")
+	f.StringVar(&c.refresh, "refresh", "", "print instead what keeps them fresh on a server that has the key: `systemd`,\na service and a timer")
 }
 
-func runRules(ctx context.Context, a *app, args []string) error {
+func (c *emitRules) run(ctx context.Context, a *app, args []string) error {
 	if len(args) == 0 {
 		return usageError("emit-rules takes one HOST or more")
 	}
-	if a.rules.output == "-" {
-		a.rules.output = ""
+	if c.output == "-" {
+		c.output = ""
 	}
-	o, err := a.ruleOptions()
+	o, err := c.ruleOptions()
 	if err != nil {
 		return err
 	}
-	guards, warnings, err := a.guards(ctx, args)
+	guards, warnings, err := c.guards(ctx, a, args)
 	if err != nil {
 		return err
-	}
-	if a.rules.refresh != "" {
-		upkeep, err := rules.Format(a.rules.format).Upkeep(guards, o)
-		if err != nil {
-			return rulesFailure(err)
-		}
-		a.warn(warnings)
-		return a.printUnits(args, upkeep)
 	}
 	var text bytes.Buffer
-	if err := rules.Format(a.rules.format).Emit(&text, guards, o); err != nil {
+	var upkeep rules.Upkeep
+	if c.refresh != "" {
+		upkeep, err = rules.Format(c.format).Upkeep(guards, o)
+	} else {
+		err = rules.Format(c.format).Emit(&text, guards, o)
+	}
+	if err != nil {
 		return rulesFailure(err)
 	}
-	a.warn(warnings)
-	if a.rules.output == "" {
+	a.log.warn(warnings)
+	switch {
+	case c.refresh != "":
+		return c.printUnits(a, args, upkeep)
+	case c.output == "":
 		return a.printSecret(text.Bytes(), "--output FILE")
 	}
 	if err := secret.Replace(o.File, text.Bytes(), nil); err != nil {
 		return err
 	}
-	return a.printEnds(guards, o)
+	return c.printEnds(a, guards, o)
+}
+
+// guards returns the server's half of several profiles for one server, and what
+// to warn of: a key that opens another server, too, is lost with either.
+func (c *emitRules) guards(ctx context.Context, a *app, hosts []string) (guards []rules.Guard, warnings []string, err error) {
+	file, profiles, err := c.profiles(ctx, a, hosts...)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, p := range profiles {
+		g, err := guard(ctx, p)
+		if err != nil {
+			return nil, nil, err
+		}
+		guards = append(guards, g)
+	}
+	for _, p := range profiles {
+		others := slices.DeleteFunc(file.SharesKey(p), func(name string) bool {
+			return slices.ContainsFunc(guards, func(g rules.Guard) bool { return g.Name == name })
+		})
+		if len(others) > 0 {
+			own := "give it one of its own"
+			if p.Scheme != "fwknop" {
+				own += ", as DeriveHostKey does"
+			}
+			warnings = append(warnings, fmt.Sprintf("%s: its key opens %s too: %s", p.Name, strings.Join(others, ", "), own))
+		}
+	}
+	return guards, warnings, nil
 }
 
 // refusalHints has the way out of each refusal, in flags. FORMATS stands for the
@@ -108,37 +137,27 @@ func formatList(names []rules.Format, separator string) string {
 }
 
 // ruleOptions returns what the flags say.
-func (a *app) ruleOptions() (o rules.Options, err error) {
-	o = rules.Options{Consume: a.rules.consume, Force: a.rules.force}
-	switch a.rules.policy {
-	case "guard":
-	case "drop":
-		o.DropPolicy = true
-	default:
-		return o, usageError("--policy %q is neither guard nor drop", a.rules.policy)
-	}
-	switch a.rules.atEnd {
-	case "closed":
-	case "open":
-		o.OpenAtEnd = true
-	default:
-		return o, usageError("--at-end %q is neither closed nor open", a.rules.atEnd)
-	}
+func (c *emitRules) ruleOptions() (o rules.Options, err error) {
 	switch {
-	case a.rules.refresh != "" && a.rules.refresh != "systemd":
-		return o, usageError("--refresh %q is not systemd", a.rules.refresh)
-	case a.rules.refresh != "" && a.shared.config == "-":
+	case c.policy != "guard" && c.policy != "drop":
+		return o, usageError("--policy %q is neither guard nor drop", c.policy)
+	case c.atEnd != "closed" && c.atEnd != "open":
+		return o, usageError("--at-end %q is neither closed nor open", c.atEnd)
+	case c.refresh != "" && c.refresh != "systemd":
+		return o, usageError("--refresh %q is not systemd", c.refresh)
+	case c.refresh != "" && c.path == "-":
 		return o, usageError("a service cannot read the profile from standard input: name its file by -c")
 	}
+	o = rules.Options{DropPolicy: c.policy == "drop", OpenAtEnd: c.atEnd == "open", Consume: c.consume, Force: c.force}
 	o.From = now()
-	o.Until = o.From.Add(time.Duration(a.rules.horizon))
-	if a.rules.allow != "" {
-		if o.Allow, err = knock.ParsePortRanges(a.rules.allow); err != nil {
+	o.Until = o.From.Add(time.Duration(c.horizon))
+	if c.allow != "" {
+		if o.Allow, err = knock.ParsePortRanges(c.allow); err != nil {
 			return o, usageError("--allow: %w", err)
 		}
 	}
-	if a.rules.output != "" {
-		if o.File, err = filepath.Abs(a.rules.output); err != nil {
+	if c.output != "" {
+		if o.File, err = filepath.Abs(c.output); err != nil {
 			return o, err
 		}
 	}
@@ -147,9 +166,9 @@ func (a *app) ruleOptions() (o rules.Options, err error) {
 
 // printEnds prints when rules end, as lines for the profile file; a block each,
 // to be put before the others, if there are several.
-func (a *app) printEnds(guards []rules.Guard, o rules.Options) error {
+func (c *emitRules) printEnds(a *app, guards []rules.Guard, o rules.Options) error {
 	for _, g := range guards {
-		end := rules.Format(a.rules.format).End(g, o)
+		end := rules.Format(c.format).End(g, o)
 		if end.IsZero() {
 			continue
 		}
@@ -165,12 +184,15 @@ func (a *app) printEnds(guards []rules.Guard, o rules.Options) error {
 }
 
 // printUnits prints what keeps the rules fresh with systemd.
-func (a *app) printUnits(hosts []string, u rules.Upkeep) error {
+func (c *emitRules) printUnits(a *app, hosts []string, u rules.Upkeep) error {
 	program, err := ownPath()
 	if err != nil {
 		return err
 	}
-	config, err := filepath.Abs(a.path)
+	config, err := c.find()
+	if err == nil {
+		config, err = filepath.Abs(config)
+	}
 	if err != nil {
 		return err
 	}
@@ -178,31 +200,30 @@ func (a *app) printUnits(hosts []string, u rules.Upkeep) error {
 		return usageError("%q: control characters in a file's name", config)
 	}
 	emit := func(horizon string) []string {
-		return slices.Concat([]string{program}, a.emitArgs(config, u.File, horizon), hosts)
+		return slices.Concat([]string{program}, c.emitArgs(config, u.File, horizon), hosts)
 	}
 	return u.WriteUnits(a.stdout, emit, config, hosts)
 }
 
 // emitArgs returns the arguments with which a server emits these rules again, but
 // for the hosts.
-func (a *app) emitArgs(config, file, horizon string) []string {
+func (c *emitRules) emitArgs(config, file, horizon string) []string {
 	args := []string{"emit-rules", "-c", config}
-	for _, o := range a.shared.options {
+	for _, o := range c.options {
 		args = append(args, "-o", o)
 	}
-	r := &a.rules
-	args = append(args, "--format", r.format, "--horizon", horizon, "--output", file)
+	args = append(args, "--format", c.format, "--horizon", horizon, "--output", file)
 	for _, f := range []struct{ name, value, usual string }{
-		{"--policy", r.policy, "guard"}, {"--allow", r.allow, ""}, {"--at-end", r.atEnd, "closed"},
+		{"--policy", c.policy, "guard"}, {"--allow", c.allow, ""}, {"--at-end", c.atEnd, "closed"},
 	} {
 		if f.value != f.usual {
 			args = append(args, f.name, f.value)
 		}
 	}
-	if r.consume {
+	if c.consume {
 		args = append(args, "--consume")
 	}
-	if r.force {
+	if c.force {
 		args = append(args, "--force")
 	}
 	return args

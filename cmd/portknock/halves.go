@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"slices"
-	"strings"
 
 	"github.com/portknock/portknock/knock"
 	"github.com/portknock/portknock/knock/profile"
@@ -41,55 +39,25 @@ func guard(ctx context.Context, p *profile.Profile) (rules.Guard, error) {
 	}, nil
 }
 
-// guards returns the server's half of several profiles for one server, and what
-// to warn of: a key that opens another server, too, is lost with either.
-func (a *app) guards(ctx context.Context, hosts []string) (guards []rules.Guard, warnings []string, err error) {
-	var profiles []*profile.Profile
-	here := map[string]bool{}
-	for _, host := range hosts {
-		p, err := a.lookup(ctx, host)
-		if err != nil {
-			return nil, nil, err
-		}
-		g, err := guard(ctx, p)
-		if err != nil {
-			return nil, nil, err
-		}
-		guards, profiles = append(guards, g), append(profiles, p)
-		here[p.Name] = true
-	}
-	for _, p := range profiles {
-		others := slices.DeleteFunc(a.file.SharesKey(p), func(name string) bool { return here[name] })
-		if len(others) > 0 {
-			own := "give it one of its own"
-			if p.Scheme != "fwknop" {
-				own += ", as DeriveHostKey does"
-			}
-			warnings = append(warnings, fmt.Sprintf("%s: its key opens %s too: %s", p.Name, strings.Join(others, ", "), own))
-		}
-	}
-	return guards, warnings, nil
-}
-
 // plainDialer connects without knocking, for a host that has no profile.
-func (a *app) plainDialer() *proxy.Dialer {
-	d := &proxy.Dialer{Timeout: profile.DefaultConnectTimeout, Trace: a.trace}
+func (r *remote) plainDialer(log *logger) *proxy.Dialer {
+	d := &proxy.Dialer{Timeout: profile.DefaultConnectTimeout, Trace: log.trace}
 	switch {
-	case a.shared.v4:
+	case r.v4:
 		d.Family = "ip4"
-	case a.shared.v6:
+	case r.v6:
 		d.Family = "ip6"
 	}
 	return d
 }
 
 // dialer returns the client's half of a profile.
-func (a *app) dialer(ctx context.Context, p *profile.Profile) (*proxy.Dialer, error) {
+func dialer(ctx context.Context, p *profile.Profile, log *logger) (*proxy.Dialer, error) {
 	picker, err := p.Picker(ctx)
 	if err != nil {
 		return nil, keyFailure(p, err)
 	}
-	k := &knocker{p, picker, &a.log}
+	k := &knocker{p, picker, log}
 	family := map[string]string{"inet": "ip4", "inet6": "ip6"}[p.AddressFamily]
 	if p.Scheme == "fwknop" {
 		family = "ip4" // or the other could win the race to a port that stays shut
@@ -99,7 +67,7 @@ func (a *app) dialer(ctx context.Context, p *profile.Profile) (*proxy.Dialer, er
 		Source:  k.source,
 		Knock:   k.knock,
 		Timeout: p.ConnectTimeout,
-		Trace:   a.trace,
+		Trace:   log.trace,
 	}, nil
 }
 

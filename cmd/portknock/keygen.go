@@ -9,17 +9,19 @@ import (
 	"github.com/spf13/pflag"
 )
 
-func keygenFlags(a *app, f *pflag.FlagSet) {
-	f.StringVar(&a.from, "from", "", "derive the key from that in this `FILE`, as DeriveHostKey does")
-	f.StringVar(&a.host, "host", "", "with --from, the profile's `NAME`")
+type keygen struct{ from, host string }
+
+func (c *keygen) flags(_ *app, f *pflag.FlagSet) {
+	f.StringVar(&c.from, "from", "", "derive the key from that in this `FILE`, as DeriveHostKey does")
+	f.StringVar(&c.host, "host", "", "with --from, the profile's `NAME`")
 }
 
-// runKeygen prints a key, or writes it to a file that is not there yet.
-func runKeygen(_ context.Context, a *app, args []string) error {
+// run prints a key, or writes it to a file that is not there yet.
+func (c *keygen) run(_ context.Context, a *app, args []string) error {
 	if len(args) > 1 {
 		return usageError("keygen takes at most one FILE")
 	}
-	k, err := a.makeKey()
+	k, err := c.makeKey()
 	if err != nil {
 		return err
 	}
@@ -30,22 +32,22 @@ func runKeygen(_ context.Context, a *app, args []string) error {
 	return createSecret(args[0], text)
 }
 
-func (a *app) makeKey() (knock.Key, error) {
-	if (a.from == "") != (a.host == "") {
+func (c *keygen) makeKey() (knock.Key, error) {
+	if (c.from == "") != (c.host == "") {
 		return knock.Key{}, usageError("--from and --host go together")
 	}
-	if a.from == "" {
+	if c.from == "" {
 		return knock.NewKey(), nil
 	}
-	if _, err := netip.ParseAddr(a.host); err == nil {
-		return knock.Key{}, usageError("--host %s: a key is derived for a profile's name, never for an address", a.host)
+	if _, err := netip.ParseAddr(c.host); err == nil {
+		return knock.Key{}, usageError("--host %s: a key is derived for a profile's name, never for an address", c.host)
 	}
-	if profile.CheckHost(a.host) != nil { // no profile can be called so
-		return knock.Key{}, usageError("--host %.300q is not the name of one host", a.host)
+	if profile.CheckHost(c.host) != nil { // no profile can be called so
+		return knock.Key{}, usageError("--host %.300q is not the name of one host", c.host)
 	}
-	master, err := profile.LoadKey(a.from)
+	master, err := profile.LoadKey(c.from)
 	if err != nil {
 		return knock.Key{}, &failure{code: exitProfile, err: err}
 	}
-	return master.Derive(a.host), nil
+	return master.Derive(c.host), nil
 }

@@ -14,21 +14,26 @@ import (
 	"github.com/spf13/pflag"
 )
 
-func knockFlags(a *app, f *pflag.FlagSet) {
-	a.shared.networkFlags(f)
-	f.BoolVar(&a.wait, "wait", false, "knock until the port answers")
+type knockOnly struct {
+	remote
+	wait bool
 }
 
-func runKnock(ctx context.Context, a *app, args []string) error {
+func (c *knockOnly) flags(a *app, f *pflag.FlagSet) {
+	c.remote.flags(a, f)
+	f.BoolVar(&c.wait, "wait", false, "knock until the port answers")
+}
+
+func (c *knockOnly) run(ctx context.Context, a *app, args []string) error {
 	if len(args) < 1 || len(args) > 2 {
 		return usageError("knock takes HOST and perhaps PORT")
 	}
-	p, err := a.lookupNamed(ctx, args[0])
+	p, err := c.lookup(ctx, a, args[0])
 	if err != nil {
 		return err
 	}
-	host, port := a.target(args[0], p), p.Port
-	if p.HostName == "" && a.shared.profile == "" {
+	host, port := c.target(args[0], p), p.Port
+	if p.HostName == "" && c.name == "" {
 		host, port = askSSH(ctx, host, port)
 	}
 	if len(args) == 2 {
@@ -36,14 +41,14 @@ func runKnock(ctx context.Context, a *app, args []string) error {
 			return err
 		}
 	}
-	dialer, err := a.dialer(ctx, p)
+	d, err := dialer(ctx, p, &a.log)
 	if err != nil {
 		return err
 	}
-	if a.wait {
-		err = dialer.Probe(ctx, host, cmp.Or(port, 22))
+	if c.wait {
+		err = d.Probe(ctx, host, cmp.Or(port, 22))
 	} else {
-		err = a.knockOnce(ctx, dialer, host)
+		err = a.knockOnce(ctx, d, host)
 	}
 	if err != nil {
 		return connectFailure(args[0], p, err)
@@ -61,7 +66,7 @@ func (a *app) knockOnce(ctx context.Context, d *proxy.Dialer, host string) error
 	if err != nil {
 		return err
 	}
-	a.trace(proxy.Event{Kind: proxy.Resolved, At: time.Since(began), Addrs: addrs})
+	a.log.trace(proxy.Event{Kind: proxy.Resolved, At: time.Since(began), Addrs: addrs})
 	var failed error
 	sent := map[bool]bool{} // by whether the address is IPv4
 	for _, to := range addrs {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/portknock/portknock/proxy"
+	"github.com/spf13/pflag"
 )
 
 // The levels of what is said.
@@ -24,23 +25,35 @@ const (
 // our stderr to /dev/null, which is what the file is for.
 type logger struct {
 	level  int
-	stderr io.Writer
+	quiet  bool
+	path   string
+	stderr io.Writer // nil before open
 	file   io.Writer
 }
 
-func (a *app) openLog(ctx context.Context) error {
-	a.log = logger{level: a.shared.verbose, stderr: a.stderr}
-	if a.shared.quiet && a.shared.verbose == 0 { // check refuses both
-		a.log.stderr = io.Discard
+func (l *logger) flags(f *pflag.FlagSet) {
+	f.CountVarP(&l.level, "verbose", "v", "``say what happens; twice, also what is sent")
+	f.BoolVarP(&l.quiet, "quiet", "q", false, "say nothing, not even why it failed")
+	f.StringVar(&l.path, "log-file", os.Getenv("PORTKNOCK_LOG"), "say it to this `FILE` too; PORTKNOCK_LOG does the same")
+}
+
+// open opens what the flags name.
+func (l *logger) open(ctx context.Context, stderr io.Writer) error {
+	l.stderr = stderr
+	if l.quiet && l.level == 0 {
+		l.stderr = io.Discard
 	}
-	if a.shared.logFile != "" {
+	if l.path != "" {
 		f, err := await(ctx, func() (*os.File, error) {
-			return os.OpenFile(a.shared.logFile, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+			return os.OpenFile(l.path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 		})
 		if err != nil {
 			return usageError("cannot log: %w", err)
 		}
-		a.log.file = f
+		l.file = f
+	}
+	if l.quiet && l.level > 0 {
+		return usageError("-q and -v exclude each other")
 	}
 	return nil
 }
@@ -59,26 +72,26 @@ func (l *logger) say(level int, format string, args ...any) {
 }
 
 // warn says what is no failure.
-func (a *app) warn(lines []string) {
+func (l *logger) warn(lines []string) {
 	for _, line := range lines {
-		a.log.say(always, "%s", line)
+		l.say(always, "%s", line)
 	}
 }
 
 // trace says what the dialer does.
-func (a *app) trace(e proxy.Event) {
+func (l *logger) trace(e proxy.Event) {
 	if op, ok := errors.AsType[*net.OpError](e.Err); ok {
 		e.Err = op.Err // the rest stands in the line already
 	}
 	ms := func(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d)/float64(time.Millisecond)) }
 	switch {
 	case e.Kind == proxy.Resolved:
-		a.log.say(verbose, "%s: resolved: %s", ms(e.At), strings.Trim(fmt.Sprint(e.Addrs), "[]"))
+		l.say(verbose, "%s: resolved: %s", ms(e.At), strings.Trim(fmt.Sprint(e.Addrs), "[]"))
 	case e.Err != nil:
-		a.log.say(verbose, "%s: round %d: %v %v: %v", ms(e.At), e.Round, e.Kind, e.To, e.Err)
+		l.say(verbose, "%s: round %d: %v %v: %v", ms(e.At), e.Round, e.Kind, e.To, e.Err)
 	case e.From.IsValid():
-		a.log.say(verbose, "%s: round %d: %v %v from %v", ms(e.At), e.Round, e.Kind, e.To, e.From)
+		l.say(verbose, "%s: round %d: %v %v from %v", ms(e.At), e.Round, e.Kind, e.To, e.From)
 	default:
-		a.log.say(verbose, "%s: round %d: %v %v", ms(e.At), e.Round, e.Kind, e.To)
+		l.say(verbose, "%s: round %d: %v %v", ms(e.At), e.Round, e.Kind, e.To)
 	}
 }

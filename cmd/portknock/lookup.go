@@ -1,12 +1,15 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/portknock/portknock/knock/profile"
@@ -17,33 +20,140 @@ import (
 // now is the clock that windows are told by. Tests set it.
 var now = time.Now
 
-// shared are the flags of most commands.
-type shared struct {
-	config   string
+// config has the flags of every command that reads profiles. It says where they
+// are looked up.
+type config struct {
+	path     string // of the profile file; "" for that of [profile.Find], - for standard input
 	options  []string
-	settings []profile.Setting // options, read
-	profile  string
-	v4, v6   bool
-	verbose  int
-	quiet    bool
-	logFile  string
+	settings []profile.Setting // options, read; they go before the file's
 }
 
-// profileFlags choose the profile and what is said.
-func (s *shared) profileFlags(f *pflag.FlagSet) {
-	f.StringVarP(&s.config, "config", "c", "", "the profile `FILE`; - is standard input")
-	f.StringArrayVarP(&s.options, "option", "o", nil, "a setting before those of the file, `KEY=VALUE`")
-	f.CountVarP(&s.verbose, "verbose", "v", "``say what happens; twice, also what is sent")
-	f.BoolVarP(&s.quiet, "quiet", "q", false, "say nothing, not even why it failed")
-	f.StringVar(&s.logFile, "log-file", os.Getenv("PORTKNOCK_LOG"), "say it to this `FILE` too; PORTKNOCK_LOG does the same")
+func (c *config) flags(a *app, f *pflag.FlagSet) {
+	f.StringVarP(&c.path, "config", "c", "", "the profile `FILE`; - is standard input")
+	f.StringArrayVarP(&c.options, "option", "o", nil, "a setting before those of the file, `KEY=VALUE`")
+	a.log.flags(f)
 }
 
-// networkFlags are for the commands that send something.
-func (s *shared) networkFlags(f *pflag.FlagSet) {
-	s.profileFlags(f)
-	f.StringVar(&s.profile, "profile", "", "the profile's `NAME`, if it is not HOST")
-	f.BoolVarP(&s.v4, "ipv4", "4", false, "IPv4 only")
-	f.BoolVarP(&s.v6, "ipv6", "6", false, "IPv6 only")
+func (c *config) check() error {
+	for _, text := range c.options {
+		s, err := profile.ParseSetting("-o", text)
+		if err != nil {
+			return usageError("%w", err)
+		}
+		c.settings = append(c.settings, s)
+	}
+	return nil
+}
+
+func (c *config) find() (string, error) {
+	if c.path != "" {
+		return c.path, nil
+	}
+	return profile.Find()
+}
+
+// file reads the profile file. An error in it is a failure with the code for
+// profiles; that there is none is fs.ErrNotExist.
+func (c *config) file(ctx context.Context, a *app) (file *profile.File, err error) {
+	path, err := c.find()
+	if err == nil {
+		file, err = await(ctx, func() (*profile.File, error) {
+			if path != "-" {
+				return profile.Load(path)
+			}
+			text, err := a.readForeign(path)
+			if err != nil {
+				return nil, err
+			}
+			return profile.Parse(path, text)
+		})
+	}
+	if err == nil {
+		return file, nil
+	}
+	f := &failure{code: exitProfile, err: err}
+	if errors.Is(err, fs.ErrNotExist) {
+		f.hint = "portknock help shows how to write one"
+		if path == "" {
+			f.hint = "set HOME, or name the profile file with -c"
+		}
+	}
+	return nil, f
+}
+
+// profiles returns the profiles of hosts, and the file that has them.
+func (c *config) profiles(ctx context.Context, a *app, hosts ...string) (file *profile.File, all []*profile.Profile, err error) {
+	if file, err = c.file(ctx, a); err != nil {
+		return nil, nil, err
+	}
+	for _, host := range hosts {
+		p, err := file.Lookup(host, c.settings...)
+		if err != nil {
+			f := &failure{code: exitProfile, err: err}
+			if errors.Is(err, profile.ErrNoProfile) {
+				f.hint = "portknock profile list shows those there are"
+			}
+			return nil, nil, f
+		}
+		p.Runner = secret.Runner{Stderr: os.Stderr, Foreground: foreground}
+		all = append(all, p)
+	}
+	return file, all, nil
+}
+
+// profile returns the profile of a host for a command that relies on the server's
+// rules: it warns of their end. What it says is no failure, since ssh may get
+// through.
+func (c *config) profile(ctx context.Context, a *app, host string) (*profile.Profile, error) {
+	_, all, err := c.profiles(ctx, a, host)
+	if err != nil {
+		return nil, err
+	}
+	if end := endOfRules(all[0].ValidUntil, now()); end != "" {
+		a.log.say(always, "%s: %s", all[0].Name, end)
+	}
+	return all[0], nil
+}
+
+// remote has the flags of the commands that send something.
+type remote struct {
+	config
+	name   string // of the profile, if it is not the host's
+	v4, v6 bool
+}
+
+func (r *remote) flags(a *app, f *pflag.FlagSet) {
+	r.config.flags(a, f)
+	f.StringVar(&r.name, "profile", "", "the profile's `NAME`, if it is not HOST")
+	f.BoolVarP(&r.v4, "ipv4", "4", false, "IPv4 only")
+	f.BoolVarP(&r.v6, "ipv6", "6", false, "IPv6 only")
+}
+
+func (r *remote) check() error {
+	switch { // before the others: a flag of its own outranks -o
+	case r.v4 && r.v6:
+		return usageError("-4 and -6 exclude each other")
+	case r.v4:
+		r.options = slices.Insert(r.options, 0, "AddressFamily inet")
+	case r.v6:
+		r.options = slices.Insert(r.options, 0, "AddressFamily inet6")
+	}
+	return r.config.check()
+}
+
+// lookup returns the profile for a host of the command line.
+func (r *remote) lookup(ctx context.Context, a *app, host string) (*profile.Profile, error) {
+	return r.profile(ctx, a, cmp.Or(r.name, host))
+}
+
+// target returns where to connect. A host that names its profile stands for
+// the profile's HostName; any other is an address that the caller, with
+// --profile, has found out already.
+func (r *remote) target(host string, p *profile.Profile) string {
+	if p == nil || p.HostName == "" || r.name != "" && !strings.EqualFold(host, r.name) {
+		return host
+	}
+	return p.HostName
 }
 
 // duration is a flag in the words of a profile: 250ms, 30d, 1h30m.
@@ -58,104 +168,6 @@ func (d *duration) Set(s string) error {
 func (d *duration) String() string { return "" } // none is a default that is worth showing
 
 func (d *duration) Type() string { return "duration" }
-
-// check reads the flags that are more than a value.
-func (s *shared) check() error {
-	if s.v4 && s.v6 {
-		return usageError("-4 and -6 exclude each other")
-	}
-	if s.quiet && s.verbose > 0 {
-		return usageError("-q and -v exclude each other")
-	}
-	type option struct{ source, text string }
-	var options []option
-	switch { // before the others: a flag of its own outranks -o
-	case s.v4:
-		options = append(options, option{"-4", "AddressFamily inet"})
-	case s.v6:
-		options = append(options, option{"-6", "AddressFamily inet6"})
-	}
-	for _, text := range s.options {
-		options = append(options, option{"-o", text})
-	}
-	for _, o := range options {
-		set, err := profile.ParseSetting(o.source, o.text)
-		if err != nil {
-			return usageError("%w", err)
-		}
-		s.settings = append(s.settings, set)
-	}
-	return nil
-}
-
-// loadFile reads the profile file, once. An error in it is a failure with the
-// code for profiles; that there is none is fs.ErrNotExist.
-func (a *app) loadFile(ctx context.Context) (file *profile.File, err error) {
-	if a.file != nil {
-		return a.file, nil
-	}
-	path := a.shared.config
-	if path == "" {
-		path, err = profile.Find()
-	}
-	switch {
-	case err != nil:
-	case path == "-":
-		file, err = await(ctx, func() (*profile.File, error) {
-			text, err := a.readForeign(path)
-			if err != nil {
-				return nil, err
-			}
-			return profile.Parse(path, text)
-		})
-	default:
-		a.path = path
-		file, err = await(ctx, func() (*profile.File, error) { return profile.Load(path) })
-	}
-	if err != nil {
-		f := &failure{code: exitProfile, err: err}
-		if errors.Is(err, fs.ErrNotExist) {
-			f.hint = "portknock help shows how to write one"
-			if path == "" {
-				f.hint = "set HOME, or name the profile file with -c"
-			}
-		}
-		return nil, f
-	}
-	a.file = file
-	return file, nil
-}
-
-// lookup returns the profile of a host.
-func (a *app) lookup(ctx context.Context, host string) (*profile.Profile, error) {
-	file, err := a.loadFile(ctx)
-	if err != nil {
-		return nil, err
-	}
-	p, err := file.Lookup(host, a.shared.settings...)
-	if err != nil {
-		f := &failure{code: exitProfile, err: err}
-		if errors.Is(err, profile.ErrNoProfile) {
-			f.hint = "portknock profile list shows those there are"
-		}
-		return nil, f
-	}
-	p.Runner = secret.Runner{Stderr: os.Stderr, Foreground: foreground}
-	return p, nil
-}
-
-// profileOf is lookup for a command that relies on the server's rules: it warns
-// of their end. What it says is no failure, since ssh may get through.
-func (a *app) profileOf(ctx context.Context, host string) (*profile.Profile, error) {
-	p, err := a.lookup(ctx, host)
-	if err != nil {
-		return nil, err
-	}
-	if end := endOfRules(p.ValidUntil, now()); end != "" {
-		a.log.say(always, "%s: %s", p.Name, end)
-	}
-	return p, nil
-}
 
 // endNear is how long before the end of the rules the warnings begin.
 const endNear = 14 * 24 * time.Hour

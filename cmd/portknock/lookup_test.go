@@ -40,12 +40,11 @@ func TestConnectTimeout(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &app{}
-	d, err := a.dialer(t.Context(), p)
+	d, err := dialer(t.Context(), p, &logger{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if plain := a.plainDialer(); d.Timeout != 9*time.Second || plain.Timeout != d.Timeout {
+	if plain := new(remote).plainDialer(&logger{}); d.Timeout != 9*time.Second || plain.Timeout != d.Timeout {
 		t.Errorf("%v with a profile, %v without", d.Timeout, plain.Timeout)
 	}
 }

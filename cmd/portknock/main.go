@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,42 +16,8 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/portknock/portknock/knock/profile"
 	"github.com/spf13/pflag"
 )
-
-const usage = `Usage: portknock [FLAGS] HOST PORT           knock, connect, join stdin and stdout
-       portknock connect [FLAGS] HOST PORT   the same
-       portknock knock [FLAGS] HOST [PORT]   knock only
-       portknock sequence [FLAGS] HOST       what would be sent
-       portknock emit-rules [FLAGS] HOST...  the rules for the server
-       portknock profile list|show           what the profile file says
-       portknock profile import FILE         take over fwknop's .fwknoprc
-       portknock keygen [FILE]               a new key, for a scheme that takes one
-       portknock version | help [COMMAND]
-
-Flags of most commands ("portknock help COMMAND" lists them all):
-  -c, --config FILE         the profile file; - is standard input
-  -o, --option KEY=VALUE    a setting before those of the file, as in ssh
-      --profile NAME        the profile, if HOST does not name it
-  -4, -6                    IPv4 only, IPv6 only
-  -F, --fdpass              hand ssh the connected socket and leave, for
-                            ProxyUseFdpass yes
-  -v, -vv                   say what happens; -vv also what is sent
-  -q, --quiet               say nothing, not even why it failed
-      --log-file FILE       say it to FILE too (or set PORTKNOCK_LOG)
-
-Exit status: 0 done, 1 connecting or writing failed, 2 usage, 3 profile, 4 the
-knocks could not be sent, 5 the port did not open.
-
-Example, in ~/.ssh/config:
-  Host vps
-      HostName 203.0.113.7
-      ProxyCommand portknock %h %p
-and in ~/.config/portknock/config (mode 0600):
-  Host vps
-      HostName 203.0.113.7
-      Sequence 7000/udp 8000/tcp 9000/udp`
 
 // The exit codes.
 const (
@@ -77,60 +44,56 @@ func usageError(format string, args ...any) error {
 
 const helpHint = "portknock help"
 
-// command is one row of the table of commands.
-type command struct {
-	name     string
-	synopsis string // its flags and operands
-	about    string
-	run      func(ctx context.Context, a *app, args []string) error
-	flags    func(a *app, f *pflag.FlagSet)
-}
-
-// app is one call of the program.
+// app is one call of the program: what its commands share.
 type app struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
-	shared         shared
 	log            logger
-	file           *profile.File // read when first needed
-	path           string        // of file; "" if it is standard input
-
-	// Flags of single commands.
-	optional bool     // connect
-	fdpass   bool     // connect
-	wait     bool     // knock
-	at       string   // sequence
-	windows  windows  // sequence
-	json     bool     // sequence, profile
-	stanza   string   // profile import
-	rules    ruleOpts // emit-rules
-	from     string   // keygen
-	host     string   // keygen
 }
 
-// commands is filled in init, since help lists it.
-var commands []command
+// command is a command with its flags.
+type command interface {
+	flags(a *app, f *pflag.FlagSet)
+	run(ctx context.Context, a *app, args []string) error
+}
 
-func init() {
-	commands = []command{
-		{"connect", "[FLAGS] HOST PORT", "Knock, connect, and join stdin and stdout to the connection.", runConnect, connectFlags},
-		{"knock", "[FLAGS] HOST [PORT]", "Send the knocks. With --wait, knock until PORT (or the profile's, or 22) answers.", runKnock, knockFlags},
-		{"sequence", "[FLAGS] HOST", "Print the sequence that would be sent, and how long it is valid. Just after a\nwindow began, a second one follows, which every other round sends: that of the\nwindow before.", runSequence, sequenceFlags},
-		{"emit-rules", "[FLAGS] HOST...", "Print the rules with which a server opens to these profiles. The comment above them\nhas the commands that check them, load them, try them for a minute and undo them.", runRules, ruleFlags},
-		{"profile", "list|show|import [FLAGS] [HOST|FILE]", "List the profiles, show one with its defaults, or import those of fwknop's client\nfrom its .fwknoprc: to the profile file, and keys to new files beside it.", runProfile, profileFlags},
-		{"keygen", "[--from FILE --host NAME] [FILE]", "Write a new key to FILE, which must not exist, or print it. With --from, the\nkey that DeriveHostKey makes for a profile's NAME: all that its server needs.", runKeygen, keygenFlags},
-		{"version", "", "Print the version.", runVersion, nil},
-		{"help", "[COMMAND]", "Print how to use portknock, or one of its commands.", runHelp, nil},
+// row is one row of the table of commands.
+type row struct {
+	name     string // two words for a command of a group
+	synopsis string // its flags and operands
+	about    string
+	command  // nil for a group, whose commands follow
+}
+
+// table returns the commands, with their flags unset.
+func table() []row {
+	return []row{
+		{"connect", "[FLAGS] HOST PORT", "Knock, connect, and join stdin and stdout to the connection.", &connect{}},
+		{"knock", "[FLAGS] HOST [PORT]", "Send the knocks. With --wait, knock until PORT (or the profile's, or 22) answers.", &knockOnly{}},
+		{"sequence", "[FLAGS] HOST", "Print the sequence that would be sent, and how long it is valid. Just after a\nwindow began, a second one follows, which every other round sends: that of the\nwindow before.", &sequence{}},
+		{"emit-rules", "[FLAGS] HOST...", "Print the rules with which a server opens to these profiles. The comment above them\nhas the commands that check them, load them, try them for a minute and undo them.", &emitRules{}},
+		{"profile", "list|show|import [FLAGS] [HOST|FILE]", "List the profiles, show one with its defaults, or import those of fwknop's client\nfrom its .fwknoprc: to the profile file, and keys to new files beside it.", nil},
+		{"profile list", "", "", &profileList{}},
+		{"profile show", "", "", &profileShow{}},
+		{"profile import", "", "", &profileImport{}},
+		{"keygen", "[--from FILE --host NAME] [FILE]", "Write a new key to FILE, which must not exist, or print it. With --from, the\nkey that DeriveHostKey makes for a profile's NAME: all that its server needs.", &keygen{}},
+		{"version", "", "Print the version.", &printVersion{}},
+		{"help", "[COMMAND]", "Print how to use portknock, or one of its commands.", &printHelp{}},
 	}
 }
 
-func find(name string) *command {
-	for i := range commands {
-		if commands[i].name == name {
-			return &commands[i]
+func find(name string) *row {
+	for _, r := range table() {
+		if r.name == name {
+			return &r
 		}
 	}
 	return nil
+}
+
+// members returns the commands of a group.
+func (r *row) members() []row {
+	return slices.DeleteFunc(table(), func(m row) bool { return !strings.HasPrefix(m.name, r.name+" ") })
 }
 
 func main() {
@@ -181,41 +144,69 @@ func await[T any](ctx context.Context, f func() (T, error)) (T, error) {
 // may be called like a command: so two operands of which the second is a
 // number are a host and a port, whatever the first is.
 func (a *app) main(ctx context.Context, args []string) error {
-	flags := a.flagSet(find("connect"))
+	r := find("connect")
+	flags := a.flagSet(r)
 	flags.SetInterspersed(false)
-	help := flags.BoolP("help", "h", false, "")
 	version := flags.BoolP("version", "V", false, "")
-	if err := parse(flags, args); err != nil {
-		return usageError("%w", err)
-	}
-	switch {
-	case *help:
-		return runHelp(ctx, a, nil)
-	case *version:
-		return runVersion(ctx, a, nil)
-	}
+	help, err := parse(flags, args)
 	operands := flags.Args()
-	if len(operands) == 0 {
+	switch {
+	case err != nil:
+		return usageError("%w", err)
+	case help:
+		return new(printHelp).run(ctx, a, nil)
+	case *version:
+		return new(printVersion).run(ctx, a, nil)
+	case len(operands) == 0:
 		return usageError("no host given")
+	case len(operands) == 2 && isNumber(operands[1]):
+		return a.start(ctx, r, operands)
 	}
-	if len(operands) == 2 && isNumber(operands[1]) {
-		return a.start(ctx, find("connect"), operands)
-	}
-	cmd := find(operands[0])
-	if cmd == nil {
+	if r = find(operands[0]); r == nil {
 		return unknownCommand(operands)
 	}
 	// What stood before the command is for the command too.
-	before := args[:len(args)-len(operands)]
-	flags = a.flagSet(cmd)
-	help = flags.BoolP("help", "h", false, "")
-	if err := parse(flags, slices.Concat(before, operands[1:])); err != nil {
-		return helpOn(cmd, usageError("%s: %w", cmd.name, err))
+	args = slices.Concat(args[:len(args)-len(operands)], operands[1:])
+	flags = a.flagSet(r)
+	help, err = parse(flags, args)
+	switch {
+	case err != nil:
+		return helpOn(r, usageError("%s: %w", r.name, err))
+	case help:
+		return new(printHelp).run(ctx, a, operands[:1])
+	case r.command == nil:
+		return helpOn(r, a.startMember(ctx, r, flags, args))
 	}
-	if *help {
-		return runHelp(ctx, a, operands[:1])
+	return a.start(ctx, r, flags.Args())
+}
+
+// startMember starts the command of a group that the first operand names. all are
+// the flags of the group, which have read args.
+func (a *app) startMember(ctx context.Context, group *row, all *pflag.FlagSet, args []string) (err error) {
+	r := find(group.name + " " + all.Arg(0))
+	if r == nil {
+		return wrongProfileUse()
 	}
-	return a.start(ctx, cmd, flags.Args())
+	flags := a.flagSet(r)
+	all.Visit(func(f *pflag.Flag) {
+		if flags.Lookup(f.Name) != nil {
+			return
+		}
+		var takers []string
+		for _, m := range group.members() {
+			if a.flagSet(&m).Lookup(f.Name) != nil {
+				takers = append(takers, strings.TrimPrefix(m.name, group.name+" "))
+			}
+		}
+		err = usageError("-%s is for %s %s", cmp.Or(f.Shorthand, "-"+f.Name), group.name, strings.Join(takers, " and "))
+	})
+	if err != nil {
+		return err
+	}
+	if _, err = parse(flags, args); err != nil {
+		return usageError("%s: %w", r.name, err)
+	}
+	return a.start(ctx, r, flags.Args()[1:])
 }
 
 // unknownCommand guesses what was meant.
@@ -240,45 +231,50 @@ func isNumber(s string) bool {
 	return err == nil
 }
 
-// flagSet returns the flags of a command, silent on its own.
-func (a *app) flagSet(c *command) *pflag.FlagSet {
+// flagSet returns the flags of a command, or those of all commands of a group.
+func (a *app) flagSet(r *row) *pflag.FlagSet {
 	f := pflag.NewFlagSet("portknock", pflag.ContinueOnError)
 	f.SetOutput(io.Discard)
 	f.SortFlags = false
 	f.Usage = func() {}
-	if c.flags != nil {
-		c.flags(a, f)
+	if r.command != nil {
+		r.flags(a, f)
+	}
+	for _, m := range r.members() {
+		f.AddFlagSet(a.flagSet(&m))
 	}
 	return f
 }
 
-// parse reads flags. One with an empty value is refused: it is a variable that is
-// not set, as in --output "$FILE", and to go on without it would do another thing
-// than what was asked for. Only a log can be turned off like that.
-func parse(f *pflag.FlagSet, args []string) error {
-	err := f.Parse(args)
+// parse reads flags, and -h. One with an empty value is refused: it is a variable
+// that is not set, as in --output "$FILE", and to go on without it would do another
+// thing than what was asked for. Only a log can be turned off like that.
+func parse(f *pflag.FlagSet, args []string) (help bool, err error) {
+	f.BoolVarP(&help, "help", "h", false, "")
+	err = f.Parse(args)
 	f.Visit(func(flag *pflag.Flag) {
 		if err == nil && flag.Value.Type() == "string" && flag.Value.String() == "" && flag.Name != "log-file" {
 			err = fmt.Errorf("--%s has no value", flag.Name)
 		}
 	})
-	return err
+	return help, err
 }
 
-func (a *app) start(ctx context.Context, c *command, args []string) error {
-	if err := a.openLog(ctx); err != nil {
-		return helpOn(c, err)
+func (a *app) start(ctx context.Context, r *row, args []string) error {
+	err := a.log.open(ctx, a.stderr)
+	if c, ok := r.command.(interface{ check() error }); ok && err == nil {
+		err = c.check()
 	}
-	if err := a.shared.check(); err != nil {
-		return helpOn(c, err)
+	if err == nil {
+		err = r.run(ctx, a, args)
 	}
-	return helpOn(c, c.run(ctx, a, args))
+	return helpOn(r, err)
 }
 
 // helpOn has the hint of a usage error lead to the command that was used.
-func helpOn(c *command, err error) error {
+func helpOn(r *row, err error) error {
 	if f, ok := errors.AsType[*failure](err); ok && f.hint == helpHint {
-		f.hint += " " + c.name
+		f.hint += " " + r.name
 	}
 	return err
 }
@@ -297,8 +293,8 @@ func (a *app) report(ctx context.Context, err error) int {
 	f := &failure{code: exitFailed, err: err}
 	errors.As(err, &f)
 	if a.log.stderr == nil { // the flags could not be read, so neither could -q
-		a.shared.quiet = false
-		_ = a.openLog(ctx) // this one error is enough
+		a.log.quiet = false
+		_ = a.log.open(ctx, a.stderr) // this one error is enough
 	}
 	a.log.say(always, "%s", oneLine(err.Error()))
 	if f.hint != "" {

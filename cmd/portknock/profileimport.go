@@ -13,24 +13,39 @@ import (
 	"github.com/portknock/portknock/knock/importer"
 	"github.com/portknock/portknock/knock/profile"
 	"github.com/portknock/portknock/knock/secret"
+	"github.com/spf13/pflag"
 )
 
-// importProfiles takes profiles over from another program's file.
-func (a *app) importProfiles(ctx context.Context, from string) error {
-	if a.shared.config == "-" {
+// profileImport takes profiles over from another program's file.
+type profileImport struct {
+	config
+	stanza string
+}
+
+func (c *profileImport) flags(a *app, f *pflag.FlagSet) {
+	c.config.flags(a, f)
+	f.StringVarP(&c.stanza, "name", "n", "", "with import, only the stanza of this `NAME`")
+}
+
+func (c *profileImport) run(ctx context.Context, a *app, args []string) error {
+	if len(args) != 1 {
+		return wrongProfileUse()
+	}
+	if c.path == "-" {
 		return usageError("profile import writes to the profile file, which cannot be standard input")
 	}
+	from := args[0]
 	text, err := await(ctx, func() ([]byte, error) { return a.readForeign(from) })
 	if err != nil {
 		return &failure{code: exitProfile, err: err}
 	}
-	imports, warnings, err := importer.Fwknop(from, text, a.stanza)
-	a.warn(warnings)
+	imports, warnings, err := importer.Fwknop(from, text, c.stanza)
+	a.log.warn(warnings)
 	if err != nil {
 		return &failure{code: exitProfile, err: err}
 	}
-	path, err := a.configPath()
-	if err != nil {
+	path, err := c.find()
+	if err != nil && (path == "" || !errors.Is(err, fs.ErrNotExist)) {
 		return &failure{code: exitProfile, err: err}
 	}
 	keys, err := insertProfiles(path, imports)
@@ -48,18 +63,6 @@ func (a *app) importProfiles(ctx context.Context, from string) error {
 		}
 	}
 	return nil
-}
-
-// configPath returns the path of the profile file, whether or not there is one.
-func (a *app) configPath() (string, error) {
-	if a.shared.config != "" {
-		return a.shared.config, nil
-	}
-	path, err := profile.Find()
-	if errors.Is(err, fs.ErrNotExist) && path != "" {
-		err = nil
-	}
-	return path, err
 }
 
 // insertProfiles adds imports to the profile file at path, and writes their keys

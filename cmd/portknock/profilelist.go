@@ -1,8 +1,10 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
+	"fmt"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -10,52 +12,47 @@ import (
 	"github.com/spf13/pflag"
 )
 
-func profileFlags(a *app, f *pflag.FlagSet) {
-	a.shared.profileFlags(f)
-	f.BoolVar(&a.json, "json", false, "with list and show, print JSON")
-	f.StringVarP(&a.stanza, "name", "n", "", "with import, only the stanza of this `NAME`")
-}
-
-func runProfile(ctx context.Context, a *app, args []string) error {
-	importing := len(args) > 0 && args[0] == "import"
-	switch {
-	case a.stanza != "" && !importing:
-		return usageError("-n is for profile import")
-	case a.json && importing:
-		return usageError("--json is for profile list and show")
-	case len(args) == 2 && importing:
-		return a.importProfiles(ctx, args[1])
-	case len(args) == 1 && args[0] == "list":
-		return a.listProfiles(ctx)
-	case len(args) == 2 && args[0] == "show":
-		return a.showProfile(ctx, args[1])
-	}
+// wrongProfileUse is the error for operands that do not suit.
+func wrongProfileUse() error {
 	return usageError("profile takes list, or show and a HOST, or import and a FILE")
 }
 
-// listProfiles prints the blocks of the file, without their secrets.
-func (a *app) listProfiles(ctx context.Context) error {
-	file, err := a.loadFile(ctx)
+// printed has the flags of profile list and show.
+type printed struct {
+	config
+	json bool
+}
+
+func (c *printed) flags(a *app, f *pflag.FlagSet) {
+	c.config.flags(a, f)
+	f.BoolVar(&c.json, "json", false, "with list and show, print JSON")
+}
+
+// profileList prints the blocks of the file, without their secrets.
+type profileList struct{ printed }
+
+func (c *profileList) run(ctx context.Context, a *app, args []string) error {
+	if len(args) != 0 {
+		return wrongProfileUse()
+	}
+	file, err := c.file(ctx, a)
 	if err != nil {
 		return err
 	}
 	entries := file.Entries()
-	if a.json {
+	if c.json {
 		return a.printJSON(entries)
 	}
-	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
-	if _, err := w.Write([]byte("HOST\tHOSTNAME\tSCHEME\tKNOCKS\n")); err != nil {
-		return err
-	}
+	var text bytes.Buffer
+	w := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
+	fmt.Fprint(w, "HOST\tHOSTNAME\tSCHEME\tKNOCKS\n")
 	for _, e := range entries {
 		knocks := "-"
 		if e.Knocks > 0 {
 			knocks = strconv.Itoa(e.Knocks)
 		}
-		row := []string{strings.Join(e.Patterns, " "), cmp.Or(e.HostName, "-"), cmp.Or(e.Scheme, "-"), knocks}
-		if _, err := w.Write([]byte(strings.Join(row, "\t") + "\n")); err != nil {
-			return err
-		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", strings.Join(e.Patterns, " "), cmp.Or(e.HostName, "-"), cmp.Or(e.Scheme, "-"), knocks)
 	}
-	return w.Flush()
+	w.Flush()
+	return a.print("%s", text.Bytes())
 }

@@ -4,14 +4,19 @@ import (
 	"context"
 )
 
-// showProfile prints what applies to a host, defaults and all, as a block that
+// profileShow prints what applies to a host, defaults and all, as a block that
 // could stand in the file. It shows the sequence.
-func (a *app) showProfile(ctx context.Context, host string) error {
-	p, err := a.profileOf(ctx, host)
+type profileShow struct{ printed }
+
+func (c *profileShow) run(ctx context.Context, a *app, args []string) error {
+	if len(args) != 1 {
+		return wrongProfileUse()
+	}
+	p, err := c.profile(ctx, a, args[0])
 	if err != nil {
 		return err
 	}
-	if a.json {
+	if c.json {
 		return a.printJSON(p)
 	}
 	_, err = p.WriteTo(a.stdout)

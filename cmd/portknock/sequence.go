@@ -11,11 +11,18 @@ import (
 	"github.com/spf13/pflag"
 )
 
-func sequenceFlags(a *app, f *pflag.FlagSet) {
-	a.shared.profileFlags(f)
-	f.StringVar(&a.at, "at", "", "the `TIME` to say it for, as 2006-01-02T15:04:05Z, instead of now")
-	f.Var(&a.windows, "windows", "the sequences of `N` windows, from that time on, as the server expects them")
-	f.BoolVar(&a.json, "json", false, "print JSON; with --windows, a list")
+type sequence struct {
+	config
+	at      string
+	windows windows
+	json    bool
+}
+
+func (c *sequence) flags(a *app, f *pflag.FlagSet) {
+	c.config.flags(a, f)
+	f.StringVar(&c.at, "at", "", "the `TIME` to say it for, as 2006-01-02T15:04:05Z, instead of now")
+	f.Var(&c.windows, "windows", "the sequences of `N` windows, from that time on, as the server expects them")
+	f.BoolVar(&c.json, "json", false, "print JSON; with --windows, a list")
 }
 
 const maxWindows = 100_000 // of --windows: more than eleven years of hours
@@ -57,19 +64,19 @@ func packet(s knock.Sequence) string {
 	return step.String() + " " + payload
 }
 
-// runSequence prints the sequence of a host: it is a secret, and asked for.
-func runSequence(ctx context.Context, a *app, args []string) error {
+// run prints the sequence of a host: it is a secret, and asked for.
+func (c *sequence) run(ctx context.Context, a *app, args []string) error {
 	if len(args) != 1 {
 		return usageError("sequence takes one HOST")
 	}
 	at := now()
-	if a.at != "" {
+	if c.at != "" {
 		var err error
-		if at, err = time.Parse(time.RFC3339, a.at); err != nil {
-			return usageError("--at %q is not a time such as 2006-01-02T15:04:05Z", a.at)
+		if at, err = time.Parse(time.RFC3339, c.at); err != nil {
+			return usageError("--at %q is not a time such as 2006-01-02T15:04:05Z", c.at)
 		}
 	}
-	p, err := a.profileOf(ctx, args[0])
+	p, err := c.profile(ctx, a, args[0])
 	if err != nil {
 		return err
 	}
@@ -78,8 +85,8 @@ func runSequence(ctx context.Context, a *app, args []string) error {
 		return keyFailure(p, err)
 	}
 	var answers []answer
-	for range max(a.windows, 1) {
-		w, err := answerAt(picker, at, a.windows == 0)
+	for range max(c.windows, 1) {
+		w, err := answerAt(picker, at, c.windows == 0)
 		if err != nil {
 			return keyFailure(p, err)
 		}
@@ -90,9 +97,9 @@ func runSequence(ctx context.Context, a *app, args []string) error {
 		}
 	}
 	switch {
-	case a.json && a.windows > 0:
+	case c.json && c.windows > 0:
 		return a.printJSON(answers)
-	case a.json:
+	case c.json:
 		return a.printJSON(answers[0])
 	}
 	for _, w := range answers {

@@ -4,7 +4,6 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
-	"io"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -94,9 +93,8 @@ func TestFormatsAreKnownToTheTableOnly(t *testing.T) {
 // comments of the libraries name none. Text that is emitted for a server may.
 func TestLibrariesNameNoFlags(t *testing.T) {
 	var names []string
-	for i := range commands {
-		a := &app{stderr: io.Discard}
-		a.flagSet(&commands[i]).VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
+	for _, r := range table() {
+		new(app).flagSet(&r).VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
 	}
 	slices.Sort(names)
 	flag := regexp.MustCompile(`(^|[\s"'(])(--(` + strings.Join(slices.Compact(names), "|") + `)\b|-[coqvF46]\s)`)
