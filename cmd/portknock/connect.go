@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,9 +30,6 @@ func (c *connect) flags(a *app, f *pflag.FlagSet) {
 // run is what ssh runs. Nothing but the stream, or with -F its socket,
 // goes to stdout.
 func (c *connect) run(ctx context.Context, a *app, args []string) error {
-	if len(args) != 2 {
-		return usageError("connect takes HOST and PORT")
-	}
 	if c.path == "-" {
 		return usageError("standard input carries the connection, so it cannot be the profile file too")
 	}
@@ -49,7 +47,7 @@ func (c *connect) run(ctx context.Context, a *app, args []string) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	unwatch := watchCaller(ctx, cancel, stdout)
-	p, err := c.lookup(ctx, a, args[0])
+	p, err := c.profile(ctx, a, cmp.Or(c.name, args[0]))
 	if err != nil && !(c.optional && noProfile(err)) {
 		if f, ok := errors.AsType[*failure](err); ok && errors.Is(err, fs.ErrNotExist) {
 			f.hint += "; --optional connects without"

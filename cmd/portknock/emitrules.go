@@ -23,7 +23,7 @@ type emitRules struct {
 	config
 	format, policy, allow, output string
 	atEnd, refresh                string
-	horizon                       duration
+	horizon                       time.Duration
 	consume, force                bool
 }
 
@@ -32,7 +32,7 @@ func (c *emitRules) flags(a *app, f *pflag.FlagSet) {
 	f.StringVar(&c.format, "format", "nftables", "`NAME` of the format: "+formatList(rules.Formats(), ", "))
 	f.StringVar(&c.policy, "policy", "guard", "`POLICY`: guard only guards the ports, drop closes all others too")
 	f.StringVar(&c.allow, "allow", "", "with --policy drop, the `PORTS` open to all, as 80/tcp,443/tcp")
-	f.Var(&c.horizon, "horizon", "for sequences that change with time, how `LONG` the rules last, as 30d")
+	durationVar(f, &c.horizon, "horizon", "for sequences that change with time, how `LONG` the rules last, as 30d")
 	f.StringVar(&c.atEnd, "at-end", "closed", "`WHAT` follows then: closed to everybody, or open")
 	f.BoolVar(&c.consume, "consume", false, "drop the knocks, on a server that drops at closed ports")
 	f.BoolVar(&c.force, "force", false, "accept a sequence that a port scan would find")
@@ -41,9 +41,6 @@ func (c *emitRules) flags(a *app, f *pflag.FlagSet) {
 }
 
 func (c *emitRules) run(ctx context.Context, a *app, args []string) error {
-	if len(args) == 0 {
-		return usageError("emit-rules takes one HOST or more")
-	}
 	if c.output == "-" {
 		c.output = ""
 	}
@@ -129,11 +126,7 @@ func rulesFailure(err error) error {
 }
 
 func formatList(names []rules.Format, separator string) string {
-	words := make([]string, len(names))
-	for i, n := range names {
-		words[i] = string(n)
-	}
-	return strings.Join(words, separator)
+	return strings.ReplaceAll(strings.Trim(fmt.Sprint(names), "[]"), " ", separator)
 }
 
 // ruleOptions returns what the flags say.
@@ -150,23 +143,22 @@ func (c *emitRules) ruleOptions() (o rules.Options, err error) {
 	}
 	o = rules.Options{DropPolicy: c.policy == "drop", OpenAtEnd: c.atEnd == "open", Consume: c.consume, Force: c.force}
 	o.From = now()
-	o.Until = o.From.Add(time.Duration(c.horizon))
+	o.Until = o.From.Add(c.horizon)
 	if c.allow != "" {
 		if o.Allow, err = knock.ParsePortRanges(c.allow); err != nil {
 			return o, usageError("--allow: %w", err)
 		}
 	}
 	if c.output != "" {
-		if o.File, err = filepath.Abs(c.output); err != nil {
-			return o, err
-		}
+		o.File, err = filepath.Abs(c.output)
 	}
-	return o, nil
+	return o, err
 }
 
 // printEnds prints when rules end, as lines for the profile file; a block each,
 // to be put before the others, if there are several.
 func (c *emitRules) printEnds(a *app, guards []rules.Guard, o rules.Options) error {
+	text := ""
 	for _, g := range guards {
 		end := rules.Format(c.format).End(g, o)
 		if end.IsZero() {
@@ -176,11 +168,10 @@ func (c *emitRules) printEnds(a *app, guards []rules.Guard, o rules.Options) err
 		if len(guards) > 1 {
 			line = "Host " + g.Name + "\n    " + line
 		}
-		if err := a.print("%s\n", line); err != nil {
-			return err
-		}
+		text += line + "\n"
 	}
-	return nil
+	_, err := strings.NewReader(text).WriteTo(a.stdout) // does not write an empty text
+	return err
 }
 
 // printUnits prints what keeps the rules fresh with systemd.

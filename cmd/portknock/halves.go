@@ -96,20 +96,17 @@ func (k *knocker) source(to netip.Addr) (netip.Addr, error) {
 // the first of the family that is not link-local, unless the other is.
 func interfaceAddr(name string, to netip.Addr) (netip.Addr, error) {
 	ifi, err := net.InterfaceByName(name)
-	if err != nil {
-		return netip.Addr{}, fmt.Errorf("BindInterface %q: %w", name, err)
+	var addrs []net.Addr
+	if err == nil {
+		addrs, err = ifi.Addrs()
 	}
-	addrs, err := ifi.Addrs()
 	if err != nil {
 		return netip.Addr{}, fmt.Errorf("BindInterface %q: %w", name, err)
 	}
 	for _, a := range addrs {
 		prefix, err := netip.ParsePrefix(a.String())
-		if err != nil {
-			continue
-		}
 		addr := prefix.Addr().Unmap()
-		if addr.Is4() != to.Is4() || addr.IsLinkLocalUnicast() != to.IsLinkLocalUnicast() {
+		if err != nil || addr.Is4() != to.Is4() || addr.IsLinkLocalUnicast() != to.IsLinkLocalUnicast() {
 			continue
 		}
 		if addr.IsLinkLocalUnicast() && addr.Is6() {

@@ -5,8 +5,6 @@ import (
 	"runtime"
 	"runtime/debug"
 	"strings"
-
-	"github.com/spf13/pflag"
 )
 
 const usage = `Usage: portknock [FLAGS] HOST PORT           knock, connect, join stdin and stdout
@@ -42,9 +40,7 @@ and in ~/.config/portknock/config (mode 0600):
       HostName 203.0.113.7
       Sequence 7000/udp 8000/tcp 9000/udp`
 
-type printHelp struct{}
-
-func (*printHelp) flags(*app, *pflag.FlagSet) {}
+type printHelp struct{ noFlags }
 
 func (*printHelp) run(_ context.Context, a *app, args []string) error {
 	if len(args) == 0 {
@@ -54,26 +50,19 @@ func (*printHelp) run(_ context.Context, a *app, args []string) error {
 		return usageError("there is no help on %q", strings.Join(args, " "))
 	}
 	r := find(args[0]) // a group has one page
-	if err := a.print("%s\n%s\n", strings.TrimSpace("Usage: portknock "+r.name+" "+r.synopsis), r.about); err != nil {
-		return err
-	}
+	text := strings.TrimSpace("Usage: portknock "+r.name+" "+r.synopsis) + "\n" + r.about + "\n"
 	if flags := a.flagSet(r).FlagUsages(); flags != "" {
-		return a.print("\n%s", flags)
+		text += "\n" + flags
 	}
-	return nil
+	return a.print("%s", text)
 }
 
 // version is set when a release is linked.
 var version string
 
-type printVersion struct{}
+type printVersion struct{ noFlags }
 
-func (*printVersion) flags(*app, *pflag.FlagSet) {}
-
-func (*printVersion) run(_ context.Context, a *app, args []string) error {
-	if len(args) > 0 {
-		return usageError("version takes no operands")
-	}
+func (*printVersion) run(_ context.Context, a *app, _ []string) error {
 	v := version
 	if info, ok := debug.ReadBuildInfo(); ok && v == "" {
 		v = info.Main.Version

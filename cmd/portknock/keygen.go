@@ -18,9 +18,6 @@ func (c *keygen) flags(_ *app, f *pflag.FlagSet) {
 
 // run prints a key, or writes it to a file that is not there yet.
 func (c *keygen) run(_ context.Context, a *app, args []string) error {
-	if len(args) > 1 {
-		return usageError("keygen takes at most one FILE")
-	}
 	k, err := c.makeKey()
 	if err != nil {
 		return err
@@ -33,16 +30,15 @@ func (c *keygen) run(_ context.Context, a *app, args []string) error {
 }
 
 func (c *keygen) makeKey() (knock.Key, error) {
-	if (c.from == "") != (c.host == "") {
+	_, err := netip.ParseAddr(c.host)
+	switch {
+	case (c.from == "") != (c.host == ""):
 		return knock.Key{}, usageError("--from and --host go together")
-	}
-	if c.from == "" {
+	case c.from == "":
 		return knock.NewKey(), nil
-	}
-	if _, err := netip.ParseAddr(c.host); err == nil {
+	case err == nil:
 		return knock.Key{}, usageError("--host %s: a key is derived for a profile's name, never for an address", c.host)
-	}
-	if profile.CheckHost(c.host) != nil { // no profile can be called so
+	case profile.CheckHost(c.host) != nil: // no profile can be called so
 		return knock.Key{}, usageError("--host %.300q is not the name of one host", c.host)
 	}
 	master, err := profile.LoadKey(c.from)

@@ -1,8 +1,6 @@
 package main
 
 import (
-	"bufio"
-	"bytes"
 	"cmp"
 	"context"
 	"net/netip"
@@ -25,10 +23,7 @@ func (c *knockOnly) flags(a *app, f *pflag.FlagSet) {
 }
 
 func (c *knockOnly) run(ctx context.Context, a *app, args []string) error {
-	if len(args) < 1 || len(args) > 2 {
-		return usageError("knock takes HOST and perhaps PORT")
-	}
-	p, err := c.lookup(ctx, a, args[0])
+	p, err := c.profile(ctx, a, cmp.Or(c.name, args[0]))
 	if err != nil {
 		return err
 	}
@@ -103,8 +98,8 @@ func askSSH(ctx context.Context, alias string, port uint16) (string, uint16) {
 		return alias, port
 	}
 	host := alias
-	for lines := bufio.NewScanner(bytes.NewReader(out)); lines.Scan(); {
-		key, value, _ := strings.Cut(lines.Text(), " ")
+	for line := range strings.Lines(string(out)) {
+		key, value, _ := strings.Cut(strings.TrimRight(line, "\r\n"), " ")
 		switch key {
 		case "hostname":
 			host = value

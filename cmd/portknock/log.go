@@ -83,15 +83,14 @@ func (l *logger) trace(e proxy.Event) {
 	if op, ok := errors.AsType[*net.OpError](e.Err); ok {
 		e.Err = op.Err // the rest stands in the line already
 	}
-	ms := func(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d)/float64(time.Millisecond)) }
+	text := fmt.Sprintf("round %d: %v %v", e.Round, e.Kind, e.To)
 	switch {
 	case e.Kind == proxy.Resolved:
-		l.say(verbose, "%s: resolved: %s", ms(e.At), strings.Trim(fmt.Sprint(e.Addrs), "[]"))
+		text = "resolved: " + strings.Trim(fmt.Sprint(e.Addrs), "[]")
 	case e.Err != nil:
-		l.say(verbose, "%s: round %d: %v %v: %v", ms(e.At), e.Round, e.Kind, e.To, e.Err)
+		text += ": " + e.Err.Error()
 	case e.From.IsValid():
-		l.say(verbose, "%s: round %d: %v %v from %v", ms(e.At), e.Round, e.Kind, e.To, e.From)
-	default:
-		l.say(verbose, "%s: round %d: %v %v", ms(e.At), e.Round, e.Kind, e.To)
+		text += " from " + e.From.String()
 	}
+	l.say(verbose, "%.1f ms: %s", float64(e.At)/float64(time.Millisecond), text)
 }

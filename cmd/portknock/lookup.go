@@ -8,7 +8,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
@@ -34,9 +33,12 @@ func (c *config) flags(a *app, f *pflag.FlagSet) {
 	a.log.flags(f)
 }
 
-func (c *config) check() error {
-	for _, text := range c.options {
-		s, err := profile.ParseSetting("-o", text)
+func (c *config) check() error { return c.set("-o", c.options...) }
+
+// set adds settings. Errors name their source.
+func (c *config) set(source string, options ...string) error {
+	for _, text := range options {
+		s, err := profile.ParseSetting(source, text)
 		if err != nil {
 			return usageError("%w", err)
 		}
@@ -129,21 +131,16 @@ func (r *remote) flags(a *app, f *pflag.FlagSet) {
 	f.BoolVarP(&r.v6, "ipv6", "6", false, "IPv6 only")
 }
 
-func (r *remote) check() error {
+func (r *remote) check() (err error) {
 	switch { // before the others: a flag of its own outranks -o
 	case r.v4 && r.v6:
 		return usageError("-4 and -6 exclude each other")
 	case r.v4:
-		r.options = slices.Insert(r.options, 0, "AddressFamily inet")
+		err = r.set("-4", "AddressFamily inet")
 	case r.v6:
-		r.options = slices.Insert(r.options, 0, "AddressFamily inet6")
+		err = r.set("-6", "AddressFamily inet6")
 	}
-	return r.config.check()
-}
-
-// lookup returns the profile for a host of the command line.
-func (r *remote) lookup(ctx context.Context, a *app, host string) (*profile.Profile, error) {
-	return r.profile(ctx, a, cmp.Or(r.name, host))
+	return cmp.Or(err, r.config.check())
 }
 
 // target returns where to connect. A host that names its profile stands for
@@ -156,18 +153,13 @@ func (r *remote) target(host string, p *profile.Profile) string {
 	return p.HostName
 }
 
-// duration is a flag in the words of a profile: 250ms, 30d, 1h30m.
-type duration time.Duration
-
-func (d *duration) Set(s string) error {
-	v, err := profile.ParseDuration(s)
-	*d = duration(v)
-	return err
+// durationVar adds a flag in the words of a profile: 250ms, 30d, 1h30m.
+func durationVar(f *pflag.FlagSet, d *time.Duration, name, usage string) {
+	f.Func(name, usage, func(s string) (err error) {
+		*d, err = profile.ParseDuration(s)
+		return err
+	})
 }
-
-func (d *duration) String() string { return "" } // none is a default that is worth showing
-
-func (d *duration) Type() string { return "duration" }
 
 // endNear is how long before the end of the rules the warnings begin.
 const endNear = 14 * 24 * time.Hour

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"os/signal"
 	"slices"
@@ -57,28 +58,41 @@ type command interface {
 	run(ctx context.Context, a *app, args []string) error
 }
 
+type noFlags struct{}
+
+func (noFlags) flags(*app, *pflag.FlagSet) {}
+
 // row is one row of the table of commands.
 type row struct {
 	name     string // two words for a command of a group
 	synopsis string // its flags and operands
 	about    string
-	command  // nil for a group, whose commands follow
+	operands
+	command // nil for a group, whose commands follow
 }
+
+// operands says how many operands a command takes.
+type operands struct {
+	min, max int
+	takes    string // the error for any other number
+}
+
+const profileTakes = "profile takes list, or show and a HOST, or import and a FILE"
 
 // table returns the commands, with their flags unset.
 func table() []row {
 	return []row{
-		{"connect", "[FLAGS] HOST PORT", "Knock, connect, and join stdin and stdout to the connection.", &connect{}},
-		{"knock", "[FLAGS] HOST [PORT]", "Send the knocks. With --wait, knock until PORT (or the profile's, or 22) answers.", &knockOnly{}},
-		{"sequence", "[FLAGS] HOST", "Print the sequence that would be sent, and how long it is valid. Just after a\nwindow began, a second one follows, which every other round sends: that of the\nwindow before.", &sequence{}},
-		{"emit-rules", "[FLAGS] HOST...", "Print the rules with which a server opens to these profiles. The comment above them\nhas the commands that check them, load them, try them for a minute and undo them.", &emitRules{}},
-		{"profile", "list|show|import [FLAGS] [HOST|FILE]", "List the profiles, show one with its defaults, or import those of fwknop's client\nfrom its .fwknoprc: to the profile file, and keys to new files beside it.", nil},
-		{"profile list", "", "", &profileList{}},
-		{"profile show", "", "", &profileShow{}},
-		{"profile import", "", "", &profileImport{}},
-		{"keygen", "[--from FILE --host NAME] [FILE]", "Write a new key to FILE, which must not exist, or print it. With --from, the\nkey that DeriveHostKey makes for a profile's NAME: all that its server needs.", &keygen{}},
-		{"version", "", "Print the version.", &printVersion{}},
-		{"help", "[COMMAND]", "Print how to use portknock, or one of its commands.", &printHelp{}},
+		{"connect", "[FLAGS] HOST PORT", "Knock, connect, and join stdin and stdout to the connection.", operands{2, 2, "connect takes HOST and PORT"}, &connect{}},
+		{"knock", "[FLAGS] HOST [PORT]", "Send the knocks. With --wait, knock until PORT (or the profile's, or 22) answers.", operands{1, 2, "knock takes HOST and perhaps PORT"}, &knockOnly{}},
+		{"sequence", "[FLAGS] HOST", "Print the sequence that would be sent, and how long it is valid. Just after a\nwindow began, a second one follows, which every other round sends: that of the\nwindow before.", operands{1, 1, "sequence takes one HOST"}, &sequence{}},
+		{"emit-rules", "[FLAGS] HOST...", "Print the rules with which a server opens to these profiles. The comment above them\nhas the commands that check them, load them, try them for a minute and undo them.", operands{1, math.MaxInt, "emit-rules takes one HOST or more"}, &emitRules{}},
+		{"profile", "list|show|import [FLAGS] [HOST|FILE]", "List the profiles, show one with its defaults, or import those of fwknop's client\nfrom its .fwknoprc: to the profile file, and keys to new files beside it.", operands{0, 0, profileTakes}, nil},
+		{"profile list", "", "", operands{0, 0, profileTakes}, &profileList{}},
+		{"profile show", "", "", operands{1, 1, profileTakes}, &profileShow{}},
+		{"profile import", "", "", operands{1, 1, profileTakes}, &profileImport{}},
+		{"keygen", "[--from FILE --host NAME] [FILE]", "Write a new key to FILE, which must not exist, or print it. With --from, the\nkey that DeriveHostKey makes for a profile's NAME: all that its server needs.", operands{0, 1, "keygen takes at most one FILE"}, &keygen{}},
+		{"version", "", "Print the version.", operands{0, 0, "version takes no operands"}, &printVersion{}},
+		{"help", "[COMMAND]", "Print how to use portknock, or one of its commands.", operands{0, math.MaxInt, ""}, &printHelp{}},
 	}
 }
 
@@ -123,18 +137,16 @@ var errInterrupted = errors.New("interrupted")
 // await returns what f returns, or at once when ctx ends, with the cause: f may
 // wait for a terminal, or for the other end of a pipe.
 func await[T any](ctx context.Context, f func() (T, error)) (T, error) {
-	type result struct {
-		value T
-		err   error
-	}
-	done := make(chan result, 1)
+	var value T
+	var err error
+	done := make(chan struct{})
 	go func() {
-		value, err := f()
-		done <- result{value, err}
+		value, err = f()
+		close(done)
 	}()
 	select {
-	case r := <-done:
-		return r.value, r.err
+	case <-done:
+		return value, err
 	case <-ctx.Done():
 		return *new(T), context.Cause(ctx)
 	}
@@ -185,7 +197,7 @@ func (a *app) main(ctx context.Context, args []string) error {
 func (a *app) startMember(ctx context.Context, group *row, all *pflag.FlagSet, args []string) (err error) {
 	r := find(group.name + " " + all.Arg(0))
 	if r == nil {
-		return wrongProfileUse()
+		return usageError("%s", group.takes)
 	}
 	flags := a.flagSet(r)
 	all.Visit(func(f *pflag.Flag) {
@@ -200,11 +212,11 @@ func (a *app) startMember(ctx context.Context, group *row, all *pflag.FlagSet, a
 		}
 		err = usageError("-%s is for %s %s", cmp.Or(f.Shorthand, "-"+f.Name), group.name, strings.Join(takers, " and "))
 	})
+	if err == nil {
+		_, err = parse(flags, args)
+	}
 	if err != nil {
 		return err
-	}
-	if _, err = parse(flags, args); err != nil {
-		return usageError("%s: %w", r.name, err)
 	}
 	return a.start(ctx, r, flags.Args()[1:])
 }
@@ -212,14 +224,13 @@ func (a *app) startMember(ctx context.Context, group *row, all *pflag.FlagSet, a
 // unknownCommand guesses what was meant.
 func unknownCommand(operands []string) error {
 	name := operands[0]
-	switch len(operands) {
-	case 1:
-		if name == "" {
-			return usageError("no host given")
-		}
+	switch {
+	case len(operands) == 1 && name == "":
+		return usageError("no host given")
+	case len(operands) == 1:
 		return &failure{exitUsage, fmt.Errorf("%q is no command, and to connect a port is missing", name),
 			fmt.Sprintf("portknock %[1]s 22, or portknock knock %[1]s", name)}
-	case 2:
+	case len(operands) == 2:
 		return &failure{exitUsage, fmt.Errorf("%q is no command, and to connect %q is not a port number", name, operands[1]),
 			"portknock HOST PORT, or portknock help"}
 	}
@@ -264,6 +275,9 @@ func (a *app) start(ctx context.Context, r *row, args []string) error {
 	err := a.log.open(ctx, a.stderr)
 	if c, ok := r.command.(interface{ check() error }); ok && err == nil {
 		err = c.check()
+	}
+	if err == nil && (len(args) < r.min || len(args) > r.max) {
+		err = usageError("%s", r.takes)
 	}
 	if err == nil {
 		err = r.run(ctx, a, args)

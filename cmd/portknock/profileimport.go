@@ -28,9 +28,6 @@ func (c *profileImport) flags(a *app, f *pflag.FlagSet) {
 }
 
 func (c *profileImport) run(ctx context.Context, a *app, args []string) error {
-	if len(args) != 1 {
-		return wrongProfileUse()
-	}
 	if c.path == "-" {
 		return usageError("profile import writes to the profile file, which cannot be standard input")
 	}
@@ -52,43 +49,38 @@ func (c *profileImport) run(ctx context.Context, a *app, args []string) error {
 	if err != nil {
 		return err
 	}
+	done := ""
 	for _, key := range keys {
-		if err := a.print("wrote %s\n", key); err != nil {
-			return err
-		}
+		done += "wrote " + key + "\n"
 	}
 	for _, i := range imports {
-		if err := a.print("added Host %s to %s\n", i.Name, path); err != nil {
-			return err
-		}
+		done += "added Host " + i.Name + " to " + path + "\n"
 	}
-	return nil
+	return a.print("%s", done)
 }
 
 // insertProfiles adds imports to the profile file at path, and writes their keys
 // into files beside it, whose paths it returns. If anything fails, all is as it
 // was before.
 func insertProfiles(path string, imports []importer.Import) (keys []string, err error) {
-	old, like, err := readConfig(path)
-	if err != nil {
-		return nil, &failure{code: exitProfile, err: err}
-	}
 	var blocks [][]byte
 	for _, i := range imports {
 		blocks = append(blocks, i.Block)
 	}
-	text, err := profile.Insert(path, old, bytes.Join(blocks, []byte("\n")))
+	text, like, err := readConfig(path)
+	if err == nil {
+		text, err = profile.Insert(path, text, bytes.Join(blocks, []byte("\n")))
+	}
 	if err != nil {
 		return nil, &failure{code: exitProfile, err: err}
 	}
 
 	var made []string
 	defer func() {
-		if err == nil {
-			return
-		}
 		for _, m := range slices.Backward(made) {
-			os.Remove(m)
+			if err != nil {
+				os.Remove(m)
+			}
 		}
 	}()
 	dir := filepath.Dir(path)
@@ -113,16 +105,16 @@ func insertProfiles(path string, imports []importer.Import) (keys []string, err 
 // readConfig reads the profile file as text, if it is one that may be used. It
 // returns neither if there is no file.
 func readConfig(path string) (text []byte, info fs.FileInfo, err error) {
-	if info, err = os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-		if _, err := os.Lstat(path); err == nil {
-			return nil, nil, fmt.Errorf("%s: a link that leads nowhere", path)
-		}
+	info, err = os.Stat(path)
+	_, missing := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && missing == nil:
+		return nil, nil, fmt.Errorf("%s: a link that leads nowhere", path)
+	case errors.Is(err, fs.ErrNotExist):
 		return nil, nil, nil
-	}
-	if err != nil {
+	case err != nil:
 		return nil, nil, err
-	}
-	if !info.Mode().IsRegular() {
+	case !info.Mode().IsRegular():
 		return nil, nil, fmt.Errorf("%s: not a regular file", path)
 	}
 	if _, err := profile.Load(path); err != nil {

@@ -12,11 +12,6 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// wrongProfileUse is the error for operands that do not suit.
-func wrongProfileUse() error {
-	return usageError("profile takes list, or show and a HOST, or import and a FILE")
-}
-
 // printed has the flags of profile list and show.
 type printed struct {
 	config
@@ -32,9 +27,6 @@ func (c *printed) flags(a *app, f *pflag.FlagSet) {
 type profileList struct{ printed }
 
 func (c *profileList) run(ctx context.Context, a *app, args []string) error {
-	if len(args) != 0 {
-		return wrongProfileUse()
-	}
 	file, err := c.file(ctx, a)
 	if err != nil {
 		return err

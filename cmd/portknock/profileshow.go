@@ -9,9 +9,6 @@ import (
 type profileShow struct{ printed }
 
 func (c *profileShow) run(ctx context.Context, a *app, args []string) error {
-	if len(args) != 1 {
-		return wrongProfileUse()
-	}
 	p, err := c.profile(ctx, a, args[0])
 	if err != nil {
 		return err

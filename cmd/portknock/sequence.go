@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/portknock/portknock/knock"
@@ -14,33 +15,23 @@ import (
 type sequence struct {
 	config
 	at      string
-	windows windows
+	windows int // 0 if the flag is not given
 	json    bool
 }
 
 func (c *sequence) flags(a *app, f *pflag.FlagSet) {
 	c.config.flags(a, f)
 	f.StringVar(&c.at, "at", "", "the `TIME` to say it for, as 2006-01-02T15:04:05Z, instead of now")
-	f.Var(&c.windows, "windows", "the sequences of `N` windows, from that time on, as the server expects them")
+	f.Func("windows", "the sequences of `N` windows, from that time on, as the server expects them", func(s string) (err error) {
+		if c.windows, err = strconv.Atoi(s); err != nil || c.windows < 1 || c.windows > maxWindows {
+			return fmt.Errorf("not a number from 1 to %d", maxWindows)
+		}
+		return nil
+	})
 	f.BoolVar(&c.json, "json", false, "print JSON; with --windows, a list")
 }
 
 const maxWindows = 100_000 // of --windows: more than eleven years of hours
-
-// windows is a flag: so many windows, or 0 if none is given.
-type windows int
-
-func (w *windows) Set(s string) error {
-	n, err := strconv.Atoi(s)
-	if err != nil || n < 1 || n > maxWindows {
-		return fmt.Errorf("not a number from 1 to %d", maxWindows)
-	}
-	*w = windows(n)
-	return nil
-}
-
-func (w *windows) String() string { return "" }
-func (w *windows) Type() string   { return "number" }
 
 // answer is what is said of one window.
 type answer struct {
@@ -66,9 +57,6 @@ func packet(s knock.Sequence) string {
 
 // run prints the sequence of a host: it is a secret, and asked for.
 func (c *sequence) run(ctx context.Context, a *app, args []string) error {
-	if len(args) != 1 {
-		return usageError("sequence takes one HOST")
-	}
 	at := now()
 	if c.at != "" {
 		var err error
@@ -102,12 +90,11 @@ func (c *sequence) run(ctx context.Context, a *app, args []string) error {
 	case c.json:
 		return a.printJSON(answers[0])
 	}
+	var text strings.Builder
 	for _, w := range answers {
-		if err := a.printAnswer(w); err != nil {
-			return err
-		}
+		w.write(&text)
 	}
-	return nil
+	return a.print("%s", &text)
 }
 
 // answerAt says what opens at a time. With overlap, it also has the sequences of the
@@ -135,7 +122,7 @@ func answerAt(picker knock.Picker, at time.Time, overlap bool) (answer, error) {
 	return w, nil
 }
 
-func (a *app) printAnswer(w answer) error {
+func (w answer) write(text *strings.Builder) {
 	valid := "always"
 	if !w.Once.IsZero() {
 		valid = "once, at about " + w.Once.Format(time.RFC3339)
@@ -147,9 +134,6 @@ func (a *app) printAnswer(w answer) error {
 		if i == w.own {
 			valid = "of the window before"
 		}
-		if err := a.print("%s  (%s, %s)\n", s, w.Scheme, valid); err != nil {
-			return err
-		}
+		fmt.Fprintf(text, "%s  (%s, %s)\n", s, w.Scheme, valid)
 	}
-	return nil
 }
