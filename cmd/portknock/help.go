@@ -46,12 +46,15 @@ func (*printHelp) run(_ context.Context, a *app, args []string) error {
 	if len(args) == 0 {
 		return a.print("%s\n", usage)
 	}
-	if find(strings.Join(args, " ")) == nil {
+	r := find(strings.Join(args, " "))
+	if r == nil {
 		return usageError("there is no help on %q", strings.Join(args, " "))
 	}
-	r := find(args[0]) // a group has one page
 	text := strings.TrimSpace("Usage: portknock "+r.name+" "+r.synopsis) + "\n" + r.about + "\n"
-	if flags := a.flagSet(r).FlagUsages(); flags != "" {
+	for _, m := range r.members() {
+		text += "\nportknock " + m.name + " " + m.synopsis + "\n" + m.about + "\n"
+	}
+	if flags := a.flagSet(r).FlagUsages(); flags != "" && r.command != nil {
 		text += "\n" + flags
 	}
 	return a.print("%s", text)

@@ -87,9 +87,9 @@ func table() []row {
 		{"sequence", "[FLAGS] HOST", "Print the sequence that would be sent, and how long it is valid. Just after a\nwindow began, a second one follows, which every other round sends: that of the\nwindow before.", operands{1, 1, "sequence takes one HOST"}, &sequence{}},
 		{"emit-rules", "[FLAGS] HOST...", "Print the rules with which a server opens to these profiles. The comment above them\nhas the commands that check them, load them, try them for a minute and undo them.", operands{1, math.MaxInt, "emit-rules takes one HOST or more"}, &emitRules{}},
 		{"profile", "list|show|import [FLAGS] [HOST|FILE]", "List the profiles, show one with its defaults, or import those of fwknop's client\nfrom its .fwknoprc: to the profile file, and keys to new files beside it.", operands{0, 0, profileTakes}, nil},
-		{"profile list", "", "", operands{0, 0, profileTakes}, &profileList{}},
-		{"profile show", "", "", operands{1, 1, profileTakes}, &profileShow{}},
-		{"profile import", "", "", operands{1, 1, profileTakes}, &profileImport{}},
+		{"profile list", "[FLAGS]", "List the profiles, without their secrets.", operands{0, 0, profileTakes}, &profileList{}},
+		{"profile show", "[FLAGS] HOST", "Show the profile of HOST with its defaults, as a block of the profile file. The\noutput contains the sequence.", operands{1, 1, profileTakes}, &profileShow{}},
+		{"profile import", "[FLAGS] FILE", "Import the profiles of fwknop's client from its .fwknoprc: to the profile file, and\nkeys to new files beside it.", operands{1, 1, profileTakes}, &profileImport{}},
 		{"keygen", "[--from FILE --host NAME] [FILE]", "Write a new key to FILE, which must not exist, or print it. With --from, the\nkey that DeriveHostKey makes for a profile's NAME: all that its server needs.", operands{0, 1, "keygen takes at most one FILE"}, &keygen{}},
 		{"version", "", "Print the version.", operands{0, 0, "version takes no operands"}, &printVersion{}},
 		{"help", "[COMMAND]", "Print how to use portknock, or one of its commands.", operands{0, math.MaxInt, ""}, &printHelp{}},
@@ -184,8 +184,8 @@ func (a *app) main(ctx context.Context, args []string) error {
 	switch {
 	case err != nil:
 		return helpOn(r, usageError("%s: %w", r.name, err))
-	case help:
-		return new(printHelp).run(ctx, a, operands[:1])
+	case help && (r.command != nil || flags.NArg() == 0):
+		return new(printHelp).run(ctx, a, []string{r.name})
 	case r.command == nil:
 		return helpOn(r, a.startMember(ctx, r, flags, args))
 	}
@@ -194,12 +194,13 @@ func (a *app) main(ctx context.Context, args []string) error {
 
 // startMember starts the command of a group that the first operand names. all are
 // the flags of the group, which have read args.
-func (a *app) startMember(ctx context.Context, group *row, all *pflag.FlagSet, args []string) (err error) {
+func (a *app) startMember(ctx context.Context, group *row, all *pflag.FlagSet, args []string) error {
 	r := find(group.name + " " + all.Arg(0))
 	if r == nil {
 		return usageError("%s", group.takes)
 	}
 	flags := a.flagSet(r)
+	help, err := parse(flags, args)
 	all.Visit(func(f *pflag.Flag) {
 		if flags.Lookup(f.Name) != nil {
 			return
@@ -212,11 +213,11 @@ func (a *app) startMember(ctx context.Context, group *row, all *pflag.FlagSet, a
 		}
 		err = usageError("-%s is for %s %s", cmp.Or(f.Shorthand, "-"+f.Name), group.name, strings.Join(takers, " and "))
 	})
-	if err == nil {
-		_, err = parse(flags, args)
-	}
-	if err != nil {
+	switch {
+	case err != nil:
 		return err
+	case help:
+		return new(printHelp).run(ctx, a, []string{r.name})
 	}
 	return a.start(ctx, r, flags.Args()[1:])
 }

@@ -24,7 +24,7 @@ type profileImport struct {
 
 func (c *profileImport) flags(a *app, f *pflag.FlagSet) {
 	c.config.flags(a, f)
-	f.StringVarP(&c.stanza, "name", "n", "", "with import, only the stanza of this `NAME`")
+	f.StringVarP(&c.stanza, "name", "n", "", "only the stanza of this `NAME`")
 }
 
 func (c *profileImport) run(ctx context.Context, a *app, args []string) error {

@@ -20,7 +20,7 @@ type printed struct {
 
 func (c *printed) flags(a *app, f *pflag.FlagSet) {
 	c.config.flags(a, f)
-	f.BoolVar(&c.json, "json", false, "with list and show, print JSON")
+	f.BoolVar(&c.json, "json", false, "print JSON")
 }
 
 // profileList prints the blocks of the file, without their secrets.
