@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
+// connect knocks and connects, with a command name or without.
 type connect struct {
 	remote
 	optional, fdpass bool

@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
+// emitRules prints or writes the server's rules, or what keeps them fresh.
 type emitRules struct {
 	config
 	format, policy, allow, output string

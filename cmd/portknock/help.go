@@ -40,6 +40,7 @@ and in ~/.config/portknock/config (mode 0600):
       HostName 203.0.113.7
       Sequence 7000/udp 8000/tcp 9000/udp`
 
+// printHelp prints the usage text, or the page of one command.
 type printHelp struct{ noFlags }
 
 func (*printHelp) run(_ context.Context, a *app, args []string) error {

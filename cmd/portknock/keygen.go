@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
+// keygen makes a key.
 type keygen struct{ from, host string }
 
 func (c *keygen) flags(_ *app, f *pflag.FlagSet) {

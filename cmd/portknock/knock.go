@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
+// knockOnly sends knocks for another program that connects.
 type knockOnly struct {
 	remote
 	wait bool

@@ -19,12 +19,12 @@ import (
 // now is the clock that windows are told by. Tests set it.
 var now = time.Now
 
-// config has the flags of every command that reads profiles. It says where they
-// are looked up.
+// config has the flags of every command that reads profiles. It says where profiles
+// are looked up and keeps none, so that one process can use several configs.
 type config struct {
-	path     string // of the profile file; "" for that of [profile.Find], - for standard input
-	options  []string
-	settings []profile.Setting // options, read; they go before the file's
+	path     string            // of the profile file; "" for that of [profile.Find], - for standard input
+	options  []string          // -o, as given
+	settings []profile.Setting // check makes them of options; they go before the file's
 }
 
 func (c *config) flags(a *app, f *pflag.FlagSet) {
@@ -47,6 +47,7 @@ func (c *config) set(source string, options ...string) error {
 	return nil
 }
 
+// find returns the path of the profile file, as [profile.Find] does.
 func (c *config) find() (string, error) {
 	if c.path != "" {
 		return c.path, nil

@@ -2,6 +2,8 @@ package main
 
 import (
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -25,6 +27,36 @@ func TestEndOfRules(t *testing.T) {
 	} {
 		if got := endOfRules(tt.end, now); got != tt.want {
 			t.Errorf("%v:\ngot  %s\nwant %s", tt.end, got, tt.want)
+		}
+	}
+}
+
+// TestConfigsAreIndependent: one process looks up two profiles of the same name in
+// two files, with options of their own.
+func TestConfigsAreIndependent(t *testing.T) {
+	a := &app{}
+	for _, tt := range []struct {
+		text    string
+		options []string
+		port    uint16
+	}{
+		{"Host vps\n    Port 1\n    Sequence 7001/udp\n", nil, 1},
+		{"Host vps\n    Sequence 7001/udp\n", []string{"Port 2"}, 2},
+	} {
+		path := filepath.Join(t.TempDir(), "config")
+		if err := os.WriteFile(path, []byte(tt.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c := &config{path: path, options: tt.options}
+		if err := c.check(); err != nil {
+			t.Fatal(err)
+		}
+		p, err := c.profile(t.Context(), a, "vps")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p.Port != tt.port {
+			t.Errorf("port %d, want %d", p.Port, tt.port)
 		}
 	}
 }

@@ -58,6 +58,7 @@ type command interface {
 	run(ctx context.Context, a *app, args []string) error
 }
 
+// noFlags is for a command without flags.
 type noFlags struct{}
 
 func (noFlags) flags(*app, *pflag.FlagSet) {}
@@ -79,7 +80,8 @@ type operands struct {
 
 const profileTakes = "profile takes list, or show and a HOST, or import and a FILE"
 
-// table returns the commands, with their flags unset.
+// table returns the commands, with their flags unset. The struct of a command is in
+// a file of its own.
 func table() []row {
 	return []row{
 		{"connect", "[FLAGS] HOST PORT", "Knock, connect, and join stdin and stdout to the connection.", operands{2, 2, "connect takes HOST and PORT"}, &connect{}},

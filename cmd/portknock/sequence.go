@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
+// sequence prints what a client sends.
 type sequence struct {
 	config
 	at      string
