@@ -92,6 +92,27 @@ const DefaultConnectTimeout = 9 * time.Second
 // Schemes names the schemes there are: the cases of [Profile.Server].
 var Schemes = []string{"static", "rotating", "token", "md5-hourly", "fwknop"}
 
+// Facts is what a caller may have to know of a scheme.
+type Facts struct {
+	FollowsClock bool // what opens changes with the time
+	SingleUse    bool // the server accepts each packet once
+	IPv4Only     bool // the server opens ports for IPv4 only
+	DerivesKeys  bool // DeriveHostKey applies
+}
+
+// Facts returns the facts of the profile's scheme.
+func (p *Profile) Facts() Facts {
+	switch p.Scheme {
+	case "rotating", "token":
+		return Facts{FollowsClock: true, DerivesKeys: true}
+	case "md5-hourly":
+		return Facts{FollowsClock: true}
+	case "fwknop":
+		return Facts{SingleUse: true, IPv4Only: true}
+	}
+	return Facts{}
+}
+
 // keyed reports whether the scheme goes by a key and the time.
 func (p *Profile) keyed() bool { return p.draws() || p.Scheme == "token" }
 
