@@ -17,8 +17,8 @@ import (
 // The error is a [*ResolveError] if host has no address; a [*KnockError] if the
 // knocks could not be sent; a [*ClosedError] if the port did not open in time;
 // one that wraps [context.Canceled] if ctx was cancelled; or else what made the
-// first address unreachable, such as a missing route, without waiting for the
-// time to be up.
+// first address unreachable, at the start, such as a missing route, without
+// waiting for the time to be up.
 func (d *Dialer) Connect(ctx context.Context, host string, port uint16) (net.Conn, error) {
 	conn, err := d.connect(ctx, host, port)
 	if err != nil {
@@ -41,9 +41,9 @@ func (d *Dialer) Probe(ctx context.Context, host string, port uint16) error {
 
 func (d *Dialer) connect(parent context.Context, host string, port uint16) (net.Conn, error) {
 	r := &race{
-		Dialer: d,
+		dialer: d,
 		began:  time.Now(),
-		slots:  make(chan struct{}, lanesAtATime),
+		slots:  make(chan struct{}, targetsInRound),
 		won:    make(chan net.Conn, 1),
 		tried:  make(chan struct{}),
 	}
@@ -91,35 +91,40 @@ func (d *Dialer) connect(parent context.Context, host string, port uint16) (net.
 
 func interrupted(ctx context.Context) error { return fmt.Errorf("interrupted: %w", ctx.Err()) }
 
-// race is one call of Connect: lanes that run for one connection.
-type race struct {
-	*Dialer
-	began time.Time
-	stop  context.CancelFunc
-	slots chan struct{} // held by a lane for a round; the first to wait is the first to get one
-	won   chan net.Conn // has room for the winner only
-	tried chan struct{} // closed when each lane has had its first turn, or has room for it
+const (
+	targetDelay    = 250 * time.Millisecond // RFC 8305, section 5: the connection attempt delay
+	targetsInRound = 4
+)
 
-	mu      sync.Mutex // guards what follows, and has Trace called once at a time
-	refusal error      // the last one; at the end, what keeps every lane from leaving
-	sent    bool       // the knocks of one round at least
-	unsent  error      // why knocks could not be sent
+// race is one call of Connect: the targets that compete for one connection.
+type race struct {
+	dialer *Dialer
+	began  time.Time
+	stop   context.CancelFunc // ends all targets
+	slots  chan struct{}      // a target holds a slot during a round; the first to wait gets the first free slot
+	won    chan net.Conn      // has room for the winner only
+	tried  chan struct{}      // closed when every target has a slot for round 0, or can have one without waiting
+
+	mu      sync.Mutex // guards the fields below, and calls Trace once at a time
+	refusal error      // the last refusal; at the end, the outage of the first target if every target is in one
+	sent    bool       // the knocks of at least one round have left
+	unsent  error      // why the knocks of a round could not be sent
 }
 
-// run returns when there is a winner, when ctx is done, or when all lanes have
-// failed for good: then with the error of the first. Nothing of it is left.
+// run returns when there is a winner, when ctx is done, or when all targets have
+// failed for good. All targets have ended then. It returns the error of the first.
 func (r *race) run(ctx context.Context, addrs []netip.Addr, port uint16) error {
-	var lanes sync.WaitGroup
+	var targets sync.WaitGroup
 	errs := make([]error, len(addrs))
 	failed := make(chan struct{}, len(addrs))
-	crowded := len(addrs) > lanesAtATime
+	crowded := len(addrs) > targetsInRound
 	if !crowded {
 		close(r.tried)
 	}
 	for i, addr := range addrs {
 		if i > 0 {
 			select {
-			case <-time.After(laneDelay):
+			case <-time.After(targetDelay):
 			case <-failed:
 			case <-ctx.Done():
 			}
@@ -128,20 +133,20 @@ func (r *race) run(ctx context.Context, addrs []netip.Addr, port uint16) error {
 			break
 		}
 		last := crowded && i == len(addrs)-1
-		lanes.Go(func() {
-			l := lane{race: r, to: netip.AddrPortFrom(addr, port), last: last}
-			errs[i] = l.run(ctx)
+		targets.Go(func() {
+			t := target{race: r, addr: netip.AddrPortFrom(addr, port), last: last}
+			errs[i] = t.run(ctx)
 			failed <- struct{}{}
 		})
 	}
-	lanes.Wait()
-	if !slices.Contains(errs, nil) { // no address can be reached at the end
+	targets.Wait()
+	if !slices.Contains(errs, nil) { // each target has failed, or its last round met an outage
 		r.refusal = errs[0]
 	}
 	return errs[0]
 }
 
-// offer makes conn the winner, or closes it if there is one already.
+// offer makes conn the winner, or closes it if there is a winner already.
 func (r *race) offer(conn net.Conn, e Event) {
 	select {
 	case r.won <- conn:
@@ -155,22 +160,20 @@ func (r *race) offer(conn net.Conn, e Event) {
 	}
 }
 
-// trace passes on what happened and keeps what Connect's error will be made of.
+// trace passes an event on, and keeps what the error of Connect needs.
 func (r *race) trace(e Event) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	switch e.Kind {
-	case Refused:
+	switch {
+	case e.Kind == Refused:
 		r.refusal = e.Err
-	case Knocked:
-		if e.Err != nil {
-			r.unsent = e.Err
-		} else {
-			r.sent = true
-		}
+	case e.Kind == Knocked && e.Err != nil:
+		r.unsent = e.Err
+	case e.Kind == Knocked:
+		r.sent = true
 	}
-	if r.Trace != nil {
+	if r.dialer.Trace != nil {
 		e.At = time.Since(r.began)
-		r.Trace(e)
+		r.dialer.Trace(e)
 	}
 }

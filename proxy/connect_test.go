@@ -155,7 +155,7 @@ func TestConnect(t *testing.T) {
 					t.Errorf("took %v, want %v", took, test.took)
 				}
 				w.idle(conn)
-				if w.most > socketsLive {
+				if w.most > maxLiveDials {
 					t.Errorf("%d sockets were live at once", w.most)
 				}
 				if log := strings.Join(w.log, "\n"); !strings.HasPrefix(log, test.log) {

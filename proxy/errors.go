@@ -100,7 +100,7 @@ func isHopeless(err error) bool {
 }
 
 // isOutage reports whether this machine has no route, or no address to send from.
-// At the start of a lane this is final. Later it passes.
+// At the start of a target this is final. Later it passes.
 func isOutage(err error) bool {
 	_, rejected := errors.AsType[*rejection](err)
 	return !rejected && isOneOf(err, errnosOutage)

@@ -57,8 +57,8 @@ func (o outage) dialer(w *world, addrs ...netip.Addr) *Dialer {
 	return d
 }
 
-// TestOutageMeansNotYet: after the first round has left, an outage ends a round and
-// not the lane.
+// TestOutageMeansNotYet: after round 0 has left, an outage ends a round and not the
+// target.
 func TestOutageMeansNotYet(t *testing.T) {
 	for _, part := range outageParts {
 		for _, errno := range errnosOutage {
@@ -148,7 +148,7 @@ func TestOutageAtTheStartIsFinal(t *testing.T) {
 	})
 }
 
-// TestHopelessIsAlwaysFinal: what time never mends ends a lane in every round.
+// TestHopelessIsAlwaysFinal: an error that time never mends ends a target in every round.
 func TestHopelessIsAlwaysFinal(t *testing.T) {
 	causes := []error{&net.AddrError{Err: "mismatched local address type"}}
 	for _, errno := range errnosHopeless {
