@@ -57,9 +57,9 @@ func (o outage) dialer(w *world, addrs ...netip.Addr) *Dialer {
 	return d
 }
 
-// TestOutageMeansNotYet: after round 0 has left, an outage ends a round and not the
-// target.
-func TestOutageMeansNotYet(t *testing.T) {
+// TestOutageEndsOnlyItsRound: after round 0 has left, an outage ends a round and not
+// the target.
+func TestOutageEndsOnlyItsRound(t *testing.T) {
 	for _, part := range outageParts {
 		for _, errno := range errnosOutage {
 			t.Run(part+"/"+errno.Error(), func(t *testing.T) {
@@ -96,9 +96,9 @@ func TestOutageMeansNotYet(t *testing.T) {
 	}
 }
 
-// TestOutageLeavesSocketsAlone: a SYN that is under way when an outage begins may
+// TestOutageKeepsLiveDials: a SYN that is under way when an outage begins may
 // still be answered.
-func TestOutageLeavesSocketsAlone(t *testing.T) {
+func TestOutageKeepsLiveDials(t *testing.T) {
 	for _, part := range outageParts {
 		t.Run(part, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -116,9 +116,9 @@ func TestOutageLeavesSocketsAlone(t *testing.T) {
 	}
 }
 
-// TestOutageAtTheStartIsFinal: before the first knocks have left, and without
-// knocks in the first round, nobody waits for a route.
-func TestOutageAtTheStartIsFinal(t *testing.T) {
+// TestOutageBeforeFirstKnocksIsFinal: an outage ends the target before the first
+// knocks have left, or in round 0 if there are no knocks.
+func TestOutageBeforeFirstKnocksIsFinal(t *testing.T) {
 	for _, part := range []string{"source", "knock", "dial without knocks"} {
 		t.Run(part, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -148,8 +148,9 @@ func TestOutageAtTheStartIsFinal(t *testing.T) {
 	})
 }
 
-// TestHopelessIsAlwaysFinal: an error that time never mends ends a target in every round.
-func TestHopelessIsAlwaysFinal(t *testing.T) {
+// TestHopelessErrorIsFinalInEveryRound: an error that time never mends ends a target
+// in every round.
+func TestHopelessErrorIsFinalInEveryRound(t *testing.T) {
 	causes := []error{&net.AddrError{Err: "mismatched local address type"}}
 	for _, errno := range errnosHopeless {
 		causes = append(causes, os.NewSyscallError("connect", errno))
@@ -169,9 +170,9 @@ func TestHopelessIsAlwaysFinal(t *testing.T) {
 	}
 }
 
-// TestOutageInTheError: the error names an outage that lasts until the end. It
-// does not name one that is over.
-func TestOutageInTheError(t *testing.T) {
+// TestErrorNamesOutageThatLasts: the error names an outage that lasts until the end,
+// and does not name an outage that is over.
+func TestErrorNamesOutageThatLasts(t *testing.T) {
 	unreachable := plain(errNoRoute).Error()
 	for _, test := range []struct {
 		name    string
@@ -212,8 +213,9 @@ func TestOutageInTheError(t *testing.T) {
 	}
 }
 
-// TestOutageOfOneFamily: a silence of the other family is what the error names.
-func TestOutageOfOneFamily(t *testing.T) {
+// TestErrorIgnoresOutageOfOneFamily: one family has an outage, the other no answer.
+// The error says that no answer came.
+func TestErrorIgnoresOutageOfOneFamily(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, func(netip.Addr, int) (time.Duration, error) { return never, nil })
 		d := w.dialer(v6, v4)
@@ -230,9 +232,9 @@ func TestOutageOfOneFamily(t *testing.T) {
 	})
 }
 
-// TestOutageDoesNotSetThePace: a refusal that takes 380 ms would make the rounds
+// TestOutageDoesNotStretchRounds: a refusal that takes 380 ms would make the rounds
 // longer. An outage that shows as late does not.
-func TestOutageDoesNotSetThePace(t *testing.T) {
+func TestOutageDoesNotStretchRounds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, func(netip.Addr, int) (time.Duration, error) { return 380 * ms, errNoRoute })
 		var rounds []time.Duration

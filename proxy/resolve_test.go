@@ -40,9 +40,9 @@ func TestResolve(t *testing.T) {
 	}
 }
 
-// A name that changes while the port is still closed: knocks and connection
-// belong together, so the first answer holds for all rounds.
-func TestNameThatChanges(t *testing.T) {
+// TestNameIsResolvedOnce: the first answer holds for all rounds, also if the name
+// changes while the port is closed. Knocks and connection go to the same address.
+func TestNameIsResolvedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, func(netip.Addr, int) (time.Duration, error) { return 30 * ms, errRefused })
 		d := w.dialer()
@@ -60,8 +60,7 @@ func TestNameThatChanges(t *testing.T) {
 	})
 }
 
-// TestAddresses: an address is its own, with its zone.
-func TestAddresses(t *testing.T) {
+func TestLiteralAddressKeepsZone(t *testing.T) {
 	for _, host := range []string{"fe80::1%eth0", "2001:db8::1", "192.0.2.1"} {
 		addrs, err := new(Dialer).Addresses(t.Context(), host)
 		if err != nil || len(addrs) != 1 || addrs[0].String() != host {
@@ -101,9 +100,9 @@ func TestResolveErrors(t *testing.T) {
 	})
 }
 
-// TestEachFamilyAlone: a family that gets no answer does not keep the other's from
-// being used, if both answers are about the name as it was given.
-func TestEachFamilyAlone(t *testing.T) {
+// TestFamilyWithoutAnswerIsNotAwaited: if one family gets no answer, the answer for the
+// other family is used. This holds for names that search domains do not complete.
+func TestFamilyWithoutAnswerIsNotAwaited(t *testing.T) {
 	type reply struct {
 		after time.Duration
 		addrs []netip.Addr

@@ -81,8 +81,9 @@ func TestDialTCPErrors(t *testing.T) {
 	}
 }
 
-// A port that opens after the first knocks: the second SYN finds it.
-func TestConnectForReal(t *testing.T) {
+// TestConnectOverLoopback: the port opens after the first knocks, and a later SYN
+// finds it open.
+func TestConnectOverLoopback(t *testing.T) {
 	l, addr := listen(t)
 	l.Close()
 	var open sync.Once
@@ -109,7 +110,7 @@ func TestConnectForReal(t *testing.T) {
 	l.Close()
 }
 
-func TestWinnerEndsInOrder(t *testing.T) {
+func TestWinnerClosesByFIN(t *testing.T) {
 	client, server := pair(t)
 	if _, err := client.Write([]byte("last words")); err != nil {
 		t.Fatal(err)
@@ -120,7 +121,7 @@ func TestWinnerEndsInOrder(t *testing.T) {
 	}
 }
 
-func TestLoserIsReset(t *testing.T) {
+func TestLoserClosesByRST(t *testing.T) {
 	l, addr := listen(t)
 	conn, err := DialTCP(t.Context(), netip.Addr{}, addr)
 	if err != nil {

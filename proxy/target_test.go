@@ -13,7 +13,52 @@ import (
 	"time"
 )
 
-func TestThreeSocketsLive(t *testing.T) {
+// TestDiagramOfRounds compares a target that never answers with the diagram in the
+// doc comment of Dialer. Its knocks take 1 ms, so that no two SYNs leave at once.
+func TestDiagramOfRounds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(netip.Addr, int) (time.Duration, error) { return never, nil })
+		d := w.dialer(v4)
+		d.Timeout = time.Second // before round 4
+		d.Knock = func(context.Context, netip.Addr, netip.Addr, int) error {
+			time.Sleep(ms)
+			return nil
+		}
+		var sent, waited []string
+		d.Trace = func(e Event) {
+			if e.Kind == Knocked || e.Kind == Dialing {
+				sent = append(sent, fmt.Sprintf("%v %v", e.At, e.Kind))
+			}
+		}
+		d.Dial = func(ctx context.Context, from netip.Addr, to netip.AddrPort) (net.Conn, error) {
+			began := time.Since(w.start)
+			conn, err := w.dial(ctx, from, to)
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			waited = append(waited, fmt.Sprintf("%v to %v", began, time.Since(w.start)))
+			return conn, err
+		}
+		_, _ = d.Connect(t.Context(), "vps", 22)
+		wantSent := []string{
+			"1ms knocked", "1ms dialing", // S1
+			"151ms dialing", "152ms knocked", "152ms dialing", // S2 and S3
+			"403ms knocked", "403ms dialing", // S4
+			"903ms dialing", "904ms knocked", "904ms dialing", // S5 and S6
+		}
+		if !slices.Equal(sent, wantSent) {
+			t.Errorf("sent %q, want %q", sent, wantSent)
+		}
+		wantWaited := []string{ // S2, S1, S3, and the others in any order
+			"151ms to 403ms", "1ms to 903ms", "152ms to 904ms", "403ms to 1s", "903ms to 1s", "904ms to 1s",
+		}
+		slices.Sort(waited[3:])
+		if !slices.Equal(waited, wantWaited) {
+			t.Errorf("SYNs waited %q, want %q", waited, wantWaited)
+		}
+	})
+}
+
+func TestAtMostThreeLiveDials(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, func(netip.Addr, int) (time.Duration, error) { return never, nil })
 		if _, err := w.dialer(v4).Connect(t.Context(), "vps", 22); err == nil {
@@ -22,15 +67,15 @@ func TestThreeSocketsLive(t *testing.T) {
 		if w.most != 3 {
 			t.Errorf("%d sockets were live at once, want 3", w.most)
 		}
-		// Rounds at 0, 150, 400, 900 ms and so on, the eighth at 2900 ms, and then
-		// every second: 15 in all, with two dials each but for the first and third.
+		// Rounds 0 to 7 begin at 0, 150, 400, 900, 1400, 1900, 2400 and 2900 ms, and
+		// the others every second: 15 rounds. Rounds 0 and 2 have one dial, the others two.
 		if n := w.syns[v4]; n != 28 {
 			t.Errorf("%d dials, want 28", n)
 		}
 	})
 }
 
-func TestTwoConnectionsAtOnce(t *testing.T) {
+func TestSecondConnectionIsClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, func(_ netip.Addr, n int) (time.Duration, error) {
 			return 300*ms - time.Duration(n)*150*ms, nil // both arrive at 300 ms
@@ -43,9 +88,9 @@ func TestTwoConnectionsAtOnce(t *testing.T) {
 	})
 }
 
-// TestAnswersSetThePace: once a refusal has taken 380 ms, a round lasts half as
-// long again at least, so that its answer can come.
-func TestAnswersSetThePace(t *testing.T) {
+// TestRoundsAwaitSlowRefusals: once a refusal has taken 380 ms, a pause lasts at
+// least 1.5 times as long, so that the answer of its round can come.
+func TestRoundsAwaitSlowRefusals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, func(netip.Addr, int) (time.Duration, error) { return 380 * ms, errRefused })
 		var rounds []time.Duration
@@ -62,7 +107,7 @@ func TestAnswersSetThePace(t *testing.T) {
 	})
 }
 
-func TestSlowKnocksStillGetTheirDials(t *testing.T) {
+func TestPauseBeginsAfterSlowKnocks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, func(_ netip.Addr, n int) (time.Duration, error) {
 			if n < 2 {
@@ -100,7 +145,7 @@ func TestInterrupted(t *testing.T) {
 	})
 }
 
-func TestOneAddressPerRound(t *testing.T) {
+func TestOneSourcePerRound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, func(netip.Addr, int) (time.Duration, error) { return never, nil })
 		type path struct{ from, to netip.Addr }
@@ -131,8 +176,8 @@ func TestOneAddressPerRound(t *testing.T) {
 		if closed, ok := errors.AsType[*ClosedError](err); !ok || closed.After != 3*time.Second {
 			t.Errorf("error %v", err)
 		}
-		// A knock and a dial in the first round and the third, in the six others
-		// a dial, a knock and a dial.
+		// Rounds 0 and 2 are a knock and a dial. The six others are a dial, a knock
+		// and a dial.
 		if len(paths) != 22 {
 			t.Fatalf("%d knocks and dials, want 22", len(paths))
 		}
@@ -184,7 +229,7 @@ func TestKnockErrors(t *testing.T) {
 	})
 }
 
-func TestKnocksOfOneFamilyUnsent(t *testing.T) {
+func TestErrorIgnoresUnsentKnocksOfOneFamily(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, func(netip.Addr, int) (time.Duration, error) { return never, nil })
 		d := w.dialer(v4, v6)
@@ -201,7 +246,7 @@ func TestKnocksOfOneFamilyUnsent(t *testing.T) {
 	})
 }
 
-func TestSourceError(t *testing.T) {
+func TestSourceErrorInRound0IsFinal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, nil)
 		d := w.dialer(v4)
@@ -212,7 +257,7 @@ func TestSourceError(t *testing.T) {
 	})
 }
 
-func TestWithoutKnocksARefusalIsFinal(t *testing.T) {
+func TestRefusalWithoutKnocksIsFinal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, func(netip.Addr, int) (time.Duration, error) { return 30 * ms, errRefused })
 		d := w.dialer(v4)
@@ -224,7 +269,7 @@ func TestWithoutKnocksARefusalIsFinal(t *testing.T) {
 	})
 }
 
-func TestTrace(t *testing.T) {
+func TestTraceOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, func(_ netip.Addr, n int) (time.Duration, error) {
 			switch n {
