@@ -3,7 +3,6 @@ package proxy
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -16,9 +15,12 @@ import (
 //
 // The error is a [*ResolveError] if host has no address; a [*KnockError] if the
 // knocks could not be sent; a [*ClosedError] if the port did not open in time;
-// one that wraps [context.Canceled] if ctx was cancelled; or else what made the
-// first address unreachable, at the start, such as a missing route, without
-// waiting for the time to be up.
+// or else what made the first address unreachable at the start, such as a missing
+// route, without waiting for the time to be up.
+//
+// If ctx is cancelled, Connect returns the error that it would return if its time
+// ended then: a ClosedError holds the time so far and the last refusal. The error
+// wraps [context.Canceled] too.
 func (d *Dialer) Connect(ctx context.Context, host string, port uint16) (net.Conn, error) {
 	conn, err := d.connect(ctx, host, port)
 	if err != nil {
@@ -57,11 +59,8 @@ func (d *Dialer) connect(parent context.Context, host string, port uint16) (net.
 	r.stop = stop
 
 	addrs, err := d.Addresses(ctx, host)
-	switch {
-	case errors.Is(parent.Err(), context.Canceled):
-		return nil, interrupted(parent)
-	case err != nil:
-		return nil, err
+	if err != nil {
+		return nil, orCancelled(parent, err)
 	}
 	r.trace(Event{Kind: Resolved, Addrs: addrs})
 	failure := r.run(ctx, addrs, port)
@@ -75,21 +74,17 @@ func (d *Dialer) connect(parent context.Context, host string, port uint16) (net.
 	default:
 	}
 	switch {
-	case errors.Is(parent.Err(), context.Canceled):
-		return nil, interrupted(parent)
 	case ctx.Err() == nil:
 		return nil, failure
 	case r.unsent != nil && !r.sent:
-		return nil, r.unsent
+		return nil, orCancelled(parent, r.unsent)
 	}
 	after := time.Since(r.began)
 	if parent.Err() == nil {
 		after = d.Timeout // and not what a busy machine adds to it
 	}
-	return nil, &ClosedError{Port: port, After: after, Err: r.refusal}
+	return nil, orCancelled(parent, &ClosedError{Port: port, After: after, Err: r.refusal})
 }
-
-func interrupted(ctx context.Context) error { return fmt.Errorf("interrupted: %w", ctx.Err()) }
 
 const (
 	targetDelay    = 250 * time.Millisecond // RFC 8305, section 5: the connection attempt delay

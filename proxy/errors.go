@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"syscall"
 	"time"
 )
 
@@ -34,7 +35,8 @@ func (e *KnockError) Error() string {
 
 func (e *KnockError) Unwrap() error { return e.Err }
 
-// ClosedError is returned by Connect when the port did not open in time.
+// ClosedError is returned by Connect when the port did not open in time, or
+// before ctx was cancelled.
 type ClosedError struct {
 	Port  uint16
 	After time.Duration // how long it was tried; 0 if a refusal was final
@@ -43,11 +45,10 @@ type ClosedError struct {
 
 func (e *ClosedError) Error() string {
 	why := "no answer"
-	_, rejected := errors.AsType[*rejection](e.Err)
 	switch {
-	case rejected:
+	case e.Rejected():
 		why = fmt.Sprintf("rejected on the way (%v)", plain(e.Err))
-	case isRefusal(e.Err):
+	case e.Refused():
 		why = "connection refused"
 	case e.Err != nil:
 		why = plain(e.Err).Error()
@@ -61,10 +62,40 @@ func (e *ClosedError) Error() string {
 
 func (e *ClosedError) Unwrap() error { return e.Err }
 
+// Refused reports whether the last answer was a RST, or the ICMP message that
+// stands for one. A host sends it if no program listens on the port. A firewall
+// may send it too.
+func (e *ClosedError) Refused() bool { return isRefusal(e.Err) }
+
+// Rejected reports whether the last answer was another ICMP message: a router or
+// a firewall on the way has rejected the connection. It is true as well if no
+// machine in the local network has the address.
+func (e *ClosedError) Rejected() bool { return isRejection(e.Err) }
+
+// cancelled is an error that Connect returns because ctx was cancelled.
+type cancelled struct{ error }
+
+func (c cancelled) Unwrap() error        { return c.error }
+func (c cancelled) Is(target error) bool { return target == context.Canceled }
+
+// orCancelled returns err, as a cancelled error if ctx was cancelled.
+func orCancelled(ctx context.Context, err error) error {
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return cancelled{err}
+	}
+	return err
+}
+
+// IsNoRoute reports whether an error of Connect means that this machine has no
+// route to the address.
+func IsNoRoute(err error) bool {
+	return !isRejection(err) && (isOneOf(err, errnosUnreachable) || errors.Is(err, syscall.ENETDOWN))
+}
+
 // plain returns the part of a network error that does not repeat what the
 // message around it says already.
 func plain(err error) error {
-	if errors.Is(err, context.DeadlineExceeded) {
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
 		return errors.New("no answer in time")
 	}
 	var dns *net.DNSError
@@ -92,7 +123,7 @@ func isSilence(err error) bool {
 // isHopeless reports whether a dial failed for a reason that time never mends,
 // such as a local firewall.
 func isHopeless(err error) bool {
-	if _, rejected := errors.AsType[*rejection](err); rejected {
+	if isRejection(err) {
 		return false
 	}
 	_, mismatch := errors.AsType[*net.AddrError](err) // from and to of two families
@@ -118,3 +149,8 @@ func isPassing(err error) bool {
 type rejection struct{ error }
 
 func (r *rejection) Unwrap() error { return r.error }
+
+func isRejection(err error) bool {
+	_, ok := errors.AsType[*rejection](err)
+	return ok
+}

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -129,20 +130,60 @@ func TestPauseBeginsAfterSlowKnocks(t *testing.T) {
 	})
 }
 
-func TestInterrupted(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, func(netip.Addr, int) (time.Duration, error) { return never, nil })
-		ctx, cancel := context.WithCancel(t.Context())
-		time.AfterFunc(400*ms, cancel)
-		_, err := w.dialer(v6, v4).Connect(ctx, "vps", 22)
-		if !errors.Is(err, context.Canceled) {
-			t.Errorf("error %v", err)
-		}
-		if took := time.Since(w.start); took != 400*ms {
-			t.Errorf("took %v", took)
-		}
-		w.idle(nil)
-	})
+// TestCancelled: the error of a cancelled Connect tells how far it had got.
+func TestCancelled(t *testing.T) {
+	silent := func(netip.Addr, int) (time.Duration, error) { return never, nil }
+	for _, test := range []struct {
+		name   string
+		answer func(netip.Addr, int) (time.Duration, error)
+		change func(*Dialer)
+		want   any // a pointer to the type of the error
+		text   string
+	}{{
+		name: "no answer", answer: silent,
+		want: new(*ClosedError), text: "port 22 did not open within 400ms: no answer",
+	}, {
+		name: "refused", answer: func(netip.Addr, int) (time.Duration, error) { return 30 * ms, errRefused },
+		want: new(*ClosedError), text: "port 22 did not open within 400ms: connection refused",
+	}, {
+		name: "before the first address", answer: silent,
+		change: func(d *Dialer) {
+			d.Resolve = func(ctx context.Context, _ string) ([]netip.Addr, error) {
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}
+		},
+		want: new(*ResolveError), text: `cannot resolve "vps": no answer in time`,
+	}, {
+		name: "before the first knocks", answer: silent,
+		change: func(d *Dialer) {
+			d.Knock = func(context.Context, netip.Addr, netip.Addr, int) error { return errnosPassing[1] }
+		},
+		want: new(*KnockError), text: "cannot knock at ",
+	}} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, test.answer)
+				ctx, cancel := context.WithCancel(t.Context())
+				time.AfterFunc(400*ms, cancel)
+				d := w.dialer(v6, v4)
+				if test.change != nil {
+					test.change(d)
+				}
+				_, err := d.Connect(ctx, "vps", 22)
+				if !errors.Is(err, context.Canceled) || !errors.As(err, test.want) || !strings.HasPrefix(err.Error(), test.text) {
+					t.Errorf("error %v, want a %T: %s", err, test.want, test.text)
+				}
+				if closed, ok := errors.AsType[*ClosedError](err); ok && closed.After != 400*ms {
+					t.Errorf("tried for %v", closed.After)
+				}
+				if took := time.Since(w.start); took != 400*ms {
+					t.Errorf("took %v", took)
+				}
+				w.idle(nil)
+			})
+		})
+	}
 }
 
 func TestOneSourcePerRound(t *testing.T) {

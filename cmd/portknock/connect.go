@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/portknock/portknock/knock/profile"
 	"github.com/portknock/portknock/proxy"
@@ -22,8 +23,50 @@ func connectFlags(a *app, f *pflag.FlagSet) {
 	f.BoolVarP(&a.fdpass, "fdpass", "F", false, "hand ssh the connected socket and leave, for ProxyUseFdpass")
 }
 
-// errReaderGone ends everything without a word: whoever would read it is gone.
-var errReaderGone = errors.New("nobody reads standard output any more")
+// The causes with which watchCaller cancels a context.
+var (
+	errStopped    = errors.New("stopped by the calling program")
+	errReaderGone = errors.New("the calling program no longer reads standard output")
+)
+
+// interruptGrace is how long a ^C may take to reach this program, after ssh has
+// ended by the same ^C.
+const interruptGrace = 200 * time.Millisecond
+
+// watchCaller cancels a context when the calling program gives up: by SIGHUP,
+// which ssh sends when its ConnectTimeout ends, by SIGTERM, or by closing the pipe
+// that is our stdout. After unwatch both signals act as usual again.
+func watchCaller(ctx context.Context, cancel context.CancelCauseFunc, stdout *os.File) (unwatch func()) {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGTERM)
+	if !signal.Ignored(syscall.SIGHUP) { // nohup ignores it
+		signal.Notify(signals, syscall.SIGHUP)
+	}
+	unwatch = func() { signal.Stop(signals) }
+	var gone <-chan struct{}
+	if stdout != nil {
+		gone = proxy.ReaderGone(ctx, stdout)
+	}
+	go func() {
+		select {
+		case <-signals:
+			cancel(errStopped)
+			// A shell that ends repeats SIGHUP at once. A later signal ends
+			// even a call that does not watch ctx.
+			time.Sleep(time.Second)
+			unwatch()
+		case <-gone:
+			// ^C ends ssh too, and the end of ssh may be noticed before the ^C.
+			select {
+			case <-time.After(interruptGrace):
+				cancel(errReaderGone)
+			case <-ctx.Done():
+			}
+		case <-ctx.Done():
+		}
+	}()
+	return unwatch
+}
 
 // runConnect is what ssh runs. Nothing but the stream, or with -F its socket,
 // goes to stdout.
@@ -45,6 +88,9 @@ func runConnect(ctx context.Context, a *app, args []string) error {
 				"-F goes with ProxyUseFdpass yes in ~/.ssh/config; without it, leave out -F"}
 		}
 	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	unwatch := watchCaller(ctx, cancel, stdout)
 	p, err := a.lookupNamed(ctx, args[0])
 	if err != nil && !(a.optional && noProfile(err)) {
 		if f, ok := errors.AsType[*failure](err); ok && errors.Is(err, fs.ErrNotExist) {
@@ -54,32 +100,28 @@ func runConnect(ctx context.Context, a *app, args []string) error {
 	}
 	dialer := a.plainDialer()
 	if p != nil {
+		if text := notInOpenPorts(p, port); text != "" {
+			a.log.say(always, "%s: %s", p.Name, text)
+		}
 		if dialer, err = a.dialer(ctx, p); err != nil {
 			return err
 		}
 	}
-
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	if stdout != nil {
-		gone := proxy.ReaderGone(ctx, stdout)
-		go func() {
-			<-gone
-			cancel(errReaderGone)
-		}()
-	}
 	conn, err := dialer.Connect(ctx, a.target(args[0], p), port)
-	switch {
-	case err != nil:
-	case a.fdpass:
+	if err != nil {
+		return connectFailure(args[0], p, err)
+	}
+	unwatch()
+	if a.fdpass {
 		err = proxy.PassFD(conn, stdout)
-	default:
+	} else {
 		// ssh's master with ControlPersist lives on when ^C ends the command it
 		// was started for. From here on ssh decides when we end.
-		signal.Ignore(os.Interrupt)
+		signal.Ignore(interrupts...)
 		err = proxy.Splice(ctx, conn, a.stdin, a.stdout)
 	}
-	if err == nil || context.Cause(ctx) == errReaderGone || errors.Is(err, syscall.EPIPE) { // of stdout: a peer's is no error
+	// The reader of stdout has gone. Splice does not return a peer's EPIPE.
+	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, syscall.EPIPE) {
 		return nil
 	}
 	return connectFailure(args[0], p, err)

@@ -70,7 +70,7 @@ func (a *app) configPath() (string, error) {
 		return a.shared.config, nil
 	}
 	path, err := profile.Find()
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) && path != "" {
 		err = nil
 	}
 	return path, err

@@ -15,8 +15,15 @@ import (
 	"time"
 )
 
-// TestInterruptedReading: ^C ends what waits for a terminal, a pipe or a command.
+// TestInterruptedReading: ^C and ^\ end what waits for a terminal, a pipe or a
+// command.
 func TestInterruptedReading(t *testing.T) {
+	for _, sig := range []os.Signal{os.Interrupt, syscall.SIGQUIT} {
+		t.Run(sig.String(), func(t *testing.T) { testInterruptedReading(t, sig) })
+	}
+}
+
+func testInterruptedReading(t *testing.T, sig os.Signal) {
 	for _, command := range []string{
 		"sequence -c - vps",
 		"sequence -c FIFO vps",
@@ -26,6 +33,7 @@ func TestInterruptedReading(t *testing.T) {
 		"sequence -c CONFIG vps",
 		"emit-rules -c CONFIG vps",
 		"knock -c CONFIG vps",
+		"connect -c CONFIG vps 22",
 	} {
 		t.Run(command, func(t *testing.T) {
 			t.Parallel()
@@ -50,6 +58,7 @@ func TestInterruptedReading(t *testing.T) {
 			c.Env = append(os.Environ(), "HOME="+t.TempDir())
 			var stderr bytes.Buffer
 			c.Stderr = &stderr
+			c.WaitDelay = 10 * time.Second // a KeyCommand that goes on holds it open
 			var in io.Writer = w
 			if strings.Contains(command, " - ") || strings.HasSuffix(command, " -") {
 				if in, err = c.StdinPipe(); err != nil {
@@ -64,7 +73,7 @@ func TestInterruptedReading(t *testing.T) {
 			if _, err := in.Write(bytes.Repeat([]byte("#\n"), 1<<16)); err != nil {
 				t.Error(err)
 			}
-			if err := c.Process.Signal(os.Interrupt); err != nil {
+			if err := c.Process.Signal(sig); err != nil {
 				t.Error(err)
 			}
 			_ = c.Wait()

@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/portknock/portknock/knock/profile"
 	"github.com/spf13/pflag"
@@ -132,17 +134,26 @@ func find(name string) *command {
 }
 
 func main() {
+	// A write to a pipe without a reader must fail, and not end the process: a
+	// warning that nobody reads does not cost the login. A KeyCommand would
+	// inherit an ignored signal, but it does not inherit a caught one.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+
 	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	interrupt := make(chan os.Signal, 1)
-	signal.Notify(interrupt, os.Interrupt)
+	signal.Notify(interrupt, interrupts...)
 	go func() {
 		<-interrupt
 		cancel(errInterrupted)
-		signal.Reset(os.Interrupt) // a second one ends even what does not listen
+		<-interrupt // a second signal ends even a call that does not watch ctx
+		os.Exit(exitFailed)
 	}()
 	os.Exit(a.report(ctx, a.main(ctx, os.Args[1:])))
 }
+
+// interrupts are the signals of ^C and ^\. Go's own answer to ^\ is a traceback.
+var interrupts = []os.Signal{os.Interrupt, syscall.SIGQUIT}
 
 var errInterrupted = errors.New("interrupted")
 
@@ -279,6 +290,9 @@ func (a *app) report(ctx context.Context, err error) int {
 	}
 	if ctx.Err() != nil {
 		err = context.Cause(ctx) // whatever has come of it
+	}
+	if e, ok := errors.AsType[*fs.PathError](err); ok && e.Path == os.Stdout.Name() && errors.Is(e, syscall.EPIPE) {
+		return exitFailed // the reader, such as head(1), has all that it wants
 	}
 	f := &failure{code: exitFailed, err: err}
 	errors.As(err, &f)

@@ -115,6 +115,9 @@ func (a *app) loadFile(ctx context.Context) (file *profile.File, err error) {
 		f := &failure{code: exitProfile, err: err}
 		if errors.Is(err, fs.ErrNotExist) {
 			f.hint = "portknock help shows how to write one"
+			if path == "" {
+				f.hint = "set HOME, or name the profile file with -c"
+			}
 		}
 		return nil, f
 	}
@@ -215,15 +218,15 @@ func (a *app) openLog(ctx context.Context) error {
 	return nil
 }
 
-// say writes a line if its level is asked for. The file gets what -v says even
-// without -v, and a time.
+// say writes a line if its level is asked for, to the file first. The file gets
+// what -v says even without -v, and a time.
 func (l *logger) say(level int, format string, args ...any) {
 	line := fmt.Sprintf(format, args...)
-	if level <= l.level {
-		fmt.Fprintf(l.stderr, "portknock: %s\n", line)
-	}
 	if l.file != nil && level <= max(l.level, verbose) {
 		now := time.Now().UTC().Format("2006-01-02T15:04:05.000Z")
 		fmt.Fprintf(l.file, "%s [%d] %s\n", now, os.Getpid(), strings.TrimSpace(line))
+	}
+	if level <= l.level {
+		fmt.Fprintf(l.stderr, "portknock: %s\n", line)
 	}
 }

@@ -76,7 +76,7 @@ func (a *app) guards(ctx context.Context, hosts []string) (guards []rules.Guard,
 
 // plainDialer connects without knocking, for a host that has no profile.
 func (a *app) plainDialer() *proxy.Dialer {
-	d := &proxy.Dialer{Timeout: 10 * time.Second, Trace: a.trace}
+	d := &proxy.Dialer{Timeout: profile.DefaultConnectTimeout, Trace: a.trace}
 	switch {
 	case a.shared.v4:
 		d.Family = "ip4"
@@ -207,20 +207,49 @@ func connectFailure(host string, p *profile.Profile, err error) error {
 		f.hint = "a firewall, a route or a BindAddress of this machine is in the way"
 	case notOpened:
 		f.code = exitClosed
-		if p != nil {
-			f.hint = closedHint(p, closed.Port, now())
-		}
+		f.hint = closedHint(p, closed, now())
+	case proxy.IsNoRoute(err):
+		f.hint = noRouteHint
 	}
 	return f
 }
 
-// closedHint says where to look when a port stays closed. Where the sequence
-// follows the clock, that is the first suspect.
-func closedHint(p *profile.Profile, port uint16, now time.Time) string {
-	isPort := func(r knock.PortRange) bool { return r.Contains(knock.Step{Transport: knock.TCP, Port: port}) }
+const noRouteHint = "this machine has no route to the server: check the network or the VPN"
+
+// notInOpenPorts returns the warning for a port that ssh asks for and the profile
+// does not open; "" for any other port.
+func notInOpenPorts(p *profile.Profile, port uint16) string {
+	step := knock.Step{Transport: knock.TCP, Port: port}
+	var open []string
+	for _, r := range p.OpenPorts {
+		if r.Contains(step) {
+			return ""
+		}
+		open = append(open, r.String())
+	}
+	return fmt.Sprintf("%v is not among OpenPorts (%s), so the server neither guards nor opens it: set Port or OpenPorts and load new rules",
+		step, strings.Join(open, " "))
+}
+
+// closedHint says where to look when a port stays closed. The last answer decides.
+// If no answer came and the sequence follows the clock, the clock is the first
+// suspect. p is nil if the host has no profile.
+func closedHint(p *profile.Profile, closed *proxy.ClosedError, now time.Time) string {
+	until, elsewhere := "", ""
+	if p != nil {
+		until, elsewhere = " until the knocks are right", notInOpenPorts(p, closed.Port)
+	}
 	switch {
-	case p.Scheme == "fwknop" && !slices.ContainsFunc(p.OpenPorts, isPort):
-		return fmt.Sprintf("%s asks fwknopd for its OpenPorts, and %d/tcp is none of them: set OpenPorts, or choose another profile by --profile", p.Name, port)
+	case proxy.IsNoRoute(closed):
+		return noRouteHint
+	case closed.Rejected():
+		return "the host may be off or in another network, or a firewall rejects connections" + until
+	case elsewhere != "":
+		return elsewhere
+	case closed.Refused():
+		return fmt.Sprintf("check that sshd listens on port %d; if so, a firewall rejects connections%s", closed.Port, until)
+	case p == nil:
+		return "portknock has no profile for this host, so it did not knock"
 	case p.Scheme == "fwknop":
 		forward := ""
 		if to := p.SPA.NATAccess; to.IsValid() {

@@ -3,6 +3,8 @@ package main
 import (
 	"testing"
 	"time"
+
+	"github.com/portknock/portknock/knock/profile"
 )
 
 func TestEndOfRules(t *testing.T) {
@@ -22,5 +24,26 @@ func TestEndOfRules(t *testing.T) {
 		if got := endOfRules(tt.end, now); got != tt.want {
 			t.Errorf("%v:\ngot  %s\nwant %s", tt.end, got, tt.want)
 		}
+	}
+}
+
+// TestConnectTimeout: with a profile and without, portknock gives up before an ssh
+// whose ConnectTimeout is 10 s.
+func TestConnectTimeout(t *testing.T) {
+	f, err := profile.Parse("file", []byte("Host vps\n    Sequence 7001/udp 8003\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := f.Lookup("vps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &app{}
+	d, err := a.dialer(t.Context(), p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if plain := a.plainDialer(); d.Timeout != 9*time.Second || plain.Timeout != d.Timeout {
+		t.Errorf("%v with a profile, %v without", d.Timeout, plain.Timeout)
 	}
 }

@@ -1,12 +1,12 @@
 package profile
 
 import (
-	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 
 	"github.com/adrg/xdg"
 )
@@ -14,15 +14,23 @@ import (
 // Find returns the path of the profile file, portknock/config in the first of
 // the XDG config folders that has it: on Linux ~/.config, then /etc/xdg. If
 // none has, the error is [fs.ErrNotExist] and the path is where the user's own
-// would be. It reads the environment each time.
+// would be; "" if the environment names no home. Find reads the environment each
+// time.
 func Find() (string, error) {
-	// Without a home the library would look in the root, and relative to where
-	// the program happens to run.
-	if runtime.GOOS != "windows" && !filepath.IsAbs(os.Getenv("HOME")) && !filepath.IsAbs(os.Getenv("XDG_CONFIG_HOME")) {
-		return "", errors.New("no profile file: neither HOME nor XDG_CONFIG_HOME is set to an absolute path")
-	}
 	xdg.Reload()
 	const name = "portknock/config"
+	if runtime.GOOS != "windows" && !filepath.IsAbs(os.Getenv("HOME")) && !filepath.IsAbs(os.Getenv("XDG_CONFIG_HOME")) {
+		// The library would look in the root folder or in the working folder.
+		// Only the folders of the system remain.
+		for _, dir := range xdg.ConfigDirs {
+			path := filepath.Join(dir, name)
+			if _, err := os.Stat(path); err == nil {
+				return path, nil
+			}
+		}
+		return "", fmt.Errorf("no profile file in %s, and HOME is not an absolute path: %w",
+			strings.Join(xdg.ConfigDirs, " or "), fs.ErrNotExist)
+	}
 	// Not xdg.ConfigFile, which creates folders.
 	path, err := xdg.SearchConfigFile(name)
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -50,7 +51,8 @@ func TestFind(t *testing.T) {
 		t.Errorf("Find has created %v", entries)
 	}
 
-	// A file that would be found in the root, or beside the program.
+	// Without a home only the folders of the system are searched, and never the
+	// root folder or the working folder.
 	t.Chdir(home)
 	for _, tt := range []struct{ name, home, config string }{
 		{"nothing", "", ""},
@@ -60,15 +62,20 @@ func TestFind(t *testing.T) {
 	} {
 		t.Setenv("HOME", tt.home)
 		t.Setenv("XDG_CONFIG_HOME", tt.config)
-		t.Setenv("XDG_CONFIG_DIRS", system)
+		t.Setenv("XDG_CONFIG_DIRS", empty+":some/where:"+system)
+		if got, err := Find(); got != inSystem || err != nil {
+			t.Errorf("%s: got %q, %v; want %q", tt.name, got, err, inSystem)
+		}
+		t.Setenv("XDG_CONFIG_DIRS", empty)
 		got, err := Find()
-		if want := "no profile file: neither HOME nor XDG_CONFIG_HOME is set to an absolute path"; err == nil || err.Error() != want {
-			t.Errorf("%s: got %q, %v", tt.name, got, err)
+		if want := "no profile file in " + empty + ", and HOME is not an absolute path: file does not exist"; got != "" || !errors.Is(err, fs.ErrNotExist) || err.Error() != want {
+			t.Errorf("%s: got %q, %v; want %s", tt.name, got, err, want)
 		}
 	}
 	os.Unsetenv("HOME") // t.Setenv puts it back
 	os.Unsetenv("XDG_CONFIG_HOME")
-	if got, err := Find(); err == nil {
-		t.Errorf("unset: got %q", got)
+	os.Unsetenv("XDG_CONFIG_DIRS")
+	if got, err := Find(); got != "" || !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "/etc/xdg") {
+		t.Errorf("unset: got %q, %v", got, err)
 	}
 }

@@ -181,6 +181,9 @@ var commonKeywords = []keyword{
 	value("ValidUntil", parseTime, func(p *Profile) *time.Time { return &p.ValidUntil }, timeWord),
 }
 
+// keyKeywords are the settings that say where a profile's key is.
+var keyKeywords = []string{"KeyFile", "KeyCommand"}
+
 // parseTime reads a moment, as 2027-11-21T07:00:00Z, or a day, of which it
 // returns the beginning in UTC. It is one that the same format can write.
 func parseTime(s string) (time.Time, error) {

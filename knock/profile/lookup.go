@@ -18,6 +18,9 @@ import (
 // an earlier block overrules does not count. If that gives neither a Sequence
 // nor a Scheme, the error is [ErrNoProfile]. What -o sets does not choose.
 //
+// The error is another one if a Host line names the host and the settings hold a
+// KeyFile or a KeyCommand: then the Scheme has been forgotten.
+//
 // The profile's Name is the host in lower case, except that one server has one
 // name, whichever it is asked for by: an address goes by the first name of its
 // Host line, as "vps" for both of "Host vps 203.0.113.7", and so does any name if
@@ -34,16 +37,37 @@ func (f *File) Lookup(host string, override ...Setting) (*Profile, error) {
 		}
 		given = given.add(settings{s})
 	}
-	name := host
-	blocks := f.matching(host, nil)
-	if !gather(blocks).knocks() {
+	own := f.matching(host, nil)
+	name, blocks := host, own
+	if !gather(own).knocks() {
 		name, blocks = f.byHostName(host)
 	}
-	ss := gather(blocks)
-	if !ss.knocks() {
-		return nil, fmt.Errorf("%w for %q in %s", ErrNoProfile, host, f.name)
+	if ss := gather(blocks); ss.knocks() {
+		return f.profile(name, blocks, given.add(ss))
 	}
-	return f.profile(name, blocks, given.add(ss))
+	if err := f.forgottenScheme(host, own); err != nil {
+		return nil, err
+	}
+	if err := f.forgottenScheme(name, blocks); err != nil {
+		return nil, err
+	}
+	return nil, fmt.Errorf("%w for %q in %s", ErrNoProfile, host, f.name)
+}
+
+// forgottenScheme returns an error if a Host line has this name, and the blocks
+// that match it hold a key but neither a Sequence nor a Scheme.
+func (f *File) forgottenScheme(name string, blocks []*block) error {
+	name = strings.ToLower(name)
+	ss := gather(blocks)
+	if ss.knocks() || !slices.ContainsFunc(blocks, func(b *block) bool { return slices.Contains(b.literals(), name) }) {
+		return nil
+	}
+	for _, keyword := range keyKeywords {
+		if ss.have(keyword) {
+			return f.fault(ss, keyword, fmt.Errorf(`profile %s has a key but no Scheme; add "Scheme rotating" or "Scheme token"`, name))
+		}
+	}
+	return nil
 }
 
 // profile makes and checks the profile of a host that the blocks match.
@@ -208,7 +232,7 @@ func (f *File) index() {
 const checkBudget = 1 << 22
 
 // check finds the contradictions within each block, and those that come out
-// when the names of a block that says how to knock are looked up.
+// when the names of a block that says how to knock, or has a key, are looked up.
 func (f *File) check() error {
 	for _, b := range f.blocks {
 		if keyword, err := b.settings.fill().conflict(); err != nil {
@@ -218,7 +242,7 @@ func (f *File) check() error {
 	budget := checkBudget
 	checked := make(map[string]bool)
 	for _, b := range f.blocks {
-		if !b.settings.knocks() {
+		if !b.settings.knocks() && !slices.ContainsFunc(keyKeywords, b.settings.have) {
 			continue
 		}
 		for _, name := range b.literals() {
@@ -230,10 +254,12 @@ func (f *File) check() error {
 				return nil
 			}
 			blocks := f.matching(name, nil)
+			err := f.forgottenScheme(name, blocks)
 			if ss := gather(blocks); ss.knocks() {
-				if _, err := f.profile(name, blocks, ss); err != nil {
-					return err
-				}
+				_, err = f.profile(name, blocks, ss)
+			}
+			if err != nil {
+				return err
 			}
 		}
 	}

@@ -3,6 +3,7 @@ package profile
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 	"testing"
 	"time"
@@ -107,6 +108,61 @@ func TestLookup(t *testing.T) {
 			}
 			if got != tt.want {
 				t.Errorf("got  %s\nwant %s", got, tt.want)
+			}
+		})
+	}
+}
+
+// TestForgottenScheme: if a Host line names a host, a key without a Scheme is an
+// error with its line.
+func TestForgottenScheme(t *testing.T) {
+	const (
+		key   = "    KeyCommand pass\n"
+		cure  = ` has a key but no Scheme; add "Scheme rotating" or "Scheme token"`
+		fleet = "Host vps\n    Scheme token\nHost lost\n    HostName %h.example\nHost *\n" + key
+	)
+	for _, tt := range []struct {
+		name, file, host string
+		want             string // the profile's name and scheme, or "error: …"
+	}{
+		{"KeyFile", "Host vps\n    Port 1\n    KeyFile /k\n", "vps", "error: file:3: KeyFile: profile vps" + cure},
+		{"KeyCommand", "Host vps\n" + key, "vps", "error: file:2: KeyCommand: profile vps" + cure},
+		{"any case", "Host VPS\n" + key, "Vps", "error: file:2: KeyCommand: profile vps" + cure},
+		{"whichever host is asked for", "Host vps\n" + key + "Host web\n    Scheme token\n" + key, "web", "error: file:2: KeyCommand: profile vps" + cure},
+		{"the name beside a pattern", "Host *.x vps\n" + key, "a.x", "error: file:2: KeyCommand: profile vps" + cure},
+		{"the second name", "Host vps web\n" + key + "Host vps\n    Scheme token\n", "vps", "error: file:2: KeyCommand: profile web" + cure},
+
+		{"a key for all, a name without a scheme", fleet, "lost", "error: file:6: KeyCommand: profile lost" + cure},
+		{"a key for all, by HostName", fleet, "lost.example", "error: file:6: KeyCommand: profile lost" + cure},
+		{"a key for all, a name with a scheme", fleet, "vps", "vps token"},
+		{"a key for all, no name", fleet, "other", `error: no profile for "other" in file`},
+		{"a key above the first Host", "KeyCommand pass\nHost vps\n    Port 1\n", "vps", "error: file:1: KeyCommand: profile vps" + cure},
+		{"a key for a pattern", "Host *.x\n" + key, "a.x", `error: no profile for "a.x" in file`},
+		{"by the HostName of a pattern", "Host *.x\n    HostName h\n" + key, "h", `error: no profile for "h" in file`},
+		{"a name that is excluded", "Host vps !vps\n" + key, "vps", `error: no profile for "vps" in file`},
+
+		{"the scheme is for all", "Host vps\n" + key + "Host *\n    Scheme rotating\n", "vps", "vps rotating"},
+		{"the scheme is in another block", "Host vps\n" + key + "Host web\n    Port 1\nHost vps\n    Scheme token\n", "vps", "vps token"},
+		{"the Sequence is for all", "Host vps\n" + key + "Host *\n    Sequence 7000 8000\n", "vps", "vps static"},
+		{"the HostName of another profile", "Host a\n    HostName h\n    Scheme token\nHost h\n    Port 1\nHost *\n" + key, "h", "a token"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f, err := Parse("file", []byte(tt.file))
+			var p *Profile
+			if err == nil {
+				p, err = f.Lookup(tt.host)
+			}
+			var got string
+			if err != nil {
+				got = "error: " + err.Error()
+			} else {
+				got = p.Name + " " + p.Scheme
+			}
+			if got != tt.want {
+				t.Errorf("got  %s\nwant %s", got, tt.want)
+			}
+			if missing := strings.Contains(tt.want, "no profile"); errors.Is(err, ErrNoProfile) != missing || errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("%v: ErrNoProfile is not %v, or it is ErrNotExist", err, missing)
 			}
 		})
 	}

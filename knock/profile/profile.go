@@ -55,7 +55,7 @@ type Profile struct {
 	IgnorePorts   []knock.PortRange // ports that do not reset a sequence; may be empty
 
 	// ConnectTimeout is the time from the start to the connection, all rounds
-	// of knocks together.
+	// of knocks together; [DefaultConnectTimeout] if the file gives none.
 	ConnectTimeout time.Duration
 
 	// What a scheme with a key needs; zero for static.
@@ -78,6 +78,11 @@ type Profile struct {
 
 	SPA SPA // of the scheme fwknop; zero for others
 }
+
+// DefaultConnectTimeout is the ConnectTimeout of a profile that sets none. It is
+// below 10 s, a common ConnectTimeout of ssh: portknock then ends the search first,
+// and says why the port is closed.
+const DefaultConnectTimeout = 9 * time.Second
 
 // Schemes names the schemes there are: the cases of [Profile.Server].
 var Schemes = []string{"static", "rotating", "token", "md5-hourly", "fwknop"}
@@ -187,7 +192,7 @@ func (p *Profile) setDefaults(given settings) {
 	if !given.have("KnockDelay") { // 0 is a value
 		p.KnockDelay = 200 * time.Microsecond
 	}
-	setDefault(&p.ConnectTimeout, 10*time.Second)
+	setDefault(&p.ConnectTimeout, DefaultConnectTimeout)
 	setDefault(&p.OpenFor, 30*time.Second)
 	setDefault(&p.KnockTimeout, 5*time.Second)
 	if p.draws() {

@@ -33,7 +33,7 @@ func TestDefaults(t *testing.T) {
 		Scheme:         "static",
 		Sequence:       knock.Sequence{{Transport: knock.UDP, Port: 7000}, {Port: 8000}, {Port: 9000}},
 		KnockDelay:     200 * time.Microsecond,
-		ConnectTimeout: 10 * time.Second,
+		ConnectTimeout: 9 * time.Second,
 		OpenPorts:      []knock.PortRange{{First: 22, Last: 22}},
 		OpenFor:        30 * time.Second,
 		KnockTimeout:   5 * time.Second,

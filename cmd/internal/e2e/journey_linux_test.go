@@ -1,12 +1,15 @@
 package e2e
 
 import (
+	"bytes"
 	"crypto/rand"
 	"crypto/sha256"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -154,23 +157,61 @@ func (r *rig) noneLeft(t testing.TB) {
 	}
 }
 
-// TestSSHTimeout: ssh gives up before portknock does, says so in its own words,
-// and leaves nothing behind.
+// TestSSHTimeout: ssh gives up before portknock does, and portknock says why all
+// the same, on stderr and in the log. It leaves nothing behind.
 func TestSSHTimeout(t *testing.T) {
 	t.Parallel()
 	r := newJourney(t)
 	wrong := secret(t, "config", "Host *", "Sequence 1111/udp 2222/udp", "ConnectTimeout 60")
-	config := r.sshd.ClientConfig(t, "ConnectTimeout 2", "Host vps",
-		"HostName "+r.Server.Addr(r.family).String(), "ProxyCommand portknock -c "+wrong+" %h %p")
+	log := filepath.Join(t.TempDir(), "log")
+	config := r.sshd.ClientConfig(t, "Host vps", "HostName "+r.Server.Addr(r.family).String(),
+		"ProxyCommand portknock -c "+wrong+" --log-file "+log+" %h %p")
 	began := time.Now()
-	out, err := r.Client.Try("ssh", "-F", config, "vps", "true")
-	if err == nil || !strings.Contains(out, "timed out") || strings.Contains(out, "portknock") {
+	out, err := r.Client.Try("ssh", "-o", "ConnectTimeout=2", "-F", config, "vps", "true")
+	if err == nil || !strings.Contains(out, "timed out") {
 		t.Errorf("ssh says %q, %v", out, err)
+	}
+	text, _ := os.ReadFile(log)
+	for _, line := range []string{
+		r.Server.Addr(r.family).String() + `: port 22 did not open within [0-9.]+m?s: no answer`,
+		`hint: is the profile the server's\? .*`,
+	} {
+		if !regexp.MustCompile(`(?m)^portknock: ` + line + `\r?$`).MatchString(out) {
+			t.Errorf("%s is not in what ssh shows: %q", line, out)
+		}
+		if !regexp.MustCompile(`(?m)^.*\] ` + line + `$`).Match(text) {
+			t.Errorf("%s is not in the log: %q", line, text)
+		}
 	}
 	if took := time.Since(began); took > 30*time.Second {
 		t.Errorf("after %v", took)
 	}
 	r.noneLeft(t)
+}
+
+// TestSSHInterrupted: after ^C while portknock knocks, one line is enough, although
+// ssh ends too.
+func TestSSHInterrupted(t *testing.T) {
+	t.Parallel()
+	r := newJourney(t)
+	wrong := secret(t, "config", "Host *", "Sequence 1111/udp 2222/udp", "ConnectTimeout 60")
+	var said lab.Log
+	config := r.sshd.ClientConfig(t, "Host vps", "HostName "+r.Server.Addr(r.family).String(), "ProxyCommand portknock -v -c "+wrong+" %h %p")
+	c := r.Client.Command("ssh", "-F", config, "vps", "true")
+	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // as a shell does
+	c.Stderr = &said
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	said.Await(t, "round 0: dialing", 1)
+	if err := syscall.Kill(-c.Process.Pid, syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Wait()
+	r.noneLeft(t)
+	if !strings.HasSuffix(said.String(), "portknock: interrupted\n") || strings.Contains(said.String(), "did not open") {
+		t.Errorf("it says %q", said.String())
+	}
 }
 
 // TestSSHKilled: when ssh is gone without a word, portknock goes too.
@@ -254,4 +295,96 @@ func TestUnreachable(t *testing.T) {
 	r.Client.Run(t, "nft", "add table inet out; add chain inet out output { type filter hook output priority 0; }; add rule inet out output udp dport 7001 drop")
 	check(4, "vps: cannot knock at 192.0.2.1: ", "-c", r.profile, "vps", "22")
 	check(4, "vps: ", "knock", "-c", r.profile, "vps")
+}
+
+// TestHints: the last answer decides which hint is shown, with a profile and
+// without.
+func TestHints(t *testing.T) {
+	t.Parallel()
+	lab.Require(t, "nft")
+	client, server := lab.NewHost(t, "client"), lab.NewHost(t, "server")
+	lab.Link(t, client, server)
+	server.Shell(t, `nft -f - <<'END'
+table inet filter {
+	chain input {
+		type filter hook input priority 0
+		tcp dport 1 drop
+		tcp dport 2 reject with tcp reset
+		tcp dport 3 reject with icmpx admin-prohibited
+	}
+}
+END`)
+	here, nowhere := server.Addr(lab.IPv4).String(), "198.51.100.1"
+	const (
+		rejected = "the host may be off or in another network, or a firewall rejects connections"
+		knocking = " until the knocks are right"
+		noRoute  = "this machine has no route to the server: check the network or the VPN"
+	)
+	for _, tt := range []struct {
+		name, addr, port string
+		code             int
+		hint, plain      string // with a profile and without
+	}{
+		{"refused", here, "2", exitClosed, "check that sshd listens on port 2; if so, a firewall rejects connections" + knocking,
+			"check that sshd listens on port 2; if so, a firewall rejects connections"},
+		{"prohibited", here, "3", exitClosed, rejected + knocking, rejected},
+		{"no route", nowhere, "22", exitFailed, noRoute, noRoute},
+		{"no answer", here, "1", exitClosed, "is the profile the server's? Compare with portknock sequence vps and the server's rules; -v tells more",
+			"portknock has no profile for this host, so it did not knock"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			profile := secret(t, "config", "Host vps", "HostName "+tt.addr, "Port "+tt.port, "ConnectTimeout 2", "Sequence 7001/udp 8003")
+			for _, c := range []struct {
+				args []string
+				hint string
+			}{
+				{[]string{"-c", profile, "vps", tt.port}, tt.hint},
+				{[]string{"--optional", "-c", "/dev/null", tt.addr, tt.port}, tt.plain},
+			} {
+				var said lab.Log
+				cmd := client.Command("portknock", c.args...)
+				cmd.Stderr = &said
+				_ = cmd.Run()
+				if code := cmd.ProcessState.ExitCode(); code != tt.code {
+					t.Errorf("%q: exit code %d, want %d", c.args, code, tt.code)
+				}
+				if !strings.HasSuffix(said.String(), "\nportknock: hint: "+c.hint+"\n") {
+					t.Errorf("%q says %q, want the hint %q", c.args, said.String(), c.hint)
+				}
+			}
+		})
+	}
+}
+
+// TestLoginOnAnotherPort: portknock warns once if the profile does not open ssh's
+// port. The login goes on.
+func TestLoginOnAnotherPort(t *testing.T) {
+	t.Parallel()
+	client := lab.NewHost(t, "client")
+	var l net.Listener
+	var err error
+	client.Do(func() { l, err = net.Listen("tcp4", "127.0.0.1:2222") })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		conn, err := l.Accept()
+		if err == nil {
+			io.WriteString(conn, "hello")
+			conn.Close()
+		}
+	}()
+	var said lab.Log
+	c := client.Command("portknock", "-c", secret(t, "config", "Host *", "Sequence 7001/udp 8003"), "127.0.0.1", "2222")
+	c.Stdin, c.Stderr = new(bytes.Reader), &said
+	out, err := c.Output()
+	if string(out) != "hello" || err != nil {
+		t.Errorf("%q, %v", out, err)
+	}
+	const want = "portknock: 127.0.0.1: 2222/tcp is not among OpenPorts (22/tcp), so the server neither guards nor opens it: set Port or OpenPorts and load new rules\n"
+	if said.String() != want {
+		t.Errorf("it says %q, want %q", said.String(), want)
+	}
 }

@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"github.com/portknock/portknock/cmd/internal/lab"
@@ -29,6 +31,9 @@ func run(m *testing.M) int {
 	}
 	// Otherwise every process of a binary built with -race ends a second late.
 	_ = os.Setenv("GORACE", "atexit_sleep_ms=0")
+	if signal.Ignored(syscall.SIGHUP) { // as under nohup; a child would inherit it
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
+	}
 	dir, err := os.MkdirTemp("", "portknock-e2e-*")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -17,6 +17,13 @@ import (
 	"github.com/portknock/portknock/cmd/internal/lab"
 )
 
+// These are exit codes of the command.
+const (
+	exitFailed  = 1
+	exitProfile = 3
+	exitClosed  = 5
+)
+
 // format is the argument of --format for a firewall of the lab.
 func format(f lab.Firewall) string {
 	name, _, _ := strings.Cut(f.Name, "-")

@@ -18,6 +18,7 @@ type stream struct {
 	*lab.Cmd
 	in   *os.File // its standard input's other end
 	out  *os.File // its standard output's
+	said *lab.Log // its standard error
 	peer *net.TCPConn
 }
 
@@ -42,8 +43,8 @@ func newStream(t *testing.T) *stream {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.in, s.out = in, out
-	s.Stdin, s.Stdout, s.Stderr = childIn, childOut, os.Stderr
+	s.in, s.out, s.said = in, out, &lab.Log{}
+	s.Stdin, s.Stdout, s.Stderr = childIn, childOut, s.said
 	if err := s.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -73,7 +74,7 @@ func (s *stream) ends(t *testing.T) {
 	select {
 	case err := <-ended:
 		if err != nil {
-			t.Error(err)
+			t.Errorf("%v: %s", err, s.said)
 		}
 	case <-time.After(10 * time.Second):
 		t.Error("portknock goes on")

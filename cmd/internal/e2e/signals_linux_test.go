@@ -1,0 +1,343 @@
+package e2e
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/portknock/portknock/cmd/internal/lab"
+)
+
+// TestCallerGivesUp: if the calling program gives up before the connection, the
+// usual lines appear on stderr and in the log. After ^C or ^\ one line is enough.
+func TestCallerGivesUp(t *testing.T) {
+	t.Parallel()
+	lab.Require(t, "nft", "mount")
+	client, server := lab.NewHost(t, "client"), lab.NewHost(t, "server")
+	lab.Link(t, client, server)
+	server.Shell(t, "nft add table inet silent; nft add chain inet silent input '{ type filter hook input priority 0; policy drop; }'")
+	addr := server.Addr(lab.IPv4).String()
+
+	client.Shell(t, "mount --bind "+secret(t, "resolv.conf", "nameserver 127.0.0.1", "options timeout:30")+" /etc/resolv.conf")
+	var dns net.PacketConn
+	var err error
+	client.Do(func() { dns, err = net.ListenPacket("udp4", "127.0.0.1:53") })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { dns.Close() })
+
+	label := "" // a new one for each portknock
+	for _, stage := range []struct {
+		name     string
+		settings []string // LABEL stands for the label
+		await    func(*testing.T, *caller)
+		code     int
+		said     string // a regular expression; CAUSE stands for why
+	}{{
+		name:     "knocking",
+		settings: []string{"HostName " + addr, "Sequence 7001/udp 8003"},
+		await:    func(t *testing.T, c *caller) { c.log.Await(t, "round 0: dialing", 1) },
+		code:     exitClosed,
+		said:     `portknock: vps: port 22 did not open within [0-9.]+m?s: no answer\nportknock: hint: .*\n`,
+	}, {
+		name:     "resolving",
+		settings: []string{"HostName LABEL.example", "Sequence 7001/udp 8003"},
+		await: func(t *testing.T, _ *caller) {
+			query := make([]byte, 512)
+			_ = dns.SetReadDeadline(time.Now().Add(10 * time.Second))
+			for !bytes.Contains(query, []byte(label+"\x07example")) {
+				if _, _, err := dns.ReadFrom(query); err != nil {
+					t.Fatal(err)
+				}
+			}
+		},
+		code: exitFailed,
+		said: `portknock: vps: cannot resolve "LABEL.example": no answer in time\n`,
+	}, {
+		name:     "KeyCommand",
+		settings: []string{"Scheme rotating", `KeyCommand sh -c "cat FIFO; true"`},
+		await:    func(t *testing.T, c *caller) { c.openKey(t) },
+		code:     exitProfile,
+		said:     `portknock: vps: KeyCommand sh: CAUSE\n`,
+	}} {
+		for n, end := range []struct {
+			name  string
+			end   func(*caller) error
+			cause string // "" if it is an interrupt
+		}{
+			{"SIGHUP", func(c *caller) error { return c.Process.Signal(syscall.SIGHUP) }, "stopped by the calling program"},
+			{"SIGTERM", func(c *caller) error { return c.Process.Signal(syscall.SIGTERM) }, "stopped by the calling program"},
+			{"stdout closed", func(c *caller) error { return c.out.Close() }, "the calling program no longer reads standard output"},
+			{"SIGINT", func(c *caller) error { return c.Process.Signal(os.Interrupt) }, ""},
+			{"SIGQUIT", func(c *caller) error { return c.Process.Signal(syscall.SIGQUIT) }, ""},
+		} {
+			t.Run(stage.name+", "+end.name, func(t *testing.T) {
+				label = fmt.Sprintf("label%d", n)
+				settings := strings.ReplaceAll(strings.Join(stage.settings, "\n"), "LABEL", label)
+				c := startCaller(t, client, []string{settings})
+				stage.await(t, c)
+				if err := end.end(c); err != nil {
+					t.Fatal(err)
+				}
+				_ = c.Wait()
+				code, want := stage.code, strings.NewReplacer("CAUSE", end.cause, "LABEL", label).Replace(stage.said)
+				if end.cause == "" {
+					code, want = exitFailed, "portknock: interrupted\n"
+				}
+				if got := c.ProcessState.ExitCode(); got != code || !regexp.MustCompile("^"+want+"$").MatchString(c.said.String()) {
+					t.Errorf("exit code %d, %q; want %d, %q", got, c.said.String(), code, want)
+				}
+				for line := range strings.Lines(c.said.String()) {
+					c.log.Await(t, "] "+strings.TrimPrefix(line, "portknock: "), 1)
+				}
+				c.keyUnread(t)
+			})
+		}
+	}
+}
+
+// caller is a portknock with what its calling program sees of it.
+type caller struct {
+	*lab.Cmd
+	said *lab.Log
+	log  *lab.Log // its log file
+	out  *os.File // its standard output's other end
+	fifo string   // FIFO in the settings
+	key  *os.File // the fifo, once openKey has opened it
+}
+
+// startCaller starts portknock for the profile vps with these settings.
+func startCaller(t *testing.T, h *lab.Host, settings []string, shell ...string) *caller {
+	t.Helper()
+	c := &caller{said: &lab.Log{}, log: &lab.Log{}, fifo: filepath.Join(t.TempDir(), "fifo")}
+	logFile := filepath.Join(t.TempDir(), "log")
+	for _, path := range []string{c.fifo, logFile} {
+		if err := syscall.Mkfifo(path, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	log, err := os.OpenFile(logFile, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go io.Copy(c.log, log)
+	text := strings.ReplaceAll(strings.Join(settings, "\n"), "FIFO", c.fifo)
+	config := secret(t, "config", "Host vps", text, "ConnectTimeout 60")
+	args := append(shell, "portknock", "-c", config, "--log-file", logFile, "vps", "22")
+	c.Cmd = h.Command(args[0], args[1:]...)
+	out, childOut, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.out, c.Stdout, c.Stderr = out, childOut, c.said
+	err = c.Start()
+	childOut.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		c.End()
+		out.Close()
+		log.Close()
+	})
+	return c
+}
+
+// openKey waits until the KeyCommand reads the fifo.
+func (c *caller) openKey(t *testing.T) {
+	t.Helper()
+	var err error
+	if c.key, err = os.OpenFile(c.fifo, os.O_WRONLY, 0); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.key.Close() })
+}
+
+// keyUnread checks that no process of the KeyCommand is left.
+func (c *caller) keyUnread(t *testing.T) {
+	t.Helper()
+	if c.key == nil {
+		return
+	}
+	if _, err := c.key.WriteString("x"); !errors.Is(err, syscall.EPIPE) {
+		t.Errorf("the KeyCommand goes on: %v", err)
+	}
+}
+
+// TestNohup: a SIGHUP that the calling program ignores does not end the search.
+func TestNohup(t *testing.T) {
+	t.Parallel()
+	client := lab.NewHost(t, "client")
+	c := startCaller(t, client, []string{"HostName 127.0.0.1", "Sequence 7001/udp 8003"}, "sh", "-c", `trap "" HUP; exec "$@"`, "sh")
+	c.log.Await(t, "round 0: refused", 1)
+	if err := c.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	rounds := strings.Count(c.log.String(), "knocked")
+	c.log.Await(t, "knocked", rounds+2)
+	if err := c.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Wait()
+	if code := c.ProcessState.ExitCode(); code != exitClosed || !strings.Contains(c.said.String(), "connection refused") {
+		t.Errorf("exit code %d, %q", code, c.said.String())
+	}
+}
+
+// TestSecondQuit: a second ^\ does not print a traceback either.
+func TestSecondQuit(t *testing.T) {
+	t.Parallel()
+	c := startCaller(t, lab.NewHost(t, "client"), []string{"HostName 127.0.0.1", "Sequence 7001/udp 8003"})
+	c.log.Await(t, "round 0: refused", 1)
+	for range 2 {
+		if err := c.Process.Signal(syscall.SIGQUIT); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			t.Fatal(err)
+		}
+	}
+	_ = c.Wait()
+	if said := c.said.String(); c.ProcessState.ExitCode() != exitFailed || said != "" && said != "portknock: interrupted\n" {
+		t.Errorf("%v, %q", c.ProcessState, said)
+	}
+}
+
+// TestSignalsWhenConnected: ^C and ^\ do not end a connection, because ssh's master
+// must survive them. SIGHUP and SIGTERM end it without a word.
+func TestSignalsWhenConnected(t *testing.T) {
+	t.Parallel()
+	for _, last := range []syscall.Signal{syscall.SIGHUP, syscall.SIGTERM} {
+		t.Run(last.String(), func(t *testing.T) {
+			t.Parallel()
+			s := newStream(t)
+			pass := func() {
+				t.Helper()
+				if _, err := io.WriteString(s.peer, "data"); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := io.ReadFull(s.out, make([]byte, 4)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			pass()
+			for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGQUIT} {
+				if !ignores(t, fmt.Sprintf("/proc/%d/status", s.Process.Pid), sig) {
+					t.Errorf("%v is not ignored", sig)
+				}
+				if err := s.Process.Signal(sig); err != nil {
+					t.Fatal(err)
+				}
+				pass()
+			}
+			if err := s.Process.Signal(last); err != nil {
+				t.Fatal(err)
+			}
+			_ = s.Wait()
+			if status := s.ProcessState.Sys().(syscall.WaitStatus); !status.Signaled() || status.Signal() != last {
+				t.Errorf("it ended with %v", s.ProcessState)
+			}
+			if said := s.said.String(); said != "" {
+				t.Errorf("it says %q", said)
+			}
+		})
+	}
+}
+
+// unread returns the end of a pipe without a reader.
+func unread(t *testing.T) *os.File {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	t.Cleanup(func() { w.Close() })
+	return w
+}
+
+// endingSoon returns the settings of a profile with a warning at each use.
+func endingSoon(t *testing.T) []string {
+	end := time.Now().UTC().AddDate(0, 0, 3).Format(time.RFC3339)
+	return []string{"Scheme rotating", "KeyFile " + secret(t, "key", windowKey), "ValidUntil " + end}
+}
+
+// TestStderrWithoutReader: a warning that nobody can read is in the log. It changes
+// neither the login nor the exit code.
+func TestStderrWithoutReader(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, lab.Firewalls[0], lab.IPv4, endingSoon(t)...)
+	header(t, r.Server, r.rules, "load")
+	log := filepath.Join(t.TempDir(), "log")
+	logged := func(what string) {
+		t.Helper()
+		text, err := os.ReadFile(log)
+		if err != nil || !strings.Contains(string(text), what) {
+			t.Errorf("the log has no %q: %s %v", what, text, err)
+		}
+		_ = os.Remove(log)
+	}
+
+	c := r.Client.Command("ssh", "-F", r.config, "vps", "echo in")
+	c.Env, c.Stderr = append(c.Env, "PORTKNOCK_LOG="+log), unread(t)
+	if out, err := c.Output(); string(out) != "in\n" || err != nil {
+		t.Errorf("ssh: %q, %v", out, err)
+	}
+	logged("the server's rules end at")
+
+	c = r.Client.Command("portknock", "-c", r.profile, "-o", "ConnectTimeout=1us", "--log-file", log, "vps", "22")
+	c.Stderr = unread(t)
+	if _ = c.Run(); c.ProcessState.ExitCode() != exitClosed {
+		t.Errorf("a closed port: %v", c.ProcessState)
+	}
+	logged("did not open")
+}
+
+// TestStdoutWithoutReader: portknock does not report that its output has no reader.
+func TestStdoutWithoutReader(t *testing.T) {
+	t.Parallel()
+	var said lab.Log
+	c := lab.NewHost(t, "client").Command("portknock", "help")
+	c.Stdout, c.Stderr = unread(t), &said
+	if _ = c.Run(); c.ProcessState.ExitCode() != exitFailed || said.String() != "" {
+		t.Errorf("%v, %q", c.ProcessState, said.String())
+	}
+}
+
+// TestKeyCommandSignals: a KeyCommand does not inherit that signals are caught.
+func TestKeyCommandSignals(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	key, status := secret(t, "key", windowKey), filepath.Join(dir, "status")
+	c := startCaller(t, lab.NewHost(t, "client"), []string{"HostName 127.0.0.1", "Scheme rotating",
+		fmt.Sprintf(`KeyCommand sh -c "cat /proc/self/status >%s; cat %s"`, status, key)})
+	c.log.Await(t, "round 0: dialing", 1)
+	for _, sig := range []syscall.Signal{syscall.SIGPIPE, syscall.SIGQUIT, syscall.SIGTERM} {
+		if ignores(t, status, sig) {
+			t.Errorf("%v is ignored", sig)
+		}
+	}
+}
+
+// ignores reports whether a process ignores a signal, by its status in /proc.
+func ignores(t *testing.T, status string, sig syscall.Signal) bool {
+	t.Helper()
+	text, err := os.ReadFile(status)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, _ := strings.Cut(string(text), "SigIgn:")
+	mask, err := strconv.ParseUint(strings.Fields(after)[0], 16, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return mask>>(sig-1)&1 != 0
+}
