@@ -61,7 +61,7 @@ func (o outage) dialer(w *world, addrs ...netip.Addr) *Dialer {
 // the target.
 func TestOutageEndsOnlyItsRound(t *testing.T) {
 	for _, part := range outageParts {
-		for _, errno := range errnosOutage {
+		for _, errno := range errnosNoRoute {
 			t.Run(part+"/"+errno.Error(), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					w := newWorld(t, nil)

@@ -154,7 +154,7 @@ func (t *target) send(ctx context.Context, n int, early bool) error {
 			switch {
 			case isPassing(err):
 				e.Kind = Knocked
-			case isOutage(err) && t.survives(err):
+			case IsNoRoute(err) && t.survives(err):
 				e.Kind = Unreachable
 			default:
 				return e.Err
@@ -223,9 +223,9 @@ func (t *target) dial(ctx context.Context, e Event, early bool) {
 		switch {
 		case cancelled, isSilence(err):
 			e.Kind, e.Err = Lost, nil
-		case isOutage(err) && t.survives(err):
+		case IsNoRoute(err) && t.survives(err):
 			e.Kind = Unreachable
-		case isHopeless(err), isOutage(err):
+		case isHopeless(err), IsNoRoute(err):
 			e.Kind, final = Failed, err
 		case t.race.dialer.Knock == nil && isRefusal(err): // nothing will open the port
 			e.Kind, final = Failed, &ClosedError{Port: t.addr.Port(), Err: err}
