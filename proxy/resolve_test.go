@@ -44,8 +44,8 @@ func TestResolve(t *testing.T) {
 // changes while the port is closed. Knocks and connection go to the same address.
 func TestNameIsResolvedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, func(netip.Addr, int) (time.Duration, error) { return 30 * ms, errRefused })
-		d := w.dialer()
+		f := newFakeNet(t, func(netip.Addr, int) (time.Duration, error) { return 30 * ms, errRefused })
+		d := f.dialer()
 		asked := byte(0)
 		d.Resolve = func(context.Context, string) ([]netip.Addr, error) {
 			asked++
@@ -54,8 +54,8 @@ func TestNameIsResolvedOnce(t *testing.T) {
 		if _, err := d.Connect(t.Context(), "vps", 22); err == nil {
 			t.Fatal("connected")
 		}
-		if asked != 1 || len(w.syns) != 1 {
-			t.Errorf("asked %d times, and dialed %v", asked, w.syns)
+		if asked != 1 || len(f.syns) != 1 {
+			t.Errorf("asked %d times, and dialed %v", asked, f.syns)
 		}
 	})
 }
@@ -75,7 +75,7 @@ func TestLiteralAddressKeepsZone(t *testing.T) {
 
 func TestResolveErrors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := newWorld(t, nil).dialer()
+		d := newFakeNet(t, nil).dialer()
 		cause := &net.DNSError{Err: "no such host", Name: "vps", IsNotFound: true}
 		d.Resolve = func(context.Context, string) ([]netip.Addr, error) { return nil, cause }
 		_, err := d.Connect(t.Context(), "vps", 22)
