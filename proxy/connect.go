@@ -15,8 +15,8 @@ import (
 //
 // The error is a [*ResolveError] if host has no address; a [*KnockError] if the
 // knocks could not be sent; a [*ClosedError] if the port did not open in time;
-// or else what made the first address unreachable, such as a missing route,
-// without waiting for the time to be up.
+// or else what made the first address unreachable at the start, such as a missing
+// route, without waiting for the time to be up.
 //
 // If ctx is cancelled, Connect returns the error that it would return if its time
 // ended then: a ClosedError holds the time so far and the last refusal. The error
@@ -43,9 +43,9 @@ func (d *Dialer) Probe(ctx context.Context, host string, port uint16) error {
 
 func (d *Dialer) connect(parent context.Context, host string, port uint16) (net.Conn, error) {
 	r := &race{
-		Dialer: d,
+		dialer: d,
 		began:  time.Now(),
-		slots:  make(chan struct{}, lanesAtATime),
+		slots:  make(chan struct{}, targetsInRound),
 		won:    make(chan net.Conn, 1),
 		tried:  make(chan struct{}),
 	}
@@ -86,99 +86,40 @@ func (d *Dialer) connect(parent context.Context, host string, port uint16) (net.
 	return nil, orCancelled(parent, &ClosedError{Port: port, After: after, Err: r.refusal})
 }
 
-// Addresses returns the addresses of host, at least one, in the order in which
-// Connect tries them. The error is a [*ResolveError].
-func (d *Dialer) Addresses(ctx context.Context, host string) ([]netip.Addr, error) {
-	addrs, err := d.resolve(ctx, host)
-	if err != nil {
-		return nil, &ResolveError{Host: host, Err: err}
-	}
-	return addrs, nil
-}
+const (
+	targetDelay    = 250 * time.Millisecond // RFC 8305, section 5: the connection attempt delay
+	targetsInRound = 4
+)
 
-// resolve is Addresses, but for what the error says.
-func (d *Dialer) resolve(ctx context.Context, host string) ([]netip.Addr, error) {
-	var addrs []netip.Addr
-	if literal, err := netip.ParseAddr(host); err == nil {
-		addrs = []netip.Addr{literal}
-	} else if d.Resolve != nil {
-		if addrs, err = d.Resolve(ctx, host); err != nil {
-			return nil, err
-		}
-	} else if addrs, err = lookUp(ctx, d.Family, host); err != nil {
-		return nil, err
-	}
-	addrs = interleave(addrs, d.Family)
-	if len(addrs) == 0 {
-		switch d.Family {
-		case "ip4":
-			return nil, errors.New("no IPv4 address")
-		case "ip6":
-			return nil, errors.New("no IPv6 address")
-		}
-		return nil, errors.New("no address")
-	}
-	return addrs, nil
-}
-
-// interleave returns each address of the family once, IPv4 and IPv6 in turn,
-// the family of the first address first (RFC 8305, section 4).
-func interleave(addrs []netip.Addr, family string) []netip.Addr {
-	var first, second []netip.Addr
-	seen := make(map[netip.Addr]bool)
-	for _, a := range addrs {
-		a = a.Unmap()
-		if seen[a] || family == "ip4" && !a.Is4() || family == "ip6" && !a.Is6() {
-			continue
-		}
-		seen[a] = true
-		if len(first) == 0 || a.Is4() == first[0].Is4() {
-			first = append(first, a)
-		} else {
-			second = append(second, a)
-		}
-	}
-	merged := make([]netip.Addr, 0, len(seen))
-	for i := range max(len(first), len(second)) {
-		if i < len(first) {
-			merged = append(merged, first[i])
-		}
-		if i < len(second) {
-			merged = append(merged, second[i])
-		}
-	}
-	return merged
-}
-
-// race is one call of Connect: lanes that run for one connection.
+// race is one call of Connect: the targets that compete for one connection.
 type race struct {
-	*Dialer
-	began time.Time
-	stop  context.CancelFunc
-	slots chan struct{} // held by a lane for a round; the first to wait is the first to get one
-	won   chan net.Conn // has room for the winner only
-	tried chan struct{} // closed when each lane has had its first turn, or has room for it
+	dialer *Dialer
+	began  time.Time
+	stop   context.CancelFunc // ends all targets
+	slots  chan struct{}      // a target holds a slot during a round; the first to wait gets the first free slot
+	won    chan net.Conn      // has room for the winner only
+	tried  chan struct{}      // closed when every target has a slot for round 0, or can have one without waiting
 
-	mu      sync.Mutex // guards what follows, and has Trace called once at a time
-	refusal error      // the last one; at the end, what keeps every lane from leaving
-	sent    bool       // the knocks of one round at least
-	unsent  error      // why knocks could not be sent
+	mu      sync.Mutex // guards the fields below, and calls Trace once at a time
+	refusal error      // the last refusal; at the end, the outage of the first target if every target is in one
+	sent    bool       // the knocks of at least one round have left
+	unsent  error      // why the knocks of a round could not be sent
 }
 
-// run returns when there is a winner, when ctx is done, or when all lanes have
-// failed for good: then with the error of the first. Nothing of it is left.
+// run returns when there is a winner, when ctx is done, or when all targets have
+// failed for good. All targets have ended then. It returns the error of the first.
 func (r *race) run(ctx context.Context, addrs []netip.Addr, port uint16) error {
-	var lanes sync.WaitGroup
+	var targets sync.WaitGroup
 	errs := make([]error, len(addrs))
 	failed := make(chan struct{}, len(addrs))
-	crowded := len(addrs) > lanesAtATime
+	crowded := len(addrs) > targetsInRound
 	if !crowded {
 		close(r.tried)
 	}
 	for i, addr := range addrs {
 		if i > 0 {
 			select {
-			case <-time.After(laneDelay):
+			case <-time.After(targetDelay):
 			case <-failed:
 			case <-ctx.Done():
 			}
@@ -187,20 +128,20 @@ func (r *race) run(ctx context.Context, addrs []netip.Addr, port uint16) error {
 			break
 		}
 		last := crowded && i == len(addrs)-1
-		lanes.Go(func() {
-			l := lane{race: r, to: netip.AddrPortFrom(addr, port), last: last}
-			errs[i] = l.run(ctx)
+		targets.Go(func() {
+			t := target{race: r, addr: netip.AddrPortFrom(addr, port), last: last}
+			errs[i] = t.run(ctx)
 			failed <- struct{}{}
 		})
 	}
-	lanes.Wait()
-	if !slices.Contains(errs, nil) { // no address can be reached at the end
+	targets.Wait()
+	if !slices.Contains(errs, nil) { // each target has failed, or its last round met an outage
 		r.refusal = errs[0]
 	}
 	return errs[0]
 }
 
-// offer makes conn the winner, or closes it if there is one already.
+// offer makes conn the winner, or closes it if there is a winner already.
 func (r *race) offer(conn net.Conn, e Event) {
 	select {
 	case r.won <- conn:
@@ -214,22 +155,20 @@ func (r *race) offer(conn net.Conn, e Event) {
 	}
 }
 
-// trace passes on what happened and keeps what Connect's error will be made of.
+// trace passes an event on, and keeps what the error of Connect needs.
 func (r *race) trace(e Event) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	switch e.Kind {
-	case Refused:
+	switch {
+	case e.Kind == Refused:
 		r.refusal = e.Err
-	case Knocked:
-		if e.Err != nil {
-			r.unsent = e.Err
-		} else {
-			r.sent = true
-		}
+	case e.Kind == Knocked && e.Err != nil:
+		r.unsent = e.Err
+	case e.Kind == Knocked:
+		r.sent = true
 	}
-	if r.Trace != nil {
+	if r.dialer.Trace != nil {
 		e.At = time.Since(r.began)
-		r.Trace(e)
+		r.dialer.Trace(e)
 	}
 }

@@ -144,21 +144,21 @@ func TestConnect(t *testing.T) {
 	}} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := newWorld(t, test.answer)
-				w.noRoute = test.noRoute
+				f := newFakeNet(t, test.answer)
+				f.noRoute = test.noRoute
 				addrs := test.addrs
 				if addrs == nil {
 					addrs = []netip.Addr{v4}
 				}
-				conn, err := w.dialer(addrs...).Connect(t.Context(), "vps", 22)
-				if took := time.Since(w.start); took != test.took {
+				conn, err := f.dialer(addrs...).Connect(t.Context(), "vps", 22)
+				if took := time.Since(f.start); took != test.took {
 					t.Errorf("took %v, want %v", took, test.took)
 				}
-				w.idle(conn)
-				if w.most > socketsLive {
-					t.Errorf("%d sockets were live at once", w.most)
+				f.idle(conn)
+				if f.most > maxLiveDials {
+					t.Errorf("%d sockets were live at once", f.most)
 				}
-				if log := strings.Join(w.log, "\n"); !strings.HasPrefix(log, test.log) {
+				if log := strings.Join(f.log, "\n"); !strings.HasPrefix(log, test.log) {
 					t.Errorf("it went\n%s\nwant\n%s", log, test.log)
 				}
 				if test.err != "" {

@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"syscall"
 	"time"
 )
 
@@ -86,11 +85,9 @@ func orCancelled(ctx context.Context, err error) error {
 	return err
 }
 
-// IsNoRoute reports whether an error of Connect means that this machine has no
-// route to the address.
-func IsNoRoute(err error) bool {
-	return !isRejection(err) && (isOneOf(err, errnosUnreachable) || errors.Is(err, syscall.ENETDOWN))
-}
+// IsNoRoute reports whether an error means that this machine has no route to the
+// address, or no local address to send from. A Dialer calls this an outage.
+func IsNoRoute(err error) bool { return !isRejection(err) && isOneOf(err, errnosNoRoute) }
 
 // plain returns the part of a network error that does not repeat what the
 // message around it says already.
@@ -98,12 +95,10 @@ func plain(err error) error {
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
 		return errors.New("no answer in time")
 	}
-	var dns *net.DNSError
-	var call *os.SyscallError
-	switch {
-	case errors.As(err, &dns):
+	if dns, ok := errors.AsType[*net.DNSError](err); ok {
 		return errors.New(dns.Err)
-	case errors.As(err, &call):
+	}
+	if call, ok := errors.AsType[*os.SyscallError](err); ok {
 		return call.Err
 	}
 	return err
@@ -128,13 +123,6 @@ func isHopeless(err error) bool {
 	}
 	_, mismatch := errors.AsType[*net.AddrError](err) // from and to of two families
 	return mismatch || isOneOf(err, errnosHopeless)
-}
-
-// isOutage reports whether this machine has no route, or no address to send from.
-// At the start of a lane this is final. Later it passes.
-func isOutage(err error) bool {
-	_, rejected := errors.AsType[*rejection](err)
-	return !rejected && isOneOf(err, errnosOutage)
 }
 
 // isPassing reports whether knocks that failed with err may succeed a second

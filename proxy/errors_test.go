@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// TestAnswers: each error of a dial means one thing at most.
-func TestAnswers(t *testing.T) {
+// TestErrorsMeanOneThing: no error of a dial is of two kinds.
+func TestErrorsMeanOneThing(t *testing.T) {
 	for _, test := range []struct {
 		name                       string
 		err                        error
@@ -17,6 +17,7 @@ func TestAnswers(t *testing.T) {
 		{name: "RST", err: errRefused, refused: true},
 		{name: "ICMP", err: &rejection{errNoRoute}, rejected: true},
 		{name: "no route", err: errNoRoute, noRoute: true},
+		{name: "no local address", err: os.NewSyscallError("bind", errnosNoRoute[3]), noRoute: true},
 		{name: "a local firewall", err: os.NewSyscallError("connect", os.ErrPermission)},
 		{name: "another error", err: errors.New("odd")},
 	} {

@@ -24,11 +24,11 @@ type outage struct {
 
 var outageParts = []string{"source", "knock", "dial", "dial without knocks"}
 
-// dialer returns the dialer of a world that has the outage.
-func (o outage) dialer(w *world, addrs ...netip.Addr) *Dialer {
-	d := w.dialer(addrs...)
+// dialer returns a Dialer for a network that has the outage.
+func (o outage) dialer(f *fakeNet, addrs ...netip.Addr) *Dialer {
+	d := f.dialer(addrs...)
 	now := func() error {
-		if at := time.Since(w.start); at < o.from || o.to > 0 && at >= o.to {
+		if at := time.Since(f.start); at < o.from || o.to > 0 && at >= o.to {
 			return nil
 		}
 		return o.err
@@ -41,7 +41,7 @@ func (o outage) dialer(w *world, addrs ...netip.Addr) *Dialer {
 			if err := now(); err != nil {
 				return err
 			}
-			return w.knock(ctx, from, to, round)
+			return f.knock(ctx, from, to, round)
 		}
 	case "dial without knocks":
 		d.Knock = nil
@@ -51,27 +51,27 @@ func (o outage) dialer(w *world, addrs ...netip.Addr) *Dialer {
 			if err := now(); err != nil {
 				return nil, err
 			}
-			return w.dial(ctx, from, to)
+			return f.dial(ctx, from, to)
 		}
 	}
 	return d
 }
 
-// TestOutageMeansNotYet: after the first round has left, an outage ends a round and
-// not the lane.
-func TestOutageMeansNotYet(t *testing.T) {
+// TestOutageEndsOnlyItsRound: after round 0 has left, an outage ends a round and not
+// the target.
+func TestOutageEndsOnlyItsRound(t *testing.T) {
 	for _, part := range outageParts {
-		for _, errno := range errnosOutage {
+		for _, errno := range errnosNoRoute {
 			t.Run(part+"/"+errno.Error(), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					w := newWorld(t, nil)
-					w.answer = func(netip.Addr, int) (time.Duration, error) {
-						if time.Since(w.start) < 900*ms {
+					f := newFakeNet(t, nil)
+					f.answer = func(netip.Addr, int) (time.Duration, error) {
+						if time.Since(f.start) < 900*ms {
 							return never, nil
 						}
 						return 30 * ms, nil
 					}
-					d := outage{part, os.NewSyscallError("connect", errno), 100 * ms, 800 * ms}.dialer(w, v4)
+					d := outage{part, os.NewSyscallError("connect", errno), 100 * ms, 800 * ms}.dialer(f, v4)
 					var kinds []string
 					d.Trace = func(e Event) {
 						if e.Err != nil {
@@ -82,9 +82,9 @@ func TestOutageMeansNotYet(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					w.idle(conn)
+					f.idle(conn)
 					// The rounds at 150 and 400 ms meet the outage. The next begins at 900 ms.
-					if took := time.Since(w.start); took != 930*ms {
+					if took := time.Since(f.start); took != 930*ms {
 						t.Errorf("took %v", took)
 					}
 					if len(kinds) < 2 || slices.ContainsFunc(kinds, func(kind string) bool { return kind != "unreachable" }) {
@@ -96,19 +96,19 @@ func TestOutageMeansNotYet(t *testing.T) {
 	}
 }
 
-// TestOutageLeavesSocketsAlone: a SYN that is under way when an outage begins may
+// TestOutageKeepsLiveDials: a SYN that is under way when an outage begins may
 // still be answered.
-func TestOutageLeavesSocketsAlone(t *testing.T) {
+func TestOutageKeepsLiveDials(t *testing.T) {
 	for _, part := range outageParts {
 		t.Run(part, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := newWorld(t, func(netip.Addr, int) (time.Duration, error) { return 600 * ms, nil })
-				conn, err := outage{part: part, err: errNoRoute, from: 100 * ms}.dialer(w, v4).Connect(t.Context(), "vps", 22)
+				f := newFakeNet(t, func(netip.Addr, int) (time.Duration, error) { return 600 * ms, nil })
+				conn, err := outage{part: part, err: errNoRoute, from: 100 * ms}.dialer(f, v4).Connect(t.Context(), "vps", 22)
 				if err != nil {
 					t.Fatal(err)
 				}
-				w.idle(conn)
-				if took := time.Since(w.start); took != 600*ms {
+				f.idle(conn)
+				if took := time.Since(f.start); took != 600*ms {
 					t.Errorf("took %v", took)
 				}
 			})
@@ -116,15 +116,15 @@ func TestOutageLeavesSocketsAlone(t *testing.T) {
 	}
 }
 
-// TestOutageAtTheStartIsFinal: before the first knocks have left, and without
-// knocks in the first round, nobody waits for a route.
-func TestOutageAtTheStartIsFinal(t *testing.T) {
+// TestOutageBeforeFirstKnocksIsFinal: an outage ends the target before the first
+// knocks have left, or in round 0 if there are no knocks.
+func TestOutageBeforeFirstKnocksIsFinal(t *testing.T) {
 	for _, part := range []string{"source", "knock", "dial without knocks"} {
 		t.Run(part, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := newWorld(t, nil)
-				_, err := outage{part: part, err: errNoRoute}.dialer(w, v4).Connect(t.Context(), "vps", 22)
-				if took := time.Since(w.start); !errors.Is(err, errNoRoute) || took != 0 {
+				f := newFakeNet(t, nil)
+				_, err := outage{part: part, err: errNoRoute}.dialer(f, v4).Connect(t.Context(), "vps", 22)
+				if took := time.Since(f.start); !errors.Is(err, errNoRoute) || took != 0 {
 					t.Errorf("error %v after %v", err, took)
 				}
 			})
@@ -132,8 +132,8 @@ func TestOutageAtTheStartIsFinal(t *testing.T) {
 	}
 	t.Run("knocks that never left", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			w := newWorld(t, nil)
-			d := w.dialer(v4)
+			f := newFakeNet(t, nil)
+			d := f.dialer(v4)
 			d.Knock = func(_ context.Context, _, _ netip.Addr, round int) error {
 				if round == 0 {
 					return errnosPassing[1]
@@ -141,15 +141,16 @@ func TestOutageAtTheStartIsFinal(t *testing.T) {
 				return errNoRoute
 			}
 			_, err := d.Connect(t.Context(), "vps", 22)
-			if took := time.Since(w.start); !errors.Is(err, errNoRoute) || took != 150*ms {
+			if took := time.Since(f.start); !errors.Is(err, errNoRoute) || took != 150*ms {
 				t.Errorf("error %v after %v", err, took)
 			}
 		})
 	})
 }
 
-// TestHopelessIsAlwaysFinal: what time never mends ends a lane in every round.
-func TestHopelessIsAlwaysFinal(t *testing.T) {
+// TestHopelessErrorIsFinalInEveryRound: an error that time never mends ends a target
+// in every round.
+func TestHopelessErrorIsFinalInEveryRound(t *testing.T) {
 	causes := []error{&net.AddrError{Err: "mismatched local address type"}}
 	for _, errno := range errnosHopeless {
 		causes = append(causes, os.NewSyscallError("connect", errno))
@@ -158,9 +159,9 @@ func TestHopelessIsAlwaysFinal(t *testing.T) {
 		for _, cause := range causes {
 			t.Run(part+"/"+cause.Error(), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					w := newWorld(t, func(netip.Addr, int) (time.Duration, error) { return never, nil })
-					_, err := outage{part: part, err: cause, from: 100 * ms}.dialer(w, v4).Connect(t.Context(), "vps", 22)
-					if took := time.Since(w.start); !errors.Is(err, cause) || took != 150*ms {
+					f := newFakeNet(t, func(netip.Addr, int) (time.Duration, error) { return never, nil })
+					_, err := outage{part: part, err: cause, from: 100 * ms}.dialer(f, v4).Connect(t.Context(), "vps", 22)
+					if took := time.Since(f.start); !errors.Is(err, cause) || took != 150*ms {
 						t.Errorf("error %v after %v", err, took)
 					}
 				})
@@ -169,9 +170,9 @@ func TestHopelessIsAlwaysFinal(t *testing.T) {
 	}
 }
 
-// TestOutageInTheError: the error names an outage that lasts until the end. It
-// does not name one that is over.
-func TestOutageInTheError(t *testing.T) {
+// TestErrorNamesOutageThatLasts: the error names an outage that lasts until the end,
+// and does not name an outage that is over.
+func TestErrorNamesOutageThatLasts(t *testing.T) {
 	unreachable := plain(errNoRoute).Error()
 	for _, test := range []struct {
 		name    string
@@ -192,13 +193,13 @@ func TestOutageInTheError(t *testing.T) {
 			}
 			t.Run(test.name+"/"+part, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					w := newWorld(t, func(_ netip.Addr, n int) (time.Duration, error) {
+					f := newFakeNet(t, func(_ netip.Addr, n int) (time.Duration, error) {
 						if n == 0 && test.refused {
 							return 30 * ms, errRefused
 						}
 						return never, nil
 					})
-					_, err := outage{part, errNoRoute, 300 * ms, test.to}.dialer(w, test.addrs...).Connect(t.Context(), "vps", 22)
+					_, err := outage{part, errNoRoute, 300 * ms, test.to}.dialer(f, test.addrs...).Connect(t.Context(), "vps", 22)
 					want := "port 22 did not open within 10s: " + test.want
 					if _, ok := errors.AsType[*ClosedError](err); !ok || err.Error() != want {
 						t.Errorf("error %v, want %s", err, want)
@@ -212,13 +213,14 @@ func TestOutageInTheError(t *testing.T) {
 	}
 }
 
-// TestOutageOfOneFamily: a silence of the other family is what the error names.
-func TestOutageOfOneFamily(t *testing.T) {
+// TestErrorIgnoresOutageOfOneFamily: one family has an outage, the other no answer.
+// The error says that no answer came.
+func TestErrorIgnoresOutageOfOneFamily(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, func(netip.Addr, int) (time.Duration, error) { return never, nil })
-		d := w.dialer(v6, v4)
+		f := newFakeNet(t, func(netip.Addr, int) (time.Duration, error) { return never, nil })
+		d := f.dialer(v6, v4)
 		d.Source = func(to netip.Addr) (netip.Addr, error) {
-			if to.Is6() && time.Since(w.start) > 100*ms {
+			if to.Is6() && time.Since(f.start) > 100*ms {
 				return netip.Addr{}, errNoRoute
 			}
 			return netip.Addr{}, nil
@@ -230,16 +232,16 @@ func TestOutageOfOneFamily(t *testing.T) {
 	})
 }
 
-// TestOutageDoesNotSetThePace: a refusal that takes 380 ms would make the rounds
+// TestOutageDoesNotStretchRounds: a refusal that takes 380 ms would make the rounds
 // longer. An outage that shows as late does not.
-func TestOutageDoesNotSetThePace(t *testing.T) {
+func TestOutageDoesNotStretchRounds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, func(netip.Addr, int) (time.Duration, error) { return 380 * ms, errNoRoute })
+		f := newFakeNet(t, func(netip.Addr, int) (time.Duration, error) { return 380 * ms, errNoRoute })
 		var rounds []time.Duration
-		d := w.dialer(v4)
+		d := f.dialer(v4)
 		d.Timeout = 2 * time.Second
 		d.Knock = func(context.Context, netip.Addr, netip.Addr, int) error {
-			rounds = append(rounds, time.Since(w.start))
+			rounds = append(rounds, time.Since(f.start))
 			return nil
 		}
 		_, _ = d.Connect(t.Context(), "vps", 22)

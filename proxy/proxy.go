@@ -15,47 +15,80 @@ import (
 	"time"
 )
 
-// Dialer resolves, knocks and connects. The zero Dialer connects without
+// Dialer resolves a name, knocks and connects. The zero Dialer connects without
 // knocking and without a time limit. A Dialer is not changed by its use and may
 // be used by several goroutines at once.
 //
-// # What it does
+// # Targets
 //
-// The name is resolved once. Its addresses, the families taking turns, become
-// lanes that start 250 ms apart, or at once when a lane has failed for good
-// (RFC 8305, sections 4 and 5). A lane works in rounds: the knocks, and a SYN at
-// once. The second round begins after Hedge, the third a quarter of a second
-// later, further ones half a second, from the eighth on a second. Each but the
-// third, which comes soon, begins with a SYN from another socket, for servers
-// that changed their rules only after the SYN before was dropped; the kernel
-// would repeat that one after a full second. Then come the knocks anew, and a SYN
-// behind them. A refusal means "not yet", and tells how long an answer takes: no
-// round is shorter from then on. At most three sockets of a lane wait at once. One
-// that another followed at once gives way to a fourth, or else the oldest. The
-// first connection wins, and everything else has ended when Connect returns.
+// A Dialer resolves the name once. Each address is a target. IPv4 and IPv6 targets
+// alternate. A target starts 250 ms after the previous one, or at once when a
+// target has failed for good (RFC 8305, sections 4 and 5). The first connection
+// wins. Everything else has ended when Connect returns.
 //
-// An error of this machine's routes or addresses ends a lane at once if it comes
-// before the first knocks have left, or, without knocks, before the second round.
-// Later it means "not yet": the link may be back a second later. The round ends,
-// sockets that wait go on waiting, and the next round begins after its pause. Only
-// what time never mends is final in every round, such as a local firewall.
+// At most four targets are in a round at the same time. The targets of a name with
+// more addresses take turns, round by round and in order. The Dialer thus tries
+// every address, and sends no more knocks per second than to four addresses.
 //
-// Four lanes are in a round at once. A name with more addresses has them take
-// turns, round by round, in order: each is tried, whatever the others do, and
-// the knocks of one second stay as few as four servers deserve.
+// # Rounds
+//
+// A target works in rounds. A round sends the knocks, and a SYN right behind them.
+// The diagram shows rounds 0 to 3 of a target that never answers. S1 to S6 are the
+// SYNs. Each has a socket of its own, which waits for an answer until the Dialer
+// gives it up (x). "live" counts the sockets that wait after a round's last SYN.
+//
+//	time    0 ms        150 ms         400 ms      900 ms
+//	round   0           1              2           3
+//	sent    knocks S1   S2 knocks S3   knocks S4   S5 knocks S6
+//	live    1           3              3           3
+//	S1             --------------------------------x
+//	S2                  ----------------------x
+//	S3                            ---------------------------x
+//	S4                                        -------------------->
+//	S5                                             --------------->
+//	S6                                                       ----->
+//
+// The pause between two rounds begins with the SYN behind the knocks. It is Hedge
+// after round 0, and 250 ms after round 1. It is 500 ms after each of the rounds 2
+// to 6, and 1 s after round 7 and every later round.
+//
+// Every round except 0 and 2 starts with an extra SYN from another socket: S2 and
+// S5. Some servers, such as knockd and fwknopd, open the port only after the
+// previous SYN was dropped. The kernel would repeat that SYN after a full second.
+// Round 2 has no extra SYN because it follows soon after round 1. A round has no
+// extra SYN either if the knocks of the previous round have not left.
+//
+// A refusal means "not yet". It also tells how long an answer takes. From then on
+// a pause lasts at least 1.5 times as long as the last refusal took to come.
+//
+// At most three sockets of a target wait at the same time. A fourth replaces the
+// extra SYN of a previous round if there is one, else the oldest socket.
+//
+// # Outages
+//
+// An outage is an error of this machine's routes or addresses. An outage ends a
+// target at once if it comes before the first knocks have left. Without knocks, it
+// ends a target at once if it comes before round 1.
+//
+// A later outage means "not yet": the link may be back a second later. The outage
+// ends its round. Sockets that wait go on waiting, and the next round begins after
+// the usual pause. Only errors that time never mends, such as a local firewall,
+// end a target in every round.
 //
 // # What a server's log shows
 //
-// A connection that comes second is a stranger to sshd: one that connects and
-// leaves. [DialTCP] has it leave by RST, never by FIN. On Linux it also holds
-// back the last ACK of the handshake until the connection has been chosen, so
-// that no loser ever reaches accept(2): sshd logs nothing and counts nothing.
-// On other systems sshd sees nothing if the RST comes with the handshake, which
-// is the rule. At worst, with an RST that is delayed, each of at most two losers
-// per address leaves a line "Connection reset by peer" and, with OpenSSH 9.8 or
-// later, one second of PerSourcePenalties' noauth, of which fifteen are needed
-// before anything is refused. MaxStartups (10:30:100) sees at most three
-// connections from one address, the winner among them.
+// A loser is a connection that comes after the winner. For sshd a loser would be a
+// client that connects and leaves. [DialTCP] closes losers by RST, never by FIN.
+// On Linux it also holds back the last ACK of the handshake until Connect has
+// chosen the connection. No loser then reaches accept(2): sshd logs nothing and
+// counts nothing.
+//
+// On other systems the RST usually comes with the handshake, and sshd sees nothing.
+// At worst the RST is delayed. Each loser, at most two per address, then leaves a
+// line "Connection reset by peer". With OpenSSH 9.8 or later it also leaves one
+// second of PerSourcePenalties' noauth. Fifteen such seconds are needed before
+// sshd refuses anything. MaxStartups (10:30:100) sees at most three connections
+// from one address, the winner among them.
 type Dialer struct {
 	// Family is "ip4", "ip6", or "ip" or "" for both.
 	Family string
@@ -92,29 +125,11 @@ type Dialer struct {
 	// rounds together. If it is not positive, only the context ends the search.
 	Timeout time.Duration
 
-	// Hedge is the time from the first SYN to the second round. If it is not
-	// positive, it is 150 ms.
+	// Hedge is the time from the SYN of round 0 to round 1. If it is not positive,
+	// it is 150 ms.
 	Hedge time.Duration
 
 	// Trace, if not nil, is told what happens, one event at a time. It must not
 	// block: the attempts wait for it.
 	Trace func(Event)
 }
-
-const (
-	laneDelay    = 250 * time.Millisecond // RFC 8305, section 5: the connection attempt delay
-	lanesAtATime = 4
-
-	// From the SYN of a round to the next round. The first round may fail
-	// because packets came out of order or the server was slow; then the second
-	// opens. Further ones mean that packets are lost, or that nothing will
-	// open it.
-	hedgeDefault = 150 * time.Millisecond // the first
-	roundPolled  = 250 * time.Millisecond // the one before roundSoon: a daemon that polls may need as long
-	roundSoon    = 2
-	roundShort   = 500 * time.Millisecond
-	roundsFast   = 7 // so many until the pauses get long
-	roundLong    = time.Second
-
-	socketsLive = 3
-)

@@ -11,10 +11,76 @@ import (
 	"time"
 )
 
-// This file looks a name up, for both families, even if one of them never gets an
-// answer. Some routers and VPNs drop every question for an IPv6 address. The
-// lookup of both families then waits for the missing answer, and the time of the
-// connection is up before that.
+// This file turns a host into the list of addresses that Connect tries.
+
+// Addresses returns the addresses of host, at least one, in the order in which
+// Connect tries them. The error is a [*ResolveError].
+func (d *Dialer) Addresses(ctx context.Context, host string) ([]netip.Addr, error) {
+	addrs, err := d.resolve(ctx, host)
+	if err != nil {
+		return nil, &ResolveError{Host: host, Err: err}
+	}
+	return addrs, nil
+}
+
+// resolve is Addresses with an error that does not name the host.
+func (d *Dialer) resolve(ctx context.Context, host string) ([]netip.Addr, error) {
+	var addrs []netip.Addr
+	if literal, err := netip.ParseAddr(host); err == nil {
+		addrs = []netip.Addr{literal}
+	} else if d.Resolve != nil {
+		if addrs, err = d.Resolve(ctx, host); err != nil {
+			return nil, err
+		}
+	} else if addrs, err = lookUp(ctx, d.Family, host); err != nil {
+		return nil, err
+	}
+	addrs = interleave(addrs, d.Family)
+	if len(addrs) == 0 {
+		switch d.Family {
+		case "ip4":
+			return nil, errors.New("no IPv4 address")
+		case "ip6":
+			return nil, errors.New("no IPv6 address")
+		}
+		return nil, errors.New("no address")
+	}
+	return addrs, nil
+}
+
+// interleave returns each address of the family once, IPv4 and IPv6 in turn,
+// the family of the first address first (RFC 8305, section 4).
+func interleave(addrs []netip.Addr, family string) []netip.Addr {
+	var first, second []netip.Addr
+	seen := make(map[netip.Addr]bool)
+	for _, a := range addrs {
+		a = a.Unmap()
+		if seen[a] || family == "ip4" && !a.Is4() || family == "ip6" && !a.Is6() {
+			continue
+		}
+		seen[a] = true
+		if len(first) == 0 || a.Is4() == first[0].Is4() {
+			first = append(first, a)
+		} else {
+			second = append(second, a)
+		}
+	}
+	merged := make([]netip.Addr, 0, len(seen))
+	for i := range max(len(first), len(second)) {
+		if i < len(first) {
+			merged = append(merged, first[i])
+		}
+		if i < len(second) {
+			merged = append(merged, second[i])
+		}
+	}
+	return merged
+}
+
+// The rest of this file looks a name up for both families, even if one family never
+// gets an answer. Some routers and VPNs drop every question for an IPv6 address. The
+// lookup of both families then waits for the missing answer until the time of the
+// connection is up.
 
 const (
 	jointSilence = 300 * time.Millisecond // after this time each family is asked alone

@@ -40,12 +40,12 @@ func TestResolve(t *testing.T) {
 	}
 }
 
-// A name that changes while the port is still closed: knocks and connection
-// belong together, so the first answer holds for all rounds.
-func TestNameThatChanges(t *testing.T) {
+// TestNameIsResolvedOnce: the first answer holds for all rounds, also if the name
+// changes while the port is closed. Knocks and connection go to the same address.
+func TestNameIsResolvedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, func(netip.Addr, int) (time.Duration, error) { return 30 * ms, errRefused })
-		d := w.dialer()
+		f := newFakeNet(t, func(netip.Addr, int) (time.Duration, error) { return 30 * ms, errRefused })
+		d := f.dialer()
 		asked := byte(0)
 		d.Resolve = func(context.Context, string) ([]netip.Addr, error) {
 			asked++
@@ -54,14 +54,13 @@ func TestNameThatChanges(t *testing.T) {
 		if _, err := d.Connect(t.Context(), "vps", 22); err == nil {
 			t.Fatal("connected")
 		}
-		if asked != 1 || len(w.syns) != 1 {
-			t.Errorf("asked %d times, and dialed %v", asked, w.syns)
+		if asked != 1 || len(f.syns) != 1 {
+			t.Errorf("asked %d times, and dialed %v", asked, f.syns)
 		}
 	})
 }
 
-// TestAddresses: an address is its own, with its zone.
-func TestAddresses(t *testing.T) {
+func TestLiteralAddressKeepsZone(t *testing.T) {
 	for _, host := range []string{"fe80::1%eth0", "2001:db8::1", "192.0.2.1"} {
 		addrs, err := new(Dialer).Addresses(t.Context(), host)
 		if err != nil || len(addrs) != 1 || addrs[0].String() != host {
@@ -76,7 +75,7 @@ func TestAddresses(t *testing.T) {
 
 func TestResolveErrors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := newWorld(t, nil).dialer()
+		d := newFakeNet(t, nil).dialer()
 		cause := &net.DNSError{Err: "no such host", Name: "vps", IsNotFound: true}
 		d.Resolve = func(context.Context, string) ([]netip.Addr, error) { return nil, cause }
 		_, err := d.Connect(t.Context(), "vps", 22)
@@ -101,9 +100,9 @@ func TestResolveErrors(t *testing.T) {
 	})
 }
 
-// TestEachFamilyAlone: a family that gets no answer does not keep the other's from
-// being used, if both answers are about the name as it was given.
-func TestEachFamilyAlone(t *testing.T) {
+// TestFamilyWithoutAnswerIsNotAwaited: if one family gets no answer, the answer for the
+// other family is used. This holds for names that search domains do not complete.
+func TestFamilyWithoutAnswerIsNotAwaited(t *testing.T) {
 	type reply struct {
 		after time.Duration
 		addrs []netip.Addr

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"syscall"
 )
 
@@ -81,10 +82,5 @@ func hasRoute(ctx context.Context, from netip.Addr, to netip.AddrPort) bool {
 }
 
 func isOneOf(err error, errnos []syscall.Errno) bool {
-	for _, errno := range errnos {
-		if errors.Is(err, errno) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(errnos, func(errno syscall.Errno) bool { return errors.Is(err, errno) })
 }

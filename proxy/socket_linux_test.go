@@ -48,10 +48,10 @@ func TestLoserIsNeverAccepted(t *testing.T) {
 	}
 }
 
-// A server that speaks first, such as sshd, is accepted at once. The fastest of
-// five counts: a busy machine may be slow, the 200 ms of a delayed ACK are never
-// missed.
-func TestServerSpeaksFirst(t *testing.T) {
+// TestBannerIsNotDelayed: a server that speaks first, such as sshd, accepts at once.
+// The fastest of five connections counts: a busy machine may be slow, but a delayed
+// ACK always costs 200 ms.
+func TestBannerIsNotDelayed(t *testing.T) {
 	l, addr := listen(t)
 	go func() {
 		for {
@@ -91,7 +91,7 @@ func TestServerSpeaksFirst(t *testing.T) {
 	}
 }
 
-func TestWinnersOptions(t *testing.T) {
+func TestWinnerHasSystemOptions(t *testing.T) {
 	client, _ := pair(t)
 	raw, err := client.SyscallConn()
 	if err != nil {

@@ -60,7 +60,7 @@ func TestDialTCPSource(t *testing.T) {
 func TestDialTCPErrors(t *testing.T) {
 	l, addr := listen(t)
 	l.Close()
-	if _, err := DialTCP(t.Context(), netip.Addr{}, addr); !isRefusal(err) || isHopeless(err) || isOutage(err) {
+	if _, err := DialTCP(t.Context(), netip.Addr{}, addr); !isRefusal(err) || isHopeless(err) || IsNoRoute(err) {
 		t.Errorf("closed port: %v", err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
@@ -69,9 +69,9 @@ func TestDialTCPErrors(t *testing.T) {
 		from, to string
 		is       func(error) bool
 	}{
-		{"192.0.2.1", "127.0.0.1", isOutage}, // not an address of ours
-		{"::1", "127.0.0.1", isHopeless},     // two families
-		{"", "fe80::1", isHopeless},          // no zone
+		{"192.0.2.1", "127.0.0.1", IsNoRoute}, // not an address of ours
+		{"::1", "127.0.0.1", isHopeless},      // two families
+		{"", "fe80::1", isHopeless},           // no zone
 	} {
 		from, _ := netip.ParseAddr(test.from)
 		to := netip.AddrPortFrom(netip.MustParseAddr(test.to), addr.Port())
@@ -81,8 +81,9 @@ func TestDialTCPErrors(t *testing.T) {
 	}
 }
 
-// A port that opens after the first knocks: the second SYN finds it.
-func TestConnectForReal(t *testing.T) {
+// TestConnectOverLoopback: the port opens after the first knocks, and a later SYN
+// finds it open.
+func TestConnectOverLoopback(t *testing.T) {
 	l, addr := listen(t)
 	l.Close()
 	var open sync.Once
@@ -109,7 +110,7 @@ func TestConnectForReal(t *testing.T) {
 	l.Close()
 }
 
-func TestWinnerEndsInOrder(t *testing.T) {
+func TestWinnerClosesByFIN(t *testing.T) {
 	client, server := pair(t)
 	if _, err := client.Write([]byte("last words")); err != nil {
 		t.Fatal(err)
@@ -120,7 +121,7 @@ func TestWinnerEndsInOrder(t *testing.T) {
 	}
 }
 
-func TestLoserIsReset(t *testing.T) {
+func TestLoserClosesByRST(t *testing.T) {
 	l, addr := listen(t)
 	conn, err := DialTCP(t.Context(), netip.Addr{}, addr)
 	if err != nil {

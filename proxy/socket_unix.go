@@ -7,7 +7,7 @@ import "syscall"
 var (
 	errnosRefused     = []syscall.Errno{syscall.ECONNREFUSED}
 	errnosUnreachable = []syscall.Errno{syscall.EHOSTUNREACH, syscall.ENETUNREACH}
-	errnosOutage      = []syscall.Errno{
+	errnosNoRoute     = []syscall.Errno{
 		syscall.EHOSTUNREACH, syscall.ENETUNREACH, syscall.ENETDOWN, syscall.EADDRNOTAVAIL,
 	}
 	errnosHopeless = []syscall.Errno{

@@ -9,7 +9,7 @@ import (
 var (
 	errnosRefused     = []syscall.Errno{windows.WSAECONNREFUSED}
 	errnosUnreachable = []syscall.Errno{windows.WSAEHOSTUNREACH, windows.WSAENETUNREACH}
-	errnosOutage      = []syscall.Errno{
+	errnosNoRoute     = []syscall.Errno{
 		windows.WSAEHOSTUNREACH, windows.WSAENETUNREACH, windows.WSAENETDOWN, windows.WSAEADDRNOTAVAIL,
 	}
 	errnosHopeless = []syscall.Errno{windows.WSAEAFNOSUPPORT, windows.WSAEACCES, windows.WSAEINVAL}

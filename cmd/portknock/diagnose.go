@@ -76,7 +76,7 @@ func closedHint(p *profile.Profile, closed *proxy.ClosedError, now time.Time) st
 	case elsewhere != "":
 		return elsewhere
 	case closed.Refused():
-		return fmt.Sprintf("something answered: check that sshd runs and listens on port %d; else a firewall rejects connections%s", closed.Port, until)
+		return fmt.Sprintf("something answered: check that sshd runs and listens on port %d; if it does, a firewall rejects connections%s", closed.Port, until)
 	case p == nil:
 		return "portknock has no profile for this host, so it did not knock"
 	case p.Scheme == "fwknop":

@@ -109,8 +109,8 @@ func (c *emitRules) guards(ctx context.Context, a *app, hosts []string) (guards 
 // formats that suit.
 var refusalHints = map[rules.Reason]string{
 	rules.Unfit:    "use --format FORMATS",
-	rules.Weak:     "--force accepts it",
-	rules.Endless:  "give the rules an end, such as --horizon 30d",
+	rules.Weak:     "to accept it anyway, use --force",
+	rules.Endless:  "give the rules an end time, such as --horizon 30d",
 	rules.TooLong:  "shorten --horizon or lengthen the Period",
 	rules.Timeless: "use --refresh systemd, a shorter --horizon, or --format FORMATS",
 	rules.Eaten:    "leave out --consume",

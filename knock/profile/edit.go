@@ -16,10 +16,10 @@ func Block(host string, given []Setting) ([]byte, error) {
 	}
 	given = slices.Clone(given)
 	slices.SortStableFunc(given, func(a, b Setting) int { return place(a) - place(b) })
-	p := settings(given).fill()
+	p := settings(given).fill(settings(given).scheme())
 	p.Name = host
 	p.setDefaults(given)
-	keyword, err := p.conflict()
+	keyword, err := p.conflict(given)
 	if err == nil {
 		keyword, err = "Scheme", p.complete()
 	}
@@ -168,9 +168,9 @@ func (f *File) sameAs(alone *File, b *block) error {
 		return err
 	}
 	ss := gather(f.matching(name, nil))
-	for _, k := range keywords {
-		packets := slices.ContainsFunc(spaKeywords, func(s keyword) bool { return s.name == k.name })
-		if !b.settings.have(k.name) && !packets || k.get(got) == k.get(want) {
+	for i := range keywords {
+		k := &keywords[i]
+		if !b.settings.have(k.name) && k.of != ofSPA || k.word(got) == k.word(want) {
 			continue
 		}
 		if s, ok := ss.get(k.name); ok {

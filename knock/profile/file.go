@@ -64,6 +64,16 @@ func (ss settings) have(keyword string) bool {
 // knocks reports whether the settings say how to knock.
 func (ss settings) knocks() bool { return ss.have("Sequence") || ss.have("Scheme") }
 
+// key returns the keyword that says where the key is; "" if there is none.
+func (ss settings) key() string {
+	for _, keyword := range []string{"KeyFile", "KeyCommand"} {
+		if ss.have(keyword) {
+			return keyword
+		}
+	}
+	return ""
+}
+
 // Entry is one Host block as a list of profiles shows it. It says how long a
 // sequence is, never what it is, and nothing of a key.
 type Entry struct {
@@ -266,10 +276,10 @@ func (f *File) Entries() []Entry {
 		for _, p := range b.patterns {
 			e.Patterns = append(e.Patterns, p.written)
 		}
-		p := b.settings.fill()
+		p := b.settings.fill(nil)
 		e.HostName, e.Scheme, e.Knocks = p.HostName, p.Scheme, max(len(p.Sequence), p.Knocks)
 		if e.Scheme == "" && len(p.Sequence) > 0 {
-			e.Scheme = "static"
+			e.Scheme = staticScheme.name
 		}
 		entries = append(entries, e)
 	}

@@ -38,7 +38,7 @@ func FuzzParse(f *testing.F) {
 		switch { // Server would read or run what the fuzzer has come up with
 		case p.Scheme == "token":
 			s = knock.Token{Key: knock.NewKey(), Port: p.TokenPort, Period: p.Period, Tokens: p.TokensPerWindow}
-		case p.draws():
+		case p.Knocks > 0:
 			s = knock.Rotating{Key: knock.NewKey(), Ports: p.PortRange, Knocks: p.Knocks, Period: p.Period}
 		default:
 			server, err := p.Server(t.Context())

@@ -33,14 +33,7 @@ func loadKey(path string, parse func([]byte) (knock.Key, error)) (knock.Key, err
 }
 
 // key reads the profile's key: this is where a file is opened or a command run.
-func (p *Profile) key(ctx context.Context) (k knock.Key, err error) {
-	parse := parseKey
-	switch p.Scheme {
-	case "md5-hourly":
-		parse = parseSecret
-	case "fwknop":
-		parse = parseForeignKey
-	}
+func (p *Profile) key(ctx context.Context, parse func([]byte) (knock.Key, error)) (k knock.Key, err error) {
 	if p.KeyFile != "" {
 		k, err = loadKey(p.KeyFile, parse)
 	} else {
@@ -57,6 +50,9 @@ func (p *Profile) key(ctx context.Context) (k knock.Key, err error) {
 	}
 	return k, err
 }
+
+// hasKey reports whether the profile names a key.
+func (p *Profile) hasKey() bool { return p.KeyFile != "" || len(p.KeyCommand) > 0 }
 
 // keyFault says where a faulty key is from. Of a command it names the program
 // only: what follows is the user's business.
@@ -180,7 +176,7 @@ func quoteWord(w string) string {
 // server can open all of them; DeriveHostKey gives each host a key of its own.
 func (f *File) SharesKey(p *Profile) []string {
 	var others []string
-	if !p.secret() || p.DeriveHostKey {
+	if !p.hasKey() || p.DeriveHostKey {
 		return nil
 	}
 	for _, b := range f.blocks[1:] {
@@ -190,7 +186,7 @@ func (f *File) SharesKey(p *Profile) []string {
 			}
 			// A pattern stands for a host that is called like it.
 			q, err := f.Lookup(strings.NewReplacer("*", "x", "?", "x").Replace(pattern.text))
-			if err != nil || !q.secret() || q.DeriveHostKey || q.KeyFile != p.KeyFile || !slices.Equal(q.KeyCommand, p.KeyCommand) {
+			if err != nil || !q.hasKey() || q.DeriveHostKey || q.KeyFile != p.KeyFile || !slices.Equal(q.KeyCommand, p.KeyCommand) {
 				continue
 			}
 			if p.HostName != "" && sameHost(p.HostName, q.HostName) && p.Port == q.Port {

@@ -19,12 +19,43 @@ type keyword struct {
 	list   bool                         // takes several words
 	quoted bool                         // of which each may hold blanks, and keeps its quotes
 	secret bool                         // must not stand on a command line
+	of     group                        // which schemes it is for; 0 if for every scheme
 	set    func(*Profile, string) error // reads one value, and checks what can be checked of it alone
 	get    func(*Profile) string        // writes it; "" if there is none
+	json   func(*Profile) any           // its value in JSON, nil if there is none; without it, what get writes
+}
+
+// word returns what get writes, "" if the keyword does not apply.
+func (k *keyword) word(p *Profile) string {
+	if !schemeNamed(p.Scheme).applies(k) {
+		return ""
+	}
+	return k.get(p)
+}
+
+// jsonValue returns the value in JSON, nil if there is none.
+func (k *keyword) jsonValue(p *Profile) any {
+	switch {
+	case !schemeNamed(p.Scheme).applies(k):
+	case k.json != nil:
+		return k.json(p)
+	case k.get(p) != "":
+		return k.get(p)
+	}
+	return nil
 }
 
 // keywords is all settings there are, in the order in which they are shown.
-var keywords = slices.Concat(commonKeywords, spaOnly(spaKeywords))
+var keywords = slices.Concat(commonKeywords, in(ofKey, keyKeywords), in(ofDraw, drawKeywords), in(ofToken, tokenKeywords),
+	in(ofClock, clockKeywords), in(ofSPA, spaKeywords))
+
+// in puts keywords into a group.
+func in(g group, keywords []keyword) []keyword {
+	for i := range keywords {
+		keywords[i].of = g
+	}
+	return keywords
+}
 
 var commonKeywords = []keyword{
 	{
@@ -37,7 +68,8 @@ var commonKeywords = []keyword{
 			p.HostName = v // expanded once it is known for which host
 			return CheckHost(host)
 		},
-		get: func(p *Profile) string { return strings.ReplaceAll(p.HostName, "%", "%%") },
+		get:  func(p *Profile) string { return strings.ReplaceAll(p.HostName, "%", "%%") },
+		json: func(p *Profile) any { return orNil(p.HostName) },
 	},
 	number("Port", "a port", 65535, func(p *Profile) *uint16 { return &p.Port }),
 	{
@@ -104,7 +136,8 @@ var commonKeywords = []keyword{
 			p.OpenPorts, err = knock.ParsePortRanges(v)
 			return err
 		},
-		get: func(p *Profile) string { return strings.Join(portWords(p.OpenPorts), " ") },
+		get:  func(p *Profile) string { return strings.Join(portWords(p.OpenPorts), " ") },
+		json: func(p *Profile) any { return portWords(p.OpenPorts) },
 	},
 	duration("OpenFor", time.Second, 24*time.Hour, func(p *Profile) *time.Duration { return &p.OpenFor }),
 	duration("KnockTimeout", time.Second, 5*time.Minute, func(p *Profile) *time.Duration { return &p.KnockTimeout }),
@@ -124,7 +157,12 @@ var commonKeywords = []keyword{
 			}
 			return strings.Join(portWords(p.IgnorePorts), " ")
 		},
+		json: func(p *Profile) any { return portWords(p.IgnorePorts) },
 	},
+}
+
+// keyKeywords say where a profile's key is.
+var keyKeywords = []keyword{
 	{
 		name: "KeyFile", secret: true,
 		set: func(p *Profile, v string) error {
@@ -139,9 +177,27 @@ var commonKeywords = []keyword{
 			p.KeyCommand = split(v)
 			return checkCommand(p.KeyCommand)
 		},
-		get: func(p *Profile) string { return joinWords(p.KeyCommand) },
+		get:  func(p *Profile) string { return joinWords(p.KeyCommand) },
+		json: func(p *Profile) any { return listOrNil(p.KeyCommand) },
 	},
-	keyedOnly(value("DeriveHostKey", parseYesNo, func(p *Profile) *bool { return &p.DeriveHostKey }, yesNo)),
+	hostKeyKeyword(),
+}
+
+// hostKeyKeyword is DeriveHostKey. A scheme that uses its key as it stands refuses
+// it, and does not show it.
+func hostKeyKeyword() keyword {
+	k := yesNo("DeriveHostKey", func(p *Profile) *bool { return &p.DeriveHostKey })
+	get := k.get
+	k.get = func(p *Profile) string {
+		if !p.Facts().FollowsClock {
+			return ""
+		}
+		return get(p)
+	}
+	return k
+}
+
+var drawKeywords = []keyword{
 	{
 		name: "PortRange",
 		set: func(p *Profile, v string) error {
@@ -152,7 +208,7 @@ var commonKeywords = []keyword{
 			p.PortRange.First, p.PortRange.Last = ranges[0].First, ranges[0].Last
 			return nil
 		},
-		get: (*Profile).rangeWord,
+		get: func(p *Profile) string { return fmt.Sprintf("%d-%d", p.PortRange.First, p.PortRange.Last) },
 	},
 	{
 		name: "Knocks",
@@ -164,7 +220,8 @@ var commonKeywords = []keyword{
 			p.Knocks = int(n)
 			return nil
 		},
-		get: func(p *Profile) string { return p.ifDrawn(strconv.Itoa(p.Knocks)) },
+		get:  func(p *Profile) string { return strconv.Itoa(p.Knocks) },
+		json: func(p *Profile) any { return p.Knocks },
 	},
 	{
 		name: "Protocol",
@@ -172,17 +229,20 @@ var commonKeywords = []keyword{
 			p.PortRange.Transport, err = knock.ParseTransport(v)
 			return err
 		},
-		get: (*Profile).protocolWord,
+		get: func(p *Profile) string { return p.PortRange.Transport.String() },
 	},
-	number("TokenPort", "a port", 65535, func(p *Profile) *uint16 { return &p.TokenPort }),
-	number("TokensPerWindow", "a number", knock.MaxTokens, func(p *Profile) *int { return &p.TokensPerWindow }),
-	keyedOnly(wholeSeconds(duration("Period", time.Second, 366*24*time.Hour, func(p *Profile) *time.Duration { return &p.Period }))),
-	keyedOnly(wholeSeconds(duration("Skew", 0, 183*24*time.Hour, func(p *Profile) *time.Duration { return &p.Skew }))),
-	value("ValidUntil", parseTime, func(p *Profile) *time.Time { return &p.ValidUntil }, timeWord),
 }
 
-// keyKeywords are the settings that say where a profile's key is.
-var keyKeywords = []string{"KeyFile", "KeyCommand"}
+var tokenKeywords = []keyword{
+	number("TokenPort", "a port", 65535, func(p *Profile) *uint16 { return &p.TokenPort }),
+	number("TokensPerWindow", "a number", knock.MaxTokens, func(p *Profile) *int { return &p.TokensPerWindow }),
+}
+
+var clockKeywords = []keyword{
+	wholeSeconds(duration("Period", time.Second, 366*24*time.Hour, func(p *Profile) *time.Duration { return &p.Period })),
+	wholeSeconds(duration("Skew", 0, 183*24*time.Hour, func(p *Profile) *time.Duration { return &p.Skew })),
+	value("ValidUntil", parseTime, func(p *Profile) *time.Time { return &p.ValidUntil }, timeWord),
+}
 
 // parseTime reads a moment, as 2027-11-21T07:00:00Z, or a day, of which it
 // returns the beginning in UTC. It is one that the same format can write.
@@ -207,19 +267,40 @@ func timeWord(t time.Time) string {
 	return t.Format(time.RFC3339)
 }
 
-func parseYesNo(s string) (bool, error) {
-	yes := strings.EqualFold(s, "yes")
-	if !yes && !strings.EqualFold(s, "no") {
-		return false, fmt.Errorf("%q is neither yes nor no", s)
+// yesNo is the keyword of what is yes or no.
+func yesNo(name string, field func(*Profile) *bool) keyword {
+	return keyword{
+		name: name,
+		set: func(p *Profile, v string) error {
+			*field(p) = strings.EqualFold(v, "yes")
+			if !*field(p) && !strings.EqualFold(v, "no") {
+				return fmt.Errorf("%q is neither yes nor no", v)
+			}
+			return nil
+		},
+		get: func(p *Profile) string {
+			if *field(p) {
+				return "yes"
+			}
+			return "no"
+		},
+		json: func(p *Profile) any { return orNil(*field(p)) },
 	}
-	return yes, nil
 }
 
-func yesNo(b bool) string {
-	if b {
-		return "yes"
+// orNil returns nil instead of a zero value.
+func orNil[T comparable](v T) any {
+	if v == *new(T) {
+		return nil
 	}
-	return "no"
+	return v
+}
+
+func listOrNil(list []string) any {
+	if len(list) == 0 {
+		return nil
+	}
+	return list
 }
 
 // value is the keyword of what parse reads and word writes.
@@ -249,7 +330,9 @@ func number[T int | uint16](name, what string, most uint64, field func(*Profile)
 		}
 		return strconv.Itoa(int(n))
 	}
-	return value(name, parse, field, word)
+	k := value(name, parse, field, word)
+	k.json = func(p *Profile) any { return orNil(*field(p)) }
+	return k
 }
 
 // minKnocks is the least that is worth drawing: a scan of all ports sends every
@@ -268,13 +351,6 @@ func wholeSeconds(k keyword) keyword {
 	return k
 }
 
-// keyedOnly is a keyword that has no value where no key draws.
-func keyedOnly(k keyword) keyword {
-	get := k.get
-	k.get = func(p *Profile) string { return p.ifKeyed(get(p)) }
-	return k
-}
-
 // duration is the keyword of a time from least to most.
 func duration(name string, least, most time.Duration, field func(*Profile) *time.Duration) keyword {
 	return keyword{
@@ -290,7 +366,8 @@ func duration(name string, least, most time.Duration, field func(*Profile) *time
 			*field(p) = d
 			return nil
 		},
-		get: func(p *Profile) string { return formatDuration(*field(p)) },
+		get:  func(p *Profile) string { return formatDuration(*field(p)) },
+		json: func(p *Profile) any { return field(p).String() },
 	}
 }
 

@@ -63,17 +63,15 @@ func (f *File) forgottenScheme(name string, blocks []*block) error {
 	if ss.knocks() || !slices.ContainsFunc(blocks, func(b *block) bool { return slices.Contains(b.literals(), name) }) {
 		return nil
 	}
-	for _, keyword := range keyKeywords {
-		if ss.have(keyword) {
-			return f.fault(ss, keyword, fmt.Errorf(`profile %s has a key but no Scheme; add "Scheme rotating" or "Scheme token"`, name))
-		}
+	if keyword := ss.key(); keyword != "" {
+		return f.fault(ss, keyword, fmt.Errorf(`profile %s has a key but no Scheme; add "Scheme rotating" or "Scheme token"`, name))
 	}
 	return nil
 }
 
 // profile makes and checks the profile of a host that the blocks match.
 func (f *File) profile(host string, blocks []*block, ss settings) (p *Profile, err error) {
-	p = ss.fill()
+	p = ss.fill(ss.scheme())
 	p.Name = f.profileName(host, blocks)
 	if p.HostName != "" {
 		if p.HostName, err = expand(p.HostName, host); err == nil {
@@ -90,7 +88,7 @@ func (f *File) profile(host string, blocks []*block, ss settings) (p *Profile, e
 	if p.SPA.HMACKeyFile, err = keyPath(p.SPA.HMACKeyFile, f.dir); err != nil {
 		return nil, f.fault(ss, "HMACKeyFile", err)
 	}
-	if keyword, err := p.conflict(); err != nil {
+	if keyword, err := p.conflict(ss); err != nil {
 		return nil, f.fault(ss, keyword, err)
 	}
 	if p.DeriveHostKey && isAddress(p.Name) {
@@ -103,12 +101,21 @@ func (f *File) profile(host string, blocks []*block, ss settings) (p *Profile, e
 	return p, nil
 }
 
-// fill makes a profile of settings, without defaults. It cannot fail: none got
-// here that newSetting has not tried.
-func (ss settings) fill() *Profile {
+// scheme returns the scheme that settings choose, static if they do not say.
+func (ss settings) scheme() *scheme {
+	s, _ := ss.get("Scheme")
+	return schemeNamed(cmp.Or(strings.ToLower(s.Value), staticScheme.name))
+}
+
+// fill makes a profile of the settings that apply to a scheme, without defaults;
+// of all settings if it is nil. It cannot fail: none got here that newSetting has
+// not tried.
+func (ss settings) fill(of *scheme) *Profile {
 	p := new(Profile)
 	for _, s := range ss {
-		_ = keywordNamed(s.Keyword).set(p, s.Value)
+		if k := keywordNamed(s.Keyword); of.applies(k) {
+			_ = k.set(p, s.Value)
+		}
 	}
 	return p
 }
@@ -156,7 +163,7 @@ func (ss settings) prevent(s Setting) bool {
 		return ss.have("Sequence")
 	case "Sequence":
 		scheme, ok := ss.get("Scheme")
-		return ok && !strings.EqualFold(scheme.Value, "static")
+		return ok && !strings.EqualFold(scheme.Value, staticScheme.name)
 	}
 	return false
 }
@@ -230,14 +237,14 @@ const checkBudget = 1 << 22
 // when the names of a block that says how to knock, or has a key, are looked up.
 func (f *File) check() error {
 	for _, b := range f.blocks {
-		if keyword, err := b.settings.fill().conflict(); err != nil {
+		if keyword, err := b.settings.fill(nil).conflict(b.settings); err != nil {
 			return f.fault(b.settings, keyword, err)
 		}
 	}
 	budget := checkBudget
 	checked := make(map[string]bool)
 	for _, b := range f.blocks {
-		if !b.settings.knocks() && !slices.ContainsFunc(keyKeywords, b.settings.have) {
+		if !b.settings.knocks() && b.settings.key() == "" {
 			continue
 		}
 		for _, name := range b.literals() {

@@ -24,19 +24,17 @@ package profile
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/netip"
-	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/portknock/portknock/knock"
 	"github.com/portknock/portknock/knock/secret"
-	"github.com/portknock/portknock/knock/spa"
 )
 
 // Profile is what the file says of one host, defaults filled in.
@@ -89,149 +87,18 @@ type Profile struct {
 // and says why the port is closed.
 const DefaultConnectTimeout = 9 * time.Second
 
-// Schemes names the schemes there are: the cases of [Profile.Server].
-var Schemes = []string{"static", "rotating", "token", "md5-hourly", "fwknop"}
-
-// keyed reports whether the scheme goes by a key and the time.
-func (p *Profile) keyed() bool { return p.draws() || p.Scheme == "token" }
-
-// draws reports whether the scheme draws the ports of a sequence.
-func (p *Profile) draws() bool { return p.Scheme == "rotating" || p.Scheme == "md5-hourly" }
-
-// secret reports whether the scheme needs a key.
-func (p *Profile) secret() bool { return p.keyed() || p.Scheme == "fwknop" }
-
-// Server is what a server has to know of a profile: the Schedule, or for fwknop the
-// keys.
-type Server struct {
-	Schedule    knock.Schedule    // which sequences open; nil for fwknop
-	SPA         *spa.Keys         // for fwknop; nil for others
-	KnockPorts  []knock.PortRange // where knocks go; nil if they may go to any port
-	Fingerprint string            // of the key; "" if there is none
-}
-
-// Server returns the server's half of the profile. It reads the KeyFile, or has the
-// Runner run the KeyCommand, which may take 30 seconds. For fwknop it reads the
-// HMACKeyFile too.
-func (p *Profile) Server(ctx context.Context) (Server, error) {
-	if err := p.complete(); err != nil {
-		return Server{}, err
-	}
-	if p.Scheme == "static" {
-		return Server{Schedule: knock.Static(p.Sequence)}, nil
-	}
-	k, err := p.key(ctx)
-	if err != nil {
-		return Server{}, err
-	}
-	server := Server{Fingerprint: k.Fingerprint()}
-	if p.PortRange.First > 0 {
-		server.KnockPorts = []knock.PortRange{p.PortRange}
-	}
-	switch p.Scheme {
-	case "rotating":
-		server.Schedule = knock.Rotating{Key: k, Ports: p.PortRange, Knocks: p.Knocks, Period: p.Period}
-	case "token":
-		server.Schedule = knock.Token{Key: k, Port: p.TokenPort, Period: p.Period, Tokens: p.TokensPerWindow}
-	case "md5-hourly":
-		server.Schedule = knock.MD5Hourly{Secret: k, Ports: p.PortRange, Knocks: p.Knocks}
-		server.Fingerprint = "" // a secret of few letters could be guessed from it
-	case "fwknop":
-		request, err := p.request(k)
-		if err != nil {
-			return Server{}, err
-		}
-		server.SPA = &request.Keys
-		return server, nil
-	}
-	// What is wrong with the secret is wrong at all times: better said now than
-	// by a round of knocks.
-	if _, _, err := server.Schedule.At(time.Unix(0, 0)); err != nil {
-		return Server{}, p.keyFault(err)
-	}
-	return server, nil
-}
-
-// Picker returns the client's half of the profile. It reads what Server reads, and
-// for fwknop it runs the AllowIPCommand too.
-func (p *Profile) Picker(ctx context.Context) (knock.Picker, error) {
-	if p.Scheme == "fwknop" {
-		return p.requestFrom(ctx)
-	}
-	server, err := p.Server(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return knock.Client{Schedule: server.Schedule, Skew: p.Skew, KnockDelay: p.KnockDelay, KnockTimeout: p.KnockTimeout}, nil
-}
-
-// complete reports what the scheme lacks, as far as can be told without the key.
-func (p *Profile) complete() error {
-	switch {
-	case p.Scheme == "static" && len(p.Sequence) == 0:
-		return errors.New("static needs a Sequence")
-	case p.secret() && p.KeyFile == "" && len(p.KeyCommand) == 0:
-		return fmt.Errorf("%s needs a KeyFile or a KeyCommand", p.Scheme)
-	case p.SPA.NATLocal && !p.SPA.NATAccess.IsValid():
-		return errors.New("NATLocal needs a NATAccess")
-	}
-	for _, open := range p.OpenPorts {
-		if r := p.PortRange; p.draws() && open.Transport == r.Transport && open.First <= r.Last && r.First <= open.Last {
-			return fmt.Errorf("PortRange and Protocol include %v of the OpenPorts, and a guarded port cannot be a knock", open)
-		}
-	}
-	return checkScheme(p.Scheme)
-}
-
-func checkScheme(name string) error {
-	if slices.Contains(Schemes, name) {
-		return nil
-	}
-	return fmt.Errorf("there is no scheme %q, only %s", name, strings.Join(Schemes, ", "))
-}
-
 // setDefaults fills in what the file left out.
 func (p *Profile) setDefaults(given settings) {
 	setDefault(&p.AddressFamily, "any")
-	setDefault(&p.Scheme, "static")
+	setDefault(&p.Scheme, staticScheme.name)
 	if !given.have("KnockDelay") { // 0 is a value
 		p.KnockDelay = 200 * time.Microsecond
 	}
 	setDefault(&p.ConnectTimeout, DefaultConnectTimeout)
 	setDefault(&p.OpenFor, 30*time.Second)
 	setDefault(&p.KnockTimeout, 5*time.Second)
-	if p.draws() {
-		if p.PortRange.First == 0 {
-			p.PortRange.First, p.PortRange.Last = 20000, 59999
-		}
-		if !given.have("Protocol") && p.Scheme != "md5-hourly" { // which is tcp, the zero value
-			p.PortRange.Transport = knock.UDP
-		}
-		setDefault(&p.Knocks, 5)
-	} else { // what stands under Host * for other schemes does not apply
-		p.PortRange, p.Knocks = knock.PortRange{}, 0
-	}
-	if p.Scheme == "token" {
-		setDefault(&p.TokenPort, 62202)
-		setDefault(&p.TokensPerWindow, 8)
-	} else {
-		p.TokenPort, p.TokensPerWindow = 0, 0
-	}
-	if p.keyed() {
-		setDefault(&p.Period, time.Hour)
-		if !given.have("Skew") { // 0 is a value
-			p.Skew = 2 * time.Minute
-		}
-	} else {
-		p.Period, p.Skew, p.ValidUntil = 0, 0, time.Time{}
-	}
-	if p.Scheme == "fwknop" {
-		p.SPA.setDefaults(given)
-	} else {
-		p.SPA = SPA{}
-	}
-	if !p.secret() {
-		p.KeyFile, p.KeyCommand, p.DeriveHostKey = "", nil, false
+	if defaults := schemeNamed(p.Scheme).defaults; defaults != nil {
+		defaults(p, given)
 	}
 	if p.OpenPorts == nil {
 		port := p.Port
@@ -256,8 +123,8 @@ func setDefault[T comparable](v *T, def T) {
 
 // conflict returns the first contradiction between settings, and the keyword
 // to blame. What is still at its zero value is not looked at, so that it serves
-// a lone block as well as a finished profile.
-func (p *Profile) conflict() (keyword string, err error) {
+// a lone block as well as a finished profile. Given is what the file sets.
+func (p *Profile) conflict(given settings) (keyword string, err error) {
 	if p.BindAddress.IsValid() {
 		if p.BindInterface != "" {
 			return "BindInterface", errors.New("cannot be combined with BindAddress")
@@ -276,48 +143,17 @@ func (p *Profile) conflict() (keyword string, err error) {
 			}
 		}
 	}
-	token := knock.Step{Transport: knock.UDP, Port: p.TokenPort}
-	for _, open := range p.OpenPorts {
-		if p.TokenPort > 0 && open.Contains(token) {
-			return "OpenPorts", fmt.Errorf("%v includes the TokenPort, %d, and a guarded port takes no tokens", open, p.TokenPort)
-		}
-	}
-	if keyword, err := p.keyConflict(); err != nil {
-		return keyword, err
-	}
-	return p.spaConflict()
-}
-
-// keyConflict is conflict for the schemes with a key.
-func (p *Profile) keyConflict() (keyword string, err error) {
 	if p.KeyFile != "" && len(p.KeyCommand) > 0 {
 		return "KeyCommand", errors.New("cannot be combined with KeyFile")
 	}
-	if p.Scheme == "fwknop" && len(p.Sequence) > 0 {
-		return "Sequence", errors.New("fwknop has none")
-	}
-	if p.Scheme != "" && p.Scheme != "static" && len(p.Sequence) > 0 {
-		return "Sequence", fmt.Errorf("%s draws its own", p.Scheme)
-	}
-	if p.Period > 0 && p.Skew >= p.Period-p.Skew {
-		// Of the two, the one that cannot be a default.
-		if p.Period != time.Hour {
-			return "Period", fmt.Errorf("%s is not above twice the Skew, %s", formatDuration(p.Period), formatDuration(p.Skew))
+	checks := []func(*Profile) (string, error){(*Profile).checkToken, (*Profile).checkClock, (*Profile).checkDraw, (*Profile).checkAllowIP}
+	for _, check := range checks {
+		if keyword, err := check(p); err != nil {
+			return keyword, err
 		}
-		return "Skew", fmt.Errorf("twice %s is not below the Period, %s", formatDuration(p.Skew), formatDuration(p.Period))
 	}
-	if size := int(p.PortRange.Last) - int(p.PortRange.First) + 1; p.PortRange.First > 0 && size < p.Knocks {
-		return "PortRange", fmt.Errorf("%d ports are not enough for %d different knocks", size, p.Knocks)
-	}
-	if p.Scheme == "md5-hourly" {
-		switch {
-		case p.Period > 0 && p.Period != time.Hour:
-			return "Period", errors.New("md5-hourly has one of an hour")
-		case p.PortRange.Transport == knock.UDP:
-			return "Protocol", errors.New("md5-hourly knocks by tcp")
-		case p.DeriveHostKey:
-			return "DeriveHostKey", errors.New("md5-hourly uses the secret as it stands")
-		}
+	if s := schemeNamed(p.Scheme); s != nil && s.check != nil {
+		return s.check(p, given)
 	}
 	return "", nil
 }
@@ -326,9 +162,9 @@ func (p *Profile) keyConflict() (keyword string, err error) {
 // in the order of the documentation. It holds the sequence, but never a key.
 func (p *Profile) WriteTo(w io.Writer) (int64, error) {
 	var given settings
-	for _, k := range keywords {
-		if v := k.get(p); v != "" {
-			given = append(given, Setting{Keyword: k.name, Value: v})
+	for i := range keywords {
+		if v := keywords[i].word(p); v != "" {
+			given = append(given, Setting{Keyword: keywords[i].name, Value: v})
 		}
 	}
 	var b bytes.Buffer
@@ -351,64 +187,54 @@ func writeBlock(b *bytes.Buffer, name string, settings []Setting) {
 // MarshalJSON writes durations as Go writes them ("500µs"), and knocks and
 // ports as a profile does ("7000/udp"). It holds the sequence, but never a key.
 func (p *Profile) MarshalJSON() ([]byte, error) {
-	return json.Marshal(struct {
-		Name           string     `json:"name"`
-		HostName       string     `json:"hostName,omitempty"`
-		Port           uint16     `json:"port,omitempty"`
-		AddressFamily  string     `json:"addressFamily"`
-		BindAddress    netip.Addr `json:"bindAddress,omitzero"`
-		BindInterface  string     `json:"bindInterface,omitempty"`
-		Scheme         string     `json:"scheme"`
-		Sequence       string     `json:"sequence,omitempty"`
-		KnockDelay     string     `json:"knockDelay"`
-		ConnectTimeout string     `json:"connectTimeout"`
-		OpenPorts      []string   `json:"openPorts"`
-		OpenFor        string     `json:"openFor"`
-		KnockTimeout   string     `json:"knockTimeout"`
-		IgnorePorts    []string   `json:"ignorePorts"`
-		KeyFile        string     `json:"keyFile,omitempty"`
-		KeyCommand     []string   `json:"keyCommand,omitempty"`
-		DeriveHostKey  bool       `json:"deriveHostKey,omitempty"`
-		PortRange      string     `json:"portRange,omitempty"`
-		Knocks         int        `json:"knocks,omitempty"`
-		Protocol       string     `json:"protocol,omitempty"`
-		TokenPort      uint16     `json:"tokenPort,omitempty"`
-		Tokens         int        `json:"tokensPerWindow,omitempty"`
-		Period         string     `json:"period,omitempty"`
-		Skew           string     `json:"skew,omitempty"`
-		ValidUntil     time.Time  `json:"validUntil,omitzero"`
-		SPA            *spaJSON   `json:"fwknop,omitempty"`
-	}{
-		p.Name, p.HostName, p.Port, p.AddressFamily, p.BindAddress, p.BindInterface,
-		p.Scheme, p.Sequence.String(), p.KnockDelay.String(), p.ConnectTimeout.String(),
-		portWords(p.OpenPorts), p.OpenFor.String(), p.KnockTimeout.String(), portWords(p.IgnorePorts),
-		p.KeyFile, p.KeyCommand, p.DeriveHostKey, p.rangeWord(), p.Knocks, p.protocolWord(),
-		p.TokenPort, p.TokensPerWindow,
-		p.ifKeyed(p.Period.String()), p.ifKeyed(p.Skew.String()), p.ValidUntil, p.spaJSON(),
-	})
-}
-
-// rangeWord and protocolWord write the two halves of PortRange.
-func (p *Profile) rangeWord() string {
-	r := p.PortRange
-	r.Transport = knock.TCP
-	return p.ifDrawn(strings.TrimSuffix(r.String(), "/tcp"))
-}
-
-func (p *Profile) protocolWord() string { return p.ifDrawn(p.PortRange.Transport.String()) }
-
-func (p *Profile) ifKeyed(s string) string {
-	if p.keyed() {
-		return s
+	all, own := jsonObject{{"name", p.Name}}, jsonObject{}
+	for i := range keywords {
+		k := &keywords[i]
+		v := k.jsonValue(p)
+		switch {
+		case v == nil:
+		case k.of == ofSPA:
+			own = append(own, jsonField{jsonName(strings.TrimPrefix(k.name, "SPA")), v})
+		default:
+			all = append(all, jsonField{jsonName(k.name), v})
+		}
 	}
-	return ""
+	if len(own) > 0 {
+		all = append(all, jsonField{fwknopScheme.name, own})
+	}
+	return all.MarshalJSON()
 }
 
-func (p *Profile) ifDrawn(s string) string {
-	if p.draws() {
-		return s
+// jsonObject is a JSON object whose fields keep their order.
+type jsonObject []jsonField
+
+type jsonField struct {
+	name  string
+	value any
+}
+
+func (o jsonObject) MarshalJSON() ([]byte, error) {
+	b := []byte("{")
+	for i, f := range o {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		v, err := json.Marshal(f.value)
+		if err != nil {
+			return nil, err
+		}
+		b = fmt.Appendf(b, "%q:%s", f.name, v)
 	}
-	return ""
+	return append(b, '}'), nil
+}
+
+// jsonName writes a keyword as JSON names it: hostName, allowIP, natAccess.
+func jsonName(keyword string) string {
+	capitals := len(keyword) - len(strings.TrimLeftFunc(keyword, unicode.IsUpper))
+	if capitals > 1 && capitals < len(keyword) {
+		capitals-- // the last one begins the next word
+	}
+	return strings.ToLower(keyword[:capitals]) + keyword[capitals:]
 }
 
 func portWords(ranges []knock.PortRange) []string {

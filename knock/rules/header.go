@@ -91,9 +91,10 @@ Loading turns connection tracking on.
 `, again)
 	if d.refuse != "" {
 		fmt.Fprintf(&b, `
-Loading replaces all portknock rules on this server. It refuses to open a port
-that the loaded rules guard and these do not. Put all profiles into one file
-(emit-rules NAME NAME...), or insist: export %s=1
+Loading replaces all portknock rules on this server. If this would open a port
+that the loaded rules guard, the load and the trial name the port and load
+nothing. Put all profiles into one file (emit-rules NAME NAME...). To load
+anyway, run this first: export %s=1
 `, forceVariable)
 	}
 	if o.DropPolicy {
@@ -125,7 +126,7 @@ that the loaded rules guard and these do not. Put all profiles into one file
 func (d document) trial(load string) string {
 	return fmt.Sprintf(`%[1]s && { m=$(date +%%s%%N).$$; o=$(cat %[2]s 2>/dev/null); echo "$m" >%[2]s`+
 		` && { setsid sh -c 'sleep 60; [ "$(cat %[2]s)" = "$0" ] && rm %[2]s && { %[3]s; }' "$m" >/dev/null 2>&1 & %[4]s; }`+
-		` || { if [ "$o" ]; then echo "$o" >%[2]s; else rm -f %[2]s; fi; echo "portknock: the load failed: nothing is on trial, and nothing will be undone" >&2; false; }; }`,
+		` || { if [ "$o" ]; then echo "$o" >%[2]s; else rm -f %[2]s; fi; echo "portknock: the load failed, so this trial has not begun" >&2; false; }; }`,
 		d.check, trialMark, d.undo, load)
 }
 

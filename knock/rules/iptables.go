@@ -48,9 +48,9 @@ port is guarded all the while. To keep the rules over a reboot, save them
 as you save your others (netfilter-persistent save), and again after each load.
 A flush of the table mangle, or nft's "flush ruleset", removes the guard and
 leaves the port open: load again after it. firewalld flushes that table whenever
-it starts: load again after each start of firewalld, or use nftables.`,
-			`Loading makes the lists in /proc/net/xt_recent readable by root only. Other users
-of this server could learn the knocks from them.`,
+it starts or reloads: load again after that, or use the format nftables.`,
+			`Loading makes the lists in /proc/net/xt_recent readable by root only. Otherwise
+other users of this server could learn the knocks from these lists.`,
 			iptPartsNote(parts),
 			iptFloodNote(guards),
 			iptTokenNote(guards),

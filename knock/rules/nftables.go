@@ -72,7 +72,7 @@ func nftRefuse(guards []guard) string {
 // nftVersionNote says which nft can load the rules: the oldest that the tests use.
 func nftVersionNote(guards []guard) string {
 	if slices.ContainsFunc(guards, guard.tokens) {
-		return "Tokens need a later nft than 1.0.2; 1.0.6 is known to work."
+		return "Tokens do not work with nft 1.0.2. Use a later version; 1.0.6 is known to work."
 	}
 	return "These rules need nft 1.0.2 or later."
 }

@@ -266,14 +266,14 @@ func (g *guard) walk(o Options, f format) error {
 		case next.Tokens != nil && !f.tokens:
 			return unfit(format.verifiesTokens, "format %s cannot verify tokens", f.name)
 		case !f.clock && (!o.From.Before(o.Until) || len(g.Windows) == f.windows):
-			r := refuse(Timeless, "%s with time, and format %s does not know the time: it carries at most %v at once",
+			r := refuse(Timeless, "%s with time, and format %s does not know the time: one file holds at most %v",
 				change, f.name, time.Duration(f.windows-1)*period-2*g.Skew)
 			r.Suits = formatsThat(format.knowsTime)
 			return r
 		case !f.clock && o.OpenAtEnd:
 			return unfit(format.knowsTime, "format %s does not know the time, so it cannot open the ports at the end", f.name)
 		case !o.From.Before(o.Until):
-			return refuse(Endless, "%s with time, so the rules need an end", change)
+			return refuse(Endless, "%s with time, so the rules need an end time", change)
 		case period%time.Second != 0 || g.Skew%time.Second != 0:
 			return fmt.Errorf("the Skew, %v, and the Period, %v, must be whole seconds", g.Skew, period)
 		case 2*g.Skew >= period:

@@ -32,6 +32,6 @@ func refuseToOpen(listing string, guards []guard) string {
 		}
 	}
 	program := strings.NewReplacer("\n", " ", "$", `\$`, `"`, `\"`).Replace(uncovered)
-	return fmt.Sprintf(`{ [ -n "${%s-}" ] || { l=$(%s 2>/dev/null | awk -v new="%s" "%s"); [ -z "$l" ]; } || { echo "portknock: not loaded: this would open what the loaded rules guard:" $l". Put all profiles into one file, or insist: export %[1]s=1" >&2; false; }; }`,
+	return fmt.Sprintf(`{ [ -n "${%s-}" ] || { l=$(%s 2>/dev/null | awk -v new="%s" "%s"); [ -z "$l" ]; } || { echo "portknock: not loaded, because this would open guarded ports:" $l". Put all profiles into one file. To load anyway: export %[1]s=1, then repeat" >&2; false; }; }`,
 		forceVariable, listing, strings.Join(closed, " "), program)
 }

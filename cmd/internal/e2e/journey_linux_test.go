@@ -325,8 +325,8 @@ END`)
 		code             int
 		hint, plain      string // with a profile and without
 	}{
-		{"refused", here, "2", exitClosed, "something answered: check that sshd runs and listens on port 2; else a firewall rejects connections" + knocking,
-			"something answered: check that sshd runs and listens on port 2; else a firewall rejects connections"},
+		{"refused", here, "2", exitClosed, "something answered: check that sshd runs and listens on port 2; if it does, a firewall rejects connections" + knocking,
+			"something answered: check that sshd runs and listens on port 2; if it does, a firewall rejects connections"},
 		{"prohibited", here, "3", exitClosed, rejected + knocking, rejected},
 		{"no route", nowhere, "22", exitFailed, noRoute, noRoute},
 		{"no answer", here, "1", exitClosed, "is the profile the server's? Compare with portknock sequence vps and the server's rules; -v tells more",

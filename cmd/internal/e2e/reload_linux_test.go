@@ -92,7 +92,7 @@ func TestLoadRefusesToOpen(t *testing.T) {
 		refused := func(rules, line, named string) {
 			t.Helper()
 			out, err := r.Server.Try("sh", "-c", headerLine(t, rules, line))
-			if want := "this would open what the loaded rules guard: " + named + ". Put all"; err == nil || !strings.Contains(out, want) || !strings.Contains(out, forceAdvice) {
+			if want := "this would open guarded ports: " + named + ". Put all"; err == nil || !strings.Contains(out, want) || !strings.Contains(out, forceAdvice) {
 				t.Errorf("%s says %q, %v, want %q", line, out, err, want)
 			}
 			r.expect(t, r.Client, lab.Dropped)

@@ -14,46 +14,91 @@ import (
 	"time"
 )
 
-func TestThreeSocketsLive(t *testing.T) {
+// TestDiagramOfRounds compares a target that never answers with the diagram in the
+// doc comment of Dialer. Its knocks take 1 ms, so that no two SYNs leave at once.
+func TestDiagramOfRounds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, func(netip.Addr, int) (time.Duration, error) { return never, nil })
-		if _, err := w.dialer(v4).Connect(t.Context(), "vps", 22); err == nil {
+		f := newFakeNet(t, func(netip.Addr, int) (time.Duration, error) { return never, nil })
+		d := f.dialer(v4)
+		d.Timeout = time.Second // before round 4
+		d.Knock = func(context.Context, netip.Addr, netip.Addr, int) error {
+			time.Sleep(ms)
+			return nil
+		}
+		var sent, waited []string
+		d.Trace = func(e Event) {
+			if e.Kind == Knocked || e.Kind == Dialing {
+				sent = append(sent, fmt.Sprintf("%v %v", e.At, e.Kind))
+			}
+		}
+		d.Dial = func(ctx context.Context, from netip.Addr, to netip.AddrPort) (net.Conn, error) {
+			began := time.Since(f.start)
+			conn, err := f.dial(ctx, from, to)
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			waited = append(waited, fmt.Sprintf("%v to %v", began, time.Since(f.start)))
+			return conn, err
+		}
+		_, _ = d.Connect(t.Context(), "vps", 22)
+		wantSent := []string{
+			"1ms knocked", "1ms dialing", // S1
+			"151ms dialing", "152ms knocked", "152ms dialing", // S2 and S3
+			"403ms knocked", "403ms dialing", // S4
+			"903ms dialing", "904ms knocked", "904ms dialing", // S5 and S6
+		}
+		if !slices.Equal(sent, wantSent) {
+			t.Errorf("sent %q, want %q", sent, wantSent)
+		}
+		wantWaited := []string{ // S2, S1, S3, and the others in any order
+			"151ms to 403ms", "1ms to 903ms", "152ms to 904ms", "403ms to 1s", "903ms to 1s", "904ms to 1s",
+		}
+		slices.Sort(waited[3:])
+		if !slices.Equal(waited, wantWaited) {
+			t.Errorf("SYNs waited %q, want %q", waited, wantWaited)
+		}
+	})
+}
+
+func TestAtMostThreeLiveDials(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeNet(t, func(netip.Addr, int) (time.Duration, error) { return never, nil })
+		if _, err := f.dialer(v4).Connect(t.Context(), "vps", 22); err == nil {
 			t.Fatal("connected")
 		}
-		if w.most != 3 {
-			t.Errorf("%d sockets were live at once, want 3", w.most)
+		if f.most != 3 {
+			t.Errorf("%d sockets were live at once, want 3", f.most)
 		}
-		// Rounds at 0, 150, 400, 900 ms and so on, the eighth at 2900 ms, and then
-		// every second: 15 in all, with two dials each but for the first and third.
-		if n := w.syns[v4]; n != 28 {
+		// Rounds 0 to 7 begin at 0, 150, 400, 900, 1400, 1900, 2400 and 2900 ms, and
+		// the others every second: 15 rounds. Rounds 0 and 2 have one dial, the others two.
+		if n := f.syns[v4]; n != 28 {
 			t.Errorf("%d dials, want 28", n)
 		}
 	})
 }
 
-func TestTwoConnectionsAtOnce(t *testing.T) {
+func TestSecondConnectionIsClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, func(_ netip.Addr, n int) (time.Duration, error) {
+		f := newFakeNet(t, func(_ netip.Addr, n int) (time.Duration, error) {
 			return 300*ms - time.Duration(n)*150*ms, nil // both arrive at 300 ms
 		})
-		conn, err := w.dialer(v4).Connect(t.Context(), "vps", 22)
+		conn, err := f.dialer(v4).Connect(t.Context(), "vps", 22)
 		if err != nil {
 			t.Fatal(err)
 		}
-		w.idle(conn)
+		f.idle(conn)
 	})
 }
 
-// TestAnswersSetThePace: once a refusal has taken 380 ms, a round lasts half as
-// long again at least, so that its answer can come.
-func TestAnswersSetThePace(t *testing.T) {
+// TestRoundsAwaitSlowRefusals: once a refusal has taken 380 ms, a pause lasts at
+// least 1.5 times as long, so that the answer of its round can come.
+func TestRoundsAwaitSlowRefusals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, func(netip.Addr, int) (time.Duration, error) { return 380 * ms, errRefused })
+		f := newFakeNet(t, func(netip.Addr, int) (time.Duration, error) { return 380 * ms, errRefused })
 		var rounds []time.Duration
-		d := w.dialer(v4)
+		d := f.dialer(v4)
 		d.Timeout = 2 * time.Second
 		d.Knock = func(context.Context, netip.Addr, netip.Addr, int) error {
-			rounds = append(rounds, time.Since(w.start))
+			rounds = append(rounds, time.Since(f.start))
 			return nil
 		}
 		_, _ = d.Connect(t.Context(), "vps", 22)
@@ -63,15 +108,15 @@ func TestAnswersSetThePace(t *testing.T) {
 	})
 }
 
-func TestSlowKnocksStillGetTheirDials(t *testing.T) {
+func TestPauseBeginsAfterSlowKnocks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, func(_ netip.Addr, n int) (time.Duration, error) {
+		f := newFakeNet(t, func(_ netip.Addr, n int) (time.Duration, error) {
 			if n < 2 {
 				return never, nil
 			}
 			return 30 * ms, nil
 		})
-		d := w.dialer(v4)
+		d := f.dialer(v4)
 		d.Knock = func(context.Context, netip.Addr, netip.Addr, int) error {
 			time.Sleep(1200 * ms)
 			return nil
@@ -79,7 +124,7 @@ func TestSlowKnocksStillGetTheirDials(t *testing.T) {
 		if _, err := d.Connect(t.Context(), "vps", 22); err != nil {
 			t.Fatal(err)
 		}
-		if took := time.Since(w.start); took != 2580*ms { // 1200 + 150 + 1200 + 30
+		if took := time.Since(f.start); took != 2580*ms { // 1200 + 150 + 1200 + 30
 			t.Errorf("took %v", took)
 		}
 	})
@@ -118,10 +163,10 @@ func TestCancelled(t *testing.T) {
 	}} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := newWorld(t, test.answer)
+				f := newFakeNet(t, test.answer)
 				ctx, cancel := context.WithCancel(t.Context())
 				time.AfterFunc(400*ms, cancel)
-				d := w.dialer(v6, v4)
+				d := f.dialer(v6, v4)
 				if test.change != nil {
 					test.change(d)
 				}
@@ -132,21 +177,21 @@ func TestCancelled(t *testing.T) {
 				if closed, ok := errors.AsType[*ClosedError](err); ok && closed.After != 400*ms {
 					t.Errorf("tried for %v", closed.After)
 				}
-				if took := time.Since(w.start); took != 400*ms {
+				if took := time.Since(f.start); took != 400*ms {
 					t.Errorf("took %v", took)
 				}
-				w.idle(nil)
+				f.idle(nil)
 			})
 		})
 	}
 }
 
-func TestOneAddressPerRound(t *testing.T) {
+func TestOneSourcePerRound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, func(netip.Addr, int) (time.Duration, error) { return never, nil })
+		f := newFakeNet(t, func(netip.Addr, int) (time.Duration, error) { return never, nil })
 		type path struct{ from, to netip.Addr }
 		var paths []path // in order, knocks and dials
-		d := w.dialer(v4)
+		d := f.dialer(v4)
 		d.Timeout = 3 * time.Second
 		rounds := 0
 		d.Source = func(to netip.Addr) (netip.Addr, error) {
@@ -157,23 +202,23 @@ func TestOneAddressPerRound(t *testing.T) {
 			if round != rounds-1 {
 				t.Errorf("round %d is called %d", rounds-1, round)
 			}
-			w.mu.Lock()
-			defer w.mu.Unlock()
+			f.mu.Lock()
+			defer f.mu.Unlock()
 			paths = append(paths, path{from, to})
 			return nil
 		}
 		d.Dial = func(ctx context.Context, from netip.Addr, to netip.AddrPort) (net.Conn, error) {
-			w.mu.Lock()
+			f.mu.Lock()
 			paths = append(paths, path{from, to.Addr()})
-			w.mu.Unlock()
-			return w.dial(ctx, from, to)
+			f.mu.Unlock()
+			return f.dial(ctx, from, to)
 		}
 		_, err := d.Connect(t.Context(), "vps", 22)
 		if closed, ok := errors.AsType[*ClosedError](err); !ok || closed.After != 3*time.Second {
 			t.Errorf("error %v", err)
 		}
-		// A knock and a dial in the first round and the third, in the six others
-		// a dial, a knock and a dial.
+		// Rounds 0 and 2 are a knock and a dial. The six others are a dial, a knock
+		// and a dial.
 		if len(paths) != 22 {
 			t.Fatalf("%d knocks and dials, want 22", len(paths))
 		}
@@ -192,16 +237,16 @@ func TestOneAddressPerRound(t *testing.T) {
 
 func TestKnockErrors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, func(netip.Addr, int) (time.Duration, error) { return 0, nil })
-		d := w.dialer(v4)
+		f := newFakeNet(t, func(netip.Addr, int) (time.Duration, error) { return 0, nil })
+		d := f.dialer(v4)
 		cause := errors.New("no sequence for this hour")
 		d.Knock = func(context.Context, netip.Addr, netip.Addr, int) error { return cause }
 		_, err := d.Connect(t.Context(), "vps", 22)
 		if e, ok := errors.AsType[*KnockError](err); !ok || e.To != v4 || !errors.Is(err, cause) {
 			t.Errorf("error %v", err)
 		}
-		if time.Since(w.start) != 0 || len(w.log) != 0 {
-			t.Errorf("took %v and did %v", time.Since(w.start), w.log)
+		if time.Since(f.start) != 0 || len(f.log) != 0 {
+			t.Errorf("took %v and did %v", time.Since(f.start), f.log)
 		}
 
 		// What time may mend is tried again, and is the error if it did not.
@@ -225,10 +270,10 @@ func TestKnockErrors(t *testing.T) {
 	})
 }
 
-func TestKnocksOfOneFamilyUnsent(t *testing.T) {
+func TestErrorIgnoresUnsentKnocksOfOneFamily(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, func(netip.Addr, int) (time.Duration, error) { return never, nil })
-		d := w.dialer(v4, v6)
+		f := newFakeNet(t, func(netip.Addr, int) (time.Duration, error) { return never, nil })
+		d := f.dialer(v4, v6)
 		d.Knock = func(_ context.Context, _, to netip.Addr, _ int) error {
 			if to.Is6() {
 				return errnosPassing[1]
@@ -242,10 +287,10 @@ func TestKnocksOfOneFamilyUnsent(t *testing.T) {
 	})
 }
 
-func TestSourceError(t *testing.T) {
+func TestSourceErrorInRound0IsFinal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, nil)
-		d := w.dialer(v4)
+		f := newFakeNet(t, nil)
+		d := f.dialer(v4)
 		d.Source = func(netip.Addr) (netip.Addr, error) { return netip.Addr{}, errNoRoute }
 		if _, err := d.Connect(t.Context(), "vps", 22); !errors.Is(err, errNoRoute) {
 			t.Errorf("error %v", err)
@@ -253,21 +298,21 @@ func TestSourceError(t *testing.T) {
 	})
 }
 
-func TestWithoutKnocksARefusalIsFinal(t *testing.T) {
+func TestRefusalWithoutKnocksIsFinal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, func(netip.Addr, int) (time.Duration, error) { return 30 * ms, errRefused })
-		d := w.dialer(v4)
+		f := newFakeNet(t, func(netip.Addr, int) (time.Duration, error) { return 30 * ms, errRefused })
+		d := f.dialer(v4)
 		d.Knock = nil
 		_, err := d.Connect(t.Context(), "vps", 22)
-		if took := time.Since(w.start); !errors.Is(err, errRefused) || took != 30*ms {
+		if took := time.Since(f.start); !errors.Is(err, errRefused) || took != 30*ms {
 			t.Errorf("error %v after %v", err, took)
 		}
 	})
 }
 
-func TestTrace(t *testing.T) {
+func TestTraceOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, func(_ netip.Addr, n int) (time.Duration, error) {
+		f := newFakeNet(t, func(_ netip.Addr, n int) (time.Duration, error) {
 			switch n {
 			case 0:
 				return 30 * ms, errRefused
@@ -277,12 +322,12 @@ func TestTrace(t *testing.T) {
 			return 30 * ms, nil
 		})
 		var got []string
-		d := w.dialer(v4)
+		d := f.dialer(v4)
 		d.Trace = func(e Event) { got = append(got, fmt.Sprintf("%v %v", e.At, e.Kind)) }
 		if err := d.Probe(t.Context(), "vps", 22); err != nil {
 			t.Fatal(err)
 		}
-		w.idle(nil) // Probe keeps none
+		f.idle(nil) // Probe keeps none
 		want := []string{
 			"0s resolved", "0s knocked", "0s dialing", "30ms refused", "150ms dialing",
 			"150ms knocked", "150ms dialing", "180ms connected", "180ms lost",

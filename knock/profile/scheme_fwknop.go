@@ -77,6 +77,7 @@ var spaKeywords = []keyword{
 			}
 			return "source"
 		},
+		json: func(p *Profile) any { return orNil(p.SPA.AllowIP) },
 	},
 	{
 		name: "AllowIPCommand", list: true, quoted: true,
@@ -84,7 +85,8 @@ var spaKeywords = []keyword{
 			p.SPA.AllowIPCommand = split(v)
 			return checkCommand(p.SPA.AllowIPCommand)
 		},
-		get: func(p *Profile) string { return joinWords(p.SPA.AllowIPCommand) },
+		get:  func(p *Profile) string { return joinWords(p.SPA.AllowIPCommand) },
+		json: func(p *Profile) any { return listOrNil(p.SPA.AllowIPCommand) },
 	},
 	wholeSeconds(duration("SPATimeout", 0, spa.MaxTimeout, func(p *Profile) *time.Duration { return &p.SPA.Timeout })),
 	value("SPADigest", spa.ParseDigest, func(p *Profile) *spa.Digest { return &p.SPA.Digest }, spa.Digest.String),
@@ -97,9 +99,17 @@ var spaKeywords = []keyword{
 		},
 		get: func(p *Profile) string { return p.SPA.User },
 	},
-	value("TimeOffset", parseOffset, func(p *Profile) *time.Duration { return &p.SPA.TimeOffset }, offsetWord),
+	{
+		name: "TimeOffset",
+		set: func(p *Profile, v string) (err error) {
+			p.SPA.TimeOffset, err = parseOffset(v)
+			return err
+		},
+		get:  func(p *Profile) string { return offsetWord(p.SPA.TimeOffset) },
+		json: func(p *Profile) any { return p.SPA.TimeOffset.String() },
+	},
 	value("NATAccess", parseNAT, func(p *Profile) *netip.AddrPort { return &p.SPA.NATAccess }, natWord),
-	value("NATLocal", parseYesNo, func(p *Profile) *bool { return &p.SPA.NATLocal }, yesNo),
+	yesNo("NATLocal", func(p *Profile) *bool { return &p.SPA.NATLocal }),
 	{
 		name: "HMACKeyFile", secret: true,
 		set: func(p *Profile, v string) error {
@@ -116,19 +126,6 @@ var spaKeywords = []keyword{
 		},
 		get: func(p *Profile) string { return hmacWord(&p.SPA) },
 	},
-}
-
-// spaOnly gives keywords no value where the scheme is another one.
-func spaOnly(ks []keyword) []keyword {
-	for i, k := range ks {
-		ks[i].get = func(p *Profile) string {
-			if p.Scheme != "fwknop" {
-				return ""
-			}
-			return k.get(p)
-		}
-	}
-	return ks
 }
 
 func spaPortWord(port uint16) string {
@@ -182,47 +179,79 @@ func natWord(to netip.AddrPort) string {
 	return fmt.Sprintf("%v,%d", to.Addr(), to.Port())
 }
 
-// setDefaults fills in what the file left out. That leaves a zero value its
-// meaning but for the port.
-func (s *SPA) setDefaults(given settings) {
-	if !given.have("SPAPort") {
-		s.Port = spa.DefaultPort
-	}
-}
-
-// spaConflict is conflict for the scheme fwknop.
-func (p *Profile) spaConflict() (keyword string, err error) {
-	s := &p.SPA
-	if len(s.AllowIPCommand) > 0 && s.AllowIP.IsValid() {
+// checkAllowIP is a check for whom fwknopd opens.
+func (p *Profile) checkAllowIP() (keyword string, err error) {
+	if len(p.SPA.AllowIPCommand) > 0 && p.SPA.AllowIP.IsValid() {
 		return "AllowIPCommand", errors.New("cannot be combined with AllowIP")
 	}
-	if p.Scheme != "fwknop" {
-		return "", nil
-	}
-	switch {
-	case p.AddressFamily == "inet6":
-		return "AddressFamily", errors.New("fwknopd opens ports for IPv4 only")
-	case p.BindAddress.Is6():
-		return "BindAddress", errors.New("fwknopd opens ports for IPv4 only")
-	case p.DeriveHostKey:
-		return "DeriveHostKey", errors.New("fwknop uses the key as it stands")
-	case s.Mode == spa.Legacy && s.HMACKeyFile != "":
-		return "HMACKeyFile", errors.New("the SPAMode legacy has no HMAC")
-	case s.HMACKeyFile != "" && s.HMACKeyFile == p.KeyFile:
-		return "HMACKeyFile", errors.New("is the KeyFile, and they must differ")
-	}
-	if s.Protocol != spa.UDP && s.Port == 0 && p.Name != "" { // or it may not be set yet
-		return "SPAPort", errors.New("random goes with the SPAProtocol udp only")
-	}
-	for _, r := range p.OpenPorts {
-		if s.Protocol != spa.UDP && r.Contains(knock.Step{Transport: knock.TCP, Port: s.Port}) {
-			return "SPAPort", fmt.Errorf("%d/tcp is one of the OpenPorts, and a guarded port takes no packet", s.Port)
-		}
-		if r.First != r.Last {
-			return "OpenPorts", fmt.Errorf("fwknopd opens single ports, and %v is a range", r)
-		}
-	}
 	return "", nil
+}
+
+// fwknopScheme sends packets of fwknop.
+var fwknopScheme = scheme{
+	name:     "fwknop",
+	facts:    Facts{SingleUse: true, IPv4Only: true},
+	uses:     ofKey | ofSPA,
+	parseKey: parseForeignKey,
+	defaults: func(p *Profile, given settings) {
+		if !given.have("SPAPort") { // 0 is random
+			p.SPA.Port = spa.DefaultPort
+		}
+	},
+	check: func(p *Profile, given settings) (keyword string, err error) {
+		s := &p.SPA
+		switch {
+		case len(p.Sequence) > 0:
+			return "Sequence", errors.New("fwknop has none")
+		case p.AddressFamily == "inet6":
+			return "AddressFamily", errors.New("fwknopd opens ports for IPv4 only")
+		case p.BindAddress.Is6():
+			return "BindAddress", errors.New("fwknopd opens ports for IPv4 only")
+		case p.DeriveHostKey:
+			return "DeriveHostKey", errors.New("fwknop uses the key as it stands")
+		case s.Mode == spa.Legacy && s.HMACKeyFile != "":
+			return "HMACKeyFile", errors.New("the SPAMode legacy has no HMAC")
+		case s.HMACKeyFile != "" && s.HMACKeyFile == p.KeyFile:
+			return "HMACKeyFile", errors.New("is the KeyFile, and they must differ")
+		case s.Protocol != spa.UDP && s.Port == 0 && given.have("SPAPort"):
+			return "SPAPort", errors.New("random goes with the SPAProtocol udp only")
+		}
+		for _, r := range p.OpenPorts {
+			if s.Protocol != spa.UDP && r.Contains(knock.Step{Transport: knock.TCP, Port: s.Port}) {
+				return "SPAPort", fmt.Errorf("%d/tcp is one of the OpenPorts, and a guarded port takes no packet", s.Port)
+			}
+			if r.First != r.Last {
+				return "OpenPorts", fmt.Errorf("fwknopd opens single ports, and %v is a range", r)
+			}
+		}
+		return "", nil
+	},
+	complete: func(p *Profile) error {
+		if p.SPA.NATLocal && !p.SPA.NATAccess.IsValid() {
+			return errors.New("NATLocal needs a NATAccess")
+		}
+		return nil
+	},
+	server: func(p *Profile, k knock.Key) (Server, error) {
+		r, err := p.request(k)
+		if err != nil {
+			return Server{}, err
+		}
+		return Server{SPA: &r.Keys, Fingerprint: k.Fingerprint()}, nil
+	},
+	picker: func(ctx context.Context, p *Profile, k knock.Key) (knock.Picker, error) {
+		r, err := p.request(k)
+		if err != nil {
+			return nil, err
+		}
+		if command := p.SPA.AllowIPCommand; len(command) > 0 {
+			if r.Allow, err = p.askAddress(ctx, command); err != nil {
+				// Of a command the program only, as with a key's.
+				return nil, fmt.Errorf("AllowIPCommand %s: %w", command[0], err)
+			}
+		}
+		return r, nil
+	},
 }
 
 // request returns what a client asks, for the AllowIP: this is where the HMAC key is
@@ -235,37 +264,8 @@ func (p *Profile) request(key knock.Key) (*spa.Request, error) {
 			return nil, err
 		}
 	}
-	r := p.requestWith(key, hmacKey)
-	_, err := r.Packet(time.Now())
-	return r, err
-}
-
-// requestFrom is request for the client, with the address of the AllowIPCommand.
-func (p *Profile) requestFrom(ctx context.Context) (*spa.Request, error) {
-	if err := p.complete(); err != nil {
-		return nil, err
-	}
-	key, err := p.key(ctx)
-	if err != nil {
-		return nil, err
-	}
-	r, err := p.request(key)
-	if err != nil {
-		return nil, err
-	}
-	if command := p.SPA.AllowIPCommand; len(command) > 0 {
-		if r.Allow, err = p.askAddress(ctx, command); err != nil {
-			// Of a command the program only, as with a key's.
-			return nil, fmt.Errorf("AllowIPCommand %s: %w", command[0], err)
-		}
-	}
-	return r, nil
-}
-
-// requestWith is request with both keys.
-func (p *Profile) requestWith(key, hmacKey knock.Key) *spa.Request {
 	s := &p.SPA
-	return &spa.Request{
+	r := &spa.Request{
 		Keys: spa.Keys{
 			Key: key, Mode: s.Mode, HMACKey: hmacKey, HMAC: s.HMACDigest, Port: s.Port, Via: s.Protocol,
 			NAT: s.NATAccess, NATLocal: s.NATLocal, RequireSource: s.AllowIP.IsValid(),
@@ -273,6 +273,8 @@ func (p *Profile) requestWith(key, hmacKey knock.Key) *spa.Request {
 		Digest: s.Digest, User: cmp.Or(s.User, userName()), Allow: s.AllowIP, Ports: p.OpenPorts, Timeout: s.Timeout,
 		Host: cmp.Or(p.HostName, p.Name), Offset: s.TimeOffset, KnockDelay: p.KnockDelay,
 	}
+	_, err := r.Packet(time.Now())
+	return r, err
 }
 
 // askAddress returns the IPv4 address that a command prints.
@@ -319,32 +321,4 @@ func userName() string {
 		}
 	}
 	return "NO_USER"
-}
-
-// spaJSON is an SPA as JSON shows it.
-type spaJSON struct {
-	Port           string     `json:"port"`
-	Protocol       string     `json:"protocol"`
-	AllowIP        netip.Addr `json:"allowIP,omitzero"`
-	AllowIPCommand []string   `json:"allowIPCommand,omitempty"`
-	Timeout        string     `json:"timeout"`
-	Digest         string     `json:"digest"`
-	Mode           string     `json:"mode"`
-	User           string     `json:"user,omitempty"`
-	TimeOffset     string     `json:"timeOffset"`
-	NATAccess      string     `json:"natAccess,omitempty"`
-	NATLocal       bool       `json:"natLocal,omitempty"`
-	HMACKeyFile    string     `json:"hmacKeyFile,omitempty"`
-	HMACDigest     string     `json:"hmacDigest,omitempty"`
-}
-
-func (p *Profile) spaJSON() *spaJSON {
-	if p.Scheme != "fwknop" {
-		return nil
-	}
-	s := &p.SPA
-	return &spaJSON{
-		spaPortWord(s.Port), s.Protocol.String(), s.AllowIP, s.AllowIPCommand, s.Timeout.String(), s.Digest.String(),
-		s.Mode.String(), s.User, s.TimeOffset.String(), natWord(s.NATAccess), s.NATLocal, s.HMACKeyFile, hmacWord(s),
-	}
 }

@@ -23,9 +23,9 @@ var (
 
 const ms = time.Millisecond
 
-// world is a network for a Dialer. It must run inside a synctest bubble, whose
-// clock starts when the world does.
-type world struct {
+// fakeNet is a network for a Dialer. It must run inside a synctest bubble, whose
+// clock starts with the fakeNet.
+type fakeNet struct {
 	t *testing.T
 	// answer says what becomes of the n-th SYN to an address: a connection if
 	// the error is nil, after the delay; silence if it is negative.
@@ -41,43 +41,43 @@ type world struct {
 	won   []*fakeConn
 }
 
-func newWorld(t *testing.T, answer func(netip.Addr, int) (time.Duration, error)) *world {
-	return &world{
+func newFakeNet(t *testing.T, answer func(netip.Addr, int) (time.Duration, error)) *fakeNet {
+	return &fakeNet{
 		t: t, answer: answer, start: time.Now(),
 		live: make(map[netip.Addr]int), syns: make(map[netip.Addr]int),
 	}
 }
 
-func (w *world) note(format string, args ...any) {
-	w.log = append(w.log, fmt.Sprint(time.Since(w.start))+" "+fmt.Sprintf(format, args...))
+func (f *fakeNet) note(format string, args ...any) {
+	f.log = append(f.log, fmt.Sprint(time.Since(f.start))+" "+fmt.Sprintf(format, args...))
 }
 
-func (w *world) knock(_ context.Context, _, to netip.Addr, round int) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if slices.Contains(w.noRoute, to) {
+func (f *fakeNet) knock(_ context.Context, _, to netip.Addr, round int) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if slices.Contains(f.noRoute, to) {
 		return errNoRoute
 	}
-	w.note("knock %v #%d", to, round)
+	f.note("knock %v #%d", to, round)
 	return nil
 }
 
-func (w *world) dial(ctx context.Context, _ netip.Addr, to netip.AddrPort) (net.Conn, error) {
+func (f *fakeNet) dial(ctx context.Context, _ netip.Addr, to netip.AddrPort) (net.Conn, error) {
 	addr := to.Addr()
-	w.mu.Lock()
-	n := w.syns[addr]
-	w.syns[addr]++
-	w.live[addr]++
-	w.most = max(w.most, w.live[addr])
-	w.note("dial %v", addr)
-	w.mu.Unlock()
+	f.mu.Lock()
+	n := f.syns[addr]
+	f.syns[addr]++
+	f.live[addr]++
+	f.most = max(f.most, f.live[addr])
+	f.note("dial %v", addr)
+	f.mu.Unlock()
 	defer func() {
-		w.mu.Lock()
-		w.live[addr]--
-		w.mu.Unlock()
+		f.mu.Lock()
+		f.live[addr]--
+		f.mu.Unlock()
 	}()
 
-	delay, err := w.answer(addr, n)
+	delay, err := f.answer(addr, n)
 	if delay < 0 {
 		<-ctx.Done()
 		return nil, ctx.Err()
@@ -91,34 +91,34 @@ func (w *world) dial(ctx context.Context, _ netip.Addr, to netip.AddrPort) (net.
 		return nil, err
 	}
 	conn := &fakeConn{to: to}
-	w.mu.Lock()
-	w.won = append(w.won, conn)
-	w.mu.Unlock()
+	f.mu.Lock()
+	f.won = append(f.won, conn)
+	f.mu.Unlock()
 	return conn, nil
 }
 
-func (w *world) dialer(addrs ...netip.Addr) *Dialer {
+func (f *fakeNet) dialer(addrs ...netip.Addr) *Dialer {
 	return &Dialer{
 		Resolve: func(context.Context, string) ([]netip.Addr, error) { return addrs, nil },
-		Knock:   w.knock,
-		Dial:    w.dial,
+		Knock:   f.knock,
+		Dial:    f.dial,
 		Timeout: 10 * time.Second,
 	}
 }
 
 // idle fails the test if a socket is left, or an open connection other than kept.
-func (w *world) idle(kept net.Conn) {
-	w.t.Helper()
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for addr, n := range w.live {
+func (f *fakeNet) idle(kept net.Conn) {
+	f.t.Helper()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for addr, n := range f.live {
 		if n != 0 {
-			w.t.Errorf("%d sockets to %v are left", n, addr)
+			f.t.Errorf("%d sockets to %v are left", n, addr)
 		}
 	}
-	for _, c := range w.won {
+	for _, c := range f.won {
 		if c.closed == (net.Conn(c) == kept) {
-			w.t.Errorf("connection to %v: closed is %v", c.to, c.closed)
+			f.t.Errorf("connection to %v: closed is %v", c.to, c.closed)
 		}
 	}
 }

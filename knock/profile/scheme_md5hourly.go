@@ -1,0 +1,36 @@
+package profile
+
+import (
+	"errors"
+	"time"
+
+	"github.com/portknock/portknock/knock"
+)
+
+// md5HourlyScheme draws another sequence each hour, as Roland Mas' shell function does.
+var md5HourlyScheme = scheme{
+	name:     "md5-hourly",
+	facts:    Facts{FollowsClock: true},
+	uses:     ofKey | ofClock | ofDraw,
+	parseKey: parseSecret,
+	defaults: func(p *Profile, given settings) { // the Protocol's zero value is its own, tcp
+		p.defaultClock(given)
+		p.defaultDraw()
+	},
+	check: func(p *Profile, given settings) (keyword string, err error) {
+		switch {
+		case p.Period > 0 && p.Period != time.Hour:
+			return "Period", errors.New("md5-hourly has one of an hour")
+		case p.PortRange.Transport == knock.UDP:
+			return "Protocol", errors.New("md5-hourly knocks by tcp")
+		case p.DeriveHostKey:
+			return "DeriveHostKey", errors.New("md5-hourly uses the secret as it stands")
+		}
+		return drawsItsOwn(p, given)
+	},
+	complete: (*Profile).completeDraw,
+	// No fingerprint: a secret of few letters could be guessed from it.
+	server: func(p *Profile, k knock.Key) (Server, error) {
+		return p.drawn(knock.MD5Hourly{Secret: k, Ports: p.PortRange, Knocks: p.Knocks}, ""), nil
+	},
+}
