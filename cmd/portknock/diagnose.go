@@ -24,11 +24,14 @@ func connectFailure(host string, p *profile.Profile, err error) error {
 	_, notSent := errors.AsType[*proxy.KnockError](err)
 	closed, notOpened := errors.AsType[*proxy.ClosedError](err)
 	_, notFound := errors.AsType[*proxy.ResolveError](err)
-	fwknop := p != nil && p.Scheme == "fwknop"
+	var facts profile.Facts
+	if p != nil {
+		facts = p.Facts()
+	}
 	switch {
-	case notFound && fwknop:
+	case notFound && facts.IPv4Only:
 		f.hint = "fwknopd opens ports for IPv4 only"
-	case notSent && fwknop && p.SPA.Protocol != spa.UDP:
+	case notSent && facts.SingleUse && p.SPA.Protocol != spa.UDP:
 		f.code = exitKnock
 		f.hint = fmt.Sprintf("with SPAProtocol %v something must listen at the SPAPort: fwknopd itself, with ENABLE_TCP_SERVER, or a web server", p.SPA.Protocol)
 	case notSent:
@@ -79,7 +82,7 @@ func closedHint(p *profile.Profile, closed *proxy.ClosedError, now time.Time) st
 		return fmt.Sprintf("something answered: check that sshd runs and listens on port %d; if it does, a firewall rejects connections%s", closed.Port, until)
 	case p == nil:
 		return "portknock has no profile for this host, so it did not knock"
-	case p.Scheme == "fwknop":
+	case p.Facts().SingleUse:
 		forward := ""
 		if to := p.SPA.NATAccess; to.IsValid() {
 			forward = fmt.Sprintf(" or forward; if it has made the rules, see that %v answers by way of the server", to)

@@ -96,7 +96,7 @@ func (c *emitRules) guards(ctx context.Context, a *app, hosts []string) (guards 
 		})
 		if len(others) > 0 {
 			own := "give it one of its own"
-			if p.Scheme != "fwknop" {
+			if p.Facts().DerivesKeys {
 				own += ", as DeriveHostKey does"
 			}
 			warnings = append(warnings, fmt.Sprintf("%s: its key opens %s too: %s", p.Name, strings.Join(others, ", "), own))

@@ -59,7 +59,7 @@ func dialer(ctx context.Context, p *profile.Profile, log *logger) (*proxy.Dialer
 	}
 	k := &knocker{p, picker, log}
 	family := map[string]string{"inet": "ip4", "inet6": "ip6"}[p.AddressFamily]
-	if p.Scheme == "fwknop" {
+	if p.Facts().IPv4Only {
 		family = "ip4" // or the other could win the race to a port that stays shut
 	}
 	return &proxy.Dialer{

@@ -17,7 +17,7 @@ import (
 )
 
 // libraries are the folders of the packages that others can import.
-var libraries = []string{"knock", "knock/profile", "knock/rules", "knock/spa", "proxy"}
+var libraries = []string{"knock", "knock/importer", "knock/profile", "knock/rules", "knock/secret", "knock/spa", "proxy"}
 
 // eachFile calls f for each file of the product in a folder, but for tests.
 func eachFile(t *testing.T, dir string, f func(name string, set *token.FileSet, file *ast.File)) {
