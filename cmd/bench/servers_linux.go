@@ -101,9 +101,7 @@ func (r *rig) load(t *tb, format string) {
 	if line == nil {
 		t.Fatalf("the rules for %s do not say how to load them", format)
 	}
-	// knockd runs in the foreground, see startKnockd.
-	load, _, _ := strings.Cut(string(line[1]), " && {")
-	r.server.Shell(t, load)
+	r.server.Shell(t, string(line[1]))
 	r.rules = file
 }
 
