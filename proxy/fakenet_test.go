@@ -132,3 +132,18 @@ type fakeConn struct {
 func (c *fakeConn) Close() error { c.closed = true; return nil }
 
 const never = time.Duration(-1)
+
+// roundsOf returns when the rounds of two seconds begin if every SYN gets an error
+// after the delay.
+func roundsOf(t *testing.T, delay time.Duration, err error) (rounds []time.Duration) {
+	t.Helper()
+	f := newFakeNet(t, func(netip.Addr, int) (time.Duration, error) { return delay, err })
+	d := f.dialer(v4)
+	d.Timeout = 2 * time.Second
+	d.Knock = func(context.Context, netip.Addr, netip.Addr, int) error {
+		rounds = append(rounds, time.Since(f.start))
+		return nil
+	}
+	_, _ = d.Connect(t.Context(), "vps", 22)
+	return rounds
+}

@@ -236,15 +236,7 @@ func TestErrorIgnoresOutageOfOneFamily(t *testing.T) {
 // longer. An outage that shows as late does not.
 func TestOutageDoesNotStretchRounds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFakeNet(t, func(netip.Addr, int) (time.Duration, error) { return 380 * ms, errNoRoute })
-		var rounds []time.Duration
-		d := f.dialer(v4)
-		d.Timeout = 2 * time.Second
-		d.Knock = func(context.Context, netip.Addr, netip.Addr, int) error {
-			rounds = append(rounds, time.Since(f.start))
-			return nil
-		}
-		_, _ = d.Connect(t.Context(), "vps", 22)
+		rounds := roundsOf(t, 380*ms, errNoRoute)
 		if want := []time.Duration{0, 150 * ms, 400 * ms, 900 * ms, 1400 * ms, 1900 * ms}; !slices.Equal(rounds, want) {
 			t.Errorf("rounds at %v, want %v", rounds, want)
 		}

@@ -93,15 +93,7 @@ func TestSecondConnectionIsClosed(t *testing.T) {
 // least 1.5 times as long, so that the answer of its round can come.
 func TestRoundsAwaitSlowRefusals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFakeNet(t, func(netip.Addr, int) (time.Duration, error) { return 380 * ms, errRefused })
-		var rounds []time.Duration
-		d := f.dialer(v4)
-		d.Timeout = 2 * time.Second
-		d.Knock = func(context.Context, netip.Addr, netip.Addr, int) error {
-			rounds = append(rounds, time.Since(f.start))
-			return nil
-		}
-		_, _ = d.Connect(t.Context(), "vps", 22)
+		rounds := roundsOf(t, 380*ms, errRefused)
 		if want := []time.Duration{0, 150 * ms, 400 * ms, 970 * ms, 1540 * ms}; !slices.Equal(rounds, want) {
 			t.Errorf("rounds at %v, want %v", rounds, want)
 		}

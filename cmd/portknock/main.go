@@ -253,6 +253,7 @@ func (a *app) flagSet(r *row) *pflag.FlagSet {
 	f.Usage = func() {}
 	if r.command != nil {
 		r.flags(a, f)
+		return f
 	}
 	for _, m := range r.members() {
 		f.AddFlagSet(a.flagSet(&m))

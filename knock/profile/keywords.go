@@ -183,8 +183,8 @@ var keyKeywords = []keyword{
 	hostKeyKeyword(),
 }
 
-// hostKeyKeyword is DeriveHostKey. A scheme that uses its key as it stands refuses
-// it, and does not show it.
+// hostKeyKeyword is DeriveHostKey. Schemes that do not follow the clock do not show
+// it.
 func hostKeyKeyword() keyword {
 	k := yesNo("DeriveHostKey", func(p *Profile) *bool { return &p.DeriveHostKey })
 	get := k.get

@@ -60,7 +60,7 @@ func (f *File) Lookup(host string, override ...Setting) (*Profile, error) {
 func (f *File) forgottenScheme(name string, blocks []*block) error {
 	name = strings.ToLower(name)
 	ss := gather(blocks)
-	if ss.knocks() || !slices.ContainsFunc(blocks, func(b *block) bool { return slices.Contains(b.literals(), name) }) {
+	if !slices.ContainsFunc(blocks, func(b *block) bool { return slices.Contains(b.literals(), name) }) {
 		return nil
 	}
 	if keyword := ss.key(); keyword != "" {
@@ -256,9 +256,11 @@ func (f *File) check() error {
 				return nil
 			}
 			blocks := f.matching(name, nil)
-			err := f.forgottenScheme(name, blocks)
+			var err error
 			if ss := gather(blocks); ss.knocks() {
 				_, err = f.profile(name, blocks, ss)
+			} else {
+				err = f.forgottenScheme(name, blocks)
 			}
 			if err != nil {
 				return err

@@ -79,7 +79,7 @@ func schemeNamed(name string) *scheme {
 }
 
 func checkScheme(name string) error {
-	if slices.Contains(Schemes, name) {
+	if schemeNamed(name) != nil {
 		return nil
 	}
 	return fmt.Errorf("there is no scheme %q, only %s", name, strings.Join(Schemes, ", "))

@@ -114,7 +114,7 @@ func TestTokenTimeouts(t *testing.T) {
 	checkTimeouts(t, r)
 }
 
-// TestOldNftTokens: an old nft loads nothing of rules with tokens, and names the
+// TestOldNftTokens: an old nft refuses a file with tokens as a whole, and names the
 // line that it does not understand.
 func TestOldNftTokens(t *testing.T) {
 	eachOldNft(t, func(t *testing.T, nft string, family lab.Family) {

@@ -158,8 +158,8 @@ func TestRecentListsArePrivate(t *testing.T) {
 	})
 }
 
-// TestRefreshPrintsNoSecret: when nft refuses the rules, the service says so, and
-// nothing of what is in the rules gets into the journal.
+// TestRefreshPrintsNoSecret: when nft refuses the rules, the service reports that,
+// and no line of the rules gets into the journal.
 func TestRefreshPrintsNoSecret(t *testing.T) {
 	for _, test := range []struct {
 		format, conflict string

@@ -22,7 +22,6 @@ const (
 	exitFailed  = 1
 	exitUsage   = 2
 	exitProfile = 3
-	exitKnock   = 4
 	exitClosed  = 5
 )
 
