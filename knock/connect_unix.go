@@ -2,25 +2,14 @@
 
 package knock
 
-import (
-	"errors"
-	"net/netip"
-	"syscall"
-)
+import "syscall"
 
-// startConnect binds a non-blocking socket to from, if valid, and starts its
-// connection: when it returns nil, the SYN is out.
-func startConnect(fd uintptr, from netip.Addr, dest netip.AddrPort) error {
-	if from.IsValid() {
-		if err := syscall.Bind(int(fd), sockaddr(netip.AddrPortFrom(from, 0))); err != nil {
-			return err
-		}
-	}
-	err := syscall.Connect(int(fd), sockaddr(dest))
-	for _, sent := range []error{syscall.EINPROGRESS, syscall.EINTR, syscall.ECONNREFUSED} {
-		if errors.Is(err, sent) {
-			return nil // on loopback the answer can be here before connect returns
-		}
-	}
-	return err
-}
+// socket is a socket as package syscall takes it.
+type socket = int
+
+// errnosSent are what connect returns when the SYN is out. On loopback, the answer
+// can be here before connect returns.
+var errnosSent = []error{syscall.EINPROGRESS, syscall.EINTR, syscall.ECONNREFUSED}
+
+// unblock does nothing: the net package's sockets do not block.
+func unblock(socket) error { return nil }

@@ -1,36 +1,22 @@
 package knock
 
 import (
-	"errors"
-	"net/netip"
 	"syscall"
 	"unsafe"
+
+	"golang.org/x/sys/windows"
 )
 
-const (
-	fionbio        = 0x8004667e           // FIONBIO: switch a socket to non-blocking
-	wsaeWouldBlock = syscall.Errno(10035) // WSAEWOULDBLOCK: the connection is on its way
-	wsaeConnRefuse = syscall.Errno(10061) // WSAECONNREFUSED
-)
+// socket is a socket as package syscall takes it.
+type socket = syscall.Handle
 
-// startConnect binds a socket to from, if valid, and starts its connection:
-// when it returns nil, the SYN is out. The net package's sockets block on
-// Windows (it uses overlapped calls), so this one is switched first.
-func startConnect(fd uintptr, from netip.Addr, dest netip.AddrPort) error {
-	h := syscall.Handle(fd)
+// errnosSent are what connect returns when the SYN is out.
+var errnosSent = []error{windows.WSAEWOULDBLOCK, windows.WSAECONNREFUSED}
+
+// unblock switches a socket to non-blocking. The net package's sockets block on
+// Windows, because it uses overlapped calls.
+func unblock(s socket) error {
+	const fionbio = 0x8004667e // FIONBIO
 	on, returned := uint32(1), uint32(0)
-	err := syscall.WSAIoctl(h, fionbio, (*byte)(unsafe.Pointer(&on)), uint32(unsafe.Sizeof(on)), nil, 0, &returned, nil, 0)
-	if err != nil {
-		return err
-	}
-	if from.IsValid() {
-		if err := syscall.Bind(h, sockaddr(netip.AddrPortFrom(from, 0))); err != nil {
-			return err
-		}
-	}
-	err = syscall.Connect(h, sockaddr(dest))
-	if errors.Is(err, wsaeWouldBlock) || errors.Is(err, wsaeConnRefuse) {
-		return nil
-	}
-	return err
+	return syscall.WSAIoctl(s, fionbio, (*byte)(unsafe.Pointer(&on)), uint32(unsafe.Sizeof(on)), nil, 0, &returned, nil, 0)
 }

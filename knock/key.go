@@ -110,14 +110,13 @@ func (k Key) Fingerprint() string {
 	return hex.EncodeToString(k.mac([]byte("portknock/1 fingerprint"))[:8])
 }
 
-// String returns "[key]".
-func (k Key) String() string { return "[key]" }
+const printed = "[key]"
 
 // Format writes "[key]", whatever the verb.
-func (k Key) Format(s fmt.State, _ rune) { io.WriteString(s, k.String()) }
+func (Key) Format(s fmt.State, _ rune) { io.WriteString(s, printed) }
 
 // MarshalText returns "[key]": for JSON, slog and all else that writes values.
-func (k Key) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
+func (Key) MarshalText() ([]byte, error) { return []byte(printed), nil }
 
 // check refuses a key that could be guessed.
 func (k Key) check() error {

@@ -1,9 +1,9 @@
 // Package knock says what a port knock is and puts it on the wire.
 //
 // A [Step] is one knock, a [Sequence] the knocks that open a port, and a
-// [Schedule] says which sequences open at a given time: always the same
-// ([Static]), or others as time goes by ([Rotating], [Token], [MD5Hourly]). A
-// [Sender] sends a sequence. Nothing here reads a file, looks up a name or needs a
+// [Schedule] says which sequences open at a given time: always the same one (a
+// Sequence is such a Schedule), or others as time goes by ([Rotating], [Token],
+// [MD5Hourly]). A [Sender] sends a sequence. Nothing here reads a file, looks up a name or needs a
 // privilege.
 //
 // # The scheme rotating
@@ -52,6 +52,7 @@
 package knock
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -70,15 +71,14 @@ const (
 	Stream                  // a TCP connection that carries the payload
 )
 
+var transports = [...]string{TCP: "tcp", UDP: "udp", Stream: "stream"}
+
 // String returns "tcp", "udp" or "stream".
 func (t Transport) String() string {
-	switch t {
-	case UDP:
-		return "udp"
-	case Stream:
-		return "stream"
+	if int(t) < len(transports) {
+		return transports[t]
 	}
-	return "tcp"
+	return "unknown"
 }
 
 // ParseTransport reads "tcp" or "udp" in any case. A Stream is for schemes that
@@ -129,14 +129,12 @@ func ParseSequence(s string) (Sequence, error) {
 	}
 	seq := make(Sequence, len(fields))
 	for i, f := range fields {
-		port, transport, err := cutTransport(f)
-		if err == nil {
-			seq[i].Port, err = parsePort(port)
-		}
-		if err != nil {
+		text, transport, err := cutTransport(f)
+		port, portErr := parsePort(text)
+		if err := cmp.Or(err, portErr); err != nil {
 			return nil, fmt.Errorf("knock %d of %d: %w", i+1, len(fields), err)
 		}
-		seq[i].Transport = transport
+		seq[i] = Step{Transport: transport, Port: port}
 	}
 	return seq, nil
 }
@@ -155,35 +153,21 @@ func (s Sequence) String() string {
 // the one before, not counting ports that the server overlooks. A lone knock is
 // always found; a payload never.
 func (s Sequence) SweepFinds(overlooked func(Step) bool) bool {
-	if slices.ContainsFunc(s, func(step Step) bool { return len(step.Payload) > 0 }) {
-		return false
+	hasPayload := func(step Step) bool { return len(step.Payload) > 0 }
+	// finds reports whether a scan that adds dir to the port, from the first knock
+	// on, reaches every knock and sends no packet in between that counts.
+	finds := func(dir int) bool {
+		for i := 1; i < len(s); i++ {
+			for at := (Step{Transport: s[i].Transport, Port: s[i-1].Port}); at.Port != s[i].Port; {
+				at.Port += uint16(dir)
+				if at.Port == 0 || at.Port != s[i].Port && !overlooked(at) {
+					return false
+				}
+			}
+		}
+		return true
 	}
-	for _, dir := range []int{1, -1} {
-		found := true
-		for i := 1; i < len(s) && found; i++ {
-			found = follows(s[i-1], s[i], dir, overlooked)
-		}
-		if found {
-			return true
-		}
-	}
-	return false
-}
-
-// follows reports whether a scan in direction dir that has just sent a reaches
-// b without sending a packet that would count against it.
-func follows(a, b Step, dir int, overlooked func(Step) bool) bool {
-	port := int(a.Port)
-	for port != int(b.Port) {
-		port += dir
-		if port < 1 || port > 65535 {
-			return false
-		}
-		if port != int(b.Port) && !overlooked(Step{Transport: b.Transport, Port: uint16(port)}) {
-			return false
-		}
-	}
-	return true
+	return !slices.ContainsFunc(s, hasPayload) && (finds(1) || finds(-1))
 }
 
 // PortRange is the ports from First to Last, both included.
@@ -291,10 +275,8 @@ type Schedule interface {
 	At(t time.Time) ([]Sequence, Window, error)
 }
 
-// Static is a schedule of one sequence that never changes.
-type Static Sequence
-
-// At returns the sequence, for ever.
-func (s Static) At(time.Time) ([]Sequence, Window, error) {
-	return []Sequence{Sequence(s)}, Window{}, nil
+// At returns the sequence itself, for ever: a Sequence is the [Schedule] that never
+// changes.
+func (s Sequence) At(time.Time) ([]Sequence, Window, error) {
+	return []Sequence{s}, Window{}, nil
 }

@@ -28,7 +28,16 @@ func (m MD5Hourly) At(t time.Time) ([]Sequence, Window, error) {
 		return nil, Window{}, err
 	}
 	w := WindowAt(t, time.Hour)
-	return []Sequence{m.draw(w)}, w, nil
+	line := w.Start.AppendFormat(nil, "2006-01-02-15-")
+	line = append(append(line, m.Secret.Bytes()...), '\n')
+	hash := md5.Sum(line)
+	number, base, digit := new(big.Int).SetBytes(hash[:]), big.NewInt(int64(m.Ports.size())), new(big.Int)
+	seq := make(Sequence, m.Knocks)
+	for i := range seq {
+		number.DivMod(number, base, digit)
+		seq[i] = Step{Transport: m.Ports.Transport, Port: m.Ports.First + uint16(digit.Int64())}
+	}
+	return []Sequence{seq}, w, nil
 }
 
 func (m MD5Hourly) check() error {
@@ -49,18 +58,4 @@ func (m MD5Hourly) check() error {
 		return fmt.Errorf("an MD5 is too short for %d knocks from %d ports", m.Knocks, m.Ports.size())
 	}
 	return nil
-}
-
-// draw returns the sequence of an hour.
-func (m MD5Hourly) draw(w Window) Sequence {
-	line := w.Start.UTC().AppendFormat(nil, "2006-01-02-15-")
-	line = append(append(line, m.Secret.Bytes()...), '\n')
-	hash := md5.Sum(line)
-	number, base, digit := new(big.Int).SetBytes(hash[:]), big.NewInt(int64(m.Ports.size())), new(big.Int)
-	seq := make(Sequence, m.Knocks)
-	for i := range seq {
-		number.DivMod(number, base, digit)
-		seq[i] = Step{Transport: m.Ports.Transport, Port: m.Ports.First + uint16(digit.Int64())}
-	}
-	return seq
 }

@@ -1,9 +1,11 @@
 package knock
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -18,21 +20,11 @@ type Rotating struct {
 
 // At returns the one sequence of the window around t, and that window.
 func (r Rotating) At(t time.Time) ([]Sequence, Window, error) {
-	if err := r.check(); err != nil {
+	if err := cmp.Or(checkPeriod(r.Period), checkDraw(r.Ports, r.Knocks), r.Key.check()); err != nil {
 		return nil, Window{}, err
 	}
 	w := WindowAt(t, r.Period)
 	return []Sequence{r.draw(w)}, w, nil
-}
-
-func (r Rotating) check() error {
-	if err := checkPeriod(r.Period); err != nil {
-		return err
-	}
-	if err := checkDraw(r.Ports, r.Knocks); err != nil {
-		return err
-	}
-	return r.Key.check()
 }
 
 func checkPeriod(p time.Duration) error {
@@ -55,36 +47,30 @@ func checkDraw(ports PortRange, knocks int) error {
 	return nil
 }
 
-// macInput returns what stands before the number n in what a scheme
-// authenticates. Whatever is appended to it goes to a copy.
-func macInput(scheme string, period time.Duration, w Window) []byte {
+// block returns the block of a scheme and a window that has the number n, 32 bytes.
+func (k Key) block(scheme string, period time.Duration, w Window, n uint32) []byte {
 	length := int64(period / time.Second)
 	message := []byte("portknock/1 " + scheme + "\x00")
 	message = binary.BigEndian.AppendUint64(message, uint64(length))
 	message = binary.BigEndian.AppendUint64(message, uint64(w.Start.Unix()/length))
-	return message[:len(message):len(message)]
+	return k.mac(binary.BigEndian.AppendUint32(message, n))
 }
 
 // draw returns the sequence of a window.
 func (r Rotating) draw(w Window) Sequence {
-	message := macInput("rotating", r.Period, w)
 	size := r.Ports.size()
 	fair := 1 << 16 / size * size // numbers from here on would favour the low ports
 	var seq Sequence
 	drawn := map[uint16]bool{}
-	for n := uint32(0); ; n++ {
-		block := r.Key.mac(binary.BigEndian.AppendUint32(message, n))
-		for ; len(block) > 0; block = block[2:] {
-			v := int(binary.BigEndian.Uint16(block))
+	for n := uint32(0); len(seq) < r.Knocks; n++ {
+		for pair := range slices.Chunk(r.Key.block("rotating", r.Period, w, n), 2) {
+			v := int(binary.BigEndian.Uint16(pair))
 			port := r.Ports.First + uint16(v%size)
-			if v >= fair || drawn[port] {
-				continue
-			}
-			drawn[port] = true
-			seq = append(seq, Step{Transport: r.Ports.Transport, Port: port})
-			if len(seq) == r.Knocks {
-				return seq
+			if v < fair && !drawn[port] {
+				drawn[port] = true
+				seq = append(seq, Step{Transport: r.Ports.Transport, Port: port})
 			}
 		}
 	}
+	return seq[:r.Knocks]
 }

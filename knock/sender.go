@@ -1,12 +1,14 @@
 package knock
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -85,11 +87,11 @@ func (s Sender) Send(ctx context.Context, to netip.Addr, seq Sequence, pause tim
 // connected one, the ICMP error that a closed port answers to the first knock
 // would be reported as a failure of the second.
 func (s Sender) listen(to netip.Addr) (*net.UDPConn, error) {
-	var local *net.UDPAddr
-	if s.From.IsValid() {
-		local = net.UDPAddrFromAddrPort(netip.AddrPortFrom(s.From, 0))
+	local := net.UDPAddrFromAddrPort(netip.AddrPortFrom(s.From, 0)) // no address if From is the zero Addr
+	if to.Is6() {
+		return net.ListenUDP("udp6", local)
 	}
-	return net.ListenUDP(network("udp", to), local)
+	return net.ListenUDP("udp4", local)
 }
 
 // errSent stops the net package after our own connect.
@@ -103,22 +105,28 @@ var errSent = errors.New("knock sent")
 // this waits, so that no context has a say: near a deadline, the package would
 // report a timeout for a knock that has left.
 func (s Sender) sendSYN(dest netip.AddrPort) error {
-	var failed error
 	d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
-		err := c.Control(func(fd uintptr) { failed = startConnect(fd, s.From, dest) })
-		if err == nil {
-			err = failed
-		}
-		if err == nil {
-			err = errSent
-		}
-		return err
+		var failed error
+		err := c.Control(func(fd uintptr) { failed = s.startConnect(socket(fd), dest) })
+		return cmp.Or(err, failed, errSent)
 	}}
-	conn, err := d.Dial(network("tcp", dest.Addr()), dest.String())
-	if conn != nil {
-		conn.Close()
+	if _, err := d.Dial("tcp", dest.String()); !errors.Is(err, errSent) {
+		return err
 	}
-	if errors.Is(err, errSent) {
+	return nil
+}
+
+// startConnect binds a socket to From, if that is valid, and starts its connection
+// without waiting. When it returns nil, the SYN is out.
+func (s Sender) startConnect(fd socket, dest netip.AddrPort) error {
+	err := unblock(fd)
+	if err == nil && s.From.IsValid() {
+		err = syscall.Bind(fd, sockaddr(netip.AddrPortFrom(s.From, 0)))
+	}
+	if err == nil {
+		err = syscall.Connect(fd, sockaddr(dest))
+	}
+	if slices.Contains(errnosSent, err) {
 		return nil
 	}
 	return err
@@ -133,16 +141,14 @@ const streamLimit = 900 * time.Millisecond
 // the system goes on until all of it has arrived. An answer is not waited for.
 // One that does not come about in time is [os.ErrDeadlineExceeded].
 func (s Sender) sendStream(ctx context.Context, dest netip.AddrPort, payload []byte) error {
-	within, cancel := context.WithTimeout(ctx, streamLimit)
-	defer cancel()
-	d := net.Dialer{KeepAlive: -1}
+	deadline := time.Now().Add(streamLimit)
+	d := net.Dialer{Deadline: deadline, KeepAlive: -1}
 	if s.From.IsValid() {
 		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(s.From, 0))
 	}
-	conn, err := d.DialContext(within, network("tcp", dest.Addr()), dest.String())
+	conn, err := d.DialContext(ctx, "tcp", dest.String())
 	if err == nil {
 		defer conn.Close()
-		deadline, _ := within.Deadline()
 		_ = conn.SetWriteDeadline(deadline) // what can fail shows in the write
 		_, err = conn.Write(payload)
 	}
@@ -156,14 +162,6 @@ func (s Sender) sendStream(ctx context.Context, dest netip.AddrPort, payload []b
 	return err
 }
 
-// network returns the net package's name of a protocol over an address's family.
-func network(protocol string, a netip.Addr) string {
-	if a.Is6() {
-		return protocol + "6"
-	}
-	return protocol + "4"
-}
-
 func sockaddr(a netip.AddrPort) syscall.Sockaddr {
 	if a.Addr().Is4() {
 		return &syscall.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
@@ -171,11 +169,8 @@ func sockaddr(a netip.AddrPort) syscall.Sockaddr {
 	return &syscall.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16(), ZoneId: zoneID(a.Addr().Zone())}
 }
 
-// zoneID returns the index of the interface that an IPv6 zone names.
+// zoneID returns the index of the interface that an IPv6 zone names, 0 for no zone.
 func zoneID(zone string) uint32 {
-	if zone == "" {
-		return 0
-	}
 	if ifi, err := net.InterfaceByName(zone); err == nil {
 		return uint32(ifi.Index)
 	}
@@ -193,22 +188,15 @@ func cause(err error) error {
 }
 
 func sleep(ctx context.Context, d time.Duration) error {
-	if d <= 0 {
-		return nil
-	}
-	if d < coarse {
+	switch {
+	case d <= 0:
+	case d < coarse:
 		pauseShortly(d)
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
+	default:
+		select {
+		case <-time.After(d):
+		case <-ctx.Done():
 		}
-		return nil
 	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+	return context.Cause(ctx)
 }

@@ -1,7 +1,6 @@
 package knock
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"time"
@@ -31,10 +30,9 @@ func (k Token) At(t time.Time) ([]Sequence, Window, error) {
 		return nil, Window{}, err
 	}
 	w := WindowAt(t, k.Period)
-	message := macInput("token", k.Period, w)
 	seqs := make([]Sequence, k.Tokens)
 	for n := range seqs {
-		token := k.Key.mac(binary.BigEndian.AppendUint32(message, uint32(n)))[:TokenSize]
+		token := k.Key.block("token", k.Period, w, uint32(n))[:TokenSize]
 		seqs[n] = Sequence{{Transport: UDP, Port: k.Port, Payload: token}}
 	}
 	return seqs, w, nil

@@ -245,5 +245,5 @@ var staticScheme = scheme{
 		}
 		return nil
 	},
-	server: func(p *Profile, _ knock.Key) (Server, error) { return Server{Schedule: knock.Static(p.Sequence)}, nil },
+	server: func(p *Profile, _ knock.Key) (Server, error) { return Server{Schedule: p.Sequence}, nil },
 }

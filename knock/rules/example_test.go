@@ -18,7 +18,7 @@ func ExampleFormat_Emit() {
 	}
 	guard := rules.Guard{
 		Name:         "vps",
-		Schedule:     knock.Static(sequence),
+		Schedule:     sequence,
 		OpenPorts:    []knock.PortRange{{Transport: knock.TCP, First: 22, Last: 22}},
 		OpenFor:      30 * time.Second,
 		KnockTimeout: 5 * time.Second,

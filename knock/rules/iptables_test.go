@@ -365,7 +365,7 @@ func TestIptablesSequences(t *testing.T) {
 				at := midnight.Add(150 * time.Minute).Unix()
 				switch kind {
 				case "static":
-					g.Schedule, g.Skew = knock.Static(seq), 0
+					g.Schedule, g.Skew = seq, 0
 				case "two":
 					at = midnight.Add(120 * time.Minute).Unix()
 				}

@@ -15,7 +15,7 @@ func TestIptablesListsDiffer(t *testing.T) {
 	key := knock.NewKey()
 	lists := map[string]string{}
 	for name, s := range map[string]knock.Schedule{
-		"static":   knock.Static{{Port: 1}, {Port: 9}, {Port: 5}, {Port: 3}},
+		"static":   knock.Sequence{{Port: 1}, {Port: 9}, {Port: 5}, {Port: 3}},
 		"rotating": knock.Rotating{Key: key, Ports: knock.PortRange{Transport: knock.UDP, First: 1000, Last: 9999}, Knocks: 32, Period: time.Hour},
 		"token":    knock.Token{Key: key, Port: 62202, Period: time.Hour, Tokens: knock.MaxTokens},
 	} {

@@ -29,7 +29,7 @@ func mustGuard(t testing.TB, name, sequence, open string) Guard {
 		t.Fatal(err)
 	}
 	ignore, _ := knock.ParsePortRanges("80/tcp 443/tcp 443/udp")
-	return Guard{Name: name, Schedule: knock.Static(seq), OpenPorts: ports, OpenFor: 30 * time.Second, KnockTimeout: 5 * time.Second, IgnorePorts: ignore}
+	return Guard{Name: name, Schedule: seq, OpenPorts: ports, OpenFor: 30 * time.Second, KnockTimeout: 5 * time.Second, IgnorePorts: ignore}
 }
 
 // tokenGuard is one of hourly windows, with three tokens in each.
@@ -160,12 +160,12 @@ func TestEmitRefuses(t *testing.T) {
 		"guarded knock":  {"nftables", []Guard{mustGuard(t, "vps", "7001 22", "22")}, Options{}, "knock 2 of 2 goes to a guarded port"},
 		"no ports":       {"nftables", with(func(g *Guard) { g.OpenPorts = nil }), Options{}, "no ports"},
 		"no time":        {"nftables", with(func(g *Guard) { g.OpenFor = 0 }), Options{}, "one second"},
-		"empty sequence": {"nftables", with(func(g *Guard) { g.Schedule = knock.Static{} }), Options{}, "empty"},
+		"empty sequence": {"nftables", with(func(g *Guard) { g.Schedule = knock.Sequence{} }), Options{}, "empty"},
 		"payload": {"nftables", with(func(g *Guard) {
-			g.Schedule = knock.Static{{Transport: knock.UDP, Port: 1, Payload: []byte("x")}, {Port: 9}}
+			g.Schedule = knock.Sequence{{Transport: knock.UDP, Port: 1, Payload: []byte("x")}, {Port: 9}}
 		}), Options{}, "payload"},
 		"static token": {"nftables", with(func(g *Guard) {
-			g.Schedule = knock.Static{{Transport: knock.UDP, Port: 1, Payload: make([]byte, 16)}}
+			g.Schedule = knock.Sequence{{Transport: knock.UDP, Port: 1, Payload: make([]byte, 16)}}
 		}), Options{Force: true}, "payload"},
 		"knock at another's": {"nftables", []Guard{good(), mustGuard(t, "web", "22 9", "80")}, Options{}, "web: knock 1 of 2 goes to a guarded port"},
 		"drawn at another's": {"nftables", []Guard{mustGuard(t, "mosh", "1 3", "22 29000-30000/udp"), mustTurns(t, "vps", time.Hour, 0, "20001/udp 20005/udp 20003/udp")},

@@ -133,7 +133,7 @@ func (r *Request) Round(now time.Time, from, to netip.Addr, n int) (knock.Round,
 	if step.Port == 0 {
 		step.Port = randomPort()
 	}
-	return knock.Client{Schedule: knock.Static{step}, KnockDelay: r.KnockDelay}.Round(now, from, to, n)
+	return knock.Client{Schedule: knock.Sequence{step}, KnockDelay: r.KnockDelay}.Round(now, from, to, n)
 }
 
 // request wraps a packet into a request of HTTP, for fwknopd behind a web server.
