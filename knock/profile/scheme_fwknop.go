@@ -53,7 +53,7 @@ var spaKeywords = []keyword{
 		},
 		get: func(p *Profile) string { return spaPortWord(p.SPA.Port) },
 	},
-	value("SPAProtocol", spa.ParseVia, func(p *Profile) *spa.Via { return &p.SPA.Protocol }, spa.Via.String),
+	value("SPAProtocol", spa.Parse[spa.Via], func(p *Profile) *spa.Via { return &p.SPA.Protocol }, spa.Via.String),
 	{
 		name: "AllowIP",
 		set: func(p *Profile, v string) error {
@@ -89,8 +89,8 @@ var spaKeywords = []keyword{
 		json: func(p *Profile) any { return listOrNil(p.SPA.AllowIPCommand) },
 	},
 	wholeSeconds(duration("SPATimeout", 0, spa.MaxTimeout, func(p *Profile) *time.Duration { return &p.SPA.Timeout })),
-	value("SPADigest", spa.ParseDigest, func(p *Profile) *spa.Digest { return &p.SPA.Digest }, spa.Digest.String),
-	value("SPAMode", spa.ParseMode, func(p *Profile) *spa.Mode { return &p.SPA.Mode }, spa.Mode.String),
+	value("SPADigest", spa.Parse[spa.Digest], func(p *Profile) *spa.Digest { return &p.SPA.Digest }, spa.Digest.String),
+	value("SPAMode", spa.Parse[spa.Mode], func(p *Profile) *spa.Mode { return &p.SPA.Mode }, spa.Mode.String),
 	{
 		name: "SPAUser",
 		set: func(p *Profile, v string) error {
@@ -121,7 +121,7 @@ var spaKeywords = []keyword{
 	{
 		name: "HMACDigest",
 		set: func(p *Profile, v string) (err error) {
-			p.SPA.HMACDigest, err = spa.ParseDigest(v)
+			p.SPA.HMACDigest, err = spa.Parse[spa.Digest](v)
 			return err
 		},
 		get: func(p *Profile) string { return hmacWord(&p.SPA) },
@@ -195,7 +195,7 @@ var fwknopScheme = scheme{
 	parseKey: parseForeignKey,
 	defaults: func(p *Profile, given settings) {
 		if !given.have("SPAPort") { // 0 is random
-			p.SPA.Port = spa.DefaultPort
+			p.SPA.Port = 62201 // where fwknopd listens by default
 		}
 	},
 	check: func(p *Profile, given settings) (keyword string, err error) {

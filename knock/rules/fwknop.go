@@ -141,7 +141,7 @@ func fwknopdLines(guards []guard) string {
 		case a.Via != spa.UDP:
 			filter = fmt.Sprintf("tcp dst port %d", a.Port)
 		case a.Port == 0:
-			filter = fmt.Sprintf("udp dst portrange %d-%d", spa.FirstRandom, spa.LastRandom)
+			filter = fmt.Sprintf("udp dst portrange %d-%d", spa.RandomPorts.First, spa.RandomPorts.Last)
 		}
 		if !slices.Contains(filters, filter) {
 			filters = append(filters, filter)

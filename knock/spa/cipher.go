@@ -6,8 +6,7 @@ import (
 	"crypto/cipher"
 	"crypto/md5"
 	"crypto/rand"
-	"fmt"
-	"strings"
+	"slices"
 )
 
 // Mode is how the cipher is used.
@@ -25,20 +24,10 @@ const (
 	Legacy
 )
 
-var modes = [...]string{"cbc", "ecb", "cfb", "ofb", "ctr", "legacy"}
+func (Mode) names() []string { return []string{"cbc", "ecb", "cfb", "ofb", "ctr", "legacy"} }
 
 // String returns the mode's name in lower case.
-func (m Mode) String() string { return modes[m] }
-
-// ParseMode reads a mode's name in any case.
-func ParseMode(s string) (Mode, error) {
-	for i, name := range modes {
-		if strings.EqualFold(s, name) {
-			return Mode(i), nil
-		}
-	}
-	return 0, fmt.Errorf("%q is not one of %s", s, strings.Join(modes[:], ", "))
-}
+func (m Mode) String() string { return nameOf(m) }
 
 // What OpenSSL puts before a salt, and how each packet would begin; fwknop leaves
 // out the latter.
@@ -58,14 +47,14 @@ func (r *Request) seal(plain string) string {
 	key, iv := derive(passphrase, salt[:])
 	text := pad([]byte(plain))
 	r.Mode.encrypt(text, key, iv)
-	return b64(append(append([]byte(salted), salt[:]...), text...))
+	return b64(slices.Concat([]byte(salted), salt[:], text))
 }
 
 // derive is OpenSSL's EVP_BytesToKey with MD5 and one round.
 func derive(passphrase, salt []byte) (key, iv []byte) {
 	var out, last []byte
 	for len(out) < 32+aes.BlockSize {
-		sum := md5.Sum(append(append(last[:len(last):len(last)], passphrase...), salt...))
+		sum := md5.Sum(slices.Concat(last, passphrase, salt))
 		last = sum[:]
 		out = append(out, last...)
 	}
@@ -87,25 +76,17 @@ func (m Mode) encrypt(text, key, iv []byte) {
 	switch m {
 	case CBC, Legacy:
 		cipher.NewCBCEncrypter(block, iv).CryptBlocks(text, text)
-		return
+	case ECB: // package cipher has none
+		for b := range slices.Chunk(text, aes.BlockSize) {
+			block.Encrypt(b, b)
+		}
+	case CFB:
+		//lint:ignore SA1019 new programs should not use it, but fwknop does
+		cipher.NewCFBEncrypter(block, iv).XORKeyStream(text, text)
+	case OFB:
+		//lint:ignore SA1019 new programs should not use it, but fwknop does
+		cipher.NewOFB(block, iv).XORKeyStream(text, text)
 	case CTR:
 		cipher.NewCTR(block, iv).XORKeyStream(text, text)
-		return
-	}
-	// Package cipher has no ECB, and advises against the others.
-	feedback := bytes.Clone(iv)
-	for ; len(text) > 0; text = text[aes.BlockSize:] {
-		b := text[:aes.BlockSize]
-		if m == ECB {
-			block.Encrypt(b, b)
-			continue
-		}
-		block.Encrypt(feedback, feedback)
-		for i := range b {
-			b[i] ^= feedback[i]
-		}
-		if m == CFB {
-			copy(feedback, b)
-		}
 	}
 }

@@ -28,7 +28,9 @@ package spa
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -41,22 +43,16 @@ const (
 	maxHMACKey = 128 // bytes
 	maxUser    = 48  // bytes: as base64, what fwknopd has room for
 	maxMessage = 255 // bytes
-	maxNAT     = 127 // bytes
 	minPacket  = 140 // characters
 	maxPacket  = 399 // characters: it takes more for GnuPG's
 )
 
-// DefaultPort is where fwknopd listens unless told otherwise.
-const DefaultPort = 62201
-
 // MaxTimeout is the most that a [Request] can ask for.
 const MaxTimeout = 65536 * time.Second
 
-// The ports that a random one is of, both included: those of the fwknop client's --rand-port.
-const (
-	FirstRandom = 10000
-	LastRandom  = 65535
-)
+// RandomPorts are the ports that a packet to a random port can go to. The fwknop
+// client's --rand-port has the same.
+var RandomPorts = knock.PortRange{Transport: knock.UDP, First: 10000, Last: 65535}
 
 // Keys is what the clients of an fwknopd and the fwknopd itself share.
 type Keys struct {
@@ -65,7 +61,7 @@ type Keys struct {
 	HMACKey knock.Key // authenticates; 1 to 128 bytes, or none for a server that knows no HMAC
 	HMAC    Digest
 
-	Port uint16 // where packets go; by UDP, 0 for another port from 10000 to 65535 each time
+	Port uint16 // where packets go; by UDP, 0 for another one of [RandomPorts] each time
 	Via  Via    // how a packet travels
 
 	NAT      netip.AddrPort // where the server forwards the port to; the zero AddrPort is nowhere
@@ -102,18 +98,10 @@ const (
 	HTTP            // as a request on a connection
 )
 
-// String returns "udp", "tcp" or "http".
-func (v Via) String() string { return [...]string{"udp", "tcp", "http"}[v] }
+func (Via) names() []string { return []string{"udp", "tcp", "http"} }
 
-// ParseVia reads "udp", "tcp" or "http" in any case.
-func ParseVia(s string) (Via, error) {
-	for v := UDP; v <= HTTP; v++ {
-		if strings.EqualFold(s, v.String()) {
-			return v, nil
-		}
-	}
-	return 0, fmt.Errorf("%q is not udp, tcp or http", s)
-}
+// String returns "udp", "tcp" or "http".
+func (v Via) String() string { return nameOf(v) }
 
 // Round implements [knock.Picker]. The packet has the time now. It is of use once,
 // and as long as the server's clock does not differ by more than it allows, which is
@@ -131,7 +119,7 @@ func (r *Request) Round(now time.Time, from, to netip.Addr, n int) (knock.Round,
 		step.Payload = r.request(packet)
 	}
 	if step.Port == 0 {
-		step.Port = randomPort()
+		step.Port = RandomPorts.First + uint16(random(int64(RandomPorts.Last-RandomPorts.First)+1))
 	}
 	return knock.Client{Schedule: knock.Sequence{step}, KnockDelay: r.KnockDelay}.Round(now, from, to, n)
 }
@@ -140,32 +128,38 @@ func (r *Request) Round(now time.Time, from, to netip.Addr, n int) (knock.Round,
 // It knows them by their User-Agent.
 func (r *Request) request(packet string) []byte {
 	path := strings.NewReplacer("+", "-", "/", "_").Replace(packet)
-	return []byte("GET /" + path + " HTTP/1.0\r\nUser-Agent: Fwknop/2.6.10\r\nAccept: */*\r\nHost: " + r.Host + "\r\nConnection: close\r\n\r\n")
+	return fmt.Appendf(nil, "GET /%s HTTP/1.0\r\nUser-Agent: Fwknop/2.6.10\r\nAccept: */*\r\nHost: %s\r\nConnection: close\r\n\r\n",
+		path, r.Host)
 }
 
 // Packet returns a new packet with the time t. Its error says what fwknopd would
 // not take, and nothing of a key.
 func (r *Request) Packet(t time.Time) (string, error) {
-	if err := r.check(); err != nil {
+	t = t.Add(r.Offset)
+	if err := r.check(t); err != nil {
 		return "", err
 	}
-	fields, err := r.fields(t.Add(r.Offset))
-	if err != nil {
-		return "", err
-	}
+	fields := r.fields(t)
 	full := r.seal(fields + ":" + b64(r.Digest.sum([]byte(fields))))
 	packet := full[len(saltedText):]
 	if key := r.HMACKey.Bytes(); len(key) > 0 {
 		packet += b64(r.HMAC.mac(key, []byte(full)))
 	}
 	if n := len(packet); n < minPacket || n > maxPacket {
-		return "", fmt.Errorf("a packet of %d characters is not of %d to %d: take fewer ports, a shorter user name or a shorter digest", n, minPacket, maxPacket)
+		return "", fmt.Errorf("a packet of %d characters is not of %d to %d: take fewer ports, a shorter user name or a shorter digest",
+			n, minPacket, maxPacket)
 	}
 	return packet, nil
 }
 
-func (r *Request) check() error {
+// check refuses what a packet with the time t cannot say, and what fwknopd would
+// not take.
+func (r *Request) check(t time.Time) error {
 	key, hmacKey := r.Key.Bytes(), r.HMACKey.Bytes()
+	badUser := CheckUser(r.User)
+	badPort := slices.IndexFunc(r.Ports, func(p knock.PortRange) bool {
+		return p.First < 1 || p.First != p.Last || p.Transport != knock.TCP && p.Transport != knock.UDP
+	})
 	switch {
 	case len(key) == 0:
 		return errors.New("no key")
@@ -187,8 +181,27 @@ func (r *Request) check() error {
 		return errors.New("only by UDP can a packet go to a random port")
 	case r.Via == HTTP && !isHost(r.Host):
 		return fmt.Errorf("%q is not a host's name", r.Host)
+	case badUser != nil:
+		return badUser
+	// The field has as many digits as fwknopd counts on only from 2001 to 2106.
+	case t.Unix() < 1e9 || t.Unix() > math.MaxUint32:
+		return fmt.Errorf("the clock says %s, which cannot be", t.UTC().Format(time.RFC3339))
+	case r.Allow.IsValid() && !r.Allow.Unmap().Is4():
+		return fmt.Errorf("fwknopd opens for IPv4 only, and %v is not", r.Allow)
+	case len(r.Ports) == 0:
+		return errors.New("no port to open")
+	case badPort >= 0:
+		return fmt.Errorf("fwknopd opens single ports, and %v is not one", r.Ports[badPort])
+	case len(r.message()) > maxMessage:
+		return fmt.Errorf("%d ports are too many for one packet", len(r.Ports))
+	case r.NAT.IsValid() && (!r.NAT.Addr().Unmap().Is4() || r.NAT.Port() == 0):
+		return fmt.Errorf("fwknopd forwards to a port of an IPv4 address, and %v is not one", r.NAT)
+	case r.NATLocal && !r.NAT.IsValid():
+		return errors.New("NAT on the server needs an address and a port to forward to")
+	case r.Timeout < 0 || r.Timeout%time.Second != 0 || r.Timeout > MaxTimeout:
+		return fmt.Errorf("a timeout of %v is not whole seconds up to %v", r.Timeout, MaxTimeout)
 	}
-	return CheckUser(r.User)
+	return nil
 }
 
 // isHost reports whether a name can stand in a header of HTTP.

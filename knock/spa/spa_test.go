@@ -19,7 +19,7 @@ var now = time.Unix(1795240903, 0)
 
 func example() *Request {
 	return &Request{
-		Keys: Keys{Key: knock.KeyFrom([]byte("passphrase")), HMACKey: knock.KeyFrom([]byte("another")), Port: DefaultPort},
+		Keys: Keys{Key: knock.KeyFrom([]byte("passphrase")), HMACKey: knock.KeyFrom([]byte("another")), Port: 62201},
 		User: "alice", Ports: ports("22"),
 	}
 }
@@ -239,17 +239,17 @@ func TestRefusals(t *testing.T) {
 
 func TestNames(t *testing.T) {
 	for d := SHA256; d <= SHA3_512; d++ {
-		if got, err := ParseDigest(strings.ToUpper(d.String())); got != d || err != nil {
+		if got, err := Parse[Digest](strings.ToUpper(d.String())); got != d || err != nil {
 			t.Error(d, got, err)
 		}
 	}
 	for m := CBC; m <= Legacy; m++ {
-		if got, err := ParseMode(strings.ToUpper(m.String())); got != m || err != nil {
+		if got, err := Parse[Mode](strings.ToUpper(m.String())); got != m || err != nil {
 			t.Error(m, got, err)
 		}
 	}
 	for v := UDP; v <= HTTP; v++ {
-		if got, err := ParseVia(strings.ToUpper(v.String())); got != v || err != nil {
+		if got, err := Parse[Via](strings.ToUpper(v.String())); got != v || err != nil {
 			t.Error(v, got, err)
 		}
 	}

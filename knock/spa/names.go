@@ -1,0 +1,42 @@
+package spa
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// named is a type whose values have names.
+type named interface {
+	Mode | Digest | Via
+
+	// names returns the names of all values, in their order.
+	names() []string
+}
+
+func nameOf[T named](v T) string {
+	if names := v.names(); int(v) < len(names) {
+		return names[v]
+	}
+	return "unknown"
+}
+
+// Parse reads the name of a [Mode], a [Digest] or a [Via] in any case, and that of
+// a digest also as fwknop writes it: "SHA3_256".
+func Parse[T named](s string) (T, error) {
+	names := T(0).names()
+	same := func(name string) bool { return strings.EqualFold(name, strings.ReplaceAll(s, "_", "-")) }
+	if i := slices.IndexFunc(names, same); i >= 0 {
+		return T(i), nil
+	}
+	return 0, fmt.Errorf("%q is not %s", s, choice(names))
+}
+
+// choice returns names as an error lists them: "udp, tcp or http", or "one of" and
+// all of a longer list.
+func choice(names []string) string {
+	if last := len(names) - 1; last < 3 {
+		return strings.Join(names[:last], ", ") + " or " + names[last]
+	}
+	return "one of " + strings.Join(names, ", ")
+}
