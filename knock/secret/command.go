@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os/exec"
 	"time"
 )
@@ -52,21 +51,14 @@ func (r Runner) Run(ctx context.Context, command []string, what string) ([]byte,
 	switch {
 	case ctx.Err() != nil:
 		return nil, context.Cause(ctx)
-	case out.full:
+	case len(out) > maxText:
 		return nil, fmt.Errorf("prints too much for %s", what)
 	case err != nil && !errors.Is(err, exec.ErrWaitDelay):
-		// All else in these is the command's name.
-		if e, ok := errors.AsType[*exec.Error](err); ok {
-			err = e.Err
-		}
-		if e, ok := errors.AsType[*fs.PathError](err); ok {
-			err = e.Err
-		}
-		return nil, err
+		return nil, innermost(err)
 	}
-	text, more, _ := bytes.Cut(out.text, []byte("\n"))
+	text, more, _ := bytes.Cut(out, []byte("\n"))
 	switch {
-	case len(bytes.TrimSpace(out.text)) == 0:
+	case len(bytes.TrimSpace(out)) == 0:
 		return nil, errors.New("prints nothing")
 	case len(bytes.TrimSpace(more)) > 0:
 		return nil, errors.New("prints more than one line")
@@ -74,17 +66,14 @@ func (r Runner) Run(ctx context.Context, command []string, what string) ([]byte,
 	return text, nil
 }
 
-// limited keeps what is written to it, up to a limit.
-type limited struct {
-	text []byte
-	full bool
-}
+// limited keeps what is written to it. It takes no more once it has more than
+// maxText bytes.
+type limited []byte
 
 func (l *limited) Write(b []byte) (int, error) {
-	if len(l.text)+len(b) > maxText {
-		l.full = true
+	*l = append(*l, b...)
+	if len(*l) > maxText {
 		return 0, io.ErrShortWrite
 	}
-	l.text = append(l.text, b...)
 	return len(b), nil
 }

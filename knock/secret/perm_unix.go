@@ -3,6 +3,7 @@
 package secret
 
 import (
+	"cmp"
 	"fmt"
 	"io/fs"
 	"os"
@@ -14,28 +15,25 @@ func CheckOwner(path string, info fs.FileInfo) error {
 	if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Uid != 0 && int(st.Uid) != os.Getuid() {
 		return fmt.Errorf("%s: owned by user %d, neither by you nor by root; chown it or use a file of your own", path, st.Uid)
 	}
-	if info.Mode().Perm()&0o022 != 0 {
-		return fmt.Errorf("%s: writable by others (mode %04o); chmod 600 %s", path, info.Mode().Perm(), path)
-	}
-	return nil
+	return checkMode(path, info, 0o022, "writable")
 }
 
 // CheckReaders refuses a file that other users can read. What the file holds,
 // such as "a key", is for the error.
 func CheckReaders(path string, info fs.FileInfo, what string) error {
-	if info.Mode().Perm()&0o044 != 0 {
-		return fmt.Errorf("%s: holds %s and is readable by others (mode %04o); chmod 600 %s", path, what, info.Mode().Perm(), path)
-	}
-	return nil
+	return checkMode(path, info, 0o044, "holds "+what+" and is readable")
 }
 
 // checkKey refuses what ssh refuses as a private key.
 func checkKey(path string, info fs.FileInfo) error {
-	if err := CheckOwner(path, info); err != nil {
-		return err
-	}
-	if info.Mode().Perm()&0o077 != 0 {
-		return fmt.Errorf("%s: holds a key and is accessible by others (mode %04o); chmod 600 %s", path, info.Mode().Perm(), path)
+	return cmp.Or(CheckOwner(path, info), checkMode(path, info, 0o077, "holds a key and is accessible"))
+}
+
+// checkMode refuses a file that has a bit of the mask in its mode, which makes it
+// what the error says, such as "writable", by others.
+func checkMode(path string, info fs.FileInfo, mask fs.FileMode, what string) error {
+	if mode := info.Mode().Perm(); mode&mask != 0 {
+		return fmt.Errorf("%s: %s by others (mode %04o); chmod 600 %s", path, what, mode, path)
 	}
 	return nil
 }
@@ -44,11 +42,8 @@ func checkKey(path string, info fs.FileInfo) error {
 // can differ: the file may be shared with a group, or be root's.
 func giveTo(f *os.File, like fs.FileInfo) error {
 	want, ok := like.Sys().(*syscall.Stat_t)
-	if !ok {
-		return nil
-	}
 	info, err := f.Stat()
-	if err != nil {
+	if !ok || err != nil {
 		return err
 	}
 	if got, ok := info.Sys().(*syscall.Stat_t); ok && got.Uid == want.Uid && got.Gid == want.Gid {

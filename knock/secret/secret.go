@@ -8,10 +8,20 @@
 package secret
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
 )
+
+// innermost returns what the system said, without what the error adds to it: the
+// names of files and commands.
+func innermost(err error) error {
+	for inner := errors.Unwrap(err); inner != nil; inner = errors.Unwrap(err) {
+		err = inner
+	}
+	return err
+}
 
 // maxText is the most bytes in a secret file, or in the output of a command.
 const maxText = 4096

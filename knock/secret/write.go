@@ -40,13 +40,7 @@ func Create(path string, text []byte) error {
 // notWritten is the error for a file, without the names in the system's own: one
 // of them may be that of a file beside it that is no more.
 func notWritten(path string, err error) error {
-	if e, ok := errors.AsType[*fs.PathError](err); ok {
-		err = e.Err
-	}
-	if e, ok := errors.AsType[*os.LinkError](err); ok {
-		err = e.Err
-	}
-	return fmt.Errorf("cannot write %s: %w", cmp.Or(path, `""`), err)
+	return fmt.Errorf("cannot write %s: %w", cmp.Or(path, `""`), innermost(err))
 }
 
 // replaceable returns the file that is to be replaced for a path, which need not
