@@ -78,7 +78,8 @@ func TestMD5HourlyPipeline(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	gotLines, wantLines, callLines := strings.Split(string(out), "\n"), strings.Split(want.String(), "\n"), strings.Split(calls.String(), "\n")
+	lines := func(text string) []string { return strings.Split(text, "\n") }
+	gotLines, wantLines, callLines := lines(string(out)), lines(want.String()), lines(calls.String())
 	if len(gotLines) != len(wantLines) || len(wantLines) < 100 {
 		t.Fatalf("%d answers to %d calls", len(gotLines), len(wantLines))
 	}
@@ -90,6 +91,7 @@ func TestMD5HourlyPipeline(t *testing.T) {
 }
 
 func TestMD5HourlyRefuses(t *testing.T) {
+	const blank = "the secret holds a blank or a control character, which the shell does not pass as it stands"
 	for _, tt := range []struct {
 		secret string
 		ports  PortRange
@@ -98,8 +100,8 @@ func TestMD5HourlyRefuses(t *testing.T) {
 	}{
 		{"", PortRange{TCP, 10000, 10999}, 5, "no secret"},
 		{"a%Yb", PortRange{TCP, 10000, 10999}, 5, "the secret holds a percent sign, which date does not print as it stands"},
-		{"a b", PortRange{TCP, 10000, 10999}, 5, "the secret holds a blank or a control character, which the shell does not pass as it stands"},
-		{"f00b4r\r", PortRange{TCP, 10000, 10999}, 5, "the secret holds a blank or a control character, which the shell does not pass as it stands"},
+		{"a b", PortRange{TCP, 10000, 10999}, 5, blank},
+		{"f00b4r\r", PortRange{TCP, 10000, 10999}, 5, blank},
 		{"f00b4r", PortRange{TCP, 10000, 10999}, 13, "an MD5 is too short for 13 knocks from 1000 ports"},
 		{"f00b4r", PortRange{TCP, 0, 10999}, 5, "no ports to draw from"},
 		{"f00b4r", PortRange{TCP, 10000, 10999}, 0, "0 knocks are not from 1 to 32"},

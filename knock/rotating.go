@@ -59,7 +59,7 @@ func (k Key) block(scheme string, period time.Duration, w Window, n uint32) []by
 // draw returns the sequence of a window.
 func (r Rotating) draw(w Window) Sequence {
 	size := r.Ports.size()
-	fair := 1 << 16 / size * size // numbers from here on would favour the low ports
+	fair := 1 << 16 / size * size // numbers from here on would favor the low ports
 	var seq Sequence
 	drawn := map[uint16]bool{}
 	for n := uint32(0); len(seq) < r.Knocks; n++ {

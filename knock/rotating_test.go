@@ -49,7 +49,8 @@ func TestRotatingVectors(t *testing.T) {
 		if v.Host != "" {
 			key = key.Derive(v.Host)
 		}
-		r := Rotating{Key: key, Ports: PortRange{transport, v.First, v.Last}, Knocks: v.Knocks, Period: time.Duration(v.Period) * time.Second}
+		ports := PortRange{transport, v.First, v.Last}
+		r := Rotating{Key: key, Ports: ports, Knocks: v.Knocks, Period: time.Duration(v.Period) * time.Second}
 		// Within a second nothing changes.
 		for _, at := range []time.Time{time.Unix(v.Time, 0), time.Unix(v.Time, 999_999_999)} {
 			seqs, w, err := r.At(at)

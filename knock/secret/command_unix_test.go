@@ -79,7 +79,8 @@ func TestRunPassesWhatItIsGiven(t *testing.T) {
 		said.Reset()
 		order = nil
 		_, err := r.Run(t.Context(), []string{"sh", "-c", script}, "a key")
-		if (err == nil) != strings.HasSuffix(script, "key") || said.String() != "locked\n" || strings.Join(order, " ") != "foreground done" {
+		works := strings.HasSuffix(script, "key")
+		if (err == nil) != works || said.String() != "locked\n" || strings.Join(order, " ") != "foreground done" {
 			t.Errorf("%s: %v, %q, %q", script, err, said.String(), order)
 		}
 	}

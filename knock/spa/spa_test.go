@@ -93,11 +93,20 @@ func TestFields(t *testing.T) {
 		{func(a *Request) { a.Ports = ports("22 53/udp 443") }, "1795240903:3.0.0:1:0.0.0.0,tcp/22,udp/53,tcp/443"},
 		{func(a *Request) { a.Timeout = time.Minute }, "1795240903:3.0.0:3:0.0.0.0,tcp/22:60"},
 		{func(a *Request) { a.NAT = netip.MustParseAddrPort("10.0.0.5:22") }, "1795240903:3.0.0:2:0.0.0.0,tcp/22:10.0.0.5,22"},
-		{func(a *Request) { a.NAT, a.Timeout = netip.MustParseAddrPort("10.0.0.5:22"), MaxTimeout }, "1795240903:3.0.0:4:0.0.0.0,tcp/22:10.0.0.5,22:65536"},
-		{func(a *Request) { a.NAT, a.NATLocal = netip.MustParseAddrPort("10.0.0.5:22"), true }, "1795240903:3.0.0:5:0.0.0.0,tcp/22:10.0.0.5,22"},
-		{func(a *Request) {
-			a.NAT, a.NATLocal, a.Timeout = netip.MustParseAddrPort("10.0.0.5:22"), true, time.Second
-		}, "1795240903:3.0.0:6:0.0.0.0,tcp/22:10.0.0.5,22:1"},
+		{
+			change: func(a *Request) { a.NAT, a.Timeout = netip.MustParseAddrPort("10.0.0.5:22"), MaxTimeout },
+			want:   "1795240903:3.0.0:4:0.0.0.0,tcp/22:10.0.0.5,22:65536",
+		},
+		{
+			change: func(a *Request) { a.NAT, a.NATLocal = netip.MustParseAddrPort("10.0.0.5:22"), true },
+			want:   "1795240903:3.0.0:5:0.0.0.0,tcp/22:10.0.0.5,22",
+		},
+		{
+			change: func(a *Request) {
+				a.NAT, a.NATLocal, a.Timeout = netip.MustParseAddrPort("10.0.0.5:22"), true, time.Second
+			},
+			want: "1795240903:3.0.0:6:0.0.0.0,tcp/22:10.0.0.5,22:1",
+		},
 		{func(a *Request) { a.Offset = -903 * time.Second }, "1795240000:3.0.0:1:0.0.0.0,tcp/22"},
 	} {
 		a := example()
@@ -173,20 +182,21 @@ func TestFresh(t *testing.T) {
 func TestVia(t *testing.T) {
 	a := example()
 	a.Port, a.Host = 80, "server.example"
-	for via, want := range map[Via]knock.Transport{UDP: knock.UDP, TCP: knock.Stream, HTTP: knock.Stream} {
+	for via, transport := range map[Via]knock.Transport{UDP: knock.UDP, TCP: knock.Stream, HTTP: knock.Stream} {
 		a.Via = via
 		for range 20 { // until there has been something to replace
 			step, err := knockOf(a)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if step.Transport != want || step.Port != 80 {
+			if step.Transport != transport || step.Port != 80 {
 				t.Errorf("%v: %v", via, step)
 			}
 			packet := string(step.Payload)
 			if via == HTTP {
 				path, rest, _ := strings.Cut(strings.TrimPrefix(packet, "GET /"), " ")
-				if rest != "HTTP/1.0\r\nUser-Agent: Fwknop/2.6.10\r\nAccept: */*\r\nHost: server.example\r\nConnection: close\r\n\r\n" || strings.ContainsAny(path, "+/") {
+				const want = "HTTP/1.0\r\nUser-Agent: Fwknop/2.6.10\r\nAccept: */*\r\nHost: server.example\r\nConnection: close\r\n\r\n"
+				if rest != want || strings.ContainsAny(path, "+/") {
 					t.Errorf("%q", packet)
 				}
 				packet = strings.NewReplacer("-", "+", "_", "/").Replace(path)
@@ -221,9 +231,18 @@ func TestRefusals(t *testing.T) {
 		{func(a *Request) { a.Ports = ports("60000-60001/udp") }, "fwknopd opens single ports, and 60000-60001/udp is not one"},
 		{func(a *Request) { a.Ports = []knock.PortRange{{}} }, "fwknopd opens single ports, and 0/tcp is not one"},
 		{func(a *Request) { a.Ports = ports(strings.Repeat("22 ", 50)) }, "50 ports are too many for one packet"},
-		{func(a *Request) { a.Ports = ports(strings.Repeat("22 ", 30)) }, "a packet of 567 characters is not of 140 to 399: take fewer ports, a shorter user name or a shorter digest"},
-		{func(a *Request) { a.NAT = netip.MustParseAddrPort("[::1]:22") }, "fwknopd forwards to a port of an IPv4 address, and [::1]:22 is not one"},
-		{func(a *Request) { a.NAT = netip.MustParseAddrPort("10.0.0.5:0") }, "fwknopd forwards to a port of an IPv4 address, and 10.0.0.5:0 is not one"},
+		{
+			change: func(a *Request) { a.Ports = ports(strings.Repeat("22 ", 30)) },
+			want:   "a packet of 567 characters is not of 140 to 399: take fewer ports, a shorter user name or a shorter digest",
+		},
+		{
+			change: func(a *Request) { a.NAT = netip.MustParseAddrPort("[::1]:22") },
+			want:   "fwknopd forwards to a port of an IPv4 address, and [::1]:22 is not one",
+		},
+		{
+			change: func(a *Request) { a.NAT = netip.MustParseAddrPort("10.0.0.5:0") },
+			want:   "fwknopd forwards to a port of an IPv4 address, and 10.0.0.5:0 is not one",
+		},
 		{func(a *Request) { a.NATLocal = true }, "NAT on the server needs an address and a port to forward to"},
 		{func(a *Request) { a.Timeout = 1500 * time.Millisecond }, "a timeout of 1.5s is not whole seconds up to 18h12m16s"},
 		{func(a *Request) { a.Timeout = -time.Second }, "a timeout of -1s is not whole seconds up to 18h12m16s"},
@@ -253,6 +272,10 @@ func TestNames(t *testing.T) {
 			t.Error(v, got, err)
 		}
 	}
+	// The program prints such values, but never panics.
+	if got := fmt.Sprint(SHA3_512+1, Legacy+1, HTTP+1); got != "unknown unknown unknown" {
+		t.Error(got)
+	}
 	if printed := fmt.Sprintf("%v %+v %#v", example(), example(), *example()); strings.Contains(printed, "another") {
 		t.Error(printed)
 	}
@@ -261,8 +284,10 @@ func TestNames(t *testing.T) {
 // FuzzPacket: whatever is asked, the packet is one of the format or there is
 // none.
 func FuzzPacket(f *testing.F) {
-	f.Add([]byte("key"), []byte("hmac"), "alice", []byte{192, 0, 2, 1}, []byte{0, 22, 0, 53}, int64(0), []byte{10, 0, 0, 5}, uint16(22), byte(0), int64(0))
-	f.Fuzz(func(t *testing.T, key, hmacKey []byte, user string, allow, open16 []byte, timeout int64, nat []byte, natPort uint16, kinds byte, offset int64) {
+	f.Add([]byte("key"), []byte("hmac"), "alice", []byte{192, 0, 2, 1}, []byte{0, 22, 0, 53}, int64(0),
+		[]byte{10, 0, 0, 5}, uint16(22), byte(0), int64(0))
+	f.Fuzz(func(t *testing.T, key, hmacKey []byte, user string, allow, open16 []byte, timeout int64,
+		nat []byte, natPort uint16, kinds byte, offset int64) {
 		a := &Request{
 			Keys: Keys{
 				Key: knock.KeyFrom(key), HMACKey: knock.KeyFrom(hmacKey), HMAC: Digest(kinds % 8),
