@@ -21,9 +21,9 @@ func TestErrorsMeanOneThing(t *testing.T) {
 		{name: "a local firewall", err: os.NewSyscallError("connect", os.ErrPermission)},
 		{name: "another error", err: errors.New("odd")},
 	} {
-		closed := &ClosedError{Err: test.err}
-		if closed.Refused() != test.refused || closed.Rejected() != test.rejected || IsNoRoute(closed) != test.noRoute || IsNoRoute(test.err) != test.noRoute {
-			t.Errorf("%s: refused %v, rejected %v, no route %v", test.name, closed.Refused(), closed.Rejected(), IsNoRoute(closed))
+		closed := closedError(22, 0, test.err)
+		if closed.Refused != test.refused || closed.Rejected != test.rejected || IsNoRoute(closed) != test.noRoute || IsNoRoute(test.err) != test.noRoute {
+			t.Errorf("%s: refused %v, rejected %v, no route %v", test.name, closed.Refused, closed.Rejected, IsNoRoute(closed))
 		}
 	}
 }

@@ -9,7 +9,7 @@ import (
 	"syscall"
 )
 
-// DialTCP opens a TCP connection from the address from, any port, to the
+// dialTCP opens a TCP connection from the address from, any port, to the
 // address and port to. If from is the zero Addr the kernel chooses.
 //
 // Until Connect has chosen it, the connection is one that may lose: Close ends
@@ -20,7 +20,7 @@ import (
 //
 // An error that the network has sent, rather than this machine's own routing
 // table, does not end the attempts of a [Dialer].
-func DialTCP(ctx context.Context, from netip.Addr, to netip.AddrPort) (net.Conn, error) {
+func dialTCP(ctx context.Context, from netip.Addr, to netip.AddrPort) (net.Conn, error) {
 	d := net.Dialer{
 		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: -1, Interval: -1, Count: -1},
 		// Before the connect, so that no moment is left in which a cancelled
@@ -46,7 +46,7 @@ func DialTCP(ctx context.Context, from netip.Addr, to netip.AddrPort) (net.Conn,
 	return conn, nil
 }
 
-// settle makes a connection of DialTCP an ordinary one.
+// settle makes a connection of dialTCP an ordinary one.
 func settle(conn net.Conn) {
 	tcp, ok := conn.(*net.TCPConn)
 	if !ok {
