@@ -89,7 +89,7 @@ func (d *Dialer) connect(parent context.Context, host string, port uint16) (conn
 	if parent.Err() != nil {
 		after = time.Since(r.began)
 	}
-	return nil, closedError(port, after, r.refusal)
+	return nil, newClosedError(port, after, r.refusal)
 }
 
 const (

@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
+	"syscall"
 	"time"
 )
 
@@ -52,8 +54,8 @@ type ClosedError struct {
 	Rejected bool
 }
 
-// closedError returns a ClosedError after the refusal err.
-func closedError(port uint16, after time.Duration, err error) *ClosedError {
+// newClosedError returns a ClosedError after the refusal err.
+func newClosedError(port uint16, after time.Duration, err error) *ClosedError {
 	return &ClosedError{Port: port, After: after, Err: err, Refused: isRefusal(err), Rejected: isRejection(err)}
 }
 
@@ -83,7 +85,7 @@ func (c cancelled) Unwrap() []error { return []error{c.error, context.Canceled} 
 
 // IsNoRoute reports whether an error means that this machine has no route to the
 // address, or no local address to send from. A Dialer calls this an outage.
-func IsNoRoute(err error) bool { return !isRejection(err) && isOneOf(err, errnosNoRoute) }
+func IsNoRoute(err error) bool { return isOneOf(err, errnosNoRoute) }
 
 // plain returns the part of a network error that does not repeat what the
 // message around it says already.
@@ -114,9 +116,6 @@ func isSilence(err error) bool {
 // isHopeless reports whether a dial failed for a reason that time never mends,
 // such as a local firewall.
 func isHopeless(err error) bool {
-	if isRejection(err) {
-		return false
-	}
 	_, mismatch := errors.AsType[*net.AddrError](err) // from and to of two families
 	return mismatch || isOneOf(err, errnosHopeless)
 }
@@ -137,4 +136,11 @@ func (r *rejection) Unwrap() error { return r.error }
 func isRejection(err error) bool {
 	_, ok := errors.AsType[*rejection](err)
 	return ok
+}
+
+// isOneOf reports whether err has one of errnos and is not a rejection: the errno of a
+// rejection comes from another machine.
+func isOneOf(err error, errnos []syscall.Errno) bool {
+	is := func(errno syscall.Errno) bool { return errors.Is(err, errno) }
+	return !isRejection(err) && slices.ContainsFunc(errnos, is)
 }

@@ -197,7 +197,7 @@ func (t *target) dial(ctx context.Context, e Event, early bool) {
 		case isHopeless(err), IsNoRoute(err):
 			t.fail(err, e)
 		case t.race.dialer.Knock == nil && isRefusal(err): // nothing will open the port
-			t.fail(closedError(t.addr.Port(), 0, err), e)
+			t.fail(newClosedError(t.addr.Port(), 0, err), e)
 		default:
 			t.mu.Lock()
 			t.answered = time.Since(began)
