@@ -42,7 +42,7 @@ func (d *Dialer) Probe(ctx context.Context, host string, port uint16) error {
 }
 
 // connect is Connect with a connection that may still lose.
-func (d *Dialer) connect(parent context.Context, host string, port uint16) (conn net.Conn, err error) {
+func (d *Dialer) connect(parent context.Context, host string, port uint16) (_ net.Conn, err error) {
 	defer func() {
 		if err != nil && errors.Is(parent.Err(), context.Canceled) {
 			err = cancelled{err}
@@ -130,33 +130,21 @@ func (r *race) run(ctx context.Context, addrs []netip.Addr, port uint16) error {
 			case <-ctx.Done():
 			}
 		}
-		if ctx.Err() != nil || !r.takeSlot(ctx) {
+		if ctx.Err() != nil {
 			break
 		}
+		last := crowded && i == len(addrs)-1
 		targets.Go(func() {
-			t := target{race: r, addr: netip.AddrPortFrom(addr, port)}
+			t := target{race: r, addr: netip.AddrPortFrom(addr, port), last: last}
 			errs[i] = t.run(ctx)
 			failed <- struct{}{}
 		})
-	}
-	if crowded {
-		close(r.tried)
 	}
 	targets.Wait()
 	if !slices.Contains(errs, nil) { // each target has failed, or its last round met an outage
 		r.refusal = errs[0]
 	}
 	return errs[0]
-}
-
-// takeSlot waits for a slot. It reports whether it got one before ctx was done.
-func (r *race) takeSlot(ctx context.Context) bool {
-	select {
-	case r.slots <- struct{}{}:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }
 
 // offer makes conn the winner, or closes it if there is a winner already.

@@ -34,6 +34,7 @@ const maxLiveDials = 3 // for each target
 type target struct {
 	race    *race
 	addr    netip.AddrPort
+	last    bool                    // there are more targets than slots, and this is the last target
 	knocked bool                    // the knocks of the previous round have left
 	cancel  context.CancelCauseFunc // ends the target
 	dials   sync.WaitGroup
@@ -54,9 +55,8 @@ type dial struct {
 }
 
 // run works through the rounds until parent is done or the target has failed. All
-// dials have ended then. The caller has taken the slot for round 0. If the target has
-// failed, run returns why. Otherwise it returns the outage that the last round met, or
-// nil.
+// dials have ended then. If the target has failed, run returns why. Otherwise it
+// returns the outage that the last round met, or nil.
 func (t *target) run(parent context.Context) error {
 	ctx, cancel := context.WithCancelCause(parent)
 	t.cancel = cancel
@@ -80,18 +80,10 @@ func (t *target) fail(err error, e Event) {
 }
 
 // round waits for a slot, knocks, dials, and pauses. Dials that have no answer by
-// the end of the pause live on. Round 0 of every target comes before round 1 of any
-// target.
+// the end of the pause live on.
 func (t *target) round(ctx context.Context, n int) {
-	if n > 0 {
-		select {
-		case <-t.race.tried:
-		case <-ctx.Done():
-			return
-		}
-		if !t.race.takeSlot(ctx) {
-			return
-		}
+	if !t.takeSlot(ctx, n) {
+		return
 	}
 	defer func() { <-t.race.slots }()
 	t.send(ctx, n)
@@ -99,6 +91,29 @@ func (t *target) round(ctx context.Context, n int) {
 	pause := max(t.race.dialer.pauseAfter(n), t.answered*3/2) // the next answer may take as long
 	t.mu.Unlock()
 	sleep(ctx, time.Now().Add(pause))
+}
+
+// takeSlot waits until the target may begin round n, and reports whether that was
+// before ctx was done. Round 0 of every target comes before round 1 of any target. The
+// targets start in order and queue in order for their slots, so all others have had a
+// slot for round 0 when the last target has.
+func (t *target) takeSlot(ctx context.Context, n int) bool {
+	if n > 0 {
+		select {
+		case <-t.race.tried:
+		case <-ctx.Done():
+			return false
+		}
+	}
+	select {
+	case t.race.slots <- struct{}{}:
+	case <-ctx.Done():
+		return false
+	}
+	if n == 0 && t.last {
+		close(t.race.tried)
+	}
+	return true
 }
 
 // send is a round without its slot and its pause. Every round except 0 and 2 starts
