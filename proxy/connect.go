@@ -41,7 +41,8 @@ func (d *Dialer) Probe(ctx context.Context, host string, port uint16) error {
 	return err
 }
 
-// connect is Connect with a connection that may still lose.
+// connect is Connect without settle: closing the connection still leaves no trace at
+// the server.
 func (d *Dialer) connect(parent context.Context, host string, port uint16) (_ net.Conn, err error) {
 	defer func() {
 		if err != nil && errors.Is(parent.Err(), context.Canceled) {

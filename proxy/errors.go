@@ -54,7 +54,7 @@ type ClosedError struct {
 	Rejected bool
 }
 
-// newClosedError returns a ClosedError after the refusal err.
+// newClosedError returns a ClosedError whose last answer is err, or nil if none came.
 func newClosedError(port uint16, after time.Duration, err error) *ClosedError {
 	return &ClosedError{Port: port, After: after, Err: err, Refused: isRefusal(err), Rejected: isRejection(err)}
 }

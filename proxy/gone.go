@@ -7,9 +7,9 @@ import (
 
 // ReaderGone returns a channel that is closed when nobody can read what is
 // written to f any more: the last reader of a pipe, the peer of a socket, or the
-// terminal is gone. A file, and /dev/null, have no reader to lose. On Windows
-// nothing tells that a pipe has lost its reader, before the next write does: there
-// the channel is closed only if f is.
+// terminal is gone. A file, and /dev/null, have no reader to lose. Windows does not
+// report before the next write that a pipe has lost its reader: there the channel is
+// closed only if f is closed.
 //
 // The descriptor is watched on a thread of its own, until then or until ctx is
 // done, and is in use for that time: closing f earlier has no effect before. No

@@ -21,5 +21,5 @@ var (
 
 const errnoProhibited = syscall.EACCES
 
-// handle is what package syscall calls a socket by.
+// handle is the type of a socket in package syscall.
 type handle = int

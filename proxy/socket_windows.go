@@ -20,5 +20,5 @@ var (
 
 const errnoProhibited = windows.WSAEACCES
 
-// handle is what package syscall calls a socket by.
+// handle is the type of a socket in package syscall.
 type handle = syscall.Handle
