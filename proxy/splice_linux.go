@@ -42,6 +42,7 @@ func spliceStream(ctx context.Context, dst io.Writer, src io.Reader) (next step,
 	return next, readErr, writeErr
 }
 
+// isPipe reports whether fd is an end of a pipe.
 func isPipe(fd int) bool {
 	var st unix.Stat_t
 	return unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFIFO
