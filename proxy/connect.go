@@ -11,7 +11,8 @@ import (
 )
 
 // Connect returns the first connection to port on host, knocking as [Dialer]
-// says. When it returns, all other sockets are closed.
+// says. When it returns, all other sockets are closed. Keep-alive probes are on, at
+// the system's own intervals.
 //
 // The error is a [*ResolveError] if host has no address; a [*KnockError] if the
 // knocks could not be sent; a [*ClosedError] if the port did not open in time;
@@ -23,11 +24,10 @@ import (
 // wraps [context.Canceled] too.
 func (d *Dialer) Connect(ctx context.Context, host string, port uint16) (net.Conn, error) {
 	conn, err := d.connect(ctx, host, port)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		settle(conn)
 	}
-	settle(conn)
-	return conn, nil
+	return conn, err
 }
 
 // Probe does what Connect does, with the same errors, and leaves the port as a
@@ -35,13 +35,20 @@ func (d *Dialer) Connect(ctx context.Context, host string, port uint16) (net.Con
 // behind it does not notice.
 func (d *Dialer) Probe(ctx context.Context, host string, port uint16) error {
 	conn, err := d.connect(ctx, host, port)
-	if err != nil {
-		return err
+	if err == nil {
+		err = conn.Close()
 	}
-	return conn.Close()
+	return err
 }
 
-func (d *Dialer) connect(parent context.Context, host string, port uint16) (net.Conn, error) {
+// connect is Connect without settle: closing the connection still leaves no trace at
+// the server.
+func (d *Dialer) connect(parent context.Context, host string, port uint16) (_ net.Conn, err error) {
+	defer func() {
+		if err != nil && errors.Is(parent.Err(), context.Canceled) {
+			err = cancelled{err}
+		}
+	}()
 	r := &race{
 		dialer: d,
 		began:  time.Now(),
@@ -60,9 +67,9 @@ func (d *Dialer) connect(parent context.Context, host string, port uint16) (net.
 
 	addrs, err := d.Addresses(ctx, host)
 	if err != nil {
-		return nil, orCancelled(parent, err)
+		return nil, err
 	}
-	r.trace(Event{Kind: Resolved, Addrs: addrs})
+	r.trace(Resolved, nil, Event{Addrs: addrs})
 	failure := r.run(ctx, addrs, port)
 
 	select {
@@ -77,13 +84,13 @@ func (d *Dialer) connect(parent context.Context, host string, port uint16) (net.
 	case ctx.Err() == nil:
 		return nil, failure
 	case r.unsent != nil && !r.sent:
-		return nil, orCancelled(parent, r.unsent)
+		return nil, r.unsent
 	}
-	after := time.Since(r.began)
-	if parent.Err() == nil {
-		after = d.Timeout // and not what a busy machine adds to it
+	after := d.Timeout // and not what a busy machine adds to it
+	if parent.Err() != nil {
+		after = time.Since(r.began)
 	}
-	return nil, orCancelled(parent, &ClosedError{Port: port, After: after, Err: r.refusal})
+	return nil, newClosedError(port, after, r.refusal)
 }
 
 const (
@@ -97,8 +104,8 @@ type race struct {
 	began  time.Time
 	stop   context.CancelFunc // ends all targets
 	slots  chan struct{}      // a target holds a slot during a round; the first to wait gets the first free slot
-	won    chan net.Conn      // has room for the winner only
 	tried  chan struct{}      // closed when every target has a slot for round 0, or can have one without waiting
+	won    chan net.Conn      // has room for the winner only
 
 	mu      sync.Mutex // guards the fields below, and calls Trace once at a time
 	refusal error      // the last refusal; at the end, the outage of the first target if every target is in one
@@ -145,30 +152,29 @@ func (r *race) run(ctx context.Context, addrs []netip.Addr, port uint16) error {
 func (r *race) offer(conn net.Conn, e Event) {
 	select {
 	case r.won <- conn:
-		e.Kind = Connected
-		r.trace(e)
+		r.trace(Connected, nil, e)
 		r.stop()
 	default:
 		conn.Close()
-		e.Kind = Lost
-		r.trace(e)
+		r.trace(Lost, nil, e)
 	}
 }
 
-// trace passes an event on, and keeps what the error of Connect needs.
-func (r *race) trace(e Event) {
+// trace passes e on as an event of this kind and with this error, and keeps what the
+// error of Connect needs.
+func (r *race) trace(kind Kind, err error, e Event) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
-	case e.Kind == Refused:
-		r.refusal = e.Err
-	case e.Kind == Knocked && e.Err != nil:
-		r.unsent = e.Err
-	case e.Kind == Knocked:
+	case kind == Refused:
+		r.refusal = err
+	case kind == Knocked && err != nil:
+		r.unsent = err
+	case kind == Knocked:
 		r.sent = true
 	}
 	if r.dialer.Trace != nil {
-		e.At = time.Since(r.began)
+		e.Kind, e.Err, e.At = kind, err, time.Since(r.began)
 		r.dialer.Trace(e)
 	}
 }

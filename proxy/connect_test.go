@@ -20,7 +20,7 @@ func TestConnect(t *testing.T) {
 	for i := range many {
 		many[i] = netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)})
 	}
-	noRoute := plain(errNoRoute).Error()
+	noRoute := plain(errNoRoute)
 	for _, test := range []struct {
 		name    string
 		addrs   []netip.Addr

@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
+	"syscall"
 	"time"
 )
 
@@ -17,7 +19,7 @@ type ResolveError struct {
 }
 
 func (e *ResolveError) Error() string {
-	return fmt.Sprintf("cannot resolve %q: %v", e.Host, plain(e.Err))
+	return fmt.Sprintf("cannot resolve %q: %s", e.Host, plain(e.Err))
 }
 
 func (e *ResolveError) Unwrap() error { return e.Err }
@@ -29,7 +31,7 @@ type KnockError struct {
 }
 
 func (e *KnockError) Error() string {
-	return fmt.Sprintf("cannot knock at %v: %v", e.To, plain(e.Err))
+	return fmt.Sprintf("cannot knock at %v: %s", e.To, plain(e.Err))
 }
 
 func (e *KnockError) Unwrap() error { return e.Err }
@@ -40,17 +42,32 @@ type ClosedError struct {
 	Port  uint16
 	After time.Duration // how long it was tried; 0 if a refusal was final
 	Err   error         // the last refusal, or what kept the last round from leaving; nil if no answer came
+
+	// Refused reports whether the last answer was a RST, or the ICMP message that
+	// stands for one. A host sends it if no program listens on the port. A firewall
+	// may send it too.
+	Refused bool
+
+	// Rejected reports whether the last answer was another ICMP message: a router or
+	// a firewall on the way has rejected the connection. It is true as well if no
+	// machine in the local network has the address.
+	Rejected bool
+}
+
+// newClosedError returns a ClosedError whose last answer is err, or nil if none came.
+func newClosedError(port uint16, after time.Duration, err error) *ClosedError {
+	return &ClosedError{Port: port, After: after, Err: err, Refused: isRefusal(err), Rejected: isRejection(err)}
 }
 
 func (e *ClosedError) Error() string {
 	why := "no answer"
 	switch {
-	case e.Rejected():
-		why = fmt.Sprintf("rejected on the way (%v)", plain(e.Err))
-	case e.Refused():
+	case e.Rejected:
+		why = fmt.Sprintf("rejected on the way (%s)", plain(e.Err))
+	case e.Refused:
 		why = "connection refused"
 	case e.Err != nil:
-		why = plain(e.Err).Error()
+		why = plain(e.Err)
 	}
 	within := ""
 	if e.After > 0 {
@@ -61,47 +78,28 @@ func (e *ClosedError) Error() string {
 
 func (e *ClosedError) Unwrap() error { return e.Err }
 
-// Refused reports whether the last answer was a RST, or the ICMP message that
-// stands for one. A host sends it if no program listens on the port. A firewall
-// may send it too.
-func (e *ClosedError) Refused() bool { return isRefusal(e.Err) }
-
-// Rejected reports whether the last answer was another ICMP message: a router or
-// a firewall on the way has rejected the connection. It is true as well if no
-// machine in the local network has the address.
-func (e *ClosedError) Rejected() bool { return isRejection(e.Err) }
-
 // cancelled is an error that Connect returns because ctx was cancelled.
 type cancelled struct{ error }
 
-func (c cancelled) Unwrap() error        { return c.error }
-func (c cancelled) Is(target error) bool { return target == context.Canceled }
-
-// orCancelled returns err, as a cancelled error if ctx was cancelled.
-func orCancelled(ctx context.Context, err error) error {
-	if errors.Is(ctx.Err(), context.Canceled) {
-		return cancelled{err}
-	}
-	return err
-}
+func (c cancelled) Unwrap() []error { return []error{c.error, context.Canceled} }
 
 // IsNoRoute reports whether an error means that this machine has no route to the
 // address, or no local address to send from. A Dialer calls this an outage.
-func IsNoRoute(err error) bool { return !isRejection(err) && isOneOf(err, errnosNoRoute) }
+func IsNoRoute(err error) bool { return isOneOf(err, errnosNoRoute) }
 
 // plain returns the part of a network error that does not repeat what the
 // message around it says already.
-func plain(err error) error {
+func plain(err error) string {
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
-		return errors.New("no answer in time")
+		return "no answer in time"
 	}
 	if dns, ok := errors.AsType[*net.DNSError](err); ok {
-		return errors.New(dns.Err)
+		return dns.Err
 	}
 	if call, ok := errors.AsType[*os.SyscallError](err); ok {
-		return call.Err
+		return call.Err.Error()
 	}
-	return err
+	return err.Error()
 }
 
 // isRefusal reports whether a dial was answered by RST, or by the ICMP message
@@ -118,9 +116,6 @@ func isSilence(err error) bool {
 // isHopeless reports whether a dial failed for a reason that time never mends,
 // such as a local firewall.
 func isHopeless(err error) bool {
-	if isRejection(err) {
-		return false
-	}
 	_, mismatch := errors.AsType[*net.AddrError](err) // from and to of two families
 	return mismatch || isOneOf(err, errnosHopeless)
 }
@@ -141,4 +136,11 @@ func (r *rejection) Unwrap() error { return r.error }
 func isRejection(err error) bool {
 	_, ok := errors.AsType[*rejection](err)
 	return ok
+}
+
+// isOneOf reports whether err has one of errnos and is not a rejection: the errno of a
+// rejection comes from another machine.
+func isOneOf(err error, errnos []syscall.Errno) bool {
+	is := func(errno syscall.Errno) bool { return errors.Is(err, errno) }
+	return !isRejection(err) && slices.ContainsFunc(errnos, is)
 }

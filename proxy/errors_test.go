@@ -3,6 +3,7 @@ package proxy
 import (
 	"errors"
 	"os"
+	"slices"
 	"testing"
 )
 
@@ -21,9 +22,10 @@ func TestErrorsMeanOneThing(t *testing.T) {
 		{name: "a local firewall", err: os.NewSyscallError("connect", os.ErrPermission)},
 		{name: "another error", err: errors.New("odd")},
 	} {
-		closed := &ClosedError{Err: test.err}
-		if closed.Refused() != test.refused || closed.Rejected() != test.rejected || IsNoRoute(closed) != test.noRoute || IsNoRoute(test.err) != test.noRoute {
-			t.Errorf("%s: refused %v, rejected %v, no route %v", test.name, closed.Refused(), closed.Rejected(), IsNoRoute(closed))
+		closed := newClosedError(22, 0, test.err)
+		got := []bool{closed.Refused, closed.Rejected, IsNoRoute(closed), IsNoRoute(test.err)}
+		if want := []bool{test.refused, test.rejected, test.noRoute, test.noRoute}; !slices.Equal(got, want) {
+			t.Errorf("%s: refused, rejected, no route (closed), no route: %v, want %v", test.name, got, want)
 		}
 	}
 }

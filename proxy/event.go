@@ -5,30 +5,20 @@ import (
 	"time"
 )
 
-// Kind is what an [Event] is about.
-type Kind uint8
+// Kind is what an [Event] is about, in lower case.
+type Kind string
 
 // The kinds of events. Err is set where it says so.
 const (
-	Resolved    Kind = iota // the addresses are known, in the order in which they are tried
-	Knocked                 // the knocks of a round have left; with Err, they could not be sent
-	Dialing                 // a SYN leaves
-	Refused                 // it was answered, but not by a connection: Err says by what
-	Lost                    // a socket had no answer in time, or connected after another
-	Unreachable             // no route or no local address in a later round: Err says which, and the attempts go on
-	Failed                  // the attempts on this address are over: Err says why
-	Connected               // the connection that Connect returns
+	Resolved    Kind = "resolved"    // the addresses are known, in the order in which they are tried
+	Knocked     Kind = "knocked"     // the knocks of a round have left; with Err, they could not be sent
+	Dialing     Kind = "dialing"     // a SYN leaves
+	Refused     Kind = "refused"     // it was answered, but not by a connection: Err says by what
+	Lost        Kind = "lost"        // a socket had no answer in time, or connected after another
+	Unreachable Kind = "unreachable" // no route or no local address in a later round: Err says which, and the attempts go on
+	Failed      Kind = "failed"      // the attempts on this address are over: Err says why
+	Connected   Kind = "connected"   // the connection that Connect returns
 )
-
-var kinds = [...]string{"resolved", "knocked", "dialing", "refused", "lost", "unreachable", "failed", "connected"}
-
-// String returns the kind's name in lower case.
-func (k Kind) String() string {
-	if int(k) < len(kinds) {
-		return kinds[k]
-	}
-	return "unknown"
-}
 
 // Event is one thing that happened on the way to a connection.
 type Event struct {

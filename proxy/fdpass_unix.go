@@ -3,6 +3,7 @@
 package proxy
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -14,15 +15,10 @@ import (
 // CanPassFD returns why [PassFD] cannot pass a connection to a file, or nil if
 // it can: if the file is a UNIX socket. Nothing is sent.
 func CanPassFD(to *os.File) error {
-	raw, err := to.SyscallConn()
-	if err != nil {
-		return err
-	}
 	isUnix := false
-	err = raw.Control(func(fd uintptr) {
-		addr, err := unix.Getsockname(int(fd))
-		_, ok := addr.(*unix.SockaddrUnix)
-		isUnix = ok && err == nil
+	err := control(to, func(fd uintptr) {
+		addr, _ := unix.Getsockname(int(fd)) // nil with an error
+		_, isUnix = addr.(*unix.SockaddrUnix)
 	})
 	if err == nil && !isUnix {
 		err = errors.New("not a UNIX socket")
@@ -47,42 +43,38 @@ func PassFD(conn net.Conn, to *os.File) error {
 	if !ok {
 		return fmt.Errorf("cannot pass a %T", conn)
 	}
-	if err := CanPassFD(to); err != nil {
+	err := CanPassFD(to)
+	if err == nil {
+		// An error would mean that the connection is dead, which ssh will see.
+		_ = tcp.SetNoDelay(false)
+		if closed := control(tcp, func(fd uintptr) { err = sendFD(to, int(fd)) }); closed != nil {
+			err = closed
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("pass the connection: %w", err)
 	}
-	// An error would mean that the connection is dead, which ssh will see.
-	_ = tcp.SetNoDelay(false)
-	from, err := tcp.SyscallConn()
-	if err != nil {
+	return nil
+}
+
+// sendFD makes a descriptor blocking, and sends it to a UNIX socket.
+func sendFD(to *os.File, fd int) error {
+	// The receiver shares the flag. Here nothing reads or writes any more.
+	if err := unix.SetNonblock(fd, false); err != nil {
 		return err
 	}
 	socket, err := to.SyscallConn()
 	if err != nil {
 		return err
 	}
-	var sendErr error
-	err = from.Control(func(fd uintptr) {
-		// Shared with the receiver. Here nothing reads or writes any more.
-		if sendErr = unix.SetNonblock(int(fd), false); sendErr != nil {
-			return
-		}
-		sendErr = socket.Write(func(s uintptr) bool {
-			for {
-				err = unix.Sendmsg(int(s), []byte{0}, unix.UnixRights(int(fd)), nil, 0)
-				if err != unix.EINTR {
-					return err != unix.EAGAIN
-				}
+	var sent error
+	err = socket.Write(func(s uintptr) bool {
+		for {
+			sent = unix.Sendmsg(int(s), []byte{0}, unix.UnixRights(fd), nil, 0)
+			if sent != unix.EINTR { // Go's scheduler sends signals
+				return sent != unix.EAGAIN
 			}
-		})
-		if sendErr == nil {
-			sendErr = os.NewSyscallError("sendmsg", err)
 		}
 	})
-	if err == nil {
-		err = sendErr
-	}
-	if err != nil {
-		return fmt.Errorf("pass the connection: %w", err)
-	}
-	return nil
+	return cmp.Or(err, os.NewSyscallError("sendmsg", sent))
 }

@@ -1,5 +1,3 @@
-//go:build unix
-
 package proxy
 
 import (
@@ -9,8 +7,9 @@ import (
 
 // ReaderGone returns a channel that is closed when nobody can read what is
 // written to f any more: the last reader of a pipe, the peer of a socket, or the
-// terminal is gone. A file, and /dev/null, have no reader to lose. On Windows
-// the channel is never closed.
+// terminal is gone. A file, and /dev/null, have no reader to lose. Windows does not
+// report before the next write that a pipe has lost its reader: there the channel is
+// closed only if f is closed.
 //
 // The descriptor is watched on a thread of its own, until then or until ctx is
 // done, and is in use for that time: closing f earlier has no effect before. No
@@ -18,16 +17,10 @@ import (
 func ReaderGone(ctx context.Context, f *os.File) <-chan struct{} {
 	gone := make(chan struct{})
 	go func() {
-		// SyscallConn, since Fd would make the descriptor a blocking one.
-		raw, err := f.SyscallConn()
-		if err != nil {
-			close(gone)
-			return
-		}
 		stop, release := stopper(ctx)
 		defer release()
 		hungUp := false
-		err = raw.Control(func(fd uintptr) { hungUp = awaitHangup(int(fd), stop) })
+		err := control(f, func(fd uintptr) { hungUp = awaitHangup(int(fd), stop) })
 		if hungUp || err != nil { // with an error f is closed
 			close(gone)
 		}
@@ -45,9 +38,8 @@ func stopper(ctx context.Context) (fd int, release func()) {
 	}
 	unhook := context.AfterFunc(ctx, func() { w.Close() })
 	return int(r.Fd()), func() {
-		if unhook() {
-			w.Close()
-		}
+		unhook()
+		w.Close()
 		r.Close()
 	}
 }

@@ -6,18 +6,20 @@ import "golang.org/x/sys/unix"
 
 // awaitHangup waits until fd has hung up, and returns true, or stop has, and
 // returns false. A poll(2) that asks for no event reports just that.
-func awaitHangup(fd, stop int) bool {
-	fds := []unix.PollFd{{Fd: int32(fd)}, {Fd: int32(stop)}}
+func awaitHangup(fd, stop int) bool { return await(fd, 0, stop) }
+
+// await waits until fd is ready for events, or has failed, and returns true, or
+// until stop has hung up, and returns false.
+func await(fd int, events int16, stop int) bool {
+	fds := []unix.PollFd{{Fd: int32(fd), Events: events}, {Fd: int32(stop)}}
 	for {
 		_, err := unix.Poll(fds, -1)
 		switch {
 		case err == unix.EINTR, err == unix.EAGAIN: // Go's scheduler sends signals
-		case err != nil:
+		case fds[1].Revents != 0, err != nil:
 			return false
-		case fds[0].Revents != 0:
+		default:
 			return true
-		case fds[1].Revents != 0:
-			return false
 		}
 	}
 }

@@ -75,7 +75,7 @@ func TestOutageEndsOnlyItsRound(t *testing.T) {
 					var kinds []string
 					d.Trace = func(e Event) {
 						if e.Err != nil {
-							kinds = append(kinds, e.Kind.String())
+							kinds = append(kinds, string(e.Kind))
 						}
 					}
 					conn, err := d.Connect(t.Context(), "vps", 22)
@@ -173,7 +173,7 @@ func TestHopelessErrorIsFinalInEveryRound(t *testing.T) {
 // TestErrorNamesOutageThatLasts: the error names an outage that lasts until the end,
 // and does not name an outage that is over.
 func TestErrorNamesOutageThatLasts(t *testing.T) {
-	unreachable := plain(errNoRoute).Error()
+	unreachable := plain(errNoRoute)
 	for _, test := range []struct {
 		name    string
 		addrs   []netip.Addr

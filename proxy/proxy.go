@@ -78,7 +78,7 @@ import (
 // # What a server's log shows
 //
 // A loser is a connection that comes after the winner. For sshd a loser would be a
-// client that connects and leaves. [DialTCP] closes losers by RST, never by FIN.
+// client that connects and leaves. The Dialer closes losers by RST, never by FIN.
 // On Linux it also holds back the last ACK of the handshake until Connect has
 // chosen the connection. No loser then reaches accept(2): sshd logs nothing and
 // counts nothing.
@@ -117,8 +117,9 @@ type Dialer struct {
 	// refusal is final too.
 	Knock func(ctx context.Context, from, to netip.Addr, round int) error
 
-	// Dial opens one connection. It must end as soon as ctx does. If nil,
-	// [DialTCP] is used.
+	// Dial opens one connection. It must end as soon as ctx does. If nil, the
+	// Dialer opens a TCP connection itself. Only such a connection is closed by
+	// RST if it loses.
 	Dial func(ctx context.Context, from netip.Addr, to netip.AddrPort) (net.Conn, error)
 
 	// Timeout is the time from the start to the connection, resolution and all

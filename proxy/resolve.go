@@ -7,6 +7,9 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -16,34 +19,23 @@ import (
 // Addresses returns the addresses of host, at least one, in the order in which
 // Connect tries them. The error is a [*ResolveError].
 func (d *Dialer) Addresses(ctx context.Context, host string) ([]netip.Addr, error) {
-	addrs, err := d.resolve(ctx, host)
-	if err != nil {
-		return nil, &ResolveError{Host: host, Err: err}
-	}
-	return addrs, nil
-}
-
-// resolve is Addresses with an error that does not name the host.
-func (d *Dialer) resolve(ctx context.Context, host string) ([]netip.Addr, error) {
 	var addrs []netip.Addr
-	if literal, err := netip.ParseAddr(host); err == nil {
+	literal, err := netip.ParseAddr(host)
+	switch {
+	case err == nil:
 		addrs = []netip.Addr{literal}
-	} else if d.Resolve != nil {
-		if addrs, err = d.Resolve(ctx, host); err != nil {
-			return nil, err
-		}
-	} else if addrs, err = lookUp(ctx, d.Family, host); err != nil {
-		return nil, err
+	case d.Resolve != nil:
+		addrs, err = d.Resolve(ctx, host)
+	default:
+		addrs, err = lookUp(ctx, d.Family, host)
 	}
 	addrs = interleave(addrs, d.Family)
-	if len(addrs) == 0 {
-		switch d.Family {
-		case "ip4":
-			return nil, errors.New("no IPv4 address")
-		case "ip6":
-			return nil, errors.New("no IPv6 address")
-		}
-		return nil, errors.New("no address")
+	if err == nil && len(addrs) == 0 {
+		name := map[string]string{"ip4": "IPv4 ", "ip6": "IPv6 "}[d.Family]
+		err = fmt.Errorf("no %saddress", name)
+	}
+	if err != nil {
+		return nil, &ResolveError{Host: host, Err: err}
 	}
 	return addrs, nil
 }
@@ -51,30 +43,23 @@ func (d *Dialer) resolve(ctx context.Context, host string) ([]netip.Addr, error)
 // interleave returns each address of the family once, IPv4 and IPv6 in turn,
 // the family of the first address first (RFC 8305, section 4).
 func interleave(addrs []netip.Addr, family string) []netip.Addr {
-	var first, second []netip.Addr
-	seen := make(map[netip.Addr]bool)
+	var kept []netip.Addr
+	rank := make(map[netip.Addr]int) // even for the family of the first address, odd for the other
+	next := make(map[bool]int)       // the next address's rank, by whether that is an IPv4 address
 	for _, a := range addrs {
 		a = a.Unmap()
-		if seen[a] || family == "ip4" && !a.Is4() || family == "ip6" && !a.Is6() {
+		if _, seen := rank[a]; seen || family == "ip4" && !a.Is4() || family == "ip6" && !a.Is6() {
 			continue
 		}
-		seen[a] = true
-		if len(first) == 0 || a.Is4() == first[0].Is4() {
-			first = append(first, a)
-		} else {
-			second = append(second, a)
+		if len(kept) == 0 {
+			next[!a.Is4()] = 1
 		}
+		rank[a] = next[a.Is4()]
+		next[a.Is4()] += 2
+		kept = append(kept, a)
 	}
-	merged := make([]netip.Addr, 0, len(seen))
-	for i := range max(len(first), len(second)) {
-		if i < len(first) {
-			merged = append(merged, first[i])
-		}
-		if i < len(second) {
-			merged = append(merged, second[i])
-		}
-	}
-	return merged
+	slices.SortFunc(kept, func(a, b netip.Addr) int { return rank[a] - rank[b] })
+	return kept
 }
 
 // The rest of this file looks a name up for both families, even if one family never
@@ -89,12 +74,6 @@ const (
 
 // lookupFunc is [net.Resolver.LookupNetIP], or a test's.
 type lookupFunc func(ctx context.Context, network, host string) ([]netip.Addr, error)
-
-// answer is what a lookup returns.
-type answer struct {
-	addrs []netip.Addr
-	err   error
-}
 
 // lookUp returns the addresses of host that net.DefaultResolver knows.
 func lookUp(ctx context.Context, family, host string) ([]netip.Addr, error) {
@@ -116,30 +95,33 @@ func lookUp(ctx context.Context, family, host string) ([]netip.Addr, error) {
 func (lookup lookupFunc) bothFamilies(ctx context.Context, host string, asGiven bool) ([]netip.Addr, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	both := lookup.start(ctx, "ip", host)
-	if asGiven || strings.HasSuffix(host, ".") {
-		select {
-		case a := <-both:
-			return a.addrs, a.err
-		case <-time.After(jointSilence):
-			return lookup.eachFamily(ctx, strings.TrimSuffix(host, ".")+".", both)
-		}
+	type answer struct {
+		addrs []netip.Addr
+		err   error
 	}
-	a := <-both
-	return a.addrs, a.err
-}
-
-// eachFamily asks for each family of an absolute name alone, while a lookup of
-// both is under way.
-func (lookup lookupFunc) eachFamily(ctx context.Context, name string, both <-chan answer) ([]netip.Addr, error) {
-	ip4, ip6 := lookup.start(ctx, "ip4", name), lookup.start(ctx, "ip6", name)
+	ask := func(network, name string) <-chan answer {
+		c := make(chan answer, 1)
+		go func() {
+			addrs, err := lookup(ctx, network, name)
+			c <- answer{addrs, err}
+		}()
+		return c
+	}
+	both := ask("ip", host)
+	var ip4, ip6 <-chan answer // nil before the question and after the answer
+	var silence, grace <-chan time.Time
+	if asGiven || strings.HasSuffix(host, ".") {
+		silence = time.After(jointSilence)
+	}
 	var found []netip.Addr
-	var grace <-chan time.Time
 	var failure error
 	for both != nil || ip4 != nil || ip6 != nil {
 		select {
+		case <-silence:
+			name := strings.TrimSuffix(host, ".") + "."
+			ip4, ip6 = ask("ip4", name), ask("ip6", name)
 		case a := <-both:
-			if a.err == nil || isNotFound(a.err) {
+			if dns, ok := errors.AsType[*net.DNSError](a.err); a.err == nil || ok && dns.IsNotFound {
 				return a.addrs, a.err
 			}
 			both, failure = nil, a.err
@@ -161,39 +143,14 @@ func (lookup lookupFunc) eachFamily(ctx context.Context, name string, both <-cha
 	return nil, failure
 }
 
-// start begins a lookup and returns a channel for its answer.
-func (lookup lookupFunc) start(ctx context.Context, network, host string) <-chan answer {
-	c := make(chan answer, 1)
-	go func() {
-		addrs, err := lookup(ctx, network, host)
-		c <- answer{addrs, err}
-	}()
-	return c
-}
-
-// isNotFound reports whether a lookup has found out that the name does not exist.
-func isNotFound(err error) bool {
-	dns, ok := errors.AsType[*net.DNSError](err)
-	return ok && dns.IsNotFound
-}
-
 // ndots returns the number of dots from which on a resolver tries a name as it was
 // given before any search domain. conf is the text of resolv.conf, read as Go and
-// glibc do.
+// glibc do: the last option counts, and text that is not a number counts as 0.
 func ndots(conf string) int {
 	n := 1
-	for line := range strings.Lines(conf) {
-		fields := strings.Fields(line)
-		if len(fields) == 0 || fields[0] != "options" {
-			continue
-		}
-		for _, option := range fields[1:] {
-			if value, ok := strings.CutPrefix(option, "ndots:"); ok {
-				n = 0
-				_, _ = fmt.Sscanf(value, "%d", &n) // text that is not a number counts as 0
-				n = min(max(n, 0), 15)
-			}
-		}
+	option := regexp.MustCompile(`(?m)^[ \t]*options[ \t](?:.*[ \t])?ndots:(\d*)`)
+	for _, match := range option.FindAllStringSubmatch(conf, -1) {
+		n, _ = strconv.Atoi(match[1])
 	}
-	return n
+	return min(n, 15)
 }

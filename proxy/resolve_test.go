@@ -33,7 +33,7 @@ func TestResolve(t *testing.T) {
 			Family:  test.family,
 			Resolve: func(context.Context, string) ([]netip.Addr, error) { return test.answer, nil },
 		}
-		got, err := d.resolve(t.Context(), test.host)
+		got, err := d.Addresses(t.Context(), test.host)
 		if !slices.Equal(got, test.want) || (err == nil) != (test.want != nil) {
 			t.Errorf("%s %s: %v %v, want %v", test.host, test.family, got, err, test.want)
 		}

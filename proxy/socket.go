@@ -5,11 +5,10 @@ import (
 	"errors"
 	"net"
 	"net/netip"
-	"slices"
 	"syscall"
 )
 
-// DialTCP opens a TCP connection from the address from, any port, to the
+// dialTCP opens a TCP connection from the address from, any port, to the
 // address and port to. If from is the zero Addr the kernel chooses.
 //
 // Until Connect has chosen it, the connection is one that may lose: Close ends
@@ -20,15 +19,16 @@ import (
 //
 // An error that the network has sent, rather than this machine's own routing
 // table, does not end the attempts of a [Dialer].
-func DialTCP(ctx context.Context, from netip.Addr, to netip.AddrPort) (net.Conn, error) {
+func dialTCP(ctx context.Context, from netip.Addr, to netip.AddrPort) (net.Conn, error) {
 	d := net.Dialer{
 		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: -1, Interval: -1, Count: -1},
-		// Before the connect, so that no moment is left in which a cancelled
+		// The socket ends by RST when it is closed, whatever its state. This is set
+		// before the connect, so that no moment is left in which a cancelled
 		// socket could end by FIN. Options that a system lacks are no reason
 		// not to connect.
 		Control: func(_, _ string, c syscall.RawConn) error {
 			return c.Control(func(fd uintptr) {
-				setAbort(fd)
+				_ = syscall.SetsockoptLinger(handle(fd), syscall.SOL_SOCKET, syscall.SO_LINGER, &syscall.Linger{Onoff: 1})
 				setHoldBack(fd, from.IsValid())
 			})
 		},
@@ -46,18 +46,24 @@ func DialTCP(ctx context.Context, from netip.Addr, to netip.AddrPort) (net.Conn,
 	return conn, nil
 }
 
-// settle makes a connection of DialTCP an ordinary one.
+// settle makes a connection of dialTCP an ordinary one.
 func settle(conn net.Conn) {
-	tcp, ok := conn.(*net.TCPConn)
-	if !ok {
-		return
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		// An error means that the connection is dead already, which the first
+		// read or write will say.
+		_ = tcp.SetLinger(-1)
+		_ = control(tcp, releaseHoldBack)
 	}
-	// An error means that the connection is dead already, which the first read
-	// or write will say.
-	_ = tcp.SetLinger(-1)
-	if raw, err := tcp.SyscallConn(); err == nil {
-		_ = raw.Control(releaseHoldBack)
+}
+
+// control calls f with the descriptor of c. Until f returns, the descriptor is in use
+// and cannot be closed. Unlike Fd, control does not change a flag of it.
+func control(c syscall.Conn, f func(fd uintptr)) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
 	}
+	return raw.Control(f)
 }
 
 // isUnreachable reports whether err is one that either this machine or an ICMP
@@ -69,18 +75,10 @@ func isUnreachable(err error, to netip.Addr) bool {
 // hasRoute reports whether this machine would send a packet from from to to.
 // Connecting a UDP socket asks the routing table and sends nothing.
 func hasRoute(ctx context.Context, from netip.Addr, to netip.AddrPort) bool {
-	var d net.Dialer
-	if from.IsValid() {
-		d.LocalAddr = net.UDPAddrFromAddrPort(netip.AddrPortFrom(from, 0))
-	}
-	conn, err := d.DialContext(ctx, "udp", to.String())
+	conn, err := new(net.Dialer).DialUDP(ctx, "udp", netip.AddrPortFrom(from, 0), to)
 	if err != nil {
 		return false
 	}
 	conn.Close()
 	return true
-}
-
-func isOneOf(err error, errnos []syscall.Errno) bool {
-	return slices.ContainsFunc(errnos, func(errno syscall.Errno) bool { return errors.Is(err, errno) })
 }

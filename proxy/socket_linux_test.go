@@ -16,7 +16,7 @@ func TestLoserIsNeverAccepted(t *testing.T) {
 	late := 0 // were closed when the ACK may have left: on a busy machine
 	for i := range 10 {
 		start := time.Now()
-		conn, err := DialTCP(t.Context(), netip.Addr{}, addr)
+		conn, err := dialTCP(t.Context(), netip.Addr{}, addr)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -81,7 +81,7 @@ func TestBannerIsNotDelayed(t *testing.T) {
 	}
 	var d Dialer
 	settled := banner(func() (net.Conn, error) { return d.Connect(t.Context(), "127.0.0.1", addr.Port()) })
-	held := banner(func() (net.Conn, error) { return DialTCP(t.Context(), netip.Addr{}, addr) })
+	held := banner(func() (net.Conn, error) { return dialTCP(t.Context(), netip.Addr{}, addr) })
 	t.Logf("banner after %v, and after %v with the ACK held back", settled, held)
 	if settled > 100*time.Millisecond {
 		t.Errorf("banner after %v", settled)

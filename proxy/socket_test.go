@@ -47,7 +47,7 @@ func pair(t *testing.T) (client, server *net.TCPConn) {
 
 func TestDialTCPSource(t *testing.T) {
 	_, addr := listen(t)
-	conn, err := DialTCP(t.Context(), loopback, addr)
+	conn, err := dialTCP(t.Context(), loopback, addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +60,7 @@ func TestDialTCPSource(t *testing.T) {
 func TestDialTCPErrors(t *testing.T) {
 	l, addr := listen(t)
 	l.Close()
-	if _, err := DialTCP(t.Context(), netip.Addr{}, addr); !isRefusal(err) || isHopeless(err) || IsNoRoute(err) {
+	if _, err := dialTCP(t.Context(), netip.Addr{}, addr); !isRefusal(err) || isHopeless(err) || IsNoRoute(err) {
 		t.Errorf("closed port: %v", err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
@@ -75,7 +75,7 @@ func TestDialTCPErrors(t *testing.T) {
 	} {
 		from, _ := netip.ParseAddr(test.from)
 		to := netip.AddrPortFrom(netip.MustParseAddr(test.to), addr.Port())
-		if _, err := DialTCP(ctx, from, to); !test.is(err) {
+		if _, err := dialTCP(ctx, from, to); !test.is(err) {
 			t.Errorf("from %q to %q: %v", test.from, test.to, err)
 		}
 	}
@@ -123,7 +123,7 @@ func TestWinnerClosesByFIN(t *testing.T) {
 
 func TestLoserClosesByRST(t *testing.T) {
 	l, addr := listen(t)
-	conn, err := DialTCP(t.Context(), netip.Addr{}, addr)
+	conn, err := dialTCP(t.Context(), netip.Addr{}, addr)
 	if err != nil {
 		t.Fatal(err)
 	}

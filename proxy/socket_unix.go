@@ -21,7 +21,5 @@ var (
 
 const errnoProhibited = syscall.EACCES
 
-// setAbort has the socket end by RST when it is closed, whatever its state.
-func setAbort(fd uintptr) {
-	_ = syscall.SetsockoptLinger(int(fd), syscall.SOL_SOCKET, syscall.SO_LINGER, &syscall.Linger{Onoff: 1})
-}
+// handle is the type of a socket in package syscall.
+type handle = int

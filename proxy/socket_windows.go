@@ -20,7 +20,5 @@ var (
 
 const errnoProhibited = windows.WSAEACCES
 
-// setAbort has the socket end by RST when it is closed, whatever its state.
-func setAbort(fd uintptr) {
-	_ = syscall.SetsockoptLinger(syscall.Handle(fd), syscall.SOL_SOCKET, syscall.SO_LINGER, &syscall.Linger{Onoff: 1})
-}
+// handle is the type of a socket in package syscall.
+type handle = syscall.Handle

@@ -26,64 +26,30 @@ const (
 // is left, next is copyLittle. Nothing is lost then, and stream goes on. If ctx is
 // done first, its error is readErr.
 func spliceStream(ctx context.Context, dst io.Writer, src io.Reader) (next step, readErr, writeErr error) {
-	from, to := rawConn(src), rawConn(dst)
-	if from == nil || to == nil {
-		return copyAll, nil, nil
+	from, fromOK := src.(syscall.Conn)
+	to, toOK := dst.(syscall.Conn)
+	next = copyAll // also if a descriptor is closed: the next Read or Write reports that
+	if !fromOK || !toOK {
+		return next, nil, nil
 	}
-	// Control keeps a descriptor from being closed, and leaves its flags alone.
-	err := from.Control(func(in uintptr) {
-		err := to.Control(func(out uintptr) {
-			s := splicer{in: int(in), out: int(out)}
-			if s.isPipe(s.in) == s.isPipe(s.out) {
-				next = copyAll
-				return
-			}
-			var release func()
-			s.stop, release = stopper(ctx)
-			defer release()
-			if s.stop < 0 { // nothing could end it, and conn's Close would wait for it
-				return
-			}
-			next, readErr, writeErr = s.run()
-			if next == finish && ctx.Err() != nil {
-				readErr, writeErr = ctx.Err(), nil
+	_ = control(from, func(in uintptr) {
+		_ = control(to, func(out uintptr) {
+			if isPipe(int(in)) != isPipe(int(out)) {
+				next, readErr, writeErr = splice(ctx, int(in), int(out))
 			}
 		})
-		if err != nil {
-			next, writeErr = finish, err
-		}
 	})
-	if err != nil {
-		next, readErr = finish, err
-	}
 	return next, readErr, writeErr
 }
 
-// rawConn returns the descriptor behind a reader or writer, or nil.
-func rawConn(stream any) syscall.RawConn {
-	c, ok := stream.(syscall.Conn)
-	if !ok {
-		return nil
-	}
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return nil
-	}
-	return raw
-}
-
-// splicer moves what comes out of one descriptor into another.
-type splicer struct {
-	in, out int
-	stop    int // hangs up when it is time to end
-}
-
-func (s *splicer) isPipe(fd int) bool {
+// isPipe reports whether fd is an end of a pipe.
+func isPipe(fd int) bool {
 	var st unix.Stat_t
 	return unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFIFO
 }
 
-// run splices until little comes, or stop hangs up, or something fails.
+// splice moves what comes out of in into out until little comes, or ctx is done, or
+// something fails.
 //
 // It sleeps in poll(2) only. A splice(2) that sleeps for the socket holds the
 // pipe's lock, and with it the program at the pipe's other end, even one that
@@ -93,18 +59,23 @@ func (s *splicer) isPipe(fd int) bool {
 // (golang/go#75304). Here it is clear: in was seen to be ready, and stays so, as
 // nobody else reads from it; so out is full. If out has room and it is still
 // EAGAIN, this is nothing that waiting mends, such as urgent data next in line.
-func (s *splicer) run() (next step, readErr, writeErr error) {
-	s.enlarge()
+func splice(ctx context.Context, in, out int) (next step, readErr, writeErr error) {
+	stop, release := stopper(ctx)
+	defer release()
+	if stop < 0 { // nothing could end the splice, and conn's Close would wait for it
+		return copyLittle, nil, nil
+	}
+	enlarge(out)
 	for {
-		if !s.await(s.in, unix.POLLIN) {
-			return finish, nil, nil
+		if !await(in, unix.POLLIN, stop) {
+			return finish, ctx.Err(), nil
 		}
-		n, err := s.splice()
+		n, err := spliceOnce(in, out)
 		if err == unix.EAGAIN {
-			if !s.await(s.out, unix.POLLOUT) {
-				return finish, nil, nil
+			if !await(out, unix.POLLOUT, stop) {
+				return finish, ctx.Err(), nil
 			}
-			n, err = s.splice()
+			n, err = spliceOnce(in, out)
 		}
 		switch {
 		case err == nil && n >= bulk:
@@ -112,7 +83,7 @@ func (s *splicer) run() (next step, readErr, writeErr error) {
 			return copyLittle, nil, nil
 		case err == unix.EFAULT, err == unix.EINVAL, err == unix.ENOSYS, err == unix.EPERM:
 			return copyAll, nil, nil // the kernel declines; gVisor says EFAULT
-		case err == unix.EPIPE, s.isPipe(s.in): // a socket that is read never says EPIPE
+		case err == unix.EPIPE, isPipe(in): // a socket that is read never says EPIPE
 			return finish, nil, os.NewSyscallError("splice", err)
 		default:
 			return finish, os.NewSyscallError("splice", err), nil
@@ -120,33 +91,17 @@ func (s *splicer) run() (next step, readErr, writeErr error) {
 	}
 }
 
-// splice moves what can be moved at once.
-func (s *splicer) splice() (int, error) {
+// spliceOnce moves what can be moved at once.
+func spliceOnce(in, out int) (int64, error) {
 	for {
-		n, err := unix.Splice(s.in, nil, s.out, nil, spliceMost, unix.SPLICE_F_NONBLOCK)
+		n, err := unix.Splice(in, nil, out, nil, spliceMost, unix.SPLICE_F_NONBLOCK)
 		if err != unix.EINTR { // Go's scheduler sends signals
-			return int(n), err
+			return n, err
 		}
 	}
 }
 
-// await waits until fd is ready for events, or has failed, and returns true, or
-// until stop has hung up, and returns false.
-func (s *splicer) await(fd int, events int16) bool {
-	fds := [2]unix.PollFd{{Fd: int32(fd), Events: events}, {Fd: int32(s.stop)}}
-	for {
-		_, err := unix.Poll(fds[:], -1)
-		switch {
-		case err == unix.EINTR, err == unix.EAGAIN:
-		case fds[1].Revents != 0, err != nil:
-			return false
-		default:
-			return true
-		}
-	}
-}
-
-// enlarge makes the output pipe hold more, so that one splice(2) moves more. The
+// enlarge makes pipe, the output pipe, hold more, so that one splice(2) moves more. The
 // reader of that pipe takes what is in it at once. The input pipe keeps its size:
 // ssh fills it with the data of an upload, and each key that is pressed later
 // waits behind that data.
@@ -155,9 +110,9 @@ func (s *splicer) await(fd int, events int16) bool {
 // user hold 64 MiB together (pipe-user-pages-soft in pipe(7)), the kernel makes
 // each new pipe of that user 8 KiB small, in every program. If the kernel does not
 // allow the new size, the pipe keeps its old one.
-func (s *splicer) enlarge() {
-	size, err := unix.FcntlInt(uintptr(s.out), unix.F_GETPIPE_SZ, 0)
+func enlarge(pipe int) {
+	size, err := unix.FcntlInt(uintptr(pipe), unix.F_GETPIPE_SZ, 0)
 	if err == nil && size < pipeBulk { // F_GETPIPE_SZ fails for a socket
-		_, _ = unix.FcntlInt(uintptr(s.out), unix.F_SETPIPE_SZ, pipeBulk)
+		_, _ = unix.FcntlInt(uintptr(pipe), unix.F_SETPIPE_SZ, pipeBulk)
 	}
 }

@@ -8,24 +8,24 @@ import (
 	"time"
 )
 
-// timetable has a row for each round. Its last row is also the row of all later
-// rounds. The doc comment of Dialer has a diagram of rounds 0 to 3.
+// pauseAfter returns the time from the SYN behind the knocks of round n to round n+1.
+// The doc comment of Dialer has a diagram of rounds 0 to 3.
 //
 // Round 0 may fail because packets came out of order or the server was slow. Round 1
 // then opens the port. If it does not, packets are lost or nothing will open the
 // port, and the rounds get slower.
-var timetable = [...]struct {
-	early bool          // an extra SYN leaves before the knocks if the previous round's knocks have left
-	pause time.Duration // from the SYN behind the knocks to the next round
-}{
-	{false, 150 * time.Millisecond}, // Dialer.Hedge replaces this pause
-	{true, 250 * time.Millisecond},  // as long as a daemon that polls may need
-	{false, 500 * time.Millisecond},
-	{true, 500 * time.Millisecond},
-	{true, 500 * time.Millisecond},
-	{true, 500 * time.Millisecond},
-	{true, 500 * time.Millisecond},
-	{true, time.Second},
+func (d *Dialer) pauseAfter(n int) time.Duration {
+	switch {
+	case n == 0 && d.Hedge > 0:
+		return d.Hedge
+	case n == 0:
+		return 150 * time.Millisecond
+	case n == 1: // as long as a daemon that polls may need
+		return 250 * time.Millisecond
+	case n < 7:
+		return 500 * time.Millisecond
+	}
+	return time.Second
 }
 
 const maxLiveDials = 3 // for each target
@@ -36,7 +36,7 @@ type target struct {
 	addr    netip.AddrPort
 	last    bool                    // there are more targets than slots, and this is the last target
 	knocked bool                    // the knocks of the previous round have left
-	fail    context.CancelCauseFunc // ends the target
+	cancel  context.CancelCauseFunc // ends the target
 	dials   sync.WaitGroup
 
 	mu       sync.Mutex    // guards the fields below
@@ -58,70 +58,69 @@ type dial struct {
 // dials have ended then. If the target has failed, run returns why. Otherwise it
 // returns the outage that the last round met, or nil.
 func (t *target) run(parent context.Context) error {
-	var ctx context.Context
-	ctx, t.fail = context.WithCancelCause(parent)
+	ctx, cancel := context.WithCancelCause(parent)
+	t.cancel = cancel
 	defer t.dials.Wait()
-	defer t.fail(nil)
-	for n := 0; ; n++ {
-		err := t.round(ctx, n)
-		switch {
-		case err == nil:
-			continue
-		case parent.Err() != nil:
-			t.mu.Lock()
-			defer t.mu.Unlock()
-			return t.outage
-		case ctx.Err() == nil: // a dial that calls fail traces the error itself
-			t.race.trace(Event{Kind: Failed, To: t.addr, Round: n, Err: err})
-		}
-		return err
+	defer cancel(nil)
+	for n := 0; ctx.Err() == nil; n++ {
+		t.round(ctx, n)
 	}
+	if parent.Err() == nil {
+		return context.Cause(ctx)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.outage
+}
+
+// fail ends the target, because of err.
+func (t *target) fail(err error, e Event) {
+	t.race.trace(Failed, err, e)
+	t.cancel(err)
 }
 
 // round waits for a slot, knocks, dials, and pauses. Dials that have no answer by
 // the end of the pause live on.
-func (t *target) round(ctx context.Context, n int) error {
-	if err := t.takeSlot(ctx, n); err != nil {
-		return err
+func (t *target) round(ctx context.Context, n int) {
+	if !t.takeSlot(ctx, n) {
+		return
 	}
 	defer func() { <-t.race.slots }()
-	plan := timetable[min(n, len(timetable)-1)]
-	if n == 0 && t.race.dialer.Hedge > 0 {
-		plan.pause = t.race.dialer.Hedge
-	}
-	if err := t.send(ctx, n, plan.early); err != nil {
-		return err
-	}
-	return sleep(ctx, time.Now().Add(t.atLeastAnAnswer(plan.pause)))
+	t.send(ctx, n)
+	t.mu.Lock()
+	pause := max(t.race.dialer.pauseAfter(n), t.answered*3/2) // the next answer may take as long
+	t.mu.Unlock()
+	sleep(ctx, time.Now().Add(pause))
 }
 
-// takeSlot waits until the target may begin round n. Round 0 of every target comes
-// before round 1 of any target. The targets start in order and queue in order for
-// their slots, so all others have had a slot for round 0 when the last target has.
-func (t *target) takeSlot(ctx context.Context, n int) error {
+// takeSlot waits until the target may begin round n, and reports whether that was
+// before ctx was done. Round 0 of every target comes before round 1 of any target. The
+// targets start in order and queue in order for their slots, so all others have had a
+// slot for round 0 when the last target has.
+func (t *target) takeSlot(ctx context.Context, n int) bool {
 	if n > 0 {
 		select {
 		case <-t.race.tried:
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return false
 		}
 	}
 	select {
 	case t.race.slots <- struct{}{}:
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return false
 	}
 	if n == 0 && t.last {
 		close(t.race.tried)
 	}
-	return nil
+	return true
 }
 
-// send is a round without its slot and its pause. It traces an error that only ends
-// the round, and returns an error that ends the target.
-func (t *target) send(ctx context.Context, n int, early bool) error {
+// send is a round without its slot and its pause. Every round except 0 and 2 starts
+// with an early SYN if the previous round's knocks have left.
+func (t *target) send(ctx context.Context, n int) {
 	dialer := t.race.dialer
-	early = early && t.knocked
+	early := t.knocked && n != 2
 	t.knocked = false
 	if dialer.Knock == nil && n > 0 {
 		t.roundLeft()
@@ -129,15 +128,16 @@ func (t *target) send(ctx context.Context, n int, early bool) error {
 	e := Event{To: t.addr, Round: n}
 	if dialer.Source != nil {
 		from, err := dialer.Source(t.addr.Addr())
-		if err != nil {
-			if isHopeless(err) || !t.survives(err) {
-				return err
-			}
-			e.Kind, e.Err = Unreachable, err
-			t.race.trace(e)
-			return nil
+		switch {
+		case err == nil:
+			e.From = from
+		case !isHopeless(err) && t.survives(err):
+			t.race.trace(Unreachable, err, e)
+			return
+		default:
+			t.fail(err, e)
+			return
 		}
-		e.From = from
 	}
 	if early {
 		// The previous knocks may have opened the port after the SYN behind them
@@ -147,28 +147,25 @@ func (t *target) send(ctx context.Context, n int, early bool) error {
 	if dialer.Knock != nil {
 		err := dialer.Knock(ctx, e.From, t.addr.Addr(), n)
 		if ctx.Err() != nil {
-			return context.Cause(ctx)
+			return
 		}
 		if err != nil {
-			e.Err = &KnockError{To: t.addr.Addr(), Err: err}
+			failure := &KnockError{To: t.addr.Addr(), Err: err}
 			switch {
 			case isPassing(err):
-				e.Kind = Knocked
+				t.race.trace(Knocked, failure, e)
 			case IsNoRoute(err) && t.survives(err):
-				e.Kind = Unreachable
+				t.race.trace(Unreachable, failure, e)
 			default:
-				return e.Err
+				t.fail(failure, e)
 			}
-			t.race.trace(e)
-			return nil
+			return
 		}
-		e.Kind = Knocked
-		t.race.trace(e)
+		t.race.trace(Knocked, nil, e)
 		t.knocked = true
 		t.roundLeft()
 	}
 	t.dial(ctx, e, false)
-	return nil
 }
 
 // roundLeft notes that a round has left this machine: an outage is over.
@@ -189,55 +186,38 @@ func (t *target) survives(err error) bool {
 	return t.begun
 }
 
-// atLeastAnAnswer returns pause, or 1.5 times what the last refusal took to come if
-// that is longer: the answer to this round's SYN may take as long.
-func (t *target) atLeastAnAnswer(pause time.Duration) time.Duration {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return max(pause, t.answered+t.answered/2)
-}
-
 // dial opens one more socket and does not wait for its answer.
 func (t *target) dial(ctx context.Context, e Event, early bool) {
 	ctx, cancel := context.WithCancel(ctx)
 	d := &dial{cancel, make(chan struct{}), e.Round, early}
 	t.addLive(d)
-	e.Kind = Dialing
-	t.race.trace(e)
+	t.race.trace(Dialing, nil, e)
 	t.dials.Go(func() {
 		defer cancel()
 		connect := t.race.dialer.Dial
 		if connect == nil {
-			connect = DialTCP
+			connect = dialTCP
 		}
 		began := time.Now()
 		conn, err := connect(ctx, e.From, t.addr)
 		cancelled := ctx.Err() != nil
 		t.removeLive(d)
-		if err == nil {
-			t.race.offer(conn, e)
-			return
-		}
-		e.Err = err
-		var final error
 		switch {
+		case err == nil:
+			t.race.offer(conn, e)
 		case cancelled, isSilence(err):
-			e.Kind, e.Err = Lost, nil
+			t.race.trace(Lost, nil, e)
 		case IsNoRoute(err) && t.survives(err):
-			e.Kind = Unreachable
+			t.race.trace(Unreachable, err, e)
 		case isHopeless(err), IsNoRoute(err):
-			e.Kind, final = Failed, err
+			t.fail(err, e)
 		case t.race.dialer.Knock == nil && isRefusal(err): // nothing will open the port
-			e.Kind, final = Failed, &ClosedError{Port: t.addr.Port(), Err: err}
+			t.fail(newClosedError(t.addr.Port(), 0, err), e)
 		default:
-			e.Kind = Refused
 			t.mu.Lock()
 			t.answered = time.Since(began)
 			t.mu.Unlock()
-		}
-		t.race.trace(e)
-		if final != nil {
-			t.fail(final)
+			t.race.trace(Refused, err, e)
 		}
 	})
 }
@@ -265,19 +245,15 @@ func (t *target) removeLive(d *dial) {
 	close(d.ended)
 }
 
-// sleep waits until end, or returns why ctx is done. If ctx has its deadline at end
-// or before, sleep waits for the deadline and returns its error.
-func sleep(ctx context.Context, end time.Time) error {
+// sleep waits until end or until ctx is done. If ctx has its deadline at end or
+// before, sleep waits for the deadline.
+func sleep(ctx context.Context, end time.Time) {
 	if deadline, ok := ctx.Deadline(); ok && !end.Before(deadline) {
 		<-ctx.Done()
-		return context.Cause(ctx)
+		return
 	}
-	timer := time.NewTimer(time.Until(end))
-	defer timer.Stop()
 	select {
-	case <-timer.C:
-		return nil
+	case <-time.After(time.Until(end)):
 	case <-ctx.Done():
-		return context.Cause(ctx)
 	}
 }

@@ -74,11 +74,11 @@ func closedHint(p *profile.Profile, closed *proxy.ClosedError, now time.Time) st
 	switch {
 	case proxy.IsNoRoute(closed):
 		return noRouteHint
-	case closed.Rejected():
+	case closed.Rejected:
 		return "the host may be off or in another network, or a firewall rejects connections" + until
 	case elsewhere != "":
 		return elsewhere
-	case closed.Refused():
+	case closed.Refused:
 		return fmt.Sprintf("something answered: check that sshd runs and listens on port %d; if it does, a firewall rejects connections%s", closed.Port, until)
 	case p == nil:
 		return "portknock has no profile for this host, so it did not knock"
