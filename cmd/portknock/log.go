@@ -28,7 +28,7 @@ type logger struct {
 	quiet  bool
 	path   string
 	stderr io.Writer // nil before open
-	file   io.Writer
+	file   *os.File
 }
 
 func (l *logger) flags(f *pflag.FlagSet) {
@@ -38,19 +38,18 @@ func (l *logger) flags(f *pflag.FlagSet) {
 }
 
 // open opens what the flags name.
-func (l *logger) open(ctx context.Context, stderr io.Writer) error {
-	l.stderr = stderr
+func (l *logger) open(ctx context.Context) (err error) {
+	l.stderr = os.Stderr
 	if l.quiet && l.level == 0 {
 		l.stderr = io.Discard
 	}
 	if l.path != "" {
-		f, err := await(ctx, func() (*os.File, error) {
+		l.file, err = await(ctx, func() (*os.File, error) {
 			return os.OpenFile(l.path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 		})
 		if err != nil {
 			return usageError("cannot log: %w", err)
 		}
-		l.file = f
 	}
 	if l.quiet && l.level > 0 {
 		return usageError("-q and -v exclude each other")

@@ -57,8 +57,12 @@ func (c *config) find() (string, error) {
 
 // file reads the profile file. An error in it is a failure with the code for
 // profiles; that there is none is fs.ErrNotExist.
-func (c *config) file(ctx context.Context, a *app) (file *profile.File, err error) {
+func (c *config) file(ctx context.Context, a *app) (*profile.File, error) {
 	path, err := c.find()
+	if path == "" {
+		return nil, &failure{exitProfile, err, "set HOME, or name the profile file with -c"}
+	}
+	var file *profile.File
 	if err == nil {
 		file, err = await(ctx, func() (*profile.File, error) {
 			if path != "-" {
@@ -77,9 +81,6 @@ func (c *config) file(ctx context.Context, a *app) (file *profile.File, err erro
 	f := &failure{code: exitProfile, err: err}
 	if errors.Is(err, fs.ErrNotExist) {
 		f.hint = "portknock help shows how to write one"
-		if path == "" {
-			f.hint = "set HOME, or name the profile file with -c"
-		}
 	}
 	return nil, f
 }
@@ -120,9 +121,10 @@ func (c *config) profile(ctx context.Context, a *app, host string) (*profile.Pro
 
 // remote has the flags of the commands that send something.
 type remote struct {
-	config
+	config config
 	name   string // of the profile, if it is not the host's
 	v4, v6 bool
+	family string // check makes it of v4 and v6; "" if neither is given
 }
 
 func (r *remote) flags(a *app, f *pflag.FlagSet) {
@@ -137,18 +139,30 @@ func (r *remote) check() (err error) {
 	case r.v4 && r.v6:
 		return usageError("-4 and -6 exclude each other")
 	case r.v4:
-		err = r.set("-4", "AddressFamily inet")
+		r.family = "inet"
+		err = r.config.set("-4", "AddressFamily inet")
 	case r.v6:
-		err = r.set("-6", "AddressFamily inet6")
+		r.family = "inet6"
+		err = r.config.set("-6", "AddressFamily inet6")
 	}
 	return cmp.Or(err, r.config.check())
+}
+
+// profile returns the profile of a host, or the one that --profile names.
+func (r *remote) profile(ctx context.Context, a *app, host string) (*profile.Profile, error) {
+	return r.config.profile(ctx, a, cmp.Or(r.name, host))
+}
+
+// withoutKnocks returns a profile without a Scheme, for a host that has no profile.
+func (r *remote) withoutKnocks(host string) *profile.Profile {
+	return &profile.Profile{Name: host, AddressFamily: r.family, ConnectTimeout: profile.DefaultConnectTimeout}
 }
 
 // target returns where to connect. A host that names its profile stands for
 // the profile's HostName; any other is an address that the caller, with
 // --profile, has found out already.
 func (r *remote) target(host string, p *profile.Profile) string {
-	if p == nil || p.HostName == "" || r.name != "" && !strings.EqualFold(host, r.name) {
+	if p.HostName == "" || r.name != "" && !strings.EqualFold(host, r.name) {
 		return host
 	}
 	return p.HostName
@@ -177,12 +191,6 @@ func endOfRules(end, now time.Time) string {
 	default:
 		return fmt.Sprintf("the server's rules have ended at %s: %s", at, cure)
 	}
-}
-
-// noProfile reports whether a profile was looked for in the right places and
-// is not there, as opposed to one that is wrong.
-func noProfile(err error) bool {
-	return errors.Is(err, profile.ErrNoProfile) || errors.Is(err, fs.ErrNotExist)
 }
 
 const maxForeign = 4 << 20 // bytes
