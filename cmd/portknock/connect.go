@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -47,7 +48,7 @@ func (c *connect) run(ctx context.Context, a *app, args []string) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	unwatch := watchCaller(ctx, cancel, a.stdout)
-	p, err := c.profile(ctx, a, args[0])
+	p, err := c.config.profile(ctx, a, cmp.Or(c.name, args[0]))
 	if c.optional && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, profile.ErrNoProfile)) {
 		p, err = c.withoutKnocks(args[0]), nil
 	}

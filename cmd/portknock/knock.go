@@ -24,7 +24,7 @@ func (c *knockOnly) flags(a *app, f *pflag.FlagSet) {
 }
 
 func (c *knockOnly) run(ctx context.Context, a *app, args []string) error {
-	p, err := c.profile(ctx, a, args[0])
+	p, err := c.config.profile(ctx, a, cmp.Or(c.name, args[0]))
 	if err != nil {
 		return err
 	}
@@ -98,9 +98,8 @@ func askSSH(ctx context.Context, alias string, port uint16) (string, uint16) {
 		case "hostname":
 			host = value
 		case "port":
-			if n, err := parsePort(value); err == nil {
-				port = cmp.Or(port, n)
-			}
+			n, _ := parsePort(value)
+			port = cmp.Or(port, n)
 		}
 	}
 	return host, port

@@ -148,11 +148,6 @@ func (r *remote) check() (err error) {
 	return cmp.Or(err, r.config.check())
 }
 
-// profile returns the profile of a host, or the one that --profile names.
-func (r *remote) profile(ctx context.Context, a *app, host string) (*profile.Profile, error) {
-	return r.config.profile(ctx, a, cmp.Or(r.name, host))
-}
-
 // withoutKnocks returns a profile without a Scheme, for a host that has no profile.
 func (r *remote) withoutKnocks(host string) *profile.Profile {
 	return &profile.Profile{Name: host, AddressFamily: r.family, ConnectTimeout: profile.DefaultConnectTimeout}
@@ -182,15 +177,14 @@ const endNear = 14 * 24 * time.Hour
 // endOfRules returns what is to be said of rules that end at a time; "" if that
 // is unknown or far away.
 func endOfRules(end, now time.Time) string {
-	const cure = "emit new ones, load them, and set the new ValidUntil"
-	switch at := end.Format(time.RFC3339); {
+	text := "the server's rules end at %s: emit new ones, load them, and set the new ValidUntil before that"
+	switch {
 	case end.IsZero() || end.Sub(now) > endNear:
 		return ""
-	case end.After(now):
-		return fmt.Sprintf("the server's rules end at %s: %s before that", at, cure)
-	default:
-		return fmt.Sprintf("the server's rules have ended at %s: %s", at, cure)
+	case !end.After(now):
+		text = "the server's rules have ended at %s: emit new ones, load them, and set the new ValidUntil"
 	}
+	return fmt.Sprintf(text, end.Format(time.RFC3339))
 }
 
 const maxForeign = 4 << 20 // bytes

@@ -303,7 +303,7 @@ func (a *app) report(ctx context.Context, err error) int {
 	}
 	f := &failure{code: exitFailed, err: err}
 	errors.As(err, &f)
-	if a.log.stderr == nil { // the flags could not be read, so neither could -q
+	if !a.log.opened { // the flags could not be read, so neither could -q
 		a.log.quiet = false
 		_ = a.log.open(ctx) // this one error is enough
 	}
