@@ -56,6 +56,9 @@ func notInOpenPorts(p *profile.Profile, port uint16) string {
 		step, strings.Trim(fmt.Sprint(p.OpenPorts), "[]"))
 }
 
+// utc writes a time as a profile and a flag take it.
+func utc(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
 // closedHint says where to look when a port stays closed. The last answer decides.
 // If no answer came and the sequence follows the clock, the clock is the first
 // suspect.
@@ -65,7 +68,6 @@ func closedHint(p *profile.Profile, closed *proxy.ClosedError, now time.Time) st
 		until = " until the knocks are right"
 	}
 	elsewhere := notInOpenPorts(p, closed.Port)
-	utc := func(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 	switch {
 	case proxy.IsNoRoute(closed):
 		return noRouteHint

@@ -184,7 +184,7 @@ func endOfRules(end, now time.Time) string {
 	case !end.After(now):
 		text = "the server's rules have ended at %s: emit new ones, load them, and set the new ValidUntil"
 	}
-	return fmt.Sprintf(text, end.Format(time.RFC3339))
+	return fmt.Sprintf(text, utc(end))
 }
 
 const maxForeign = 4 << 20 // bytes

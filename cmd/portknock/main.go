@@ -91,8 +91,7 @@ func table() []row {
 		{"profile", "list|show|import [FLAGS] [HOST|FILE]", 1, math.MaxInt, profileTakes, nil,
 			"List the profiles, show one with its defaults, or import those of fwknop's client\n" +
 				"from its .fwknoprc: to the profile file, and keys to new files beside it."},
-		{"profile list", "[FLAGS]", 0, 0, profileTakes, &profileList{},
-			"List the profiles, without their secrets."},
+		{"profile list", "[FLAGS]", 0, 0, profileTakes, &profileList{}, "List the profiles, without their secrets."},
 		{"profile show", "[FLAGS] HOST", 1, 1, profileTakes, &profileShow{},
 			"Show the profile of HOST with its defaults, as a block of the profile file. The\n" +
 				"output contains the sequence."},

@@ -83,7 +83,7 @@ func (c *sequence) run(ctx context.Context, a *app, args []string) error {
 	var text strings.Builder
 	for range max(c.windows, 1) {
 		w := answer{Name: p.Name, Scheme: p.Scheme}
-		if err := w.fill(picker, at, c.windows == 0); err != nil {
+		if err := w.addAt(picker, at, c.windows == 0); err != nil {
 			return keyFailure(p, err)
 		}
 		answers = append(answers, w)
@@ -101,10 +101,9 @@ func (c *sequence) run(ctx context.Context, a *app, args []string) error {
 	return a.print("%s", &text)
 }
 
-// fill adds what opens at a time. With overlap, it also adds the sequences of the
-// previous window that still open.
-func (w *answer) fill(picker knock.Picker, at time.Time, overlap bool) error {
-	utc := func(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+// addAt adds the sequences that open at a time. With overlap, it also adds the
+// sequences of the previous window that still open.
+func (w *answer) addAt(picker knock.Picker, at time.Time, overlap bool) error {
 	client, scheduled := picker.(knock.Client)
 	if !scheduled {
 		r, err := picker.Round(at, netip.IPv4Unspecified(), netip.IPv4Unspecified(), 0)
