@@ -97,7 +97,8 @@ const interruptGrace = 200 * time.Millisecond
 
 // watchCaller cancels a context when the calling program gives up: by SIGHUP,
 // which ssh sends when its ConnectTimeout ends, by SIGTERM, or by closing the pipe
-// that is our stdout. After unwatch both signals act as usual again.
+// that is our stdout. After unwatch both signals act as usual again. The context
+// keeps the first cause. What waits here ends with the process.
 func watchCaller(ctx context.Context, cancel context.CancelCauseFunc, stdout *os.File) (unwatch func()) {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM)
@@ -105,21 +106,20 @@ func watchCaller(ctx context.Context, cancel context.CancelCauseFunc, stdout *os
 		signal.Notify(signals, syscall.SIGHUP)
 	}
 	unwatch = func() { signal.Stop(signals) }
+	go func() {
+		<-signals
+		cancel(errStopped)
+		// A shell that ends repeats SIGHUP at once. A later signal ends even a
+		// call that does not watch ctx.
+		time.Sleep(time.Second)
+		unwatch()
+	}()
 	gone := proxy.ReaderGone(ctx, stdout)
 	go func() {
-		select {
-		case <-signals:
-			cancel(errStopped)
-			// A shell that ends repeats SIGHUP at once. A later signal ends
-			// even a call that does not watch ctx.
-			time.Sleep(time.Second)
-			unwatch()
-		case <-gone:
-			// ^C ends ssh too, and the end of ssh may be noticed before the ^C.
-			time.Sleep(interruptGrace)
-			cancel(errReaderGone)
-		case <-ctx.Done():
-		}
+		<-gone
+		// ^C ends ssh too, and the end of ssh may be noticed before the ^C.
+		time.Sleep(interruptGrace)
+		cancel(errReaderGone)
 	}()
 	return unwatch
 }

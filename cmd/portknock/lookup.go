@@ -75,14 +75,19 @@ func (c *config) file(ctx context.Context, a *app) (*profile.File, error) {
 			return profile.Parse(path, text)
 		})
 	}
-	if err == nil {
-		return file, nil
+	return file, profileFailure(err, fs.ErrNotExist, "portknock help shows how to write one")
+}
+
+// profileFailure is the failure to find or read a profile, with a hint for when it
+// is missing. Without an error there is no failure.
+func profileFailure(err, missing error, hint string) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, missing):
+		return &failure{exitProfile, err, hint}
 	}
-	f := &failure{code: exitProfile, err: err}
-	if errors.Is(err, fs.ErrNotExist) {
-		f.hint = "portknock help shows how to write one"
-	}
-	return nil, f
+	return &failure{code: exitProfile, err: err}
 }
 
 // profiles returns the profiles of hosts, and the file that has them.
@@ -93,11 +98,7 @@ func (c *config) profiles(ctx context.Context, a *app, hosts ...string) (file *p
 	for _, host := range hosts {
 		p, err := file.Lookup(host, c.settings...)
 		if err != nil {
-			f := &failure{code: exitProfile, err: err}
-			if errors.Is(err, profile.ErrNoProfile) {
-				f.hint = "portknock profile list shows those there are"
-			}
-			return nil, nil, f
+			return nil, nil, profileFailure(err, profile.ErrNoProfile, "portknock profile list shows those there are")
 		}
 		p.Runner = secret.Runner{Stderr: os.Stderr, Foreground: foreground}
 		all = append(all, p)
