@@ -198,10 +198,10 @@ func (a *app) start(ctx context.Context, r *row, args []string) error {
 	switch {
 	case err != nil:
 		return usageError("%s: %w", r.name, err)
-	case r.command == nil && flags.NArg() > 0:
-		return a.startMember(ctx, r, flags, args)
-	case flags.Changed("help"):
+	case flags.Changed("help") && (r.command != nil || flags.NArg() == 0):
 		return new(printHelp).run(ctx, a, []string{r.name})
+	case r.command == nil:
+		return a.startMember(ctx, r, flags, args)
 	}
 	err = a.log.open(ctx)
 	if c, ok := r.command.(interface{ check() error }); ok && err == nil {
