@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/portknock/portknock/knock/profile"
 	"github.com/portknock/portknock/proxy"
 	"github.com/spf13/pflag"
 )
@@ -31,46 +32,46 @@ func (c *connect) flags(a *app, f *pflag.FlagSet) {
 // run is what ssh runs. Nothing but the stream, or with -F its socket,
 // goes to stdout.
 func (c *connect) run(ctx context.Context, a *app, args []string) error {
-	if c.path == "-" {
+	if c.config.path == "-" {
 		return usageError("standard input carries the connection, so it cannot be the profile file too")
 	}
 	port, err := parsePort(args[1])
 	if err != nil {
 		return err
 	}
-	stdout, _ := a.stdout.(*os.File)
 	if c.fdpass {
-		if err := proxy.CanPassFD(stdout); err != nil { // before a knock tells anybody that we are here
+		if err := proxy.CanPassFD(a.stdout); err != nil { // before a knock tells anybody that we are here
 			return &failure{exitUsage, fmt.Errorf("cannot pass the connection to standard output: %w", err),
 				"-F goes with ProxyUseFdpass yes in ~/.ssh/config; without it, leave out -F"}
 		}
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	unwatch := watchCaller(ctx, cancel, stdout)
-	p, err := c.profile(ctx, a, cmp.Or(c.name, args[0]))
-	if err != nil && !(c.optional && noProfile(err)) {
-		if f, ok := errors.AsType[*failure](err); ok && errors.Is(err, fs.ErrNotExist) {
-			f.hint += "; --optional connects without"
-		}
+	unwatch := watchCaller(ctx, cancel, a.stdout)
+	p, err := c.config.profile(ctx, a, cmp.Or(c.name, args[0]))
+	if c.optional && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, profile.ErrNoProfile)) {
+		p, err = c.withoutKnocks(args[0]), nil
+	}
+	if f, ok := errors.AsType[*failure](err); ok && errors.Is(err, fs.ErrNotExist) {
+		f.hint += "; --optional connects without"
+	}
+	if err != nil {
 		return err
 	}
-	d := c.plainDialer(&a.log)
-	if p != nil {
-		if text := notInOpenPorts(p, port); text != "" {
-			a.log.say(always, "%s: %s", p.Name, text)
-		}
-		if d, err = dialer(ctx, p, &a.log); err != nil {
-			return err
-		}
+	if text := notInOpenPorts(p, port); text != "" {
+		a.log.say(always, "%s: %s", p.Name, text)
+	}
+	d, err := dialer(ctx, p, &a.log)
+	if err != nil {
+		return err
 	}
 	conn, err := d.Connect(ctx, c.target(args[0], p), port)
 	if err != nil {
-		return connectFailure(args[0], p, err)
+		return connectFailure(p, err)
 	}
 	unwatch()
 	if c.fdpass {
-		err = proxy.PassFD(conn, stdout)
+		err = proxy.PassFD(conn, a.stdout)
 	} else {
 		// ssh's master with ControlPersist lives on when ^C ends the command it
 		// was started for. From here on ssh decides when we end.
@@ -78,10 +79,10 @@ func (c *connect) run(ctx context.Context, a *app, args []string) error {
 		err = proxy.Splice(ctx, conn, a.stdin, a.stdout)
 	}
 	// The reader of stdout has gone. Splice does not return a peer's EPIPE.
-	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, syscall.EPIPE) {
+	if errors.Is(err, context.Canceled) || errors.Is(err, syscall.EPIPE) {
 		return nil
 	}
-	return connectFailure(args[0], p, err)
+	return connectFailure(p, err)
 }
 
 // The causes with which watchCaller cancels a context.
@@ -96,7 +97,8 @@ const interruptGrace = 200 * time.Millisecond
 
 // watchCaller cancels a context when the calling program gives up: by SIGHUP,
 // which ssh sends when its ConnectTimeout ends, by SIGTERM, or by closing the pipe
-// that is our stdout. After unwatch both signals act as usual again.
+// that is our stdout. After unwatch both signals act as usual again. The context
+// keeps the first cause. What waits here ends with the process.
 func watchCaller(ctx context.Context, cancel context.CancelCauseFunc, stdout *os.File) (unwatch func()) {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM)
@@ -104,27 +106,20 @@ func watchCaller(ctx context.Context, cancel context.CancelCauseFunc, stdout *os
 		signal.Notify(signals, syscall.SIGHUP)
 	}
 	unwatch = func() { signal.Stop(signals) }
-	var gone <-chan struct{}
-	if stdout != nil {
-		gone = proxy.ReaderGone(ctx, stdout)
-	}
 	go func() {
-		select {
-		case <-signals:
-			cancel(errStopped)
-			// A shell that ends repeats SIGHUP at once. A later signal ends
-			// even a call that does not watch ctx.
-			time.Sleep(time.Second)
-			unwatch()
-		case <-gone:
-			// ^C ends ssh too, and the end of ssh may be noticed before the ^C.
-			select {
-			case <-time.After(interruptGrace):
-				cancel(errReaderGone)
-			case <-ctx.Done():
-			}
-		case <-ctx.Done():
-		}
+		<-signals
+		cancel(errStopped)
+		// A shell that ends repeats SIGHUP at once. A later signal ends even a
+		// call that does not watch ctx.
+		time.Sleep(time.Second)
+		unwatch()
+	}()
+	gone := proxy.ReaderGone(ctx, stdout)
+	go func() {
+		<-gone
+		// ^C ends ssh too, and the end of ssh may be noticed before the ^C.
+		time.Sleep(interruptGrace)
+		cancel(errReaderGone)
 	}()
 	return unwatch
 }

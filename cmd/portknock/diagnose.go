@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -12,28 +13,23 @@ import (
 	"github.com/portknock/portknock/proxy"
 )
 
-// connectFailure says what a Dialer's error means: for whom, with which exit
-// code, and what to do about it. p is nil where nothing was to be knocked.
-func connectFailure(host string, p *profile.Profile, err error) error {
-	f := &failure{code: exitFailed}
-	name := host
-	if p != nil {
-		name = p.Name
+// connectFailure says what a Dialer's error means: for whom, with which exit code,
+// and what to do about it. Without an error there is no failure.
+func connectFailure(p *profile.Profile, err error) error {
+	if err == nil {
+		return nil
 	}
-	f.err = fmt.Errorf("%s: %w", name, err)
+	f := &failure{code: exitFailed, err: fmt.Errorf("%s: %w", p.Name, err)}
 	_, notSent := errors.AsType[*proxy.KnockError](err)
 	closed, notOpened := errors.AsType[*proxy.ClosedError](err)
 	_, notFound := errors.AsType[*proxy.ResolveError](err)
-	var facts profile.Facts
-	if p != nil {
-		facts = p.Facts()
-	}
 	switch {
-	case notFound && facts.IPv4Only:
+	case notFound && p.Facts().IPv4Only:
 		f.hint = "fwknopd opens ports for IPv4 only"
-	case notSent && facts.SingleUse && p.SPA.Protocol != spa.UDP:
+	case notSent && p.Facts().SingleUse && p.SPA.Protocol != spa.UDP:
 		f.code = exitKnock
-		f.hint = fmt.Sprintf("with SPAProtocol %v something must listen at the SPAPort: fwknopd itself, with ENABLE_TCP_SERVER, or a web server", p.SPA.Protocol)
+		f.hint = fmt.Sprintf("with SPAProtocol %v something must listen at the SPAPort: "+
+			"fwknopd itself, with ENABLE_TCP_SERVER, or a web server", p.SPA.Protocol)
 	case notSent:
 		f.code = exitKnock
 		f.hint = "a firewall, a route or a BindAddress of this machine is in the way"
@@ -49,28 +45,29 @@ func connectFailure(host string, p *profile.Profile, err error) error {
 const noRouteHint = "this machine has no route to the server: check the network or the VPN"
 
 // notInOpenPorts returns the warning for a port that ssh asks for and the profile
-// does not open; "" for any other port.
+// does not open; "" for any other port, and for a profile that opens none.
 func notInOpenPorts(p *profile.Profile, port uint16) string {
 	step := knock.Step{Transport: knock.TCP, Port: port}
-	var open []string
-	for _, r := range p.OpenPorts {
-		if r.Contains(step) {
-			return ""
-		}
-		open = append(open, r.String())
+	opens := func(r knock.PortRange) bool { return r.Contains(step) }
+	if len(p.OpenPorts) == 0 || slices.ContainsFunc(p.OpenPorts, opens) {
+		return ""
 	}
 	return fmt.Sprintf("%v is not among OpenPorts (%s), so the server neither guards nor opens it: set Port or OpenPorts and load new rules",
-		step, strings.Join(open, " "))
+		step, strings.Trim(fmt.Sprint(p.OpenPorts), "[]"))
 }
+
+// utc writes a time as a profile and a flag take it.
+func utc(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
 // closedHint says where to look when a port stays closed. The last answer decides.
 // If no answer came and the sequence follows the clock, the clock is the first
-// suspect. p is nil if the host has no profile.
+// suspect.
 func closedHint(p *profile.Profile, closed *proxy.ClosedError, now time.Time) string {
-	until, elsewhere := "", ""
-	if p != nil {
-		until, elsewhere = " until the knocks are right", notInOpenPorts(p, closed.Port)
+	until := ""
+	if p.Scheme != "" {
+		until = " until the knocks are right"
 	}
+	elsewhere := notInOpenPorts(p, closed.Port)
 	switch {
 	case proxy.IsNoRoute(closed):
 		return noRouteHint
@@ -79,27 +76,27 @@ func closedHint(p *profile.Profile, closed *proxy.ClosedError, now time.Time) st
 	case elsewhere != "":
 		return elsewhere
 	case closed.Refused:
-		return fmt.Sprintf("something answered: check that sshd runs and listens on port %d; if it does, a firewall rejects connections%s", closed.Port, until)
-	case p == nil:
+		return fmt.Sprintf("something answered: check that sshd runs and listens on port %d; if it does, a firewall rejects connections%s",
+			closed.Port, until)
+	case p.Scheme == "":
 		return "portknock has no profile for this host, so it did not knock"
 	case p.Facts().SingleUse:
 		forward := ""
 		if to := p.SPA.NATAccess; to.IsValid() {
 			forward = fmt.Sprintf(" or forward; if it has made the rules, see that %v answers by way of the server", to)
 		}
-		return fmt.Sprintf("fwknopd's log says why: a clock that is not within 120 s of this one, at %s with the TimeOffset; another key, HMAC key or HMACDigest; or a port it may not open%s",
-			now.Add(p.SPA.TimeOffset).UTC().Format(time.RFC3339), forward)
+		return fmt.Sprintf("fwknopd's log says why: a clock that is not within 120 s of this one, at %s with the TimeOffset; "+
+			"another key, HMAC key or HMACDigest; or a port it may not open%s", utc(now.Add(p.SPA.TimeOffset)), forward)
 	case !p.ValidUntil.IsZero() && !now.Before(p.ValidUntil):
 		return "without another way in, new rules need the server's console: the old ones open to nobody any more"
 	case p.Period == 0:
 		return fmt.Sprintf("is the profile the server's? Compare with portknock sequence %s and the server's rules; -v tells more", p.Name)
 	}
 	w := knock.WindowAt(now, p.Period)
-	utc := func(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 	spent := ""
 	if p.TokensPerWindow > 0 {
 		spent = fmt.Sprintf(" (which serves %d addresses, no more)", p.TokensPerWindow)
 	}
-	return fmt.Sprintf("hold date -u on both sides together: here it is %s, in the window from %s until %s%s; then compare portknock sequence %s with the server's rules",
-		utc(now), utc(w.Start), utc(w.End), spent, p.Name)
+	return fmt.Sprintf("hold date -u on both sides together: here it is %s, in the window from %s until %s%s; "+
+		"then compare portknock sequence %s with the server's rules", utc(now), utc(w.Start), utc(w.End), spent, p.Name)
 }

@@ -39,55 +39,45 @@ func guard(ctx context.Context, p *profile.Profile) (rules.Guard, error) {
 	}, nil
 }
 
-// plainDialer connects without knocking, for a host that has no profile.
-func (r *remote) plainDialer(log *logger) *proxy.Dialer {
-	d := &proxy.Dialer{Timeout: profile.DefaultConnectTimeout, Trace: log.trace}
+// dialer returns the client's half of a profile. Without a Scheme it connects and
+// does not knock.
+func dialer(ctx context.Context, p *profile.Profile, log *logger) (*proxy.Dialer, error) {
+	d := &proxy.Dialer{Timeout: p.ConnectTimeout, Trace: log.trace}
 	switch {
-	case r.v4:
+	case p.AddressFamily == "inet", p.Facts().IPv4Only: // IPv6 could win the race to a port that stays shut
 		d.Family = "ip4"
-	case r.v6:
+	case p.AddressFamily == "inet6":
 		d.Family = "ip6"
 	}
-	return d
-}
-
-// dialer returns the client's half of a profile.
-func dialer(ctx context.Context, p *profile.Profile, log *logger) (*proxy.Dialer, error) {
+	if p.Scheme == "" {
+		return d, nil
+	}
 	picker, err := p.Picker(ctx)
 	if err != nil {
 		return nil, keyFailure(p, err)
 	}
 	k := &knocker{p, picker, log}
-	family := map[string]string{"inet": "ip4", "inet6": "ip6"}[p.AddressFamily]
-	if p.Facts().IPv4Only {
-		family = "ip4" // or the other could win the race to a port that stays shut
-	}
-	return &proxy.Dialer{
-		Family:  family,
-		Source:  k.source,
-		Knock:   k.knock,
-		Timeout: p.ConnectTimeout,
-		Trace:   log.trace,
-	}, nil
+	d.Source, d.Knock = k.source, k.knock
+	return d, nil
 }
 
 // knocker sends a profile's knocks.
 type knocker struct {
-	*profile.Profile
-	picker knock.Picker
-	log    *logger
+	profile *profile.Profile
+	picker  knock.Picker
+	log     *logger
 }
 
 // source returns the address that knocks and connection leave from.
 func (k *knocker) source(to netip.Addr) (netip.Addr, error) {
+	bind := k.profile.BindAddress
 	switch {
-	case k.BindAddress.IsValid():
-		if k.BindAddress.Is4() != to.Is4() {
-			return netip.Addr{}, fmt.Errorf("BindAddress %v cannot reach %v", k.BindAddress, to)
-		}
-		return k.BindAddress, nil
-	case k.BindInterface != "":
-		return interfaceAddr(k.BindInterface, to)
+	case bind.IsValid() && bind.Is4() != to.Is4():
+		return netip.Addr{}, fmt.Errorf("BindAddress %v cannot reach %v", bind, to)
+	case bind.IsValid():
+		return bind, nil
+	case k.profile.BindInterface != "":
+		return interfaceAddr(k.profile.BindInterface, to)
 	}
 	return knock.Source(to)
 }
@@ -109,8 +99,8 @@ func interfaceAddr(name string, to netip.Addr) (netip.Addr, error) {
 		if err != nil || addr.Is4() != to.Is4() || addr.IsLinkLocalUnicast() != to.IsLinkLocalUnicast() {
 			continue
 		}
-		if addr.IsLinkLocalUnicast() && addr.Is6() {
-			addr = addr.WithZone(name)
+		if addr.IsLinkLocalUnicast() {
+			addr = addr.WithZone(name) // which IPv4 does not have
 		}
 		return addr, nil
 	}

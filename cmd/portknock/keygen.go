@@ -19,32 +19,26 @@ func (c *keygen) flags(_ *app, f *pflag.FlagSet) {
 
 // run prints a key, or writes it to a file that is not there yet.
 func (c *keygen) run(_ context.Context, a *app, args []string) error {
-	k, err := c.makeKey()
-	if err != nil {
-		return err
+	_, err := netip.ParseAddr(c.host)
+	switch {
+	case (c.from == "") != (c.host == ""):
+		return usageError("--from and --host go together")
+	case err == nil:
+		return usageError("--host %s: a key is derived for a profile's name, never for an address", c.host)
+	case c.host != "" && profile.CheckHost(c.host) != nil: // no profile can be called so
+		return usageError("--host %.300q is not the name of one host", c.host)
 	}
-	text := []byte(k.Reveal() + "\n")
+	key := knock.NewKey()
+	if c.from != "" {
+		master, err := profile.LoadKey(c.from)
+		if err != nil {
+			return &failure{code: exitProfile, err: err}
+		}
+		key = master.Derive(c.host)
+	}
+	text := []byte(key.Reveal() + "\n")
 	if len(args) == 0 || args[0] == "-" {
 		return a.printSecret(text, "keygen FILE")
 	}
 	return createSecret(args[0], text)
-}
-
-func (c *keygen) makeKey() (knock.Key, error) {
-	_, err := netip.ParseAddr(c.host)
-	switch {
-	case (c.from == "") != (c.host == ""):
-		return knock.Key{}, usageError("--from and --host go together")
-	case c.from == "":
-		return knock.NewKey(), nil
-	case err == nil:
-		return knock.Key{}, usageError("--host %s: a key is derived for a profile's name, never for an address", c.host)
-	case profile.CheckHost(c.host) != nil: // no profile can be called so
-		return knock.Key{}, usageError("--host %.300q is not the name of one host", c.host)
-	}
-	master, err := profile.LoadKey(c.from)
-	if err != nil {
-		return knock.Key{}, &failure{code: exitProfile, err: err}
-	}
-	return master.Derive(c.host), nil
 }

@@ -24,7 +24,7 @@ func (c *knockOnly) flags(a *app, f *pflag.FlagSet) {
 }
 
 func (c *knockOnly) run(ctx context.Context, a *app, args []string) error {
-	p, err := c.profile(ctx, a, cmp.Or(c.name, args[0]))
+	p, err := c.config.profile(ctx, a, cmp.Or(c.name, args[0]))
 	if err != nil {
 		return err
 	}
@@ -44,17 +44,14 @@ func (c *knockOnly) run(ctx context.Context, a *app, args []string) error {
 	if c.wait {
 		err = d.Probe(ctx, host, cmp.Or(port, 22))
 	} else {
-		err = a.knockOnce(ctx, d, host)
+		err = knockOnce(ctx, d, host, &a.log)
 	}
-	if err != nil {
-		return connectFailure(args[0], p, err)
-	}
-	return nil
+	return connectFailure(p, err)
 }
 
 // knockOnce sends one round to the first address of each family: which one the
 // program that comes next will use, nobody knows.
-func (a *app) knockOnce(ctx context.Context, d *proxy.Dialer, host string) error {
+func knockOnce(ctx context.Context, d *proxy.Dialer, host string, log *logger) error {
 	ctx, cancel := context.WithTimeout(ctx, d.Timeout)
 	defer cancel()
 	began := time.Now()
@@ -62,28 +59,27 @@ func (a *app) knockOnce(ctx context.Context, d *proxy.Dialer, host string) error
 	if err != nil {
 		return err
 	}
-	a.log.trace(proxy.Event{Kind: proxy.Resolved, At: time.Since(began), Addrs: addrs})
-	var failed error
+	log.trace(proxy.Event{Kind: proxy.Resolved, At: time.Since(began), Addrs: addrs})
 	sent := map[bool]bool{} // by whether the address is IPv4
 	for _, to := range addrs {
 		if sent[to.Is4()] {
 			continue
 		}
-		from, err := d.Source(to)
-		if err == nil {
-			err = d.Knock(ctx, from, to, 0)
+		from, failed := d.Source(to)
+		if failed == nil {
+			failed = d.Knock(ctx, from, to, 0)
 		}
-		if err != nil {
-			failed = &proxy.KnockError{To: to, Err: err}
+		if failed != nil {
+			err = &proxy.KnockError{To: to, Err: failed}
 			continue
 		}
-		a.log.say(verbose, "knocked %v from %v", to, from)
+		log.say(verbose, "knocked %v from %v", to, from)
 		sent[to.Is4()] = true
 	}
-	if len(sent) == 0 {
-		return failed
+	if len(sent) > 0 {
+		return nil
 	}
-	return nil
+	return err
 }
 
 // askSSH returns what ssh would connect to for an alias: the HostName and Port
@@ -94,10 +90,7 @@ func askSSH(ctx context.Context, alias string, port uint16) (string, uint16) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, "ssh", "-G", "--", alias).Output()
-	if err != nil {
-		return alias, port
-	}
+	out, _ := exec.CommandContext(ctx, "ssh", "-G", "--", alias).Output()
 	host := alias
 	for line := range strings.Lines(string(out)) {
 		key, value, _ := strings.Cut(strings.TrimRight(line, "\r\n"), " ")
@@ -105,9 +98,8 @@ func askSSH(ctx context.Context, alias string, port uint16) (string, uint16) {
 		case "hostname":
 			host = value
 		case "port":
-			if n, err := parsePort(value); err == nil && port == 0 {
-				port = n
-			}
+			n, _ := parsePort(value)
+			port = cmp.Or(port, n)
 		}
 	}
 	return host, port

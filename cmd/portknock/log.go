@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"strings"
@@ -27,8 +26,8 @@ type logger struct {
 	level  int
 	quiet  bool
 	path   string
-	stderr io.Writer // nil before open
-	file   io.Writer
+	opened bool
+	file   *os.File // nil if there is no path
 }
 
 func (l *logger) flags(f *pflag.FlagSet) {
@@ -38,19 +37,15 @@ func (l *logger) flags(f *pflag.FlagSet) {
 }
 
 // open opens what the flags name.
-func (l *logger) open(ctx context.Context, stderr io.Writer) error {
-	l.stderr = stderr
-	if l.quiet && l.level == 0 {
-		l.stderr = io.Discard
-	}
+func (l *logger) open(ctx context.Context) (err error) {
+	l.opened = true
 	if l.path != "" {
-		f, err := await(ctx, func() (*os.File, error) {
+		l.file, err = await(ctx, func() (*os.File, error) {
 			return os.OpenFile(l.path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 		})
 		if err != nil {
 			return usageError("cannot log: %w", err)
 		}
-		l.file = f
 	}
 	if l.quiet && l.level > 0 {
 		return usageError("-q and -v exclude each other")
@@ -66,8 +61,8 @@ func (l *logger) say(level int, format string, args ...any) {
 		now := time.Now().UTC().Format("2006-01-02T15:04:05.000Z")
 		fmt.Fprintf(l.file, "%s [%d] %s\n", now, os.Getpid(), strings.TrimSpace(line))
 	}
-	if level <= l.level {
-		fmt.Fprintf(l.stderr, "portknock: %s\n", line)
+	if level <= l.level && (!l.quiet || l.level > 0) { // -q beside -v is an error, which must be seen
+		fmt.Fprintf(os.Stderr, "portknock: %s\n", line)
 	}
 }
 

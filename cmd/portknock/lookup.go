@@ -57,8 +57,12 @@ func (c *config) find() (string, error) {
 
 // file reads the profile file. An error in it is a failure with the code for
 // profiles; that there is none is fs.ErrNotExist.
-func (c *config) file(ctx context.Context, a *app) (file *profile.File, err error) {
+func (c *config) file(ctx context.Context, a *app) (*profile.File, error) {
 	path, err := c.find()
+	if path == "" {
+		return nil, &failure{exitProfile, err, "set HOME, or name the profile file with -c"}
+	}
+	var file *profile.File
 	if err == nil {
 		file, err = await(ctx, func() (*profile.File, error) {
 			if path != "-" {
@@ -71,17 +75,19 @@ func (c *config) file(ctx context.Context, a *app) (file *profile.File, err erro
 			return profile.Parse(path, text)
 		})
 	}
-	if err == nil {
-		return file, nil
+	return file, profileFailure(err, fs.ErrNotExist, "portknock help shows how to write one")
+}
+
+// profileFailure is the failure to find or read a profile, with a hint for when it
+// is missing. Without an error there is no failure.
+func profileFailure(err, missing error, hint string) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, missing):
+		return &failure{exitProfile, err, hint}
 	}
-	f := &failure{code: exitProfile, err: err}
-	if errors.Is(err, fs.ErrNotExist) {
-		f.hint = "portknock help shows how to write one"
-		if path == "" {
-			f.hint = "set HOME, or name the profile file with -c"
-		}
-	}
-	return nil, f
+	return &failure{code: exitProfile, err: err}
 }
 
 // profiles returns the profiles of hosts, and the file that has them.
@@ -92,11 +98,7 @@ func (c *config) profiles(ctx context.Context, a *app, hosts ...string) (file *p
 	for _, host := range hosts {
 		p, err := file.Lookup(host, c.settings...)
 		if err != nil {
-			f := &failure{code: exitProfile, err: err}
-			if errors.Is(err, profile.ErrNoProfile) {
-				f.hint = "portknock profile list shows those there are"
-			}
-			return nil, nil, f
+			return nil, nil, profileFailure(err, profile.ErrNoProfile, "portknock profile list shows those there are")
 		}
 		p.Runner = secret.Runner{Stderr: os.Stderr, Foreground: foreground}
 		all = append(all, p)
@@ -120,9 +122,10 @@ func (c *config) profile(ctx context.Context, a *app, host string) (*profile.Pro
 
 // remote has the flags of the commands that send something.
 type remote struct {
-	config
+	config config
 	name   string // of the profile, if it is not the host's
 	v4, v6 bool
+	family string // check makes it of v4 and v6; "" if neither is given
 }
 
 func (r *remote) flags(a *app, f *pflag.FlagSet) {
@@ -137,18 +140,25 @@ func (r *remote) check() (err error) {
 	case r.v4 && r.v6:
 		return usageError("-4 and -6 exclude each other")
 	case r.v4:
-		err = r.set("-4", "AddressFamily inet")
+		r.family = "inet"
+		err = r.config.set("-4", "AddressFamily inet")
 	case r.v6:
-		err = r.set("-6", "AddressFamily inet6")
+		r.family = "inet6"
+		err = r.config.set("-6", "AddressFamily inet6")
 	}
 	return cmp.Or(err, r.config.check())
+}
+
+// withoutKnocks returns a profile without a Scheme, for a host that has no profile.
+func (r *remote) withoutKnocks(host string) *profile.Profile {
+	return &profile.Profile{Name: host, AddressFamily: r.family, ConnectTimeout: profile.DefaultConnectTimeout}
 }
 
 // target returns where to connect. A host that names its profile stands for
 // the profile's HostName; any other is an address that the caller, with
 // --profile, has found out already.
 func (r *remote) target(host string, p *profile.Profile) string {
-	if p == nil || p.HostName == "" || r.name != "" && !strings.EqualFold(host, r.name) {
+	if p.HostName == "" || r.name != "" && !strings.EqualFold(host, r.name) {
 		return host
 	}
 	return p.HostName
@@ -168,21 +178,14 @@ const endNear = 14 * 24 * time.Hour
 // endOfRules returns what is to be said of rules that end at a time; "" if that
 // is unknown or far away.
 func endOfRules(end, now time.Time) string {
-	const cure = "emit new ones, load them, and set the new ValidUntil"
-	switch at := end.Format(time.RFC3339); {
+	text := "the server's rules end at %s: emit new ones, load them, and set the new ValidUntil before that"
+	switch {
 	case end.IsZero() || end.Sub(now) > endNear:
 		return ""
-	case end.After(now):
-		return fmt.Sprintf("the server's rules end at %s: %s before that", at, cure)
-	default:
-		return fmt.Sprintf("the server's rules have ended at %s: %s", at, cure)
+	case !end.After(now):
+		text = "the server's rules have ended at %s: emit new ones, load them, and set the new ValidUntil"
 	}
-}
-
-// noProfile reports whether a profile was looked for in the right places and
-// is not there, as opposed to one that is wrong.
-func noProfile(err error) bool {
-	return errors.Is(err, profile.ErrNoProfile) || errors.Is(err, fs.ErrNotExist)
+	return fmt.Sprintf(text, utc(end))
 }
 
 const maxForeign = 4 << 20 // bytes

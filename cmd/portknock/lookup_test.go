@@ -14,19 +14,24 @@ import (
 func TestEndOfRules(t *testing.T) {
 	now := time.Date(2027, 11, 1, 0, 0, 0, 0, time.UTC)
 	const day = 24 * time.Hour
+	const (
+		ends  = "the server's rules end at %s: emit new ones, load them, and set the new ValidUntil before that"
+		ended = "the server's rules have ended at %s: emit new ones, load them, and set the new ValidUntil"
+	)
 	for _, tt := range []struct {
 		end  time.Time
-		want string
+		text string // "" if nothing is said
 	}{
 		{time.Time{}, ""},
 		{now.Add(endNear + 1), ""},
-		{now.Add(endNear), "the server's rules end at 2027-11-15T00:00:00Z: emit new ones, load them, and set the new ValidUntil before that"},
-		{now.Add(time.Second), "the server's rules end at 2027-11-01T00:00:01Z: emit new ones, load them, and set the new ValidUntil before that"},
-		{now, "the server's rules have ended at 2027-11-01T00:00:00Z: emit new ones, load them, and set the new ValidUntil"},
-		{now.Add(-400 * day), "the server's rules have ended at 2026-09-27T00:00:00Z: emit new ones, load them, and set the new ValidUntil"},
+		{now.Add(endNear), ends},
+		{now.Add(time.Second), ends},
+		{now, ended},
+		{now.Add(-400 * day), ended},
 	} {
-		if got := endOfRules(tt.end, now); got != tt.want {
-			t.Errorf("%v:\ngot  %s\nwant %s", tt.end, got, tt.want)
+		want := strings.Replace(tt.text, "%s", tt.end.Format(time.RFC3339), 1)
+		if got := endOfRules(tt.end, now); got != want {
+			t.Errorf("%v:\ngot  %s\nwant %s", tt.end, got, want)
 		}
 	}
 }
@@ -72,32 +77,32 @@ func TestConnectTimeout(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := dialer(t.Context(), p, &logger{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if plain := new(remote).plainDialer(&logger{}); d.Timeout != 9*time.Second || plain.Timeout != d.Timeout {
-		t.Errorf("%v with a profile, %v without", d.Timeout, plain.Timeout)
+	for _, p := range []*profile.Profile{p, new(remote).withoutKnocks("vps")} {
+		d, err := dialer(t.Context(), p, &logger{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d.Timeout != 9*time.Second {
+			t.Errorf("scheme %q: %v", p.Scheme, d.Timeout)
+		}
 	}
 }
 
 // TestEndlessInput: what is too large to be a profile file is not read to its end.
 func TestEndlessInput(t *testing.T) {
-	endless := &io.LimitedReader{R: newlines{}, N: 1 << 30}
-	a := &app{stdin: endless, stdout: io.Discard}
+	endless, err := os.Create(filepath.Join(t.TempDir(), "endless"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer endless.Close()
+	if err := endless.Truncate(1 << 30); err != nil {
+		t.Fatal(err)
+	}
+	a := &app{stdin: endless}
 	if err := a.main(t.Context(), []string{"profile", "list", "-c", "-"}); err == nil || !strings.Contains(err.Error(), "-: larger than") {
 		t.Errorf("got %v", err)
 	}
-	if read := 1<<30 - endless.N; read > 8<<20 {
-		t.Errorf("%d bytes were read", read)
+	if read, err := endless.Seek(0, io.SeekCurrent); err != nil || read > 8<<20 {
+		t.Errorf("%d bytes were read, %v", read, err)
 	}
-}
-
-type newlines struct{}
-
-func (newlines) Read(b []byte) (int, error) {
-	for i := range b {
-		b[i] = '\n'
-	}
-	return len(b), nil
 }

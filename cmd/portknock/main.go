@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"math"
 	"os"
@@ -43,13 +42,13 @@ func usageError(format string, args ...any) error {
 	return &failure{code: exitUsage, err: fmt.Errorf(format, args...), hint: helpHint}
 }
 
-const helpHint = "portknock help"
+const helpHint = "portknock help" // report adds the command
 
 // app is one call of the program: what its commands share.
 type app struct {
-	stdin          io.Reader
-	stdout, stderr io.Writer
-	log            logger
+	stdin, stdout *os.File
+	log           logger
+	command       string // the name of the command, once it is known
 }
 
 // command is a command with its flags.
@@ -65,17 +64,12 @@ func (noFlags) flags(*app, *pflag.FlagSet) {}
 
 // row is one row of the table of commands.
 type row struct {
-	name     string // two words for a command of a group
-	synopsis string // its flags and operands
+	name     string  // two words for a command of a group
+	synopsis string  // its flags and operands
+	min, max int     // how many operands it takes
+	takes    string  // the error for any other number of operands
+	command  command // nil for a group, whose commands follow
 	about    string
-	operands
-	command // nil for a group, whose commands follow
-}
-
-// operands says how many operands a command takes.
-type operands struct {
-	min, max int
-	takes    string // the error for any other number
 }
 
 const profileTakes = "profile takes list, or show and a HOST, or import and a FILE"
@@ -84,17 +78,31 @@ const profileTakes = "profile takes list, or show and a HOST, or import and a FI
 // a file of its own.
 func table() []row {
 	return []row{
-		{"connect", "[FLAGS] HOST PORT", "Knock, connect, and join stdin and stdout to the connection.", operands{2, 2, "connect takes HOST and PORT"}, &connect{}},
-		{"knock", "[FLAGS] HOST [PORT]", "Send the knocks. With --wait, knock until PORT (or the profile's, or 22) answers.", operands{1, 2, "knock takes HOST and perhaps PORT"}, &knockOnly{}},
-		{"sequence", "[FLAGS] HOST", "Print the sequence that would be sent, and how long it is valid. Just after a\nwindow began, a second one follows, which every other round sends: that of the\nwindow before.", operands{1, 1, "sequence takes one HOST"}, &sequence{}},
-		{"emit-rules", "[FLAGS] HOST...", "Print the rules with which a server opens to these profiles. The comment above them\nhas the commands that check them, load them, try them for a minute and undo them.", operands{1, math.MaxInt, "emit-rules takes one HOST or more"}, &emitRules{}},
-		{"profile", "list|show|import [FLAGS] [HOST|FILE]", "List the profiles, show one with its defaults, or import those of fwknop's client\nfrom its .fwknoprc: to the profile file, and keys to new files beside it.", operands{0, 0, profileTakes}, nil},
-		{"profile list", "[FLAGS]", "List the profiles, without their secrets.", operands{0, 0, profileTakes}, &profileList{}},
-		{"profile show", "[FLAGS] HOST", "Show the profile of HOST with its defaults, as a block of the profile file. The\noutput contains the sequence.", operands{1, 1, profileTakes}, &profileShow{}},
-		{"profile import", "[FLAGS] FILE", "Import the profiles of fwknop's client from its .fwknoprc: to the profile file, and\nkeys to new files beside it.", operands{1, 1, profileTakes}, &profileImport{}},
-		{"keygen", "[--from FILE --host NAME] [FILE]", "Write a new key to FILE, which must not exist, or print it. With --from, the\nkey that DeriveHostKey makes for a profile's NAME: all that its server needs.", operands{0, 1, "keygen takes at most one FILE"}, &keygen{}},
-		{"version", "", "Print the version.", operands{0, 0, "version takes no operands"}, &printVersion{}},
-		{"help", "[COMMAND]", "Print how to use portknock, or one of its commands.", operands{0, math.MaxInt, ""}, &printHelp{}},
+		{"connect", "[FLAGS] HOST PORT", 2, 2, "connect takes HOST and PORT", &connect{},
+			"Knock, connect, and join stdin and stdout to the connection."},
+		{"knock", "[FLAGS] HOST [PORT]", 1, 2, "knock takes HOST and perhaps PORT", &knockOnly{},
+			"Send the knocks. With --wait, knock until PORT (or the profile's, or 22) answers."},
+		{"sequence", "[FLAGS] HOST", 1, 1, "sequence takes one HOST", &sequence{},
+			"Print the sequence that would be sent, and how long it is valid. Just after a\n" +
+				"window began, a second one follows, which every other round sends: that of the\nwindow before."},
+		{"emit-rules", "[FLAGS] HOST...", 1, math.MaxInt, "emit-rules takes one HOST or more", &emitRules{},
+			"Print the rules with which a server opens to these profiles. The comment above them\n" +
+				"has the commands that check them, load them, try them for a minute and undo them."},
+		{"profile", "list|show|import [FLAGS] [HOST|FILE]", 1, math.MaxInt, profileTakes, nil,
+			"List the profiles, show one with its defaults, or import those of fwknop's client\n" +
+				"from its .fwknoprc: to the profile file, and keys to new files beside it."},
+		{"profile list", "[FLAGS]", 0, 0, profileTakes, &profileList{}, "List the profiles, without their secrets."},
+		{"profile show", "[FLAGS] HOST", 1, 1, profileTakes, &profileShow{},
+			"Show the profile of HOST with its defaults, as a block of the profile file. The\n" +
+				"output contains the sequence."},
+		{"profile import", "[FLAGS] FILE", 1, 1, profileTakes, &profileImport{},
+			"Import the profiles of fwknop's client from its .fwknoprc: to the profile file, and\n" +
+				"keys to new files beside it."},
+		{"keygen", "[--from FILE --host NAME] [FILE]", 0, 1, "keygen takes at most one FILE", &keygen{},
+			"Write a new key to FILE, which must not exist, or print it. With --from, the\n" +
+				"key that DeriveHostKey makes for a profile's NAME: all that its server needs."},
+		{"version", "", 0, 0, "version takes no operands", &printVersion{}, "Print the version."},
+		{"help", "[COMMAND]", 0, math.MaxInt, "", &printHelp{}, "Print how to use portknock, or one of its commands."},
 	}
 }
 
@@ -118,7 +126,7 @@ func main() {
 	// inherit an ignored signal, but it does not inherit a caught one.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 
-	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
+	a := &app{stdin: os.Stdin, stdout: os.Stdout}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	interrupt := make(chan os.Signal, 1)
 	signal.Notify(interrupt, interrupts...)
@@ -161,83 +169,92 @@ func (a *app) main(ctx context.Context, args []string) error {
 	r := find("connect")
 	flags := a.flagSet(r)
 	flags.SetInterspersed(false)
-	version := flags.BoolP("version", "V", false, "")
-	help, err := parse(flags, args)
+	flags.BoolP("version", "V", false, "")
+	err := parse(flags, args)
 	operands := flags.Args()
 	switch {
 	case err != nil:
 		return usageError("%w", err)
-	case help:
+	case flags.Changed("help"):
 		return new(printHelp).run(ctx, a, nil)
-	case *version:
+	case flags.Changed("version"):
 		return new(printVersion).run(ctx, a, nil)
-	case len(operands) == 0:
-		return usageError("no host given")
 	case len(operands) == 2 && isNumber(operands[1]):
-		return a.start(ctx, r, operands)
+		return a.start(ctx, r, args)
 	}
-	if r = find(operands[0]); r == nil {
+	if r = find(flags.Arg(0)); r == nil {
 		return unknownCommand(operands)
 	}
 	// What stood before the command is for the command too.
-	args = slices.Concat(args[:len(args)-len(operands)], operands[1:])
-	flags = a.flagSet(r)
-	help, err = parse(flags, args)
+	return a.start(ctx, r, slices.Concat(args[:len(args)-len(operands)], operands[1:]))
+}
+
+// start runs a command with its flags and operands. The command of a group has the
+// second word of its name in front of its operands.
+func (a *app) start(ctx context.Context, r *row, args []string) error {
+	a.command = r.name
+	flags := a.flagSet(r)
+	err := parse(flags, args)
 	switch {
 	case err != nil:
-		return helpOn(r, usageError("%s: %w", r.name, err))
-	case help && (r.command != nil || flags.NArg() == 0):
+		return usageError("%s: %w", r.name, err)
+	case flags.Changed("help") && (r.command != nil || flags.NArg() == 0):
 		return new(printHelp).run(ctx, a, []string{r.name})
 	case r.command == nil:
-		return helpOn(r, a.startMember(ctx, r, flags, args))
+		return a.startMember(ctx, r, flags, args)
 	}
-	return a.start(ctx, r, flags.Args())
+	err = a.log.open(ctx)
+	if c, ok := r.command.(interface{ check() error }); ok && err == nil {
+		err = c.check()
+	}
+	if err != nil {
+		return err
+	}
+	operands := flags.Args()[strings.Count(r.name, " "):]
+	if len(operands) < r.min || len(operands) > r.max {
+		return usageError("%s", r.takes)
+	}
+	return r.command.run(ctx, a, operands)
 }
 
 // startMember starts the command of a group that the first operand names. all are
 // the flags of the group, which have read args.
-func (a *app) startMember(ctx context.Context, group *row, all *pflag.FlagSet, args []string) error {
-	r := find(group.name + " " + all.Arg(0))
+func (a *app) startMember(ctx context.Context, group *row, all *pflag.FlagSet, args []string) (err error) {
+	name := all.Arg(0)
+	r := find(group.name + " " + name)
 	if r == nil {
 		return usageError("%s", group.takes)
 	}
-	flags := a.flagSet(r)
-	help, err := parse(flags, args)
 	all.Visit(func(f *pflag.Flag) {
-		if flags.Lookup(f.Name) != nil {
-			return
-		}
 		var takers []string
 		for _, m := range group.members() {
 			if a.flagSet(&m).Lookup(f.Name) != nil {
 				takers = append(takers, strings.TrimPrefix(m.name, group.name+" "))
 			}
 		}
-		err = usageError("-%s is for %s %s", cmp.Or(f.Shorthand, "-"+f.Name), group.name, strings.Join(takers, " and "))
+		if !slices.Contains(takers, name) {
+			err = usageError("-%s is for %s %s", cmp.Or(f.Shorthand, "-"+f.Name), group.name, strings.Join(takers, " and "))
+		}
 	})
-	switch {
-	case err != nil:
+	if err != nil {
 		return err
-	case help:
-		return new(printHelp).run(ctx, a, []string{r.name})
 	}
-	return a.start(ctx, r, flags.Args()[1:])
+	return a.start(ctx, r, args)
 }
 
 // unknownCommand guesses what was meant.
 func unknownCommand(operands []string) error {
-	name := operands[0]
 	switch {
-	case len(operands) == 1 && name == "":
+	case len(operands) == 0 || len(operands) == 1 && operands[0] == "":
 		return usageError("no host given")
 	case len(operands) == 1:
-		return &failure{exitUsage, fmt.Errorf("%q is no command, and to connect a port is missing", name),
-			fmt.Sprintf("portknock %[1]s 22, or portknock knock %[1]s", name)}
+		return &failure{exitUsage, fmt.Errorf("%q is no command, and to connect a port is missing", operands[0]),
+			fmt.Sprintf("portknock %[1]s 22, or portknock knock %[1]s", operands[0])}
 	case len(operands) == 2:
-		return &failure{exitUsage, fmt.Errorf("%q is no command, and to connect %q is not a port number", name, operands[1]),
+		return &failure{exitUsage, fmt.Errorf("%q is no command, and to connect %q is not a port number", operands[0], operands[1]),
 			"portknock HOST PORT, or portknock help"}
 	}
-	return usageError("%q is no command", name)
+	return usageError("%q is no command", operands[0])
 }
 
 func isNumber(s string) bool {
@@ -248,12 +265,11 @@ func isNumber(s string) bool {
 // flagSet returns the flags of a command, or those of all commands of a group.
 func (a *app) flagSet(r *row) *pflag.FlagSet {
 	f := pflag.NewFlagSet("portknock", pflag.ContinueOnError)
-	f.SetOutput(io.Discard)
 	f.SortFlags = false
-	f.Usage = func() {}
+	f.BoolP("help", "h", false, "")
+	f.Lookup("help").Hidden = true
 	if r.command != nil {
-		r.flags(a, f)
-		return f
+		r.command.flags(a, f)
 	}
 	for _, m := range r.members() {
 		f.AddFlagSet(a.flagSet(&m))
@@ -261,40 +277,16 @@ func (a *app) flagSet(r *row) *pflag.FlagSet {
 	return f
 }
 
-// parse reads flags, and -h. One with an empty value is refused: it is a variable
-// that is not set, as in --output "$FILE", and to go on without it would do another
-// thing than what was asked for. Only a log can be turned off like that.
-func parse(f *pflag.FlagSet, args []string) (help bool, err error) {
-	f.BoolVarP(&help, "help", "h", false, "")
-	err = f.Parse(args)
-	f.Visit(func(flag *pflag.Flag) {
-		if err == nil && flag.Value.Type() == "string" && flag.Value.String() == "" && flag.Name != "log-file" {
-			err = fmt.Errorf("--%s has no value", flag.Name)
+// parse reads flags. One with an empty value is refused: it is a variable that is
+// not set, as in --output "$FILE", and to go on without it would do another thing
+// than what was asked for. Only a log can be turned off like that.
+func parse(f *pflag.FlagSet, args []string) error {
+	return f.ParseAll(args, func(flag *pflag.Flag, value string) error {
+		if value == "" && flag.Value.Type() == "string" && flag.Name != "log-file" {
+			return fmt.Errorf("--%s has no value", flag.Name)
 		}
+		return f.Set(flag.Name, value)
 	})
-	return help, err
-}
-
-func (a *app) start(ctx context.Context, r *row, args []string) error {
-	err := a.log.open(ctx, a.stderr)
-	if c, ok := r.command.(interface{ check() error }); ok && err == nil {
-		err = c.check()
-	}
-	if err == nil && (len(args) < r.min || len(args) > r.max) {
-		err = usageError("%s", r.takes)
-	}
-	if err == nil {
-		err = r.run(ctx, a, args)
-	}
-	return helpOn(r, err)
-}
-
-// helpOn has the hint of a usage error lead to the command that was used.
-func helpOn(r *row, err error) error {
-	if f, ok := errors.AsType[*failure](err); ok && f.hint == helpHint {
-		f.hint += " " + r.name
-	}
-	return err
 }
 
 // report says on stderr why it failed and returns the exit code.
@@ -310,9 +302,12 @@ func (a *app) report(ctx context.Context, err error) int {
 	}
 	f := &failure{code: exitFailed, err: err}
 	errors.As(err, &f)
-	if a.log.stderr == nil { // the flags could not be read, so neither could -q
+	if !a.log.opened { // the flags could not be read, so neither could -q
 		a.log.quiet = false
-		_ = a.log.open(ctx, a.stderr) // this one error is enough
+		_ = a.log.open(ctx) // this one error is enough
+	}
+	if f.hint == helpHint {
+		f.hint = strings.TrimSpace(helpHint + " " + a.command)
 	}
 	a.log.say(always, "%s", oneLine(err.Error()))
 	if f.hint != "" {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"runtime"
 
 	"github.com/portknock/portknock/knock/secret"
@@ -26,12 +25,12 @@ func (a *app) printJSON(v any) error {
 // that other users can read: a shell's redirection makes such files. The way out
 // is the argument that names a file.
 func (a *app) printSecret(text []byte, argument string) error {
-	if out, ok := a.stdout.(*os.File); ok && runtime.GOOS != "windows" {
-		if info, err := out.Stat(); err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o077 != 0 {
-			a.log.say(always, "warning: other users can read this output file (mode %04o): run chmod 600 on it, or use %s", info.Mode().Perm(), argument)
-		}
+	info, err := a.stdout.Stat()
+	if err == nil && runtime.GOOS != "windows" && info.Mode().IsRegular() && info.Mode().Perm()&0o077 != 0 {
+		a.log.say(always, "warning: other users can read this output file (mode %04o): run chmod 600 on it, or use %s",
+			info.Mode().Perm(), argument)
 	}
-	_, err := a.stdout.Write(text)
+	_, err = a.stdout.Write(text)
 	return err
 }
 

@@ -43,7 +43,13 @@ type answer struct {
 	Until     time.Time `json:"until,omitzero"`
 	Once      time.Time `json:"once,omitzero"` // for a single use at about that time
 
-	own int // so many sequences are the window's; what follows is of the one before
+	text string // a line for each of Sequences
+}
+
+// add adds a sequence, and says when it is valid.
+func (w *answer) add(sequence, valid string) {
+	w.Sequences = append(w.Sequences, sequence)
+	w.text += fmt.Sprintf("%s  (%s, %s)\n", sequence, w.Scheme, valid)
 }
 
 // packet is the knock of the scheme fwknop with its payload as text.
@@ -74,13 +80,14 @@ func (c *sequence) run(ctx context.Context, a *app, args []string) error {
 		return keyFailure(p, err)
 	}
 	var answers []answer
+	var text strings.Builder
 	for range max(c.windows, 1) {
-		w, err := answerAt(picker, at, c.windows == 0)
-		if err != nil {
+		w := answer{Name: p.Name, Scheme: p.Scheme}
+		if err := w.addAt(picker, at, c.windows == 0); err != nil {
 			return keyFailure(p, err)
 		}
-		w.Name, w.Scheme = p.Name, p.Scheme
 		answers = append(answers, w)
+		text.WriteString(w.text)
 		if at = w.Until; at.IsZero() { // for ever
 			break
 		}
@@ -91,50 +98,34 @@ func (c *sequence) run(ctx context.Context, a *app, args []string) error {
 	case c.json:
 		return a.printJSON(answers[0])
 	}
-	var text strings.Builder
-	for _, w := range answers {
-		w.write(&text)
-	}
 	return a.print("%s", &text)
 }
 
-// answerAt says what opens at a time. With overlap, it also has the sequences of the
-// previous window that still open.
-func answerAt(picker knock.Picker, at time.Time, overlap bool) (answer, error) {
+// addAt adds the sequences that open at a time. With overlap, it also adds the
+// sequences of the previous window that still open.
+func (w *answer) addAt(picker knock.Picker, at time.Time, overlap bool) error {
 	client, scheduled := picker.(knock.Client)
 	if !scheduled {
 		r, err := picker.Round(at, netip.IPv4Unspecified(), netip.IPv4Unspecified(), 0)
-		if err != nil {
-			return answer{}, err
+		if err == nil {
+			w.Once = at.UTC().Truncate(time.Second)
+			w.add(packet(r.Send), "once, at about "+utc(w.Once))
 		}
-		return answer{Sequences: []string{packet(r.Send)}, Once: at.UTC().Truncate(time.Second), own: 1}, nil
+		return err
 	}
-	sequences, previous, window, err := client.Open(at)
-	if err != nil {
-		return answer{}, err
-	}
-	w := answer{From: window.Start, Until: window.End, own: len(sequences)}
-	if overlap {
-		sequences = append(sequences, previous...)
-	}
-	for _, s := range sequences {
-		w.Sequences = append(w.Sequences, s.String())
-	}
-	return w, nil
-}
-
-func (w answer) write(text *strings.Builder) {
+	current, previous, window, err := client.Open(at)
+	w.From, w.Until = window.Start, window.End
 	valid := "always"
-	if !w.Once.IsZero() {
-		valid = "once, at about " + w.Once.Format(time.RFC3339)
-	}
 	if !w.Until.IsZero() {
-		valid = w.From.UTC().Format(time.RFC3339) + " until " + w.Until.UTC().Format(time.RFC3339)
+		valid = utc(w.From) + " until " + utc(w.Until)
 	}
-	for i, s := range w.Sequences {
-		if i == w.own {
-			valid = "of the window before"
+	for _, s := range current {
+		w.add(s.String(), valid)
+	}
+	for _, s := range previous {
+		if overlap {
+			w.add(s.String(), "of the window before")
 		}
-		fmt.Fprintf(text, "%s  (%s, %s)\n", s, w.Scheme, valid)
 	}
+	return err
 }
