@@ -270,16 +270,16 @@ func TestIptablesWindows(t *testing.T) {
 					continue // so that it takes a second
 				}
 				seconds := map[int64]bool{}
-				for _, edge := range []int64{w.opens(0), w.closes(0), w.opens(g.Skew), w.closes(g.Skew), w.opens(-g.Skew), w.closes(-g.Skew)} {
+				for _, edge := range []int64{w.from(0), w.until(0), w.from(g.Skew), w.until(g.Skew), w.from(-g.Skew), w.until(-g.Skew)} {
 					seconds[edge-1], seconds[edge], seconds[edge+1] = true, true, true
 				}
 				for at := range seconds {
 					k.now = at
 					for n := max(0, i-2); n < min(len(windows), i+3); n++ {
 						other := windows[n]
-						want := other.opens(g.Skew) <= at && at < other.closes(g.Skew)
+						want := other.from(g.Skew) <= at && at < other.until(g.Skew)
 						if got := k.opens(other.Steps...); got != want {
-							t.Errorf("window %d opens at second %d: %v, want %v", n, at-w.opens(0), got, want)
+							t.Errorf("window %d opens at second %d: %v, want %v", n, at-w.from(0), got, want)
 						}
 					}
 					k.passes(knock.Step{Transport: knock.UDP, Port: 20000})
@@ -304,13 +304,13 @@ func TestIptablesFewPorts(t *testing.T) {
 	windows := windowsOf(t, g, o)
 	for i := range windows[1:] {
 		a, b := windows[i], windows[i+1]
-		k.now = b.opens(g.Skew) - 1
+		k.now = b.from(g.Skew) - 1
 		k.opens(b.Steps[0])
 		k.now++
 		if k.opensFurther(b.Steps[1:]...) {
 			t.Fatalf("window %d opens to who has begun too early", i+1)
 		}
-		for k.now = b.opens(g.Skew); k.now < a.closes(g.Skew); k.now++ {
+		for k.now = b.from(g.Skew); k.now < a.until(g.Skew); k.now++ {
 			if !k.opens(a.Steps...) || !k.opens(b.Steps...) {
 				t.Fatalf("windows %d and %d do not both open at %d", i, i+1, k.now)
 			}
@@ -341,9 +341,9 @@ func TestIptablesNextButOne(t *testing.T) {
 	windows := windowsOf(t, g, o)
 	for i := range windows[3:] {
 		for n := i + 1; n <= i+3; n++ {
-			k.now = windows[i].closes(0) - 1
+			k.now = windows[i].until(0) - 1
 			k.opens(windows[i].Steps[:4]...)
-			k.now = windows[n].opens(0)
+			k.now = windows[n].from(0)
 			if k.opensFurther(windows[n].Steps[4]) {
 				t.Errorf("four knocks of window %d and the last of window %d open", i, n)
 			}

@@ -278,8 +278,8 @@ func TestWalk(t *testing.T) {
 			if seqs, _, _ := hourly(3).At(w.Start); w.Steps.String() != seqs[0].String() {
 				t.Errorf("hour %d has another's sequence", w.Start.Hour())
 			}
-			if w.opens(tt.skew) != w.Start.Add(-tt.skew).Unix() || w.closes(tt.skew) != w.End.Add(tt.skew).Unix() {
-				t.Errorf("hour %d opens at %d and closes at %d", w.Start.Hour(), w.opens(tt.skew), w.closes(tt.skew))
+			if w.from(tt.skew) != w.Start.Add(-tt.skew).Unix() || w.until(tt.skew) != w.End.Add(tt.skew).Unix() {
+				t.Errorf("hour %d opens at %d and closes at %d", w.Start.Hour(), w.from(tt.skew), w.until(tt.skew))
 			}
 			if want := w.Start.Unix() / 3600; w.number() != want {
 				t.Errorf("hour %d is window %d, want %d", w.Start.Hour(), w.number(), want)
@@ -294,8 +294,13 @@ func TestWalk(t *testing.T) {
 // TestKeep: how often rules are written, and for how long, so that one refresh
 // may fail and a format that knows no time still has few windows.
 func TestKeep(t *testing.T) {
+	units := func(f Format, guards []Guard, o Options) (string, error) {
+		var text strings.Builder
+		err := f.WriteUnits(&text, guards, o, Upkeep{Command: func(file, horizon string) []string { return []string{"write", file, horizon} }})
+		return text.String(), err
+	}
 	for _, tt := range []struct {
-		format         string
+		format         Format
 		period, skew   time.Duration
 		every, horizon time.Duration
 	}{
@@ -315,37 +320,49 @@ func TestKeep(t *testing.T) {
 			from := noon.Add(time.Duration(i) * tt.period / 10)
 			slow := mustGuard(t, "slow", "1", "23")
 			slow.Schedule, slow.Skew = every(400*24*time.Hour), time.Hour
-			u, err := Format(tt.format).Upkeep([]Guard{slow, g}, Options{From: from, Until: from})
+			o := Options{From: from, Until: from}
+			row, _ := tt.format.row()
+			every, horizon, err := row.rhythm([]Guard{slow, g}, o)
+			if err != nil || every != tt.every || horizon != tt.horizon {
+				t.Errorf("%s, %v, %v: every %v for %v, %v", tt.format, tt.period, tt.skew, every, horizon, err)
+			}
+			text, err := units(tt.format, []Guard{slow, g}, o)
 			if err != nil {
 				t.Fatalf("%s, %v, %v: %v", tt.format, tt.period, tt.skew, err)
 			}
-			if u.Every != tt.every || u.Horizon != tt.horizon || u.File == "" {
-				t.Errorf("%s, %v, %v: %+v", tt.format, tt.period, tt.skew, u)
+			command := fmt.Sprintf("write %s %s; ", row.file, span(tt.horizon))
+			if !strings.Contains(text, command) || !strings.Contains(text, "\nOnUnitActiveSec="+span(tt.every)+"\n") {
+				t.Errorf("%s, %v, %v:\n%s", tt.format, tt.period, tt.skew, text)
 			}
 		}
 	}
 	static, hour := mustGuard(t, "vps", "7001 8003", "22"), mustGuard(t, "vps", "1", "22")
 	hour.Schedule = every(time.Hour)
 	// A profile and systemd know no fractions of a second.
-	if u, err := Format("nftables").Upkeep([]Guard{hour}, Options{From: noon, Until: noon.Add(2*time.Hour + time.Millisecond)}); err != nil || u.Horizon != 2*time.Hour {
-		t.Errorf("%+v, %v", u, err)
+	fraction := Options{From: noon, Until: noon.Add(2*time.Hour + time.Millisecond)}
+	if text, err := units("nftables", []Guard{hour}, fraction); err != nil || !strings.Contains(text, "write /etc/portknock.nft 2h; ") {
+		t.Errorf("%s, %v", text, err)
 	}
 	skewed := hour
 	skewed.Skew = time.Hour
-	for want, err := range map[string]error{
-		"need no refresh": second(Format("nftables").Upkeep([]Guard{static}, Options{From: noon, Until: noon})),
-		"below 2h0m0s":    second(Format("nftables").Upkeep([]Guard{hour}, Options{From: noon, Until: noon.Add(119 * time.Minute)})),
-		"no profile":      second(Format("nftables").Upkeep(nil, Options{From: noon, Until: noon})),
-		"unknown format":  second(Format("pf").Upkeep([]Guard{hour}, Options{From: noon, Until: noon})),
-		"Skew":            second(Format("nftables").Upkeep([]Guard{skewed}, Options{From: noon, Until: noon})),
+	now := Options{From: noon, Until: noon}
+	for _, tt := range []struct {
+		format Format
+		guards []Guard
+		o      Options
+		want   string
+	}{
+		{"nftables", []Guard{static}, now, "need no refresh"},
+		{"nftables", []Guard{hour}, Options{From: noon, Until: noon.Add(119 * time.Minute)}, "below 2h0m0s"},
+		{"nftables", nil, now, "no profile"},
+		{"pf", []Guard{hour}, now, "unknown format"},
+		{"nftables", []Guard{skewed}, now, "Skew"},
 	} {
-		if err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%v, want %s", err, want)
+		if text, err := units(tt.format, tt.guards, tt.o); err == nil || !strings.Contains(err.Error(), tt.want) || text != "" {
+			t.Errorf("%v, want %s", err, tt.want)
 		}
 	}
 }
-
-func second(_ Upkeep, err error) error { return err }
 
 // every is a schedule of windows of that length, of one sequence.
 type every time.Duration
@@ -405,8 +422,11 @@ func TestIdent(t *testing.T) {
 
 func TestPortsMerge(t *testing.T) {
 	ranges, _ := knock.ParsePortRanges("30 22 10-20 21 15-18 5/udp 65535 65530-65534")
-	if got, want := join(ports(knock.TCP, ranges)), "10-22/tcp 30/tcp 65530-65535/tcp"; got != want {
-		t.Errorf("ports = %q, want %q", got, want)
+	if got, want := spaced(merged(ranges)), "10-22/tcp 30/tcp 65530-65535/tcp 5/udp"; got != want {
+		t.Errorf("merged = %q, want %q", got, want)
+	}
+	if got, want := spaced(of(knock.UDP, ranges)), "5/udp"; got != want {
+		t.Errorf("of UDP = %q, want %q", got, want)
 	}
 }
 
@@ -430,7 +450,7 @@ func TestKnockdTrap(t *testing.T) {
 	web, _ := knock.ParsePortRanges("7002-7009")
 	// Without 80 (ignored), 65536, 6999 and 7002 (guarded), and the knocks themselves,
 	// also those of the other window.
-	if got, want := (knockdSection{g, g.Windows[0]}).trap(append(web, g.OpenPorts...)), "82:tcp"; got != want {
+	if got, want := knockdSequence(g.trap(g.Windows[0], append(web, g.OpenPorts...))), "82:tcp"; got != want {
 		t.Errorf("Trap = %q, want %q", got, want)
 	}
 }
