@@ -225,7 +225,12 @@ func mustTurns(t testing.TB, name string, period, skew time.Duration, sequences 
 func drawn(t testing.TB, period, skew time.Duration, first, last uint16) Guard {
 	t.Helper()
 	g := mustGuard(t, "a-name-that-is-long", "1 9", "22/tcp")
-	r := knock.Rotating{Key: knock.KeyFrom([]byte("0123456789abcdef0123456789abcdef")), Ports: knock.PortRange{Transport: knock.UDP, First: first, Last: last}, Knocks: 5, Period: period}
+	r := knock.Rotating{
+		Key:    knock.KeyFrom([]byte("0123456789abcdef0123456789abcdef")),
+		Ports:  knock.PortRange{Transport: knock.UDP, First: first, Last: last},
+		Knocks: 5,
+		Period: period,
+	}
 	g.Schedule, g.Skew, g.KnockPorts = r, skew, []knock.PortRange{r.Ports}
 	return g
 }
@@ -290,7 +295,8 @@ func TestIptablesWindows(t *testing.T) {
 			if far > 10 || most > 75 {
 				t.Errorf("a stranger's packet passes %d chains and %d rules", far, most)
 			}
-			t.Logf("%d windows: %d chains, at most %d in a row, at most %d rules for a stranger's packet", len(windows), len(k.chains), far, most)
+			t.Logf("%d windows: %d chains, at most %d in a row, at most %d rules for a stranger's packet",
+				len(windows), len(k.chains), far, most)
 		})
 	}
 }
@@ -354,9 +360,11 @@ func TestIptablesNextButOne(t *testing.T) {
 // TestIptablesSequences: sequences of any shape open, doubled or not, alike
 // where they change and where they do not.
 func TestIptablesSequences(t *testing.T) {
-	a, b, c, d := knock.Step{Transport: knock.UDP, Port: 20001}, knock.Step{Transport: knock.UDP, Port: 20005}, knock.Step{Transport: knock.UDP, Port: 20009}, knock.Step{Transport: knock.UDP, Port: 20015}
+	udp := func(port uint16) knock.Step { return knock.Step{Transport: knock.UDP, Port: port} }
+	a, b, c, d := udp(20001), udp(20005), udp(20009), udp(20015)
 	for _, seq := range []knock.Sequence{
-		{a, b, c, d}, {a, a, b}, {a, b, a}, {a, b, b}, {a, b, a, c}, {a, b, c, b, d}, {a, a, a, b}, {a, b, a, b, a}, {b, a, a, c, a}, {a, b, c, c},
+		{a, b, c, d}, {a, a, b}, {a, b, a}, {a, b, b}, {a, b, a, c}, {a, b, c, b, d},
+		{a, a, a, b}, {a, b, a, b, a}, {b, a, a, c, a}, {a, b, c, c},
 	} {
 		for _, kind := range []string{"static", "alone", "two", "consumed"} {
 			t.Run(kind+"/"+seq.String(), func(t *testing.T) {
@@ -410,7 +418,7 @@ func TestIptablesSequences(t *testing.T) {
 					if i > 0 && k.opens(stray...) {
 						t.Errorf("a wrong knock after knock %d does no harm", i)
 					}
-					for _, harmless := range []knock.Step{{Port: 20003}, {Transport: knock.UDP, Port: 19999}, {Transport: knock.UDP, Port: 443}, {Port: 80}} {
+					for _, harmless := range []knock.Step{{Port: 20003}, udp(19999), udp(443), {Port: 80}} {
 						stray := slices.Insert(slices.Clone(seq), i, harmless)
 						if !k.opens(stray...) {
 							t.Errorf("%v after knock %d does harm", harmless, i)
@@ -481,7 +489,8 @@ func TestIptablesParts(t *testing.T) {
 			t.Errorf("the guard comes before the last part:\n%s", part)
 		}
 	}
-	if text := emit(mustGuard(t, "part", "7001 9000 8000", "22")); strings.Contains(text, "\n# part\n") || strings.Contains(text, "# parts:") {
+	text := emit(mustGuard(t, "part", "7001 9000 8000", "22"))
+	if strings.Contains(text, "\n# part\n") || strings.Contains(text, "# parts:") {
 		t.Errorf("parts of a small file:\n%s", text)
 	}
 }
