@@ -135,19 +135,17 @@ func fwknopdLines(guards []guard) string {
 	for _, g := range guards {
 		a := g.SPA
 		switch {
-		case a.Via != spa.UDP:
+		case a.Via == spa.TCP:
 			once(&filters, "tcp dst port %d", a.Port)
+			once(&lines, "ENABLE_TCP_SERVER Y;")
+			once(&lines, "TCPSERV_PORT %d;", a.Port)
+		case a.Via == spa.HTTP:
+			once(&filters, "tcp dst port %d", a.Port)
+			once(&lines, "ENABLE_SPA_OVER_HTTP Y;")
 		case a.Port == 0:
 			once(&filters, "udp dst portrange %d-%d", spa.FirstRandom, spa.LastRandom)
 		default:
 			once(&filters, "udp dst port %d", a.Port)
-		}
-		switch a.Via {
-		case spa.TCP:
-			once(&lines, "ENABLE_TCP_SERVER Y;")
-			once(&lines, "TCPSERV_PORT %d;", a.Port)
-		case spa.HTTP:
-			once(&lines, "ENABLE_SPA_OVER_HTTP Y;")
 		}
 		switch {
 		case a.NATLocal:

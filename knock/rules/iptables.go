@@ -401,7 +401,14 @@ func (r iptRules) timed(g guard) []iptChain {
 				span.last = min(span.last, other.first-1)
 			case both.first <= both.last:
 				jumps = append(jumps, both)
-				knocks = append(knocks, iptShared(knocks, iptKnocks(g, g.Windows[n]), both)...)
+				// A packet that is a knock of either window counts as both, while both are
+				// in force.
+				for _, k := range iptKnocks(g, g.Windows[n]) {
+					if slices.ContainsFunc(knocks, func(own iptKnock) bool { return own.match == k.match }) {
+						k.when = " " + both.match()
+						knocks = append(knocks, k)
+					}
+				}
 			}
 		}
 		r.judge(&c, g, knocks)
@@ -431,19 +438,6 @@ func iptLeaf(g guard, i int) (iptChain, iptSpan) {
 	c := iptChain{name: iptName(g, fmt.Sprint("-", i))}
 	c.note("from " + w.Start.UTC().Format(time.RFC3339))
 	return c, iptSpan{w.from(g.Skew), w.until(g.Skew) - 1, c.name}
-}
-
-// iptShared returns those knocks of the other window that may be one of these, too,
-// while both are in force.
-func iptShared(knocks, other []iptKnock, both iptSpan) []iptKnock {
-	var shared []iptKnock
-	for _, k := range other {
-		if slices.ContainsFunc(knocks, func(own iptKnock) bool { return own.match == k.match }) {
-			k.when = " " + both.match()
-			shared = append(shared, k)
-		}
-	}
-	return shared
 }
 
 // iptSpan is the chain for a span of time, both seconds included.

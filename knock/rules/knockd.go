@@ -41,7 +41,8 @@ others, it forgets attempts that are under way; who is in stays in.`)
 			// In seconds, from the first knock to the last.
 			timeout := math.Ceil((g.KnockTimeout * time.Duration(max(len(w.Steps)-1, 1))).Seconds())
 			section := func(name string, s knock.Sequence) {
-				b.add("\n[%s]\n\tsequence = %s\n\tseq_timeout = %.0f\n\ttcpflags = syn", name, knockdSequence(s), timeout)
+				steps := join(s, ",", func(step knock.Step) string { return fmt.Sprintf("%d:%s", step.Port, step.Transport) })
+				b.add("\n[%s]\n\tsequence = %s\n\tseq_timeout = %.0f\n\ttcpflags = syn", name, steps, timeout)
 			}
 			section(name, w.Steps)
 			b.add("\tstart_command = %s\n\tstart_command_6 = %s", knockdOpen(g, "4"), knockdOpen(g, "6"))
@@ -66,7 +67,8 @@ func checkSections(guards []guard) error {
 		steps := g.Windows[0].Steps
 		other, taken := first[steps[0].String()]
 		if taken && other.Windows[0].Steps.String() != steps.String() {
-			return refuse("", format.knowsTime, "%s: its first knock is also the first knock of %s, and knockd would confuse the two; choose another first knock",
+			return refuse("", format.knowsTime,
+				"%s: its first knock is also the first knock of %s, and knockd would confuse the two; choose another first knock",
 				g.Name, other.Name)
 		}
 		first[steps[0].String()] = g
@@ -113,12 +115,9 @@ func (g guard) trap(w window, closed []knock.PortRange) knock.Sequence {
 	return trap[:min(len(trap), knock.MaxSteps)]
 }
 
-func knockdSequence(s knock.Sequence) string {
-	return join(s, ",", func(step knock.Step) string { return fmt.Sprintf("%d:%s", step.Port, step.Transport) })
-}
-
 // knockdOpen returns the command that lets an address in. An element keeps its
 // first timeout when it is added again, so it is made anew.
 func knockdOpen(g guard, family string) string {
-	return fmt.Sprintf(`nft "add %[1]s { %%IP%% }; delete %[1]s { %%IP%% }; add %[1]s { %%IP%% timeout %[2]s }"`, nftOpening(g, family), nftTime(g.OpenFor))
+	return fmt.Sprintf(`nft "add %[1]s { %%IP%% }; delete %[1]s { %%IP%% }; add %[1]s { %%IP%% timeout %[2]s }"`,
+		nftOpening(g, family), nftTime(g.OpenFor))
 }

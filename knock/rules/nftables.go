@@ -137,9 +137,12 @@ func nftFill(g guard, o Options, once, each string) string {
 	if o.Consume {
 		repeat, consume = "drop", "\n\t\tdrop"
 	}
+	// For how long a token is known to be spent: longer than it is good for, whatever
+	// the Skew, and a little more for a clock that is set back.
+	remembered := 2*g.Windows[0].End.Sub(g.Windows[0].Start) + time.Minute
 	words := []string{
 		"NAME", g.Name, "ID", g.ID, "SIZE", fmt.Sprint(setSize), "OPENFOR", nftTime(g.OpenFor), "KNOCKTIMEOUT", nftTime(g.KnockTimeout),
-		"REMEMBERED", nftTime(remembered(g)), "REPEAT", repeat, "CONSUME", consume,
+		"REMEMBERED", nftTime(remembered), "REPEAT", repeat, "CONSUME", consume,
 	}
 	filled := strings.NewReplacer(words...).Replace(once)
 	for _, f := range nftFamilies {
@@ -263,13 +266,6 @@ func (r nftRules) chains(g guard) string {
 	}
 	start := join(windows, "", func(w string) string { return strings.Replace(first, "WINDOW", w, 1) })
 	return text + nftFill(g, r.options, "", nftKnocked+start+nftAdvance)
-}
-
-// remembered is for how long a token is known to be spent: longer than it is good
-// for, whatever the Skew, and a little more for a clock that is set back.
-func remembered(g guard) time.Duration {
-	w := g.Windows[0]
-	return 2*w.End.Sub(w.Start) + time.Minute
 }
 
 const udpHeader = 8 // bytes

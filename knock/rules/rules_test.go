@@ -461,7 +461,7 @@ func TestEmitRefuses(t *testing.T) {
 				t.Errorf("error %v, want one with %q", err, tt.want)
 			}
 			if out.Len() > 0 {
-				t.Errorf("half an action: %.200q", out.String())
+				t.Errorf("text beside the error: %.200q", out.String())
 			}
 		})
 	}
@@ -723,7 +723,7 @@ func TestKnockdTrap(t *testing.T) {
 	web, _ := knock.ParsePortRanges("7002-7009")
 	// Without 80 (ignored), 65536, 6999 and 7002 (guarded), and the knocks themselves,
 	// also those of the other window.
-	if got, want := knockdSequence(g.trap(g.Windows[0], append(web, g.OpenPorts...))), "82:tcp"; got != want {
+	if got, want := g.trap(g.Windows[0], append(web, g.OpenPorts...)).String(), "82/tcp"; got != want {
 		t.Errorf("Trap = %q, want %q", got, want)
 	}
 }

@@ -32,10 +32,17 @@ func (f format) rhythm(guards []Guard, o Options) (every, horizon time.Duration,
 		if err != nil {
 			return 0, 0, fmt.Errorf("%s: %w", g.Name, err)
 		}
-		if w != (knock.Window{}) {
-			own := f.every(w.End.Sub(w.Start), g.Skew)
-			every = min(cmp.Or(every, own), own)
+		if w == (knock.Window{}) {
+			continue
 		}
+		// Where the firewall knows the time, it is a matter of how long a server may be
+		// down. One that does not opens a sequence for that much longer than Skew.
+		period := w.End.Sub(w.Start)
+		own := min(max(period, time.Minute), 24*time.Hour)
+		if !f.clock {
+			own = max(min(max(g.Skew, 30*time.Second), period/4).Truncate(time.Second), time.Second)
+		}
+		every = min(cmp.Or(every, own), own)
 	}
 	horizon = o.Until.Sub(o.From).Truncate(time.Second)
 	switch {
@@ -50,16 +57,6 @@ func (f format) rhythm(guards []Guard, o Options) (every, horizon time.Duration,
 		return 0, 0, fmt.Errorf("a refresh every %v does not go with a horizon below %v", every, 2*every)
 	}
 	return every, horizon, nil
-}
-
-// every returns how often rules are written for windows of a length. Where the
-// firewall knows the time, that is a matter of how long a server may be down. One
-// that does not opens a sequence for that much longer than Skew.
-func (f format) every(period, skew time.Duration) time.Duration {
-	if !f.clock {
-		return max(min(max(skew, 30*time.Second), period/4).Truncate(time.Second), time.Second)
-	}
-	return min(max(period, time.Minute), 24*time.Hour)
 }
 
 // unitsFile is where the text of [Format.WriteUnits] is to be saved.
