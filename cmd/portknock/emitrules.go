@@ -26,7 +26,7 @@ type emitRules struct {
 	atEnd, refresh                string
 	horizon                       time.Duration
 	consume, force                bool
-	given                         *pflag.FlagSet
+	given                         *pflag.FlagSet // all flags, for upkeep
 }
 
 func (c *emitRules) flags(a *app, f *pflag.FlagSet) {
@@ -131,7 +131,7 @@ func (c *emitRules) refused(err error) error {
 		f.hint = "use --refresh systemd, a shorter --horizon, or " + others
 	case r.Suits != nil:
 		f.hint = "use " + others
-	case r.Option == "Until" && c.horizon == 0 && c.refresh == "": // there is no end
+	case r.Option == "Until" && c.horizon == 0 && c.refresh == "": // no end was given
 		f.hint = "give the rules an end time, such as --horizon 30d"
 	}
 	return f

@@ -34,11 +34,13 @@ func formats() []format {
 		{name: "fwknop", file: "/etc/fwknop/access.conf", emit: emitFwknop, spa: true},
 		// 30 days of hours, and the two that these cut. More would load slowly and cost
 		// each packet more.
-		{name: "iptables", file: "/etc/portknock.rules", emit: emitIptables, windows: 722, entries: 10_000, clock: true, tokens: true, modules: true},
+		{name: "iptables", file: "/etc/portknock.rules", emit: emitIptables,
+			windows: 722, entries: 10_000, clock: true, tokens: true, modules: true},
 		{name: "knockd", file: "/etc/knockd.conf", emit: emitKnockd, windows: 4},
 		// So many entries load in two seconds, or eight if most are windows, and take
 		// nft 500 MB.
-		{name: "nftables", file: "/etc/portknock.nft", emit: emitNftables, windows: 150_000, entries: 300_000, clock: true, tokens: true},
+		{name: "nftables", file: "/etc/portknock.nft", emit: emitNftables,
+			windows: 150_000, entries: 300_000, clock: true, tokens: true},
 	}
 }
 
@@ -76,7 +78,7 @@ type document struct {
 	changed string // for a service, when the rules differ from those before; "" if there is nothing to do
 
 	notes []string // paragraphs for the header; an empty one is left out
-	body  string   // from document on with the header, written by [format.header]
+	body  string   // the text of the file; [format.document] puts the header before it
 }
 
 // Emit writes the rules of all guards. It writes nothing when it returns an error

@@ -86,7 +86,8 @@ func checkFwknopd(guards []guard, o Options) error {
 		a := g.SPA
 		switch {
 		case g.forwards() != forwards:
-			return errors.New("one file cannot be for profiles with NATAccess and for others: fwknopd forwards by rules of its own, and opens a guard of ours")
+			return errors.New("one file cannot be for profiles with NATAccess and for others: " +
+				"fwknopd forwards by rules of its own, and opens a guard of ours")
 		case forwards && o.DropPolicy:
 			return errors.New("the drop policy would close what fwknopd opens for a NATAccess")
 		case a.Via != spa.TCP:

@@ -64,15 +64,15 @@ func (f format) header(guards []guard, d document, o Options) string {
 		}
 	}
 	b.add("The %s are in here: keep it as secret as a password, mode 0600.\n", secret)
-	first := when(d.refuse != "", d.refuse+" && ")
+	before := when(d.refuse != "", d.refuse+" && ")
 	b.add("check: %s", d.check)
-	b.add("load: %s", first+d.load)
+	b.add("load: %s", before+d.load)
 	if d.parts != "" {
-		b.add("parts: %s", first+d.parts)
+		b.add("parts: %s", before+d.parts)
 	}
 	b.add("watch: %s", d.watch)
 	b.add("undo: %s", d.undo)
-	b.add("trial: %s", d.trial(first+d.load))
+	b.add("trial: %s", d.trial(before+d.load))
 	b.add("keep: rm %s", trialMark)
 	allowed := when(len(o.Allow) > 0, ", but for "+spaced(o.Allow))
 	for _, note := range append([]string{

@@ -28,6 +28,7 @@ func emitIptables(guards []guard, o Options) (document, error) {
 	body := iptRules{guards, o}.text()
 	parts := when(hasParts(body), iptLoad(`awk -v r="`+restore+`" "/^`+partMark+
 		`$/ { print \"COMMIT\" | r; if (close(r)) exit 1; print \"*mangle\" | r } { print | r } END { exit close(r) != 0 }" `+file+jumps))
+	knocks := slices.ContainsFunc(guards, func(g guard) bool { return !g.tokens() })
 	return document{
 		check:  iptBoth("$t-restore -w --test --noflush " + file),
 		load:   load,
@@ -48,7 +49,7 @@ other users of this server could learn the knocks from these lists.`,
 			when(parts != "", `An unprivileged container may refuse so many rules at once ("Message too
 long"): there load in parts, of which the guard itself is the last. What is
 left of an earlier, longer file does nothing, and goes with the undo.`),
-			when(slices.ContainsFunc(guards, func(g guard) bool { return !g.tokens() }), `xt_recent remembers 100 addresses a list: who sends first knocks from forged
+			when(knocks, `xt_recent remembers 100 addresses a list: who sends first knocks from forged
 addresses faster than that keeps others from knocking. Raise it with the
 module's parameter ip_list_tot, or use nftables.`),
 			when(slices.ContainsFunc(guards, guard.tokens), `A token serves the address that spends it first. From any other it is refused
@@ -104,7 +105,7 @@ func iptJumps(o Options) string {
 		if t.name == "filter" && !o.DropPolicy {
 			jumps = 0
 		}
-		line += fmt.Sprintf(" && while [ $($t -w -t %[1]s -S %[2]s | grep -cx \".* PORTKNOCK\") -gt %[3]d ] && $t -w -t %[1]s -D %[4]s; do :; done",
+		line += fmt.Sprintf(` && while [ $($t -w -t %[1]s -S %[2]s | grep -cx ".* PORTKNOCK") -gt %[3]d ] && $t -w -t %[1]s -D %[4]s; do :; done`,
 			t.name, strings.Fields(t.jump)[0], jumps, t.jump)
 	}
 	return line
@@ -117,7 +118,8 @@ func iptUndo() string {
 	for _, t := range iptTables {
 		jumps = append(jumps, fmt.Sprintf("while $t -w -t %s -D %s 2>/dev/null; do :; done", t.name, t.jump))
 		// Restoring a chain empties it. When all are empty, they can go.
-		chains = append(chains, fmt.Sprintf(`{ echo "*%[1]s"; $t-save -t %[1]s | sed -n "/^:PORTKNOCK[- ]/{s/ .*/ -/p;s/:\(.*\) -/-X \1/;H;};\${x;p;}"; echo COMMIT; } | $t-restore -w --noflush`, t.name))
+		chains = append(chains, fmt.Sprintf(`{ echo "*%[1]s"; $t-save -t %[1]s | `+
+			`sed -n "/^:PORTKNOCK[- ]/{s/ .*/ -/p;s/:\(.*\) -/-X \1/;H;};\${x;p;}"; echo COMMIT; } | $t-restore -w --noflush`, t.name))
 	}
 	return strings.Join(append(jumps, chains...), "; ")
 }

@@ -19,20 +19,19 @@ import (
 type iptFamily struct {
 	flag   string // before a rule, for iptables-restore
 	ipv6   bool
-	udp    string // where the UDP header is, for u32
+	start  string // the start of the UDP header for u32: an expression
+	offset int    // and what is added to it
 	nobody string // the mask under which all addresses are one
 }
 
 // An IPv6 packet with extension headers is no token: u32 cannot skip them.
-var iptFamilies = []iptFamily{{"-4 ", false, "0>>22&0x3C@", "0.0.0.0"}, {"-6 ", true, "", "::"}}
+var iptFamilies = []iptFamily{
+	{flag: "-4 ", start: "0>>22&0x3C@", nobody: "0.0.0.0"},
+	{flag: "-6 ", ipv6: true, offset: 40, nobody: "::"},
+}
 
 // at is an expression of u32 for the 32 bits at an offset from the UDP header.
-func (f iptFamily) at(offset int) string {
-	if f.udp == "" {
-		offset += 40
-	}
-	return fmt.Sprintf("%s%d", f.udp, offset)
-}
+func (f iptFamily) at(offset int) string { return fmt.Sprintf("%s%d", f.start, f.offset+offset) }
 
 // payload matches a datagram that carries a token.
 func (f iptFamily) payload(token []byte) string {

@@ -50,8 +50,9 @@ func nftDocument(r nftRules, nft, file string) document {
 		// Below each error nft quotes the line of the file, which may be one of sequences
 		// or tokens, and what a service says goes to the journal: only the errors
 		// themselves are passed on.
-		reload: `e=$(` + load + ` 2>&1) || { printf "%s\n" "$e" | sed -n "/: Error: /p" >&2; echo "portknock: nft did not load the rules" >&2; false; }`,
-		body:   r.text(),
+		reload: `e=$(` + load + ` 2>&1) || { printf "%s\n" "$e" | sed -n "/: Error: /p" >&2; ` +
+			`echo "portknock: nft did not load the rules" >&2; false; }`,
+		body: r.text(),
 	}
 }
 
@@ -129,9 +130,10 @@ func nftTime(d time.Duration) string {
 	return fmt.Sprintf("%dms", d.Milliseconds())
 }
 
-// nftFill returns the text once, and behind it the text each, for each family. In
-// both, words in capitals stand for what differs from guard to guard, and N, SADDR
-// and PROTO for what differs from family to family.
+// nftFill returns the text once, followed by the text each for every family. Words
+// in capitals stand for what differs from guard to guard, and in each the words N,
+// SADDR and PROTO stand for what differs from family to family. It replaces them in
+// one pass, so that a name in capitals stays as it is.
 func nftFill(g guard, o Options, once, each string) string {
 	repeat, consume := "return", ""
 	if o.Consume {
@@ -260,11 +262,11 @@ func (r nftRules) chains(g guard) string {
 	if g.timed() {
 		windows = []string{"meta time map @even_ID", "meta time map @odd_ID"}
 	}
-	first := "\n\t\tmeta priority set WINDOW meta priority set meta priority . meta l4proto . th dport map @next_ID goto beginN_ID"
+	first := "meta priority set meta priority . meta l4proto . th dport map @next_ID goto beginN_ID"
 	if len(g.Windows[0].Steps) == 1 {
-		first = "\n\t\tmeta priority set WINDOW meta priority . meta l4proto . th dport @last_ID goto admitN_ID"
+		first = "meta priority . meta l4proto . th dport @last_ID goto admitN_ID"
 	}
-	start := join(windows, "", func(w string) string { return strings.Replace(first, "WINDOW", w, 1) })
+	start := join(windows, "", func(w string) string { return "\n\t\tmeta priority set " + w + " " + first })
 	return text + nftFill(g, r.options, "", nftKnocked+start+nftAdvance)
 }
 
@@ -344,7 +346,7 @@ func (r nftRules) input(b *lines, closed []knock.PortRange) {
 	b.add("\t}\n}")
 }
 
-// What nftFill fills.
+// The texts for nftFill.
 const (
 	nftWindowMaps = `
 	# The window of a moment, as a stage before the first knock.

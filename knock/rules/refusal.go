@@ -5,12 +5,11 @@ import "fmt"
 // Refusal is the error of [Format.Emit] for guards that a format cannot carry, or
 // that would not keep anybody out.
 type Refusal struct {
-	// Option is the field of [Options] of which another value would be accepted:
-	// Force, Consume, Allow, or Until, which is missing or too late. It is "" if
-	// no value would.
+	// Option names the field of [Options] to change: Force, Consume, Allow, or
+	// Until, which is missing or too late. It is "" if none of them helps.
 	Option string
-	// Suits are the formats without this limit; nil if there are none, or if it
-	// is not about the format.
+	// Suits lists the formats without this limit. It is nil if no format is without
+	// it, or if the limit does not come from the format.
 	Suits []Format
 
 	text string
@@ -18,8 +17,8 @@ type Refusal struct {
 
 func (r *Refusal) Error() string { return r.text }
 
-// refuse returns a [Refusal]. The formats that suit are those that can do
-// something; can is nil if it is not about the format.
+// refuse returns a [Refusal]. The formats for which can is true suit; can is nil if
+// the limit does not come from the format.
 func refuse(option string, can func(format) bool, text string, args ...any) error {
 	r := &Refusal{Option: option, text: fmt.Sprintf(text, args...)}
 	if can != nil {

@@ -61,14 +61,12 @@ type Options struct {
 // checkAll checks the guards of a file, each and together.
 func checkAll(guards []Guard, o Options, f format) ([]guard, error) {
 	checked := make([]guard, len(guards))
-	ids := map[string]string{}
 	for i, g := range guards {
-		id := ident(g.Name)
-		if other, taken := ids[id]; taken {
-			return nil, fmt.Errorf("%s: named twice, or too like %s", g.Name, other)
+		checked[i] = guard{Guard: g, ID: ident(g.Name)}
+		other := slices.IndexFunc(checked[:i], func(before guard) bool { return before.ID == checked[i].ID })
+		if other >= 0 {
+			return nil, fmt.Errorf("%s: named twice, or too like %s", g.Name, checked[other].Name)
 		}
-		ids[id] = g.Name
-		checked[i] = guard{Guard: g, ID: id}
 	}
 	for i := range checked {
 		if err := checked[i].check(o, f, guarded(checked)); err != nil {
@@ -94,7 +92,8 @@ func checkConsume(guards []guard) error {
 		}
 		for _, packet := range packets {
 			if other := takes[packet]; other != "" && other != g.Name {
-				return refuse("Consume", nil, "%s: profile %s has a knock in common with it and would drop that knock first; give them different knocks", g.Name, other)
+				return refuse("Consume", nil,
+					"%s: profile %s has a knock in common with it and would drop that knock first; give them different knocks", g.Name, other)
 			}
 			takes[packet] = g.Name
 		}
@@ -205,11 +204,13 @@ func (g *guard) checkKnocks(o Options, closed []knock.PortRange) error {
 		case o.Force:
 		case g.timed() && len(w.Steps) < 3:
 			// Sooner or later a window has two neighbours.
-			return refuse("Force", nil, "%d knocks drawn at random are few: a scan of all ports in order would open it in some window; set Knocks to 3 or more", len(w.Steps))
+			return refuse("Force", nil, "%d knocks drawn at random are few: "+
+				"a scan of all ports in order would open it in some window; set Knocks to 3 or more", len(w.Steps))
 		case len(w.Steps) == 1:
 			return refuse("Force", nil, "a scan of all ports would open it; choose three knocks or more")
 		case g.timed() && g.guesses() < fewGuesses:
-			return refuse("Force", nil, "an attacker could guess it: %d knocks at these ports make only %.0f sequences; set Knocks or PortRange higher", len(w.Steps), g.guesses())
+			return refuse("Force", nil, "an attacker could guess it: "+
+				"%d knocks at these ports make only %.0f sequences; set Knocks or PortRange higher", len(w.Steps), g.guesses())
 		case !w.Steps.SweepFinds(overlooked):
 		case g.timed():
 			return refuse("Force", nil, "a scan of all ports in order would open it in the window from %s; widen PortRange or raise Knocks",

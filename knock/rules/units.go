@@ -12,17 +12,18 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// Upkeep is how a server that has the key keeps its rules fresh: a command writes
-// them anew every so often, for a short time ahead, and they are loaded.
+// Upkeep says how a server that has the key can write its rules itself.
 type Upkeep struct {
-	Command func(file, horizon string) []string // writes the rules to file, for that time ahead, as a profile writes it
-	Config  string                              // the profile file that the command reads
-	Names   []string                            // the profiles in it that the rules are for
+	// Command returns the command that writes the rules for the time horizon, such
+	// as 1h30m, to a file.
+	Command func(file, horizon string) []string
+	Config  string   // the profile file that the command reads
+	Names   []string // the profiles that the rules are for
 }
 
-// rhythm returns how often a server writes its rules, and for how long each time,
-// both in whole seconds: from o.From until o.Until, or as chosen here if that is
-// not positive. It says why there is nothing to keep, if so.
+// rhythm returns how often a server writes its rules, and the time that they are
+// for, both in whole seconds. That time is the one from o.From until o.Until, or
+// chosen here if that is not positive. It fails if the rules need no upkeep.
 func (f format) rhythm(guards []Guard, o Options) (every, horizon time.Duration, err error) {
 	for _, g := range guards {
 		if g.SPA != nil { // whose key is all the server needs
@@ -142,10 +143,10 @@ AccuracySec=1s
 WantedBy=timers.target
 `
 
-// WriteUnits writes units for systemd that keep fresh the rules that [Format.Emit]
-// writes of these guards. Each refresh is for the time from o.From until o.Until, or
-// for one that suits if that is not positive. An error is one of Emit's, or says why
-// there is nothing to keep.
+// WriteUnits writes a service and a timer for systemd: again and again, they write
+// the rules that [Format.Emit] writes of these guards, and load them. Each time, the
+// rules are for the time from o.From until o.Until, or for a time that suits if that
+// is not positive. An error is one of Emit's, or says why the rules need no upkeep.
 func (f Format) WriteUnits(w io.Writer, guards []Guard, o Options, u Upkeep) error {
 	row, err := f.row()
 	if err != nil {
