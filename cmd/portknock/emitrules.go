@@ -26,9 +26,11 @@ type emitRules struct {
 	atEnd, refresh                string
 	horizon                       time.Duration
 	consume, force                bool
+	given                         *pflag.FlagSet // all flags, for upkeep
 }
 
 func (c *emitRules) flags(a *app, f *pflag.FlagSet) {
+	c.given = f
 	c.config.flags(a, f)
 	f.StringVar(&c.format, "format", "nftables", "`NAME` of the format: "+formatList(rules.Formats(), ", "))
 	f.StringVar(&c.policy, "policy", "guard", "`POLICY`: guard only guards the ports, drop closes all others too")
@@ -53,20 +55,24 @@ func (c *emitRules) run(ctx context.Context, a *app, args []string) error {
 	if err != nil {
 		return err
 	}
+	format := rules.Format(c.format)
 	var text bytes.Buffer
-	var upkeep rules.Upkeep
 	if c.refresh != "" {
-		upkeep, err = rules.Format(c.format).Upkeep(guards, o)
+		var u rules.Upkeep
+		if u, err = c.upkeep(args); err != nil {
+			return err
+		}
+		err = format.WriteUnits(&text, guards, o, u)
 	} else {
-		err = rules.Format(c.format).Emit(&text, guards, o)
+		err = format.Emit(&text, guards, o)
 	}
 	if err != nil {
-		return rulesFailure(err)
+		return c.refused(err)
 	}
 	a.log.warn(warnings)
 	switch {
 	case c.refresh != "":
-		return c.printUnits(a, args, upkeep)
+		return a.print("%s", text.Bytes())
 	case c.output == "":
 		return a.printSecret(text.Bytes(), "--output FILE")
 	}
@@ -105,23 +111,28 @@ func (c *emitRules) guards(ctx context.Context, a *app, hosts []string) (guards 
 	return guards, warnings, nil
 }
 
-// refusalHints has the way out of each refusal, in flags. FORMATS stands for the
-// formats that suit.
-var refusalHints = map[rules.Reason]string{
-	rules.Unfit:    "use --format FORMATS",
-	rules.Weak:     "to accept it anyway, use --force",
-	rules.Endless:  "give the rules an end time, such as --horizon 30d",
-	rules.TooLong:  "shorten --horizon or lengthen the Period",
-	rules.Timeless: "use --refresh systemd, a shorter --horizon, or --format FORMATS",
-	rules.Eaten:    "leave out --consume",
-	rules.Shut:     "add the port to --allow",
-}
-
-// rulesFailure makes a failure of an error of the package rules.
-func rulesFailure(err error) error {
+// refused makes a failure of an error of the package rules. The hint is the way
+// out in flags.
+func (c *emitRules) refused(err error) error {
 	f := &failure{code: exitUsage, err: err}
-	if r, ok := errors.AsType[*rules.Refusal](err); ok {
-		f.hint = strings.ReplaceAll(refusalHints[r.Reason], "FORMATS", formatList(r.Suits, " or "))
+	r, ok := errors.AsType[*rules.Refusal](err)
+	if !ok {
+		return f
+	}
+	f.hint = map[string]string{
+		"Force":   "to accept it anyway, use --force",
+		"Until":   "shorten --horizon or lengthen the Period",
+		"Consume": "leave out --consume",
+		"Allow":   "add the port to --allow",
+	}[r.Option]
+	others := "--format " + formatList(r.Suits, " or ")
+	switch {
+	case r.Suits != nil && r.Option == "Until":
+		f.hint = "use --refresh systemd, a shorter --horizon, or " + others
+	case r.Suits != nil:
+		f.hint = "use " + others
+	case r.Option == "Until" && c.horizon == 0 && c.refresh == "": // no end was given
+		f.hint = "give the rules an end time, such as --horizon 30d"
 	}
 	return f
 }
@@ -175,50 +186,37 @@ func (c *emitRules) printEnds(a *app, guards []rules.Guard, o rules.Options) err
 	return err
 }
 
-// printUnits prints what keeps the rules fresh with systemd.
-func (c *emitRules) printUnits(a *app, hosts []string, u rules.Upkeep) error {
+// upkeep returns how a server emits these rules again.
+func (c *emitRules) upkeep(hosts []string) (u rules.Upkeep, err error) {
 	program, err := ownPath()
 	if err != nil {
-		return err
+		return u, err
 	}
 	config, err := c.find()
 	if err == nil {
 		config, err = filepath.Abs(config)
 	}
-	if err != nil {
-		return err
+	if err == nil && strings.ContainsFunc(config, unicode.IsControl) {
+		err = usageError("%q: control characters in a file's name", config)
 	}
-	if strings.ContainsFunc(config, unicode.IsControl) {
-		return usageError("%q: control characters in a file's name", config)
-	}
-	emit := func(horizon string) []string {
-		return slices.Concat([]string{program}, c.emitArgs(config, u.File, horizon), hosts)
-	}
-	return u.WriteUnits(a.stdout, emit, config, hosts)
-}
-
-// emitArgs returns the arguments with which a server emits these rules again, but
-// for the hosts.
-func (c *emitRules) emitArgs(config, file, horizon string) []string {
-	args := []string{"emit-rules", "-c", config}
-	for _, o := range c.options {
-		args = append(args, "-o", o)
-	}
-	args = append(args, "--format", c.format, "--horizon", horizon, "--output", file)
-	for _, f := range []struct{ name, value, usual string }{
-		{"--policy", c.policy, "guard"}, {"--allow", c.allow, ""}, {"--at-end", c.atEnd, "closed"},
-	} {
-		if f.value != f.usual {
-			args = append(args, f.name, f.value)
+	command := func(file, horizon string) []string {
+		words := []string{program, "emit-rules", "-c", config}
+		for _, o := range c.options {
+			words = append(words, "-o", o)
 		}
+		words = append(words, "--format", c.format, "--horizon", horizon, "--output", file)
+		for _, name := range []string{"policy", "allow", "at-end", "consume", "force"} {
+			switch f := c.given.Lookup(name); {
+			case f.Value.String() == f.DefValue:
+			case f.Value.Type() == "bool":
+				words = append(words, "--"+name)
+			default:
+				words = append(words, "--"+name, f.Value.String())
+			}
+		}
+		return append(words, hosts...)
 	}
-	if c.consume {
-		args = append(args, "--consume")
-	}
-	if c.force {
-		args = append(args, "--force")
-	}
-	return args
+	return rules.Upkeep{Command: command, Config: config, Names: hosts}, err
 }
 
 // ownPath returns where this program is, as it was called: what a symbolic link

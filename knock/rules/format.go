@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -33,11 +34,13 @@ func formats() []format {
 		{name: "fwknop", file: "/etc/fwknop/access.conf", emit: emitFwknop, spa: true},
 		// 30 days of hours, and the two that these cut. More would load slowly and cost
 		// each packet more.
-		{name: "iptables", file: "/etc/portknock.rules", emit: emitIptables, windows: 722, entries: 10_000, clock: true, tokens: true, modules: true},
+		{name: "iptables", file: "/etc/portknock.rules", emit: emitIptables,
+			windows: 722, entries: 10_000, clock: true, tokens: true, modules: true},
 		{name: "knockd", file: "/etc/knockd.conf", emit: emitKnockd, windows: 4},
 		// So many entries load in two seconds, or eight if most are windows, and take
 		// nft 500 MB.
-		{name: "nftables", file: "/etc/portknock.nft", emit: emitNftables, windows: 150_000, entries: 300_000, clock: true, tokens: true},
+		{name: "nftables", file: "/etc/portknock.nft", emit: emitNftables,
+			windows: 150_000, entries: 300_000, clock: true, tokens: true},
 	}
 }
 
@@ -55,21 +58,14 @@ func formatsThat(can func(format) bool) []Format {
 	return names
 }
 
-func list(names []Format) string {
-	words := make([]string, len(names))
-	for i, n := range names {
-		words[i] = string(n)
-	}
-	return strings.Join(words, ", ")
-}
-
+// row returns the row of a format in the table.
 func (f Format) row() (format, error) {
-	for _, row := range formats() {
-		if row.name == f {
-			return row, nil
-		}
+	all := formats()
+	if i := slices.IndexFunc(all, func(row format) bool { return row.name == f }); i >= 0 {
+		return all[i], nil
 	}
-	return format{}, fmt.Errorf("unknown format %q; the formats are %s", string(f), list(Formats()))
+	known := join(Formats(), ", ", func(f Format) string { return string(f) })
+	return format{}, fmt.Errorf("unknown format %q; the formats are %s", string(f), known)
 }
 
 // document is what a format makes of guards. The commands are lines of shell.
@@ -81,9 +77,8 @@ type document struct {
 	reload  string // load for a service: it prints no sequence and no token
 	changed string // for a service, when the rules differ from those before; "" if there is nothing to do
 
-	notes   []string // paragraphs for the comment; an empty one is left out
-	comment string   // what the file does and the commands around it, written by [format.header]
-	body    string
+	notes []string // paragraphs for the header; an empty one is left out
+	body  string   // the text of the file; [format.document] puts the header before it
 }
 
 // Emit writes the rules of all guards. It writes nothing when it returns an error
@@ -97,7 +92,7 @@ func (f Format) Emit(w io.Writer, guards []Guard, o Options) error {
 	if err != nil {
 		return err
 	}
-	_, err = io.WriteString(w, d.comment+d.body)
+	_, err = io.WriteString(w, d.body)
 	return err
 }
 
@@ -120,7 +115,7 @@ func (f format) document(guards []Guard, o Options) (document, error) {
 	}
 	d, err := f.emit(checked, o)
 	if err == nil {
-		d.comment = f.header(checked, d, o)
+		d.body = f.header(checked, d, o) + d.body
 	}
 	return d, err
 }

@@ -36,8 +36,6 @@ One that runs already keeps its own fwknopd.conf and is only told to read this
 file, if it is the one that it reads.`
 	const taken = `Packets are for IPv4; nobody gets in by IPv6. fwknopd takes a packet whose clock
 is within 120 s of this server's, and each only once.`
-	var b strings.Builder
-	b.WriteByte('\n')
 	var d document
 	if guards[0].forwards() {
 		d = document{
@@ -45,6 +43,7 @@ is within 120 s of this server's, and each only once.`
 			load:  start,
 			watch: "iptables-save -c | grep FWKNOP",
 			undo:  stop,
+			body:  "\n",
 			notes: []string{`fwknopd makes the rules, by iptables. Nothing is closed here: see that nobody
 gets there without them. They take net.ipv4.ip_forward=1, and a firewall that
 lets established connections through. Nothing may listen here at the port itself:
@@ -61,12 +60,17 @@ one connection through at a time.`,
 		d.notes = append(d.notes, watched, taken,
 			`Where fwknopd is to make rules of its own instead, by iptables: leave out the
 lines CMD_CYCLE, do not load the guard, and give it the rest as its access.conf.`)
-		b.WriteString(nftInComments(guards, o) + "\n")
+		d.body += "\n"
 	}
-	d.notes = append(d.notes, fwknopTransportNote(guards))
-	b.WriteString(comments("#; ", fwknopdLines(guards)))
+	passes := slices.ContainsFunc(guards, func(g guard) bool { return g.SPA.Via != spa.UDP })
+	d.notes = append(d.notes, when(!passes, `fwknopd sees a packet before any firewall does: its port needs no rule, and
+answers as it always has.`), when(passes, `By TCP or HTTP, fwknopd only sees what reaches somebody: a firewall must let
+connections to that port pass. For TCP it listens itself; for HTTP there must be
+a web server at the port, whatever it answers.`))
+	var b lines
+	b.WriteString(d.body + comments("#; ", fwknopdLines(guards)))
 	for _, g := range guards {
-		b.WriteString(fwknopStanza(g))
+		fwknopStanza(&b, g)
 	}
 	d.body = b.String()
 	return d, nil
@@ -75,14 +79,15 @@ lines CMD_CYCLE, do not load the guard, and give it the rest as its access.conf.
 // checkFwknopd refuses what one fwknopd cannot do for all guards together.
 func checkFwknopd(guards []guard, o Options) error {
 	if o.Consume {
-		return refuse(Eaten, "fwknopd only listens, so it cannot consume the packets")
+		return refuse("Consume", nil, "fwknopd only listens, so it cannot consume the packets")
 	}
 	forwards, listens := guards[0].forwards(), uint16(0)
 	for _, g := range guards {
 		a := g.SPA
 		switch {
 		case g.forwards() != forwards:
-			return errors.New("one file cannot be for profiles with NATAccess and for others: fwknopd forwards by rules of its own, and opens a guard of ours")
+			return errors.New("one file cannot be for profiles with NATAccess and for others: " +
+				"fwknopd forwards by rules of its own, and opens a guard of ours")
 		case forwards && o.DropPolicy:
 			return errors.New("the drop policy would close what fwknopd opens for a NATAccess")
 		case a.Via != spa.TCP:
@@ -103,13 +108,13 @@ func (g *guard) checkSPA(o Options, closed []knock.PortRange) error {
 	case g.forwards() && len(g.OpenPorts) > 1:
 		return fmt.Errorf("fwknopd forwards one port, and OpenPorts has %d", len(g.OpenPorts))
 	case len(a.HMACKey.Bytes()) == 0 && !o.Force:
-		return refuse(Weak, "without an HMAC, fwknopd decrypts whatever anybody sends; set a HMACKeyFile")
+		return refuse("Force", nil, "without an HMAC, fwknopd decrypts whatever anybody sends; set a HMACKeyFile")
 	case g.OpenFor%time.Second != 0:
 		return fmt.Errorf("an OpenFor of %v is not whole seconds", g.OpenFor)
 	case a.Via != spa.UDP && contains(closed, connection):
 		return errors.New("the packet goes to a guarded port")
 	case a.Via != spa.UDP && o.DropPolicy && !contains(o.Allow, connection):
-		return refuse(Shut, "the packet needs a connection to %v, which the drop policy closes", connection)
+		return refuse("Allow", nil, "the packet needs a connection to %v, which the drop policy closes", connection)
 	}
 	for _, p := range g.OpenPorts {
 		if p.First != p.Last {
@@ -119,50 +124,35 @@ func (g *guard) checkSPA(o Options, closed []knock.PortRange) error {
 	return nil
 }
 
-// fwknopTransportNote tells what packets need to get through; "" if nothing.
-func fwknopTransportNote(guards []guard) string {
-	if !slices.ContainsFunc(guards, func(g guard) bool { return g.SPA.Via != spa.UDP }) {
-		return `fwknopd sees a packet before any firewall does: its port needs no rule, and
-answers as it always has.`
-	}
-	return `By TCP or HTTP, fwknopd only sees what reaches somebody: a firewall must let
-connections to that port pass. For TCP it listens itself; for HTTP there must be
-a web server at the port, whatever it answers.`
-}
-
 // fwknopdLines returns the fwknopd.conf.
 func fwknopdLines(guards []guard) string {
 	var filters []string
 	lines := []string{"PCAP_INTF eth0;"}
+	once := func(list *[]string, format string, args ...any) {
+		if line := fmt.Sprintf(format, args...); !slices.Contains(*list, line) {
+			*list = append(*list, line)
+		}
+	}
 	for _, g := range guards {
 		a := g.SPA
-		filter := fmt.Sprintf("udp dst port %d", a.Port)
 		switch {
-		case a.Via != spa.UDP:
-			filter = fmt.Sprintf("tcp dst port %d", a.Port)
+		case a.Via == spa.TCP:
+			once(&filters, "tcp dst port %d", a.Port)
+			once(&lines, "ENABLE_TCP_SERVER Y;")
+			once(&lines, "TCPSERV_PORT %d;", a.Port)
+		case a.Via == spa.HTTP:
+			once(&filters, "tcp dst port %d", a.Port)
+			once(&lines, "ENABLE_SPA_OVER_HTTP Y;")
 		case a.Port == 0:
-			filter = fmt.Sprintf("udp dst portrange %d-%d", spa.RandomPorts.First, spa.RandomPorts.Last)
-		}
-		if !slices.Contains(filters, filter) {
-			filters = append(filters, filter)
-		}
-		var more []string
-		switch a.Via {
-		case spa.TCP:
-			more = []string{"ENABLE_TCP_SERVER Y;", fmt.Sprintf("TCPSERV_PORT %d;", a.Port)}
-		case spa.HTTP:
-			more = []string{"ENABLE_SPA_OVER_HTTP Y;"}
+			once(&filters, "udp dst portrange %d-%d", spa.RandomPorts.First, spa.RandomPorts.Last)
+		default:
+			once(&filters, "udp dst port %d", a.Port)
 		}
 		switch {
 		case a.NATLocal:
-			more = append(more, "ENABLE_IPT_LOCAL_NAT Y;")
+			once(&lines, "ENABLE_IPT_LOCAL_NAT Y;")
 		case a.NAT.IsValid():
-			more = append(more, "ENABLE_IPT_FORWARDING Y;")
-		}
-		for _, line := range more {
-			if !slices.Contains(lines, line) {
-				lines = append(lines, line)
-			}
+			once(&lines, "ENABLE_IPT_FORWARDING Y;")
 		}
 	}
 	// In microseconds: a client that has sent its packet does not wait long
@@ -171,45 +161,35 @@ func fwknopdLines(guards []guard) string {
 	return strings.Join(lines, "\n") + "\n"
 }
 
-// fwknopStanza returns a guard's part of the access.conf. The kernel closes a guard
+// fwknopStanza writes a guard's part of the access.conf. The kernel closes a guard
 // that fwknopd has opened, even if it should be gone by then.
-func fwknopStanza(g guard) string {
+func fwknopStanza(b *lines, g guard) {
 	a := g.SPA
-	words := make([]string, len(g.OpenPorts))
-	for i, p := range g.OpenPorts {
-		words[i] = fmt.Sprintf("%v/%d", p.Transport, p.First)
-	}
-	lines := [][2]string{
-		{"SOURCE", "ANY"},
-		{"OPEN_PORTS", strings.Join(words, ",")},
-		{"FW_ACCESS_TIMEOUT", fmt.Sprint(int(g.OpenFor / time.Second))},
-		{"KEY_BASE64", base64.StdEncoding.EncodeToString(a.Key.Bytes())},
-	}
-	if a.Mode == spa.Legacy {
-		lines = append(lines, [2]string{"ENCRYPTION_MODE", "legacy"})
-	} else if a.Mode != spa.CBC {
-		lines = append(lines, [2]string{"ENCRYPTION_MODE", strings.ToUpper(a.Mode.String())})
+	set := func(name string, value any) { b.add("%-24s %v", name, value) }
+	b.add("\n# %s", g.Name)
+	set("SOURCE", "ANY")
+	set("OPEN_PORTS", join(g.OpenPorts, ",", func(p knock.PortRange) string { return fmt.Sprintf("%v/%d", p.Transport, p.First) }))
+	set("FW_ACCESS_TIMEOUT", int(g.OpenFor/time.Second))
+	set("KEY_BASE64", base64.StdEncoding.EncodeToString(a.Key.Bytes()))
+	switch a.Mode {
+	case spa.CBC: // which is usual
+	case spa.Legacy:
+		set("ENCRYPTION_MODE", "legacy")
+	default:
+		set("ENCRYPTION_MODE", strings.ToUpper(a.Mode.String()))
 	}
 	if key := a.HMACKey.Bytes(); len(key) > 0 {
-		lines = append(lines,
-			[2]string{"HMAC_KEY_BASE64", base64.StdEncoding.EncodeToString(key)},
-			[2]string{"HMAC_DIGEST_TYPE", strings.ToUpper(strings.ReplaceAll(a.HMAC.String(), "-", "_"))})
+		set("HMAC_KEY_BASE64", base64.StdEncoding.EncodeToString(key))
+		set("HMAC_DIGEST_TYPE", strings.ToUpper(strings.ReplaceAll(a.HMAC.String(), "-", "_")))
 	}
 	if a.RequireSource {
-		lines = append(lines, [2]string{"REQUIRE_SOURCE_ADDRESS", "Y"})
+		set("REQUIRE_SOURCE_ADDRESS", "Y")
 	}
 	if g.forwards() {
 		// Else the packet says where to, and whoever has the key chooses.
-		lines = append(lines, [2]string{"FORCE_NAT", fmt.Sprintf("%v %d", a.NAT.Addr(), a.NAT.Port())})
-	} else {
-		lines = append(lines,
-			[2]string{"CMD_CYCLE_OPEN", fmt.Sprintf("nft add %s { $SRC timeout %s }", nftOpening(g, "4"), nftTime(g.OpenFor))},
-			[2]string{"CMD_CYCLE_CLOSE", "NONE"})
+		set("FORCE_NAT", fmt.Sprintf("%v %d", a.NAT.Addr(), a.NAT.Port()))
+		return
 	}
-	var b strings.Builder
-	fmt.Fprintf(&b, "\n# %s\n", g.Name)
-	for _, l := range lines {
-		fmt.Fprintf(&b, "%-24s %s\n", l[0], l[1])
-	}
-	return b.String()
+	set("CMD_CYCLE_OPEN", fmt.Sprintf("nft add %s { $SRC timeout %s }", nftOpening(g, "4"), nftTime(g.OpenFor)))
+	set("CMD_CYCLE_CLOSE", "NONE")
 }

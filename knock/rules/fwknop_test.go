@@ -27,7 +27,13 @@ func TestFwknopGolden(t *testing.T) {
 	vps := spaGuard(t, "vps", spa.Keys{HMACKey: hmacKey}, "22/tcp")
 	old := spaGuard(t, "old", spa.Keys{Mode: spa.Legacy, Via: spa.HTTP}, "2222/tcp 53/udp")
 	old.SPA.Port = 80
-	tor := spaGuard(t, "Tor.example", spa.Keys{HMACKey: hmacKey, HMAC: spa.SHA3_512, Mode: spa.CTR, Via: spa.TCP, RequireSource: true}, "443/tcp")
+	tor := spaGuard(t, "Tor.example", spa.Keys{
+		HMACKey:       hmacKey,
+		HMAC:          spa.SHA3_512,
+		Mode:          spa.CTR,
+		Via:           spa.TCP,
+		RequireSource: true,
+	}, "443/tcp")
 	far := spaGuard(t, "far", spa.Keys{HMACKey: hmacKey}, "22/tcp")
 	far.SPA.Port = 0
 	inner := spaGuard(t, "inner", spa.Keys{HMACKey: hmacKey, NAT: netip.MustParseAddrPort("10.0.0.5:22")}, "22/tcp")
@@ -37,10 +43,20 @@ func TestFwknopGolden(t *testing.T) {
 		guards []Guard
 		o      Options
 	}{
-		"one":     {[]Guard{vps}, Options{}},
-		"several": {[]Guard{old, tor, far}, Options{Force: true}},
-		"nat":     {[]Guard{inner, local}, Options{}},
-		"drop":    {[]Guard{vps}, Options{DropPolicy: true, Allow: allow, File: "/root/a file"}},
+		"one": {
+			guards: []Guard{vps},
+		},
+		"several": {
+			guards: []Guard{old, tor, far},
+			o:      Options{Force: true},
+		},
+		"nat": {
+			guards: []Guard{inner, local},
+		},
+		"drop": {
+			guards: []Guard{vps},
+			o:      Options{DropPolicy: true, Allow: allow, File: "/root/a file"},
+		},
 	} {
 		t.Run(name, func(t *testing.T) { golden(t, name, "fwknop", tt.guards, tt.o) })
 	}
@@ -53,18 +69,45 @@ func TestFwknopRefuses(t *testing.T) {
 		o      Options
 		want   string
 	}{
-		{forward, Options{DropPolicy: true}, "the drop policy would close what fwknopd opens for a NATAccess"},
-		{func(g *Guard) { forward(g); g.OpenPorts = append(g.OpenPorts, knock.PortRange{First: 80, Last: 80}) }, Options{},
-			"vps: fwknopd forwards one port, and OpenPorts has 2"},
-		{func(g *Guard) { g.SPA.HMACKey = knock.Key{} }, Options{},
-			"vps: without an HMAC, fwknopd decrypts whatever anybody sends; set a HMACKeyFile"},
-		{func(g *Guard) { g.OpenFor = 1500 * time.Millisecond }, Options{}, "vps: an OpenFor of 1.5s is not whole seconds"},
-		{func(g *Guard) { g.SPA.Via, g.SPA.Port = spa.TCP, 22 }, Options{}, "vps: the packet goes to a guarded port"},
-		{func(g *Guard) { g.SPA.Via = spa.HTTP }, Options{DropPolicy: true, Allow: []knock.PortRange{{First: 80, Last: 80}}},
-			"vps: the packet needs a connection to 62201/tcp, which the drop policy closes"},
-		{func(g *Guard) { g.OpenPorts[0].Last = 23 }, Options{}, "vps: fwknopd opens single ports, and 22-23/tcp is a range"},
-		{func(g *Guard) { g.Name = "a\nb" }, Options{}, "a\nb: control characters in the name"},
-		{func(*Guard) {}, Options{Consume: true}, "fwknopd only listens, so it cannot consume the packets"},
+		{
+			change: forward,
+			o:      Options{DropPolicy: true},
+			want:   "the drop policy would close what fwknopd opens for a NATAccess",
+		},
+		{
+			change: func(g *Guard) { forward(g); g.OpenPorts = append(g.OpenPorts, knock.PortRange{First: 80, Last: 80}) },
+			want:   "vps: fwknopd forwards one port, and OpenPorts has 2",
+		},
+		{
+			change: func(g *Guard) { g.SPA.HMACKey = knock.Key{} },
+			want:   "vps: without an HMAC, fwknopd decrypts whatever anybody sends; set a HMACKeyFile",
+		},
+		{
+			change: func(g *Guard) { g.OpenFor = 1500 * time.Millisecond },
+			want:   "vps: an OpenFor of 1.5s is not whole seconds",
+		},
+		{
+			change: func(g *Guard) { g.SPA.Via, g.SPA.Port = spa.TCP, 22 },
+			want:   "vps: the packet goes to a guarded port",
+		},
+		{
+			change: func(g *Guard) { g.SPA.Via = spa.HTTP },
+			o:      Options{DropPolicy: true, Allow: []knock.PortRange{{First: 80, Last: 80}}},
+			want:   "vps: the packet needs a connection to 62201/tcp, which the drop policy closes",
+		},
+		{
+			change: func(g *Guard) { g.OpenPorts[0].Last = 23 },
+			want:   "vps: fwknopd opens single ports, and 22-23/tcp is a range",
+		},
+		{
+			change: func(g *Guard) { g.Name = "a\nb" },
+			want:   "a\nb: control characters in the name",
+		},
+		{
+			change: func(*Guard) {},
+			o:      Options{Consume: true},
+			want:   "fwknopd only listens, so it cannot consume the packets",
+		},
 	} {
 		g := spaGuard(t, "vps", spa.Keys{HMACKey: hmacKey}, "22/tcp")
 		tt.change(&g)
@@ -73,20 +116,27 @@ func TestFwknopRefuses(t *testing.T) {
 			t.Errorf("got  %v\nwant %s", err, tt.want)
 		}
 	}
-	two := []Guard{spaGuard(t, "vps", spa.Keys{HMACKey: hmacKey, Via: spa.TCP}, "22"), spaGuard(t, "web", spa.Keys{HMACKey: hmacKey, Via: spa.TCP}, "80")}
+	two := []Guard{
+		spaGuard(t, "vps", spa.Keys{HMACKey: hmacKey, Via: spa.TCP}, "22"),
+		spaGuard(t, "web", spa.Keys{HMACKey: hmacKey, Via: spa.TCP}, "80"),
+	}
 	two[1].SPA.Port = 62202
 	want := "web: fwknopd listens at one TCP port, which is 62201 for another profile: give both the same SPAPort"
 	if err := Format("fwknop").Emit(new(strings.Builder), two, Options{}); err == nil || err.Error() != want {
 		t.Errorf("got  %v\nwant %s", err, want)
 	}
-	forwarded, guarded := spaGuard(t, "vps", spa.Keys{HMACKey: hmacKey}, "22/tcp"), spaGuard(t, "web", spa.Keys{HMACKey: hmacKey}, "80/tcp")
+	forwarded := spaGuard(t, "vps", spa.Keys{HMACKey: hmacKey}, "22/tcp")
+	guarded := spaGuard(t, "web", spa.Keys{HMACKey: hmacKey}, "80/tcp")
 	forward(&forwarded)
 	err := Format("fwknop").Emit(new(strings.Builder), []Guard{forwarded, guarded}, Options{})
-	if want := "one file cannot be for profiles with NATAccess and for others: fwknopd forwards by rules of its own, and opens a guard of ours"; err == nil || err.Error() != want {
+	want = "one file cannot be for profiles with NATAccess and for others: " +
+		"fwknopd forwards by rules of its own, and opens a guard of ours"
+	if err == nil || err.Error() != want {
 		t.Errorf("got  %v\nwant %s", err, want)
 	}
 	for _, format := range Formats() {
-		g, want := spaGuard(t, "vps", spa.Keys{HMACKey: hmacKey}, "22/tcp"), fmt.Sprintf("vps: format %s cannot verify the packets of Scheme fwknop", format)
+		g := spaGuard(t, "vps", spa.Keys{HMACKey: hmacKey}, "22/tcp")
+		want := fmt.Sprintf("vps: format %s cannot verify the packets of Scheme fwknop", format)
 		if format == "fwknop" {
 			g, want = mustGuard(t, "vps", "7001 9005", "22"), "vps: format fwknop is for Scheme fwknop only"
 		}

@@ -9,9 +9,6 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// iptElse is for what other firewalls can do and iptables cannot.
-func iptElse(f format) bool { return f.clock && f.name != "iptables" }
-
 // iptJump sends all packets to our chain.
 const iptJump = "PREROUTING -j PORTKNOCK"
 
@@ -19,23 +16,21 @@ const iptJump = "PREROUTING -j PORTKNOCK"
 // names no address.
 func emitIptables(guards []guard, o Options) (document, error) {
 	for _, g := range guards {
-		if g.OpenFor%time.Second != 0 || g.KnockTimeout%time.Second != 0 {
-			return document{}, unfit(iptElse, "%s: iptables counts whole seconds; set OpenFor and KnockTimeout to whole seconds", g.Name)
-		}
-		if g.tokens() {
-			if err := iptCheckTokens(g); err != nil {
-				return document{}, err
-			}
+		if err := iptCheck(g); err != nil {
+			return document{}, err
 		}
 	}
-	r := iptRules{guards, o}
-	text, parts := r.text(), ""
-	if hasParts(text) {
-		parts = iptLoad(r.inParts())
-	}
-	load := iptLoad(r.load())
+	const restore = "$t-restore -w --noflush"
+	file, jumps := quote(o.File), iptJumps(o)
+	// It restores, then removes the jumps of earlier loads. Undoing first would open
+	// the port for a moment and forget who is in.
+	load := iptLoad(restore + " " + file + jumps)
+	body := iptRules{guards, o}.text()
+	parts := when(hasParts(body), iptLoad(`awk -v r="`+restore+`" "/^`+partMark+
+		`$/ { print \"COMMIT\" | r; if (close(r)) exit 1; print \"*mangle\" | r } { print | r } END { exit close(r) != 0 }" `+file+jumps))
+	knocks := slices.ContainsFunc(guards, func(g guard) bool { return !g.tokens() })
 	return document{
-		check:  iptBoth("$t-restore -w --test --noflush " + quote(o.File)),
+		check:  iptBoth("$t-restore -w --test --noflush " + file),
 		load:   load,
 		parts:  parts,
 		refuse: refuseToOpen(iptEach("$t -w -t mangle -S PORTKNOCK"), guards),
@@ -51,30 +46,34 @@ leaves the port open: load again after it. firewalld flushes that table whenever
 it starts or reloads: load again after that, or use the format nftables.`,
 			`Loading makes the lists in /proc/net/xt_recent readable by root only. Otherwise
 other users of this server could learn the knocks from these lists.`,
-			iptPartsNote(parts),
-			iptFloodNote(guards),
-			iptTokenNote(guards),
+			when(parts != "", `An unprivileged container may refuse so many rules at once ("Message too
+long"): there load in parts, of which the guard itself is the last. What is
+left of an earlier, longer file does nothing, and goes with the undo.`),
+			when(knocks, `xt_recent remembers 100 addresses a list: who sends first knocks from forged
+addresses faster than that keeps others from knocking. Raise it with the
+module's parameter ip_list_tot, or use nftables.`),
+			when(slices.ContainsFunc(guards, guard.tokens), `A token serves the address that spends it first. From any other it is refused
+and logged as "portknock refused". IPv4 and IPv6 have tokens of their own, half
+of them each. A restart of the server, an undo or a flush forgets what is spent.`),
 		},
-		body: text,
+		body: body,
 	}, nil
 }
 
-func iptPartsNote(parts string) string {
-	if parts == "" {
-		return ""
+// iptCheck refuses what iptables cannot do.
+func iptCheck(g guard) error {
+	// For what other firewalls can do.
+	others := func(f format) bool { return f.clock && f.name != "iptables" }
+	w := g.Windows[0]
+	switch {
+	case g.OpenFor%time.Second != 0 || g.KnockTimeout%time.Second != 0:
+		return refuse("", others, "%s: iptables counts whole seconds; set OpenFor and KnockTimeout to whole seconds", g.Name)
+	case g.tokens() && w.End.Sub(w.Start) > iptTokenPeriod:
+		return refuse("", others, "%s: iptables remembers spent tokens for a Period of at most %v; shorten the Period", g.Name, iptTokenPeriod)
+	case g.tokens() && len(w.Tokens) < len(iptFamilies):
+		return refuse("", others, "%s: iptables has tokens of their own for IPv4 and IPv6; set TokensPerWindow to 2 or more", g.Name)
 	}
-	return `An unprivileged container may refuse so many rules at once ("Message too
-long"): there load in parts, of which the guard itself is the last. What is
-left of an earlier, longer file does nothing, and goes with the undo.`
-}
-
-func iptFloodNote(guards []guard) string {
-	if !slices.ContainsFunc(guards, func(g guard) bool { return !g.tokens() }) {
-		return ""
-	}
-	return `xt_recent remembers 100 addresses a list: who sends first knocks from forged
-addresses faster than that keeps others from knocking. Raise it with the
-module's parameter ip_list_tot, or use nftables.`
+	return nil
 }
 
 // iptEach runs a command for both families; it calls the program $t.
@@ -93,36 +92,20 @@ func iptLoad(command string) string {
 		" && { chmod 600 /proc/net/xt_recent/portknock_* || :; }; }"
 }
 
-type iptRules struct {
-	guards  []guard
-	options Options
-}
-
-// load restores, then removes the jumps of earlier loads. Undoing first would
-// open the port for a moment and forget who is in.
-func (r iptRules) load() string {
-	return "$t-restore -w --noflush " + quote(r.options.File) + r.single()
-}
-
-// inParts is load for where all is too much at once.
-func (r iptRules) inParts() string {
-	return `awk -v r="$t-restore -w --noflush" "/^` + partMark + `$/ { print \"COMMIT\" | r; if (close(r)) exit 1; print \"*mangle\" | r } { print | r } END { exit close(r) != 0 }" ` + quote(r.options.File) + r.single()
-}
-
 // iptTables is the tables that rules can be in, with the jump to our first chain
 // in each.
 var iptTables = []struct{ name, jump string }{{"mangle", iptJump}, {"filter", "INPUT -j PORTKNOCK"}}
 
-// single is what follows a load: it leaves one jump in each table, and none to
+// iptJumps is what follows a load: it leaves one jump in each table, and none to
 // the drop policy of an earlier file if this one has none.
-func (r iptRules) single() string {
+func iptJumps(o Options) string {
 	line := ""
 	for _, t := range iptTables {
 		jumps := 1
-		if t.name == "filter" && !r.options.DropPolicy {
+		if t.name == "filter" && !o.DropPolicy {
 			jumps = 0
 		}
-		line += fmt.Sprintf(" && while [ $($t -w -t %[1]s -S %[2]s | grep -cx \".* PORTKNOCK\") -gt %[3]d ] && $t -w -t %[1]s -D %[4]s; do :; done",
+		line += fmt.Sprintf(` && while [ $($t -w -t %[1]s -S %[2]s | grep -cx ".* PORTKNOCK") -gt %[3]d ] && $t -w -t %[1]s -D %[4]s; do :; done`,
 			t.name, strings.Fields(t.jump)[0], jumps, t.jump)
 	}
 	return line
@@ -135,23 +118,19 @@ func iptUndo() string {
 	for _, t := range iptTables {
 		jumps = append(jumps, fmt.Sprintf("while $t -w -t %s -D %s 2>/dev/null; do :; done", t.name, t.jump))
 		// Restoring a chain empties it. When all are empty, they can go.
-		chains = append(chains, fmt.Sprintf(`{ echo "*%[1]s"; $t-save -t %[1]s | sed -n "/^:PORTKNOCK[- ]/{s/ .*/ -/p;s/:\(.*\) -/-X \1/;H;};\${x;p;}"; echo COMMIT; } | $t-restore -w --noflush`, t.name))
+		chains = append(chains, fmt.Sprintf(`{ echo "*%[1]s"; $t-save -t %[1]s | `+
+			`sed -n "/^:PORTKNOCK[- ]/{s/ .*/ -/p;s/:\(.*\) -/-X \1/;H;};\${x;p;}"; echo COMMIT; } | $t-restore -w --noflush`, t.name))
 	}
 	return strings.Join(append(jumps, chains...), "; ")
 }
 
-// iptMatches returns matches for what begins a connection or a flow to ports of
-// one transport, iptAllMatches for both.
-func iptMatches(t knock.Transport, ranges []knock.PortRange) []string {
+// iptMatches returns matches for what begins a connection or a flow to ports.
+func iptMatches(ranges []knock.PortRange) []string {
 	var all []string
-	for _, r := range ports(t, ranges) {
-		all = append(all, iptMatch(t, numbers(r, ":")))
+	for _, r := range merged(ranges) {
+		all = append(all, iptMatch(r.Transport, numbers(r, ":")))
 	}
 	return all
-}
-
-func iptAllMatches(ranges []knock.PortRange) []string {
-	return append(iptMatches(knock.TCP, ranges), iptMatches(knock.UDP, ranges)...)
 }
 
 func iptMatch(t knock.Transport, ports string) string {
@@ -161,49 +140,71 @@ func iptMatch(t knock.Transport, ports string) string {
 	return "-p udp --dport " + ports
 }
 
+type iptRules struct {
+	guards  []guard
+	options Options
+}
+
 // text returns the rules as iptables-restore reads them.
 func (r iptRules) text() string {
-	var b strings.Builder
-	p := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
-	p("\n# In mangle, before NAT, so that published ports are guarded too.\n*mangle")
+	var b lines
+	b.add("\n# In mangle, before NAT, so that published ports are guarded too.\n*mangle")
 	parts := r.parts()
 	last := len(parts) - 1
-	for _, chains := range parts[:last] {
-		iptDeclare(p, chains)
-		iptFill(p, chains)
-		p(partMark)
+	parts[last] = slices.Insert(parts[last], 0, r.root())
+	for i, chains := range parts {
+		for _, c := range chains {
+			b.add(":%s - [0:0]", c.name)
+		}
+		if i == last {
+			b.add("-I %s", iptJump)
+		}
+		for _, c := range chains {
+			for _, line := range c.lines {
+				b.add("%s", line)
+			}
+		}
+		if i < last {
+			b.add(partMark)
+		}
 	}
-	p(":PORTKNOCK - [0:0]")
-	iptDeclare(p, parts[last])
-	p("-I %s", iptJump)
-	closed := guarded(r.guards)
+	b.add("COMMIT")
+	if r.options.DropPolicy {
+		r.filter(&b)
+	}
+	return b.String()
+}
+
+// root returns the chain that every packet enters.
+func (r iptRules) root() iptChain {
+	c := iptChain{name: "PORTKNOCK"}
 	doors := func(t knock.Transport, here ...string) {
 		for _, g := range r.guards {
-			for _, m := range iptMatches(t, g.OpenPorts) {
-				p("-A PORTKNOCK %s -m recent --name %s --rcheck --seconds %d -j RETURN", m, iptOpen(g), g.OpenFor/time.Second)
+			for _, m := range iptMatches(of(t, g.OpenPorts)) {
+				c.add("%s -m recent --name %s --rcheck --seconds %d -j RETURN", m, iptOpen(g), g.OpenFor/time.Second)
 				if g.timed() && r.options.OpenAtEnd {
-					p("-A PORTKNOCK %s -m time --datestart %s -j RETURN", m, iptTime(g.until().Unix()))
+					c.add("%s -m time --datestart %s -j RETURN", m, iptTime(g.until().Unix()))
 				}
 			}
 		}
-		for _, m := range iptMatches(t, closed) {
+		for _, m := range iptMatches(of(t, guarded(r.guards))) {
 			for _, h := range here {
-				p("%s", iptRule("PORTKNOCK", fmt.Sprintf(h, m)+" -j DROP"))
+				c.add(h+" -j DROP", m)
 			}
 		}
 	}
-	p("-A PORTKNOCK -i lo -j RETURN")
-	p("# A SYN is judged even where the kernel remembers its ports from a session: who\n# was in could begin another.")
+	c.add("-i lo -j RETURN")
+	c.note("A SYN is judged even where the kernel remembers its ports from a session: who\n# was in could begin another.")
 	doors(knock.TCP, "%s -m addrtype --dst-type LOCAL")
-	p("# The state also makes the kernel put fragments together first.")
-	p("-A PORTKNOCK -m conntrack --ctstate ESTABLISHED,RELATED -j RETURN")
+	c.note("The state also makes the kernel put fragments together first.")
+	c.add("-m conntrack --ctstate ESTABLISHED,RELATED -j RETURN")
 	// Datagrams reach a service by these addresses too.
 	doors(knock.UDP, "-4 %s -m addrtype --dst-type LOCAL,BROADCAST,MULTICAST",
 		"-6 %s -m addrtype --dst-type LOCAL,ANYCAST", "-6 %s -d ff00::/8")
-	p("-A PORTKNOCK -m addrtype ! --dst-type LOCAL -j RETURN")
-	p("-A PORTKNOCK -p tcp ! --syn -j RETURN")
+	c.add("-m addrtype ! --dst-type LOCAL -j RETURN")
+	c.add("-p tcp ! --syn -j RETURN")
 	for _, g := range r.guards {
-		knocks := iptAllMatches(g.KnockPorts)
+		knocks := iptMatches(g.KnockPorts)
 		switch {
 		case g.tokens():
 			knocks = iptTokenMatches(g)
@@ -211,15 +212,10 @@ func (r iptRules) text() string {
 			knocks = []string{"-p tcp", "-p udp"}
 		}
 		for _, m := range knocks {
-			p("%s", iptRule("PORTKNOCK", m+" -j "+iptName(g, "")))
+			c.add("%s -j %s", m, iptName(g, ""))
 		}
 	}
-	iptFill(p, parts[last])
-	p("COMMIT")
-	if r.options.DropPolicy {
-		r.filter(p, iptAllMatches(closed))
-	}
-	return b.String()
+	return c
 }
 
 // An unprivileged container refuses more than about 250 rules at once: there the
@@ -235,8 +231,8 @@ func (r iptRules) parts() [][]iptChain {
 	n := 0
 	for _, g := range slices.Backward(r.guards) {
 		for _, c := range slices.Backward(r.chains(g)) {
-			if n += len(c.rules); n > iptPartRules && part != nil {
-				parts, part, n = append(parts, part), nil, len(c.rules)
+			if n += c.rules; n > iptPartRules && part != nil {
+				parts, part, n = append(parts, part), nil, c.rules
 			}
 			part = slices.Insert(part, 0, c)
 		}
@@ -244,42 +240,26 @@ func (r iptRules) parts() [][]iptChain {
 	return append(parts, part)
 }
 
-func iptDeclare(p func(string, ...any), chains []iptChain) {
-	for _, c := range chains {
-		p(":%s - [0:0]", c.name)
-	}
-}
-
-func iptFill(p func(string, ...any), chains []iptChain) {
-	for _, c := range chains {
-		if c.comment != "" {
-			p("# %s", c.comment)
-		}
-		for _, rule := range c.rules {
-			p("%s", iptRule(c.name, rule))
-		}
-	}
-}
-
 // iptChain is a chain of a guard.
 type iptChain struct {
-	name, comment string
-	rules         []string
+	name  string
+	lines []string // rules as iptables-restore reads them, and comments
+	rules int      // how many of the lines are rules
 }
 
+func (c *iptChain) note(comment string) { c.lines = append(c.lines, "# "+comment) }
+
+// add appends a rule. What is for one family only begins with its flag, which
+// goes before.
 func (c *iptChain) add(format string, args ...any) {
-	c.rules = append(c.rules, fmt.Sprintf(format, args...))
-}
-
-// iptRule appends a rule to a chain. What is for one family only begins with its
-// flag, which goes before.
-func iptRule(chain, rule string) string {
+	flag, rule := "", fmt.Sprintf(format, args...)
 	for _, f := range iptFamilies {
 		if rest, only := strings.CutPrefix(rule, f.flag); only {
-			return f.flag + "-A " + chain + " " + rest
+			flag, rule = f.flag, rest
 		}
 	}
-	return "-A " + chain + " " + rule
+	c.lines = append(c.lines, flag+"-A "+c.name+" "+rule)
+	c.rules++
 }
 
 // iptName is the name of a guard's chain. There are 6 bytes for which.
@@ -336,15 +316,14 @@ func (r iptRules) chains(g guard) []iptChain {
 	if g.timed() {
 		return r.timed(g)
 	}
-	c := iptChain{name: iptName(g, ""), comment: g.Name + iptRight}
+	c := iptChain{name: iptName(g, "")}
+	c.note(g.Name + `: the right knock brings an address that is in one list into the next,
+# a wrong one takes it out of all. Repeats do no harm.`)
 	knocks := iptKnocks(g, g.Windows[0])
 	r.judge(&c, g, knocks)
 	iptWrong(&c, g, knocks)
 	return []iptChain{c}
 }
-
-const iptRight = `: the right knock brings an address that is in one list into the next,
-# a wrong one takes it out of all. Repeats do no harm.`
 
 // judge writes the rules for right knocks. One that could be several of them
 // counts as all: no verdict comes before the last, and then one for who is in
@@ -382,13 +361,17 @@ func (r iptRules) judge(c *iptChain, g guard, knocks []iptKnock) {
 // iptWrong writes the rules for wrong knocks, which take an address out of the
 // lists of all knocks but the last.
 func iptWrong(c *iptChain, g guard, knocks []iptKnock) {
-	for _, m := range iptAllMatches(g.IgnorePorts) {
+	for _, m := range iptMatches(g.IgnorePorts) {
 		c.add("%s -j RETURN", m)
 	}
-	for _, k := range slices.Backward(knocks) {
-		if k.list != iptOpen(g) {
-			c.add("-m recent --name %s --remove", k.list)
+	var lists []string
+	for _, k := range knocks {
+		if k.list != iptOpen(g) && !slices.Contains(lists, k.list) {
+			lists = append(lists, k.list)
 		}
+	}
+	for _, list := range slices.Backward(lists) {
+		c.add("-m recent --name %s --remove", list)
 	}
 }
 
@@ -402,75 +385,67 @@ func (r iptRules) timed(g guard) []iptChain {
 	var spans []iptSpan
 	var all []iptKnock
 	for i, w := range g.Windows {
-		c := iptChain{name: iptName(g, fmt.Sprint("-", i)), comment: "from " + w.Start.UTC().Format(time.RFC3339)}
-		span := iptWindow(w, g.Skew, c.name)
+		c, span := iptLeaf(g, i)
 		knocks := iptKnocks(g, w)
-		for _, k := range knocks {
-			if !slices.ContainsFunc(all, func(a iptKnock) bool { return a.list == k.list }) {
-				all = append(all, k)
-			}
-		}
-		var odd []iptSpan
+		all = append(all, knocks...)
+		odd := w.number() & 1
+		var jumps []iptSpan
 		for _, n := range []int{i - 1, i + 1} {
+			if n < 0 || n == len(g.Windows) {
+				continue
+			}
+			_, other := iptLeaf(g, n)
+			both := iptSpan{max(span.first, other.first), min(span.last, other.last), other.chain}
 			switch {
-			case n < 0 || n == len(g.Windows):
-			case w.number()&1 == 0:
-				other := g.Windows[n]
-				both := iptWindow(other, g.Skew, iptName(g, fmt.Sprint("-", n)))
-				both.first, both.last = max(span.first, both.first), min(span.last, both.last)
-				if both.first > both.last {
-					continue
+			case odd == 1 && n < i:
+				span.first = max(span.first, other.last+1)
+			case odd == 1:
+				span.last = min(span.last, other.first-1)
+			case both.first <= both.last:
+				jumps = append(jumps, both)
+				// A packet that is a knock of either window counts as both, while both are
+				// in force.
+				for _, k := range iptKnocks(g, g.Windows[n]) {
+					if slices.ContainsFunc(knocks, func(own iptKnock) bool { return own.match == k.match }) {
+						k.when = " " + both.match()
+						knocks = append(knocks, k)
+					}
 				}
-				odd = append(odd, both)
-				knocks = append(knocks, iptShared(knocks, iptKnocks(g, other), both)...)
-			case n < i:
-				span.first = max(span.first, g.Windows[n].closes(g.Skew))
-			default:
-				span.last = min(span.last, g.Windows[n].opens(g.Skew)-1)
 			}
 		}
 		r.judge(&c, g, knocks)
-		for _, s := range odd {
+		for _, s := range jumps {
 			c.add("%s", s.jump())
 		}
 		c.add("-g %s", iptName(g, "-wrong"))
-		leaves[w.number()&1] = append(leaves[w.number()&1], c)
+		leaves[odd] = append(leaves[odd], c)
 		if span.first <= span.last {
 			spans = append(spans, span)
 		}
 	}
-	wrong := iptChain{name: iptName(g, "-wrong"), comment: g.Name + ", wrong knocks"}
-	iptWrong(&wrong, g, all)
-	root := iptChain{name: iptName(g, ""), comment: g.Name + `: a packet goes to the window of the moment, in UTC. Around a
+	root, wrong := iptChain{name: iptName(g, "")}, iptChain{name: iptName(g, "-wrong")}
+	root.note(g.Name + `: a packet goes to the window of the moment, in UTC. Around a
 # boundary there are two, and the even one, by its number since 1970, comes first.
 # There, the right knock brings an address that is in one list into the next. A
-# wrong one takes it out of all. Repeats do no harm.`}
-	return slices.Concat(iptTree(g, root, spans, new(int), iptName(g, "-wrong")), leaves[0], leaves[1], []iptChain{wrong})
+# wrong one takes it out of all. Repeats do no harm.`)
+	wrong.note(g.Name + ", wrong knocks")
+	iptWrong(&wrong, g, all)
+	return slices.Concat(iptTree(g, root, spans, new(int), wrong.name), leaves[0], leaves[1], []iptChain{wrong})
 }
 
-// iptShared returns those knocks of the other window that may be one of these, too,
-// while both are in force.
-func iptShared(knocks, other []iptKnock, both iptSpan) []iptKnock {
-	var shared []iptKnock
-	for _, k := range other {
-		if slices.ContainsFunc(knocks, func(own iptKnock) bool { return own.match == k.match }) {
-			k.when = " " + both.match()
-			shared = append(shared, k)
-		}
-	}
-	return shared
+// iptLeaf begins the chain of a window, and returns the span in which its knocks
+// are accepted. Of the second in which it closes nothing is left.
+func iptLeaf(g guard, i int) (iptChain, iptSpan) {
+	w := g.Windows[i]
+	c := iptChain{name: iptName(g, fmt.Sprint("-", i))}
+	c.note("from " + w.Start.UTC().Format(time.RFC3339))
+	return c, iptSpan{w.from(g.Skew), w.until(g.Skew) - 1, c.name}
 }
 
 // iptSpan is the chain for a span of time, both seconds included.
 type iptSpan struct {
 	first, last int64
 	chain       string
-}
-
-// iptWindow is the span in which a window's knocks are accepted. Of the second in
-// which it closes nothing is left.
-func iptWindow(w window, skew time.Duration, chain string) iptSpan {
-	return iptSpan{w.opens(skew), w.closes(skew) - 1, chain}
 }
 
 func (s iptSpan) match() string {
@@ -511,8 +486,8 @@ func iptTree(g guard, c iptChain, spans []iptSpan, nodes *int, otherwise string)
 }
 
 // filter writes the table that closes everything else.
-func (r iptRules) filter(p func(string, ...any), closed []string) {
-	p(`*filter
+func (r iptRules) filter(b *lines) {
+	b.add(`*filter
 :PORTKNOCK - [0:0]
 -I INPUT -j PORTKNOCK
 -A PORTKNOCK -i lo -j RETURN
@@ -524,8 +499,8 @@ func (r iptRules) filter(p func(string, ...any), closed []string) {
 # Sessions that are older than the rules.
 -A PORTKNOCK -p tcp ! --syn -j RETURN
 # What the guard in mangle has judged, and what is allowed.`)
-	for _, m := range slices.Concat(closed, iptAllMatches(r.options.Allow)) {
-		p("-A PORTKNOCK %s -j RETURN", m)
+	for _, m := range slices.Concat(iptMatches(guarded(r.guards)), iptMatches(r.options.Allow)) {
+		b.add("-A PORTKNOCK %s -j RETURN", m)
 	}
-	p("-A PORTKNOCK -j DROP\nCOMMIT")
+	b.add("-A PORTKNOCK -j DROP\nCOMMIT")
 }

@@ -225,7 +225,12 @@ func mustTurns(t testing.TB, name string, period, skew time.Duration, sequences 
 func drawn(t testing.TB, period, skew time.Duration, first, last uint16) Guard {
 	t.Helper()
 	g := mustGuard(t, "a-name-that-is-long", "1 9", "22/tcp")
-	r := knock.Rotating{Key: knock.KeyFrom([]byte("0123456789abcdef0123456789abcdef")), Ports: knock.PortRange{Transport: knock.UDP, First: first, Last: last}, Knocks: 5, Period: period}
+	r := knock.Rotating{
+		Key:    knock.KeyFrom([]byte("0123456789abcdef0123456789abcdef")),
+		Ports:  knock.PortRange{Transport: knock.UDP, First: first, Last: last},
+		Knocks: 5,
+		Period: period,
+	}
 	g.Schedule, g.Skew, g.KnockPorts = r, skew, []knock.PortRange{r.Ports}
 	return g
 }
@@ -270,16 +275,16 @@ func TestIptablesWindows(t *testing.T) {
 					continue // so that it takes a second
 				}
 				seconds := map[int64]bool{}
-				for _, edge := range []int64{w.opens(0), w.closes(0), w.opens(g.Skew), w.closes(g.Skew), w.opens(-g.Skew), w.closes(-g.Skew)} {
+				for _, edge := range []int64{w.from(0), w.until(0), w.from(g.Skew), w.until(g.Skew), w.from(-g.Skew), w.until(-g.Skew)} {
 					seconds[edge-1], seconds[edge], seconds[edge+1] = true, true, true
 				}
 				for at := range seconds {
 					k.now = at
 					for n := max(0, i-2); n < min(len(windows), i+3); n++ {
 						other := windows[n]
-						want := other.opens(g.Skew) <= at && at < other.closes(g.Skew)
+						want := other.from(g.Skew) <= at && at < other.until(g.Skew)
 						if got := k.opens(other.Steps...); got != want {
-							t.Errorf("window %d opens at second %d: %v, want %v", n, at-w.opens(0), got, want)
+							t.Errorf("window %d opens at second %d: %v, want %v", n, at-w.from(0), got, want)
 						}
 					}
 					k.passes(knock.Step{Transport: knock.UDP, Port: 20000})
@@ -290,7 +295,8 @@ func TestIptablesWindows(t *testing.T) {
 			if far > 10 || most > 75 {
 				t.Errorf("a stranger's packet passes %d chains and %d rules", far, most)
 			}
-			t.Logf("%d windows: %d chains, at most %d in a row, at most %d rules for a stranger's packet", len(windows), len(k.chains), far, most)
+			t.Logf("%d windows: %d chains, at most %d in a row, at most %d rules for a stranger's packet",
+				len(windows), len(k.chains), far, most)
 		})
 	}
 }
@@ -304,13 +310,13 @@ func TestIptablesFewPorts(t *testing.T) {
 	windows := windowsOf(t, g, o)
 	for i := range windows[1:] {
 		a, b := windows[i], windows[i+1]
-		k.now = b.opens(g.Skew) - 1
+		k.now = b.from(g.Skew) - 1
 		k.opens(b.Steps[0])
 		k.now++
 		if k.opensFurther(b.Steps[1:]...) {
 			t.Fatalf("window %d opens to who has begun too early", i+1)
 		}
-		for k.now = b.opens(g.Skew); k.now < a.closes(g.Skew); k.now++ {
+		for k.now = b.from(g.Skew); k.now < a.until(g.Skew); k.now++ {
 			if !k.opens(a.Steps...) || !k.opens(b.Steps...) {
 				t.Fatalf("windows %d and %d do not both open at %d", i, i+1, k.now)
 			}
@@ -341,9 +347,9 @@ func TestIptablesNextButOne(t *testing.T) {
 	windows := windowsOf(t, g, o)
 	for i := range windows[3:] {
 		for n := i + 1; n <= i+3; n++ {
-			k.now = windows[i].closes(0) - 1
+			k.now = windows[i].until(0) - 1
 			k.opens(windows[i].Steps[:4]...)
-			k.now = windows[n].opens(0)
+			k.now = windows[n].from(0)
 			if k.opensFurther(windows[n].Steps[4]) {
 				t.Errorf("four knocks of window %d and the last of window %d open", i, n)
 			}
@@ -354,9 +360,11 @@ func TestIptablesNextButOne(t *testing.T) {
 // TestIptablesSequences: sequences of any shape open, doubled or not, alike
 // where they change and where they do not.
 func TestIptablesSequences(t *testing.T) {
-	a, b, c, d := knock.Step{Transport: knock.UDP, Port: 20001}, knock.Step{Transport: knock.UDP, Port: 20005}, knock.Step{Transport: knock.UDP, Port: 20009}, knock.Step{Transport: knock.UDP, Port: 20015}
+	udp := func(port uint16) knock.Step { return knock.Step{Transport: knock.UDP, Port: port} }
+	a, b, c, d := udp(20001), udp(20005), udp(20009), udp(20015)
 	for _, seq := range []knock.Sequence{
-		{a, b, c, d}, {a, a, b}, {a, b, a}, {a, b, b}, {a, b, a, c}, {a, b, c, b, d}, {a, a, a, b}, {a, b, a, b, a}, {b, a, a, c, a}, {a, b, c, c},
+		{a, b, c, d}, {a, a, b}, {a, b, a}, {a, b, b}, {a, b, a, c}, {a, b, c, b, d},
+		{a, a, a, b}, {a, b, a, b, a}, {b, a, a, c, a}, {a, b, c, c},
 	} {
 		for _, kind := range []string{"static", "alone", "two", "consumed"} {
 			t.Run(kind+"/"+seq.String(), func(t *testing.T) {
@@ -410,7 +418,7 @@ func TestIptablesSequences(t *testing.T) {
 					if i > 0 && k.opens(stray...) {
 						t.Errorf("a wrong knock after knock %d does no harm", i)
 					}
-					for _, harmless := range []knock.Step{{Port: 20003}, {Transport: knock.UDP, Port: 19999}, {Transport: knock.UDP, Port: 443}, {Port: 80}} {
+					for _, harmless := range []knock.Step{{Port: 20003}, udp(19999), udp(443), {Port: 80}} {
 						stray := slices.Insert(slices.Clone(seq), i, harmless)
 						if !k.opens(stray...) {
 							t.Errorf("%v after knock %d does harm", harmless, i)
@@ -481,7 +489,8 @@ func TestIptablesParts(t *testing.T) {
 			t.Errorf("the guard comes before the last part:\n%s", part)
 		}
 	}
-	if text := emit(mustGuard(t, "part", "7001 9000 8000", "22")); strings.Contains(text, "\n# part\n") || strings.Contains(text, "# parts:") {
+	text := emit(mustGuard(t, "part", "7001 9000 8000", "22"))
+	if strings.Contains(text, "\n# part\n") || strings.Contains(text, "# parts:") {
 		t.Errorf("parts of a small file:\n%s", text)
 	}
 }

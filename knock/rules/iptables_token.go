@@ -19,20 +19,19 @@ import (
 type iptFamily struct {
 	flag   string // before a rule, for iptables-restore
 	ipv6   bool
-	udp    string // where the UDP header is, for u32
+	start  string // the start of the UDP header for u32: an expression
+	offset int    // and what is added to it
 	nobody string // the mask under which all addresses are one
 }
 
 // An IPv6 packet with extension headers is no token: u32 cannot skip them.
-var iptFamilies = []iptFamily{{"-4 ", false, "0>>22&0x3C@", "0.0.0.0"}, {"-6 ", true, "", "::"}}
+var iptFamilies = []iptFamily{
+	{flag: "-4 ", start: "0>>22&0x3C@", nobody: "0.0.0.0"},
+	{flag: "-6 ", ipv6: true, offset: 40, nobody: "::"},
+}
 
 // at is an expression of u32 for the 32 bits at an offset from the UDP header.
-func (f iptFamily) at(offset int) string {
-	if f.udp == "" {
-		offset += 40
-	}
-	return fmt.Sprintf("%s%d", f.udp, offset)
-}
+func (f iptFamily) at(offset int) string { return fmt.Sprintf("%s%d", f.start, f.offset+offset) }
 
 // payload matches a datagram that carries a token.
 func (f iptFamily) payload(token []byte) string {
@@ -52,15 +51,6 @@ func iptTokenMatches(g guard) []string {
 	return all
 }
 
-func iptTokenNote(guards []guard) string {
-	if !slices.ContainsFunc(guards, guard.tokens) {
-		return ""
-	}
-	return `A token serves the address that spends it first. From any other it is refused
-and logged as "portknock refused". IPv4 and IPv6 have tokens of their own, half
-of them each. A restart of the server, an undo or a flush forgets what is spent.`
-}
-
 // iptSlots is after how many windows the lists of the first serve again. What is
 // in them then has been there for longer than it is remembered, two periods.
 const iptSlots = 4
@@ -69,17 +59,6 @@ const iptSlots = 4
 // 32 bits, of which there may be 1000 a second.
 const iptTokenPeriod = 7 * 24 * time.Hour
 
-func iptCheckTokens(g guard) error {
-	w := g.Windows[0]
-	switch {
-	case w.End.Sub(w.Start) > iptTokenPeriod:
-		return unfit(iptElse, "%s: iptables remembers spent tokens for a Period of at most %v; shorten the Period", g.Name, iptTokenPeriod)
-	case len(w.Tokens) < len(iptFamilies):
-		return unfit(iptElse, "%s: iptables has tokens of their own for IPv4 and IPv6; set TokensPerWindow to 2 or more", g.Name)
-	}
-	return nil
-}
-
 // tokens returns the chains of a guard that tokens open. Of the two trees one has
 // the windows of even number, which around a boundary overlap those of the other.
 func (r iptRules) tokens(g guard) []iptChain {
@@ -87,7 +66,7 @@ func (r iptRules) tokens(g guard) []iptChain {
 	var leaves, spent []iptChain
 	var spans [2][]iptSpan
 	for i, w := range g.Windows {
-		c := iptChain{name: iptName(g, fmt.Sprint("-", i)), comment: "from " + w.Start.UTC().Format(time.RFC3339)}
+		c, span := iptLeaf(g, i)
 		for _, f := range iptFamilies {
 			for n, token := range w.Tokens {
 				if knock.IsTokenOf(f.ipv6, n) {
@@ -96,26 +75,20 @@ func (r iptRules) tokens(g guard) []iptChain {
 			}
 		}
 		leaves = append(leaves, c)
-		parity := w.number() & 1
-		spans[parity] = append(spans[parity], iptWindow(w, g.Skew, c.name))
+		odd := w.number() & 1
+		spans[odd] = append(spans[odd], span)
 		for n := range w.Tokens {
 			for _, f := range iptFamilies {
 				if i < iptSlots && knock.IsTokenOf(f.ipv6, n) {
-					spent = append(spent, iptSpend(g, slot(w, n), f))
+					spent = append(spent, iptSpend(g, slot(w, n), f, len(spent) == 0))
 				}
 			}
 		}
 	}
-	if len(spent) > 0 {
-		spent[0].comment = "Who has spent a token may again, others may not. Four windows share the lists."
-	}
-	root := iptChain{name: iptName(g, ""), comment: g.Name + ": a packet goes to the windows of the moment, in UTC, and is one of their tokens."}
-	root.add("-j %s", iptName(g, "-even"))
-	root.add("-j %s", iptName(g, "-odd"))
-	nodes := new(int)
-	all := []iptChain{root}
-	all = append(all, iptTree(g, iptChain{name: iptName(g, "-even")}, spans[0], nodes, "")...)
-	all = append(all, iptTree(g, iptChain{name: iptName(g, "-odd")}, spans[1], nodes, "")...)
+	root, even, odd := iptChain{name: iptName(g, "")}, iptChain{name: iptName(g, "-even")}, iptChain{name: iptName(g, "-odd")}
+	root.note(g.Name + ": a packet goes to the windows of the moment, in UTC, and is one of their tokens.")
+	root.add("-j %s", even.name)
+	root.add("-j %s", odd.name)
 	in, no := iptChain{name: iptName(g, "-in")}, iptChain{name: iptName(g, "-no")}
 	in.add("-m recent --name %s --set", iptOpen(g))
 	no.add(`-m limit --limit 10/minute -j LOG --log-prefix "portknock refused: "`)
@@ -123,15 +96,21 @@ func (r iptRules) tokens(g guard) []iptChain {
 		in.add("-j DROP")
 		no.add("-j DROP")
 	}
-	return slices.Concat(all, leaves, spent, []iptChain{in, no})
+	nodes := new(int)
+	trees := append(iptTree(g, even, spans[0], nodes, ""), iptTree(g, odd, spans[1], nodes, "")...)
+	return slices.Concat([]iptChain{root}, trees, leaves, spent, []iptChain{in, no})
 }
 
 // iptSpent is the chain for a valid token, by its slot.
 func iptSpent(g guard, slot int) string { return iptName(g, fmt.Sprint("-u", slot)) }
 
 // iptSpend returns the chain that spends a token, or says that somebody else has.
-func iptSpend(g guard, slot int, f iptFamily) iptChain {
+// The first of these chains explains them all.
+func iptSpend(g guard, slot int, f iptFamily, first bool) iptChain {
 	c := iptChain{name: iptSpent(g, slot)}
+	if first {
+		c.note("Who has spent a token may again, others may not. Four windows share the lists.")
+	}
 	in, no := iptName(g, "-in"), iptName(g, "-no")
 	remembered := 2 * g.Windows[0].End.Sub(g.Windows[0].Start) / time.Second
 	// A name that no knock's list has, in a file before or after: a list keeps the

@@ -13,10 +13,11 @@ import (
 // changes, the only list that goes on to serve is that of who is in.
 func TestIptablesListsDiffer(t *testing.T) {
 	key := knock.NewKey()
+	ports := knock.PortRange{Transport: knock.UDP, First: 1000, Last: 9999}
 	lists := map[string]string{}
 	for name, s := range map[string]knock.Schedule{
 		"static":   knock.Sequence{{Port: 1}, {Port: 9}, {Port: 5}, {Port: 3}},
-		"rotating": knock.Rotating{Key: key, Ports: knock.PortRange{Transport: knock.UDP, First: 1000, Last: 9999}, Knocks: 32, Period: time.Hour},
+		"rotating": knock.Rotating{Key: key, Ports: ports, Knocks: 32, Period: time.Hour},
 		"token":    knock.Token{Key: key, Port: 62202, Period: time.Hour, Tokens: knock.MaxTokens},
 	} {
 		g := mustGuard(t, "vps", "1", "22")

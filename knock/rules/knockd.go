@@ -2,8 +2,8 @@ package rules
 
 import (
 	"fmt"
+	"math"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/portknock/portknock/knock"
@@ -12,7 +12,7 @@ import (
 // emitKnockd writes a knockd.conf. knockd only opens.
 func emitKnockd(guards []guard, o Options) (document, error) {
 	if o.Consume {
-		return document{}, unfit(format.knowsTime, "knockd only listens, so it cannot consume the knocks")
+		return document{}, refuse("", format.knowsTime, "knockd only listens, so it cannot consume the knocks")
 	}
 	if err := checkSections(guards); err != nil {
 		return document{}, err
@@ -33,15 +33,21 @@ it reads others. What --refresh systemd prints keeps them fresh. If that stops,
 those of the past go on opening, and the new ones do not. Each time it reads
 others, it forgets attempts that are under way; who is in stays in.`)
 	}
-	var b strings.Builder
-	b.WriteString("\n" + nftInComments(guards, o) + "\n[options]\n\tUseSyslog\n")
+	var b lines
+	b.add("%s\n[options]\n\tUseSyslog", d.body)
 	for _, g := range guards {
-		for _, window := range g.Windows {
-			s := knockdSection{g, window}
-			fmt.Fprintf(&b, "\n[%s]\n\tsequence = %s\n\tseq_timeout = %d\n\ttcpflags = syn\n", s.name(), knockdSequence(s.window.Steps), s.timeout())
-			fmt.Fprintf(&b, "\tstart_command = %s\n\tstart_command_6 = %s\n", s.open("4"), s.open("6"))
-			if trap := s.trap(guarded(guards)); trap != "" {
-				fmt.Fprintf(&b, "\n[%s_trap]\n\tsequence = %s\n\tseq_timeout = %d\n\ttcpflags = syn\n", s.name(), trap, s.timeout())
+		for _, w := range g.Windows {
+			name := knockdName(g, w)
+			// In seconds, from the first knock to the last.
+			timeout := math.Ceil((g.KnockTimeout * time.Duration(max(len(w.Steps)-1, 1))).Seconds())
+			section := func(name string, s knock.Sequence) {
+				steps := join(s, ",", func(step knock.Step) string { return fmt.Sprintf("%d:%s", step.Port, step.Transport) })
+				b.add("\n[%s]\n\tsequence = %s\n\tseq_timeout = %.0f\n\ttcpflags = syn", name, steps, timeout)
+			}
+			section(name, w.Steps)
+			b.add("\tstart_command = %s\n\tstart_command_6 = %s", knockdOpen(g, "4"), knockdOpen(g, "6"))
+			if trap := g.trap(w, guarded(guards)); len(trap) > 0 {
+				section(name+"_trap", trap)
 			}
 		}
 	}
@@ -61,7 +67,8 @@ func checkSections(guards []guard) error {
 		steps := g.Windows[0].Steps
 		other, taken := first[steps[0].String()]
 		if taken && other.Windows[0].Steps.String() != steps.String() {
-			return unfit(format.knowsTime, "%s: its first knock is also the first knock of %s, and knockd would confuse the two; choose another first knock",
+			return refuse("", format.knowsTime,
+				"%s: its first knock is also the first knock of %s, and knockd would confuse the two; choose another first knock",
 				g.Name, other.Name)
 		}
 		first[steps[0].String()] = g
@@ -69,66 +76,48 @@ func checkSections(guards []guard) error {
 	return nil
 }
 
-// knockdSection is what opens a guard in one window: a section of knockd.conf. A port
-// may come twice in a sequence, and several sections may share ports, but for the
-// first.
-type knockdSection struct {
-	guard  guard
-	window window
-}
-
-func (s knockdSection) name() string {
+// knockdName names the section that opens a guard in one window. A port may come
+// twice in a sequence, and several sections may share ports, but for the first.
+func knockdName(g guard, w window) string {
 	switch {
-	case !s.guard.timed() && s.guard.ID == "options": // knockd's own section
+	case g.timed():
+		return fmt.Sprintf("%s_%d", g.ID, w.number())
+	case g.ID == "options": // knockd's own section
 		return "options_"
-	case !s.guard.timed():
-		return s.guard.ID
 	}
-	return fmt.Sprintf("%s_%d", s.guard.ID, s.window.number())
+	return g.ID
 }
 
-// trap returns the ports before and behind every knock, as a sequence that
-// nobody sends: knockd then sees the ports, and takes them for wrong knocks. The
+// trap returns the ports before and behind every knock of a window, as a sequence
+// that nobody sends: knockd then sees the ports, and takes them for wrong knocks. The
 // knocks of other windows it sees anyway. A try at a port that is closed is not
 // one, whoever guards it.
-func (s knockdSection) trap(closed []knock.PortRange) string {
+func (g guard) trap(w window, closed []knock.PortRange) knock.Sequence {
 	var trap knock.Sequence
-	seen := map[string]bool{}
-	for _, w := range s.guard.Windows {
+	taken := slices.Concat(closed, g.IgnorePorts)
+	take := func(s knock.Step) {
+		taken = append(taken, knock.PortRange{Transport: s.Transport, First: s.Port, Last: s.Port})
+	}
+	for _, w := range g.Windows {
 		for _, step := range w.Steps {
-			seen[step.String()] = true
+			take(step)
 		}
 	}
-	for _, step := range s.window.Steps {
+	for _, step := range w.Steps {
 		for _, port := range []int{int(step.Port) + 1, int(step.Port) - 1} {
 			t := knock.Step{Transport: step.Transport, Port: uint16(port)}
-			if port < 1 || port > 65535 || seen[t.String()] || contains(closed, t) || contains(s.guard.IgnorePorts, t) {
-				continue
+			if port >= 1 && port <= 65535 && !contains(taken, t) {
+				take(t)
+				trap = append(trap, t)
 			}
-			seen[t.String()] = true
-			trap = append(trap, t)
 		}
 	}
-	return knockdSequence(trap[:min(len(trap), knock.MaxSteps)])
+	return trap[:min(len(trap), knock.MaxSteps)]
 }
 
-func knockdSequence(s knock.Sequence) string {
-	words := make([]string, len(s))
-	for i, step := range s {
-		words[i] = fmt.Sprintf("%d:%s", step.Port, step.Transport)
-	}
-	return strings.Join(words, ",")
-}
-
-// timeout returns what knockd allows from the first knock to the last, in
-// seconds.
-func (s knockdSection) timeout() int {
-	all := s.guard.KnockTimeout * time.Duration(max(len(s.window.Steps)-1, 1))
-	return int((all + time.Second - 1) / time.Second)
-}
-
-// open returns the command that lets an address in. An element keeps its
+// knockdOpen returns the command that lets an address in. An element keeps its
 // first timeout when it is added again, so it is made anew.
-func (s knockdSection) open(family string) string {
-	return fmt.Sprintf(`nft "add %[1]s { %%IP%% }; delete %[1]s { %%IP%% }; add %[1]s { %%IP%% timeout %[2]s }"`, nftOpening(s.guard, family), nftTime(s.guard.OpenFor))
+func knockdOpen(g guard, family string) string {
+	return fmt.Sprintf(`nft "add %[1]s { %%IP%% }; delete %[1]s { %%IP%% }; add %[1]s { %%IP%% timeout %[2]s }"`,
+		nftOpening(g, family), nftTime(g.OpenFor))
 }

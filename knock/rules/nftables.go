@@ -11,62 +11,49 @@ import (
 
 func emitNftables(guards []guard, o Options) (document, error) {
 	file := quote(o.File)
-	load := "nft -f " + file
-	text := nftRules{guards, o, true}.text()
-	parts := ""
-	if hasParts(text) {
-		parts = `awk "/^` + partMark + `/ && close(\"nft -f -\") { exit 1 } { print | \"nft -f -\" } END { exit close(\"nft -f -\") != 0 }" ` + file
-	}
-	frozen := "who is in at that moment"
-	if slices.ContainsFunc(guards, guard.timed) {
-		frozen += ", and outside UTC would\nmove the windows when clocks change"
-	}
-	return document{
-		check:  "nft -c -f " + file,
-		load:   load,
-		parts:  parts,
-		refuse: nftRefuse(guards),
-		watch:  nftWatch(guards),
-		undo:   nftUndo,
-		reload: nftQuiet(load),
-		notes: []string{
-			`"flush ruleset" removes the guard and leaves the port open. Debian's
+	d := nftDocument(nftRules{guards, o, true}, "nft ", file)
+	d.parts = when(hasParts(d.body),
+		`awk "/^`+partMark+`/ && close(\"nft -f -\") { exit 1 } { print | \"nft -f -\" } END { exit close(\"nft -f -\") != 0 }" `+file)
+	d.notes = []string{
+		`"flush ruleset" removes the guard and leaves the port open. Debian's
 /etc/nftables.conf begins with it, and stopping its service does it: end that
 file with the line  include "` + o.File + `"`,
-			`Keep this file rather than the output of "nft list ruleset", which would
-freeze ` + frozen + `.`,
-			nftVersionNote(guards),
-			nftPartsNote(parts),
-			floodNote(guards),
-			tokenNote(guards),
-		},
-		body: text,
-	}, nil
-}
-
-const nftUndo = "nft delete table inet portknock"
-
-// nftQuiet returns a load for a service. Below each error nft quotes the line of the
-// file, which may be one of sequences or tokens, and what a service says goes to the
-// journal: only the errors themselves are passed on.
-func nftQuiet(load string) string {
-	return `e=$(` + load + ` 2>&1) || { printf "%s\n" "$e" | sed -n "/: Error: /p" >&2; echo "portknock: nft did not load the rules" >&2; false; }`
-}
-
-// nftWatch returns the command that shows the counters and the admitted
-// addresses. Option -t leaves out what sets hold: sequences and tokens.
-func nftWatch(guards []guard) string {
-	sets := ""
-	for _, g := range guards {
-		for _, f := range nftFamilies {
-			sets += fmt.Sprintf(" open%s_%s", f.n, g.ID)
-		}
+		`Keep this file rather than the output of "nft list ruleset", which would
+freeze who is in at that moment` + when(slices.ContainsFunc(guards, guard.timed), `, and outside UTC would
+move the windows when clocks change`) + ".",
+		nftVersionNote(guards),
+		when(d.parts != "", `An unprivileged container may refuse so much at once ("Message too long"):
+there load in parts, of which the guard itself is the last.`),
+		floodNote(guards),
+		when(slices.ContainsFunc(guards, guard.tokens), `A token serves the address that spends it first. From any other it is refused
+and logged as "portknock refused". A restart of the server, an undo or a flush
+forgets what is spent.`),
 	}
-	return "nft -t list table inet portknock; for s in" + sets + "; do nft list set inet portknock $s; done"
+	return d, nil
 }
 
-func nftRefuse(guards []guard) string {
-	return refuseToOpen("nft list chain inet portknock guard", guards)
+// nftDocument returns the document of rules that the command nft reads from a file,
+// without notes.
+func nftDocument(r nftRules, nft, file string) document {
+	load, sets := nft+"-f "+file, ""
+	for _, g := range r.guards {
+		sets += nftFill(g, r.options, "", " openN_ID")
+	}
+	return document{
+		check:  nft + "-c -f " + file,
+		load:   load,
+		refuse: refuseToOpen("nft list chain inet portknock guard", r.guards),
+		// The counters and the admitted addresses. Option -t leaves out what sets hold:
+		// sequences and tokens.
+		watch: "nft -t list table inet portknock; for s in" + sets + "; do nft list set inet portknock $s; done",
+		undo:  "nft delete table inet portknock",
+		// Below each error nft quotes the line of the file, which may be one of sequences
+		// or tokens, and what a service says goes to the journal: only the errors
+		// themselves are passed on.
+		reload: `e=$(` + load + ` 2>&1) || { printf "%s\n" "$e" | sed -n "/: Error: /p" >&2; ` +
+			`echo "portknock: nft did not load the rules" >&2; false; }`,
+		body: r.text(),
+	}
 }
 
 // nftVersionNote says which nft can load the rules: the oldest that the tests use.
@@ -75,15 +62,6 @@ func nftVersionNote(guards []guard) string {
 		return "Tokens do not work with nft 1.0.2. Use a later version; 1.0.6 is known to work."
 	}
 	return "These rules need nft 1.0.2 or later."
-}
-
-// nftPartsNote says what the parts are for, where there are any.
-func nftPartsNote(parts string) string {
-	if parts == "" {
-		return ""
-	}
-	return `An unprivileged container may refuse so much at once ("Message too long"):
-there load in parts, of which the guard itself is the last.`
 }
 
 // setSize is how many addresses each set holds. It stays the same from file to
@@ -108,16 +86,6 @@ func floodNote(guards []guard) string {
 stays in.`, setSize, rate)
 }
 
-// tokenNote tells what becomes of a token that comes twice.
-func tokenNote(guards []guard) string {
-	if !slices.ContainsFunc(guards, guard.tokens) {
-		return ""
-	}
-	return `A token serves the address that spends it first. From any other it is refused
-and logged as "portknock refused". A restart of the server, an undo or a flush
-forgets what is spent.`
-}
-
 // nftRules is what the nftables text is made of. Without an automaton it only
 // guards, and somebody else fills the sets of who is in.
 type nftRules struct {
@@ -132,57 +100,17 @@ type nftFamily struct{ n, addr, proto string }
 
 var nftFamilies = []nftFamily{{"4", "ip saddr", "ipv4"}, {"6", "ip6 saddr", "ipv6"}}
 
-// nftPorts is some ports of one transport.
-type nftPorts struct {
-	transport knock.Transport
-	ports     []knock.PortRange
-}
-
-// match returns the expression for the ports: "tcp dport { 22, 80-81 }".
-func (p nftPorts) match() string {
-	words := make([]string, len(p.ports))
-	for i, r := range p.ports {
-		words[i] = numbers(r, "-")
-	}
-	return fmt.Sprintf("%s dport { %s }", p.transport, strings.Join(words, ", "))
-}
-
-// begins narrows match to what opens a connection. A TCP packet without a SYN
-// belongs to a session, perhaps to one older than the rules. UDP has no such
-// mark: the rule on established flows has gone before.
-func (p nftPorts) begins() string {
-	if p.transport == knock.TCP {
-		return p.match() + " tcp flags & (fin|syn|rst|ack) == syn"
-	}
-	return p.match()
-}
-
-// nftSplit returns ports by transport.
-func nftSplit(ranges []knock.PortRange) []nftPorts {
-	var all []nftPorts
-	for _, t := range transports {
-		if p := ports(t, ranges); len(p) > 0 {
-			all = append(all, nftPorts{t, p})
+// nftMatches returns an expression for the ports of each transport:
+// "tcp dport { 22, 80-81 }".
+func nftMatches(ranges []knock.PortRange) []string {
+	var all []string
+	for _, t := range []knock.Transport{knock.TCP, knock.UDP} {
+		if r := of(t, merged(ranges)); len(r) > 0 {
+			words := join(r, ", ", func(r knock.PortRange) string { return numbers(r, "-") })
+			all = append(all, fmt.Sprintf("%s dport { %s }", t, words))
 		}
 	}
 	return all
-}
-
-// nftIgnored returns the elements of the set of ports that do not reset.
-func nftIgnored(g guard) []string {
-	var words []string
-	for _, t := range transports {
-		for _, r := range ports(t, g.IgnorePorts) {
-			words = append(words, fmt.Sprintf("%s . %s", t, numbers(r, "-")))
-		}
-	}
-	return words
-}
-
-// nftKnock is an element that leads on from a stage of a window: the stage and
-// the knock.
-func (w window) nftKnock(stage int) string {
-	return fmt.Sprintf("%s . %s . %d", w.nftStage(stage), w.Steps[stage].Transport, w.Steps[stage].Port)
 }
 
 // nftStage writes a window's number and a stage in it as a packet priority. The
@@ -202,71 +130,83 @@ func nftTime(d time.Duration) string {
 	return fmt.Sprintf("%dms", d.Milliseconds())
 }
 
+// nftFill returns the text once, followed by the text each for every family. Words
+// in capitals stand for what differs from guard to guard, and in each the words N,
+// SADDR and PROTO stand for what differs from family to family. It replaces them in
+// one pass, so that a name in capitals stays as it is.
+func nftFill(g guard, o Options, once, each string) string {
+	repeat, consume := "return", ""
+	if o.Consume {
+		repeat, consume = "drop", "\n\t\tdrop"
+	}
+	// For how long a token is known to be spent: longer than it is good for, whatever
+	// the Skew, and a little more for a clock that is set back.
+	remembered := 2*g.Windows[0].End.Sub(g.Windows[0].Start) + time.Minute
+	words := []string{
+		"NAME", g.Name, "ID", g.ID, "SIZE", fmt.Sprint(setSize), "OPENFOR", nftTime(g.OpenFor), "KNOCKTIMEOUT", nftTime(g.KnockTimeout),
+		"REMEMBERED", nftTime(remembered), "REPEAT", repeat, "CONSUME", consume,
+	}
+	filled := strings.NewReplacer(words...).Replace(once)
+	for _, f := range nftFamilies {
+		filled += strings.NewReplacer(append(words, "N_", f.n+"_", "SADDR", f.addr, "PROTO", f.proto)...).Replace(each)
+	}
+	return filled
+}
+
 // text returns the rules, from the first table line on. Sets and their elements
 // come first, so that in parts, too, a guard that is loaded again stands until
 // the new one takes its place.
 func (r nftRules) text() string {
-	var b strings.Builder
-	p := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
-	p("\n# Rules are replaced in one step; the sets of who knocks and who is in stay.\ntable inet portknock {")
+	var b lines
+	b.add("\n# Rules are replaced in one step; the sets of who knocks and who is in stay.\ntable inet portknock {")
 	for _, g := range r.guards {
-		p("%s", r.sets(g))
+		b.add("%s", r.sets(g))
 	}
-	p("}")
+	b.add("}")
 	if r.automaton {
 		for _, g := range r.guards {
 			nftElements(&b, g)
 		}
 	}
-	p("flush table inet portknock\ntable inet portknock {")
-	closed := nftSplit(guarded(r.guards))
-	doors := func(t knock.Transport) {
+	b.add("flush table inet portknock\ntable inet portknock {")
+	closed := guarded(r.guards)
+	doors := func(t knock.Transport, begins string) {
 		for _, g := range r.guards {
-			for _, o := range nftSplit(g.OpenPorts) {
-				if o.transport == t {
-					p("\t\t%s jump door_%s", o.begins(), g.ID)
-				}
+			for _, m := range nftMatches(of(t, g.OpenPorts)) {
+				b.add("\t\t%s%s jump door_%s", m, begins, g.ID)
 			}
 		}
-		for _, c := range closed {
-			if c.transport == t {
-				p("\t\t%s fib daddr type { local, broadcast, anycast, multicast } counter drop", c.begins())
-			}
+		for _, m := range nftMatches(of(t, closed)) {
+			b.add("\t\t%s%s fib daddr type { local, broadcast, anycast, multicast } counter drop", m, begins)
 		}
 	}
-	p(`	# Before NAT, so that published ports are guarded too. A SYN is judged even where
+	b.add(`	# Before NAT, so that published ports are guarded too. A SYN is judged even where
 	# the kernel remembers its ports from a session: who was in could begin another.
 	chain guard {
 		type filter hook prerouting priority -150; policy accept;
 		iif lo accept`)
-	doors(knock.TCP)
-	p(`		ct state established,related accept comment "also makes the kernel put fragments together first"`)
-	doors(knock.UDP)
-	p(`		fib daddr type != local accept`)
+	// A TCP packet without a SYN belongs to a session, perhaps to one older than the
+	// rules. UDP has no such mark: the rule on established flows goes before.
+	doors(knock.TCP, " tcp flags & (fin|syn|rst|ack) == syn")
+	b.add(`		ct state established,related accept comment "also makes the kernel put fragments together first"`)
+	doors(knock.UDP, "")
+	b.add("\t\tfib daddr type != local accept")
 	if r.automaton {
-		p("\t\ttcp flags & (fin|syn|rst|ack) != syn accept")
+		b.add("\t\ttcp flags & (fin|syn|rst|ack) != syn accept")
 		for _, g := range r.guards {
-			if g.tokens() {
-				p("\t\tudp dport %d udp length %d jump token_%s", g.TokenPort, udpHeader+knock.TokenSize, g.ID)
-				continue
-			}
-			for _, f := range nftFamilies {
-				for _, ports := range nftKnockPorts(g) {
-					p("\t\tmeta nfproto %s %s jump knock%s_%s", f.proto, ports, f.n, g.ID)
-				}
-			}
+			b.WriteString(r.knocks(g))
 		}
-		p("\t\tmeta priority set 0:0")
+		b.add("\t\tmeta priority set 0:0")
 	}
-	p("\t}")
+	b.add("\t}")
 	for _, g := range r.guards {
-		p("%s", r.chains(g))
+		b.add("%s", r.chains(g))
 	}
 	if r.options.DropPolicy {
-		p("%s\n}", r.input(closed))
+		r.input(&b, closed)
 	} else {
 		// A file with the drop policy may have been loaded before.
-		p("\n\tchain input {\n\t}\n}\ndelete chain inet portknock input")
+		b.add("\n\tchain input {\n\t}\n}\ndelete chain inet portknock input")
 	}
 	return b.String()
 }
@@ -277,159 +217,118 @@ func (r nftRules) text() string {
 // the spent tokens. Each dynamic set declares its timeout although every element
 // has one: nft 1.0.2 drops the timeout of a map's element without an error.
 func (r nftRules) sets(g guard) string {
-	text, ofFamily := "\t# NAME", nftOpen
-	if r.automaton {
-		shape := nftShapeOf(g)
-		text += nftWindowMaps + shape.sets
-		ofFamily += shape.ofFamily
+	once, each := "\t# NAME", nftOpen
+	switch {
+	case !r.automaton:
+	case g.tokens():
+		once, each = once+nftWindowMaps+nftTokens, each+nftSpent
+	default:
+		once, each = once+nftWindowMaps+nftMaps, each+nftKnockers
 	}
-	for _, f := range nftFamilies {
-		text += strings.NewReplacer("SADDR", f.addr, "N_ID", f.n+"_ID").Replace(ofFamily)
+	return nftFill(g, r.options, once, each)
+}
+
+// knocks returns the rules for what counts as a knock, right or wrong.
+func (r nftRules) knocks(g guard) string {
+	if g.tokens() {
+		return fmt.Sprintf("\t\tudp dport %d udp length %d jump token_%s\n", g.TokenPort, udpHeader+knock.TokenSize, g.ID)
 	}
-	return strings.NewReplacer("NAME", g.Name, "ID", g.ID, "SIZE", fmt.Sprint(setSize), "OPENFOR", nftTime(g.OpenFor),
-		"KNOCKTIMEOUT", nftTime(g.KnockTimeout), "REMEMBERED", nftTime(remembered(g))).Replace(text)
+	matches := nftMatches(g.KnockPorts)
+	if len(matches) == 0 {
+		matches = []string{"meta l4proto { tcp, udp }"}
+	}
+	return nftFill(g, r.options, "", join(matches, "", func(m string) string {
+		return "\t\tmeta nfproto PROTO " + m + " jump knockN_ID\n"
+	}))
 }
 
 // chains returns the chains of one guard.
 func (r nftRules) chains(g guard) string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "\n\t# %s\n\tchain door_%s {\n", g.Name, g.ID)
-	for _, f := range nftFamilies {
-		fmt.Fprintf(&b, "\t\t%s @open%s_%s accept\n", f.addr, f.n, g.ID)
-	}
+	text := nftFill(g, r.options, "\n\t# NAME\n\tchain door_ID {\n", "\t\tSADDR @openN_ID accept\n")
 	if g.timed() && r.options.OpenAtEnd {
-		fmt.Fprintf(&b, "\t\tmeta time >= %d accept comment \"the last window has ended\"\n", g.until().Unix())
+		text += fmt.Sprintf("\t\tmeta time >= %d accept comment \"the last window has ended\"\n", g.until().Unix())
 	}
-	b.WriteString("\t}")
-	if !r.automaton {
-		return b.String()
+	text += "\t}"
+	switch {
+	case !r.automaton:
+		return text
+	case g.tokens():
+		return text + nftFill(g, r.options, nftTokenChains, "")
 	}
-	verdict, consume := "return", ""
-	if r.options.Consume {
-		verdict, consume = "drop", "\n\t\tdrop"
+	// The first knock in each of the windows of the present moment. There are two in
+	// the time around a boundary: one map cannot say that, so that even and odd ones
+	// have one each.
+	windows := []string{"0:0"}
+	if g.timed() {
+		windows = []string{"meta time map @even_ID", "meta time map @odd_ID"}
 	}
-	if g.tokens() {
-		b.WriteString(strings.NewReplacer("ID", g.ID, "REMEMBERED", nftTime(remembered(g)), "CONSUME", consume,
-			"OPENFOR", nftTime(g.OpenFor)).Replace(nftTokenChains))
-		return b.String()
+	first := "meta priority set meta priority . meta l4proto . th dport map @next_ID goto beginN_ID"
+	if len(g.Windows[0].Steps) == 1 {
+		first = "meta priority . meta l4proto . th dport @last_ID goto admitN_ID"
 	}
-	single := len(g.Windows[0].Steps) == 1
-	start := ""
-	for _, window := range nftWindows(g) {
-		if single {
-			start += "\n\t\tmeta priority set " + window + " meta priority . meta l4proto . th dport @last_ID goto admitN_ID"
-		} else {
-			start += "\n\t\tmeta priority set " + window + " meta priority set meta priority . meta l4proto . th dport map @next_ID goto beginN_ID"
-		}
-	}
-	text := ""
-	for _, f := range nftFamilies {
-		text += strings.NewReplacer("SADDR", f.addr, "N_ID", f.n+"_ID").Replace(strings.ReplaceAll(nftAutomaton, "START", start))
-	}
-	b.WriteString(strings.NewReplacer("ID", g.ID, "REPEAT", verdict, "CONSUME", consume,
-		"KNOCKTIMEOUT", nftTime(g.KnockTimeout), "OPENFOR", nftTime(g.OpenFor)).Replace(text))
-	return b.String()
-}
-
-// remembered is for how long a token is known to be spent: longer than it is good
-// for, whatever the Skew, and a little more for a clock that is set back.
-func remembered(g guard) time.Duration {
-	w := g.Windows[0]
-	return 2*w.End.Sub(w.Start) + time.Minute
+	start := join(windows, "", func(w string) string { return "\n\t\tmeta priority set " + w + " " + first })
+	return text + nftFill(g, r.options, "", nftKnocked+start+nftAdvance)
 }
 
 const udpHeader = 8 // bytes
-
-// nftShape is what one kind of sequence needs beside nftWindowMaps: sets, those
-// among them that there are of each family, and what is flushed when they are
-// filled anew.
-type nftShape struct {
-	sets, ofFamily string
-	filled         []string
-}
-
-func nftShapeOf(g guard) nftShape {
-	if g.tokens() {
-		return nftShape{nftTokens, nftSpent, []string{"set tokens"}}
-	}
-	return nftShape{nftMaps, nftKnockers, []string{"map next", "set last", "set ignore"}}
-}
-
-// nftWindows returns what gives the windows of the present moment, as stages
-// before the first knock. There are two in the time around a boundary: one map
-// cannot say that, so that even and odd ones have one each.
-func nftWindows(g guard) []string {
-	if g.timed() {
-		return []string{"meta time map @even_ID", "meta time map @odd_ID"}
-	}
-	return []string{"0:0"}
-}
-
-// nftKnockPorts returns matches for what counts as a knock, right or wrong.
-func nftKnockPorts(g guard) []string {
-	if len(g.KnockPorts) == 0 {
-		return []string{"meta l4proto { tcp, udp }"}
-	}
-	var all []string
-	for _, ports := range nftSplit(g.KnockPorts) {
-		all = append(all, ports.match())
-	}
-	return all
-}
 
 // An unprivileged container refuses more than about 130 kB at once: there the
 // file is loaded in parts. Elsewhere it is one transaction.
 const nftPartElements = 2000
 
 // nftElements writes what a guard's sequences and ports put into its sets.
-func nftElements(b *strings.Builder, g guard) {
-	for _, set := range append([]string{"map even", "map odd"}, nftShapeOf(g).filled...) {
+func nftElements(b *lines, g guard) {
+	sets := []string{"map even", "map odd", "map next", "set last", "set ignore"}
+	if g.tokens() {
+		sets = []string{"map even", "map odd", "set tokens"}
+	}
+	for _, set := range sets {
 		kind, name, _ := strings.Cut(set, " ")
-		fmt.Fprintf(b, "flush %s inet portknock %s_%s\n", kind, name, g.ID)
+		b.add("flush %s inet portknock %s_%s", kind, name, g.ID)
 	}
-	add := func(set string, elements []string) {
-		if len(elements) > 0 {
-			fmt.Fprintf(b, "add element inet portknock %s_%s { %s }\n", set, g.ID, strings.Join(elements, ", "))
+	elements := map[string][]string{}
+	put := func(set, format string, args ...any) {
+		elements[set] = append(elements[set], fmt.Sprintf(format, args...))
+	}
+	write := func() {
+		for _, set := range sets {
+			if all := elements[set]; len(all) > 0 {
+				b.add("add element inet portknock %s_%s { %s }", set[len("map "):], g.ID, strings.Join(all, ", "))
+			}
 		}
+		clear(elements)
 	}
-	if !g.tokens() {
-		add("ignore", nftIgnored(g))
+	for _, r := range merged(g.IgnorePorts) {
+		put("set ignore", "%v . %s", r.Transport, numbers(r, "-"))
 	}
+	write()
 	most := nftPartElements / (1 + len(g.Windows[0].Steps) + len(g.Windows[0].Tokens))
 	for windows := range slices.Chunk(g.Windows, most) {
-		var parity [2][]string
-		var next, last, tokens []string
 		for _, w := range windows {
 			if g.timed() {
-				p := &parity[w.number()&1]
-				*p = append(*p, fmt.Sprintf("%d-%d : %s", w.opens(g.Skew), w.closes(g.Skew), w.nftStage(0)))
+				put(sets[w.number()&1], "%d-%d : %s", w.from(g.Skew), w.until(g.Skew), w.nftStage(0))
 			}
-			for i := range w.Steps {
-				if i == len(w.Steps)-1 {
-					last = append(last, w.nftKnock(i))
+			for i, s := range w.Steps { // a stage and its knock, which lead on
+				if i < len(w.Steps)-1 {
+					put("map next", "%s . %v . %d : %s", w.nftStage(i), s.Transport, s.Port, w.nftStage(i+1))
 				} else {
-					next = append(next, w.nftKnock(i)+" : "+w.nftStage(i+1))
+					put("set last", "%s . %v . %d", w.nftStage(i), s.Transport, s.Port)
 				}
 			}
 			for _, token := range w.Tokens {
-				tokens = append(tokens, fmt.Sprintf("%s . 0x%x", w.nftStage(0), token))
+				put("set tokens", "%s . 0x%x", w.nftStage(0), token)
 			}
 		}
-		add("even", parity[0])
-		add("odd", parity[1])
-		add("next", next)
-		add("last", last)
-		add("tokens", tokens)
+		write()
 		if len(g.Windows) > most {
-			fmt.Fprintln(b, partMark)
+			b.add(partMark)
 		}
 	}
 }
 
-// input returns the chain that closes everything else.
-func (r nftRules) input(closed []nftPorts) string {
-	var b strings.Builder
-	b.WriteString(`
+// input writes the chain that closes everything else, and ends the table.
+func (r nftRules) input(b *lines, closed []knock.PortRange) {
+	b.add(`
 	chain input {
 		type filter hook input priority 0; policy drop;
 		iif lo accept
@@ -437,20 +336,17 @@ func (r nftRules) input(closed []nftPorts) string {
 		meta l4proto { icmp, ipv6-icmp } accept
 		udp sport 67 udp dport 68 accept comment "DHCP"
 		udp dport 546 accept comment "DHCPv6"
-		tcp flags & (fin|syn|rst|ack) != syn accept comment "sessions older than the rules"
-`)
-	for _, c := range closed {
-		fmt.Fprintf(&b, "\t\t%s accept comment \"judged by the guard\"\n", c.match())
+		tcp flags & (fin|syn|rst|ack) != syn accept comment "sessions older than the rules"`)
+	for _, m := range nftMatches(closed) {
+		b.add("\t\t%s accept comment \"judged by the guard\"", m)
 	}
-	for _, a := range nftSplit(r.options.Allow) {
-		fmt.Fprintf(&b, "\t\t%s accept\n", a.match())
+	for _, m := range nftMatches(r.options.Allow) {
+		b.add("\t\t%s accept", m)
 	}
-	b.WriteString("\t}")
-	return b.String()
+	b.add("\t}\n}")
 }
 
-// Words in capitals stand for what differs from guard to guard and from family
-// to family.
+// The texts for nftFill.
 const (
 	nftWindowMaps = `
 	# The window of a moment, as a stage before the first knock.
@@ -501,7 +397,8 @@ const (
 		update @open6_ID { ip6 saddr timeout OPENFOR } counterCONSUME
 	}`
 
-	nftAutomaton = `
+	// The rules for a first knock stand between the two.
+	nftKnocked = `
 	chain knockN_ID {
 		meta priority set SADDR map @atN_ID goto midN_ID
 		goto startN_ID
@@ -514,7 +411,8 @@ const (
 		delete @atN_ID { SADDR : meta priority } comment "a wrong knock"
 		goto startN_ID
 	}
-	chain startN_ID {START
+	chain startN_ID {`
+	nftAdvance = `
 	}
 	chain beginN_ID {
 		update @paceN_ID { SADDR timeout 10s limit rate over 20/second burst 60 packets } REPEAT

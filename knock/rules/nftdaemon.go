@@ -6,33 +6,24 @@ import (
 )
 
 // A daemon opens a guard like that of the format nftables, but without the knocks.
-// It stands in the daemon's own file as comments, which nftFromComments prints, so
-// that there is one file to keep and to load.
+// It stands in the daemon's own file as comments, which sed prints for nft, so that
+// there is one file to keep and to load.
 
-func nftFromComments(o Options) string { return `sed -n "s/^#: //p" ` + quote(o.File) + " | nft " }
-
-func nftInComments(guards []guard, o Options) string {
-	return comments("#: ", strings.TrimLeft(nftRules{guards, o, false}.text(), "\n"))
-}
-
-// nftDaemon returns the document of a daemon's file, but for the body. Start has the
-// daemon read the file, and stop ends it. A daemon that does not start, for want of
-// its interface, is no reason to close the ports to everybody: it comes first.
+// nftDaemon returns the document of a daemon's file, with the guard as its body.
+// Start has the daemon read the file, and stop ends it. A daemon that does not
+// start, for want of its interface, is no reason to close the ports to everybody:
+// it comes first.
 func nftDaemon(guards []guard, o Options, start, stop string) document {
-	nft := nftFromComments(o)
-	return document{
-		check:  nft + "-c -f -",
-		load:   start + " && " + nft + "-f -",
-		refuse: nftRefuse(guards),
-		watch:  nftWatch(guards),
-		undo:   stop + "; " + nftUndo,
-		reload: nftQuiet(nft + "-f -"),
-		notes: []string{
-			`"flush ruleset", with which Debian's /etc/nftables.conf begins, removes the
+	d := nftDocument(nftRules{guards, o, false}, `sed -n "s/^#: //p" `+quote(o.File)+" | nft ", "-")
+	d.load = start + " && " + d.load
+	d.undo = stop + "; " + d.undo
+	d.notes = []string{
+		`"flush ruleset", with which Debian's /etc/nftables.conf begins, removes the
 guard and leaves the port open: load again after it, and when the server starts.`,
-			nftVersionNote(guards),
-		},
+		nftVersionNote(guards),
 	}
+	d.body = "\n" + comments("#: ", strings.TrimLeft(d.body, "\n"))
+	return d
 }
 
 // nftOpening names the set of admitted addresses for "nft add" and its like.

@@ -7,6 +7,7 @@
 package rules
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -60,14 +61,12 @@ type Options struct {
 // checkAll checks the guards of a file, each and together.
 func checkAll(guards []Guard, o Options, f format) ([]guard, error) {
 	checked := make([]guard, len(guards))
-	ids := map[string]string{}
 	for i, g := range guards {
-		id := ident(g.Name)
-		if other, taken := ids[id]; taken {
-			return nil, fmt.Errorf("%s: named twice, or too like %s", g.Name, other)
+		checked[i] = guard{Guard: g, ID: ident(g.Name)}
+		other := slices.IndexFunc(checked[:i], func(before guard) bool { return before.ID == checked[i].ID })
+		if other >= 0 {
+			return nil, fmt.Errorf("%s: named twice, or too like %s", g.Name, checked[other].Name)
 		}
-		ids[id] = g.Name
-		checked[i] = guard{Guard: g, ID: id}
 	}
 	for i := range checked {
 		if err := checked[i].check(o, f, guarded(checked)); err != nil {
@@ -86,17 +85,15 @@ func checkAll(guards []Guard, o Options, f format) ([]guard, error) {
 func checkConsume(guards []guard) error {
 	takes := map[string]string{}
 	for _, g := range guards {
-		var all []string
 		w := g.Windows[len(g.Windows)-1]
-		for _, s := range w.Steps {
-			all = append(all, s.String())
-		}
+		packets := strings.Fields(w.Steps.String())
 		if g.timed() {
-			all = []string{fmt.Sprint(w, g.TokenPort)}
+			packets = []string{fmt.Sprint(w, g.TokenPort)}
 		}
-		for _, packet := range all {
+		for _, packet := range packets {
 			if other := takes[packet]; other != "" && other != g.Name {
-				return refuse(Eaten, "%s: profile %s has a knock in common with it and would drop that knock first; give them different knocks", g.Name, other)
+				return refuse("Consume", nil,
+					"%s: profile %s has a knock in common with it and would drop that knock first; give them different knocks", g.Name, other)
 			}
 			takes[packet] = g.Name
 		}
@@ -141,10 +138,10 @@ func (w window) number() int64 {
 	return w.Start.Unix() / int64(w.End.Sub(w.Start)/time.Second)
 }
 
-// opens and closes are the edges within which a window's sequence is accepted,
+// from and until are the edges within which a window's sequence is accepted,
 // in seconds since 1970.
-func (w window) opens(skew time.Duration) int64  { return w.Start.Add(-skew).Unix() }
-func (w window) closes(skew time.Duration) int64 { return w.End.Add(skew).Unix() }
+func (w window) from(skew time.Duration) int64  { return w.Start.Add(-skew).Unix() }
+func (w window) until(skew time.Duration) int64 { return w.End.Add(skew).Unix() }
 
 // check fills in the windows of a guard and refuses what the format cannot carry,
 // or what would never open.
@@ -157,23 +154,24 @@ func (g *guard) check(o Options, f format, closed []knock.PortRange) error {
 	case g.OpenFor < time.Second || g.KnockTimeout < time.Second:
 		return errors.New("OpenFor and KnockTimeout must be at least one second")
 	case g.SPA != nil && !f.spa:
-		return unfit(func(f format) bool { return f.spa }, "format %s cannot verify the packets of Scheme fwknop", f.name)
+		return refuse("", func(f format) bool { return f.spa }, "format %s cannot verify the packets of Scheme fwknop", f.name)
 	case g.SPA == nil && f.spa:
-		return unfit(func(f format) bool { return !f.spa }, "format %s is for Scheme fwknop only", f.name)
+		return refuse("", func(f format) bool { return !f.spa }, "format %s is for Scheme fwknop only", f.name)
 	case g.SPA != nil:
 		g.Windows = []window{{}} // one, for ever, with nothing of ours to hear in it
 		return g.checkSPA(o, closed)
 	}
-	if err := g.walk(o, f); err != nil {
+	err := g.walk(o, f)
+	to := knock.Step{Transport: knock.UDP, Port: g.TokenPort}
+	switch {
+	case err != nil:
 		return err
+	case !g.tokens():
+		return g.checkKnocks(o, closed)
+	case contains(closed, to):
+		return fmt.Errorf("tokens go to %v, which is a guarded port", to)
 	}
-	if g.tokens() {
-		if s := (knock.Step{Transport: knock.UDP, Port: g.TokenPort}); contains(closed, s) {
-			return fmt.Errorf("tokens go to %v, which is a guarded port", s)
-		}
-		return nil
-	}
-	return g.checkKnocks(o, closed)
+	return nil
 }
 
 // checkKnocks refuses knocks that would never open, since no firewall of ours sees
@@ -195,10 +193,10 @@ func (g *guard) checkKnocks(o Options, closed []knock.PortRange) error {
 			return errors.New("the sequence is empty")
 		}
 		for i, step := range w.Steps {
-			if len(step.Payload) > 0 {
+			switch {
+			case len(step.Payload) > 0:
 				return fmt.Errorf("knock %d of %d carries a payload, which no format verifies", i+1, len(w.Steps))
-			}
-			if contains(closed, step) {
+			case contains(closed, step):
 				return fmt.Errorf("knock %d of %d goes to a guarded port", i+1, len(w.Steps))
 			}
 		}
@@ -206,17 +204,19 @@ func (g *guard) checkKnocks(o Options, closed []knock.PortRange) error {
 		case o.Force:
 		case g.timed() && len(w.Steps) < 3:
 			// Sooner or later a window has two neighbours.
-			return refuse(Weak, "%d knocks drawn at random are few: a scan of all ports in order would open it in some window; set Knocks to 3 or more", len(w.Steps))
+			return refuse("Force", nil, "%d knocks drawn at random are few: "+
+				"a scan of all ports in order would open it in some window; set Knocks to 3 or more", len(w.Steps))
 		case len(w.Steps) == 1:
-			return refuse(Weak, "a scan of all ports would open it; choose three knocks or more")
+			return refuse("Force", nil, "a scan of all ports would open it; choose three knocks or more")
 		case g.timed() && g.guesses() < fewGuesses:
-			return refuse(Weak, "an attacker could guess it: %d knocks at these ports make only %.0f sequences; set Knocks or PortRange higher", len(w.Steps), g.guesses())
+			return refuse("Force", nil, "an attacker could guess it: "+
+				"%d knocks at these ports make only %.0f sequences; set Knocks or PortRange higher", len(w.Steps), g.guesses())
 		case !w.Steps.SweepFinds(overlooked):
 		case g.timed():
-			return refuse(Weak, "a scan of all ports in order would open it in the window from %s; widen PortRange or raise Knocks",
+			return refuse("Force", nil, "a scan of all ports in order would open it in the window from %s; widen PortRange or raise Knocks",
 				w.Start.UTC().Format(time.RFC3339))
 		default:
-			return refuse(Weak, "a scan of all ports in order would open it; choose ports that are not neighbors")
+			return refuse("Force", nil, "a scan of all ports in order would open it; choose ports that are not neighbors")
 		}
 	}
 	return nil
@@ -233,7 +233,7 @@ func (g guard) guesses() float64 {
 		ports += int(r.Last) - int(r.First) + 1
 	}
 	if ports == 0 {
-		ports = len(transports) * 65535
+		ports = 2 * 65535 // of TCP and of UDP
 	}
 	return math.Pow(float64(ports), float64(len(g.Windows[0].Steps)))
 }
@@ -264,25 +264,23 @@ func (g *guard) walk(o Options, f format) error {
 		entries += len(next.Steps) + len(next.Tokens)
 		switch {
 		case next.Tokens != nil && !f.tokens:
-			return unfit(format.verifiesTokens, "format %s cannot verify tokens", f.name)
+			return refuse("", format.verifiesTokens, "format %s cannot verify tokens", f.name)
 		case !f.clock && (!o.From.Before(o.Until) || len(g.Windows) == f.windows):
-			r := refuse(Timeless, "%s with time, and format %s does not know the time: one file holds at most %v",
+			return refuse("Until", format.knowsTime, "%s with time, and format %s does not know the time: one file holds at most %v",
 				change, f.name, time.Duration(f.windows-1)*period-2*g.Skew)
-			r.Suits = formatsThat(format.knowsTime)
-			return r
 		case !f.clock && o.OpenAtEnd:
-			return unfit(format.knowsTime, "format %s does not know the time, so it cannot open the ports at the end", f.name)
+			return refuse("", format.knowsTime, "format %s does not know the time, so it cannot open the ports at the end", f.name)
 		case !o.From.Before(o.Until):
-			return refuse(Endless, "%s with time, so the rules need an end time", change)
+			return refuse("Until", nil, "%s with time, so the rules need an end time", change)
 		case period%time.Second != 0 || g.Skew%time.Second != 0:
 			return fmt.Errorf("the Skew, %v, and the Period, %v, must be whole seconds", g.Skew, period)
 		case 2*g.Skew >= period:
 			return fmt.Errorf("twice the Skew, %v, is not below the Period, %v", g.Skew, period)
 		case len(g.Windows) == f.windows:
-			return refuse(TooLong, "until %s there are more than %d windows, the most that format %s can carry",
+			return refuse("Until", nil, "until %s there are more than %d windows, the most that format %s can carry",
 				o.Until.UTC().Format(time.RFC3339), f.windows, f.name)
 		case f.entries > 0 && entries > f.entries:
-			return refuse(TooLong, "until %s there are more than %d %s, the most that format %s can carry",
+			return refuse("Until", nil, "until %s there are more than %d %s, the most that format %s can carry",
 				o.Until.UTC().Format(time.RFC3339), f.entries, what, f.name)
 		}
 		g.Windows = append(g.Windows, next)
@@ -342,25 +340,26 @@ func ident(name string) string {
 	return fmt.Sprintf("%.5s_%x", id, sha256.Sum256([]byte(name)))[:most]
 }
 
-// ports returns one transport's ranges, merged where they touch and in order:
+// merged returns ranges in order, those of TCP first. Those that touch become one:
 // nftables refuses overlaps.
-func ports(t knock.Transport, ranges []knock.PortRange) []knock.PortRange {
+func merged(ranges []knock.PortRange) []knock.PortRange {
+	sorted := slices.SortedFunc(slices.Values(ranges), func(a, b knock.PortRange) int {
+		return cmp.Or(cmp.Compare(a.Transport, b.Transport), cmp.Compare(a.First, b.First))
+	})
 	var all []knock.PortRange
-	for _, r := range ranges {
-		if r.Transport == t {
+	for _, r := range sorted {
+		if n := len(all) - 1; n >= 0 && all[n].Transport == r.Transport && int(r.First) <= int(all[n].Last)+1 {
+			all[n].Last = max(all[n].Last, r.Last)
+		} else {
 			all = append(all, r)
 		}
 	}
-	slices.SortFunc(all, func(a, b knock.PortRange) int { return int(a.First) - int(b.First) })
-	var merged []knock.PortRange
-	for _, r := range all {
-		if n := len(merged) - 1; n >= 0 && int(r.First) <= int(merged[n].Last)+1 {
-			merged[n].Last = max(merged[n].Last, r.Last)
-		} else {
-			merged = append(merged, r)
-		}
-	}
-	return merged
+	return all
+}
+
+// of returns the ranges of one transport.
+func of(t knock.Transport, ranges []knock.PortRange) []knock.PortRange {
+	return slices.DeleteFunc(slices.Clone(ranges), func(r knock.PortRange) bool { return r.Transport != t })
 }
 
 // guarded returns what all guards together close.
@@ -381,4 +380,24 @@ func numbers(r knock.PortRange, separator string) string {
 	return fmt.Sprintf("%d%s%d", r.First, separator, r.Last)
 }
 
-var transports = []knock.Transport{knock.TCP, knock.UDP}
+// lines is a text that grows line by line.
+type lines struct{ strings.Builder }
+
+func (l *lines) add(format string, args ...any) { fmt.Fprintf(l, format+"\n", args...) }
+
+// join returns the words for the elements of a list, with a separator between two.
+func join[T any](list []T, separator string, word func(T) string) string {
+	words := make([]string, len(list))
+	for i, e := range list {
+		words[i] = word(e)
+	}
+	return strings.Join(words, separator)
+}
+
+// when returns a note that holds under a condition.
+func when(condition bool, note string) string {
+	if condition {
+		return note
+	}
+	return ""
+}

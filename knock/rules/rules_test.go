@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -29,7 +30,14 @@ func mustGuard(t testing.TB, name, sequence, open string) Guard {
 		t.Fatal(err)
 	}
 	ignore, _ := knock.ParsePortRanges("80/tcp 443/tcp 443/udp")
-	return Guard{Name: name, Schedule: seq, OpenPorts: ports, OpenFor: 30 * time.Second, KnockTimeout: 5 * time.Second, IgnorePorts: ignore}
+	return Guard{
+		Name:         name,
+		Schedule:     seq,
+		OpenPorts:    ports,
+		OpenFor:      30 * time.Second,
+		KnockTimeout: 5 * time.Second,
+		IgnorePorts:  ignore,
+	}
 }
 
 // tokenGuard is one of hourly windows, with three tokens in each.
@@ -55,18 +63,41 @@ func TestGolden(t *testing.T) {
 		guards []Guard
 		o      Options
 	}{
-		"one":     {[]Guard{vps}, Options{}},
-		"several": {[]Guard{vps, mustGuard(t, "Mosh-Server.example", "1000 2000 3000 4000", "22 60000-61000/udp")}, Options{}},
-		"drop":    {[]Guard{vps}, Options{DropPolicy: true, Allow: allow}},
-		"consume": {[]Guard{vps}, Options{Consume: true}},
-		"single":  {[]Guard{mustGuard(t, "single", "7001/udp", "22")}, Options{Force: true}},
-		"windows": {[]Guard{hourlyVPS, vps}, Options{From: noon, Until: noon.Add(10 * time.Minute)}},
-		"token":   {[]Guard{tokenGuard(t, "vps")}, hours},
-		"tokens":  {[]Guard{vps, tokenGuard(t, "Web.example"), tokenGuard(t, "other")}, consumed},
+		"one": {
+			guards: []Guard{vps},
+		},
+		"several": {
+			guards: []Guard{vps, mustGuard(t, "Mosh-Server.example", "1000 2000 3000 4000", "22 60000-61000/udp")},
+		},
+		"drop": {
+			guards: []Guard{vps},
+			o:      Options{DropPolicy: true, Allow: allow},
+		},
+		"consume": {
+			guards: []Guard{vps},
+			o:      Options{Consume: true},
+		},
+		"single": {
+			guards: []Guard{mustGuard(t, "single", "7001/udp", "22")},
+			o:      Options{Force: true},
+		},
+		"windows": {
+			guards: []Guard{hourlyVPS, vps},
+			o:      Options{From: noon, Until: noon.Add(10 * time.Minute)},
+		},
+		"token": {
+			guards: []Guard{tokenGuard(t, "vps")},
+			o:      hours,
+		},
+		"tokens": {
+			guards: []Guard{vps, tokenGuard(t, "Web.example"), tokenGuard(t, "other")},
+			o:      consumed,
+		},
 		// In the second window a knock is one of the first's, too.
 		"rotating": {
-			[]Guard{mustTurns(t, "vps", time.Hour, 2*time.Minute, "20001/udp 27000/udp 23456/udp", "21234/udp 29998/udp 27000/udp", "28000/udp 20202/udp 24000/udp")},
-			Options{From: midnight.Add(30 * time.Minute), Until: midnight.Add(150 * time.Minute)},
+			guards: []Guard{mustTurns(t, "vps", time.Hour, 2*time.Minute,
+				"20001/udp 27000/udp 23456/udp", "21234/udp 29998/udp 27000/udp", "28000/udp 20202/udp 24000/udp")},
+			o: Options{From: midnight.Add(30 * time.Minute), Until: midnight.Add(150 * time.Minute)},
 		},
 	} {
 		for _, format := range Formats() {
@@ -142,7 +173,10 @@ func TestEmitRefuses(t *testing.T) {
 	until := func(d time.Duration) Options { return Options{From: noon, Until: noon.Add(d)} }
 	token := func(change func(*Guard)) []Guard { g := tokenGuard(t, "vps"); change(&g); return []Guard{g} }
 	payload := func(n int) choice {
-		return choice{{{Transport: knock.UDP, Port: 9, Payload: make([]byte, n)}}, {{Transport: knock.UDP, Port: 9, Payload: make([]byte, 16)}}}
+		return choice{
+			{{Transport: knock.UDP, Port: 9, Payload: make([]byte, n)}},
+			{{Transport: knock.UDP, Port: 9, Payload: make([]byte, 16)}},
+		}
 	}
 	for name, tt := range map[string]struct {
 		format string
@@ -150,71 +184,275 @@ func TestEmitRefuses(t *testing.T) {
 		o      Options
 		want   string
 	}{
-		"format":         {"pf", []Guard{good()}, Options{}, "iptables, knockd, nftables"},
-		"nothing":        {"nftables", nil, Options{}, "no profile"},
-		"twice":          {"nftables", []Guard{good(), good()}, Options{}, "named twice"},
-		"allow":          {"nftables", []Guard{good()}, Options{Allow: web}, "drop policy"},
-		"sweep":          {"nftables", []Guard{mustGuard(t, "vps", "7001 7002", "22")}, Options{}, "neighbors"},
-		"single":         {"nftables", []Guard{mustGuard(t, "vps", "7001", "22")}, Options{}, "scan"},
-		"overlooked":     {"nftables", []Guard{mustGuard(t, "vps", "21 23", "22")}, Options{}, "scan"},
-		"guarded knock":  {"nftables", []Guard{mustGuard(t, "vps", "7001 22", "22")}, Options{}, "knock 2 of 2 goes to a guarded port"},
-		"no ports":       {"nftables", with(func(g *Guard) { g.OpenPorts = nil }), Options{}, "no ports"},
-		"no time":        {"nftables", with(func(g *Guard) { g.OpenFor = 0 }), Options{}, "one second"},
-		"empty sequence": {"nftables", with(func(g *Guard) { g.Schedule = knock.Sequence{} }), Options{}, "empty"},
-		"payload": {"nftables", with(func(g *Guard) {
-			g.Schedule = knock.Sequence{{Transport: knock.UDP, Port: 1, Payload: []byte("x")}, {Port: 9}}
-		}), Options{}, "payload"},
-		"static token": {"nftables", with(func(g *Guard) {
-			g.Schedule = knock.Sequence{{Transport: knock.UDP, Port: 1, Payload: make([]byte, 16)}}
-		}), Options{Force: true}, "payload"},
-		"knock at another's": {"nftables", []Guard{good(), mustGuard(t, "web", "22 9", "80")}, Options{}, "web: knock 1 of 2 goes to a guarded port"},
-		"drawn at another's": {"nftables", []Guard{mustGuard(t, "mosh", "1 3", "22 29000-30000/udp"), mustTurns(t, "vps", time.Hour, 0, "20001/udp 20005/udp 20003/udp")},
-			Options{From: midnight, Until: midnight.Add(1)}, "vps: PortRange and Protocol include 29000-30000/udp, and a guarded port cannot be a knock"},
-		"drawn in order": {"nftables", []Guard{mustTurns(t, "vps", time.Hour, 0, "20001/udp 20009/udp 20005/udp", "20001/udp 20002/udp 20003/udp")},
-			Options{From: midnight, Until: midnight.Add(2 * time.Hour)}, "vps: a scan of all ports in order would open it in the window from 2026-11-21T01:00:00Z; widen PortRange or raise Knocks"},
-		"tokens, no end":                {"nftables", token(func(*Guard) {}), Options{}, "vps: tokens change with time, so the rules need an end"},
-		"tokens, knockd":                {"knockd", token(func(*Guard) {}), until(time.Hour), "vps: format knockd cannot verify tokens"},
-		"tokens, too many":              {"nftables", token(func(*Guard) {}), until(100_001 * time.Hour), "more than 300000 tokens"},
-		"tokens, skew":                  {"nftables", token(func(g *Guard) { g.Skew = 30 * time.Minute }), until(time.Hour), "twice the Skew"},
-		"tokens, too many for iptables": {"iptables", token(func(*Guard) {}), until(5_000 * time.Hour), "more than 722 windows"},
-		"tokens, one for two families": {"iptables", token(func(g *Guard) {
-			g.Schedule = knock.Token{Key: knock.NewKey(), Port: 9, Period: time.Hour, Tokens: 1}
-		}), until(time.Hour), "vps: iptables has tokens of their own for IPv4 and IPv6; set TokensPerWindow to 2 or more"},
-		"tokens, too long a time": {"iptables", token(func(g *Guard) {
-			g.Schedule = knock.Token{Key: knock.NewKey(), Port: 9, Period: 8 * 24 * time.Hour, Tokens: 8}
-		}), until(time.Hour), "vps: iptables remembers spent tokens for a Period of at most 168h0m0s; shorten the Period"},
-		"tokens, guarded": {"nftables", append([]Guard{mustGuard(t, "mosh", "1 3", "60000-63000/udp")}, tokenGuard(t, "vps")), until(time.Hour),
-			"vps: tokens go to 62202/udp, which is a guarded port"},
-		"choice":             {"nftables", with(func(g *Guard) { g.Schedule = choice{{{Port: 1}, {Port: 9}}, {{Port: 1}, {Port: 5}}} }), until(time.Hour), "choice of sequences"},
-		"payloads, short":    {"nftables", with(func(g *Guard) { g.Schedule = payload(15) }), until(time.Hour), "choice of sequences"},
-		"payload, long":      {"nftables", with(func(g *Guard) { g.Schedule = payload(17)[:1] }), until(time.Hour), "payload"},
-		"no horizon":         {"nftables", with(func(g *Guard) { g.Schedule = hourly(3) }), Options{From: noon}, "the sequence changes with time, so the rules need an end"},
-		"no refresh":         {"knockd", with(func(g *Guard) { g.Schedule = hourly(3) }), Options{From: noon}, "the sequence changes with time, and format knockd does not know the time: one file holds at most 3h0m0s"},
-		"too long a refresh": {"knockd", with(func(g *Guard) { g.Schedule, g.Skew = hourly(3), time.Minute }), Options{From: noon, Until: noon.Add(4 * time.Hour)}, "one file holds at most 2h58m0s"},
-		"open, some time":    {"knockd", with(func(g *Guard) { g.Schedule = hourly(3) }), Options{From: noon, Until: noon.Add(1), OpenAtEnd: true}, "cannot open the ports at the end"},
-		"too long": {"nftables", with(func(g *Guard) { g.Schedule = hourly(3) }), Options{From: noon, Until: noon.Add(100_001 * time.Hour)},
-			"there are more than 300000 knocks"},
-		"fraction of skew": {"nftables", with(func(g *Guard) { g.Schedule, g.Skew = every(time.Second), 400*time.Millisecond }), until(time.Minute),
-			"vps: the Skew, 400ms, and the Period, 1s, must be whole seconds"},
-		"same beginning": {"knockd", []Guard{good(), mustGuard(t, "web", "7001/udp 9005/tcp", "80")}, Options{},
-			"web: its first knock is also the first knock of vps, and knockd would confuse the two; choose another first knock"},
-		"consumed": {"nftables", []Guard{good(), mustGuard(t, "web", "9000 7001/udp", "80")}, Options{Consume: true},
-			"web: profile vps has a knock in common with it and would drop that knock first; give them different knocks"},
-		"consumed, drawn": {"iptables", append(with(func(g *Guard) { g.Schedule, g.Skew = hourly(3), time.Minute }), with(func(g *Guard) { g.Schedule, g.Name = hourly(3), "web" })...),
-			Options{From: noon, Until: noon.Add(time.Hour), Consume: true}, "web: profile vps has a knock in common"},
-		"consumed, tokens": {"nftables", append(token(func(*Guard) {}), token(func(g *Guard) { g.Name = "web" })...),
-			Options{From: noon, Until: noon.Add(time.Hour), Consume: true}, "web: profile vps has a knock in common"},
-		"skew":       {"nftables", with(func(g *Guard) { g.Schedule, g.Skew = hourly(3), 30*time.Minute }), Options{From: noon, Until: noon.Add(1)}, "twice the Skew, 30m0s, is not below the Period, 1h0m0s"},
-		"two knocks": {"nftables", with(func(g *Guard) { g.Schedule = hourly(2) }), Options{From: noon, Until: noon.Add(1)}, "Knocks to 3 or more"},
-		"few ports": {"nftables", with(func(g *Guard) {
-			g.Schedule, g.KnockPorts = hourly(3), []knock.PortRange{{Transport: knock.UDP, First: 20000, Last: 29998}}
-		}), Options{From: noon, Until: noon.Add(1)}, "could guess it: 3 knocks at these ports make only 999700029999 sequences; set Knocks"},
-		"many windows": {"iptables", with(func(g *Guard) { g.Schedule = changing{} }), Options{From: midnight, Until: midnight.Add(722*time.Hour + 1)},
-			"until 2026-12-21T02:00:00Z there are more than 722 windows, the most that format iptables can carry"},
-		"fraction": {"iptables", with(func(g *Guard) { g.KnockTimeout = 1500 * time.Millisecond }), Options{}, "whole seconds"},
-		"name":     {"nftables", with(func(g *Guard) { g.Name = "a\nflush ruleset" }), Options{}, "control"},
-		"file":     {"nftables", []Guard{good()}, Options{File: "/etc/a\nb"}, "control"},
-		"consume":  {"knockd", []Guard{good()}, Options{Consume: true}, "only listens"},
+		"format": {
+			format: "pf",
+			guards: []Guard{good()},
+			want:   "iptables, knockd, nftables",
+		},
+		"nothing": {
+			format: "nftables",
+			want:   "no profile",
+		},
+		"twice": {
+			format: "nftables",
+			guards: []Guard{good(), good()},
+			want:   "named twice",
+		},
+		"allow": {
+			format: "nftables",
+			guards: []Guard{good()},
+			o:      Options{Allow: web},
+			want:   "drop policy",
+		},
+		"sweep": {
+			format: "nftables",
+			guards: []Guard{mustGuard(t, "vps", "7001 7002", "22")},
+			want:   "neighbors",
+		},
+		"single": {
+			format: "nftables",
+			guards: []Guard{mustGuard(t, "vps", "7001", "22")},
+			want:   "scan",
+		},
+		"overlooked": {
+			format: "nftables",
+			guards: []Guard{mustGuard(t, "vps", "21 23", "22")},
+			want:   "scan",
+		},
+		"guarded knock": {
+			format: "nftables",
+			guards: []Guard{mustGuard(t, "vps", "7001 22", "22")},
+			want:   "knock 2 of 2 goes to a guarded port",
+		},
+		"no ports": {
+			format: "nftables",
+			guards: with(func(g *Guard) { g.OpenPorts = nil }),
+			want:   "no ports",
+		},
+		"no time": {
+			format: "nftables",
+			guards: with(func(g *Guard) { g.OpenFor = 0 }),
+			want:   "one second",
+		},
+		"empty sequence": {
+			format: "nftables",
+			guards: with(func(g *Guard) { g.Schedule = knock.Sequence{} }),
+			want:   "empty",
+		},
+		"payload": {
+			format: "nftables",
+			guards: with(func(g *Guard) {
+				g.Schedule = knock.Sequence{{Transport: knock.UDP, Port: 1, Payload: []byte("x")}, {Port: 9}}
+			}),
+			want: "payload",
+		},
+		"static token": {
+			format: "nftables",
+			guards: with(func(g *Guard) {
+				g.Schedule = knock.Sequence{{Transport: knock.UDP, Port: 1, Payload: make([]byte, 16)}}
+			}),
+			o:    Options{Force: true},
+			want: "payload",
+		},
+		"knock at another's": {
+			format: "nftables",
+			guards: []Guard{good(), mustGuard(t, "web", "22 9", "80")},
+			want:   "web: knock 1 of 2 goes to a guarded port",
+		},
+		"drawn at another's": {
+			format: "nftables",
+			guards: []Guard{
+				mustGuard(t, "mosh", "1 3", "22 29000-30000/udp"),
+				mustTurns(t, "vps", time.Hour, 0, "20001/udp 20005/udp 20003/udp"),
+			},
+			o:    Options{From: midnight, Until: midnight.Add(1)},
+			want: "vps: PortRange and Protocol include 29000-30000/udp, and a guarded port cannot be a knock",
+		},
+		"drawn in order": {
+			format: "nftables",
+			guards: []Guard{mustTurns(t, "vps", time.Hour, 0, "20001/udp 20009/udp 20005/udp", "20001/udp 20002/udp 20003/udp")},
+			o:      Options{From: midnight, Until: midnight.Add(2 * time.Hour)},
+			want:   "vps: a scan of all ports in order would open it in the window from 2026-11-21T01:00:00Z; widen PortRange or raise Knocks",
+		},
+		"tokens, no end": {
+			format: "nftables",
+			guards: token(func(*Guard) {}),
+			want:   "vps: tokens change with time, so the rules need an end",
+		},
+		"tokens, knockd": {
+			format: "knockd",
+			guards: token(func(*Guard) {}),
+			o:      until(time.Hour),
+			want:   "vps: format knockd cannot verify tokens",
+		},
+		"tokens, too many": {
+			format: "nftables",
+			guards: token(func(*Guard) {}),
+			o:      until(100_001 * time.Hour),
+			want:   "more than 300000 tokens",
+		},
+		"tokens, skew": {
+			format: "nftables",
+			guards: token(func(g *Guard) { g.Skew = 30 * time.Minute }),
+			o:      until(time.Hour),
+			want:   "twice the Skew",
+		},
+		"tokens, too many for iptables": {
+			format: "iptables",
+			guards: token(func(*Guard) {}),
+			o:      until(5_000 * time.Hour),
+			want:   "more than 722 windows",
+		},
+		"tokens, one for two families": {
+			format: "iptables",
+			guards: token(func(g *Guard) {
+				g.Schedule = knock.Token{Key: knock.NewKey(), Port: 9, Period: time.Hour, Tokens: 1}
+			}),
+			o:    until(time.Hour),
+			want: "vps: iptables has tokens of their own for IPv4 and IPv6; set TokensPerWindow to 2 or more",
+		},
+		"tokens, too long a time": {
+			format: "iptables",
+			guards: token(func(g *Guard) {
+				g.Schedule = knock.Token{Key: knock.NewKey(), Port: 9, Period: 8 * 24 * time.Hour, Tokens: 8}
+			}),
+			o:    until(time.Hour),
+			want: "vps: iptables remembers spent tokens for a Period of at most 168h0m0s; shorten the Period",
+		},
+		"tokens, guarded": {
+			format: "nftables",
+			guards: append([]Guard{mustGuard(t, "mosh", "1 3", "60000-63000/udp")}, tokenGuard(t, "vps")),
+			o:      until(time.Hour),
+			want:   "vps: tokens go to 62202/udp, which is a guarded port",
+		},
+		"choice": {
+			format: "nftables",
+			guards: with(func(g *Guard) { g.Schedule = choice{{{Port: 1}, {Port: 9}}, {{Port: 1}, {Port: 5}}} }),
+			o:      until(time.Hour),
+			want:   "choice of sequences",
+		},
+		"payloads, short": {
+			format: "nftables",
+			guards: with(func(g *Guard) { g.Schedule = payload(15) }),
+			o:      until(time.Hour),
+			want:   "choice of sequences",
+		},
+		"payload, long": {
+			format: "nftables",
+			guards: with(func(g *Guard) { g.Schedule = payload(17)[:1] }),
+			o:      until(time.Hour),
+			want:   "payload",
+		},
+		"no horizon": {
+			format: "nftables",
+			guards: with(func(g *Guard) { g.Schedule = hourly(3) }),
+			o:      Options{From: noon},
+			want:   "the sequence changes with time, so the rules need an end",
+		},
+		"no refresh": {
+			format: "knockd",
+			guards: with(func(g *Guard) { g.Schedule = hourly(3) }),
+			o:      Options{From: noon},
+			want:   "the sequence changes with time, and format knockd does not know the time: one file holds at most 3h0m0s",
+		},
+		"too long a refresh": {
+			format: "knockd",
+			guards: with(func(g *Guard) { g.Schedule, g.Skew = hourly(3), time.Minute }),
+			o:      Options{From: noon, Until: noon.Add(4 * time.Hour)},
+			want:   "one file holds at most 2h58m0s",
+		},
+		"open, some time": {
+			format: "knockd",
+			guards: with(func(g *Guard) { g.Schedule = hourly(3) }),
+			o:      Options{From: noon, Until: noon.Add(1), OpenAtEnd: true},
+			want:   "cannot open the ports at the end",
+		},
+		"too long": {
+			format: "nftables",
+			guards: with(func(g *Guard) { g.Schedule = hourly(3) }),
+			o:      Options{From: noon, Until: noon.Add(100_001 * time.Hour)},
+			want:   "there are more than 300000 knocks",
+		},
+		"fraction of skew": {
+			format: "nftables",
+			guards: with(func(g *Guard) { g.Schedule, g.Skew = every(time.Second), 400*time.Millisecond }),
+			o:      until(time.Minute),
+			want:   "vps: the Skew, 400ms, and the Period, 1s, must be whole seconds",
+		},
+		"same beginning": {
+			format: "knockd",
+			guards: []Guard{good(), mustGuard(t, "web", "7001/udp 9005/tcp", "80")},
+			want:   "web: its first knock is also the first knock of vps, and knockd would confuse the two; choose another first knock",
+		},
+		"consumed": {
+			format: "nftables",
+			guards: []Guard{good(), mustGuard(t, "web", "9000 7001/udp", "80")},
+			o:      Options{Consume: true},
+			want:   "web: profile vps has a knock in common with it and would drop that knock first; give them different knocks",
+		},
+		"consumed, drawn": {
+			format: "iptables",
+			guards: slices.Concat(
+				with(func(g *Guard) { g.Schedule, g.Skew = hourly(3), time.Minute }),
+				with(func(g *Guard) { g.Schedule, g.Name = hourly(3), "web" }),
+			),
+			o:    Options{From: noon, Until: noon.Add(time.Hour), Consume: true},
+			want: "web: profile vps has a knock in common",
+		},
+		"consumed, tokens": {
+			format: "nftables",
+			guards: append(token(func(*Guard) {}), token(func(g *Guard) { g.Name = "web" })...),
+			o:      Options{From: noon, Until: noon.Add(time.Hour), Consume: true},
+			want:   "web: profile vps has a knock in common",
+		},
+		"skew": {
+			format: "nftables",
+			guards: with(func(g *Guard) { g.Schedule, g.Skew = hourly(3), 30*time.Minute }),
+			o:      Options{From: noon, Until: noon.Add(1)},
+			want:   "twice the Skew, 30m0s, is not below the Period, 1h0m0s",
+		},
+		"two knocks": {
+			format: "nftables",
+			guards: with(func(g *Guard) { g.Schedule = hourly(2) }),
+			o:      Options{From: noon, Until: noon.Add(1)},
+			want:   "Knocks to 3 or more",
+		},
+		"few ports": {
+			format: "nftables",
+			guards: with(func(g *Guard) {
+				g.Schedule, g.KnockPorts = hourly(3), []knock.PortRange{{Transport: knock.UDP, First: 20000, Last: 29998}}
+			}),
+			o:    Options{From: noon, Until: noon.Add(1)},
+			want: "could guess it: 3 knocks at these ports make only 999700029999 sequences; set Knocks",
+		},
+		"many windows": {
+			format: "iptables",
+			guards: with(func(g *Guard) { g.Schedule = changing{} }),
+			o:      Options{From: midnight, Until: midnight.Add(722*time.Hour + 1)},
+			want:   "until 2026-12-21T02:00:00Z there are more than 722 windows, the most that format iptables can carry",
+		},
+		"fraction": {
+			format: "iptables",
+			guards: with(func(g *Guard) { g.KnockTimeout = 1500 * time.Millisecond }),
+			want:   "whole seconds",
+		},
+		"name": {
+			format: "nftables",
+			guards: with(func(g *Guard) { g.Name = "a\nflush ruleset" }),
+			want:   "control",
+		},
+		"file": {
+			format: "nftables",
+			guards: []Guard{good()},
+			o:      Options{File: "/etc/a\nb"},
+			want:   "control",
+		},
+		"consume": {
+			format: "knockd",
+			guards: []Guard{good()},
+			o:      Options{Consume: true},
+			want:   "only listens",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var out bytes.Buffer
@@ -223,9 +461,39 @@ func TestEmitRefuses(t *testing.T) {
 				t.Errorf("error %v, want one with %q", err, tt.want)
 			}
 			if out.Len() > 0 {
-				t.Errorf("half an action: %.200q", out.String())
+				t.Errorf("text beside the error: %.200q", out.String())
 			}
 		})
+	}
+}
+
+// TestRefusalNamesOption: a refusal names the option to change and the formats
+// that suit, so that a caller can say what to do in words of its own.
+func TestRefusalNamesOption(t *testing.T) {
+	changing := mustGuard(t, "vps", "1", "22")
+	changing.Schedule = hourly(3)
+	packets := spaGuard(t, "spa", spa.Keys{}, "443")
+	later := Options{From: noon, Until: noon.Add(1_000 * time.Hour)}
+	for _, tt := range []struct {
+		format Format
+		guard  Guard
+		o      Options
+		option string
+		suits  []Format
+	}{
+		{format: "nftables", guard: mustGuard(t, "vps", "7001", "22"), option: "Force"},
+		{format: "fwknop", guard: packets, option: "Force"},
+		{format: "nftables", guard: packets, suits: []Format{"fwknop"}},
+		{format: "nftables", guard: changing, option: "Until"},
+		{format: "iptables", guard: changing, o: later, option: "Until"},
+		{format: "knockd", guard: changing, option: "Until", suits: []Format{"iptables", "nftables"}},
+		{format: "knockd", guard: tokenGuard(t, "vps"), o: later, suits: []Format{"iptables", "nftables"}},
+		{format: "fwknop", guard: packets, o: Options{Force: true, Consume: true}, option: "Consume"},
+	} {
+		r, ok := errors.AsType[*Refusal](tt.format.Emit(io.Discard, []Guard{tt.guard}, tt.o))
+		if !ok || r.Option != tt.option || !slices.Equal(r.Suits, tt.suits) {
+			t.Errorf("%s, %s: %+v, want %q and %v", tt.format, tt.guard.Name, r, tt.option, tt.suits)
+		}
 	}
 }
 
@@ -269,7 +537,8 @@ func TestWalk(t *testing.T) {
 		{-1, time.Hour + 1, time.Minute, "11 12 13", true},
 	} {
 		g := guard{Guard: Guard{Schedule: hourly(3), Skew: tt.skew}}
-		if err := g.walk(Options{From: noon.Add(tt.from), Until: noon.Add(tt.until)}, format{windows: 10, clock: !tt.stale}); err != nil {
+		o := Options{From: noon.Add(tt.from), Until: noon.Add(tt.until)}
+		if err := g.walk(o, format{windows: 10, clock: !tt.stale}); err != nil {
 			t.Fatal(err)
 		}
 		var got []string
@@ -278,8 +547,8 @@ func TestWalk(t *testing.T) {
 			if seqs, _, _ := hourly(3).At(w.Start); w.Steps.String() != seqs[0].String() {
 				t.Errorf("hour %d has another's sequence", w.Start.Hour())
 			}
-			if w.opens(tt.skew) != w.Start.Add(-tt.skew).Unix() || w.closes(tt.skew) != w.End.Add(tt.skew).Unix() {
-				t.Errorf("hour %d opens at %d and closes at %d", w.Start.Hour(), w.opens(tt.skew), w.closes(tt.skew))
+			if w.from(tt.skew) != w.Start.Add(-tt.skew).Unix() || w.until(tt.skew) != w.End.Add(tt.skew).Unix() {
+				t.Errorf("hour %d opens at %d and closes at %d", w.Start.Hour(), w.from(tt.skew), w.until(tt.skew))
 			}
 			if want := w.Start.Unix() / 3600; w.number() != want {
 				t.Errorf("hour %d is window %d, want %d", w.Start.Hour(), w.number(), want)
@@ -294,8 +563,14 @@ func TestWalk(t *testing.T) {
 // TestKeep: how often rules are written, and for how long, so that one refresh
 // may fail and a format that knows no time still has few windows.
 func TestKeep(t *testing.T) {
+	units := func(f Format, guards []Guard, o Options) (string, error) {
+		var text strings.Builder
+		command := func(file, horizon string) []string { return []string{"write", file, horizon} }
+		err := f.WriteUnits(&text, guards, o, Upkeep{Command: command})
+		return text.String(), err
+	}
 	for _, tt := range []struct {
-		format         string
+		format         Format
 		period, skew   time.Duration
 		every, horizon time.Duration
 	}{
@@ -315,37 +590,49 @@ func TestKeep(t *testing.T) {
 			from := noon.Add(time.Duration(i) * tt.period / 10)
 			slow := mustGuard(t, "slow", "1", "23")
 			slow.Schedule, slow.Skew = every(400*24*time.Hour), time.Hour
-			u, err := Format(tt.format).Upkeep([]Guard{slow, g}, Options{From: from, Until: from})
+			o := Options{From: from, Until: from}
+			row, _ := tt.format.row()
+			every, horizon, err := row.rhythm([]Guard{slow, g}, o)
+			if err != nil || every != tt.every || horizon != tt.horizon {
+				t.Errorf("%s, %v, %v: every %v for %v, %v", tt.format, tt.period, tt.skew, every, horizon, err)
+			}
+			text, err := units(tt.format, []Guard{slow, g}, o)
 			if err != nil {
 				t.Fatalf("%s, %v, %v: %v", tt.format, tt.period, tt.skew, err)
 			}
-			if u.Every != tt.every || u.Horizon != tt.horizon || u.File == "" {
-				t.Errorf("%s, %v, %v: %+v", tt.format, tt.period, tt.skew, u)
+			command := fmt.Sprintf("write %s %s; ", row.file, span(tt.horizon))
+			if !strings.Contains(text, command) || !strings.Contains(text, "\nOnUnitActiveSec="+span(tt.every)+"\n") {
+				t.Errorf("%s, %v, %v:\n%s", tt.format, tt.period, tt.skew, text)
 			}
 		}
 	}
 	static, hour := mustGuard(t, "vps", "7001 8003", "22"), mustGuard(t, "vps", "1", "22")
 	hour.Schedule = every(time.Hour)
 	// A profile and systemd know no fractions of a second.
-	if u, err := Format("nftables").Upkeep([]Guard{hour}, Options{From: noon, Until: noon.Add(2*time.Hour + time.Millisecond)}); err != nil || u.Horizon != 2*time.Hour {
-		t.Errorf("%+v, %v", u, err)
+	fraction := Options{From: noon, Until: noon.Add(2*time.Hour + time.Millisecond)}
+	if text, err := units("nftables", []Guard{hour}, fraction); err != nil || !strings.Contains(text, "write /etc/portknock.nft 2h; ") {
+		t.Errorf("%s, %v", text, err)
 	}
 	skewed := hour
 	skewed.Skew = time.Hour
-	for want, err := range map[string]error{
-		"need no refresh": second(Format("nftables").Upkeep([]Guard{static}, Options{From: noon, Until: noon})),
-		"below 2h0m0s":    second(Format("nftables").Upkeep([]Guard{hour}, Options{From: noon, Until: noon.Add(119 * time.Minute)})),
-		"no profile":      second(Format("nftables").Upkeep(nil, Options{From: noon, Until: noon})),
-		"unknown format":  second(Format("pf").Upkeep([]Guard{hour}, Options{From: noon, Until: noon})),
-		"Skew":            second(Format("nftables").Upkeep([]Guard{skewed}, Options{From: noon, Until: noon})),
+	now := Options{From: noon, Until: noon}
+	for _, tt := range []struct {
+		format Format
+		guards []Guard
+		o      Options
+		want   string
+	}{
+		{"nftables", []Guard{static}, now, "need no refresh"},
+		{"nftables", []Guard{hour}, Options{From: noon, Until: noon.Add(119 * time.Minute)}, "below 2h0m0s"},
+		{"nftables", nil, now, "no profile"},
+		{"pf", []Guard{hour}, now, "unknown format"},
+		{"nftables", []Guard{skewed}, now, "Skew"},
 	} {
-		if err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%v, want %s", err, want)
+		if text, err := units(tt.format, tt.guards, tt.o); err == nil || !strings.Contains(err.Error(), tt.want) || text != "" {
+			t.Errorf("%v, want %s", err, tt.want)
 		}
 	}
 }
-
-func second(_ Upkeep, err error) error { return err }
 
 // every is a schedule of windows of that length, of one sequence.
 type every time.Duration
@@ -386,7 +673,10 @@ type failing struct{ err error }
 func (f failing) Write([]byte) (int, error) { return 0, f.err }
 
 func TestIdent(t *testing.T) {
-	names := []string{"vps", "web.corp.example", "web-corp-example", "web_corp_example", "WEB.corp.example", "a-very-long-name-1", "a-very-long-name-2", "*", "日本"}
+	names := []string{
+		"vps", "web.corp.example", "web-corp-example", "web_corp_example", "WEB.corp.example",
+		"a-very-long-name-1", "a-very-long-name-2", "*", "日本",
+	}
 	seen := map[string]string{}
 	for _, name := range names {
 		id := ident(name)
@@ -405,8 +695,11 @@ func TestIdent(t *testing.T) {
 
 func TestPortsMerge(t *testing.T) {
 	ranges, _ := knock.ParsePortRanges("30 22 10-20 21 15-18 5/udp 65535 65530-65534")
-	if got, want := join(ports(knock.TCP, ranges)), "10-22/tcp 30/tcp 65530-65535/tcp"; got != want {
-		t.Errorf("ports = %q, want %q", got, want)
+	if got, want := spaced(merged(ranges)), "10-22/tcp 30/tcp 65530-65535/tcp 5/udp"; got != want {
+		t.Errorf("merged = %q, want %q", got, want)
+	}
+	if got, want := spaced(of(knock.UDP, ranges)), "5/udp"; got != want {
+		t.Errorf("of UDP = %q, want %q", got, want)
 	}
 }
 
@@ -430,7 +723,7 @@ func TestKnockdTrap(t *testing.T) {
 	web, _ := knock.ParsePortRanges("7002-7009")
 	// Without 80 (ignored), 65536, 6999 and 7002 (guarded), and the knocks themselves,
 	// also those of the other window.
-	if got, want := (knockdSection{g, g.Windows[0]}).trap(append(web, g.OpenPorts...)), "82:tcp"; got != want {
+	if got, want := g.trap(g.Windows[0], append(web, g.OpenPorts...)).String(), "82/tcp"; got != want {
 		t.Errorf("Trap = %q, want %q", got, want)
 	}
 }

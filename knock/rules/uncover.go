@@ -3,6 +3,8 @@ package rules
 import (
 	"fmt"
 	"strings"
+
+	"github.com/portknock/portknock/knock"
 )
 
 // forceVariable makes a load line go on where it would refuse.
@@ -25,13 +27,10 @@ if (at <= (r[2] ? r[2] : r[1]) + 0 && seen[t, $i]++ == 0) print $i "/" t } }`
 // The variable [forceVariable] makes it succeed. One file guards a server at a
 // time: loading another one would open these ports without a word.
 func refuseToOpen(listing string, guards []guard) string {
-	var closed []string
-	for _, t := range transports {
-		for _, r := range ports(t, guarded(guards)) {
-			closed = append(closed, fmt.Sprint(t), fmt.Sprint(r.First), fmt.Sprint(r.Last))
-		}
-	}
+	closed := join(merged(guarded(guards)), " ", func(r knock.PortRange) string {
+		return fmt.Sprintf("%v %d %d", r.Transport, r.First, r.Last)
+	})
 	program := strings.NewReplacer("\n", " ", "$", `\$`, `"`, `\"`).Replace(uncovered)
 	return fmt.Sprintf(`{ [ -n "${%s-}" ] || { l=$(%s 2>/dev/null | awk -v new="%s" "%s"); [ -z "$l" ]; } || { echo "portknock: not loaded, because this would open guarded ports:" $l". Put all profiles into one file. To load anyway: export %[1]s=1, then repeat" >&2; false; }; }`,
-		forceVariable, listing, strings.Join(closed, " "), program)
+		forceVariable, listing, closed, program)
 }

@@ -12,72 +12,55 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// Upkeep is how a server that has the key keeps its rules fresh: it writes them
-// anew every so often, for a short time ahead, and loads them.
+// Upkeep says how a server that has the key can write its rules itself.
 type Upkeep struct {
-	File    string        // the rules
-	Every   time.Duration // how often they are written, in whole seconds
-	Horizon time.Duration // for how long each time, in whole seconds
-
-	format    format
-	document  document
-	openAtEnd bool
+	// Command returns the command that writes the rules for the time horizon, such
+	// as 1h30m, to a file.
+	Command func(file, horizon string) []string
+	Config  string   // the profile file that the command reads
+	Names   []string // the profiles that the rules are for
 }
 
-// Upkeep returns the upkeep of the rules that [Format.Emit] writes of these guards.
-// The horizon is the time from o.From until o.Until, or chosen if that is not
-// positive. An error is one of Emit's, or says why there is nothing to keep.
-func (f Format) Upkeep(guards []Guard, o Options) (Upkeep, error) {
-	row, err := f.row()
-	if err != nil {
-		return Upkeep{}, err
-	}
-	u := Upkeep{File: cmp.Or(o.File, row.file), format: row, openAtEnd: o.OpenAtEnd}
+// rhythm returns how often a server writes its rules, and the time that they are
+// for, both in whole seconds. That time is the one from o.From until o.Until, or
+// chosen here if that is not positive. It fails if the rules need no upkeep.
+func (f format) rhythm(guards []Guard, o Options) (every, horizon time.Duration, err error) {
 	for _, g := range guards {
 		if g.SPA != nil { // whose key is all the server needs
 			continue
 		}
 		_, w, err := g.Schedule.At(o.From)
 		if err != nil {
-			return Upkeep{}, fmt.Errorf("%s: %w", g.Name, err)
+			return 0, 0, fmt.Errorf("%s: %w", g.Name, err)
 		}
 		if w == (knock.Window{}) {
 			continue
 		}
-		if every := row.every(w.End.Sub(w.Start), g.Skew); u.Every == 0 || every < u.Every {
-			u.Every = every
+		// Where the firewall knows the time, it is a matter of how long a server may be
+		// down. One that does not opens a sequence for that much longer than Skew.
+		period := w.End.Sub(w.Start)
+		own := min(max(period, time.Minute), 24*time.Hour)
+		if !f.clock {
+			own = max(min(max(g.Skew, 30*time.Second), period/4).Truncate(time.Second), time.Second)
 		}
+		every = min(cmp.Or(every, own), own)
 	}
-	u.Horizon = o.Until.Sub(o.From).Truncate(time.Second)
+	horizon = o.Until.Sub(o.From).Truncate(time.Second)
 	switch {
 	case len(guards) == 0: // which document refuses
-	case u.Every == 0:
-		return Upkeep{}, errors.New("the sequence never changes: these rules need no refresh")
-	case u.Horizon <= 0:
-		// A refresh that fails, or comes late, does no harm, nor does the next.
-		u.Horizon = 4 * u.Every
-		if !row.clock { // and carries few windows
-			u.Horizon = 3 * u.Every
-		}
-		o.Until = o.From.Add(u.Horizon)
-	case u.Horizon < 2*u.Every:
-		return Upkeep{}, fmt.Errorf("a refresh every %v does not go with a horizon below %v", u.Every, 2*u.Every)
+	case every == 0:
+		return 0, 0, errors.New("the sequence never changes: these rules need no refresh")
+	case horizon <= 0 && f.clock:
+		horizon = 4 * every // a refresh that fails, or comes late, does no harm, nor does the next
+	case horizon <= 0:
+		horizon = 3 * every // it carries few windows
+	case horizon < 2*every:
+		return 0, 0, fmt.Errorf("a refresh every %v does not go with a horizon below %v", every, 2*every)
 	}
-	u.document, err = row.document(guards, o)
-	return u, err
+	return every, horizon, nil
 }
 
-// every returns how often rules are written for windows of a length. Where the
-// firewall knows the time, that is a matter of how long a server may be down. One
-// that does not opens a sequence for that much longer than Skew.
-func (f format) every(period, skew time.Duration) time.Duration {
-	if !f.clock {
-		return max(min(max(skew, 30*time.Second), period/4).Truncate(time.Second), time.Second)
-	}
-	return min(max(period, time.Minute), 24*time.Hour)
-}
-
-// unitsFile is where the text of [Upkeep.WriteUnits] is to be saved.
+// unitsFile is where the text of [Format.WriteUnits] is to be saved.
 const unitsFile = "/etc/portknock.units"
 
 // units is a service and a timer for systemd, in the form in which systemctl cat
@@ -160,42 +143,55 @@ AccuracySec=1s
 WantedBy=timers.target
 `
 
-// WriteUnits writes the units. Emit returns the command that writes the rules to
-// File for the time Horizon, which it gets as systemd and a profile write it;
-// config is the profile file that the command reads, and names are the profiles.
-func (u Upkeep) WriteUnits(w io.Writer, emit func(horizon string) []string, config string, names []string) error {
-	byHand := quoted(emit(span(u.Horizon)), quote)
+// WriteUnits writes a service and a timer for systemd: again and again, they write
+// the rules that [Format.Emit] writes of these guards, and load them. Each time, the
+// rules are for the time from o.From until o.Until, or for a time that suits if that
+// is not positive. An error is one of Emit's, or says why the rules need no upkeep.
+func (f Format) WriteUnits(w io.Writer, guards []Guard, o Options, u Upkeep) error {
+	row, err := f.row()
+	if err != nil {
+		return err
+	}
+	every, horizon, err := row.rhythm(guards, o)
+	if err != nil {
+		return err
+	}
+	o.Until = o.From.Add(horizon)
+	d, err := row.document(guards, o)
+	if err != nil {
+		return err
+	}
+	file := cmp.Or(o.File, row.file)
+	byHand := join(u.Command(file, span(horizon)), " ", quote)
 	// Rules that cannot be written anew are no reason not to load those that are
 	// there, at the start of the machine above all.
-	refresh := byHand + "; s=$?; { " + u.document.reload + "; } || s=$?; exit $s"
-	commands := []string{unitWords([]string{"/bin/sh", "-c", refresh})}
-	end := "If the refresh stops, the rules end " + span(u.Horizon) + " later, and the ports are open\n# to "
+	start := unitCommand(byHand + "; s=$?; { " + d.reload + "; } || s=$?; exit $s")
+	end := "If the refresh stops, the rules end " + span(horizon) + " later, and the ports are open\n# to "
 	switch {
-	case u.document.changed != "":
-		sum := "/run/portknock.sum" // a checksum, since a copy would hold secrets
-		commands = append(commands, unitWords([]string{"/bin/sh", "-c", fmt.Sprintf(
-			"sha256sum -c %[1]s >/dev/null 2>&1 || { %[2]s; sha256sum %[3]s >%[1]s; }", sum, u.document.changed, quote(u.File))}))
-		end = "If the refresh stops, sequences of the past go on opening, and new ones do\n# not. knockd itself is run by its own service: let that read " + u.File +
+	case d.changed != "":
+		// A checksum, since a copy would hold secrets.
+		start += "\n" + unitCommand(fmt.Sprintf("sha256sum -c %[1]s >/dev/null 2>&1 || { %[2]s; sha256sum %[3]s >%[1]s; }",
+			"/run/portknock.sum", d.changed, quote(file)))
+		end = "If the refresh stops, sequences of the past go on opening, and new ones do\n# not. knockd itself is run by its own service: let that read " + file +
 			",\n# and give it the interface by its option -i."
-	case u.openAtEnd:
+	case o.OpenAtEnd:
 		end += "everybody from then on."
 	default:
 		end += "nobody from then on; with --at-end open, to everybody."
 	}
-	execs := "ExecStart=" + strings.Join(commands, "\nExecStart=")
 	capabilities, calls := "CAP_NET_ADMIN CAP_NET_RAW", "@system-service"
-	if u.format.modules {
+	if row.modules {
 		capabilities, calls = capabilities+" CAP_SYS_MODULE", calls+" @module"
 		// firewalld counts as started before it flushes, but answers only after that.
-		execs = "ExecStartPre=-firewall-cmd --state\n" + execs
+		start = "ExecStartPre=-firewall-cmd --state\n" + start
 	}
-	list := strings.Join(names, " ")
-	_, err := strings.NewReplacer(
-		"UNITSFILE", unitsFile, "UNDO", u.document.undo,
-		"RULES", u.File, "FOLDER", unitWord(filepath.Dir(u.File)),
-		"CONFIG", config, "NAMES", list, "DESCRIPTION", unitText(list),
-		"EVERY", span(u.Every), "HORIZON", span(u.Horizon), "END", end,
-		"BYHAND", byHand, "EXECSTARTS", execs,
+	names := strings.Join(u.Names, " ")
+	_, err = strings.NewReplacer(
+		"UNITSFILE", unitsFile, "UNDO", d.undo,
+		"RULES", file, "FOLDER", unitWord(filepath.Dir(file)),
+		"CONFIG", u.Config, "NAMES", names, "DESCRIPTION", unitText(names),
+		"EVERY", span(every), "HORIZON", span(horizon), "END", end,
+		"BYHAND", byHand, "EXECSTARTS", start,
 		"CAPABILITIES", capabilities, "CALLS", calls,
 		"FLUSHERS", "nftables.service netfilter-persistent.service iptables.service ip6tables.service firewalld.service",
 	).WriteString(w, units)
@@ -204,14 +200,7 @@ func (u Upkeep) WriteUnits(w io.Writer, emit func(horizon string) []string, conf
 
 // span writes whole seconds as systemd and a profile read them: 1h30m, 45s.
 func span(d time.Duration) string {
-	s := d.String()
-	if strings.HasSuffix(s, "m0s") {
-		s = s[:len(s)-2]
-	}
-	if strings.HasSuffix(s, "h0m") {
-		s = s[:len(s)-2]
-	}
-	return s
+	return strings.NewReplacer("h0m0s", "h", "m0s", "m").Replace(d.String())
 }
 
 // unitText keeps systemd from expanding a percent sign.
@@ -227,15 +216,7 @@ func unitWord(s string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
 }
 
-// unitWords makes words a command of a unit, where $ would begin a variable.
-func unitWords(words []string) string {
-	return quoted(words, func(s string) string { return strings.ReplaceAll(unitWord(s), "$", "$$") })
-}
-
-func quoted(words []string, quote func(string) string) string {
-	all := make([]string, len(words))
-	for i, w := range words {
-		all[i] = quote(w)
-	}
-	return strings.Join(all, " ")
+// unitCommand returns the line of a unit that has a shell run a script.
+func unitCommand(script string) string {
+	return "ExecStart=/bin/sh -c " + strings.ReplaceAll(unitWord(script), "$", "$$") // where $ would begin a variable
 }
