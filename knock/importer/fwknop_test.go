@@ -74,7 +74,7 @@ func TestFwknopPlainForm(t *testing.T) {
 
 // TestFwknopRefuses: what fwknop reads in another way than it looks.
 func TestFwknopRefuses(t *testing.T) {
-	const form = "rc:6: write a variable, a blank and a value without blanks, such as SPA_SERVER vps.example"
+	const form = "rc:6: write a variable in capitals, a blank and a value without blanks, such as SPA_SERVER vps.example"
 	const title = "rc:6: write the first line of a stanza as [NAME]"
 	for name, tt := range map[string]struct{ file, want string }{
 		"long line":         {plain + "#" + strings.Repeat("c", 1022) + "\n", "rc:6: longer than 1022 bytes, and fwknop reads the rest as another line: shorten it"},
@@ -102,10 +102,10 @@ func TestFwknopRefuses(t *testing.T) {
 		"colon before":      {plain + "SPOOF_USER :a\n", `rc:6: SPOOF_USER: remove the ":", which is part of the value for fwknop`},
 		"hash in value":     {plain + "HMAC_KEY a#c\n", "rc:6: HMAC_KEY: fwknop ends a value at # and ;: put a blank before a comment, or write a key in base64"},
 		"semicolon":         {plain + "HMAC_KEY a;c\n", "rc:6: HMAC_KEY: fwknop ends a value at # and ;: put a blank before a comment, or write a key in base64"},
-		"small letters":     {plain + "spoof_user x\n", "rc:6: a line begins with a variable in capitals, such as SPA_SERVER"},
-		"a key's line":      {plain + "c2VjcmV0 x\n", "rc:6: a line begins with a variable in capitals, such as SPA_SERVER"},
-		"unknown":           {plain + "CLIENT_TIMEOUT 3\n", `rc:6: unknown variable "CLIENT_TIMEOUT"`},
-		"twice":             {plain + "KEY x\n", "rc:6: KEY again: line 5 has it already; keep one"},
+		"small letters":     {plain + "spoof_user x\n", form},
+		"a key's line":      {plain + "c2VjcmV0 x\n", form},
+		"unknown":           {plain + "CLIENT_TIMEOUT 3\n", "rc:6: CLIENT_TIMEOUT: fwknop does not know this variable"},
+		"twice":             {plain + "KEY x\n", "rc:6: KEY: line 5 has it already; keep one"},
 		"fault in default":  {plain + "[default]\nnonsense\n", strings.Replace(form, "6", "7", 1)},
 		"no such stanza":    {"[x]\n", `rc: no stanza "h" in it`},
 		"Y not undone":      {"[default]\nRAND_PORT Y\n" + plain + "RAND_PORT N\n", "rc:8: RAND_PORT: fwknop keeps what line 2 has: remove one of them"},
@@ -128,7 +128,7 @@ func TestFwknopVariables(t *testing.T) {
 		"SPA_SERVER_PORT 0":                        `rc:6: SPA_SERVER_PORT: SPAPort: "0" is neither a port from 1 to 65535 nor random`,
 		"SPA_SERVER_PORT random":                   `rc:6: SPA_SERVER_PORT: "random" is not a plain number such as 30`,
 		"RAND_PORT y\nSPA_SERVER_PORT 5":           "SPAPort random",
-		"RAND_PORT yes":                            "rc:6: RAND_PORT: write Y or N; for fwknop only Y means yes",
+		"RAND_PORT yes":                            `rc:6: RAND_PORT: "yes" is not Y or N`,
 		"RAND_PORT N":                              "",
 		"RAND_PORT Y\nSPA_SERVER_PROTO tcp":        none + "rc:1: [h] is left out: SPAPort: random goes with the SPAProtocol udp only",
 		"SPA_SERVER_PORT 22\nSPA_SERVER_PROTO tcp": none + "rc:1: [h] is left out: SPAPort: 22/tcp is one of the OpenPorts, and a guarded port takes no packet",
@@ -229,8 +229,8 @@ func TestFwknopStanzas(t *testing.T) {
 		"default by name":  {"[a]\n[default]\n" + body, "Default", "192.0.2.1", ""},
 		"names":            {"[*.a]\n" + body + "[my host]\n" + body + "[vps]\n" + body + "[\xffb]\n" + body, "", "vps", "rc:1: [*.a] is left out: \"*.a\" is not a host name\nrc:6: [my host] is left out: \"my host\" is not a host name\nrc:16: [\xffb] is left out: \"\\xffb\" is not a host name"},
 		"GnuPG among them": {"[a]\nUSE_GPG Y\n" + body + "[b]\n" + body, "", "b", "rc:2: [a] is left out: GnuPG is not supported"},
-		"fault among them": {"[b]\n" + body + "[a]\nUSE_GPG x\n", "", "rc:7: USE_GPG: write Y or N; for fwknop only Y means yes", ""},
-		"none":             {"# nothing\n", "", "rc: no stanza in it", ""},
+		"fault among them": {"[b]\n" + body + "[a]\nUSE_GPG x\n", "", `rc:7: USE_GPG: "x" is not Y or N`, ""},
+		"none":             {"# nothing\n", "", "rc: no stanza that can be imported", ""},
 		"key files":        {"[2001:db8::1]\n" + body, "", "2001:db8::1", ""},
 	} {
 		imports, warned, err := Fwknop("rc", []byte(tt.file), tt.stanza)

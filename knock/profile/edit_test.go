@@ -87,7 +87,7 @@ func TestInsertFaultsHaveOldLines(t *testing.T) {
 
 func setting(t *testing.T, keyword string, words ...string) Setting {
 	t.Helper()
-	s, err := NewSetting(keyword, words...)
+	s, err := newSetting(token{keyword: keyword, words: words})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,9 +116,9 @@ func TestBlock(t *testing.T) {
 			t.Errorf("got %v, want %s", err, tt.want)
 		}
 	}
-	for _, words := range [][]string{{`a"b`}, {""}, {"a\x01"}, {"a\xff"}, nil, {"a", "b"}} {
-		if s, err := NewSetting("HostName", words...); err == nil {
-			t.Errorf("%q: got %+v", words, s)
+	for _, text := range []string{`HostName a"b`, "HostName ", "HostName a\x01", "HostName a\xff", "HostName", "HostName a b"} {
+		if s, err := ParseSetting("here", text); err == nil {
+			t.Errorf("%q: got %+v", text, s)
 		}
 	}
 }
