@@ -45,12 +45,14 @@ var (
 		`RAND_PORT NAT_LOCAL USE_HMAC USE_GPG RESOLVE_IP_HTTP RESOLVE_IP_HTTPS RESOLVE_HTTP_ONLY SERVER_RESOLVE_IPV4`}
 	word = kind{variables: `SPA_SERVER SPA_SERVER_PROTO=SPAProtocol ACCESS ALLOW_IP RESOLVE_URL NAT_ACCESS SPOOF_USER=SPAUser
 		DIGEST_TYPE=SPADigest ENCRYPTION_MODE=SPAMode KEY KEY_BASE64 HMAC_KEY HMAC_KEY_BASE64 HMAC_DIGEST_TYPE=HMACDigest`}
-	misread = kind{variables: `GPG_SIGNING_PW GPG_SIGNING_PW_BASE64 HMAC_KEY_FILE`} // for KEY, KEY_BASE64 or KEY_FILE
+	// fwknop takes these for KEY, KEY_BASE64 or KEY_FILE.
+	misread = kind{variables: `GPG_SIGNING_PW GPG_SIGNING_PW_BASE64 HMAC_KEY_FILE`}
+	// No setting stands for these.
 	without = kind{variables: `KEY_FILE NAT_RAND_PORT SPA_SOURCE_PORT SPOOF_SOURCE_IP HTTP_USER_AGENT USE_WGET_USER_AGENT WGET_CMD
 		USE_GPG_AGENT GPG_RECIPIENT GPG_SIGNER GPG_HOMEDIR GPG_EXE GPG_NO_SIGNING_PW NO_SAVE_ARGS VERBOSE`}
 )
 
-// kinds and keywords are the same by variable.
+// kinds and keywords have the kind and the keyword of each variable.
 var kinds, keywords = byVariable(number, offset, yesNo, word, misread, without)
 
 func byVariable(all ...kind) (kinds map[string]kind, keywords map[string]string) {
@@ -80,9 +82,9 @@ type rcFile struct {
 	warnings []string
 }
 
-// stanza is a line [NAME] and the lines below it. Its first error counts, and only
-// if the stanza is asked for: fwknop finds no fault in others. All that follows the
-// error is without effect.
+// stanza is a line [NAME] and the lines below it. Only its first error counts: what
+// follows the error has no effect. The error counts only if the stanza is asked for,
+// as with fwknop.
 type stanza struct {
 	file     *rcFile
 	name     string
@@ -226,7 +228,7 @@ func (s *stanza) leaveOut(due bool, at value, format string, args ...any) {
 	}
 }
 
-// refuse is warn for an error.
+// refuse is warn for a fault in a value: the error is the stanza's.
 func (s *stanza) refuse(due bool, at value, format string, args ...any) {
 	if due && s.err == nil {
 		s.err = s.file.fault(at.line, at.variable+": "+format, args...)
@@ -277,18 +279,22 @@ func (s *stanza) sorted() []value {
 	return slices.SortedFunc(maps.Values(s.values), func(a, b value) int { return a.line - b.line })
 }
 
-// lower returns the text of a variable in lower case.
+// lower returns the text of a variable in lower case; "" if the stanza does not have
+// the variable.
 func (s *stanza) lower(variable string) string { return strings.ToLower(s.values[variable].text) }
 
 func (s *stanza) yes(variable string) bool { return s.lower(variable) == "y" }
 
-// set adds the setting that a value becomes.
+// set adds the setting that a value becomes. Its text has no quotes, which a profile
+// would take off.
 func (s *stanza) set(from value, keyword, text string) {
 	s.refuse(strings.Contains(text, `"`), from, "%q cannot be written into a profile", from.text)
-	source := fmt.Sprintf("%s:%d: %s", s.file.name, from.line, from.variable)
-	setting, err := profile.ParseSetting(source, keyword+" "+text)
-	s.err = cmp.Or(s.err, err)
-	s.settings = append(s.settings, setting)
+	if s.err == nil {
+		var setting profile.Setting
+		source := fmt.Sprintf("%s:%d: %s", s.file.name, from.line, from.variable)
+		setting, s.err = profile.ParseSetting(source, keyword+" "+text)
+		s.settings = append(s.settings, setting)
+	}
 }
 
 // convert makes the Import.
