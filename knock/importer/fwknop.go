@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 	"unicode"
@@ -26,52 +27,52 @@ const (
 	maxHMACKey   = 128
 )
 
-// kind is how the value of a variable must look, or what becomes of it.
-type kind int
+// kind is how the values of some variables must look. A value that does not match
+// is one that fwknop does not read as a person does.
+type kind struct {
+	plain     string
+	pattern   *regexp.Regexp // nil if every value matches
+	variables string         // NAME=KEYWORD if a setting takes the value as it is
+}
 
-const (
-	word kind = iota + 1
-	number
-	offset
-	yesNo
-	misread // fwknop takes the value for that of another variable
-	without // no setting stands for it
+// These are the variables that fwknop knows. SERVER_RESOLVE_IPV4 needs no setting:
+// portknock reaches every fwknopd by IPv4.
+var (
+	number = kind{"a plain number such as 30", regexp.MustCompile(`^(0|[1-9][0-9]*)$`),
+		`SPA_SERVER_PORT=SPAPort FW_TIMEOUT=SPATimeout NAT_PORT`}
+	offset = kind{"a plain time such as 90, -5m or 1h", regexp.MustCompile(`^-?(0|[1-9][0-9]*)[smhdSMHD]?$`), `TIME_OFFSET=TimeOffset`}
+	yesNo  = kind{"Y or N", regexp.MustCompile(`^[YyNn]$`),
+		`RAND_PORT NAT_LOCAL USE_HMAC USE_GPG RESOLVE_IP_HTTP RESOLVE_IP_HTTPS RESOLVE_HTTP_ONLY SERVER_RESOLVE_IPV4`}
+	word = kind{variables: `SPA_SERVER SPA_SERVER_PROTO=SPAProtocol ACCESS ALLOW_IP RESOLVE_URL NAT_ACCESS SPOOF_USER=SPAUser
+		DIGEST_TYPE=SPADigest ENCRYPTION_MODE=SPAMode KEY KEY_BASE64 HMAC_KEY HMAC_KEY_BASE64 HMAC_DIGEST_TYPE=HMACDigest`}
+	// fwknop takes these for KEY, KEY_BASE64 or KEY_FILE.
+	misread = kind{variables: `GPG_SIGNING_PW GPG_SIGNING_PW_BASE64 HMAC_KEY_FILE`}
+	// No setting stands for these.
+	without = kind{variables: `KEY_FILE NAT_RAND_PORT SPA_SOURCE_PORT SPOOF_SOURCE_IP HTTP_USER_AGENT USE_WGET_USER_AGENT WGET_CMD
+		USE_GPG_AGENT GPG_RECIPIENT GPG_SIGNER GPG_HOMEDIR GPG_EXE GPG_NO_SIGNING_PW NO_SAVE_ARGS VERBOSE`}
 )
 
-// fwknopKinds are the variables that fwknop knows. SERVER_RESOLVE_IPV4 needs no
-// setting: portknock reaches every fwknopd by IPv4.
-var fwknopKinds = kinds(map[kind]string{
-	word: `SPA_SERVER SPA_SERVER_PROTO ACCESS ALLOW_IP RESOLVE_URL NAT_ACCESS SPOOF_USER DIGEST_TYPE ENCRYPTION_MODE
-		KEY KEY_BASE64 HMAC_KEY HMAC_KEY_BASE64 HMAC_DIGEST_TYPE`,
-	number:  `SPA_SERVER_PORT FW_TIMEOUT NAT_PORT`,
-	offset:  `TIME_OFFSET`,
-	yesNo:   `RAND_PORT NAT_LOCAL USE_HMAC USE_GPG RESOLVE_IP_HTTP RESOLVE_IP_HTTPS RESOLVE_HTTP_ONLY SERVER_RESOLVE_IPV4`,
-	misread: `GPG_SIGNING_PW GPG_SIGNING_PW_BASE64 HMAC_KEY_FILE`,
-	without: `KEY_FILE NAT_RAND_PORT SPA_SOURCE_PORT SPOOF_SOURCE_IP HTTP_USER_AGENT USE_WGET_USER_AGENT WGET_CMD
-		USE_GPG_AGENT GPG_RECIPIENT GPG_SIGNER GPG_HOMEDIR GPG_EXE GPG_NO_SIGNING_PW NO_SAVE_ARGS VERBOSE`,
-})
+// kinds and keywords have the kind and the keyword of each variable.
+var kinds, keywords = byVariable(number, offset, yesNo, word, misread, without)
 
-func kinds(names map[kind]string) map[string]kind {
-	all := make(map[string]kind)
-	for k, list := range names {
-		for _, name := range strings.Fields(list) {
-			all[name] = k
+func byVariable(all ...kind) (kinds map[string]kind, keywords map[string]string) {
+	kinds, keywords = make(map[string]kind), make(map[string]string)
+	for _, k := range all {
+		for _, entry := range strings.Fields(k.variables) {
+			variable, keyword, _ := strings.Cut(entry, "=")
+			kinds[variable], keywords[variable] = k, keyword
 		}
 	}
-	return all
+	return kinds, keywords
 }
 
-// fwknopKeywords are the keywords of variables whose values carry over as they are.
-var fwknopKeywords = map[string]string{
-	"SPA_SERVER_PORT":  "SPAPort",
-	"SPA_SERVER_PROTO": "SPAProtocol",
-	"FW_TIMEOUT":       "SPATimeout",
-	"TIME_OFFSET":      "TimeOffset",
-	"DIGEST_TYPE":      "SPADigest",
-	"ENCRYPTION_MODE":  "SPAMode",
-	"SPOOF_USER":       "SPAUser",
-	"HMAC_DIGEST_TYPE": "HMACDigest",
-}
+var (
+	port      = regexp.MustCompile(`(tcp|udp)/(0|[1-9][0-9]*)`)
+	ports     = regexp.MustCompile(`^` + port.String() + `(,` + port.String() + `)*$`)
+	comment   = regexp.MustCompile(`[ \t][#;].*`) // behind a value
+	plainLine = regexp.MustCompile(`^[ \t]*([A-Z_]+(?:64|4)?):?[ \t]+([^ \t]+)[ \t]*$`)
+	notInFile = regexp.MustCompile(`[^\pL\p{Nd}._-]`) // not every system has ":" and "%" in the names of files
+)
 
 // rcFile is a .fwknoprc.
 type rcFile struct {
@@ -81,19 +82,28 @@ type rcFile struct {
 	warnings []string
 }
 
-// stanza is a line [NAME] and the lines below it.
+// stanza is a line [NAME] and the lines below it. Only its first error counts: what
+// follows the error has no effect. The error counts only if the stanza is asked for,
+// as with fwknop.
 type stanza struct {
-	name  string
-	line  int
-	lines []value // as they stand in the file: the whole line is the text
+	file     *rcFile
+	name     string
+	line     int
+	values   map[string]value
+	settings []profile.Setting
+	made     Import
+	err      error
 }
 
-// value is what a stanza gives to a variable.
+// value is what a line gives to a variable.
 type value struct {
 	variable string
 	text     string
 	line     int // 0 if the stanza does not have the variable
 }
+
+// errLeftOut means that no profile can stand for a stanza; there is a warning.
+var errLeftOut = errors.New("left out")
 
 // Fwknop reads the .fwknoprc of fwknop's client: the stanza of that name, or all
 // if the name is "". [default] applies to all others. It is imported itself only
@@ -106,12 +116,11 @@ type value struct {
 //
 // Warnings and errors begin "NAME:LINE: " and never hold any part of a key. There
 // may be warnings beside an error.
-func Fwknop(name string, data []byte, stanza string) (imports []Import, warnings []string, err error) {
-	r, err := readFwknop(name, data)
-	if err != nil {
-		return nil, nil, err
+func Fwknop(name string, data []byte, only string) (imports []Import, warnings []string, err error) {
+	r := &rcFile{name: name, named: make(map[string]*stanza)}
+	if err = r.read(data); err == nil {
+		imports, err = r.imports(only)
 	}
-	imports, err = r.imports(stanza)
 	return imports, r.warnings, err
 }
 
@@ -119,190 +128,82 @@ func (r *rcFile) fault(line int, format string, args ...any) error {
 	return fmt.Errorf("%s:%d: %w", r.name, line, fmt.Errorf(format, args...))
 }
 
-func (r *rcFile) warn(line int, format string, args ...any) {
-	r.warnings = append(r.warnings, r.fault(line, format, args...).Error())
-}
-
-// readFwknop parts a file into stanzas. It does not look at the lines in them:
-// fwknop finds no fault in a stanza that is not asked for.
-func readFwknop(name string, data []byte) (*rcFile, error) {
+// read parts a file into stanzas.
+func (r *rcFile) read(data []byte) error {
 	if len(data) > maxFile {
-		return nil, fmt.Errorf("%s: larger than %d bytes", name, maxFile)
+		return fmt.Errorf("%s: larger than %d bytes", r.name, maxFile)
 	}
-	r := &rcFile{name: name, named: make(map[string]*stanza)}
 	n := 0
 	for line := range strings.Lines(string(data)) {
-		n++
 		line = strings.TrimSuffix(strings.TrimSuffix(line, "\n"), "\r")
+		n++
 		control := strings.IndexFunc(line, func(c rune) bool { return c < ' ' && c != '\t' })
 		switch {
 		case len(line) > maxLine:
-			return nil, r.fault(n, "longer than %d bytes, and fwknop reads the rest as another line: shorten it", maxLine)
+			return r.fault(n, "longer than %d bytes, and fwknop reads the rest as another line: shorten it", maxLine)
 		case control >= 0:
-			return nil, r.fault(n, "remove the control character %U", line[control])
+			return r.fault(n, "remove the control character %U", line[control])
 		case line == "" || line[0] == '#' || line[0] == ';':
 		case strings.HasPrefix(strings.TrimLeft(line, " \t"), "["):
 			if err := r.begin(line, n); err != nil {
-				return nil, r.fault(n, "%w", err)
+				return err
 			}
 		case len(r.stanzas) == 0:
-			return nil, r.fault(n, "fwknop ignores a line before the first stanza: put it below [default]")
+			return r.fault(n, "fwknop ignores a line before the first stanza: put it below [default]")
 		default:
-			last := r.stanzas[len(r.stanzas)-1]
-			last.lines = append(last.lines, value{text: line, line: n})
+			r.stanzas[len(r.stanzas)-1].add(line, n)
 		}
 	}
-	return r, nil
+	return nil
 }
 
 // begin adds the stanza that a line begins.
 func (r *rcFile) begin(line string, n int) error {
-	title := strings.TrimRight(uncomment(line), " \t")
+	title := strings.TrimRight(comment.ReplaceAllLiteralString(line, ""), " \t")
 	name := strings.Trim(title, "[] \t")
-	odd := func(r rune) bool { return r == '[' || r == ']' || !unicode.IsPrint(r) }
-	if name == "" || title != "["+name+"]" || strings.ContainsFunc(name, odd) {
-		return errors.New("write the first line of a stanza as [NAME]")
+	odd := func(c rune) bool { return c == '[' || c == ']' || !unicode.IsPrint(c) }
+	switch first := r.named[strings.ToLower(name)]; {
+	case name == "" || title != "["+name+"]" || strings.ContainsFunc(name, odd):
+		return r.fault(n, "write the first line of a stanza as [NAME]")
+	case first != nil:
+		return r.fault(n, "%s again: fwknop joins it to line %d, so write it there", title, first.line)
 	}
-	key := strings.ToLower(name)
-	if first := r.named[key]; first != nil {
-		return fmt.Errorf("%s again: fwknop joins it to line %d, so write it there", title, first.line)
-	}
-	r.named[key] = &stanza{name: name, line: n}
-	r.stanzas = append(r.stanzas, r.named[key])
+	s := &stanza{file: r, name: name, line: n, values: make(map[string]value)}
+	r.named[strings.ToLower(name)] = s
+	r.stanzas = append(r.stanzas, s)
 	return nil
-}
-
-// uncomment removes a comment behind a value, which begins after a blank.
-func uncomment(line string) string {
-	for i, c := range line {
-		if (c == '#' || c == ';') && i > 0 && (line[i-1] == ' ' || line[i-1] == '\t') {
-			return line[:i]
-		}
-	}
-	return line
-}
-
-// parseVariable reads one line of a stanza. No error quotes the line, which may
-// hold a key.
-func parseVariable(line string) (variable, text string, err error) {
-	words := strings.FieldsFunc(uncomment(line), func(c rune) bool { return c == ' ' || c == '\t' })
-	if len(words) != 2 {
-		return "", "", errors.New("write a variable, a blank and a value without blanks, such as SPA_SERVER vps.example")
-	}
-	variable, text = strings.TrimSuffix(words[0], ":"), words[1]
-	k := fwknopKinds[variable]
-	switch {
-	case k == 0 && strings.Trim(variable, "ABCDEFGHIJKLMNOPQRSTUVWXYZ_") != "":
-		err = errors.New("a line begins with a variable in capitals, such as SPA_SERVER")
-	case k == 0:
-		err = fmt.Errorf("unknown variable %q", variable)
-	case strings.ContainsAny(text, "#;"):
-		err = fmt.Errorf("%s: fwknop ends a value at # and ;: put a blank before a comment, or write a key in base64", variable)
-	case text[0] == '=' || text[0] == ':':
-		err = fmt.Errorf("%s: remove the %q, which is part of the value for fwknop", variable, text[:1])
-	case k == number && !isNumber(text):
-		err = fmt.Errorf("%s: %q is not a plain number such as 30", variable, text)
-	case k == offset && !isOffset(text):
-		err = fmt.Errorf("%s: %q is not a plain time such as 90, -5m or 1h", variable, text)
-	case k == yesNo && !strings.EqualFold(text, "Y") && !strings.EqualFold(text, "N"):
-		err = fmt.Errorf("%s: write Y or N; for fwknop only Y means yes", variable)
-	}
-	return variable, text, err
-}
-
-func isNumber(s string) bool {
-	return s == "0" || s != "" && s[0] != '0' && strings.Trim(s, "0123456789") == ""
-}
-
-// isOffset reports whether a time is plain: digits with one unit at most. Of two
-// units fwknop reads the first.
-func isOffset(s string) bool {
-	s = strings.TrimPrefix(s, "-")
-	if s != "" && strings.ContainsRune("smhdSMHD", rune(s[len(s)-1])) {
-		s = s[:len(s)-1]
-	}
-	return isNumber(s)
-}
-
-// values reads a stanza. Its variables come before those of [default].
-func (r *rcFile) values(defaults map[string]value, s *stanza) (map[string]value, error) {
-	own := make(map[string]value)
-	for _, line := range s.lines {
-		variable, text, err := parseVariable(line.text)
-		if err != nil {
-			return nil, r.fault(line.line, "%w", err)
-		}
-		if first, twice := own[variable]; twice {
-			return nil, r.fault(line.line, "%s again: line %d has it already; keep one", variable, first.line)
-		}
-		if d := defaults[variable]; d.line > 0 && d.stays(text) {
-			return nil, r.fault(line.line, "%s: fwknop keeps what line %d has: remove one of them", variable, d.line)
-		}
-		own[variable] = value{variable, text, line.line}
-	}
-	all := maps.Clone(defaults)
-	maps.Copy(all, own)
-	return all, nil
-}
-
-// stays reports whether something of a value of [default] counts for fwknop although
-// a stanza has another text.
-func (v value) stays(text string) bool {
-	switch {
-	case fwknopKinds[v.variable] == yesNo:
-		return strings.EqualFold(v.text, "Y") && strings.EqualFold(text, "N")
-	case fwknopKinds[v.variable] == offset:
-		return strings.HasPrefix(v.text, "-") // the minus
-	}
-	return strings.EqualFold(text, "resolve") && !strings.EqualFold(v.text, "resolve")
 }
 
 // imports converts the stanza of that name, or all.
 func (r *rcFile) imports(name string) (imports []Import, err error) {
-	defaults, byDefault := map[string]value{}, r.named["default"]
-	if byDefault != nil {
-		if defaults, err = r.values(defaults, byDefault); err != nil {
-			return nil, err
-		}
-	}
-	chosen := r.stanzas
-	if name != "" {
-		if chosen = nil; r.named[strings.ToLower(name)] != nil {
-			chosen = []*stanza{r.named[strings.ToLower(name)]}
-		}
-	} else if len(chosen) > 1 && byDefault != nil {
-		chosen = slices.DeleteFunc(slices.Clone(chosen), func(s *stanza) bool { return s == byDefault })
-		if server, ok := defaults["SPA_SERVER"]; ok {
-			r.warn(server.line, "[default] applies to the other stanzas and is not imported; import it by its name")
-		}
-	}
-	switch {
-	case len(chosen) == 0 && name != "":
+	chosen, byDefault := r.stanzas, cmp.Or(r.named["default"], new(stanza))
+	switch asked := r.named[strings.ToLower(name)]; {
+	case byDefault.err != nil:
+		return nil, byDefault.err
+	case name != "" && asked == nil:
 		return nil, fmt.Errorf("%s: no stanza %q in it", r.name, name)
-	case len(chosen) == 0:
-		return nil, fmt.Errorf("%s: no stanza in it", r.name)
+	case name != "":
+		chosen = []*stanza{asked}
+	case len(chosen) > 1:
+		chosen = slices.DeleteFunc(slices.Clone(chosen), func(s *stanza) bool { return s == byDefault })
+		server, ok := byDefault.values["SPA_SERVER"]
+		byDefault.warn(ok, server, "applies to the other stanzas and is not imported; import it by its name")
 	}
 	found := map[string]string{} // the first profile of each server
 	for _, s := range chosen {
-		c := &conversion{file: r, stanza: s, values: defaults}
-		if s != byDefault {
-			if c.values, err = r.values(defaults, s); err != nil {
-				return nil, err
-			}
-		}
-		if c.convert(); c.err == errLeftOut {
+		s.inherit(byDefault)
+		if s.convert(); s.err == errLeftOut {
 			continue
 		}
-		if c.err != nil {
-			return nil, c.err
+		if s.err != nil {
+			return nil, s.err
 		}
-		server := strings.ToLower(c.values["SPA_SERVER"].text)
-		if first, ok := found[server]; ok {
-			r.warn(s.line, "[%s] has the SPA_SERVER of %s, which is the profile that ssh's %%h finds: name the profile %[1]s to use it", s.name, first)
-		} else {
-			found[server] = c.made.Name
-		}
-		imports = append(imports, c.made)
+		server := s.lower("SPA_SERVER")
+		first := cmp.Or(found[server], s.made.Name)
+		s.warn(first != s.made.Name, value{},
+			"has the SPA_SERVER of %s, which is the profile that ssh's %%h finds: name the profile %s to use it", first, s.name)
+		found[server] = first
+		imports = append(imports, s.made)
 	}
 	if len(imports) == 0 {
 		return nil, fmt.Errorf("%s: no stanza that can be imported", r.name)
@@ -310,255 +211,236 @@ func (r *rcFile) imports(name string) (imports []Import, err error) {
 	return imports, nil
 }
 
-// errLeftOut means that no profile can stand for a stanza; there is a warning.
-var errLeftOut = errors.New("left out")
-
-// conversion makes an Import of a stanza. Its first error counts, and all that
-// follows is without effect.
-type conversion struct {
-	made     Import
-	file     *rcFile
-	stanza   *stanza
-	values   map[string]value
-	settings []profile.Setting
-	last     value // the variable that was asked for last: errors are about it
-	err      error
-}
-
-// get returns the text of a variable, "" if the stanza does not have it.
-func (c *conversion) get(variable string) string {
-	c.last = c.values[variable]
-	return c.last.text
-}
-
-func (c *conversion) yes(variable string) bool { return strings.EqualFold(c.get(variable), "Y") }
-
-// line returns where the variable that was asked for last is, or the stanza.
-func (c *conversion) line() int { return cmp.Or(c.last.line, c.stanza.line) }
-
-func (c *conversion) warn(format string, args ...any) {
-	if c.err == nil {
-		c.file.warn(c.line(), "[%s] %w", c.stanza.name, fmt.Errorf(format, args...))
+// warn adds a warning about a value when that is due; about the whole stanza if the
+// value is zero.
+func (s *stanza) warn(due bool, at value, format string, args ...any) {
+	if due && s.err == nil {
+		warning := s.file.fault(cmp.Or(at.line, s.line), "[%s] %w", s.name, fmt.Errorf(format, args...))
+		s.file.warnings = append(s.file.warnings, warning.Error())
 	}
 }
 
-func (c *conversion) leaveOut(format string, args ...any) {
-	c.warn("is left out: %w", fmt.Errorf(format, args...))
-	c.err = cmp.Or(c.err, errLeftOut)
-}
-
-func (c *conversion) fail(format string, args ...any) {
-	if c.err == nil {
-		c.err = c.file.fault(c.line(), "%s: %w", cmp.Or(c.last.variable, "["+c.stanza.name+"]"), fmt.Errorf(format, args...))
+// leaveOut is warn for a stanza that no profile can stand for.
+func (s *stanza) leaveOut(due bool, at value, format string, args ...any) {
+	s.warn(due, at, "is left out: "+format, args...)
+	if due && s.err == nil {
+		s.err = errLeftOut
 	}
 }
 
-// set adds a setting.
-func (c *conversion) set(keyword string, words ...string) {
-	s, err := profile.NewSetting(keyword, words...)
-	if err != nil {
-		c.fail("%w", err)
+// refuse is warn for a fault in a value: the error is the stanza's.
+func (s *stanza) refuse(due bool, at value, format string, args ...any) {
+	if due && s.err == nil {
+		s.err = s.file.fault(at.line, at.variable+": "+format, args...)
 	}
-	c.settings = append(c.settings, s)
 }
 
-// convert fills in the Import.
-func (c *conversion) convert() {
-	if c.yes("USE_GPG") || strings.EqualFold(c.get("ENCRYPTION_MODE"), "asymmetric") {
-		c.leaveOut("GnuPG is not supported")
-	}
-	if proto := strings.ToLower(c.get("SPA_SERVER_PROTO")); proto == "icmp" || proto == "tcpraw" {
-		c.leaveOut("%s needs root, and is not supported", proto)
-	}
-	server := c.get("SPA_SERVER")
-	if server == "" {
-		c.leaveOut("it has no SPA_SERVER")
-	}
-	c.set("HostName", strings.ReplaceAll(server, "%", "%%"))
-	c.set("Scheme", "fwknop")
-	c.last = value{}
-	if c.made.Name = c.stanza.name; strings.EqualFold(c.made.Name, "default") {
-		c.made.Name = server
-	}
-	if err := profile.CheckHost(c.made.Name); err != nil {
-		c.leaveOut("%w", err)
-	}
-	random := c.yes("RAND_PORT")
-	if random {
-		c.set("SPAPort", "random")
-	}
-	c.ports()
-	c.keys()
-	c.allow()
-	var left []string
-	for _, v := range slices.SortedFunc(maps.Values(c.values), func(a, b value) int { return a.line - b.line }) {
-		text := c.get(v.variable)
-		switch k, keyword := fwknopKinds[v.variable], fwknopKeywords[v.variable]; {
-		case k == misread:
-			c.fail("fwknop takes it for KEY, KEY_BASE64 or KEY_FILE: remove it, or call it so")
-		case k == without, strings.EqualFold(text, "udpraw"): // udp looks the same to the server
-			left = append(left, fmt.Sprintf("%s (line %d)", v.variable, v.line))
-		case keyword == "", keyword == "SPAPort" && random:
-		case keyword == "SPAUser" && len(text) > maxUser:
-			c.fail("fwknop cuts a name after %d bytes: shorten it", maxUser)
-		case keyword == "SPAUser":
-			c.set(keyword, text)
-		default:
-			c.set(keyword, strings.ToLower(text))
-		}
-	}
-	c.last = value{}
-	if left != nil {
-		c.warn("has what no setting stands for: %s", strings.Join(left, ", "))
-	}
-	if c.err != nil {
+// add reads a line below the first. No error quotes the line, which may hold a key.
+func (s *stanza) add(line string, n int) {
+	words := plainLine.FindStringSubmatch(comment.ReplaceAllLiteralString(line, ""))
+	if words == nil {
+		s.err = cmp.Or(s.err, s.file.fault(n,
+			"write a variable in capitals, a blank and a value without blanks, such as SPA_SERVER vps.example"))
 		return
 	}
-	var err error
-	if c.made.Block, err = profile.Block(c.made.Name, c.settings); err != nil {
-		c.leaveOut("%w", err)
+	v := value{words[1], words[2], n}
+	k, known := kinds[v.variable]
+	first, twice := s.values[v.variable]
+	s.refuse(!known, v, "fwknop does not know this variable")
+	s.refuse(strings.ContainsAny(v.text, "#;"), v, "fwknop ends a value at # and ;: put a blank before a comment, or write a key in base64")
+	s.refuse(strings.ContainsAny(v.text[:1], "=:"), v, "remove the %q, which is part of the value for fwknop", v.text[:1])
+	s.refuse(k.pattern != nil && !k.pattern.MatchString(v.text), v, "%q is not %s", v.text, k.plain)
+	s.refuse(twice, v, "line %d has it already; keep one", first.line)
+	s.values[v.variable] = v
+}
+
+// inherit takes over the values of [default] that the stanza does not have. Of some
+// that it has, something of the value of [default] counts for fwknop all the same.
+func (s *stanza) inherit(byDefault *stanza) {
+	for _, d := range byDefault.sorted() {
+		v, own := s.values[d.variable]
+		if !own {
+			s.values[d.variable] = d
+		}
+		was, is := strings.ToLower(d.text), strings.ToLower(v.text)
+		stays := is == "resolve" && was != "resolve"
+		switch kinds[d.variable] {
+		case yesNo:
+			stays = was == "y" && is == "n"
+		case offset:
+			stays = was[0] == '-' // the minus
+		}
+		s.refuse(own && v != d && stays, v, "fwknop keeps what line %d has: remove one of them", d.line)
 	}
 }
 
-// ports says what to open, and where a server forwards the port to. What NAT_PORT
+// sorted returns the values in the order of the file.
+func (s *stanza) sorted() []value {
+	return slices.SortedFunc(maps.Values(s.values), func(a, b value) int { return a.line - b.line })
+}
+
+// lower returns the text of a variable in lower case; "" if the stanza does not have
+// the variable.
+func (s *stanza) lower(variable string) string { return strings.ToLower(s.values[variable].text) }
+
+func (s *stanza) yes(variable string) bool { return s.lower(variable) == "y" }
+
+// set adds the setting that a value becomes. Its text has no quotes, which a profile
+// would take off.
+func (s *stanza) set(from value, keyword, text string) {
+	s.refuse(strings.Contains(text, `"`), from, "%q cannot be written into a profile", from.text)
+	if s.err == nil {
+		var setting profile.Setting
+		source := fmt.Sprintf("%s:%d: %s", s.file.name, from.line, from.variable)
+		setting, s.err = profile.ParseSetting(source, keyword+" "+text)
+		s.settings = append(s.settings, setting)
+	}
+}
+
+// convert makes the Import.
+func (s *stanza) convert() {
+	v, proto := s.values, s.lower("SPA_SERVER_PROTO")
+	server := v["SPA_SERVER"]
+	s.leaveOut(s.yes("USE_GPG"), v["USE_GPG"], "GnuPG is not supported")
+	s.leaveOut(s.lower("ENCRYPTION_MODE") == "asymmetric", v["ENCRYPTION_MODE"], "GnuPG is not supported")
+	s.leaveOut(proto == "icmp" || proto == "tcpraw", v["SPA_SERVER_PROTO"], "%s needs root, and is not supported", proto)
+	s.leaveOut(server.text == "", value{}, "it has no SPA_SERVER")
+	s.set(server, "HostName", strings.ReplaceAll(server.text, "%", "%%"))
+	s.set(value{}, "Scheme", "fwknop")
+	if s.made.Name = s.name; strings.EqualFold(s.name, "default") {
+		s.made.Name = server.text
+	}
+	err := profile.CheckHost(s.made.Name)
+	s.leaveOut(err != nil, value{}, "%w", err)
+	s.open()
+	s.keys()
+	s.allow()
+	s.rest()
+	if s.err == nil {
+		s.made.Block, err = profile.Block(s.made.Name, s.settings)
+		s.leaveOut(err != nil, value{}, "%w", err)
+	}
+}
+
+// open says what to open, and where a server forwards the port to. What NAT_PORT
 // gives is asked for instead of the port of ACCESS.
-func (c *conversion) ports() {
-	access := c.get("ACCESS")
-	if access == "" {
-		c.warn("has no ACCESS, which fwknop wants on its command line then; OpenPorts is 22/tcp")
+func (s *stanza) open() {
+	access, instead := s.values["ACCESS"], s.values["NAT_PORT"]
+	s.warn(access.text == "", access, "has no ACCESS, which fwknop wants on its command line then; OpenPorts is 22/tcp")
+	access.text = cmp.Or(access.text, "tcp/22")
+	s.refuse(!ports.MatchString(access.text), access, "%q is not ports such as tcp/22,udp/53", access.text)
+	s.refuse(instead.line > 0 && strings.Contains(access.text, ","), instead, "fwknop refuses it with several ports in ACCESS")
+	open := strings.Split(port.ReplaceAllString(access.text, "$2/$1"), ",")
+	forwarded, protocol, _ := strings.Cut(open[0], "/")
+	if instead.line > 0 {
+		open[0] = instead.text + "/" + protocol
 	}
-	var ports []string
-	for word := range strings.SplitSeq(cmp.Or(access, "tcp/22"), ",") {
-		protocol, port, _ := strings.Cut(word, "/")
-		if !isNumber(port) || protocol != "tcp" && protocol != "udp" {
-			c.fail("%q is not ports such as tcp/22,udp/53", access)
-		}
-		ports = append(ports, port+"/"+protocol)
-	}
-	forwarded, protocol, _ := strings.Cut(ports[0], "/")
-	if c.values["NAT_PORT"].line > 0 {
-		ports[0] = c.get("NAT_PORT") + "/" + protocol
-		if len(ports) > 1 {
-			c.fail("fwknop refuses it with several ports in ACCESS")
-		}
-	}
-	c.set("OpenPorts", ports...)
+	s.set(cmp.Or(instead, access), "OpenPorts", strings.Join(open, " "))
 
-	local := c.yes("NAT_LOCAL")
-	to := c.get("NAT_ACCESS")
-	if to == "" && local {
-		to = c.get("SPA_SERVER")
+	to := s.values["NAT_ACCESS"]
+	if s.yes("NAT_LOCAL") {
+		to = cmp.Or(to, s.values["SPA_SERVER"])
+		s.set(s.values["NAT_LOCAL"], "NATLocal", "yes")
 	}
-	if to == "" {
-		return
-	}
-	host, port, ok := strings.Cut(strings.Replace(to, ":", ",", 1), ",")
-	if a, err := netip.ParseAddr(host); err != nil || !a.Is4() {
-		c.leaveOut("NAT to %q, which is not an IPv4 address, is not supported", host)
-	}
-	if !ok {
-		port = forwarded
-	}
-	c.set("NATAccess", host+","+port)
-	if local {
-		c.set("NATLocal", "yes")
+	if to.line > 0 {
+		host, port, ok := strings.Cut(strings.Replace(to.text, ":", ",", 1), ",")
+		if !ok {
+			port = forwarded
+		}
+		address, _ := netip.ParseAddr(host)
+		s.leaveOut(!address.Is4(), to, "NAT to %q, which is not an IPv4 address, is not supported", host)
+		s.set(to, "NATAccess", host+","+port)
 	}
 }
 
 // keys takes the key and the HMAC key.
-func (c *conversion) keys() {
-	legacy, most := strings.EqualFold(c.get("ENCRYPTION_MODE"), "legacy"), maxKey
-	if legacy {
-		most = maxLegacyKey
-	}
-	key := c.key("KEY", most)
-	if len(key) == 0 {
-		c.leaveOut("it has neither KEY nor KEY_BASE64, and no other key is read")
-	}
-	c.keyFile("KeyFile", ".key", key)
-	hmac := c.key("HMAC_KEY", maxHMACKey)
-	switch {
-	case len(hmac) == 0:
-		if c.yes("USE_HMAC") {
-			c.leaveOut("it has neither HMAC_KEY nor HMAC_KEY_BASE64, and no other HMAC key is read")
-		}
+func (s *stanza) keys() {
+	from, key := s.key("KEY", maxKey, "KeyFile", ".key")
+	legacy, useHMAC := s.lower("ENCRYPTION_MODE") == "legacy", s.values["USE_HMAC"]
+	s.refuse(legacy && len(key) > maxLegacyKey, from, tooLong, maxLegacyKey, len(key))
+	s.leaveOut(key == nil, value{}, "it has neither KEY nor KEY_BASE64, and no other key is read")
+	from, hmac := s.key("HMAC_KEY", maxHMACKey, "HMACKeyFile", ".hmac")
+	if hmac == nil {
+		s.leaveOut(s.yes("USE_HMAC"), useHMAC, "it has neither HMAC_KEY nor HMAC_KEY_BASE64, and no other HMAC key is read")
 		return
-	case legacy:
-		c.fail("fwknop refuses an HMAC key with ENCRYPTION_MODE legacy")
-	case bytes.Equal(key, hmac):
-		c.fail("fwknop refuses an HMAC key that is the key")
-	case strings.EqualFold(c.get("USE_HMAC"), "N"):
-		c.fail("fwknop uses an HMAC key that it has: remove the key or this")
 	}
-	c.keyFile("HMACKeyFile", ".hmac", hmac)
+	s.refuse(legacy, from, "fwknop refuses an HMAC key with ENCRYPTION_MODE legacy")
+	s.refuse(bytes.Equal(key, hmac), from, "fwknop refuses an HMAC key that is the key")
+	s.refuse(s.lower("USE_HMAC") == "n", useHMAC, "fwknop uses an HMAC key that it has: remove the key or this")
 }
 
-// key returns the key of a variable, or of the same variable in base64; none if the
-// stanza has neither.
-func (c *conversion) key(variable string, most int) []byte {
-	plain, coded := c.values[variable], c.values[variable+"_BASE64"]
-	c.last = cmp.Or(coded, plain)
-	key := []byte(plain.text)
-	if coded.line > 0 {
-		if plain.line > 0 {
-			c.fail("fwknop takes the %s of line %d: keep one of them", variable, plain.line)
-		}
+const tooLong = "fwknop takes %d bytes of a key at most, and these are %d"
+
+// key returns the key of a variable, or of the same variable in base64, and which of
+// the two has it. The profile reads it from a file beside the profile file, which is
+// called like the profile.
+func (s *stanza) key(variable string, most int, keyword, suffix string) (from value, key []byte) {
+	plain, coded := s.values[variable], s.values[variable+"_BASE64"]
+	from = cmp.Or(coded, plain)
+	if from.line == 0 {
+		return from, nil
+	}
+	key = []byte(from.text)
+	if from == coded {
+		s.refuse(plain.line > 0, from, "fwknop takes the %s of line %d: keep one of them", variable, plain.line)
 		var err error
-		if key, err = base64.RawStdEncoding.DecodeString(strings.TrimRight(coded.text, "=")); err != nil || len(key) == 0 {
-			c.fail("not base64: is it all there?")
-		}
+		key, err = base64.RawStdEncoding.DecodeString(strings.TrimRight(coded.text, "="))
+		s.refuse(err != nil, from, "not base64: is it all there?")
 	}
-	if len(key) > most {
-		c.fail("fwknop takes %d bytes of a key at most, and these are %d", most, len(key))
-	}
-	return key
-}
-
-// keyFile refers to a file beside the profile file that is called like the
-// profile.
-func (c *conversion) keyFile(keyword, suffix string, key []byte) {
-	var file strings.Builder
-	for _, r := range strings.ToLower(c.made.Name) {
-		if unicode.IsLetter(r) || unicode.IsDigit(r) || strings.ContainsRune(".-_", r) {
-			file.WriteRune(r)
-		} else {
-			fmt.Fprintf(&file, "_%x", r) // not every system has ":" and "%" in the names of files
-		}
-	}
-	file.WriteString(suffix)
+	s.refuse(len(key) > most, from, tooLong, most, len(key))
+	file := notInFile.ReplaceAllStringFunc(strings.ToLower(s.made.Name), func(c string) string { return fmt.Sprintf("_%x", []rune(c)[0]) })
 	// Not as it stands: it may be of any bytes, and end with a newline.
 	text := "base64:" + base64.StdEncoding.EncodeToString(key) + "\n"
-	c.made.Keys = append(c.made.Keys, Key{file.String(), []byte(text)})
-	c.set(keyword, file.String())
+	s.made.Keys = append(s.made.Keys, Key{file + suffix, []byte(text)})
+	s.settings = append(s.settings, profile.Setting{Keyword: keyword, Value: file + suffix})
+	return from, key
 }
 
 // allow says for whom to open.
-func (c *conversion) allow() {
-	resolve := c.yes("RESOLVE_IP_HTTPS") || c.yes("RESOLVE_IP_HTTP")
-	v := strings.ToLower(c.get("ALLOW_IP"))
-	switch {
-	case v == "" && !resolve:
+func (s *stanza) allow() {
+	allow, page := s.values["ALLOW_IP"], s.values["RESOLVE_URL"]
+	resolve := s.yes("RESOLVE_IP_HTTPS") || s.yes("RESOLVE_IP_HTTP")
+	switch text := strings.ToLower(allow.text); {
+	case text == "resolve", text == "" && resolve:
+		address, scheme := cmp.Or(page.text, "www.cipherdyne.org/cgi-bin/myip"), "https://"
+		if s.yes("RESOLVE_HTTP_ONLY") {
+			scheme = "http://"
+		}
+		// With a scheme it cannot be an option to curl either.
+		if !strings.HasPrefix(address, "https://") && !strings.HasPrefix(address, "http://") {
+			address = scheme + address
+		}
+		s.warn(true, page, "asks a web page for the address, which becomes AllowIPCommand curl: it must answer with the address alone")
+		s.set(page, "AllowIPCommand", "curl -4 -fsS "+address)
+	case text == "", text == "0.0.0.0":
 		// fwknop does not save its option -s.
-		c.warn("has no ALLOW_IP, which fwknop wants on its command line then; AllowIP is source")
-		v = "source"
-	case v == "0.0.0.0":
-		v = "source"
-	case v != "" && v != "resolve" && resolve:
-		c.fail("with it fwknop does not resolve: remove it, or RESOLVE_IP_HTTP and RESOLVE_IP_HTTPS")
+		s.warn(text == "", allow, "has no ALLOW_IP, which fwknop wants on its command line then; AllowIP is source")
+		s.set(allow, "AllowIP", "source")
+	default:
+		s.refuse(resolve, allow, "with it fwknop does not resolve: remove it, or RESOLVE_IP_HTTP and RESOLVE_IP_HTTPS")
+		s.set(allow, "AllowIP", text)
 	}
-	if v != "" && v != "resolve" {
-		c.set("AllowIP", v)
-		return
+}
+
+// rest takes the values that carry over as they are, and warns about those that no
+// setting stands for.
+func (s *stanza) rest() {
+	if random := s.values["RAND_PORT"]; s.yes("RAND_PORT") {
+		s.values["SPA_SERVER_PORT"] = value{"SPA_SERVER_PORT", "random", random.line}
 	}
-	scheme := "https://"
-	if c.yes("RESOLVE_HTTP_ONLY") {
-		scheme = "http://"
+	var left []string
+	for _, v := range s.sorted() {
+		k, keyword, text := kinds[v.variable], keywords[v.variable], strings.ToLower(v.text)
+		s.refuse(k == misread, v, "fwknop takes it for KEY, KEY_BASE64 or KEY_FILE: remove it, or call it so")
+		s.refuse(keyword == "SPAUser" && len(v.text) > maxUser, v, "fwknop cuts a name after %d bytes: shorten it", maxUser)
+		switch {
+		case k == without, keyword == "SPAProtocol" && text == "udpraw": // udp looks the same to the server
+			left = append(left, fmt.Sprintf("%s (line %d)", v.variable, v.line))
+		case keyword == "SPAUser":
+			s.set(v, keyword, v.text)
+		case keyword != "":
+			s.set(v, keyword, text)
+		}
 	}
-	address := cmp.Or(c.get("RESOLVE_URL"), "www.cipherdyne.org/cgi-bin/myip")
-	// With a scheme it cannot be an option to curl either.
-	if !strings.HasPrefix(address, "https://") && !strings.HasPrefix(address, "http://") {
-		address = scheme + address
-	}
-	c.warn("asks a web page for the address, which becomes AllowIPCommand curl: it must answer with the address alone")
-	c.set("AllowIPCommand", "curl", "-4", "-fsS", address)
+	s.warn(left != nil, value{}, "has what no setting stands for: %s", strings.Join(left, ", "))
 }

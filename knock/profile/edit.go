@@ -9,13 +9,16 @@ import (
 )
 
 // Block returns the Host block of one host with these settings, as text. Settings
-// that contradict each other, or that lack one, are an error.
+// that contradict each other, or that lack one, are an error. [ParseSetting] makes
+// settings; it refuses a KeyFile, which is a literal here.
 func Block(host string, given []Setting) ([]byte, error) {
 	if err := CheckHost(host); err != nil {
 		return nil, err
 	}
-	given = slices.Clone(given)
-	slices.SortStableFunc(given, func(a, b Setting) int { return place(a) - place(b) })
+	place := func(s Setting) int {
+		return slices.IndexFunc(keywords, func(k keyword) bool { return k.name == s.Keyword })
+	}
+	given = slices.SortedStableFunc(slices.Values(given), func(a, b Setting) int { return place(a) - place(b) })
 	p := settings(given).fill(settings(given).scheme())
 	p.Name = host
 	p.setDefaults(given)
@@ -31,11 +34,6 @@ func Block(host string, given []Setting) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// place returns where the documentation has a setting among the others.
-func place(s Setting) int {
-	return slices.IndexFunc(keywords, func(k keyword) bool { return k.name == s.Keyword })
-}
-
 // Insert returns the text of a profile file with more blocks in it. Path and data
 // are the file's path and its text, which may be empty. The blocks stand at the
 // end, but before a last "Host *" with defaults; all other text stays as it is.
@@ -45,54 +43,34 @@ func place(s Setting) int {
 // file would change the new profile, that is an error, and no block is inserted.
 // Errors begin "PATH:LINE: ". Insert neither reads nor writes a file.
 func Insert(path string, data, blocks []byte) ([]byte, error) {
-	dir, err := filepath.Abs(filepath.Dir(path))
-	if err != nil {
-		return nil, err
-	}
+	dir := filepath.Dir(path)
 	old, err := parse(path, dir, data)
 	if err != nil {
 		return nil, err
 	}
-	alone, err := parse(path, dir, blocks)
+	// Errors have the lines of the file that the user can see. What is new is
+	// behind them, after an empty line.
+	above := bytes.Repeat([]byte("\n"), bytes.Count(data, []byte("\n"))+min(1, len(data)))
+	alone, err := parse(path, dir, append(above, blocks...))
 	if err != nil {
 		return nil, err
 	}
 	if all := alone.blocks[0].settings; len(all) > 0 {
 		return nil, fault(path, all[0].line, "a setting stands before the first block")
 	}
-	for _, b := range alone.blocks[1:] {
-		name := b.patterns[0].written
-		switch {
-		case len(b.patterns) > 1 || !b.patterns[0].literal():
-			return nil, fmt.Errorf("%s: the block for %s is not for one host", path, name)
-		case len(alone.byName[b.patterns[0].text]) > 1:
-			return nil, fmt.Errorf("%s: more than one %s to import", path, name)
-		}
-		if err := old.vacant(name); err != nil {
+	added := alone.blocks[1:]
+	for _, b := range added {
+		if err := old.vacant(alone, b.patterns); err != nil {
 			return nil, err
 		}
 	}
-	text, first := old.insert(data, blocks)
-	tokens, err := tokenize(path, text)
-	if err != nil {
-		return nil, err
+	text, n := old.insert(data, blocks)
+	if len(text) > maxFile {
+		return nil, fmt.Errorf("%s: larger than %d bytes", path, maxFile)
 	}
-	// Errors have the lines of the file that the user can see. What is new is
-	// behind them.
-	lines := func(text []byte) int { return bytes.Count(text, []byte("\n")) }
-	for i := range tokens {
-		switch n := &tokens[i].line; {
-		case *n > first+lines(blocks):
-			*n -= lines(text) - lines(data)
-		case *n > first:
-			*n += lines(data) + 1 - first
-		}
-	}
-	grown, err := build(path, dir, tokens)
-	if err != nil {
-		return nil, err
-	}
-	for _, b := range alone.blocks[1:] {
+	grown := &File{name: path, dir: dir, blocks: slices.Insert(slices.Clone(old.blocks), n, added...), byName: make(map[string][]int)}
+	grown.index()
+	for _, b := range added {
 		if err := grown.sameAs(alone, b); err != nil {
 			return nil, err
 		}
@@ -100,58 +78,44 @@ func Insert(path string, data, blocks []byte) ([]byte, error) {
 	return text, nil
 }
 
-// insert returns the file's text with more blocks in it, and how many lines stand
-// before them.
-func (f *File) insert(data, blocks []byte) (text []byte, lines int) {
-	at := f.end(data)
-	before, after := data[:at], data[at:]
-	text = slices.Clone(before)
-	if rest := bytes.TrimPrefix(before, []byte("\ufeff")); len(rest) > 0 {
-		if !bytes.HasSuffix(rest, []byte("\n")) {
-			text = append(text, '\n')
-		}
-		if !bytes.HasSuffix(rest, []byte("\n\n")) && !bytes.HasSuffix(rest, []byte("\n\r\n")) {
-			text = append(text, '\n')
-		}
-	}
-	lines = bytes.Count(text, []byte("\n"))
-	text = append(text, blocks...)
-	if len(after) > 0 {
-		text = append(text, '\n')
-	}
-	return append(text, after...), lines
-}
-
-// vacant reports whether no block is a host's own yet, by its name or by its
-// HostName.
-func (f *File) vacant(name string) error {
-	for _, b := range f.blocks {
-		if slices.Contains(b.literals(), strings.ToLower(name)) {
-			return fault(f.name, b.line, "there is a Host %s already", name)
-		}
-	}
-	if p, err := f.Lookup(name); err == nil && p.Name != strings.ToLower(name) {
-		return fmt.Errorf("%s: there is a profile for %s already: %s", f.name, name, p.Name)
+// vacant reports whether a Host line of the blocks alone is for one host, and no block
+// of the file is that host's own yet, by its name or by its HostName.
+func (f *File) vacant(alone *File, patterns []pattern) error {
+	name := patterns[0]
+	i := slices.IndexFunc(f.blocks, func(b *block) bool { return slices.Contains(b.literals(), name.text) })
+	p, err := f.Lookup(name.text)
+	switch {
+	case len(patterns) > 1 || !name.literal():
+		return fmt.Errorf("%s: the block for %s is not for one host", f.name, name.written)
+	case len(alone.byName[name.text]) > 1:
+		return fmt.Errorf("%s: more than one %s to import", f.name, name.written)
+	case i >= 0:
+		return fault(f.name, f.blocks[i].line, "there is a Host %s already", name.written)
+	case err == nil && p.Name != name.text:
+		return fmt.Errorf("%s: there is a profile for %s already: %s", f.name, name.written, p.Name)
 	}
 	return nil
 }
 
-// end returns where in the file's text the next profile belongs. A comment right
-// above a line belongs to it.
-func (f *File) end(data []byte) (at int) {
-	last := f.blocks[len(f.blocks)-1]
-	if last.line == 0 || len(last.patterns) != 1 || last.patterns[0].written != "*" {
-		return len(data)
+// insert returns the file's text with more blocks in it, and the number of the first
+// of them. They stand before a last "Host *" and the comment right above it.
+func (f *File) insert(data, blocks []byte) ([]byte, int) {
+	const bom = "\ufeff"
+	before, after, n := string(data), "", len(f.blocks)
+	if last := f.blocks[n-1]; last.line > 0 && len(last.patterns) == 1 && last.patterns[0].written == "*" {
+		n--
+		lines := slices.Collect(strings.Lines(strings.TrimPrefix(before, bom)))
+		at := last.line - 1
+		for at > 0 && strings.HasPrefix(strings.TrimLeft(lines[at-1], " \t"), "#") {
+			at--
+		}
+		after = "\n" + strings.Join(lines[at:], "")
+		before = before[:len(before)+1-len(after)]
 	}
-	lines := slices.Collect(bytes.Lines(data))[:last.line-1]
-	for len(lines) > 0 && bytes.HasPrefix(bytes.TrimLeft(lines[len(lines)-1], " \t"), []byte("#")) {
-		lines = lines[:len(lines)-1]
+	for before != "" && before != bom && !strings.HasSuffix(before, "\n\n") && !strings.HasSuffix(before, "\n\r\n") {
+		before += "\n"
 	}
-	at = len(bytes.Join(lines, nil))
-	if bom := "\ufeff"; at == 0 && bytes.HasPrefix(data, []byte(bom)) {
-		at = len(bom)
-	}
-	return at
+	return []byte(before + string(blocks) + after), n
 }
 
 // sameAs reports whether the host of a block is here what it is in the file alone.
@@ -168,8 +132,7 @@ func (f *File) sameAs(alone *File, b *block) error {
 		return err
 	}
 	ss := gather(f.matching(name, nil))
-	for i := range keywords {
-		k := &keywords[i]
+	for _, k := range keywords {
 		if !b.settings.have(k.name) && k.of != ofSPA || k.word(got) == k.word(want) {
 			continue
 		}
@@ -177,9 +140,6 @@ func (f *File) sameAs(alone *File, b *block) error {
 			return fault(f.name, s.line, "%s would count for the imported %s too: keep it to the hosts it is for", k.name, name)
 		}
 		return fmt.Errorf("%s: what is there prevents %s of the imported %s", f.name, k.name, name)
-	}
-	if got.Name != want.Name {
-		return fmt.Errorf("%s: the imported %s would be called %s", f.name, name, got.Name)
 	}
 	return nil
 }

@@ -19,6 +19,7 @@ func TestInsert(t *testing.T) {
 		"Host *\n    Port 22":                  block + "\nHost *\n    Port 22",
 		"\ufeffHost *\n    Port 22\n":          "\ufeff" + block + "\nHost *\n    Port 22\n",
 		"Host a\n\n# x\n # y\nhost = *  # z\n": "Host a\n\n" + block + "\n# x\n # y\nhost = *  # z\n",
+		"\ufeff# x\nHost *\n":                  "\ufeff" + block + "\n# x\nHost *\n",
 		"Host *\nHost a\n":                     "Host *\nHost a\n\n" + block,
 		"Host * !a\n":                          "Host * !a\n\n" + block,
 		// Defaults that are for other schemes, or that the import outranks.
@@ -39,6 +40,7 @@ func TestInsert(t *testing.T) {
 }
 
 func TestInsertRefuses(t *testing.T) {
+	const wouldCount = " would count for the imported h too: keep it to the hosts it is for"
 	const one = "Host h\n    HostName 192.0.2.1\n    Scheme fwknop\n    KeyFile h.key\n"
 	blocks := one + "\n" + strings.ReplaceAll(one, "Host h\n", "Host 203.0.113.7\n")
 	for old, want := range map[string]string{
@@ -46,9 +48,9 @@ func TestInsertRefuses(t *testing.T) {
 		"Host x H\n":   "config:1: there is a Host h already",
 		"Host vps\n    HostName 203.0.113.7\n" + knocks: "config: there is a profile for 203.0.113.7 already: vps",
 		"Host ?\n" + knocks:                             "config: what is there prevents Scheme of the imported h",
-		"HostName elsewhere\n":                          "config:1: HostName would count for the imported h too: keep it to the hosts it is for",
+		"HostName elsewhere\n":                          "config:1: HostName" + wouldCount,
 		"Host ?\n    KeyCommand pass x\n":               "config: what is there prevents KeyFile of the imported h",
-		"Host *\n    HMACKeyFile k\n":                   "config:2: HMACKeyFile would count for the imported h too: keep it to the hosts it is for",
+		"Host *\n    HMACKeyFile k\n":                   "config:2: HMACKeyFile" + wouldCount,
 		"Host *\n    AddressFamily inet6\n":             "config:2: AddressFamily: fwknopd opens ports for IPv4 only",
 	} {
 		if text, err := Insert("config", []byte(old), []byte(blocks)); err == nil || err.Error() != want {
@@ -87,7 +89,7 @@ func TestInsertFaultsHaveOldLines(t *testing.T) {
 
 func setting(t *testing.T, keyword string, words ...string) Setting {
 	t.Helper()
-	s, err := NewSetting(keyword, words...)
+	s, err := newSetting(token{keyword: keyword, words: words})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,9 +118,9 @@ func TestBlock(t *testing.T) {
 			t.Errorf("got %v, want %s", err, tt.want)
 		}
 	}
-	for _, words := range [][]string{{`a"b`}, {""}, {"a\x01"}, {"a\xff"}, nil, {"a", "b"}} {
-		if s, err := NewSetting("HostName", words...); err == nil {
-			t.Errorf("%q: got %+v", words, s)
+	for _, text := range []string{`HostName a"b`, "HostName ", "HostName a\x01", "HostName a\xff", "HostName", "HostName a b"} {
+		if s, err := ParseSetting("here", text); err == nil {
+			t.Errorf("%q: got %+v", text, s)
 		}
 	}
 }

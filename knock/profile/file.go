@@ -190,18 +190,6 @@ func newBlock(t token) (*block, error) {
 	return b, nil
 }
 
-// NewSetting returns the setting of a keyword whose value is these words, for a
-// [Block]. It refuses what [Parse] would refuse, and a word that cannot be written
-// into a profile.
-func NewSetting(keyword string, words ...string) (Setting, error) {
-	for _, w := range words {
-		if _, err := clean(w); err != nil || w == "" || strings.Contains(w, `"`) {
-			return Setting{}, fmt.Errorf("%q cannot be written into a profile", w)
-		}
-	}
-	return newSetting(token{keyword: keyword, words: words})
-}
-
 // newSetting checks a line for all that can be said of it alone.
 func newSetting(t token) (Setting, error) {
 	k := keywordNamed(t.keyword)
