@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/portknock/portknock/knock"
 	"github.com/portknock/portknock/knock/profile"
@@ -39,9 +40,13 @@ func guard(ctx context.Context, p *profile.Profile) (rules.Guard, error) {
 	}, nil
 }
 
+// plainTimeout is the time for a connection without knocks: the default of
+// ConnectTimeout.
+const plainTimeout = 9 * time.Second
+
 // plainDialer connects without knocking, for a host that has no profile.
 func (r *remote) plainDialer(log *logger) *proxy.Dialer {
-	d := &proxy.Dialer{Timeout: profile.DefaultConnectTimeout, Trace: log.trace}
+	d := &proxy.Dialer{Timeout: plainTimeout, Trace: log.trace}
 	switch {
 	case r.v4:
 		d.Family = "ip4"

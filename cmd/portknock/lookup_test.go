@@ -101,3 +101,15 @@ func (newlines) Read(b []byte) (int, error) {
 	}
 	return len(b), nil
 }
+
+// TestPlainTimeout: a host without a profile has the ConnectTimeout of a profile
+// that sets none.
+func TestPlainTimeout(t *testing.T) {
+	file, err := profile.Parse("file", []byte("Host vps\nSequence 7000\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p, err := file.Lookup("vps"); err != nil || p.ConnectTimeout != plainTimeout {
+		t.Errorf("got %+v, %v; want a ConnectTimeout of %v", p, err, plainTimeout)
+	}
+}

@@ -59,15 +59,16 @@ func cutAny(s, set string) (start, rest string) {
 // formatDuration writes whole microseconds as [ParseDuration] reads them, and a
 // minus before a negative time.
 func formatDuration(d time.Duration) string {
-	if d < 0 {
-		return "-" + formatDuration(-d)
-	}
 	var b strings.Builder
+	sign := ""
+	if d < 0 {
+		sign, d = "-", -d
+	}
 	for _, u := range units[1:] { // no weeks
 		if d >= u.length {
 			fmt.Fprintf(&b, "%d%s", d/u.length, u.name)
 			d %= u.length
 		}
 	}
-	return cmp.Or(b.String(), "0s")
+	return sign + cmp.Or(b.String(), "0s")
 }

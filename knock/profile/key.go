@@ -14,6 +14,28 @@ import (
 	"github.com/portknock/portknock/knock/secret"
 )
 
+// keySettings say where a profile's key is.
+var keySettings = &group{
+	keywords: []keyword{
+		secretFile("KeyFile", func(p *Profile) *string { return &p.KeyFile }),
+		command("KeyCommand", true, func(p *Profile) *[]string { return &p.KeyCommand }),
+		yesNo("DeriveHostKey", func(p *Profile) *bool { return &p.DeriveHostKey }).
+			shownWhen(func(p *Profile) bool { return p.Period > 0 }), // for schemes that follow the clock
+	},
+	check: func(p *Profile) (keyword string, err error) {
+		if p.KeyFile != "" && len(p.KeyCommand) > 0 {
+			return "KeyCommand", errors.New("cannot be combined with KeyFile")
+		}
+		return "", nil
+	},
+	complete: func(p *Profile) error {
+		if !p.hasKey() {
+			return fmt.Errorf("%s needs a KeyFile or a KeyCommand", p.Scheme)
+		}
+		return nil
+	},
+}
+
 // LoadKey reads a file with the text of one key; see [knock.ParseKey]. On Unix
 // the file must be as ssh wants a private key: it belongs to the user or to root,
 // and nobody else may read or write it.
@@ -104,12 +126,8 @@ func checkPath(path string) error {
 
 // keyPath makes a KeyFile absolute: "~/" is the user's home, and any other path
 // that is not absolute begins at the folder of the profile file. ssh_config's
-// begin where the user happens to be, where anybody can have put a file. None
-// stays none.
+// begin where the user happens to be, where anybody can have put a file.
 func keyPath(path, dir string) (string, error) {
-	if path == "" {
-		return "", nil
-	}
 	path, err := expandHome(path)
 	switch {
 	case err != nil:

@@ -82,11 +82,15 @@ func (f *File) profile(host string, blocks []*block, ss settings) (p *Profile, e
 		}
 	}
 	p.setDefaults(ss)
-	if p.KeyFile, err = keyPath(p.KeyFile, f.dir); err != nil {
-		return nil, f.fault(ss, "KeyFile", err)
-	}
-	if p.SPA.HMACKeyFile, err = keyPath(p.SPA.HMACKeyFile, f.dir); err != nil {
-		return nil, f.fault(ss, "HMACKeyFile", err)
+	for _, k := range keywords {
+		if k.path == nil {
+			continue
+		}
+		if path := k.path(p); *path != "" {
+			if *path, err = keyPath(*path, f.dir); err != nil {
+				return nil, f.fault(ss, k.name, err)
+			}
+		}
 	}
 	if keyword, err := p.conflict(ss); err != nil {
 		return nil, f.fault(ss, keyword, err)
@@ -113,7 +117,7 @@ func (ss settings) scheme() *scheme {
 func (ss settings) fill(of *scheme) *Profile {
 	p := new(Profile)
 	for _, s := range ss {
-		if k := keywordNamed(s.Keyword); of.applies(k) {
+		if k := keywordNamed(s.Keyword); of == nil || slices.Contains(of.groups, k.of) {
 			_ = k.set(p, s.Value)
 		}
 	}

@@ -25,7 +25,6 @@ package profile
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -45,7 +44,7 @@ type Profile struct {
 	AddressFamily string            // "any", "inet" or "inet6"
 	BindAddress   netip.Addr        // the local address; the zero Addr if none is given
 	BindInterface string            // the local interface; "" if none is given
-	Scheme        string            // one of [Schemes]
+	Scheme        string            // its name: static, rotating, token, md5-hourly or fwknop
 	Sequence      knock.Sequence    // what the scheme static sends; nil for others
 	KnockDelay    time.Duration     // the pause between knocks, and before the SYN
 	OpenPorts     []knock.PortRange // what the server opens
@@ -54,7 +53,7 @@ type Profile struct {
 	IgnorePorts   []knock.PortRange // ports that do not reset a sequence; may be empty
 
 	// ConnectTimeout is the time from the start to the connection, all rounds
-	// of knocks together; [DefaultConnectTimeout] if the file gives none.
+	// of knocks together.
 	ConnectTimeout time.Duration
 
 	// What a scheme with a key needs; zero for static.
@@ -82,42 +81,13 @@ type Profile struct {
 	Runner secret.Runner
 }
 
-// DefaultConnectTimeout is the ConnectTimeout of a profile that sets none. It is
-// below 10 s, a common ConnectTimeout of ssh: portknock then ends the search first,
-// and says why the port is closed.
-const DefaultConnectTimeout = 9 * time.Second
-
 // setDefaults fills in what the file left out.
 func (p *Profile) setDefaults(given settings) {
-	setDefault(&p.AddressFamily, "any")
 	setDefault(&p.Scheme, staticScheme.name)
-	if !given.have("KnockDelay") { // 0 is a value
-		p.KnockDelay = 200 * time.Microsecond
-	}
-	setDefault(&p.ConnectTimeout, DefaultConnectTimeout)
-	setDefault(&p.OpenFor, 30*time.Second)
-	setDefault(&p.KnockTimeout, 5*time.Second)
-	if defaults := schemeNamed(p.Scheme).defaults; defaults != nil {
-		defaults(p, given)
-	}
-	if p.OpenPorts == nil {
-		port := p.Port
-		setDefault(&port, 22)
-		p.OpenPorts = []knock.PortRange{{Transport: knock.TCP, First: port, Last: port}}
-	}
-	if p.IgnorePorts == nil { // "none" is empty, not nil
-		p.IgnorePorts = []knock.PortRange{
-			{Transport: knock.TCP, First: 80, Last: 80},
-			{Transport: knock.TCP, First: 443, Last: 443},
-			{Transport: knock.UDP, First: 443, Last: 443},
+	for _, g := range p.groups() {
+		if g.defaults != nil {
+			g.defaults(p, given)
 		}
-	}
-}
-
-func setDefault[T comparable](v *T, def T) {
-	var zero T
-	if *v == zero {
-		*v = def
 	}
 }
 
@@ -125,31 +95,11 @@ func setDefault[T comparable](v *T, def T) {
 // to blame. What is still at its zero value is not looked at, so that it serves
 // a lone block as well as a finished profile. Given is what the file sets.
 func (p *Profile) conflict(given settings) (keyword string, err error) {
-	if p.BindAddress.IsValid() {
-		if p.BindInterface != "" {
-			return "BindInterface", errors.New("cannot be combined with BindAddress")
-		}
-		if p.BindAddress.Is4() && p.AddressFamily == "inet6" || p.BindAddress.Is6() && p.AddressFamily == "inet" {
-			return "BindAddress", fmt.Errorf("%s is not of the AddressFamily %s", p.BindAddress, p.AddressFamily)
-		}
-	}
-	if p.KnockTimeout > 0 && p.KnockDelay >= p.KnockTimeout {
-		return "KnockDelay", fmt.Errorf("%s is not below the KnockTimeout, %s", formatDuration(p.KnockDelay), formatDuration(p.KnockTimeout))
-	}
-	for i, step := range p.Sequence {
-		for _, open := range p.OpenPorts {
-			if open.Contains(step) {
-				return "Sequence", fmt.Errorf("knock %d of %d is one of the OpenPorts, and a guarded port cannot be a knock", i+1, len(p.Sequence))
+	for _, g := range groups {
+		if g.check != nil {
+			if keyword, err := g.check(p); err != nil {
+				return keyword, err
 			}
-		}
-	}
-	if p.KeyFile != "" && len(p.KeyCommand) > 0 {
-		return "KeyCommand", errors.New("cannot be combined with KeyFile")
-	}
-	checks := []func(*Profile) (string, error){(*Profile).checkToken, (*Profile).checkClock, (*Profile).checkDraw, (*Profile).checkAllowIP}
-	for _, check := range checks {
-		if keyword, err := check(p); err != nil {
-			return keyword, err
 		}
 	}
 	if s := schemeNamed(p.Scheme); s != nil && s.check != nil {
@@ -187,20 +137,18 @@ func writeBlock(b *bytes.Buffer, name string, settings []Setting) {
 // MarshalJSON writes durations as Go writes them ("500µs"), and knocks and
 // ports as a profile does ("7000/udp"). It holds the sequence, but never a key.
 func (p *Profile) MarshalJSON() ([]byte, error) {
-	all, own := jsonObject{{"name", p.Name}}, jsonObject{}
-	for i := range keywords {
-		k := &keywords[i]
-		v := k.jsonValue(p)
-		switch {
-		case v == nil:
-		case k.of == ofSPA:
-			own = append(own, jsonField{jsonName(strings.TrimPrefix(k.name, "SPA")), v})
-		default:
-			all = append(all, jsonField{jsonName(k.name), v})
+	all := jsonObject{{"name", p.Name}}
+	for _, g := range p.groups() {
+		var fields jsonObject
+		for i := range g.keywords {
+			if v := g.keywords[i].jsonValue(p); v != nil {
+				fields = append(fields, jsonField{jsonName(strings.TrimPrefix(g.keywords[i].name, g.prefix)), v})
+			}
 		}
-	}
-	if len(own) > 0 {
-		all = append(all, jsonField{fwknopScheme.name, own})
+		if g.object != "" {
+			fields = jsonObject{{g.object, fields}}
+		}
+		all = append(all, fields...)
 	}
 	return all.MarshalJSON()
 }
@@ -235,12 +183,4 @@ func jsonName(keyword string) string {
 		capitals-- // the last one begins the next word
 	}
 	return strings.ToLower(keyword[:capitals]) + keyword[capitals:]
-}
-
-func portWords(ranges []knock.PortRange) []string {
-	words := make([]string, len(ranges))
-	for i, r := range ranges {
-		words[i] = r.String()
-	}
-	return words
 }

@@ -17,20 +17,19 @@ import (
 type scheme struct {
 	name  string
 	facts Facts
-	uses  group // the settings that apply, besides those of every scheme
+
+	// groups is the settings that apply, in the order in which they are shown, after
+	// commonSettings. Others may share a group. One without keywords has the scheme's
+	// own defaults, or what it needs.
+	groups []*group
 
 	// parseKey makes a key of a file's text. It is nil if the scheme has no key.
 	parseKey func(text []byte) (knock.Key, error)
 
-	// defaults fills in what given leaves out. It may be nil.
-	defaults func(p *Profile, given settings)
-
-	// check returns the first contradiction and the keyword to blame. It serves a
-	// block alone too, so it does not rely on what is not given. It may be nil.
+	// check returns the first contradiction that is one for this scheme only, and the
+	// keyword to blame. It serves a block alone too, so it does not rely on what is
+	// not given. It may be nil.
 	check func(p *Profile, given settings) (keyword string, err error)
-
-	// complete reports what a finished profile lacks. It may be nil.
-	complete func(p *Profile) error
 
 	// server makes the server's half with the key, if there is one.
 	server func(p *Profile, k knock.Key) (Server, error)
@@ -40,35 +39,35 @@ type scheme struct {
 	picker func(ctx context.Context, p *Profile, k knock.Key) (knock.Picker, error)
 }
 
-// schemes is the table, and Schemes the names in it.
+// schemes is the table. Its groups and their keywords follow from it.
 var (
-	schemes []scheme
-	Schemes []string
+	schemes  []scheme
+	groups   []*group
+	keywords []keyword // all settings there are, in the order in which they are shown
 )
 
-// init fills in the table, since its functions look things up in it.
+// init fills in the tables, since their functions look things up in them.
 func init() {
 	schemes = []scheme{staticScheme, rotatingScheme, tokenScheme, md5HourlyScheme, fwknopScheme}
-	for _, s := range schemes {
-		Schemes = append(Schemes, s.name)
+	for i := range schemes {
+		s := &schemes[i]
+		s.groups = slices.Concat([]*group{commonSettings}, s.groups)
+		at := len(groups) // a group that is new goes before those that follow it in the scheme
+		for _, g := range slices.Backward(s.groups) {
+			if n := slices.Index(groups, g); n >= 0 {
+				at = n
+			} else {
+				groups = slices.Insert(groups, at, g)
+			}
+		}
+	}
+	for _, g := range groups {
+		for i := range g.keywords {
+			g.keywords[i].of = g
+		}
+		keywords = append(keywords, g.keywords...)
 	}
 }
-
-// group is settings that some schemes use and others do not. What stands under
-// "Host *" for one scheme does not apply to another.
-type group uint8
-
-const (
-	ofKey   group = 1 << iota // where a key is
-	ofClock                   // windows of time
-	ofDraw                    // ports that are drawn
-	ofToken                   // where a token goes, and how many there are
-	ofSPA                     // packets of fwknop
-)
-
-// applies reports whether a keyword applies to the scheme. Everything applies
-// while it is not known which scheme it is.
-func (s *scheme) applies(k *keyword) bool { return s == nil || k.of == 0 || s.uses&k.of != 0 }
 
 // schemeNamed returns the scheme of that name, or nil.
 func schemeNamed(name string) *scheme {
@@ -78,19 +77,33 @@ func schemeNamed(name string) *scheme {
 	return nil
 }
 
-func checkScheme(name string) error {
+// parseScheme returns a scheme's name as the table has it.
+func parseScheme(s string) (string, error) {
+	name := strings.ToLower(s)
 	if schemeNamed(name) != nil {
-		return nil
+		return name, nil
 	}
-	return fmt.Errorf("there is no scheme %q, only %s", name, strings.Join(Schemes, ", "))
+	var names []string
+	for _, s := range schemes {
+		names = append(names, s.name)
+	}
+	return "", fmt.Errorf("there is no scheme %q, only %s", name, strings.Join(names, ", "))
+}
+
+// groups returns the settings that apply to the profile: all, while its scheme is
+// unknown.
+func (p *Profile) groups() []*group {
+	if s := schemeNamed(p.Scheme); s != nil {
+		return s.groups
+	}
+	return groups
 }
 
 // Facts is what a caller may have to know of a scheme.
 type Facts struct {
-	FollowsClock bool // what opens changes with the time
-	SingleUse    bool // the server accepts each packet once
-	IPv4Only     bool // the server opens ports for IPv4 only
-	DerivesKeys  bool // DeriveHostKey applies
+	SingleUse   bool // the server accepts each packet once
+	IPv4Only    bool // the server opens ports for IPv4 only
+	DerivesKeys bool // DeriveHostKey applies
 }
 
 // Facts returns the facts of the profile's scheme.
@@ -162,70 +175,19 @@ func (p *Profile) open(ctx context.Context) (s *scheme, k knock.Key, err error) 
 	return s, k, err
 }
 
-// complete reports what the scheme lacks, as far as can be told without the key.
+// complete reports what the profile lacks, as far as can be told without the key.
 func (p *Profile) complete() error {
-	if err := checkScheme(p.Scheme); err != nil {
+	if _, err := parseScheme(p.Scheme); err != nil {
 		return err
 	}
-	s := schemeNamed(p.Scheme)
-	if s.parseKey != nil && p.KeyFile == "" && len(p.KeyCommand) == 0 {
-		return fmt.Errorf("%s needs a KeyFile or a KeyCommand", p.Scheme)
-	}
-	if s.complete != nil {
-		return s.complete(p)
-	}
-	return nil
-}
-
-// defaultClock fills in the windows of a scheme that follows the clock.
-func (p *Profile) defaultClock(given settings) {
-	setDefault(&p.Period, time.Hour)
-	if !given.have("Skew") { // 0 is a value
-		p.Skew = 2 * time.Minute
-	}
-}
-
-// checkClock is a check for schemes that follow the clock.
-func (p *Profile) checkClock() (keyword string, err error) {
-	if p.Period > 0 && p.Skew >= p.Period-p.Skew {
-		// Of the two, the one that cannot be a default.
-		if p.Period != time.Hour {
-			return "Period", fmt.Errorf("%s is not above twice the Skew, %s", formatDuration(p.Period), formatDuration(p.Skew))
-		}
-		return "Skew", fmt.Errorf("twice %s is not below the Period, %s", formatDuration(p.Skew), formatDuration(p.Period))
-	}
-	return "", nil
-}
-
-// defaultDraw fills in what a scheme draws from.
-func (p *Profile) defaultDraw() {
-	if p.PortRange.First == 0 {
-		p.PortRange.First, p.PortRange.Last = 20000, 59999
-	}
-	setDefault(&p.Knocks, 5)
-}
-
-// checkDraw is a check for schemes that draw ports.
-func (p *Profile) checkDraw() (keyword string, err error) {
-	if size := int(p.PortRange.Last) - int(p.PortRange.First) + 1; p.PortRange.First > 0 && size < p.Knocks {
-		return "PortRange", fmt.Errorf("%d ports are not enough for %d different knocks", size, p.Knocks)
-	}
-	return "", nil
-}
-
-// completeDraw is what schemes that draw ports need.
-func (p *Profile) completeDraw() error {
-	for _, open := range p.OpenPorts {
-		if r := p.PortRange; open.Transport == r.Transport && open.First <= r.Last && r.First <= open.Last {
-			return fmt.Errorf("PortRange and Protocol include %v of the OpenPorts, and a guarded port cannot be a knock", open)
+	for _, g := range p.groups() {
+		if g.complete != nil {
+			if err := g.complete(p); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
-}
-
-// drawn returns the server's half of a scheme that draws ports.
-func (p *Profile) drawn(s knock.Schedule, fingerprint string) Server {
-	return Server{Schedule: s, KnockPorts: []knock.PortRange{p.PortRange}, Fingerprint: fingerprint}
 }
 
 // drawsItsOwn is a check for schemes without a Sequence.
@@ -239,11 +201,11 @@ func drawsItsOwn(p *Profile, _ settings) (keyword string, err error) {
 // staticScheme sends the sequence of the profile.
 var staticScheme = scheme{
 	name: "static",
-	complete: func(p *Profile) error {
+	groups: []*group{{complete: func(p *Profile) error {
 		if len(p.Sequence) == 0 {
 			return errors.New("static needs a Sequence")
 		}
 		return nil
-	},
+	}}},
 	server: func(p *Profile, _ knock.Key) (Server, error) { return Server{Schedule: knock.Static(p.Sequence)}, nil },
 }

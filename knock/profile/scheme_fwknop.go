@@ -34,133 +34,87 @@ type SPA struct {
 	HMACDigest     spa.Digest
 }
 
-// spaKeywords is the settings of the scheme fwknop, in the order in which they
-// are shown.
-var spaKeywords = []keyword{
-	{
-		name: "SPAPort",
-		set: func(p *Profile, v string) error {
-			if strings.EqualFold(v, "random") {
-				p.SPA.Port = 0
-				return nil
-			}
-			n, err := strconv.ParseUint(v, 10, 16)
-			if err != nil || n == 0 {
-				return fmt.Errorf("%q is neither a port from 1 to 65535 nor random", v)
-			}
-			p.SPA.Port = uint16(n)
-			return nil
+// spaSettings is what the packets of fwknop say, and where they go.
+var spaSettings = &group{
+	object: "fwknop",
+	prefix: "SPA",
+	keywords: []keyword{
+		value("SPAPort", parseSPAPort, func(p *Profile) *uint16 { return &p.SPA.Port }, zeroAs("random", decimal[uint16])),
+		value("SPAProtocol", spa.ParseVia, func(p *Profile) *spa.Via { return &p.SPA.Protocol }, spa.Via.String),
+		{
+			name: "AllowIP",
+			set: func(p *Profile, v string) (err error) {
+				p.SPA.AllowIP, err = parseAllowIP(v)
+				return err
+			},
+			get:  func(p *Profile) string { return zeroAs("source", netip.Addr.String)(p.SPA.AllowIP) },
+			json: func(p *Profile) any { return orNil(p.SPA.AllowIP) },
+			when: func(p *Profile) bool { return len(p.SPA.AllowIPCommand) == 0 },
 		},
-		get: func(p *Profile) string { return spaPortWord(p.SPA.Port) },
+		command("AllowIPCommand", false, func(p *Profile) *[]string { return &p.SPA.AllowIPCommand }),
+		duration("SPATimeout", secondsWithin(0, spa.MaxTimeout), func(p *Profile) *time.Duration { return &p.SPA.Timeout }),
+		value("SPADigest", spa.ParseDigest, func(p *Profile) *spa.Digest { return &p.SPA.Digest }, spa.Digest.String),
+		value("SPAMode", spa.ParseMode, func(p *Profile) *spa.Mode { return &p.SPA.Mode }, spa.Mode.String),
+		text("SPAUser", spa.CheckUser, func(p *Profile) *string { return &p.SPA.User }),
+		duration("TimeOffset", parseOffset, func(p *Profile) *time.Duration { return &p.SPA.TimeOffset }),
+		value("NATAccess", parseNAT, func(p *Profile) *netip.AddrPort { return &p.SPA.NATAccess }, zeroAs("", natWord)),
+		yesNo("NATLocal", func(p *Profile) *bool { return &p.SPA.NATLocal }),
+		secretFile("HMACKeyFile", func(p *Profile) *string { return &p.SPA.HMACKeyFile }),
+		value("HMACDigest", spa.ParseDigest, func(p *Profile) *spa.Digest { return &p.SPA.HMACDigest }, spa.Digest.String).
+			shownWhen(func(p *Profile) bool { return p.SPA.HMACKeyFile != "" }),
 	},
-	value("SPAProtocol", spa.ParseVia, func(p *Profile) *spa.Via { return &p.SPA.Protocol }, spa.Via.String),
-	{
-		name: "AllowIP",
-		set: func(p *Profile, v string) error {
-			if strings.EqualFold(v, "source") {
-				p.SPA.AllowIP = netip.Addr{}
-				return nil
-			}
-			a, err := netip.ParseAddr(v)
-			if err != nil || !a.Is4() {
-				return fmt.Errorf("%q is neither an IPv4 address nor source", v)
-			}
-			p.SPA.AllowIP = a
-			return nil
-		},
-		get: func(p *Profile) string {
-			switch {
-			case len(p.SPA.AllowIPCommand) > 0:
-				return ""
-			case p.SPA.AllowIP.IsValid():
-				return p.SPA.AllowIP.String()
-			}
-			return "source"
-		},
-		json: func(p *Profile) any { return orNil(p.SPA.AllowIP) },
+	defaults: func(p *Profile, given settings) {
+		if !given.have("SPAPort") { // 0 is random
+			p.SPA.Port = spa.DefaultPort
+		}
 	},
-	{
-		name: "AllowIPCommand", list: true, quoted: true,
-		set: func(p *Profile, v string) error {
-			p.SPA.AllowIPCommand = split(v)
-			return checkCommand(p.SPA.AllowIPCommand)
-		},
-		get:  func(p *Profile) string { return joinWords(p.SPA.AllowIPCommand) },
-		json: func(p *Profile) any { return listOrNil(p.SPA.AllowIPCommand) },
+	check: func(p *Profile) (keyword string, err error) {
+		if len(p.SPA.AllowIPCommand) > 0 && p.SPA.AllowIP.IsValid() {
+			return "AllowIPCommand", errors.New("cannot be combined with AllowIP")
+		}
+		return "", nil
 	},
-	wholeSeconds(duration("SPATimeout", 0, spa.MaxTimeout, func(p *Profile) *time.Duration { return &p.SPA.Timeout })),
-	value("SPADigest", spa.ParseDigest, func(p *Profile) *spa.Digest { return &p.SPA.Digest }, spa.Digest.String),
-	value("SPAMode", spa.ParseMode, func(p *Profile) *spa.Mode { return &p.SPA.Mode }, spa.Mode.String),
-	{
-		name: "SPAUser",
-		set: func(p *Profile, v string) error {
-			p.SPA.User = v
-			return spa.CheckUser(v)
-		},
-		get: func(p *Profile) string { return p.SPA.User },
-	},
-	{
-		name: "TimeOffset",
-		set: func(p *Profile, v string) (err error) {
-			p.SPA.TimeOffset, err = parseOffset(v)
-			return err
-		},
-		get:  func(p *Profile) string { return offsetWord(p.SPA.TimeOffset) },
-		json: func(p *Profile) any { return p.SPA.TimeOffset.String() },
-	},
-	value("NATAccess", parseNAT, func(p *Profile) *netip.AddrPort { return &p.SPA.NATAccess }, natWord),
-	yesNo("NATLocal", func(p *Profile) *bool { return &p.SPA.NATLocal }),
-	{
-		name: "HMACKeyFile", secret: true,
-		set: func(p *Profile, v string) error {
-			p.SPA.HMACKeyFile = v // made absolute once it is known whether it applies
-			return checkPath(v)
-		},
-		get: func(p *Profile) string { return p.SPA.HMACKeyFile },
-	},
-	{
-		name: "HMACDigest",
-		set: func(p *Profile, v string) (err error) {
-			p.SPA.HMACDigest, err = spa.ParseDigest(v)
-			return err
-		},
-		get: func(p *Profile) string { return hmacWord(&p.SPA) },
+	complete: func(p *Profile) error {
+		if p.SPA.NATLocal && !p.SPA.NATAccess.IsValid() {
+			return errors.New("NATLocal needs a NATAccess")
+		}
+		return nil
 	},
 }
 
-func spaPortWord(port uint16) string {
-	if port == 0 {
-		return "random"
+func parseSPAPort(s string) (uint16, error) {
+	if strings.EqualFold(s, "random") {
+		return 0, nil
 	}
-	return strconv.Itoa(int(port))
+	n, err := strconv.ParseUint(s, 10, 16)
+	if err != nil || n == 0 {
+		return 0, fmt.Errorf("%q is neither a port from 1 to 65535 nor random", s)
+	}
+	return uint16(n), nil
 }
 
-// hmacWord returns the HMAC's name, "" if there is none.
-func hmacWord(s *SPA) string {
-	if s.HMACKeyFile == "" {
-		return ""
+func parseAllowIP(s string) (netip.Addr, error) {
+	if strings.EqualFold(s, "source") {
+		return netip.Addr{}, nil
 	}
-	return s.HMACDigest.String()
+	a, err := netip.ParseAddr(s)
+	if err != nil || !a.Is4() {
+		return netip.Addr{}, fmt.Errorf("%q is neither an IPv4 address nor source", s)
+	}
+	return a, nil
 }
 
 // parseOffset reads a duration that may have a minus.
 func parseOffset(s string) (time.Duration, error) {
 	size, minus := strings.CutPrefix(s, "-")
 	d, err := ParseDuration(size)
-	if err != nil {
+	switch {
+	case err != nil:
 		return 0, fmt.Errorf("%q is not a time such as 90 or -1h30m", s)
-	}
-	if minus {
-		d = -d
+	case minus:
+		return -d, nil
 	}
 	return d, nil
-}
-
-func offsetWord(d time.Duration) string {
-	if d < 0 {
-		return "-" + formatDuration(-d)
-	}
-	return formatDuration(d)
 }
 
 func parseNAT(s string) (netip.AddrPort, error) {
@@ -172,32 +126,14 @@ func parseNAT(s string) (netip.AddrPort, error) {
 	return a, nil
 }
 
-func natWord(to netip.AddrPort) string {
-	if !to.IsValid() {
-		return ""
-	}
-	return fmt.Sprintf("%v,%d", to.Addr(), to.Port())
-}
-
-// checkAllowIP is a check for whom fwknopd opens.
-func (p *Profile) checkAllowIP() (keyword string, err error) {
-	if len(p.SPA.AllowIPCommand) > 0 && p.SPA.AllowIP.IsValid() {
-		return "AllowIPCommand", errors.New("cannot be combined with AllowIP")
-	}
-	return "", nil
-}
+func natWord(to netip.AddrPort) string { return fmt.Sprintf("%v,%d", to.Addr(), to.Port()) }
 
 // fwknopScheme sends packets of fwknop.
 var fwknopScheme = scheme{
 	name:     "fwknop",
 	facts:    Facts{SingleUse: true, IPv4Only: true},
-	uses:     ofKey | ofSPA,
+	groups:   []*group{keySettings, spaSettings},
 	parseKey: parseForeignKey,
-	defaults: func(p *Profile, given settings) {
-		if !given.have("SPAPort") { // 0 is random
-			p.SPA.Port = spa.DefaultPort
-		}
-	},
 	check: func(p *Profile, given settings) (keyword string, err error) {
 		s := &p.SPA
 		switch {
@@ -225,12 +161,6 @@ var fwknopScheme = scheme{
 			}
 		}
 		return "", nil
-	},
-	complete: func(p *Profile) error {
-		if p.SPA.NATLocal && !p.SPA.NATAccess.IsValid() {
-			return errors.New("NATLocal needs a NATAccess")
-		}
-		return nil
 	},
 	server: func(p *Profile, k knock.Key) (Server, error) {
 		r, err := p.request(k)
