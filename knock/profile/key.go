@@ -165,8 +165,7 @@ func checkCommand(words []string) error {
 	if err := checkPath(name); err != nil {
 		return err
 	}
-	if strings.ContainsFunc(name, func(r rune) bool { return r < 0x80 && os.IsPathSeparator(uint8(r)) }) &&
-		!strings.HasPrefix(name, "~") && !filepath.IsAbs(name) {
+	if filepath.Base(name) != name && !strings.HasPrefix(name, "~") && !filepath.IsAbs(name) {
 		return fmt.Errorf("%q is neither a program's name nor an absolute path", name)
 	}
 	return nil
@@ -204,7 +203,7 @@ func (f *File) SharesKey(p *Profile) []string {
 			}
 			// A pattern stands for a host that is called like it.
 			q, err := f.Lookup(strings.NewReplacer("*", "x", "?", "x").Replace(pattern.text))
-			if err != nil || !q.hasKey() || q.DeriveHostKey || q.KeyFile != p.KeyFile || !slices.Equal(q.KeyCommand, p.KeyCommand) {
+			if err != nil || q.DeriveHostKey || q.KeyFile != p.KeyFile || !slices.Equal(q.KeyCommand, p.KeyCommand) {
 				continue
 			}
 			if p.HostName != "" && sameHost(p.HostName, q.HostName) && p.Port == q.Port {

@@ -46,13 +46,8 @@ func (f *File) Lookup(host string, override ...Setting) (*Profile, error) {
 	if ss := gather(blocks); ss.knocks() {
 		return f.profile(name, blocks, given.add(ss))
 	}
-	if err := f.forgottenScheme(host, own); err != nil {
-		return nil, err
-	}
-	if err := f.forgottenScheme(name, blocks); err != nil {
-		return nil, err
-	}
-	return nil, fmt.Errorf("%w for %q in %s", ErrNoProfile, host, f.name)
+	return nil, cmp.Or(f.forgottenScheme(host, own), f.forgottenScheme(name, blocks),
+		fmt.Errorf("%w for %q in %s", ErrNoProfile, host, f.name))
 }
 
 // forgottenScheme returns an error if a Host line has this name, and the blocks
@@ -60,13 +55,11 @@ func (f *File) Lookup(host string, override ...Setting) (*Profile, error) {
 func (f *File) forgottenScheme(name string, blocks []*block) error {
 	name = strings.ToLower(name)
 	ss := gather(blocks)
-	if !slices.ContainsFunc(blocks, func(b *block) bool { return slices.Contains(b.literals(), name) }) {
+	key, ok := ss.get("KeyFile", "KeyCommand")
+	if !ok || !slices.ContainsFunc(blocks, func(b *block) bool { return slices.Contains(b.literals(), name) }) {
 		return nil
 	}
-	if keyword := ss.key(); keyword != "" {
-		return f.fault(ss, keyword, fmt.Errorf(`profile %s has a key but no Scheme; add "Scheme rotating" or "Scheme token"`, name))
-	}
-	return nil
+	return f.fault(ss, key.Keyword, fmt.Errorf(`profile %s has a key but no Scheme; add "Scheme rotating" or "Scheme token"`, name))
 }
 
 // profile makes and checks the profile of a host that the blocks match.
@@ -153,21 +146,17 @@ func (ss settings) add(more settings) settings {
 	return ss
 }
 
+// prevent reports whether the settings say in another way what s says.
 func (ss settings) prevent(s Setting) bool {
 	switch s.Keyword {
-	case "KeyFile":
-		return ss.have("KeyCommand")
-	case "KeyCommand":
-		return ss.have("KeyFile")
-	case "AllowIP":
-		return ss.have("AllowIPCommand")
-	case "AllowIPCommand":
-		return ss.have("AllowIP")
+	case "KeyFile", "KeyCommand":
+		return ss.have("KeyFile", "KeyCommand")
+	case "AllowIP", "AllowIPCommand":
+		return ss.have("AllowIP", "AllowIPCommand")
 	case "Scheme":
 		return ss.have("Sequence")
 	case "Sequence":
-		scheme, ok := ss.get("Scheme")
-		return ok && !strings.EqualFold(scheme.Value, staticScheme.name)
+		return ss.scheme().name != staticScheme.name
 	}
 	return false
 }
@@ -200,7 +189,7 @@ func (f *File) byHostName(host string) (name string, blocks []*block) {
 			names, as = []string{host}, b
 		}
 		for _, name := range names {
-			if !isHostName(s, name, host) {
+			if expanded, err := expand(s.Value, name); err != nil || !sameHost(expanded, host) {
 				continue
 			}
 			blocks := f.matching(name, as)
@@ -210,13 +199,6 @@ func (f *File) byHostName(host string) (name string, blocks []*block) {
 		}
 	}
 	return host, nil
-}
-
-// isHostName reports whether the HostName of that setting is the host, for one
-// who has looked up name.
-func isHostName(s Setting, name, host string) bool {
-	expanded, err := expand(s.Value, name)
-	return err == nil && sameHost(expanded, host)
 }
 
 // index fills byName and wild.
@@ -248,7 +230,7 @@ func (f *File) check() error {
 	budget := checkBudget
 	checked := make(map[string]bool)
 	for _, b := range f.blocks {
-		if !b.settings.knocks() && b.settings.key() == "" {
+		if !b.settings.have("Sequence", "Scheme", "KeyFile", "KeyCommand") {
 			continue
 		}
 		for _, name := range b.literals() {
