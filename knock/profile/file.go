@@ -132,8 +132,7 @@ func parse(name, dir string, data []byte) (*File, error) {
 // build makes a file of its lines.
 func build(name, dir string, tokens []token) (*File, error) {
 	f := &File{name: name, dir: dir, byName: make(map[string][]int)}
-	all := &block{patterns: []pattern{{text: "*", wild: true}}}
-	f.blocks = append(f.blocks, all)
+	f.blocks = append(f.blocks, &block{patterns: []pattern{{text: "*", wild: true}}})
 	for _, t := range tokens {
 		last := f.blocks[len(f.blocks)-1]
 		if strings.EqualFold(t.keyword, "Host") {

@@ -37,19 +37,8 @@ type group struct {
 // commonSettings is the settings of every scheme.
 var commonSettings = &group{
 	keywords: []keyword{
-		{
-			name: "HostName",
-			set: func(p *Profile, v string) error {
-				host, err := expand(v, "h")
-				if err != nil {
-					return err
-				}
-				p.HostName = v // expanded once it is known for which host
-				return CheckHost(host)
-			},
-			get:  func(p *Profile) string { return strings.ReplaceAll(p.HostName, "%", "%%") },
-			json: func(p *Profile) any { return p.HostName },
-		},
+		value("HostName", parseHostName, func(p *Profile) *string { return &p.HostName }, escape).
+			inJSON(func(p *Profile) any { return p.HostName }),
 		number("Port", "a port", 1, 65535, func(p *Profile) *uint16 { return &p.Port }),
 		value("AddressFamily", parseFamily, func(p *Profile) *string { return &p.AddressFamily }, strings.Clone),
 		value("BindAddress", parseAddress, func(p *Profile) *netip.Addr { return &p.BindAddress }, zeroAs("", netip.Addr.String)),
@@ -63,11 +52,11 @@ var commonSettings = &group{
 			},
 			get: func(p *Profile) string { return p.Sequence.String() },
 		},
-		duration("KnockDelay", within(0, 10*time.Second), func(p *Profile) *time.Duration { return &p.KnockDelay }),
-		duration("ConnectTimeout", within(time.Microsecond, time.Hour), func(p *Profile) *time.Duration { return &p.ConnectTimeout }),
+		duration("KnockDelay", within(0, 10*time.Second, time.Microsecond), func(p *Profile) *time.Duration { return &p.KnockDelay }),
+		duration("ConnectTimeout", within(time.Microsecond, time.Hour, time.Microsecond), func(p *Profile) *time.Duration { return &p.ConnectTimeout }),
 		ports("OpenPorts", "", func(p *Profile) *[]knock.PortRange { return &p.OpenPorts }),
-		duration("OpenFor", within(time.Second, 24*time.Hour), func(p *Profile) *time.Duration { return &p.OpenFor }),
-		duration("KnockTimeout", within(time.Second, 5*time.Minute), func(p *Profile) *time.Duration { return &p.KnockTimeout }),
+		duration("OpenFor", within(time.Second, 24*time.Hour, time.Microsecond), func(p *Profile) *time.Duration { return &p.OpenFor }),
+		duration("KnockTimeout", within(time.Second, 5*time.Minute, time.Microsecond), func(p *Profile) *time.Duration { return &p.KnockTimeout }),
 		ports("IgnorePorts", "none", func(p *Profile) *[]knock.PortRange { return &p.IgnorePorts }),
 	},
 	defaults: func(p *Profile, given settings) {
@@ -102,11 +91,13 @@ var commonSettings = &group{
 			}
 		}
 		if p.KnockTimeout > 0 && p.KnockDelay >= p.KnockTimeout {
-			return "KnockDelay", fmt.Errorf("%s is not below the KnockTimeout, %s", formatDuration(p.KnockDelay), formatDuration(p.KnockTimeout))
+			delay, timeout := formatDuration(p.KnockDelay), formatDuration(p.KnockTimeout)
+			return "KnockDelay", fmt.Errorf("%s is not below the KnockTimeout, %s", delay, timeout)
 		}
 		for i, step := range p.Sequence {
 			if slices.ContainsFunc(p.OpenPorts, func(r knock.PortRange) bool { return r.Contains(step) }) {
-				return "Sequence", fmt.Errorf("knock %d of %d is one of the OpenPorts, and a guarded port cannot be a knock", i+1, len(p.Sequence))
+				return "Sequence", fmt.Errorf("knock %d of %d is one of the OpenPorts, and a guarded port cannot be a knock",
+					i+1, len(p.Sequence))
 			}
 		}
 		return "", nil
@@ -115,13 +106,20 @@ var commonSettings = &group{
 
 func setDefault[T comparable](v *T, def T) { *v = cmp.Or(*v, def) }
 
+// parseHostName checks a HostName. It is expanded once it is known for which host.
+func parseHostName(s string) (string, error) {
+	host, err := expand(s, "h")
+	return s, cmp.Or(err, CheckHost(host))
+}
+
+func escape(hostName string) string { return strings.ReplaceAll(hostName, "%", "%%") }
+
 func parseFamily(s string) (string, error) {
 	family := strings.ToLower(s)
-	switch family {
-	case "any", "inet", "inet6":
-		return family, nil
+	if !slices.Contains([]string{"any", "inet", "inet6"}, family) {
+		return "", fmt.Errorf("%q is not any, inet or inet6", s)
 	}
-	return "", fmt.Errorf("%q is not any, inet or inet6", s)
+	return family, nil
 }
 
 func parseAddress(s string) (netip.Addr, error) {
@@ -142,8 +140,8 @@ func checkInterface(name string) error {
 // clockSettings is the windows of time of a scheme that follows the clock.
 var clockSettings = &group{
 	keywords: []keyword{
-		duration("Period", secondsWithin(time.Second, 366*24*time.Hour), func(p *Profile) *time.Duration { return &p.Period }),
-		duration("Skew", secondsWithin(0, 183*24*time.Hour), func(p *Profile) *time.Duration { return &p.Skew }),
+		duration("Period", within(time.Second, 366*24*time.Hour, time.Second), func(p *Profile) *time.Duration { return &p.Period }),
+		duration("Skew", within(0, 183*24*time.Hour, time.Second), func(p *Profile) *time.Duration { return &p.Skew }),
 		value("ValidUntil", parseTime, func(p *Profile) *time.Time { return &p.ValidUntil }, zeroAs("", timeWord)),
 	},
 	defaults: func(p *Profile, given settings) {

@@ -59,13 +59,7 @@ func (p *Profile) key(ctx context.Context, parse func([]byte) (knock.Key, error)
 	if p.KeyFile != "" {
 		k, err = loadKey(p.KeyFile, parse)
 	} else {
-		var text []byte
-		if text, err = p.run(ctx, p.KeyCommand, "a key"); err == nil {
-			k, err = parse(text)
-		}
-		if err != nil {
-			err = p.keyFault(err)
-		}
+		k, err = run(ctx, p, "KeyCommand", p.KeyCommand, "a key", parse)
 	}
 	if err == nil && p.DeriveHostKey {
 		k = k.Derive(p.Name)
@@ -75,15 +69,6 @@ func (p *Profile) key(ctx context.Context, parse func([]byte) (knock.Key, error)
 
 // hasKey reports whether the profile names a key.
 func (p *Profile) hasKey() bool { return p.KeyFile != "" || len(p.KeyCommand) > 0 }
-
-// keyFault says where a faulty key is from. Of a command it names the program
-// only: what follows is the user's business.
-func (p *Profile) keyFault(err error) error {
-	if p.KeyFile != "" {
-		return fmt.Errorf("%s: %w", p.KeyFile, err)
-	}
-	return fmt.Errorf("KeyCommand %s: %w", p.KeyCommand[0], err)
-}
 
 func parseKey(text []byte) (knock.Key, error) {
 	text = bytes.TrimSpace(text)
@@ -102,13 +87,24 @@ func trimNewline(text []byte) []byte {
 	return bytes.TrimSuffix(bytes.TrimSuffix(text, []byte("\n")), []byte("\r"))
 }
 
-// run returns the line that a command prints; see [secret.Runner.Run].
-func (p *Profile) run(ctx context.Context, command []string, what string) ([]byte, error) {
+// run returns what parse makes of the line that a command prints; see
+// [secret.Runner.Run]. An error names of the command the program only: what follows
+// is the user's business.
+func run[T any](
+	ctx context.Context, p *Profile, keyword string, command []string, what string, parse func([]byte) (T, error),
+) (v T, err error) {
 	name, err := expandHome(command[0])
-	if err != nil {
-		return nil, err
+	var text []byte
+	if err == nil {
+		text, err = p.Runner.Run(ctx, slices.Concat([]string{name}, command[1:]), what)
 	}
-	return p.Runner.Run(ctx, slices.Concat([]string{name}, command[1:]), what)
+	if err == nil {
+		v, err = parse(text)
+	}
+	if err != nil {
+		err = fmt.Errorf("%s %s: %w", keyword, command[0], err)
+	}
+	return v, err
 }
 
 // checkPath refuses what [keyPath] and [expandHome] could not make sense of
@@ -203,13 +199,10 @@ func (f *File) SharesKey(p *Profile) []string {
 			}
 			// A pattern stands for a host that is called like it.
 			q, err := f.Lookup(strings.NewReplacer("*", "x", "?", "x").Replace(pattern.text))
-			if err != nil || q.DeriveHostKey || q.KeyFile != p.KeyFile || !slices.Equal(q.KeyCommand, p.KeyCommand) {
-				continue
-			}
-			if p.HostName != "" && sameHost(p.HostName, q.HostName) && p.Port == q.Port {
-				continue // another name of the same server
-			}
 			switch {
+			case err != nil || q.DeriveHostKey || q.KeyFile != p.KeyFile || !slices.Equal(q.KeyCommand, p.KeyCommand):
+			case p.HostName != "" && sameHost(p.HostName, q.HostName) && p.Port == q.Port:
+				// another name of the same server
 			case pattern.wild:
 				others = append(others, pattern.text)
 			case q.Name != p.Name:

@@ -30,7 +30,7 @@ type keyword struct {
 // word returns what get writes, "" if the keyword does not apply or is not to be
 // shown.
 func (k *keyword) word(p *Profile) string {
-	if !slices.Contains(p.groups(), k.of) || k.when != nil && !k.when(p) {
+	if !slices.Contains(schemeNamed(p.Scheme).groups, k.of) || k.when != nil && !k.when(p) {
 		return ""
 	}
 	return k.get(p)
@@ -46,6 +46,12 @@ func (k *keyword) jsonValue(p *Profile) any {
 		return k.json(p)
 	}
 	return word
+}
+
+// inJSON returns the keyword with another value in JSON than what get writes.
+func (k keyword) inJSON(json func(*Profile) any) keyword {
+	k.json = json
+	return k
 }
 
 // shownWhen returns the keyword, to be shown for some profiles only.
@@ -96,9 +102,8 @@ func command(name string, secret bool, field func(*Profile) *[]string) keyword {
 		words := split(s)
 		return words, checkCommand(words)
 	}
-	k := value(name, parse, field, joinWords)
+	k := value(name, parse, field, joinWords).inJSON(func(p *Profile) any { return *field(p) })
 	k.list, k.quoted, k.secret = true, true, secret
-	k.json = func(p *Profile) any { return *field(p) }
 	return k
 }
 
@@ -112,9 +117,8 @@ func ports(name, none string, field func(*Profile) *[]knock.PortRange) keyword {
 		return knock.ParsePortRanges(s)
 	}
 	word := func(ranges []knock.PortRange) string { return cmp.Or(strings.Join(portWords(ranges), " "), none) }
-	k := value(name, parse, field, word)
+	k := value(name, parse, field, word).inJSON(func(p *Profile) any { return portWords(*field(p)) })
 	k.list = true
-	k.json = func(p *Profile) any { return portWords(*field(p)) }
 	return k
 }
 
@@ -135,9 +139,8 @@ func yesNo(name string, field func(*Profile) *bool) keyword {
 		}
 		return yes, nil
 	}
-	k := value(name, parse, field, zeroAs("no", func(bool) string { return "yes" }))
-	k.json = func(p *Profile) any { return orNil(*field(p)) }
-	return k
+	word := zeroAs("no", func(bool) string { return "yes" })
+	return value(name, parse, field, word).inJSON(func(p *Profile) any { return orNil(*field(p)) })
 }
 
 // orNil returns nil instead of a zero value.
@@ -158,49 +161,40 @@ func number[T int | uint16](name, what string, least, most uint64, field func(*P
 		}
 		return T(n), nil
 	}
-	k := value(name, parse, field, zeroAs("", decimal[T]))
-	k.json = func(p *Profile) any { return *field(p) }
-	return k
+	return value(name, parse, field, zeroAs("", decimal[T])).inJSON(func(p *Profile) any { return *field(p) })
 }
 
 func decimal[T int | uint16](n T) string { return strconv.Itoa(int(n)) }
 
 // duration is the keyword of a time that parse reads.
 func duration(name string, parse func(string) (time.Duration, error), field func(*Profile) *time.Duration) keyword {
-	k := value(name, parse, field, formatDuration)
-	k.json = func(p *Profile) any { return field(p).String() }
-	return k
+	return value(name, parse, field, formatDuration).inJSON(func(p *Profile) any { return field(p).String() })
 }
 
-// within reads a time from least to most.
-func within(least, most time.Duration) func(string) (time.Duration, error) {
+// within reads a time from least to most, in whole units: firewalls count some
+// times in seconds.
+func within(least, most, unit time.Duration) func(string) (time.Duration, error) {
 	return func(s string) (time.Duration, error) {
 		d, err := ParseDuration(s)
-		if err == nil && (d < least || d > most) {
-			err = fmt.Errorf("%q is not from %s to %s", s, formatDuration(least), formatDuration(most))
-		}
-		return d, err
-	}
-}
-
-// secondsWithin reads a time from least to most that firewalls count in seconds.
-func secondsWithin(least, most time.Duration) func(string) (time.Duration, error) {
-	return func(s string) (time.Duration, error) {
-		if d, err := ParseDuration(s); err == nil && d%time.Second != 0 {
+		switch {
+		case err != nil:
+			return 0, err
+		case d%unit != 0:
 			return 0, fmt.Errorf("%q is not whole seconds", s)
+		case d < least || d > most:
+			return 0, fmt.Errorf("%q is not from %s to %s", s, formatDuration(least), formatDuration(most))
 		}
-		return within(least, most)(s)
+		return d, nil
 	}
 }
 
 // keywordNamed returns the keyword of that name in any case, or nil.
 func keywordNamed(name string) *keyword {
-	for i := range keywords {
-		if strings.EqualFold(keywords[i].name, name) {
-			return &keywords[i]
-		}
+	i := slices.IndexFunc(keywords, func(k keyword) bool { return strings.EqualFold(k.name, name) })
+	if i < 0 {
+		return nil
 	}
-	return nil
+	return &keywords[i]
 }
 
 // unknown is the error for a keyword that is none. It quotes letters only:

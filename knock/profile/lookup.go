@@ -43,11 +43,11 @@ func (f *File) Lookup(host string, override ...Setting) (*Profile, error) {
 	if !gather(own).knocks() {
 		name, blocks = f.byHostName(host)
 	}
-	if ss := gather(blocks); ss.knocks() {
-		return f.profile(name, blocks, given.add(ss))
+	p, err := f.profile(name, blocks, given)
+	if p == nil {
+		err = cmp.Or(f.forgottenScheme(host, own), err, fmt.Errorf("%w for %q in %s", ErrNoProfile, host, f.name))
 	}
-	return nil, cmp.Or(f.forgottenScheme(host, own), f.forgottenScheme(name, blocks),
-		fmt.Errorf("%w for %q in %s", ErrNoProfile, host, f.name))
+	return p, err
 }
 
 // forgottenScheme returns an error if a Host line has this name, and the blocks
@@ -56,33 +56,36 @@ func (f *File) forgottenScheme(name string, blocks []*block) error {
 	name = strings.ToLower(name)
 	ss := gather(blocks)
 	key, ok := ss.get("KeyFile", "KeyCommand")
-	if !ok || !slices.ContainsFunc(blocks, func(b *block) bool { return slices.Contains(b.literals(), name) }) {
+	if !ok || ss.knocks() || !slices.ContainsFunc(blocks, func(b *block) bool { return slices.Contains(b.literals(), name) }) {
 		return nil
 	}
 	return f.fault(ss, key.Keyword, fmt.Errorf(`profile %s has a key but no Scheme; add "Scheme rotating" or "Scheme token"`, name))
 }
 
-// profile makes and checks the profile of a host that the blocks match.
-func (f *File) profile(host string, blocks []*block, ss settings) (p *Profile, err error) {
+// profile makes and checks the profile of a host that the blocks match. It returns
+// nil if they do not say how to knock.
+func (f *File) profile(host string, blocks []*block, override settings) (p *Profile, err error) {
+	ss := gather(blocks)
+	if !ss.knocks() {
+		return nil, f.forgottenScheme(host, blocks)
+	}
+	ss = override.add(ss)
 	p = ss.fill(ss.scheme())
 	p.Name = f.profileName(host, blocks)
 	if p.HostName != "" {
-		if p.HostName, err = expand(p.HostName, host); err == nil {
-			err = CheckHost(p.HostName) // "%h" can make it too long
-		}
-		if err != nil {
+		p.HostName, _ = expand(p.HostName, host)      // newSetting has tried it
+		if err := CheckHost(p.HostName); err != nil { // "%h" can make it too long
 			return nil, f.fault(ss, "HostName", err)
 		}
 	}
 	p.setDefaults(ss)
 	for _, k := range keywords {
-		if k.path == nil {
+		if k.path == nil || *k.path(p) == "" {
 			continue
 		}
-		if path := k.path(p); *path != "" {
-			if *path, err = keyPath(*path, f.dir); err != nil {
-				return nil, f.fault(ss, k.name, err)
-			}
+		path := k.path(p)
+		if *path, err = keyPath(*path, f.dir); err != nil {
+			return nil, f.fault(ss, k.name, err)
 		}
 	}
 	if keyword, err := p.conflict(ss); err != nil {
@@ -241,14 +244,7 @@ func (f *File) check() error {
 			if budget -= 64 + len(f.wild) + len(f.byName[name]); budget < 0 {
 				return nil
 			}
-			blocks := f.matching(name, nil)
-			var err error
-			if ss := gather(blocks); ss.knocks() {
-				_, err = f.profile(name, blocks, ss)
-			} else {
-				err = f.forgottenScheme(name, blocks)
-			}
-			if err != nil {
+			if _, err := f.profile(name, f.matching(name, nil), nil); err != nil {
 				return err
 			}
 		}

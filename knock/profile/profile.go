@@ -84,7 +84,7 @@ type Profile struct {
 // setDefaults fills in what the file left out.
 func (p *Profile) setDefaults(given settings) {
 	setDefault(&p.Scheme, staticScheme.name)
-	for _, g := range p.groups() {
+	for _, g := range schemeNamed(p.Scheme).groups {
 		if g.defaults != nil {
 			g.defaults(p, given)
 		}
@@ -102,8 +102,8 @@ func (p *Profile) conflict(given settings) (keyword string, err error) {
 			}
 		}
 	}
-	if s := schemeNamed(p.Scheme); s != nil && s.check != nil {
-		return s.check(p, given)
+	if check := schemeNamed(p.Scheme).check; check != nil {
+		return check(p, given)
 	}
 	return "", nil
 }
@@ -137,43 +137,30 @@ func writeBlock(b *bytes.Buffer, name string, settings []Setting) {
 // MarshalJSON writes durations as Go writes them ("500µs"), and knocks and
 // ports as a profile does ("7000/udp"). It holds the sequence, but never a key.
 func (p *Profile) MarshalJSON() ([]byte, error) {
-	all := jsonObject{{"name", p.Name}}
-	for _, g := range p.groups() {
-		var fields jsonObject
+	all := []string{jsonField("name", p.Name)}
+	for _, g := range schemeNamed(p.Scheme).groups {
+		var own []string
 		for i := range g.keywords {
 			if v := g.keywords[i].jsonValue(p); v != nil {
-				fields = append(fields, jsonField{jsonName(strings.TrimPrefix(g.keywords[i].name, g.prefix)), v})
+				own = append(own, jsonField(jsonName(strings.TrimPrefix(g.keywords[i].name, g.prefix)), v))
 			}
 		}
 		if g.object != "" {
-			fields = jsonObject{{g.object, fields}}
+			own = []string{jsonField(g.object, jsonObject(own))}
 		}
-		all = append(all, fields...)
+		all = append(all, own...)
 	}
-	return all.MarshalJSON()
+	return jsonObject(all), nil
 }
 
-// jsonObject is a JSON object whose fields keep their order.
-type jsonObject []jsonField
-
-type jsonField struct {
-	name  string
-	value any
+// jsonObject is an object of fields, in this order.
+func jsonObject(fields []string) json.RawMessage {
+	return json.RawMessage("{" + strings.Join(fields, ",") + "}")
 }
 
-func (o jsonObject) MarshalJSON() ([]byte, error) {
-	b := []byte("{")
-	for i, f := range o {
-		if i > 0 {
-			b = append(b, ',')
-		}
-		v, err := json.Marshal(f.value)
-		if err != nil {
-			return nil, err
-		}
-		b = fmt.Appendf(b, "%q:%s", f.name, v)
-	}
-	return append(b, '}'), nil
+func jsonField(name string, value any) string {
+	v, _ := json.Marshal(value) // texts, numbers, lists and objects of them, which cannot fail
+	return fmt.Sprintf("%q:%s", name, v)
 }
 
 // jsonName writes a keyword as JSON names it: hostName, allowIP, natAccess.

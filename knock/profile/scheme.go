@@ -34,9 +34,9 @@ type scheme struct {
 	// server makes the server's half with the key, if there is one.
 	server func(p *Profile, k knock.Key) (Server, error)
 
-	// picker makes the client's half. If it is nil, the client follows the
-	// server's Schedule.
-	picker func(ctx context.Context, p *Profile, k knock.Key) (knock.Picker, error)
+	// picker makes the client's half of the server's. If it is nil, the client
+	// follows the server's Schedule.
+	picker func(ctx context.Context, p *Profile, server Server) (knock.Picker, error)
 }
 
 // schemes is the table. Its groups and their keywords follow from it.
@@ -69,18 +69,19 @@ func init() {
 	}
 }
 
-// schemeNamed returns the scheme of that name, or nil.
+// schemeNamed returns the scheme of that name. While it is unknown, it has no name,
+// and all settings apply.
 func schemeNamed(name string) *scheme {
 	if i := slices.IndexFunc(schemes, func(s scheme) bool { return s.name == name }); i >= 0 {
 		return &schemes[i]
 	}
-	return nil
+	return &scheme{groups: groups}
 }
 
 // parseScheme returns a scheme's name as the table has it.
 func parseScheme(s string) (string, error) {
 	name := strings.ToLower(s)
-	if schemeNamed(name) != nil {
+	if schemeNamed(name).name != "" {
 		return name, nil
 	}
 	var names []string
@@ -88,15 +89,6 @@ func parseScheme(s string) (string, error) {
 		names = append(names, s.name)
 	}
 	return "", fmt.Errorf("there is no scheme %q, only %s", name, strings.Join(names, ", "))
-}
-
-// groups returns the settings that apply to the profile: all, while its scheme is
-// unknown.
-func (p *Profile) groups() []*group {
-	if s := schemeNamed(p.Scheme); s != nil {
-		return s.groups
-	}
-	return groups
 }
 
 // Facts is what a caller may have to know of a scheme.
@@ -107,12 +99,7 @@ type Facts struct {
 }
 
 // Facts returns the facts of the profile's scheme.
-func (p *Profile) Facts() Facts {
-	if s := schemeNamed(p.Scheme); s != nil {
-		return s.facts
-	}
-	return Facts{}
-}
+func (p *Profile) Facts() Facts { return schemeNamed(p.Scheme).facts }
 
 // Server is what a server has to know of a profile: the Schedule, or for fwknop the
 // keys.
@@ -126,22 +113,28 @@ type Server struct {
 // Server returns the server's half of the profile. It reads the KeyFile, or has the
 // Runner run the KeyCommand, which may take 30 seconds. For fwknop it reads the
 // HMACKeyFile too.
-func (p *Profile) Server(ctx context.Context) (Server, error) {
-	s, k, err := p.open(ctx)
-	if err != nil {
+func (p *Profile) Server(ctx context.Context) (server Server, err error) {
+	if err := p.complete(); err != nil {
 		return Server{}, err
 	}
-	return p.serve(s, k)
-}
-
-// serve makes the server's half. What is wrong with a secret is wrong at all times:
-// better said now than by a round of knocks.
-func (p *Profile) serve(s *scheme, k knock.Key) (Server, error) {
-	server, err := s.server(p, k)
-	if err == nil && server.Schedule != nil {
-		if _, _, err = server.Schedule.At(time.Unix(0, 0)); err != nil && s.parseKey != nil {
-			err = p.keyFault(err)
+	s, k := schemeNamed(p.Scheme), knock.Key{}
+	if s.parseKey != nil {
+		if k, err = p.key(ctx, s.parseKey); err != nil {
+			return Server{}, err
 		}
+	}
+	if server, err = s.server(p, k); err != nil || server.Schedule == nil {
+		return server, err
+	}
+	// What is wrong with a secret is wrong at all times: better said now than by a
+	// round of knocks.
+	_, _, err = server.Schedule.At(time.Unix(0, 0))
+	switch {
+	case err == nil:
+	case p.KeyFile != "":
+		err = fmt.Errorf("%s: %w", p.KeyFile, err)
+	case len(p.KeyCommand) > 0:
+		err = fmt.Errorf("KeyCommand %s: %w", p.KeyCommand[0], err)
 	}
 	return server, err
 }
@@ -149,30 +142,14 @@ func (p *Profile) serve(s *scheme, k knock.Key) (Server, error) {
 // Picker returns the client's half of the profile. It reads what Server reads, and
 // for fwknop it runs the AllowIPCommand too.
 func (p *Profile) Picker(ctx context.Context) (knock.Picker, error) {
-	s, k, err := p.open(ctx)
+	server, err := p.Server(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if s.picker != nil {
-		return s.picker(ctx, p, k)
-	}
-	server, err := p.serve(s, k)
-	if err != nil {
-		return nil, err
+	if picker := schemeNamed(p.Scheme).picker; picker != nil {
+		return picker(ctx, p, server)
 	}
 	return knock.Client{Schedule: server.Schedule, Skew: p.Skew, KnockDelay: p.KnockDelay, KnockTimeout: p.KnockTimeout}, nil
-}
-
-// open returns the profile's scheme, and reads its key.
-func (p *Profile) open(ctx context.Context) (s *scheme, k knock.Key, err error) {
-	if err := p.complete(); err != nil {
-		return nil, knock.Key{}, err
-	}
-	s = schemeNamed(p.Scheme)
-	if s.parseKey != nil {
-		k, err = p.key(ctx, s.parseKey)
-	}
-	return s, k, err
 }
 
 // complete reports what the profile lacks, as far as can be told without the key.
@@ -180,7 +157,7 @@ func (p *Profile) complete() error {
 	if _, err := parseScheme(p.Scheme); err != nil {
 		return err
 	}
-	for _, g := range p.groups() {
+	for _, g := range schemeNamed(p.Scheme).groups {
 		if g.complete != nil {
 			if err := g.complete(p); err != nil {
 				return err

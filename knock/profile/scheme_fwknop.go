@@ -41,18 +41,11 @@ var spaSettings = &group{
 	keywords: []keyword{
 		value("SPAPort", parseSPAPort, func(p *Profile) *uint16 { return &p.SPA.Port }, zeroAs("random", decimal[uint16])),
 		value("SPAProtocol", spa.ParseVia, func(p *Profile) *spa.Via { return &p.SPA.Protocol }, spa.Via.String),
-		{
-			name: "AllowIP",
-			set: func(p *Profile, v string) (err error) {
-				p.SPA.AllowIP, err = parseAllowIP(v)
-				return err
-			},
-			get:  func(p *Profile) string { return zeroAs("source", netip.Addr.String)(p.SPA.AllowIP) },
-			json: func(p *Profile) any { return orNil(p.SPA.AllowIP) },
-			when: func(p *Profile) bool { return len(p.SPA.AllowIPCommand) == 0 },
-		},
+		value("AllowIP", parseAllowIP, func(p *Profile) *netip.Addr { return &p.SPA.AllowIP }, zeroAs("source", netip.Addr.String)).
+			inJSON(func(p *Profile) any { return orNil(p.SPA.AllowIP) }).
+			shownWhen(func(p *Profile) bool { return len(p.SPA.AllowIPCommand) == 0 }),
 		command("AllowIPCommand", false, func(p *Profile) *[]string { return &p.SPA.AllowIPCommand }),
-		duration("SPATimeout", secondsWithin(0, spa.MaxTimeout), func(p *Profile) *time.Duration { return &p.SPA.Timeout }),
+		duration("SPATimeout", within(0, spa.MaxTimeout, time.Second), func(p *Profile) *time.Duration { return &p.SPA.Timeout }),
 		value("SPADigest", spa.ParseDigest, func(p *Profile) *spa.Digest { return &p.SPA.Digest }, spa.Digest.String),
 		value("SPAMode", spa.ParseMode, func(p *Profile) *spa.Mode { return &p.SPA.Mode }, spa.Mode.String),
 		text("SPAUser", spa.CheckUser, func(p *Profile) *string { return &p.SPA.User }),
@@ -163,56 +156,41 @@ var fwknopScheme = scheme{
 		return "", nil
 	},
 	server: func(p *Profile, k knock.Key) (Server, error) {
-		r, err := p.request(k)
-		if err != nil {
-			return Server{}, err
-		}
-		return Server{SPA: &r.Keys, Fingerprint: k.Fingerprint()}, nil
-	},
-	picker: func(ctx context.Context, p *Profile, k knock.Key) (knock.Picker, error) {
-		r, err := p.request(k)
-		if err != nil {
-			return nil, err
-		}
-		if command := p.SPA.AllowIPCommand; len(command) > 0 {
-			if r.Allow, err = p.askAddress(ctx, command); err != nil {
-				// Of a command the program only, as with a key's.
-				return nil, fmt.Errorf("AllowIPCommand %s: %w", command[0], err)
+		s, hmacKey := &p.SPA, knock.Key{}
+		if s.HMACKeyFile != "" {
+			var err error
+			if hmacKey, err = loadKey(s.HMACKeyFile, parseForeignKey); err != nil {
+				return Server{}, err
 			}
 		}
-		return r, nil
+		keys := &spa.Keys{
+			Key: k, Mode: s.Mode, HMACKey: hmacKey, HMAC: s.HMACDigest, Port: s.Port, Via: s.Protocol,
+			NAT: s.NATAccess, NATLocal: s.NATLocal, RequireSource: s.AllowIP.IsValid(),
+		}
+		// An error is not about the key alone, and names what it is about.
+		_, err := p.request(keys).Packet(time.Now())
+		return Server{SPA: keys, Fingerprint: k.Fingerprint()}, err
+	},
+	picker: func(ctx context.Context, p *Profile, server Server) (_ knock.Picker, err error) {
+		r := p.request(server.SPA)
+		if command := p.SPA.AllowIPCommand; len(command) > 0 {
+			r.Allow, err = run(ctx, p, "AllowIPCommand", command, "an address", parsePrinted)
+		}
+		return r, err
 	},
 }
 
-// request returns what a client asks, for the AllowIP: this is where the HMAC key is
-// read. An error is not about the key alone, and names what it is about.
-func (p *Profile) request(key knock.Key) (*spa.Request, error) {
-	hmacKey := knock.Key{}
-	if p.SPA.HMACKeyFile != "" {
-		var err error
-		if hmacKey, err = loadKey(p.SPA.HMACKeyFile, parseForeignKey); err != nil {
-			return nil, err
-		}
-	}
+// request returns what a client asks, for the AllowIP.
+func (p *Profile) request(keys *spa.Keys) *spa.Request {
 	s := &p.SPA
-	r := &spa.Request{
-		Keys: spa.Keys{
-			Key: key, Mode: s.Mode, HMACKey: hmacKey, HMAC: s.HMACDigest, Port: s.Port, Via: s.Protocol,
-			NAT: s.NATAccess, NATLocal: s.NATLocal, RequireSource: s.AllowIP.IsValid(),
-		},
-		Digest: s.Digest, User: cmp.Or(s.User, userName()), Allow: s.AllowIP, Ports: p.OpenPorts, Timeout: s.Timeout,
+	return &spa.Request{
+		Keys: *keys, Digest: s.Digest, User: cmp.Or(s.User, userName()), Allow: s.AllowIP, Ports: p.OpenPorts, Timeout: s.Timeout,
 		Host: cmp.Or(p.HostName, p.Name), Offset: s.TimeOffset, KnockDelay: p.KnockDelay,
 	}
-	_, err := r.Packet(time.Now())
-	return r, err
 }
 
-// askAddress returns the IPv4 address that a command prints.
-func (p *Profile) askAddress(ctx context.Context, words []string) (netip.Addr, error) {
-	text, err := p.run(ctx, words, "an address")
-	if err != nil {
-		return netip.Addr{}, err
-	}
+// parsePrinted reads the IPv4 address that a command prints.
+func parsePrinted(text []byte) (netip.Addr, error) {
 	a, err := netip.ParseAddr(string(bytes.TrimSpace(text)))
 	if err != nil || !a.Is4() {
 		return netip.Addr{}, fmt.Errorf("prints %.40q, which is no IPv4 address", text)
@@ -224,14 +202,13 @@ func (p *Profile) askAddress(ctx context.Context, words []string) (netip.Addr, e
 // newline; or "base64:" and base64; or a key of our own, of which the bytes count.
 func parseForeignKey(text []byte) (knock.Key, error) {
 	text = trimNewline(text)
-	if len(text) == 0 {
+	digits, isBase64 := bytes.CutPrefix(text, []byte("base64:"))
+	switch {
+	case len(text) == 0:
 		return knock.Key{}, errors.New("empty, where a key should be")
-	}
-	if bytes.HasPrefix(text, []byte("portknock-key-")) {
+	case bytes.HasPrefix(text, []byte("portknock-key-")):
 		return knock.ParseKey(string(text))
-	}
-	digits, ok := bytes.CutPrefix(text, []byte("base64:"))
-	if !ok {
+	case !isBase64:
 		return knock.KeyFrom(text), nil
 	}
 	// fwknop does not mind how many = there are.

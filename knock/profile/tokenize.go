@@ -146,13 +146,11 @@ func split(s string) []string {
 		switch {
 		case r == '"':
 			quoted = !quoted
-		case !quoted && (r == ' ' || r == '\t'):
-			if word.Len() > 0 {
-				words = append(words, word.String())
-			}
-			word.Reset()
-		default:
+		case quoted || r != ' ' && r != '\t':
 			word.WriteRune(r)
+		case word.Len() > 0:
+			words = append(words, word.String())
+			word.Reset()
 		}
 	}
 	return words
