@@ -58,8 +58,7 @@ func (ss settings) get(keywords ...string) (s Setting, ok bool) {
 
 // have reports whether there is a setting of one of these keywords.
 func (ss settings) have(keywords ...string) bool {
-	_, ok := ss.get(keywords...)
-	return ok
+	return slices.ContainsFunc(ss, func(s Setting) bool { return slices.Contains(keywords, s.Keyword) })
 }
 
 // knocks reports whether the settings say how to knock.
@@ -106,13 +105,11 @@ func Load(path string) (*File, error) {
 		return nil, err
 	}
 	f, err := parse(path, dir, data)
+	if err == nil && regular && slices.ContainsFunc(f.blocks, func(b *block) bool { return b.settings.have("Sequence") }) {
+		err = secret.CheckReaders(path, info, "a Sequence")
+	}
 	if err != nil {
 		return nil, err
-	}
-	if regular && slices.ContainsFunc(f.blocks, func(b *block) bool { return b.settings.have("Sequence") }) {
-		if err := secret.CheckReaders(path, info, "a Sequence"); err != nil {
-			return nil, err
-		}
 	}
 	return f, nil
 }
@@ -256,14 +253,13 @@ func (s Setting) checkAgain() (Setting, error) {
 func (f *File) Entries() []Entry {
 	entries := []Entry{}
 	for _, b := range f.blocks[1:] {
-		e := Entry{Line: b.line}
+		p := b.settings.fill(nil)
+		e := Entry{Line: b.line, HostName: p.HostName, Knocks: max(len(p.Sequence), p.Knocks)}
+		if b.settings.knocks() {
+			e.Scheme = b.settings.scheme().name
+		}
 		for _, p := range b.patterns {
 			e.Patterns = append(e.Patterns, p.written)
-		}
-		p := b.settings.fill(nil)
-		e.HostName, e.Scheme, e.Knocks = p.HostName, p.Scheme, max(len(p.Sequence), p.Knocks)
-		if e.Scheme == "" && len(p.Sequence) > 0 {
-			e.Scheme = staticScheme.name
 		}
 		entries = append(entries, e)
 	}

@@ -187,8 +187,7 @@ func quoteWord(w string) string {
 // SharesKey returns who else opens with the profile's key: other names and
 // patterns of the file's Host lines, sorted. Whoever has the rules of one such
 // server can open all of them; DeriveHostKey gives each host a key of its own.
-func (f *File) SharesKey(p *Profile) []string {
-	var others []string
+func (f *File) SharesKey(p *Profile) (others []string) {
 	if !p.hasKey() || p.DeriveHostKey {
 		return nil
 	}

@@ -74,14 +74,13 @@ func (b *block) literals() []string {
 // HostName.
 func (f *File) profileName(host string, blocks []*block) string {
 	host = strings.ToLower(host)
-	hostName, ok := gather(blocks).get("HostName")
-	ok = ok && !namesHost(hostName.Value)
+	hostName, _ := gather(blocks).get("HostName")
 	for _, b := range blocks {
 		names := b.literals()
 		if !slices.Contains(names, host) {
 			continue
 		}
-		shared := ok && slices.Contains(b.settings, hostName)
+		shared := !namesHost(hostName.Value) && slices.Contains(b.settings, hostName)
 		for _, name := range names {
 			switch {
 			case isAddress(name):

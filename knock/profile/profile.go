@@ -112,9 +112,9 @@ func (p *Profile) conflict(given settings) (keyword string, err error) {
 // in the order of the documentation. It holds the sequence, but never a key.
 func (p *Profile) WriteTo(w io.Writer) (int64, error) {
 	var given settings
-	for i := range keywords {
-		if v := keywords[i].word(p); v != "" {
-			given = append(given, Setting{Keyword: keywords[i].name, Value: v})
+	for _, k := range keywords {
+		if v := k.word(p); v != "" {
+			given = append(given, Setting{Keyword: k.name, Value: v})
 		}
 	}
 	var b bytes.Buffer
@@ -140,9 +140,9 @@ func (p *Profile) MarshalJSON() ([]byte, error) {
 	all := []string{jsonField("name", p.Name)}
 	for _, g := range schemeNamed(p.Scheme).groups {
 		var own []string
-		for i := range g.keywords {
-			if v := g.keywords[i].jsonValue(p); v != nil {
-				own = append(own, jsonField(jsonName(strings.TrimPrefix(g.keywords[i].name, g.prefix)), v))
+		for _, k := range g.keywords {
+			if v := k.jsonValue(p); v != nil {
+				own = append(own, jsonField(jsonName(strings.TrimPrefix(k.name, g.prefix)), v))
 			}
 		}
 		if g.object != "" {

@@ -155,10 +155,9 @@ var fwknopScheme = scheme{
 		}
 		return "", nil
 	},
-	server: func(p *Profile, k knock.Key) (Server, error) {
+	server: func(p *Profile, k knock.Key) (_ Server, err error) {
 		s, hmacKey := &p.SPA, knock.Key{}
 		if s.HMACKeyFile != "" {
-			var err error
 			if hmacKey, err = loadKey(s.HMACKeyFile, parseForeignKey); err != nil {
 				return Server{}, err
 			}
@@ -168,7 +167,7 @@ var fwknopScheme = scheme{
 			NAT: s.NATAccess, NATLocal: s.NATLocal, RequireSource: s.AllowIP.IsValid(),
 		}
 		// An error is not about the key alone, and names what it is about.
-		_, err := p.request(keys).Packet(time.Now())
+		_, err = p.request(keys).Packet(time.Now())
 		return Server{SPA: keys, Fingerprint: k.Fingerprint()}, err
 	},
 	picker: func(ctx context.Context, p *Profile, server Server) (_ knock.Picker, err error) {

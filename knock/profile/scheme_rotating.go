@@ -4,20 +4,17 @@ import "github.com/portknock/portknock/knock"
 
 // rotatingScheme draws another sequence in each window.
 var rotatingScheme = scheme{
-	name:     "rotating",
-	facts:    Facts{DerivesKeys: true},
-	groups:   []*group{keySettings, drawSettings, clockSettings, {defaults: knockByUDP}},
+	name:  "rotating",
+	facts: Facts{DerivesKeys: true},
+	groups: []*group{keySettings, drawSettings, clockSettings, {defaults: func(p *Profile, given settings) {
+		if !given.have("Protocol") {
+			p.PortRange.Transport = knock.UDP
+		}
+	}}},
 	parseKey: parseKey,
 	check:    drawsItsOwn,
 	server: func(p *Profile, k knock.Key) (Server, error) {
 		s := knock.Rotating{Key: k, Ports: p.PortRange, Knocks: p.Knocks, Period: p.Period}
 		return Server{Schedule: s, KnockPorts: []knock.PortRange{p.PortRange}, Fingerprint: k.Fingerprint()}, nil
 	},
-}
-
-// knockByUDP makes udp the default of Protocol.
-func knockByUDP(p *Profile, given settings) {
-	if !given.have("Protocol") {
-		p.PortRange.Transport = knock.UDP
-	}
 }

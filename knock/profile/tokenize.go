@@ -20,11 +20,10 @@ const (
 
 // fault is an error at a place: "FILE:LINE: …", or "NAME: …" if line is 0.
 func fault(name string, line int, format string, args ...any) error {
-	err := fmt.Errorf(format, args...)
-	if line == 0 {
-		return fmt.Errorf("%s: %w", name, err)
+	if line > 0 {
+		name = fmt.Sprintf("%s:%d", name, line)
 	}
-	return fmt.Errorf("%s:%d: %w", name, line, err)
+	return fmt.Errorf("%s: %w", name, fmt.Errorf(format, args...))
 }
 
 // token is one line that says something.
