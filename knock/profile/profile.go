@@ -44,7 +44,7 @@ type Profile struct {
 	AddressFamily string            // "any", "inet" or "inet6"
 	BindAddress   netip.Addr        // the local address; the zero Addr if none is given
 	BindInterface string            // the local interface; "" if none is given
-	Scheme        string            // its name: static, rotating, token, md5-hourly or fwknop
+	Scheme        string            // its name, such as "static"
 	Sequence      knock.Sequence    // what the scheme static sends; nil for others
 	KnockDelay    time.Duration     // the pause between knocks, and before the SYN
 	OpenPorts     []knock.PortRange // what the server opens
