@@ -153,14 +153,13 @@ var clockSettings = &group{
 		}
 	},
 	check: func(p *Profile) (keyword string, err error) {
-		period, skew := formatDuration(p.Period), formatDuration(p.Skew)
 		switch {
 		case p.Period == 0 || p.Skew < p.Period-p.Skew:
 			return "", nil
 		case p.Period != time.Hour: // of the two, the one that cannot be a default
-			return "Period", fmt.Errorf("%s is not above twice the Skew, %s", period, skew)
+			return "Period", fmt.Errorf("%s is not above twice the Skew, %s", formatDuration(p.Period), formatDuration(p.Skew))
 		}
-		return "Skew", fmt.Errorf("twice %s is not below the Period, %s", skew, period)
+		return "Skew", fmt.Errorf("twice %s is not below the Period, %s", formatDuration(p.Skew), formatDuration(p.Period))
 	},
 }
 
