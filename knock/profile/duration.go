@@ -1,24 +1,28 @@
 package profile
 
 import (
+	"cmp"
 	"fmt"
 	"math"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
 
-// units is the units of a duration, the longest first. Of two that begin alike
-// the longer name stands first.
-var units = []struct {
+// unit is a unit of a duration, and units is all of them, the longest first.
+type unit struct {
 	name   string
 	length time.Duration
-}{
+}
+
+var units = []unit{
 	{"w", 7 * 24 * time.Hour},
 	{"d", 24 * time.Hour},
 	{"h", time.Hour},
-	{"ms", time.Millisecond},
 	{"m", time.Minute},
 	{"s", time.Second},
+	{"ms", time.Millisecond},
 	{"us", time.Microsecond},
 }
 
@@ -27,56 +31,44 @@ var units = []struct {
 // An empty, negative, fractional or blank-ridden one is an error, and so is one
 // that a [time.Duration] cannot hold, about 292 years.
 func ParseDuration(s string) (time.Duration, error) {
-	bad := fmt.Errorf("%q is not a time such as 10, 250ms or 1h30m", s)
+	var sum time.Duration
 	rest := strings.ToLower(s)
-	if rest == "" {
-		return 0, bad
+	for first := true; first || rest != ""; first = false {
+		number, name := "", ""
+		number, rest = cutAny(rest, "0123456789")
+		name, rest = cutAny(rest, "abcdefghijklmnopqrstuvwxyz")
+		i := slices.IndexFunc(units, func(u unit) bool { return u.name == cmp.Or(name, "s") })
+		if number == "" || i < 0 {
+			return 0, fmt.Errorf("%q is not a time such as 10, 250ms or 1h30m", s)
+		}
+		n, err := strconv.ParseInt(number, 10, 64)
+		if err != nil || n > int64((math.MaxInt64-sum)/units[i].length) {
+			return 0, fmt.Errorf("%q is too long a time", s)
+		}
+		sum += time.Duration(n) * units[i].length
 	}
-	var sum int64
-	for rest != "" {
-		digits := len(rest) - len(strings.TrimLeft(rest, "0123456789"))
-		if digits == 0 {
-			return 0, bad
-		}
-		number := rest[:digits]
-		rest = rest[digits:]
-		unit := int64(time.Second)
-		if rest != "" {
-			known := false
-			for _, u := range units {
-				if known = strings.HasPrefix(rest, u.name); known {
-					unit, rest = int64(u.length), rest[len(u.name):]
-					break
-				}
-			}
-			if !known {
-				return 0, bad
-			}
-		}
-		var n int64
-		for _, c := range number {
-			if n = 10*n + int64(c-'0'); n > (math.MaxInt64-sum)/unit {
-				return 0, fmt.Errorf("%q is too long a time", s)
-			}
-		}
-		sum += n * unit
-	}
-	return time.Duration(sum), nil
+	return sum, nil
 }
 
-// formatDuration writes whole microseconds as [ParseDuration] reads them.
+// cutAny cuts the characters of a set off the start of s.
+func cutAny(s, set string) (start, rest string) {
+	rest = strings.TrimLeft(s, set)
+	return s[:len(s)-len(rest)], rest
+}
+
+// formatDuration writes whole microseconds as [ParseDuration] reads them, and a
+// minus before a negative time.
 func formatDuration(d time.Duration) string {
-	if d == 0 {
-		return "0s"
-	}
 	var b strings.Builder
-	for _, name := range []string{"d", "h", "m", "s", "ms", "us"} {
-		for _, u := range units {
-			if u.name == name && d >= u.length {
-				fmt.Fprintf(&b, "%d%s", d/u.length, name)
-				d %= u.length
-			}
+	sign := ""
+	if d < 0 {
+		sign, d = "-", -d
+	}
+	for _, u := range units[1:] { // no weeks
+		if d >= u.length {
+			fmt.Fprintf(&b, "%d%s", d/u.length, u.name)
+			d %= u.length
 		}
 	}
-	return b.String()
+	return sign + cmp.Or(b.String(), "0s")
 }

@@ -133,7 +133,7 @@ func (f *File) sameAs(alone *File, b *block) error {
 	}
 	ss := gather(f.matching(name, nil))
 	for _, k := range keywords {
-		if !b.settings.have(k.name) && k.of != ofSPA || k.word(got) == k.word(want) {
+		if !b.settings.have(k.name) && k.of != spaSettings || k.word(got) == k.word(want) {
 			continue
 		}
 		if s, ok := ss.get(k.name); ok {

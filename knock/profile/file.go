@@ -47,32 +47,22 @@ type Setting struct {
 // settings has each keyword at most once.
 type settings []Setting
 
-func (ss settings) get(keyword string) (Setting, bool) {
-	for _, s := range ss {
-		if s.Keyword == keyword {
-			return s, true
-		}
+// get returns the first setting of one of these keywords.
+func (ss settings) get(keywords ...string) (s Setting, ok bool) {
+	i := slices.IndexFunc(ss, func(s Setting) bool { return slices.Contains(keywords, s.Keyword) })
+	if i < 0 {
+		return Setting{}, false
 	}
-	return Setting{}, false
+	return ss[i], true
 }
 
-func (ss settings) have(keyword string) bool {
-	_, ok := ss.get(keyword)
-	return ok
+// have reports whether there is a setting of one of these keywords.
+func (ss settings) have(keywords ...string) bool {
+	return slices.ContainsFunc(ss, func(s Setting) bool { return slices.Contains(keywords, s.Keyword) })
 }
 
 // knocks reports whether the settings say how to knock.
-func (ss settings) knocks() bool { return ss.have("Sequence") || ss.have("Scheme") }
-
-// key returns the keyword that says where the key is; "" if there is none.
-func (ss settings) key() string {
-	for _, keyword := range []string{"KeyFile", "KeyCommand"} {
-		if ss.have(keyword) {
-			return keyword
-		}
-	}
-	return ""
-}
+func (ss settings) knocks() bool { return ss.have("Sequence", "Scheme") }
 
 // Entry is one Host block as a list of profiles shows it. It says how long a
 // sequence is, never what it is, and nothing of a key.
@@ -98,39 +88,30 @@ func Load(path string) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
-	regular := info.Mode().IsRegular()
-	if !regular && info.Mode()&(fs.ModeNamedPipe|fs.ModeCharDevice) == 0 {
-		return nil, fmt.Errorf("%s: not a regular file", path)
-	}
-	if regular {
-		if err := secret.CheckOwner(path, info); err != nil {
-			return nil, err
+	dir, regular := "", info.Mode().IsRegular()
+	switch {
+	case regular:
+		if err = secret.CheckOwner(path, info); err == nil {
+			dir, err = filepath.Abs(filepath.Dir(path))
 		}
+	case info.Mode()&(fs.ModeNamedPipe|fs.ModeCharDevice) == 0:
+		err = fmt.Errorf("%s: not a regular file", path)
+	}
+	if err != nil {
+		return nil, err
 	}
 	data, err := io.ReadAll(io.LimitReader(file, maxFile+1))
 	if err != nil {
 		return nil, err
 	}
-	dir := ""
-	if regular {
-		if dir, err = filepath.Abs(filepath.Dir(path)); err != nil {
-			return nil, err
-		}
-	}
 	f, err := parse(path, dir, data)
+	if err == nil && regular && slices.ContainsFunc(f.blocks, func(b *block) bool { return b.settings.have("Sequence") }) {
+		err = secret.CheckReaders(path, info, "a Sequence")
+	}
 	if err != nil {
 		return nil, err
 	}
-	if regular && f.holdsSequence() {
-		if err := secret.CheckReaders(path, info, "a Sequence"); err != nil {
-			return nil, err
-		}
-	}
 	return f, nil
-}
-
-func (f *File) holdsSequence() bool {
-	return slices.ContainsFunc(f.blocks, func(b *block) bool { return b.settings.have("Sequence") })
 }
 
 // Parse reads a profile file. Its name is for errors, which begin "NAME:LINE: ".
@@ -148,8 +129,7 @@ func parse(name, dir string, data []byte) (*File, error) {
 // build makes a file of its lines.
 func build(name, dir string, tokens []token) (*File, error) {
 	f := &File{name: name, dir: dir, byName: make(map[string][]int)}
-	all := &block{patterns: []pattern{{text: "*", wild: true}}}
-	f.blocks = append(f.blocks, all)
+	f.blocks = append(f.blocks, &block{patterns: []pattern{{text: "*", wild: true}}})
 	for _, t := range tokens {
 		last := f.blocks[len(f.blocks)-1]
 		if strings.EqualFold(t.keyword, "Host") {
@@ -218,28 +198,29 @@ func newSetting(t token) (Setting, error) {
 // "SOURCE: ". A Sequence, KeyFile or KeyCommand is refused: everybody on the
 // machine can see a command line.
 func ParseSetting(source, s string) (Setting, error) {
-	if strings.Contains(s, "\n") {
-		return Setting{}, fault(source, 0, "one setting at a time")
-	}
 	t, err := parseLine(s)
+	switch {
+	case strings.Contains(s, "\n"):
+		err = errors.New("one setting at a time")
+	case err == nil && t == nil:
+		err = errors.New("no setting, such as Port=2222")
+	}
 	if err != nil {
 		return Setting{}, fault(source, 0, "%w", err)
-	}
-	if t == nil {
-		return Setting{}, fault(source, 0, "no setting, such as Port=2222")
 	}
 	return checkOverride(source, *t)
 }
 
 // checkOverride checks a setting that is from no file.
 func checkOverride(source string, t token) (Setting, error) {
-	if strings.EqualFold(t.keyword, "Host") {
-		return Setting{}, fault(source, 0, "Host cannot be set")
-	}
-	if k := keywordNamed(t.keyword); k != nil && k.secret {
-		return Setting{}, fault(source, 0, "a %s belongs in the profile: a command line is seen by everybody", k.name)
-	}
 	s, err := newSetting(t)
+	k := keywordNamed(t.keyword)
+	switch {
+	case strings.EqualFold(t.keyword, "Host"):
+		err = errors.New("Host cannot be set")
+	case k != nil && k.secret:
+		err = fmt.Errorf("a %s belongs in the profile: a command line is seen by everybody", k.name)
+	}
 	if err != nil {
 		return Setting{}, fault(source, 0, "%w", err)
 	}
@@ -260,14 +241,13 @@ func (s Setting) checkAgain() (Setting, error) {
 func (f *File) Entries() []Entry {
 	entries := []Entry{}
 	for _, b := range f.blocks[1:] {
-		e := Entry{Line: b.line}
+		p := b.settings.fill(nil)
+		e := Entry{Line: b.line, HostName: p.HostName, Knocks: max(len(p.Sequence), p.Knocks)}
+		if b.settings.knocks() {
+			e.Scheme = b.settings.scheme().name
+		}
 		for _, p := range b.patterns {
 			e.Patterns = append(e.Patterns, p.written)
-		}
-		p := b.settings.fill(nil)
-		e.HostName, e.Scheme, e.Knocks = p.HostName, p.Scheme, max(len(p.Sequence), p.Knocks)
-		if e.Scheme == "" && len(p.Sequence) > 0 {
-			e.Scheme = staticScheme.name
 		}
 		entries = append(entries, e)
 	}

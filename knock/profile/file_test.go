@@ -55,7 +55,10 @@ func TestOverride(t *testing.T) {
 		{Setting{Keyword: "Port", Value: ""}, `setting: Port: "" is not a port from 1 to 65535`},
 		{Setting{Keyword: "BindInterface", Value: ""}, `setting: BindInterface: "" is not the name of a network interface`},
 		{Setting{Keyword: "BindInterface", Value: `a"b`}, `setting: BindInterface: "a\"b" is not the name of a network interface`},
-		{Setting{Keyword: "OpenPorts", Value: "8000"}, "file:4: Sequence: knock 2 of 3 is one of the OpenPorts, and a guarded port cannot be a knock"},
+		{
+			Setting{Keyword: "OpenPorts", Value: "8000"},
+			"file:4: Sequence: knock 2 of 3 is one of the OpenPorts, and a guarded port cannot be a knock",
+		},
 		{Setting{Keyword: "KnockTimeout", Value: "1s"}, ""},
 	} {
 		_, err := f.Lookup("vps", tt.s)

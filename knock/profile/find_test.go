@@ -44,7 +44,8 @@ func TestFind(t *testing.T) {
 	t.Setenv("XDG_CONFIG_HOME", "")
 	t.Setenv("XDG_CONFIG_DIRS", empty)
 	_, err := Find()
-	if want := "no profile file " + empty + "/.config/portknock/config: file does not exist"; !errors.Is(err, fs.ErrNotExist) || err.Error() != want {
+	want := "no profile file " + empty + "/.config/portknock/config: file does not exist"
+	if !errors.Is(err, fs.ErrNotExist) || err.Error() != want {
 		t.Errorf("no file: got %v, want %s", err, want)
 	}
 	if entries, _ := os.ReadDir(empty); len(entries) != 0 {
@@ -68,7 +69,8 @@ func TestFind(t *testing.T) {
 		}
 		t.Setenv("XDG_CONFIG_DIRS", empty)
 		got, err := Find()
-		if want := "no profile file in " + empty + ", and HOME is not an absolute path: file does not exist"; got != "" || !errors.Is(err, fs.ErrNotExist) || err.Error() != want {
+		want := "no profile file in " + empty + ", and HOME is not an absolute path: file does not exist"
+		if got != "" || !errors.Is(err, fs.ErrNotExist) || err.Error() != want {
 			t.Errorf("%s: got %q, %v; want %s", tt.name, got, err, want)
 		}
 	}

@@ -61,7 +61,8 @@ func TestSPASettings(t *testing.T) {
 }
 
 func TestSPADefaults(t *testing.T) {
-	const others = "Host *\nKeyFile /keys/vps\nHMACKeyFile /keys/hmac\nSPAUser alice\nAllowIPCommand curl -fsS http://192.0.2.1/\nPortRange 30000-30999\n"
+	const others = "Host *\nKeyFile /keys/vps\nHMACKeyFile /keys/hmac\nSPAUser alice\n" +
+		"AllowIPCommand curl -fsS http://192.0.2.1/\nPortRange 30000-30999\n"
 	p, err := mustParse(t, "Host vps\nScheme fwknop\nAllowIP source\n"+others).Lookup("vps")
 	if err != nil {
 		t.Fatal(err)
@@ -72,7 +73,8 @@ func TestSPADefaults(t *testing.T) {
 	}
 	var written bytes.Buffer
 	p.WriteTo(&written)
-	const suffix = "    KeyFile /keys/vps\n    SPAPort 62201\n    SPAProtocol udp\n    AllowIP source\n    SPATimeout 0s\n    SPADigest sha256\n" +
+	const suffix = "    KeyFile /keys/vps\n    SPAPort 62201\n    SPAProtocol udp\n    AllowIP source\n" +
+		"    SPATimeout 0s\n    SPADigest sha256\n" +
 		"    SPAMode cbc\n    SPAUser alice\n    TimeOffset 0s\n    NATLocal no\n    HMACKeyFile /keys/hmac\n    HMACDigest sha256\n"
 	if !strings.HasSuffix(filepath.ToSlash(written.String()), suffix) {
 		t.Errorf("%s", &written)
@@ -127,13 +129,14 @@ func TestSPAFaults(t *testing.T) {
 
 func TestForeignKey(t *testing.T) {
 	for text, want := range map[string]string{
-		"pass word\n":              "pass word",
-		" x \n\n":                  " x \n",
-		"x\r\n":                    "x", // of Windows
-		"x\r\r\n":                  "x\r",
-		"base64:AAEC/w==\n":        "\x00\x01\x02\xff",
-		" base64:AAEC":             " base64:AAEC",
-		keyText + "\n":             "\x00\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c\x0d\x0e\x0f\x10\x11\x12\x13\x14\x15\x16\x17\x18\x19\x1a\x1b\x1c\x1d\x1e\x1f",
+		"pass word\n":       "pass word",
+		" x \n\n":           " x \n",
+		"x\r\n":             "x", // of Windows
+		"x\r\r\n":           "x\r",
+		"base64:AAEC/w==\n": "\x00\x01\x02\xff",
+		" base64:AAEC":      " base64:AAEC",
+		keyText + "\n": "\x00\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c\x0d\x0e\x0f" +
+			"\x10\x11\x12\x13\x14\x15\x16\x17\x18\x19\x1a\x1b\x1c\x1d\x1e\x1f",
 		"":                         "",
 		"\n":                       "",
 		"base64:\n":                "",

@@ -45,7 +45,10 @@ func TestSPARequest(t *testing.T) {
 		{"Scheme fwknop\nKeyCommand echo base64:%", "KeyCommand echo: what follows base64: is no base64"},
 		{"Scheme fwknop\nKeyCommand echo " + strings.Repeat("x", 33), "a key of 33 bytes is longer than 32"},
 		{"Scheme fwknop\nKeyFile " + key + "\nHMACKeyFile " + keyFile(t, 0o600, "pass word"), "key and HMAC key are the same"},
-		{"Scheme fwknop\nKeyFile " + key + "\nHMACKeyFile " + keyFile(t, 0o644, "x"), "FILE: holds a key and is accessible by others (mode 0644); chmod 600 FILE"},
+		{
+			"Scheme fwknop\nKeyFile " + key + "\nHMACKeyFile " + keyFile(t, 0o644, "x"),
+			"FILE: holds a key and is accessible by others (mode 0644); chmod 600 FILE",
+		},
 		{"Scheme fwknop\nKeyFile " + key + "\nHMACKeyFile " + keyFile(t, 0o600, "\n"), "FILE: empty, where a key should be"},
 	} {
 		_, err := pickerOf(t, tt.lines)

@@ -14,6 +14,28 @@ import (
 	"github.com/portknock/portknock/knock/secret"
 )
 
+// keySettings say where a profile's key is.
+var keySettings = &group{
+	keywords: []keyword{
+		secretFile("KeyFile", func(p *Profile) *string { return &p.KeyFile }),
+		command("KeyCommand", true, func(p *Profile) *[]string { return &p.KeyCommand }),
+		yesNo("DeriveHostKey", func(p *Profile) *bool { return &p.DeriveHostKey }).
+			shownWhen(func(p *Profile) bool { return p.Period > 0 }), // for schemes that follow the clock
+	},
+	check: func(p *Profile) (keyword string, err error) {
+		if p.KeyFile != "" && len(p.KeyCommand) > 0 {
+			return "KeyCommand", errors.New("cannot be combined with KeyFile")
+		}
+		return "", nil
+	},
+	complete: func(p *Profile) error {
+		if !p.hasKey() {
+			return fmt.Errorf("%s needs a KeyFile or a KeyCommand", p.Scheme)
+		}
+		return nil
+	},
+}
+
 // LoadKey reads a file with the text of one key; see [knock.ParseKey]. On Unix
 // the file must be as ssh wants a private key: it belongs to the user or to root,
 // and nobody else may read or write it.
@@ -37,13 +59,7 @@ func (p *Profile) key(ctx context.Context, parse func([]byte) (knock.Key, error)
 	if p.KeyFile != "" {
 		k, err = loadKey(p.KeyFile, parse)
 	} else {
-		var text []byte
-		if text, err = p.run(ctx, p.KeyCommand, "a key"); err == nil {
-			k, err = parse(text)
-		}
-		if err != nil {
-			err = p.keyFault(err)
-		}
+		k, err = run(ctx, p, "KeyCommand", p.KeyCommand, "a key", parse)
 	}
 	if err == nil && p.DeriveHostKey {
 		k = k.Derive(p.Name)
@@ -53,15 +69,6 @@ func (p *Profile) key(ctx context.Context, parse func([]byte) (knock.Key, error)
 
 // hasKey reports whether the profile names a key.
 func (p *Profile) hasKey() bool { return p.KeyFile != "" || len(p.KeyCommand) > 0 }
-
-// keyFault says where a faulty key is from. Of a command it names the program
-// only: what follows is the user's business.
-func (p *Profile) keyFault(err error) error {
-	if p.KeyFile != "" {
-		return fmt.Errorf("%s: %w", p.KeyFile, err)
-	}
-	return fmt.Errorf("KeyCommand %s: %w", p.KeyCommand[0], err)
-}
 
 func parseKey(text []byte) (knock.Key, error) {
 	text = bytes.TrimSpace(text)
@@ -80,13 +87,24 @@ func trimNewline(text []byte) []byte {
 	return bytes.TrimSuffix(bytes.TrimSuffix(text, []byte("\n")), []byte("\r"))
 }
 
-// run returns the line that a command prints; see [secret.Runner.Run].
-func (p *Profile) run(ctx context.Context, command []string, what string) ([]byte, error) {
+// run returns what parse makes of the line that a command prints; see
+// [secret.Runner.Run]. An error names of the command the program only: what follows
+// is the user's business.
+func run[T any](
+	ctx context.Context, p *Profile, keyword string, command []string, what string, parse func([]byte) (T, error),
+) (v T, err error) {
 	name, err := expandHome(command[0])
-	if err != nil {
-		return nil, err
+	var text []byte
+	if err == nil {
+		text, err = p.Runner.Run(ctx, slices.Concat([]string{name}, command[1:]), what)
 	}
-	return p.Runner.Run(ctx, slices.Concat([]string{name}, command[1:]), what)
+	if err == nil {
+		v, err = parse(text)
+	}
+	if err != nil {
+		err = fmt.Errorf("%s %s: %w", keyword, command[0], err)
+	}
+	return v, err
 }
 
 // checkPath refuses what [keyPath] and [expandHome] could not make sense of
@@ -104,12 +122,8 @@ func checkPath(path string) error {
 
 // keyPath makes a KeyFile absolute: "~/" is the user's home, and any other path
 // that is not absolute begins at the folder of the profile file. ssh_config's
-// begin where the user happens to be, where anybody can have put a file. None
-// stays none.
+// begin where the user happens to be, where anybody can have put a file.
 func keyPath(path, dir string) (string, error) {
-	if path == "" {
-		return "", nil
-	}
 	path, err := expandHome(path)
 	switch {
 	case err != nil:
@@ -147,8 +161,7 @@ func checkCommand(words []string) error {
 	if err := checkPath(name); err != nil {
 		return err
 	}
-	if strings.ContainsFunc(name, func(r rune) bool { return r < 0x80 && os.IsPathSeparator(uint8(r)) }) &&
-		!strings.HasPrefix(name, "~") && !filepath.IsAbs(name) {
+	if filepath.Base(name) != name && !strings.HasPrefix(name, "~") && !filepath.IsAbs(name) {
 		return fmt.Errorf("%q is neither a program's name nor an absolute path", name)
 	}
 	return nil
@@ -174,8 +187,7 @@ func quoteWord(w string) string {
 // SharesKey returns who else opens with the profile's key: other names and
 // patterns of the file's Host lines, sorted. Whoever has the rules of one such
 // server can open all of them; DeriveHostKey gives each host a key of its own.
-func (f *File) SharesKey(p *Profile) []string {
-	var others []string
+func (f *File) SharesKey(p *Profile) (others []string) {
 	if !p.hasKey() || p.DeriveHostKey {
 		return nil
 	}
@@ -186,13 +198,10 @@ func (f *File) SharesKey(p *Profile) []string {
 			}
 			// A pattern stands for a host that is called like it.
 			q, err := f.Lookup(strings.NewReplacer("*", "x", "?", "x").Replace(pattern.text))
-			if err != nil || !q.hasKey() || q.DeriveHostKey || q.KeyFile != p.KeyFile || !slices.Equal(q.KeyCommand, p.KeyCommand) {
-				continue
-			}
-			if p.HostName != "" && sameHost(p.HostName, q.HostName) && p.Port == q.Port {
-				continue // another name of the same server
-			}
 			switch {
+			case err != nil || q.DeriveHostKey || q.KeyFile != p.KeyFile || !slices.Equal(q.KeyCommand, p.KeyCommand):
+			case p.HostName != "" && sameHost(p.HostName, q.HostName) && p.Port == q.Port:
+				// another name of the same server
 			case pattern.wild:
 				others = append(others, pattern.text)
 			case q.Name != p.Name:

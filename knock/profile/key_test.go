@@ -34,12 +34,14 @@ func TestDrawnSettings(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p.KeyFile != filepath.FromSlash("/keys/vps") || !p.DeriveHostKey || p.PortRange != (knock.PortRange{Transport: knock.TCP, First: 30000, Last: 30999}) ||
+	if p.KeyFile != filepath.FromSlash("/keys/vps") || !p.DeriveHostKey ||
+		p.PortRange != (knock.PortRange{Transport: knock.TCP, First: 30000, Last: 30999}) ||
 		p.Knocks != 7 || p.Period != 10*time.Minute || p.Skew != 0 || !p.ValidUntil.Equal(time.Date(2027, 11, 21, 0, 0, 0, 0, time.UTC)) {
 		t.Errorf("%+v", p)
 	}
 	got, err := json.Marshal(p)
-	const want = `"keyFile":"/keys/vps","deriveHostKey":true,"portRange":"30000-30999","knocks":7,"protocol":"tcp","period":"10m0s","skew":"0s","validUntil":"2027-11-21T00:00:00Z"}`
+	const want = `"keyFile":"/keys/vps","deriveHostKey":true,"portRange":"30000-30999","knocks":7,"protocol":"tcp",` +
+		`"period":"10m0s","skew":"0s","validUntil":"2027-11-21T00:00:00Z"}`
 	if err != nil || !strings.HasSuffix(string(got), want) {
 		t.Errorf("%s, %v", got, err)
 	}
@@ -56,7 +58,8 @@ func TestTokenSettings(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p.TokenPort != 443 || p.TokensPerWindow != 3 || p.Period != 10*time.Minute || p.Skew != 10*time.Second || p.Knocks != 0 || p.PortRange != (knock.PortRange{}) {
+	if p.TokenPort != 443 || p.TokensPerWindow != 3 || p.Period != 10*time.Minute ||
+		p.Skew != 10*time.Second || p.Knocks != 0 || p.PortRange != (knock.PortRange{}) {
 		t.Errorf("%+v", p)
 	}
 	got, err := json.Marshal(p)
@@ -79,8 +82,20 @@ func TestDrawnDefaults(t *testing.T) {
 		scheme string
 		want   Profile
 	}{
-		{"rotating", Profile{PortRange: knock.PortRange{Transport: knock.UDP, First: 20000, Last: 59999}, Knocks: 5, Period: time.Hour, Skew: 2 * time.Minute}},
-		{"md5-hourly", Profile{PortRange: knock.PortRange{Transport: knock.TCP, First: 20000, Last: 59999}, Knocks: 5, Period: time.Hour, Skew: 2 * time.Minute}},
+		{
+			scheme: "rotating",
+			want: Profile{
+				PortRange: knock.PortRange{Transport: knock.UDP, First: 20000, Last: 59999}, Knocks: 5,
+				Period: time.Hour, Skew: 2 * time.Minute,
+			},
+		},
+		{
+			scheme: "md5-hourly",
+			want: Profile{
+				PortRange: knock.PortRange{Transport: knock.TCP, First: 20000, Last: 59999}, Knocks: 5,
+				Period: time.Hour, Skew: 2 * time.Minute,
+			},
+		},
 		{"token", Profile{TokenPort: 62202, TokensPerWindow: 8, Period: time.Hour, Skew: 2 * time.Minute}},
 		{"static", Profile{}},
 	} {
@@ -92,7 +107,8 @@ func TestDrawnDefaults(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if p.PortRange != tt.want.PortRange || p.Knocks != tt.want.Knocks || p.Period != tt.want.Period || p.Skew != tt.want.Skew || p.DeriveHostKey ||
+		if p.PortRange != tt.want.PortRange || p.Knocks != tt.want.Knocks || p.Period != tt.want.Period ||
+			p.Skew != tt.want.Skew || p.DeriveHostKey ||
 			p.TokenPort != tt.want.TokenPort || p.TokensPerWindow != tt.want.TokensPerWindow || !p.ValidUntil.IsZero() {
 			t.Errorf("%+v", p)
 		}

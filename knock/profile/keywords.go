@@ -1,9 +1,9 @@
 package profile
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,15 +19,18 @@ type keyword struct {
 	list   bool                         // takes several words
 	quoted bool                         // of which each may hold blanks, and keeps its quotes
 	secret bool                         // must not stand on a command line
-	of     group                        // which schemes it is for; 0 if for every scheme
 	set    func(*Profile, string) error // reads one value, and checks what can be checked of it alone
 	get    func(*Profile) string        // writes it; "" if there is none
-	json   func(*Profile) any           // its value in JSON, nil if there is none; without it, what get writes
+	json   func(*Profile) any           // what JSON has where get writes something; nil for what get writes
+	when   func(*Profile) bool          // whether to show it; nil for always
+	path   func(*Profile) *string       // the file that it names; nil if it names none
+	of     *group                       // the group that has it, which fills this in
 }
 
-// word returns what get writes, "" if the keyword does not apply.
+// word returns what get writes, "" if the keyword does not apply or is not to be
+// shown.
 func (k *keyword) word(p *Profile) string {
-	if !schemeNamed(p.Scheme).applies(k) {
+	if !slices.Contains(schemeNamed(p.Scheme).groups, k.of) || k.when != nil && !k.when(p) {
 		return ""
 	}
 	return k.get(p)
@@ -35,272 +38,26 @@ func (k *keyword) word(p *Profile) string {
 
 // jsonValue returns the value in JSON, nil if there is none.
 func (k *keyword) jsonValue(p *Profile) any {
+	word := k.word(p)
 	switch {
-	case !schemeNamed(p.Scheme).applies(k):
+	case word == "":
+		return nil
 	case k.json != nil:
 		return k.json(p)
-	case k.get(p) != "":
-		return k.get(p)
 	}
-	return nil
+	return word
 }
 
-// keywords is all settings there are, in the order in which they are shown.
-var keywords = slices.Concat(commonKeywords, in(ofKey, keyKeywords), in(ofDraw, drawKeywords), in(ofToken, tokenKeywords),
-	in(ofClock, clockKeywords), in(ofSPA, spaKeywords))
-
-// in puts keywords into a group.
-func in(g group, keywords []keyword) []keyword {
-	for i := range keywords {
-		keywords[i].of = g
-	}
-	return keywords
-}
-
-var commonKeywords = []keyword{
-	{
-		name: "HostName",
-		set: func(p *Profile, v string) error {
-			host, err := expand(v, "h")
-			if err != nil {
-				return err
-			}
-			p.HostName = v // expanded once it is known for which host
-			return CheckHost(host)
-		},
-		get:  func(p *Profile) string { return strings.ReplaceAll(p.HostName, "%", "%%") },
-		json: func(p *Profile) any { return orNil(p.HostName) },
-	},
-	number("Port", "a port", 65535, func(p *Profile) *uint16 { return &p.Port }),
-	{
-		name: "AddressFamily",
-		set: func(p *Profile, v string) error {
-			p.AddressFamily = strings.ToLower(v)
-			switch p.AddressFamily {
-			case "any", "inet", "inet6":
-				return nil
-			}
-			return fmt.Errorf("%q is not any, inet or inet6", v)
-		},
-		get: func(p *Profile) string { return p.AddressFamily },
-	},
-	{
-		name: "BindAddress",
-		set: func(p *Profile, v string) error {
-			a, err := netip.ParseAddr(v)
-			if err != nil {
-				return fmt.Errorf("%q is not an IP address", v)
-			}
-			p.BindAddress = a.Unmap()
-			return nil
-		},
-		get: func(p *Profile) string {
-			if !p.BindAddress.IsValid() {
-				return ""
-			}
-			return p.BindAddress.String()
-		},
-	},
-	{
-		name: "BindInterface",
-		set: func(p *Profile, v string) error {
-			if v == "" || len(v) > 255 || strings.ContainsFunc(v, func(r rune) bool { return r == '"' || !unicode.IsPrint(r) }) {
-				return fmt.Errorf("%q is not the name of a network interface", v)
-			}
-			p.BindInterface = v
-			return nil
-		},
-		get: func(p *Profile) string { return p.BindInterface },
-	},
-	{
-		name: "Scheme",
-		set: func(p *Profile, v string) error {
-			p.Scheme = strings.ToLower(v)
-			return checkScheme(p.Scheme)
-		},
-		get: func(p *Profile) string { return p.Scheme },
-	},
-	{
-		name: "Sequence", list: true, secret: true,
-		set: func(p *Profile, v string) (err error) {
-			p.Sequence, err = knock.ParseSequence(v)
-			return err
-		},
-		get: func(p *Profile) string { return p.Sequence.String() },
-	},
-	duration("KnockDelay", 0, 10*time.Second, func(p *Profile) *time.Duration { return &p.KnockDelay }),
-	duration("ConnectTimeout", time.Microsecond, time.Hour, func(p *Profile) *time.Duration { return &p.ConnectTimeout }),
-	{
-		name: "OpenPorts", list: true,
-		set: func(p *Profile, v string) (err error) {
-			p.OpenPorts, err = knock.ParsePortRanges(v)
-			return err
-		},
-		get:  func(p *Profile) string { return strings.Join(portWords(p.OpenPorts), " ") },
-		json: func(p *Profile) any { return portWords(p.OpenPorts) },
-	},
-	duration("OpenFor", time.Second, 24*time.Hour, func(p *Profile) *time.Duration { return &p.OpenFor }),
-	duration("KnockTimeout", time.Second, 5*time.Minute, func(p *Profile) *time.Duration { return &p.KnockTimeout }),
-	{
-		name: "IgnorePorts", list: true,
-		set: func(p *Profile, v string) (err error) {
-			if strings.EqualFold(v, "none") {
-				p.IgnorePorts = []knock.PortRange{}
-				return nil
-			}
-			p.IgnorePorts, err = knock.ParsePortRanges(v)
-			return err
-		},
-		get: func(p *Profile) string {
-			if len(p.IgnorePorts) == 0 {
-				return "none"
-			}
-			return strings.Join(portWords(p.IgnorePorts), " ")
-		},
-		json: func(p *Profile) any { return portWords(p.IgnorePorts) },
-	},
-}
-
-// keyKeywords say where a profile's key is.
-var keyKeywords = []keyword{
-	{
-		name: "KeyFile", secret: true,
-		set: func(p *Profile, v string) error {
-			p.KeyFile = v // made absolute once it is known whether it applies
-			return checkPath(v)
-		},
-		get: func(p *Profile) string { return p.KeyFile },
-	},
-	{
-		name: "KeyCommand", list: true, quoted: true, secret: true,
-		set: func(p *Profile, v string) error {
-			p.KeyCommand = split(v)
-			return checkCommand(p.KeyCommand)
-		},
-		get:  func(p *Profile) string { return joinWords(p.KeyCommand) },
-		json: func(p *Profile) any { return listOrNil(p.KeyCommand) },
-	},
-	hostKeyKeyword(),
-}
-
-// hostKeyKeyword is DeriveHostKey. Schemes that do not follow the clock do not show
-// it.
-func hostKeyKeyword() keyword {
-	k := yesNo("DeriveHostKey", func(p *Profile) *bool { return &p.DeriveHostKey })
-	get := k.get
-	k.get = func(p *Profile) string {
-		if !p.Facts().FollowsClock {
-			return ""
-		}
-		return get(p)
-	}
+// inJSON returns the keyword with another value in JSON than what get writes.
+func (k keyword) inJSON(json func(*Profile) any) keyword {
+	k.json = json
 	return k
 }
 
-var drawKeywords = []keyword{
-	{
-		name: "PortRange",
-		set: func(p *Profile, v string) error {
-			ranges, err := knock.ParsePortRanges(v)
-			if err != nil || len(ranges) != 1 || strings.ContainsAny(v, "/:") || !strings.Contains(v, "-") {
-				return fmt.Errorf("%q is not a range of ports such as 20000-29999", v)
-			}
-			p.PortRange.First, p.PortRange.Last = ranges[0].First, ranges[0].Last
-			return nil
-		},
-		get: func(p *Profile) string { return fmt.Sprintf("%d-%d", p.PortRange.First, p.PortRange.Last) },
-	},
-	{
-		name: "Knocks",
-		set: func(p *Profile, v string) error {
-			n, err := strconv.ParseUint(v, 10, 8)
-			if err != nil || n < minKnocks || n > knock.MaxSteps {
-				return fmt.Errorf("%q is not a number from %d to %d", v, minKnocks, knock.MaxSteps)
-			}
-			p.Knocks = int(n)
-			return nil
-		},
-		get:  func(p *Profile) string { return strconv.Itoa(p.Knocks) },
-		json: func(p *Profile) any { return p.Knocks },
-	},
-	{
-		name: "Protocol",
-		set: func(p *Profile, v string) (err error) {
-			p.PortRange.Transport, err = knock.ParseTransport(v)
-			return err
-		},
-		get: func(p *Profile) string { return p.PortRange.Transport.String() },
-	},
-}
-
-var tokenKeywords = []keyword{
-	number("TokenPort", "a port", 65535, func(p *Profile) *uint16 { return &p.TokenPort }),
-	number("TokensPerWindow", "a number", knock.MaxTokens, func(p *Profile) *int { return &p.TokensPerWindow }),
-}
-
-var clockKeywords = []keyword{
-	wholeSeconds(duration("Period", time.Second, 366*24*time.Hour, func(p *Profile) *time.Duration { return &p.Period })),
-	wholeSeconds(duration("Skew", 0, 183*24*time.Hour, func(p *Profile) *time.Duration { return &p.Skew })),
-	value("ValidUntil", parseTime, func(p *Profile) *time.Time { return &p.ValidUntil }, timeWord),
-}
-
-// parseTime reads a moment, as 2027-11-21T07:00:00Z, or a day, of which it
-// returns the beginning in UTC. It is one that the same format can write.
-func parseTime(s string) (time.Time, error) {
-	t, err := time.Parse(time.RFC3339, s)
-	if err != nil {
-		t, err = time.Parse(time.DateOnly, s)
-	}
-	if err != nil || t.Nanosecond() != 0 {
-		return time.Time{}, fmt.Errorf("%q is not a time such as 2027-11-21T07:00:00Z, nor a day such as 2027-11-21", s)
-	}
-	if t = t.UTC(); t.Year() < 1970 || t.Year() > 9999 {
-		return time.Time{}, fmt.Errorf("%q is not from 1970 to 9999", s)
-	}
-	return t, nil
-}
-
-func timeWord(t time.Time) string {
-	if t.IsZero() {
-		return ""
-	}
-	return t.Format(time.RFC3339)
-}
-
-// yesNo is the keyword of what is yes or no.
-func yesNo(name string, field func(*Profile) *bool) keyword {
-	return keyword{
-		name: name,
-		set: func(p *Profile, v string) error {
-			*field(p) = strings.EqualFold(v, "yes")
-			if !*field(p) && !strings.EqualFold(v, "no") {
-				return fmt.Errorf("%q is neither yes nor no", v)
-			}
-			return nil
-		},
-		get: func(p *Profile) string {
-			if *field(p) {
-				return "yes"
-			}
-			return "no"
-		},
-		json: func(p *Profile) any { return orNil(*field(p)) },
-	}
-}
-
-// orNil returns nil instead of a zero value.
-func orNil[T comparable](v T) any {
-	if v == *new(T) {
-		return nil
-	}
-	return v
-}
-
-func listOrNil(list []string) any {
-	if len(list) == 0 {
-		return nil
-	}
-	return list
+// shownWhen returns the keyword, to be shown for some profiles only.
+func (k keyword) shownWhen(when func(*Profile) bool) keyword {
+	k.when = when
+	return k
 }
 
 // value is the keyword of what parse reads and word writes.
@@ -315,70 +72,129 @@ func value[T any](name string, parse func(string) (T, error), field func(*Profil
 	}
 }
 
-// number is the keyword of a number from 1 to most, which is 0 where there is none.
-func number[T int | uint16](name, what string, most uint64, field func(*Profile) *T) keyword {
+// zeroAs returns word, but with another text for the zero value.
+func zeroAs[T comparable](zero string, word func(T) string) func(T) string {
+	return func(v T) string {
+		if v == *new(T) {
+			return zero
+		}
+		return word(v)
+	}
+}
+
+// text is the keyword of a word that check accepts.
+func text(name string, check func(string) error, field func(*Profile) *string) keyword {
+	parse := func(s string) (string, error) { return s, check(s) }
+	return value(name, parse, field, strings.Clone)
+}
+
+// secretFile is the keyword of a file with a key. Its path is made absolute once it is
+// known whether the keyword applies.
+func secretFile(name string, field func(*Profile) *string) keyword {
+	k := text(name, checkPath, field)
+	k.secret, k.path = true, field
+	return k
+}
+
+// command is the keyword of a program and its arguments.
+func command(name string, secret bool, field func(*Profile) *[]string) keyword {
+	parse := func(s string) ([]string, error) {
+		words := split(s)
+		return words, checkCommand(words)
+	}
+	k := value(name, parse, field, joinWords).inJSON(func(p *Profile) any { return *field(p) })
+	k.list, k.quoted, k.secret = true, true, secret
+	return k
+}
+
+// ports is the keyword of ports and ranges of ports. None is the word for an empty
+// list, "" if there must be one.
+func ports(name, none string, field func(*Profile) *[]knock.PortRange) keyword {
+	parse := func(s string) ([]knock.PortRange, error) {
+		if none != "" && strings.EqualFold(s, none) {
+			return []knock.PortRange{}, nil
+		}
+		return knock.ParsePortRanges(s)
+	}
+	word := func(ranges []knock.PortRange) string { return cmp.Or(strings.Join(portWords(ranges), " "), none) }
+	k := value(name, parse, field, word).inJSON(func(p *Profile) any { return portWords(*field(p)) })
+	k.list = true
+	return k
+}
+
+func portWords(ranges []knock.PortRange) []string {
+	words := make([]string, len(ranges))
+	for i, r := range ranges {
+		words[i] = r.String()
+	}
+	return words
+}
+
+// yesNo is the keyword of what is yes or no.
+func yesNo(name string, field func(*Profile) *bool) keyword {
+	parse := func(s string) (bool, error) {
+		yes := strings.EqualFold(s, "yes")
+		if !yes && !strings.EqualFold(s, "no") {
+			return false, fmt.Errorf("%q is neither yes nor no", s)
+		}
+		return yes, nil
+	}
+	word := zeroAs("no", func(bool) string { return "yes" })
+	return value(name, parse, field, word).inJSON(func(p *Profile) any { return orNil(*field(p)) })
+}
+
+// orNil returns nil instead of a zero value.
+func orNil[T comparable](v T) any {
+	if v == *new(T) {
+		return nil
+	}
+	return v
+}
+
+// number is the keyword of a number from least to most, which is 0 where there is
+// none.
+func number[T int | uint16](name, what string, least, most uint64, field func(*Profile) *T) keyword {
 	parse := func(s string) (T, error) {
 		n, err := strconv.ParseUint(s, 10, 16)
-		if err != nil || n == 0 || n > most {
-			return 0, fmt.Errorf("%q is not %s from 1 to %d", s, what, most)
+		if err != nil || n < least || n > most {
+			return 0, fmt.Errorf("%q is not %s from %d to %d", s, what, least, most)
 		}
 		return T(n), nil
 	}
-	word := func(n T) string {
-		if n == 0 {
-			return ""
-		}
-		return strconv.Itoa(int(n))
-	}
-	k := value(name, parse, field, word)
-	k.json = func(p *Profile) any { return orNil(*field(p)) }
-	return k
+	return value(name, parse, field, zeroAs("", decimal[T])).inJSON(func(p *Profile) any { return *field(p) })
 }
 
-// minKnocks is the least that is worth drawing: a scan of all ports sends every
-// single knock.
-const minKnocks = 2
+func decimal[T int | uint16](n T) string { return strconv.Itoa(int(n)) }
 
-// wholeSeconds is a duration that firewalls count in seconds.
-func wholeSeconds(k keyword) keyword {
-	set := k.set
-	k.set = func(p *Profile, v string) error {
-		if d, err := ParseDuration(v); err == nil && d%time.Second != 0 {
-			return fmt.Errorf("%q is not whole seconds", v)
-		}
-		return set(p, v)
-	}
-	return k
+// duration is the keyword of a time that parse reads.
+func duration(name string, parse func(string) (time.Duration, error), field func(*Profile) *time.Duration) keyword {
+	return value(name, parse, field, formatDuration).inJSON(func(p *Profile) any { return field(p).String() })
 }
 
-// duration is the keyword of a time from least to most.
-func duration(name string, least, most time.Duration, field func(*Profile) *time.Duration) keyword {
-	return keyword{
-		name: name,
-		set: func(p *Profile, v string) error {
-			d, err := ParseDuration(v)
-			if err != nil {
-				return err
-			}
-			if d < least || d > most {
-				return fmt.Errorf("%q is not from %s to %s", v, formatDuration(least), formatDuration(most))
-			}
-			*field(p) = d
-			return nil
-		},
-		get:  func(p *Profile) string { return formatDuration(*field(p)) },
-		json: func(p *Profile) any { return field(p).String() },
+// within reads a time from least to most, in whole units: firewalls count some
+// times in seconds.
+func within(least, most, unit time.Duration) func(string) (time.Duration, error) {
+	return func(s string) (time.Duration, error) {
+		d, err := ParseDuration(s)
+		switch {
+		case err != nil:
+			return 0, err
+		case d%unit != 0:
+			return 0, fmt.Errorf("%q is not whole seconds", s)
+		case d < least || d > most:
+			return 0, fmt.Errorf("%q is not from %s to %s", s, formatDuration(least), formatDuration(most))
+		}
+		return d, nil
 	}
 }
 
 // keywordNamed returns the keyword of that name in any case, or nil.
 func keywordNamed(name string) *keyword {
-	for i := range keywords {
-		if strings.EqualFold(keywords[i].name, name) {
-			return &keywords[i]
-		}
+	i := slices.IndexFunc(keywords, func(k keyword) bool { return strings.EqualFold(k.name, name) })
+	if i < 0 {
+		return nil
 	}
-	return nil
+	return &keywords[i]
 }
 
 // unknown is the error for a keyword that is none. It quotes letters only:

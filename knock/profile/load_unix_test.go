@@ -58,7 +58,8 @@ func TestLoadOwner(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := Load(path)
-	if want := path + ": owned by user 12345, neither by you nor by root; chown it or use a file of your own"; err == nil || err.Error() != want {
+	want := path + ": owned by user 12345, neither by you nor by root; chown it or use a file of your own"
+	if err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
 }

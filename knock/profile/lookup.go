@@ -43,16 +43,11 @@ func (f *File) Lookup(host string, override ...Setting) (*Profile, error) {
 	if !gather(own).knocks() {
 		name, blocks = f.byHostName(host)
 	}
-	if ss := gather(blocks); ss.knocks() {
-		return f.profile(name, blocks, given.add(ss))
+	p, err := f.profile(name, blocks, given)
+	if p == nil {
+		err = cmp.Or(f.forgottenScheme(host, own), err, fmt.Errorf("%w for %q in %s", ErrNoProfile, host, f.name))
 	}
-	if err := f.forgottenScheme(host, own); err != nil {
-		return nil, err
-	}
-	if err := f.forgottenScheme(name, blocks); err != nil {
-		return nil, err
-	}
-	return nil, fmt.Errorf("%w for %q in %s", ErrNoProfile, host, f.name)
+	return p, err
 }
 
 // forgottenScheme returns an error if a Host line has this name, and the blocks
@@ -60,33 +55,38 @@ func (f *File) Lookup(host string, override ...Setting) (*Profile, error) {
 func (f *File) forgottenScheme(name string, blocks []*block) error {
 	name = strings.ToLower(name)
 	ss := gather(blocks)
-	if !slices.ContainsFunc(blocks, func(b *block) bool { return slices.Contains(b.literals(), name) }) {
+	key, ok := ss.get("KeyFile", "KeyCommand")
+	if !ok || ss.knocks() || !slices.ContainsFunc(blocks, func(b *block) bool { return slices.Contains(b.literals(), name) }) {
 		return nil
 	}
-	if keyword := ss.key(); keyword != "" {
-		return f.fault(ss, keyword, fmt.Errorf(`profile %s has a key but no Scheme; add "Scheme rotating" or "Scheme token"`, name))
-	}
-	return nil
+	return f.fault(ss, key.Keyword, fmt.Errorf(`profile %s has a key but no Scheme; add "Scheme rotating" or "Scheme token"`, name))
 }
 
-// profile makes and checks the profile of a host that the blocks match.
-func (f *File) profile(host string, blocks []*block, ss settings) (p *Profile, err error) {
+// profile makes and checks the profile of a host that the blocks match. It returns
+// nil if they do not say how to knock.
+func (f *File) profile(host string, blocks []*block, override settings) (p *Profile, err error) {
+	ss := gather(blocks)
+	if !ss.knocks() {
+		return nil, f.forgottenScheme(host, blocks)
+	}
+	ss = override.add(ss)
 	p = ss.fill(ss.scheme())
 	p.Name = f.profileName(host, blocks)
 	if p.HostName != "" {
-		if p.HostName, err = expand(p.HostName, host); err == nil {
-			err = CheckHost(p.HostName) // "%h" can make it too long
-		}
-		if err != nil {
+		p.HostName, _ = expand(p.HostName, host)      // newSetting has tried it
+		if err := CheckHost(p.HostName); err != nil { // "%h" can make it too long
 			return nil, f.fault(ss, "HostName", err)
 		}
 	}
 	p.setDefaults(ss)
-	if p.KeyFile, err = keyPath(p.KeyFile, f.dir); err != nil {
-		return nil, f.fault(ss, "KeyFile", err)
-	}
-	if p.SPA.HMACKeyFile, err = keyPath(p.SPA.HMACKeyFile, f.dir); err != nil {
-		return nil, f.fault(ss, "HMACKeyFile", err)
+	for _, k := range keywords {
+		if k.path == nil || *k.path(p) == "" {
+			continue
+		}
+		path := k.path(p)
+		if *path, err = keyPath(*path, f.dir); err != nil {
+			return nil, f.fault(ss, k.name, err)
+		}
 	}
 	if keyword, err := p.conflict(ss); err != nil {
 		return nil, f.fault(ss, keyword, err)
@@ -113,7 +113,7 @@ func (ss settings) scheme() *scheme {
 func (ss settings) fill(of *scheme) *Profile {
 	p := new(Profile)
 	for _, s := range ss {
-		if k := keywordNamed(s.Keyword); of.applies(k) {
+		if k := keywordNamed(s.Keyword); of == nil || slices.Contains(of.groups, k.of) {
 			_ = k.set(p, s.Value)
 		}
 	}
@@ -149,21 +149,17 @@ func (ss settings) add(more settings) settings {
 	return ss
 }
 
+// prevent reports whether the settings say in another way what s says.
 func (ss settings) prevent(s Setting) bool {
 	switch s.Keyword {
-	case "KeyFile":
-		return ss.have("KeyCommand")
-	case "KeyCommand":
-		return ss.have("KeyFile")
-	case "AllowIP":
-		return ss.have("AllowIPCommand")
-	case "AllowIPCommand":
-		return ss.have("AllowIP")
+	case "KeyFile", "KeyCommand":
+		return ss.have("KeyFile", "KeyCommand")
+	case "AllowIP", "AllowIPCommand":
+		return ss.have("AllowIP", "AllowIPCommand")
 	case "Scheme":
 		return ss.have("Sequence")
 	case "Sequence":
-		scheme, ok := ss.get("Scheme")
-		return ok && !strings.EqualFold(scheme.Value, staticScheme.name)
+		return ss.scheme().name != staticScheme.name
 	}
 	return false
 }
@@ -196,7 +192,7 @@ func (f *File) byHostName(host string) (name string, blocks []*block) {
 			names, as = []string{host}, b
 		}
 		for _, name := range names {
-			if !isHostName(s, name, host) {
+			if expanded, err := expand(s.Value, name); err != nil || !sameHost(expanded, host) {
 				continue
 			}
 			blocks := f.matching(name, as)
@@ -206,13 +202,6 @@ func (f *File) byHostName(host string) (name string, blocks []*block) {
 		}
 	}
 	return host, nil
-}
-
-// isHostName reports whether the HostName of that setting is the host, for one
-// who has looked up name.
-func isHostName(s Setting, name, host string) bool {
-	expanded, err := expand(s.Value, name)
-	return err == nil && sameHost(expanded, host)
 }
 
 // index fills byName and wild.
@@ -244,7 +233,7 @@ func (f *File) check() error {
 	budget := checkBudget
 	checked := make(map[string]bool)
 	for _, b := range f.blocks {
-		if !b.settings.knocks() && b.settings.key() == "" {
+		if !b.settings.have("Sequence", "Scheme", "KeyFile", "KeyCommand") {
 			continue
 		}
 		for _, name := range b.literals() {
@@ -255,14 +244,7 @@ func (f *File) check() error {
 			if budget -= 64 + len(f.wild) + len(f.byName[name]); budget < 0 {
 				return nil
 			}
-			blocks := f.matching(name, nil)
-			var err error
-			if ss := gather(blocks); ss.knocks() {
-				_, err = f.profile(name, blocks, ss)
-			} else {
-				err = f.forgottenScheme(name, blocks)
-			}
-			if err != nil {
+			if _, err := f.profile(name, f.matching(name, nil), nil); err != nil {
 				return err
 			}
 		}

@@ -43,7 +43,10 @@ func TestLookup(t *testing.T) {
 		{"name twice in a line", "Host vps vps\n    Port 1\n" + seq, "vps", "vps  1"},
 
 		{"%h", "Host vps\n    HostName %h.example\n" + seq, "VPS", "vps VPS.example 0"},
-		{"%h, too long", "Host *\n    HostName %h.%h\n" + seq, strings.Repeat("a", 200), `error: file:2: HostName: "` + strings.Repeat("a", 200) + "." + strings.Repeat("a", 99) + `" is not a host name`},
+		{
+			"%h, too long", "Host *\n    HostName %h.%h\n" + seq, strings.Repeat("a", 200),
+			`error: file:2: HostName: "` + strings.Repeat("a", 200) + "." + strings.Repeat("a", 99) + `" is not a host name`,
+		},
 		{"%%", "Host vps\n    HostName fe80::1%%eth0\n" + seq, "vps", "vps fe80::1%eth0 0"},
 
 		{"address with a name", "Host vps 203.0.113.7\n" + seq, "203.0.113.7", "vps  0"},
@@ -128,7 +131,10 @@ func TestForgottenScheme(t *testing.T) {
 		{"KeyFile", "Host vps\n    Port 1\n    KeyFile /k\n", "vps", "error: file:3: KeyFile: profile vps" + cure},
 		{"KeyCommand", "Host vps\n" + key, "vps", "error: file:2: KeyCommand: profile vps" + cure},
 		{"any case", "Host VPS\n" + key, "Vps", "error: file:2: KeyCommand: profile vps" + cure},
-		{"whichever host is asked for", "Host vps\n" + key + "Host web\n    Scheme token\n" + key, "web", "error: file:2: KeyCommand: profile vps" + cure},
+		{
+			"whichever host is asked for", "Host vps\n" + key + "Host web\n    Scheme token\n" + key, "web",
+			"error: file:2: KeyCommand: profile vps" + cure,
+		},
 		{"the name beside a pattern", "Host *.x vps\n" + key, "a.x", "error: file:2: KeyCommand: profile vps" + cure},
 		{"the second name", "Host vps web\n" + key + "Host vps\n    Scheme token\n", "vps", "error: file:2: KeyCommand: profile web" + cure},
 
@@ -172,7 +178,8 @@ func TestForgottenScheme(t *testing.T) {
 func manyHosts(n int) []byte {
 	var b strings.Builder
 	for i := range n {
-		fmt.Fprintf(&b, "Host host%d\n    HostName 10.%d.%d.%d\n    Port 2222\n    Sequence 7000/udp 8000/tcp 9000/udp\n\n", i, i>>16, i>>8&255, i&255)
+		fmt.Fprintf(&b, "Host host%d\n    HostName 10.%d.%d.%d\n", i, i>>16, i>>8&255, i&255)
+		b.WriteString("    Port 2222\n    Sequence 7000/udp 8000/tcp 9000/udp\n\n")
 	}
 	b.WriteString("Host *\n    ConnectTimeout 20\n")
 	return []byte(b.String())

@@ -3,6 +3,7 @@ package profile
 import (
 	"fmt"
 	"net/netip"
+	"path"
 	"slices"
 	"strings"
 	"unicode"
@@ -36,34 +37,13 @@ func (p pattern) matches(host string) bool {
 	if !p.wild {
 		return p.text == host
 	}
-	return glob(p.text, host)
+	ok, _ := path.Match(globs.Replace(p.text), strings.ReplaceAll(host, "/", "\x00"))
+	return ok
 }
 
-// glob matches "*" with any characters and "?" with exactly one.
-func glob(pattern, s string) bool {
-	afterStar, retry := -1, 0 // where to go on after the last star, and from which character
-	p, i := 0, 0
-	for i < len(s) {
-		_, size := utf8.DecodeRuneInString(s[i:])
-		switch {
-		case p < len(pattern) && pattern[p] == '*':
-			p++
-			afterStar, retry = p, i
-		case p < len(pattern) && pattern[p] == '?':
-			p++
-			i += size
-		case p < len(pattern) && strings.HasPrefix(pattern[p:], s[i:i+size]):
-			p += size
-			i += size
-		case afterStar >= 0:
-			retry++ // into the midst of a character does no harm
-			p, i = afterStar, retry
-		default:
-			return false
-		}
-	}
-	return strings.Trim(pattern[p:], "*") == ""
-}
+// globs makes a pattern one of [path.Match]: there brackets are for classes, and no
+// "*" reaches across a slash, for which a character stands that no host has.
+var globs = strings.NewReplacer("[", `\[`, "/", "\x00")
 
 // matches reports whether the block applies to a host, given in lower case: a
 // pattern matches it, and no negated one does.
@@ -94,14 +74,13 @@ func (b *block) literals() []string {
 // HostName.
 func (f *File) profileName(host string, blocks []*block) string {
 	host = strings.ToLower(host)
-	hostName, ok := gather(blocks).get("HostName")
-	ok = ok && !namesHost(hostName.Value)
+	hostName, _ := gather(blocks).get("HostName")
 	for _, b := range blocks {
 		names := b.literals()
 		if !slices.Contains(names, host) {
 			continue
 		}
-		shared := ok && slices.Contains(b.settings, hostName)
+		shared := !namesHost(hostName.Value) && slices.Contains(b.settings, hostName)
 		for _, name := range names {
 			switch {
 			case isAddress(name):
@@ -156,20 +135,11 @@ func namesHost(hostName string) bool {
 // expand replaces "%h" by the host and "%%" by "%", the tokens that
 // ssh_config(5) has for HostName.
 func expand(s, host string) (string, error) {
-	var b strings.Builder
-	for rest := s; ; {
-		before, after, found := strings.Cut(rest, "%")
-		b.WriteString(before)
-		switch {
-		case !found:
-			return b.String(), nil
-		case strings.HasPrefix(after, "h"):
-			b.WriteString(host)
-		case strings.HasPrefix(after, "%"):
-			b.WriteByte('%')
-		default:
-			return "", fmt.Errorf("%q: only %%h and %%%% can follow a percent sign", s)
-		}
-		rest = after[1:]
+	if !strings.Contains(s, "%") {
+		return s, nil
 	}
+	if strings.Contains(strings.NewReplacer("%%", "", "%h", "").Replace(s), "%") {
+		return "", fmt.Errorf("%q: only %%h and %%%% can follow a percent sign", s)
+	}
+	return strings.NewReplacer("%%", "%", "%h", host).Replace(s), nil
 }

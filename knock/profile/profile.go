@@ -25,7 +25,6 @@ package profile
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -45,7 +44,7 @@ type Profile struct {
 	AddressFamily string            // "any", "inet" or "inet6"
 	BindAddress   netip.Addr        // the local address; the zero Addr if none is given
 	BindInterface string            // the local interface; "" if none is given
-	Scheme        string            // one of [Schemes]
+	Scheme        string            // its name, such as "static"
 	Sequence      knock.Sequence    // what the scheme static sends; nil for others
 	KnockDelay    time.Duration     // the pause between knocks, and before the SYN
 	OpenPorts     []knock.PortRange // what the server opens
@@ -89,35 +88,11 @@ const DefaultConnectTimeout = 9 * time.Second
 
 // setDefaults fills in what the file left out.
 func (p *Profile) setDefaults(given settings) {
-	setDefault(&p.AddressFamily, "any")
 	setDefault(&p.Scheme, staticScheme.name)
-	if !given.have("KnockDelay") { // 0 is a value
-		p.KnockDelay = 200 * time.Microsecond
-	}
-	setDefault(&p.ConnectTimeout, DefaultConnectTimeout)
-	setDefault(&p.OpenFor, 30*time.Second)
-	setDefault(&p.KnockTimeout, 5*time.Second)
-	if defaults := schemeNamed(p.Scheme).defaults; defaults != nil {
-		defaults(p, given)
-	}
-	if p.OpenPorts == nil {
-		port := p.Port
-		setDefault(&port, 22)
-		p.OpenPorts = []knock.PortRange{{Transport: knock.TCP, First: port, Last: port}}
-	}
-	if p.IgnorePorts == nil { // "none" is empty, not nil
-		p.IgnorePorts = []knock.PortRange{
-			{Transport: knock.TCP, First: 80, Last: 80},
-			{Transport: knock.TCP, First: 443, Last: 443},
-			{Transport: knock.UDP, First: 443, Last: 443},
+	for _, g := range schemeNamed(p.Scheme).groups {
+		if g.defaults != nil {
+			g.defaults(p, given)
 		}
-	}
-}
-
-func setDefault[T comparable](v *T, def T) {
-	var zero T
-	if *v == zero {
-		*v = def
 	}
 }
 
@@ -125,35 +100,15 @@ func setDefault[T comparable](v *T, def T) {
 // to blame. What is still at its zero value is not looked at, so that it serves
 // a lone block as well as a finished profile. Given is what the file sets.
 func (p *Profile) conflict(given settings) (keyword string, err error) {
-	if p.BindAddress.IsValid() {
-		if p.BindInterface != "" {
-			return "BindInterface", errors.New("cannot be combined with BindAddress")
-		}
-		if p.BindAddress.Is4() && p.AddressFamily == "inet6" || p.BindAddress.Is6() && p.AddressFamily == "inet" {
-			return "BindAddress", fmt.Errorf("%s is not of the AddressFamily %s", p.BindAddress, p.AddressFamily)
-		}
-	}
-	if p.KnockTimeout > 0 && p.KnockDelay >= p.KnockTimeout {
-		return "KnockDelay", fmt.Errorf("%s is not below the KnockTimeout, %s", formatDuration(p.KnockDelay), formatDuration(p.KnockTimeout))
-	}
-	for i, step := range p.Sequence {
-		for _, open := range p.OpenPorts {
-			if open.Contains(step) {
-				return "Sequence", fmt.Errorf("knock %d of %d is one of the OpenPorts, and a guarded port cannot be a knock", i+1, len(p.Sequence))
+	for _, g := range groups {
+		if g.check != nil {
+			if keyword, err := g.check(p); err != nil {
+				return keyword, err
 			}
 		}
 	}
-	if p.KeyFile != "" && len(p.KeyCommand) > 0 {
-		return "KeyCommand", errors.New("cannot be combined with KeyFile")
-	}
-	checks := []func(*Profile) (string, error){(*Profile).checkToken, (*Profile).checkClock, (*Profile).checkDraw, (*Profile).checkAllowIP}
-	for _, check := range checks {
-		if keyword, err := check(p); err != nil {
-			return keyword, err
-		}
-	}
-	if s := schemeNamed(p.Scheme); s != nil && s.check != nil {
-		return s.check(p, given)
+	if check := schemeNamed(p.Scheme).check; check != nil {
+		return check(p, given)
 	}
 	return "", nil
 }
@@ -162,9 +117,9 @@ func (p *Profile) conflict(given settings) (keyword string, err error) {
 // in the order of the documentation. It holds the sequence, but never a key.
 func (p *Profile) WriteTo(w io.Writer) (int64, error) {
 	var given settings
-	for i := range keywords {
-		if v := keywords[i].word(p); v != "" {
-			given = append(given, Setting{Keyword: keywords[i].name, Value: v})
+	for _, k := range keywords {
+		if v := k.word(p); v != "" {
+			given = append(given, Setting{Keyword: k.name, Value: v})
 		}
 	}
 	var b bytes.Buffer
@@ -187,45 +142,30 @@ func writeBlock(b *bytes.Buffer, name string, settings []Setting) {
 // MarshalJSON writes durations as Go writes them ("500µs"), and knocks and
 // ports as a profile does ("7000/udp"). It holds the sequence, but never a key.
 func (p *Profile) MarshalJSON() ([]byte, error) {
-	all, own := jsonObject{{"name", p.Name}}, jsonObject{}
-	for i := range keywords {
-		k := &keywords[i]
-		v := k.jsonValue(p)
-		switch {
-		case v == nil:
-		case k.of == ofSPA:
-			own = append(own, jsonField{jsonName(strings.TrimPrefix(k.name, "SPA")), v})
-		default:
-			all = append(all, jsonField{jsonName(k.name), v})
+	all := []string{jsonField("name", p.Name)}
+	for _, g := range schemeNamed(p.Scheme).groups {
+		var own []string
+		for _, k := range g.keywords {
+			if v := k.jsonValue(p); v != nil {
+				own = append(own, jsonField(jsonName(strings.TrimPrefix(k.name, g.prefix)), v))
+			}
 		}
+		if g.object != "" {
+			own = []string{jsonField(g.object, jsonObject(own))}
+		}
+		all = append(all, own...)
 	}
-	if len(own) > 0 {
-		all = append(all, jsonField{fwknopScheme.name, own})
-	}
-	return all.MarshalJSON()
+	return jsonObject(all), nil
 }
 
-// jsonObject is a JSON object whose fields keep their order.
-type jsonObject []jsonField
-
-type jsonField struct {
-	name  string
-	value any
+// jsonObject is an object of fields, in this order.
+func jsonObject(fields []string) json.RawMessage {
+	return json.RawMessage("{" + strings.Join(fields, ",") + "}")
 }
 
-func (o jsonObject) MarshalJSON() ([]byte, error) {
-	b := []byte("{")
-	for i, f := range o {
-		if i > 0 {
-			b = append(b, ',')
-		}
-		v, err := json.Marshal(f.value)
-		if err != nil {
-			return nil, err
-		}
-		b = fmt.Appendf(b, "%q:%s", f.name, v)
-	}
-	return append(b, '}'), nil
+func jsonField(name string, value any) string {
+	v, _ := json.Marshal(value) // texts, numbers, lists and objects of them, which cannot fail
+	return fmt.Sprintf("%q:%s", name, v)
 }
 
 // jsonName writes a keyword as JSON names it: hostName, allowIP, natAccess.
@@ -235,12 +175,4 @@ func jsonName(keyword string) string {
 		capitals-- // the last one begins the next word
 	}
 	return strings.ToLower(keyword[:capitals]) + keyword[capitals:]
-}
-
-func portWords(ranges []knock.PortRange) []string {
-	words := make([]string, len(ranges))
-	for i, r := range ranges {
-		words[i] = r.String()
-	}
-	return words
 }

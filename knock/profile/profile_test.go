@@ -193,8 +193,14 @@ func TestBadValues(t *testing.T) {
 		{"Skew 1500ms", `Skew: "1500ms" is not whole seconds`},
 		{"ValidUntil never", `ValidUntil: "never" is not a time such as 2027-11-21T07:00:00Z, nor a day such as 2027-11-21`},
 		{"ValidUntil 2027-02-29", `ValidUntil: "2027-02-29" is not a time such as 2027-11-21T07:00:00Z, nor a day such as 2027-11-21`},
-		{"ValidUntil 2027-11-21T07:00:00", `ValidUntil: "2027-11-21T07:00:00" is not a time such as 2027-11-21T07:00:00Z, nor a day such as 2027-11-21`},
-		{"ValidUntil 2027-11-21T07:00:00.5Z", `ValidUntil: "2027-11-21T07:00:00.5Z" is not a time such as 2027-11-21T07:00:00Z, nor a day such as 2027-11-21`},
+		{
+			"ValidUntil 2027-11-21T07:00:00",
+			`ValidUntil: "2027-11-21T07:00:00" is not a time such as 2027-11-21T07:00:00Z, nor a day such as 2027-11-21`,
+		},
+		{
+			"ValidUntil 2027-11-21T07:00:00.5Z",
+			`ValidUntil: "2027-11-21T07:00:00.5Z" is not a time such as 2027-11-21T07:00:00Z, nor a day such as 2027-11-21`,
+		},
 		{"ValidUntil 2027-11-21 07:00:00", `ValidUntil: takes one value, not 2`},
 		{"ValidUntil 0001-01-01", `ValidUntil: "0001-01-01" is not from 1970 to 9999`},
 		{"ValidUntil 9999-12-31T23:30:00-01:00", `ValidUntil: "9999-12-31T23:30:00-01:00" is not from 1970 to 9999`},
@@ -322,7 +328,10 @@ func TestErrorsKeepTheSecret(t *testing.T) {
 		{"Host vps\nSequence 17001\nSequence 17002", "file:3: Sequence again: line 2 has it already, and the first counts"},
 		{"Host vps\nSequence 17001#17002", "file:2: a # inside a word: put a blank before a comment, or quotes around the word"},
 		{"Host vps\nScheme static 17001/udp", "file:2: Scheme: takes one value, not 2"},
-		{"Host vps\nOpenPorts 17000-17002\nSequence 17001", "file:3: Sequence: knock 1 of 1 is one of the OpenPorts, and a guarded port cannot be a knock"},
+		{
+			"Host vps\nOpenPorts 17000-17002\nSequence 17001",
+			"file:3: Sequence: knock 1 of 1 is one of the OpenPorts, and a guarded port cannot be a knock",
+		},
 		{"Host vps\nSequence 17001\xff", "file:2: not UTF-8"},
 	} {
 		_, err := Parse("file", []byte(tt.file))
@@ -339,7 +348,8 @@ func TestErrorsKeepTheSecret(t *testing.T) {
 }
 
 func TestSchemes(t *testing.T) {
-	if _, err := (&Profile{Scheme: "telepathy"}).Server(t.Context()); err == nil || err.Error() != `there is no scheme "telepathy", only static, rotating, token, md5-hourly, fwknop` {
+	const want = `there is no scheme "telepathy", only static, rotating, token, md5-hourly, fwknop`
+	if _, err := (&Profile{Scheme: "telepathy"}).Server(t.Context()); err == nil || err.Error() != want {
 		t.Errorf("got %v", err)
 	}
 	p, err := mustParse(t, "Host vps\n"+knocks).Lookup("vps")
@@ -350,7 +360,33 @@ func TestSchemes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if seqs, _, err := s.Schedule.At(time.Now()); err != nil || len(seqs) != 1 || !slices.EqualFunc(seqs[0], p.Sequence, func(a, b knock.Step) bool { return a.String() == b.String() }) {
+	if seqs, _, err := s.Schedule.At(time.Now()); err != nil || len(seqs) != 1 || seqs[0].String() != p.Sequence.String() {
 		t.Errorf("got %v, %v", seqs, err)
+	}
+}
+
+// TestKeywordOrder: the table of all settings has those of each scheme in the
+// scheme's own order.
+func TestKeywordOrder(t *testing.T) {
+	for _, s := range schemes {
+		at := -1
+		for _, g := range s.groups {
+			n := slices.Index(groups, g)
+			if n <= at {
+				t.Errorf("%s: group %d of the table follows group %d", s.name, n, at)
+			}
+			at = n
+		}
+	}
+	var names []string
+	for _, k := range keywords {
+		names = append(names, k.name)
+	}
+	const want = "HostName Port AddressFamily BindAddress BindInterface Scheme Sequence KnockDelay ConnectTimeout OpenPorts OpenFor " +
+		"KnockTimeout IgnorePorts KeyFile KeyCommand DeriveHostKey PortRange Knocks Protocol TokenPort TokensPerWindow Period Skew " +
+		"ValidUntil SPAPort SPAProtocol AllowIP AllowIPCommand SPATimeout SPADigest SPAMode SPAUser TimeOffset NATAccess NATLocal " +
+		"HMACKeyFile HMACDigest"
+	if got := strings.Join(names, " "); got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
 	}
 }

@@ -34,133 +34,80 @@ type SPA struct {
 	HMACDigest     spa.Digest
 }
 
-// spaKeywords is the settings of the scheme fwknop, in the order in which they
-// are shown.
-var spaKeywords = []keyword{
-	{
-		name: "SPAPort",
-		set: func(p *Profile, v string) error {
-			if strings.EqualFold(v, "random") {
-				p.SPA.Port = 0
-				return nil
-			}
-			n, err := strconv.ParseUint(v, 10, 16)
-			if err != nil || n == 0 {
-				return fmt.Errorf("%q is neither a port from 1 to 65535 nor random", v)
-			}
-			p.SPA.Port = uint16(n)
-			return nil
-		},
-		get: func(p *Profile) string { return spaPortWord(p.SPA.Port) },
+// spaSettings is what the packets of fwknop say, and where they go.
+var spaSettings = &group{
+	object: "fwknop",
+	prefix: "SPA",
+	keywords: []keyword{
+		value("SPAPort", parseSPAPort, func(p *Profile) *uint16 { return &p.SPA.Port }, zeroAs("random", decimal[uint16])),
+		value("SPAProtocol", spa.Parse[spa.Via], func(p *Profile) *spa.Via { return &p.SPA.Protocol }, spa.Via.String),
+		value("AllowIP", parseAllowIP, func(p *Profile) *netip.Addr { return &p.SPA.AllowIP }, zeroAs("source", netip.Addr.String)).
+			inJSON(func(p *Profile) any { return orNil(p.SPA.AllowIP) }).
+			shownWhen(func(p *Profile) bool { return len(p.SPA.AllowIPCommand) == 0 }),
+		command("AllowIPCommand", false, func(p *Profile) *[]string { return &p.SPA.AllowIPCommand }),
+		duration("SPATimeout", within(0, spa.MaxTimeout, time.Second), func(p *Profile) *time.Duration { return &p.SPA.Timeout }),
+		value("SPADigest", spa.Parse[spa.Digest], func(p *Profile) *spa.Digest { return &p.SPA.Digest }, spa.Digest.String),
+		value("SPAMode", spa.Parse[spa.Mode], func(p *Profile) *spa.Mode { return &p.SPA.Mode }, spa.Mode.String),
+		text("SPAUser", spa.CheckUser, func(p *Profile) *string { return &p.SPA.User }),
+		duration("TimeOffset", parseOffset, func(p *Profile) *time.Duration { return &p.SPA.TimeOffset }),
+		value("NATAccess", parseNAT, func(p *Profile) *netip.AddrPort { return &p.SPA.NATAccess }, zeroAs("", natWord)),
+		yesNo("NATLocal", func(p *Profile) *bool { return &p.SPA.NATLocal }),
+		secretFile("HMACKeyFile", func(p *Profile) *string { return &p.SPA.HMACKeyFile }),
+		value("HMACDigest", spa.Parse[spa.Digest], func(p *Profile) *spa.Digest { return &p.SPA.HMACDigest }, spa.Digest.String).
+			shownWhen(func(p *Profile) bool { return p.SPA.HMACKeyFile != "" }),
 	},
-	value("SPAProtocol", spa.Parse[spa.Via], func(p *Profile) *spa.Via { return &p.SPA.Protocol }, spa.Via.String),
-	{
-		name: "AllowIP",
-		set: func(p *Profile, v string) error {
-			if strings.EqualFold(v, "source") {
-				p.SPA.AllowIP = netip.Addr{}
-				return nil
-			}
-			a, err := netip.ParseAddr(v)
-			if err != nil || !a.Is4() {
-				return fmt.Errorf("%q is neither an IPv4 address nor source", v)
-			}
-			p.SPA.AllowIP = a
-			return nil
-		},
-		get: func(p *Profile) string {
-			switch {
-			case len(p.SPA.AllowIPCommand) > 0:
-				return ""
-			case p.SPA.AllowIP.IsValid():
-				return p.SPA.AllowIP.String()
-			}
-			return "source"
-		},
-		json: func(p *Profile) any { return orNil(p.SPA.AllowIP) },
+	defaults: func(p *Profile, given settings) {
+		if !given.have("SPAPort") { // 0 is random
+			p.SPA.Port = 62201
+		}
 	},
-	{
-		name: "AllowIPCommand", list: true, quoted: true,
-		set: func(p *Profile, v string) error {
-			p.SPA.AllowIPCommand = split(v)
-			return checkCommand(p.SPA.AllowIPCommand)
-		},
-		get:  func(p *Profile) string { return joinWords(p.SPA.AllowIPCommand) },
-		json: func(p *Profile) any { return listOrNil(p.SPA.AllowIPCommand) },
+	check: func(p *Profile) (keyword string, err error) {
+		if len(p.SPA.AllowIPCommand) > 0 && p.SPA.AllowIP.IsValid() {
+			return "AllowIPCommand", errors.New("cannot be combined with AllowIP")
+		}
+		return "", nil
 	},
-	wholeSeconds(duration("SPATimeout", 0, spa.MaxTimeout, func(p *Profile) *time.Duration { return &p.SPA.Timeout })),
-	value("SPADigest", spa.Parse[spa.Digest], func(p *Profile) *spa.Digest { return &p.SPA.Digest }, spa.Digest.String),
-	value("SPAMode", spa.Parse[spa.Mode], func(p *Profile) *spa.Mode { return &p.SPA.Mode }, spa.Mode.String),
-	{
-		name: "SPAUser",
-		set: func(p *Profile, v string) error {
-			p.SPA.User = v
-			return spa.CheckUser(v)
-		},
-		get: func(p *Profile) string { return p.SPA.User },
-	},
-	{
-		name: "TimeOffset",
-		set: func(p *Profile, v string) (err error) {
-			p.SPA.TimeOffset, err = parseOffset(v)
-			return err
-		},
-		get:  func(p *Profile) string { return offsetWord(p.SPA.TimeOffset) },
-		json: func(p *Profile) any { return p.SPA.TimeOffset.String() },
-	},
-	value("NATAccess", parseNAT, func(p *Profile) *netip.AddrPort { return &p.SPA.NATAccess }, natWord),
-	yesNo("NATLocal", func(p *Profile) *bool { return &p.SPA.NATLocal }),
-	{
-		name: "HMACKeyFile", secret: true,
-		set: func(p *Profile, v string) error {
-			p.SPA.HMACKeyFile = v // made absolute once it is known whether it applies
-			return checkPath(v)
-		},
-		get: func(p *Profile) string { return p.SPA.HMACKeyFile },
-	},
-	{
-		name: "HMACDigest",
-		set: func(p *Profile, v string) (err error) {
-			p.SPA.HMACDigest, err = spa.Parse[spa.Digest](v)
-			return err
-		},
-		get: func(p *Profile) string { return hmacWord(&p.SPA) },
+	complete: func(p *Profile) error {
+		if p.SPA.NATLocal && !p.SPA.NATAccess.IsValid() {
+			return errors.New("NATLocal needs a NATAccess")
+		}
+		return nil
 	},
 }
 
-func spaPortWord(port uint16) string {
-	if port == 0 {
-		return "random"
+func parseSPAPort(s string) (uint16, error) {
+	if strings.EqualFold(s, "random") {
+		return 0, nil
 	}
-	return strconv.Itoa(int(port))
+	n, err := strconv.ParseUint(s, 10, 16)
+	if err != nil || n == 0 {
+		return 0, fmt.Errorf("%q is neither a port from 1 to 65535 nor random", s)
+	}
+	return uint16(n), nil
 }
 
-// hmacWord returns the HMAC's name, "" if there is none.
-func hmacWord(s *SPA) string {
-	if s.HMACKeyFile == "" {
-		return ""
+func parseAllowIP(s string) (netip.Addr, error) {
+	if strings.EqualFold(s, "source") {
+		return netip.Addr{}, nil
 	}
-	return s.HMACDigest.String()
+	a, err := netip.ParseAddr(s)
+	if err != nil || !a.Is4() {
+		return netip.Addr{}, fmt.Errorf("%q is neither an IPv4 address nor source", s)
+	}
+	return a, nil
 }
 
 // parseOffset reads a duration that may have a minus.
 func parseOffset(s string) (time.Duration, error) {
 	size, minus := strings.CutPrefix(s, "-")
 	d, err := ParseDuration(size)
-	if err != nil {
+	switch {
+	case err != nil:
 		return 0, fmt.Errorf("%q is not a time such as 90 or -1h30m", s)
-	}
-	if minus {
-		d = -d
+	case minus:
+		return -d, nil
 	}
 	return d, nil
-}
-
-func offsetWord(d time.Duration) string {
-	if d < 0 {
-		return "-" + formatDuration(-d)
-	}
-	return formatDuration(d)
 }
 
 func parseNAT(s string) (netip.AddrPort, error) {
@@ -172,32 +119,14 @@ func parseNAT(s string) (netip.AddrPort, error) {
 	return a, nil
 }
 
-func natWord(to netip.AddrPort) string {
-	if !to.IsValid() {
-		return ""
-	}
-	return fmt.Sprintf("%v,%d", to.Addr(), to.Port())
-}
-
-// checkAllowIP is a check for whom fwknopd opens.
-func (p *Profile) checkAllowIP() (keyword string, err error) {
-	if len(p.SPA.AllowIPCommand) > 0 && p.SPA.AllowIP.IsValid() {
-		return "AllowIPCommand", errors.New("cannot be combined with AllowIP")
-	}
-	return "", nil
-}
+func natWord(to netip.AddrPort) string { return fmt.Sprintf("%v,%d", to.Addr(), to.Port()) }
 
 // fwknopScheme sends packets of fwknop.
 var fwknopScheme = scheme{
 	name:     "fwknop",
 	facts:    Facts{SingleUse: true, IPv4Only: true},
-	uses:     ofKey | ofSPA,
+	groups:   []*group{keySettings, spaSettings},
 	parseKey: parseForeignKey,
-	defaults: func(p *Profile, given settings) {
-		if !given.have("SPAPort") { // 0 is random
-			p.SPA.Port = 62201 // where fwknopd listens by default
-		}
-	},
 	check: func(p *Profile, given settings) (keyword string, err error) {
 		s := &p.SPA
 		switch {
@@ -226,63 +155,41 @@ var fwknopScheme = scheme{
 		}
 		return "", nil
 	},
-	complete: func(p *Profile) error {
-		if p.SPA.NATLocal && !p.SPA.NATAccess.IsValid() {
-			return errors.New("NATLocal needs a NATAccess")
-		}
-		return nil
-	},
-	server: func(p *Profile, k knock.Key) (Server, error) {
-		r, err := p.request(k)
-		if err != nil {
-			return Server{}, err
-		}
-		return Server{SPA: &r.Keys, Fingerprint: k.Fingerprint()}, nil
-	},
-	picker: func(ctx context.Context, p *Profile, k knock.Key) (knock.Picker, error) {
-		r, err := p.request(k)
-		if err != nil {
-			return nil, err
-		}
-		if command := p.SPA.AllowIPCommand; len(command) > 0 {
-			if r.Allow, err = p.askAddress(ctx, command); err != nil {
-				// Of a command the program only, as with a key's.
-				return nil, fmt.Errorf("AllowIPCommand %s: %w", command[0], err)
+	server: func(p *Profile, k knock.Key) (_ Server, err error) {
+		s, hmacKey := &p.SPA, knock.Key{}
+		if s.HMACKeyFile != "" {
+			if hmacKey, err = loadKey(s.HMACKeyFile, parseForeignKey); err != nil {
+				return Server{}, err
 			}
 		}
-		return r, nil
+		keys := &spa.Keys{
+			Key: k, Mode: s.Mode, HMACKey: hmacKey, HMAC: s.HMACDigest, Port: s.Port, Via: s.Protocol,
+			NAT: s.NATAccess, NATLocal: s.NATLocal, RequireSource: s.AllowIP.IsValid(),
+		}
+		// An error is not about the key alone, and names what it is about.
+		_, err = p.request(keys).Packet(time.Now())
+		return Server{SPA: keys, Fingerprint: k.Fingerprint()}, err
+	},
+	picker: func(ctx context.Context, p *Profile, server Server) (_ knock.Picker, err error) {
+		r := p.request(server.SPA)
+		if command := p.SPA.AllowIPCommand; len(command) > 0 {
+			r.Allow, err = run(ctx, p, "AllowIPCommand", command, "an address", parsePrinted)
+		}
+		return r, err
 	},
 }
 
-// request returns what a client asks, for the AllowIP: this is where the HMAC key is
-// read. An error is not about the key alone, and names what it is about.
-func (p *Profile) request(key knock.Key) (*spa.Request, error) {
-	hmacKey := knock.Key{}
-	if p.SPA.HMACKeyFile != "" {
-		var err error
-		if hmacKey, err = loadKey(p.SPA.HMACKeyFile, parseForeignKey); err != nil {
-			return nil, err
-		}
-	}
+// request returns what a client asks, for the AllowIP.
+func (p *Profile) request(keys *spa.Keys) *spa.Request {
 	s := &p.SPA
-	r := &spa.Request{
-		Keys: spa.Keys{
-			Key: key, Mode: s.Mode, HMACKey: hmacKey, HMAC: s.HMACDigest, Port: s.Port, Via: s.Protocol,
-			NAT: s.NATAccess, NATLocal: s.NATLocal, RequireSource: s.AllowIP.IsValid(),
-		},
-		Digest: s.Digest, User: cmp.Or(s.User, userName()), Allow: s.AllowIP, Ports: p.OpenPorts, Timeout: s.Timeout,
+	return &spa.Request{
+		Keys: *keys, Digest: s.Digest, User: cmp.Or(s.User, userName()), Allow: s.AllowIP, Ports: p.OpenPorts, Timeout: s.Timeout,
 		Host: cmp.Or(p.HostName, p.Name), Offset: s.TimeOffset, KnockDelay: p.KnockDelay,
 	}
-	_, err := r.Packet(time.Now())
-	return r, err
 }
 
-// askAddress returns the IPv4 address that a command prints.
-func (p *Profile) askAddress(ctx context.Context, words []string) (netip.Addr, error) {
-	text, err := p.run(ctx, words, "an address")
-	if err != nil {
-		return netip.Addr{}, err
-	}
+// parsePrinted reads the IPv4 address that a command prints.
+func parsePrinted(text []byte) (netip.Addr, error) {
 	a, err := netip.ParseAddr(string(bytes.TrimSpace(text)))
 	if err != nil || !a.Is4() {
 		return netip.Addr{}, fmt.Errorf("prints %.40q, which is no IPv4 address", text)
@@ -294,14 +201,13 @@ func (p *Profile) askAddress(ctx context.Context, words []string) (netip.Addr, e
 // newline; or "base64:" and base64; or a key of our own, of which the bytes count.
 func parseForeignKey(text []byte) (knock.Key, error) {
 	text = trimNewline(text)
-	if len(text) == 0 {
+	digits, isBase64 := bytes.CutPrefix(text, []byte("base64:"))
+	switch {
+	case len(text) == 0:
 		return knock.Key{}, errors.New("empty, where a key should be")
-	}
-	if bytes.HasPrefix(text, []byte("portknock-key-")) {
+	case bytes.HasPrefix(text, []byte("portknock-key-")):
 		return knock.ParseKey(string(text))
-	}
-	digits, ok := bytes.CutPrefix(text, []byte("base64:"))
-	if !ok {
+	case !isBase64:
 		return knock.KeyFrom(text), nil
 	}
 	// fwknop does not mind how many = there are.

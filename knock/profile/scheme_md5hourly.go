@@ -10,13 +10,8 @@ import (
 // md5HourlyScheme draws another sequence each hour, as Roland Mas' shell function does.
 var md5HourlyScheme = scheme{
 	name:     "md5-hourly",
-	facts:    Facts{FollowsClock: true},
-	uses:     ofKey | ofClock | ofDraw,
+	groups:   []*group{keySettings, drawSettings, clockSettings}, // the Protocol's zero value is its own, tcp
 	parseKey: parseSecret,
-	defaults: func(p *Profile, given settings) { // the Protocol's zero value is its own, tcp
-		p.defaultClock(given)
-		p.defaultDraw()
-	},
 	check: func(p *Profile, given settings) (keyword string, err error) {
 		switch {
 		case p.Period > 0 && p.Period != time.Hour:
@@ -28,9 +23,9 @@ var md5HourlyScheme = scheme{
 		}
 		return drawsItsOwn(p, given)
 	},
-	complete: (*Profile).completeDraw,
 	// No fingerprint: a secret of few letters could be guessed from it.
 	server: func(p *Profile, k knock.Key) (Server, error) {
-		return p.drawn(knock.MD5Hourly{Secret: k, Ports: p.PortRange, Knocks: p.Knocks}, ""), nil
+		s := knock.MD5Hourly{Secret: k, Ports: p.PortRange, Knocks: p.Knocks}
+		return Server{Schedule: s, KnockPorts: []knock.PortRange{p.PortRange}}, nil
 	},
 }

@@ -20,11 +20,10 @@ const (
 
 // fault is an error at a place: "FILE:LINE: …", or "NAME: …" if line is 0.
 func fault(name string, line int, format string, args ...any) error {
-	err := fmt.Errorf(format, args...)
-	if line == 0 {
-		return fmt.Errorf("%s: %w", name, err)
+	if line > 0 {
+		name = fmt.Sprintf("%s:%d", name, line)
 	}
-	return fmt.Errorf("%s:%d: %w", name, line, err)
+	return fmt.Errorf("%s: %w", name, fmt.Errorf(format, args...))
 }
 
 // token is one line that says something.
@@ -112,20 +111,20 @@ func clean(line string) (string, error) {
 	if !utf8.ValidString(line) {
 		return "", errors.New("not UTF-8")
 	}
-	quoted, blank := false, true // blank: a comment can begin here
+	quoted, blank, end := false, true, len(line) // blank: a comment can begin here
 	for i, r := range line {
+		comment := end < len(line)
 		switch {
+		case comment && r != '\t' && unicode.IsControl(r), !comment && r != '\t' && !unicode.IsPrint(r):
+			// In a comment people write what they like, but not to the terminal. Elsewhere
+			// there are also blanks that separate nothing and characters nobody sees.
+			return "", fmt.Errorf("the character %U has no place here", r)
+		case comment:
 		case r == '#' && !quoted && blank:
-			if err := checkComment(line[i:]); err != nil {
-				return "", err
-			}
-			return strings.Trim(line[:i], " \t"), nil
+			end = i
 		case r == '#' && !quoted:
 			// ssh takes it as part of the word, the library as a comment.
 			return "", errors.New("a # inside a word: put a blank before a comment, or quotes around the word")
-		case r != '\t' && !unicode.IsPrint(r):
-			// Among them blanks that separate nothing and characters nobody sees.
-			return "", fmt.Errorf("the character %U has no place here", r)
 		case r == '"':
 			quoted = !quoted
 		}
@@ -134,17 +133,7 @@ func clean(line string) (string, error) {
 	if quoted {
 		return "", errors.New("a quote is not closed")
 	}
-	return strings.Trim(line, " \t"), nil
-}
-
-// checkComment lets people write what they like, but not to the terminal.
-func checkComment(s string) error {
-	for _, r := range s {
-		if r != '\t' && unicode.IsControl(r) {
-			return fmt.Errorf("the character %U has no place here", r)
-		}
-	}
-	return nil
+	return strings.Trim(line[:end], " \t"), nil
 }
 
 // split parts a value at blanks outside quotes, and takes the quotes off.
@@ -156,13 +145,11 @@ func split(s string) []string {
 		switch {
 		case r == '"':
 			quoted = !quoted
-		case !quoted && (r == ' ' || r == '\t'):
-			if word.Len() > 0 {
-				words = append(words, word.String())
-			}
-			word.Reset()
-		default:
+		case quoted || r != ' ' && r != '\t':
 			word.WriteRune(r)
+		case word.Len() > 0:
+			words = append(words, word.String())
+			word.Reset()
 		}
 	}
 	return words

@@ -1,0 +1,224 @@
+package profile
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/portknock/portknock/knock"
+)
+
+// group is settings that belong together, and what is to be known of them. A scheme
+// uses some groups and not others: what stands under "Host *" for one scheme does
+// not apply to another. Any of the functions may be nil.
+type group struct {
+	keywords []keyword // in the order in which they are shown
+
+	// object names the JSON object that holds the settings. In it their names do
+	// without the prefix. Both are "" for settings that stand beside the others.
+	object, prefix string
+
+	// defaults fills in what given leaves out.
+	defaults func(p *Profile, given settings)
+
+	// check returns the first contradiction and the keyword to blame. It serves
+	// every profile and a block alone too, so it does not rely on what is not given.
+	check func(p *Profile) (keyword string, err error)
+
+	// complete reports what a finished profile lacks.
+	complete func(p *Profile) error
+}
+
+// commonSettings is the settings of every scheme.
+var commonSettings = &group{
+	keywords: []keyword{
+		value("HostName", parseHostName, func(p *Profile) *string { return &p.HostName }, escape).
+			inJSON(func(p *Profile) any { return p.HostName }),
+		number("Port", "a port", 1, 65535, func(p *Profile) *uint16 { return &p.Port }),
+		value("AddressFamily", parseFamily, func(p *Profile) *string { return &p.AddressFamily }, strings.Clone),
+		value("BindAddress", parseAddress, func(p *Profile) *netip.Addr { return &p.BindAddress }, zeroAs("", netip.Addr.String)),
+		text("BindInterface", checkInterface, func(p *Profile) *string { return &p.BindInterface }),
+		value("Scheme", parseScheme, func(p *Profile) *string { return &p.Scheme }, strings.Clone),
+		{
+			name: "Sequence", list: true, secret: true,
+			set: func(p *Profile, v string) (err error) {
+				p.Sequence, err = knock.ParseSequence(v)
+				return err
+			},
+			get: func(p *Profile) string { return p.Sequence.String() },
+		},
+		duration("KnockDelay", within(0, 10*time.Second, time.Microsecond), func(p *Profile) *time.Duration { return &p.KnockDelay }),
+		duration("ConnectTimeout", within(time.Microsecond, time.Hour, time.Microsecond),
+			func(p *Profile) *time.Duration { return &p.ConnectTimeout }),
+		ports("OpenPorts", "", func(p *Profile) *[]knock.PortRange { return &p.OpenPorts }),
+		duration("OpenFor", within(time.Second, 24*time.Hour, time.Microsecond), func(p *Profile) *time.Duration { return &p.OpenFor }),
+		duration("KnockTimeout", within(time.Second, 5*time.Minute, time.Microsecond),
+			func(p *Profile) *time.Duration { return &p.KnockTimeout }),
+		ports("IgnorePorts", "none", func(p *Profile) *[]knock.PortRange { return &p.IgnorePorts }),
+	},
+	defaults: func(p *Profile, given settings) {
+		setDefault(&p.AddressFamily, "any")
+		if !given.have("KnockDelay") { // 0 is a value
+			p.KnockDelay = 200 * time.Microsecond
+		}
+		setDefault(&p.ConnectTimeout, DefaultConnectTimeout)
+		setDefault(&p.OpenFor, 30*time.Second)
+		setDefault(&p.KnockTimeout, 5*time.Second)
+		if p.OpenPorts == nil {
+			port := cmp.Or(p.Port, 22)
+			p.OpenPorts = []knock.PortRange{{Transport: knock.TCP, First: port, Last: port}}
+		}
+		if p.IgnorePorts == nil { // "none" is empty, not nil
+			p.IgnorePorts = []knock.PortRange{
+				{Transport: knock.TCP, First: 80, Last: 80},
+				{Transport: knock.TCP, First: 443, Last: 443},
+				{Transport: knock.UDP, First: 443, Last: 443},
+			}
+		}
+	},
+	check: func(p *Profile) (keyword string, err error) {
+		if bind := p.BindAddress; bind.IsValid() {
+			if p.BindInterface != "" {
+				return "BindInterface", errors.New("cannot be combined with BindAddress")
+			}
+			if bind.Is4() && p.AddressFamily == "inet6" || bind.Is6() && p.AddressFamily == "inet" {
+				return "BindAddress", fmt.Errorf("%s is not of the AddressFamily %s", bind, p.AddressFamily)
+			}
+		}
+		if p.KnockTimeout > 0 && p.KnockDelay >= p.KnockTimeout {
+			delay, timeout := formatDuration(p.KnockDelay), formatDuration(p.KnockTimeout)
+			return "KnockDelay", fmt.Errorf("%s is not below the KnockTimeout, %s", delay, timeout)
+		}
+		for i, step := range p.Sequence {
+			if slices.ContainsFunc(p.OpenPorts, func(r knock.PortRange) bool { return r.Contains(step) }) {
+				return "Sequence", fmt.Errorf("knock %d of %d is one of the OpenPorts, and a guarded port cannot be a knock",
+					i+1, len(p.Sequence))
+			}
+		}
+		return "", nil
+	},
+}
+
+func setDefault[T comparable](v *T, def T) { *v = cmp.Or(*v, def) }
+
+// parseHostName checks a HostName. It is expanded once it is known for which host.
+func parseHostName(s string) (string, error) {
+	host, err := expand(s, "h")
+	return s, cmp.Or(err, CheckHost(host))
+}
+
+func escape(hostName string) string { return strings.ReplaceAll(hostName, "%", "%%") }
+
+func parseFamily(s string) (string, error) {
+	family := strings.ToLower(s)
+	if !slices.Contains([]string{"any", "inet", "inet6"}, family) {
+		return "", fmt.Errorf("%q is not any, inet or inet6", s)
+	}
+	return family, nil
+}
+
+func parseAddress(s string) (netip.Addr, error) {
+	a, err := netip.ParseAddr(s)
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("%q is not an IP address", s)
+	}
+	return a.Unmap(), nil
+}
+
+func checkInterface(name string) error {
+	if name == "" || len(name) > 255 || strings.ContainsFunc(name, func(r rune) bool { return r == '"' || !unicode.IsPrint(r) }) {
+		return fmt.Errorf("%q is not the name of a network interface", name)
+	}
+	return nil
+}
+
+// clockSettings is the windows of time of a scheme that follows the clock.
+var clockSettings = &group{
+	keywords: []keyword{
+		duration("Period", within(time.Second, 366*24*time.Hour, time.Second), func(p *Profile) *time.Duration { return &p.Period }),
+		duration("Skew", within(0, 183*24*time.Hour, time.Second), func(p *Profile) *time.Duration { return &p.Skew }),
+		value("ValidUntil", parseTime, func(p *Profile) *time.Time { return &p.ValidUntil }, zeroAs("", timeWord)),
+	},
+	defaults: func(p *Profile, given settings) {
+		setDefault(&p.Period, time.Hour)
+		if !given.have("Skew") { // 0 is a value
+			p.Skew = 2 * time.Minute
+		}
+	},
+	check: func(p *Profile) (keyword string, err error) {
+		switch {
+		case p.Period == 0 || p.Skew < p.Period-p.Skew:
+			return "", nil
+		case p.Period != time.Hour: // of the two, the one that cannot be a default
+			return "Period", fmt.Errorf("%s is not above twice the Skew, %s", formatDuration(p.Period), formatDuration(p.Skew))
+		}
+		return "Skew", fmt.Errorf("twice %s is not below the Period, %s", formatDuration(p.Skew), formatDuration(p.Period))
+	},
+}
+
+// parseTime reads a moment, as 2027-11-21T07:00:00Z, or a day, of which it
+// returns the beginning in UTC. It is one that the same format can write.
+func parseTime(s string) (time.Time, error) {
+	t, err := time.Parse(time.RFC3339, s)
+	if err != nil {
+		t, err = time.Parse(time.DateOnly, s)
+	}
+	if err != nil || t.Nanosecond() != 0 {
+		return time.Time{}, fmt.Errorf("%q is not a time such as 2027-11-21T07:00:00Z, nor a day such as 2027-11-21", s)
+	}
+	if t = t.UTC(); t.Year() < 1970 || t.Year() > 9999 {
+		return time.Time{}, fmt.Errorf("%q is not from 1970 to 9999", s)
+	}
+	return t, nil
+}
+
+func timeWord(t time.Time) string { return t.Format(time.RFC3339) }
+
+// minKnocks is the least that is worth drawing: a scan of all ports sends every
+// single knock.
+const minKnocks = 2
+
+// drawSettings is the ports that a scheme draws its knocks from.
+var drawSettings = &group{
+	keywords: []keyword{
+		{
+			name: "PortRange",
+			set: func(p *Profile, v string) error {
+				ranges, err := knock.ParsePortRanges(v)
+				if err != nil || len(ranges) != 1 || strings.ContainsAny(v, "/:") || !strings.Contains(v, "-") {
+					return fmt.Errorf("%q is not a range of ports such as 20000-29999", v)
+				}
+				p.PortRange.First, p.PortRange.Last = ranges[0].First, ranges[0].Last
+				return nil
+			},
+			get: func(p *Profile) string { return fmt.Sprintf("%d-%d", p.PortRange.First, p.PortRange.Last) },
+		},
+		number("Knocks", "a number", minKnocks, knock.MaxSteps, func(p *Profile) *int { return &p.Knocks }),
+		value("Protocol", knock.ParseTransport, func(p *Profile) *knock.Transport { return &p.PortRange.Transport }, knock.Transport.String),
+	},
+	defaults: func(p *Profile, _ settings) {
+		if p.PortRange.First == 0 {
+			p.PortRange.First, p.PortRange.Last = 20000, 59999
+		}
+		setDefault(&p.Knocks, 5)
+	},
+	check: func(p *Profile) (keyword string, err error) {
+		if size := int(p.PortRange.Last) - int(p.PortRange.First) + 1; p.PortRange.First > 0 && size < p.Knocks {
+			return "PortRange", fmt.Errorf("%d ports are not enough for %d different knocks", size, p.Knocks)
+		}
+		return "", nil
+	},
+	complete: func(p *Profile) error {
+		for _, open := range p.OpenPorts {
+			if r := p.PortRange; open.Transport == r.Transport && open.First <= r.Last && r.First <= open.Last {
+				return fmt.Errorf("PortRange and Protocol include %v of the OpenPorts, and a guarded port cannot be a knock", open)
+			}
+		}
+		return nil
+	},
+}
