@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/portknock/portknock/cmd/internal/lab"
 )
@@ -121,7 +122,7 @@ func TestFwknopNATLoads(t *testing.T) {
 			t.Errorf("watching shows\n%s", watched)
 		}
 		r.header(t, "load")
-		r.await(t, r.client, 22, g.closed)
+		r.await(t, 20*time.Second, r.client, 22, g.closed)
 		g.expectIn(t)
 		r.header(t, "undo")
 		r.expect(t, r.client, lab.Dropped)

@@ -3,6 +3,7 @@ package e2e
 import (
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/portknock/portknock/cmd/internal/lab"
 )
@@ -41,7 +42,7 @@ func TestGuard(t *testing.T) {
 
 		transfer(t, r)
 
-		r.await(t, r.client, 22, lab.Dropped)
+		r.await(t, time.Minute, r.client, 22, lab.Dropped)
 		through.say(t, "after OpenFor")
 
 		r.header(t, "undo")
@@ -107,8 +108,8 @@ func TestSeveralProfiles(t *testing.T) {
 	})
 }
 
-// TestSeveralSchemes: profiles of different schemes in one file are in nobody's
-// way, also where each drops the knocks that it knows.
+// TestSeveralSchemes: profiles of different schemes in one file do not disturb each
+// other, also where each drops the knocks that it knows.
 func TestSeveralSchemes(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		key := keyFile(t)

@@ -6,8 +6,8 @@ import (
 	"github.com/portknock/portknock/cmd/internal/lab"
 )
 
-// TestKnockdSharedPorts: a port that comes twice in a sequence, as md5-hourly draws
-// it, and one that two windows share, keep nobody out.
+// TestKnockdSharedPorts: a sequence opens although a port stands twice in it, as in
+// sequences of md5-hourly, or stands in another window's sequence too.
 func TestKnockdSharedPorts(t *testing.T) {
 	t.Parallel()
 	for _, tt := range [][2]string{

@@ -208,7 +208,7 @@ func TestChainsOfOthers(t *testing.T) {
 }
 
 // TestManyWindows: as many windows as iptables carries, and fewer after that.
-// The undo leaves nothing of either. The rules of both families are one file,
+// The undo removes all of them. The rules of both families are one file,
 // which takes seconds to load: a family for each firewall is enough.
 func TestManyWindows(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {

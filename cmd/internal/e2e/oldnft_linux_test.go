@@ -104,8 +104,7 @@ func checkTimeouts(t testing.TB, r *rig) {
 // timeouts too.
 func TestTokenTimeouts(t *testing.T) {
 	t.Parallel()
-	settings, _ := tokens(t, standing(t, middle), time.Minute)
-	r := newGuarded(t, nftables, lab.IPv4, settings...)
+	r, _ := newTokens(t, nftables, lab.IPv4)
 	checkTimeouts(t, r)
 }
 

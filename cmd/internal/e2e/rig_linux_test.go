@@ -29,7 +29,7 @@ const (
 	threeKnocks = "Sequence 7001/udp 8003/tcp 9005/udp"
 )
 
-// nftables is the firewall for tests of which one firewall is enough.
+// nftables is the firewall for tests that need only one.
 var nftables = lab.Firewalls[0]
 
 // silence is a shell line by which a host drops whatever it receives.
@@ -242,9 +242,9 @@ func (r *rig) expectPort(t testing.TB, from *lab.Host, port uint16, want lab.Sta
 }
 
 // await waits until a port of the server answers one of the hosts so.
-func (r *rig) await(t testing.TB, from *lab.Host, port uint16, want lab.State) {
+func (r *rig) await(t testing.TB, within time.Duration, from *lab.Host, port uint16, want lab.State) {
 	t.Helper()
-	lab.Await(t, time.Minute, func() string { // the kernel's clock cannot be faked
+	lab.Await(t, within, func() string { // the kernel's clock cannot be faked
 		if got := from.Probe(t, r.port(port)); got != want {
 			return fmt.Sprintf("%s, %v: port %d is %v for the %s, want %v", r.firewall.Name, r.family, port, got, from.Name, want)
 		}
@@ -256,7 +256,7 @@ func (r *rig) await(t testing.TB, from *lab.Host, port uint16, want lab.State) {
 func (r *rig) expectSoon(t testing.TB, from *lab.Host, port uint16, want lab.State) {
 	t.Helper()
 	if r.firewall.Async {
-		r.await(t, from, port, want)
+		r.await(t, 10*time.Second, from, port, want)
 	}
 	r.expectPort(t, from, port, want)
 }

@@ -56,6 +56,13 @@ func standing(t testing.TB, p place) time.Duration {
 	return 0
 }
 
+// newTokens is newGuarded for tokens, in the middle of a window.
+func newTokens(t testing.TB, f lab.Firewall, family lab.Family, more ...string) (*rig, knock.Token) {
+	t.Helper()
+	settings, s := tokens(t, standing(t, middle), time.Minute)
+	return newGuarded(t, f, family, append(settings, more...)...), s
+}
+
 // sleepInto waits until the window has begun whose start is given, also by the
 // coarse clock that the kernel uses for iptables.
 func sleepInto(start time.Time) { time.Sleep(time.Until(start.Add(100 * time.Millisecond))) }

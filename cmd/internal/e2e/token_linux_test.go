@@ -13,8 +13,8 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// TestToken: a token serves the address that sent it first, and no other; what is
-// not one to the last bit serves nobody.
+// TestToken: a token serves only the address that sent it first. A packet that differs
+// from a token in one bit opens nothing.
 func TestToken(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		period := standing(t, middle)
@@ -181,8 +181,7 @@ func TestTokenReload(t *testing.T) {
 // TestTokenLost: a token that does not arrive is made up for by the next round.
 func TestTokenLost(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		settings, s := tokens(t, standing(t, middle), time.Minute)
-		r := newGuarded(t, f, family, settings...)
+		r, s := newTokens(t, f, family)
 		// One packet, of either family, but not two.
 		r.server.Run(t, "nft", fmt.Sprintf("add table inet hole; add chain inet hole in { type filter hook prerouting priority -400; };"+
 			"add rule inet hole in udp dport %d quota until 70 bytes counter drop", s.Port))
@@ -197,8 +196,7 @@ func TestTokenLost(t *testing.T) {
 // that comes again needs none, and one too many is told of the next window.
 func TestTokenNetworks(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		settings, _ := tokens(t, standing(t, middle), time.Minute)
-		r := newGuarded(t, f, family, append(settings, "TokensPerWindow 4", "ConnectTimeout 4", "OpenFor 1s")...)
+		r, _ := newTokens(t, f, family, "TokensPerWindow 4", "ConnectTimeout 4", "OpenFor 1s")
 		from := func(n uint16) (string, error) {
 			addr := r.client.Source(family, n)
 			r.addAddr(t, addr)
@@ -226,10 +224,9 @@ func TestTokenNetworks(t *testing.T) {
 // A token spent by one of them is spent for the other.
 func TestTokenFamilies(t *testing.T) {
 	eachOf(t, kernelFirewalls(), ipv4, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		settings, s := tokens(t, standing(t, middle), time.Minute)
-		r := newGuarded(t, f, family, settings...)
+		r, s := newTokens(t, f, family)
 		nameServer(t, r.client, "vps", r.server)
-		r.client.Run(t, "portknock", "knock", "-c", vps(t, settings...), "vps")
+		r.client.Run(t, "portknock", "knock", "-c", r.profile, "-o", "HostName=vps", "vps")
 		for _, r.family = range lab.Families {
 			r.expect(t, r.client, lab.Open)
 		}

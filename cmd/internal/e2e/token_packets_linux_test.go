@@ -47,9 +47,8 @@ func TestTokenInUnusualPackets(t *testing.T) {
 		}
 	}
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		settings, s := tokens(t, standing(t, middle), time.Minute)
+		r, s := newTokens(t, f, family, "TokensPerWindow 64", "OpenFor 5m")
 		s.Tokens = 64
-		r := newGuarded(t, f, family, append(settings, "TokensPerWindow 64", "OpenFor 5m")...)
 		fresh := r.own(t, s, time.Now())
 		for _, table := range []map[string]packed{both, of(f, family)} {
 			for name, p := range table {
@@ -111,8 +110,7 @@ func TestTokenBytes(t *testing.T) {
 // TestRandomTokens sends what an attacker can: guesses. The bench sends a million.
 func TestRandomTokens(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		settings, s := tokens(t, standing(t, middle), time.Minute)
-		r := newGuarded(t, f, family, settings...)
+		r, s := newTokens(t, f, family)
 		from := netip.AddrPortFrom(r.attacker.Addr(family), 10000)
 		random := rand.New(rand.NewPCG(1, 2))
 		r.attacker.Flood(t, 20_000, func(int) lab.Packet {
@@ -133,9 +131,8 @@ func TestRandomTokens(t *testing.T) {
 // different processors, one is let in; by iptables it may be none.
 func TestTokenAtOnce(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		settings, s := tokens(t, standing(t, middle), time.Minute)
+		r, s := newTokens(t, f, family, "TokensPerWindow 64", "OpenFor 5m")
 		s.Tokens = 64
-		r := newGuarded(t, f, family, append(settings, "TokensPerWindow 64", "OpenFor 5m")...)
 		const steering = "/sys/class/net/eth0/queues/rx-0/rps_cpus"
 		r.server.Shell(t, "printf %x $(( (1 << $(nproc)) - 1 )) >"+steering)
 		hosts := []*lab.Host{r.client, r.attacker}

@@ -55,7 +55,7 @@ func TestRoutedTraffic(t *testing.T) {
 	})
 }
 
-// TestKnockAtAService: a knock may go to a port where somebody answers. The
+// TestKnockAtAService: a knock may go to a port where a service answers. The
 // client's kernel then ends the handshake by RST, which is not another knock.
 func TestKnockAtAService(t *testing.T) {
 	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {

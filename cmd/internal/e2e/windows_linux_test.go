@@ -315,7 +315,7 @@ func TestAtEnd(t *testing.T) {
 			return s, end
 		}
 		_, end := load("open")
-		r.await(t, r.client, 22, lab.Open)
+		r.await(t, time.Until(end)+20*time.Second, r.client, 22, lab.Open)
 		if early := time.Until(end); early > 0 {
 			t.Errorf("open %v before the end", early)
 		}
