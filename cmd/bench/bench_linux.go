@@ -17,31 +17,102 @@ func enter() { lab.Main() }
 
 const oneWay = 20 * time.Millisecond
 
-// The links that are measured one after the other, since there milliseconds
-// count.
-var quiet = []grid{
-	{"clean", lab.WAN{Delay: oneWay}, nftables, []contestant{ncOpen, portknock3, portknock10, token, ncatOpen, socatOpen, knockNC, shellNC}, nil},
-	{"clean", lab.WAN{Delay: oneWay}, knockd, []contestant{portknock3, knockNC, shellNC}, nil},
-	{"clean", lab.WAN{Delay: oneWay}, fwknopd, []contestant{portknockSPA, fwknopNC}, nil},
-	{"IPv6 black-holed", lab.WAN{Delay: oneWay}, nftables, []contestant{both, onlyIPv4}, blackHole},
-	{"receive-steered", lab.WAN{Delay: oneWay}, nftables, []contestant{ncOpen, portknock3, portknock10, token, cheap(knockNC)}, steer},
-	{"none", lab.WAN{}, nftables, []contestant{ncOpen, portknock3, ncatOpen, socatOpen}, nil},
-}
+// The grids that are measured one after the other, since there milliseconds count.
+var (
+	cleanNftables = grid{
+		link:        "clean",
+		wan:         lab.WAN{Delay: oneWay},
+		server:      nftables,
+		contestants: []contestant{ncOpen, portknock3, portknock10, token, ncatOpen, socatOpen, knockNC, shellNC},
+	}
+	cleanKnockd = grid{
+		link:        "clean",
+		wan:         lab.WAN{Delay: oneWay},
+		server:      knockd,
+		contestants: []contestant{portknock3, knockNC, shellNC},
+	}
+	cleanFwknopd = grid{
+		link:        "clean",
+		wan:         lab.WAN{Delay: oneWay},
+		server:      fwknopd,
+		contestants: []contestant{portknockSPA, fwknopNC},
+	}
+	blackHoled = grid{
+		link:        "IPv6 black-holed",
+		wan:         lab.WAN{Delay: oneWay},
+		server:      nftables,
+		contestants: []contestant{both, onlyIPv4},
+		prepare:     blackHole,
+	}
+	steered = grid{
+		link:        "receive-steered",
+		wan:         lab.WAN{Delay: oneWay},
+		server:      nftables,
+		contestants: []contestant{ncOpen, portknock3, portknock10, token, cheap(knockNC)},
+		prepare:     steer,
+	}
+	noDelay = grid{
+		link:        "none",
+		server:      nftables,
+		contestants: []contestant{ncOpen, portknock3, ncatOpen, socatOpen},
+	}
+	quiet = []grid{cleanNftables, cleanKnockd, cleanFwknopd, blackHoled, steered, noDelay}
+)
 
-// The links on which a run is mostly spent waiting, a few at a time.
-var bad = []grid{
-	{"loss 5 %", lab.WAN{Delay: oneWay, Loss: .05, Seed: 1}, nftables, []contestant{ncOpen, portknock3, portknock10, token, knockNC}, nil},
-	{"loss 20 %", lab.WAN{Delay: oneWay, Loss: .20, Seed: 2}, nftables, []contestant{ncOpen, portknock3, cheap(knockNC)}, nil},
-	{"reordered 20 %", lab.WAN{Delay: oneWay, Reorder: .20, ReorderBy: 5 * time.Millisecond, Seed: 3}, nftables,
-		[]contestant{ncOpen, portknock3, portknock10, token, cheap(knockNC)}, nil},
-	{"duplicated 10 %", lab.WAN{Delay: oneWay, Duplicate: .10, Seed: 4}, nftables, []contestant{ncOpen, portknock3, portknock10, token, cheap(knockNC)}, nil},
-	{"slow, 300 ms", lab.WAN{Delay: 150 * time.Millisecond}, nftables, []contestant{ncOpen, portknock3, cheap(knockNC)}, nil},
-	{"jitter 20 ms", lab.WAN{Delay: oneWay, Jitter: oneWay, Seed: 5}, nftables, []contestant{ncOpen, portknock3, cheap(knockNC)}, nil},
-	{"loss 5 %", lab.WAN{Delay: oneWay, Loss: .05, Seed: 6}, knockd, []contestant{portknock3, cheap(knockNC)}, nil},
-	{"loss 5 %", lab.WAN{Delay: oneWay, Loss: .05, Seed: 7}, fwknopd, []contestant{portknockSPA, fwknopNC}, nil},
-}
+// The grids in which a run is mostly spent waiting, measured a few at a time.
+var (
+	loss5 = grid{
+		link:        "loss 5 %",
+		wan:         lab.WAN{Delay: oneWay, Loss: .05, Seed: 1},
+		server:      nftables,
+		contestants: []contestant{ncOpen, portknock3, portknock10, token, knockNC},
+	}
+	loss20 = grid{
+		link:        "loss 20 %",
+		wan:         lab.WAN{Delay: oneWay, Loss: .20, Seed: 2},
+		server:      nftables,
+		contestants: []contestant{ncOpen, portknock3, cheap(knockNC)},
+	}
+	reordered = grid{
+		link:        "reordered 20 %",
+		wan:         lab.WAN{Delay: oneWay, Reorder: .20, ReorderBy: 5 * time.Millisecond, Seed: 3},
+		server:      nftables,
+		contestants: []contestant{ncOpen, portknock3, portknock10, token, cheap(knockNC)},
+	}
+	duplicated = grid{
+		link:        "duplicated 10 %",
+		wan:         lab.WAN{Delay: oneWay, Duplicate: .10, Seed: 4},
+		server:      nftables,
+		contestants: []contestant{ncOpen, portknock3, portknock10, token, cheap(knockNC)},
+	}
+	slow = grid{
+		link:        "slow, 300 ms",
+		wan:         lab.WAN{Delay: 150 * time.Millisecond},
+		server:      nftables,
+		contestants: []contestant{ncOpen, portknock3, cheap(knockNC)},
+	}
+	jittery = grid{
+		link:        "jitter 20 ms",
+		wan:         lab.WAN{Delay: oneWay, Jitter: oneWay, Seed: 5},
+		server:      nftables,
+		contestants: []contestant{ncOpen, portknock3, cheap(knockNC)},
+	}
+	loss5Knockd = grid{
+		link:        "loss 5 %",
+		wan:         lab.WAN{Delay: oneWay, Loss: .05, Seed: 6},
+		server:      knockd,
+		contestants: []contestant{portknock3, cheap(knockNC)},
+	}
+	loss5Fwknopd = grid{
+		link:        "loss 5 %",
+		wan:         lab.WAN{Delay: oneWay, Loss: .05, Seed: 7},
+		server:      fwknopd,
+		contestants: []contestant{portknockSPA, fwknopNC},
+	}
+	bad = []grid{loss5, loss20, reordered, duplicated, slow, jittery, loss5Knockd, loss5Fwknopd}
+)
 
-// atATime is how many bad links.
+// atATime is how many of the bad grids are measured at a time.
 const atATime = 3
 
 // cheap has a contestant drop out when it is slow.
@@ -54,8 +125,7 @@ func cheap(c contestant) contestant {
 // address of each family.
 func blackHole(t *tb, r *rig) {
 	r.server.Run(t, "nft", "add table ip6 hole; add chain ip6 hole c { type filter hook prerouting priority -400; policy drop; }")
-	hosts := filepath.Join(t.TempDir(), "hosts")
-	r.file(t, hosts, r.server.Addr(lab.IPv6).String()+" "+twoFamilies, r.addr+" "+twoFamilies)
+	hosts := lab.File(t, "hosts", r.server.Addr(lab.IPv6).String()+" "+twoFamilies, r.addr+" "+twoFamilies)
 	r.client.Run(t, "mount", "--bind", hosts, "/etc/hosts")
 }
 
@@ -65,7 +135,7 @@ func steer(t *tb, r *rig) {
 	r.server.Shell(t, "printf %x $(( (1 << $(nproc)) - 1 )) >/sys/class/net/eth0/queues/rx-0/rps_cpus")
 }
 
-// measure does everything that is wanted.
+// measure does everything that is wanted, and judges it.
 func measure(ctx context.Context, o *options) (*Report, error) {
 	if os.Geteuid() != 0 {
 		return nil, fmt.Errorf("it takes root, to make networks of its own")
@@ -95,6 +165,7 @@ func measure(ctx context.Context, o *options) (*Report, error) {
 	if err != nil { // what there is, is worth seeing
 		r.Missing = append(r.Missing, "the rest: "+err.Error())
 	}
+	r.judge()
 	return r, nil
 }
 
@@ -103,7 +174,7 @@ func (r *Report) addCells(cells []Cell, missing []string, err error) error {
 	return err
 }
 
-// disturbed measures the bad links, some at a time, and reports them in order.
+// disturbed measures the bad grids, some at a time, and reports them in order.
 func (r *Report) disturbed(ctx context.Context, o *options) error {
 	type result struct {
 		cells   []Cell

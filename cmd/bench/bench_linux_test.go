@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"regexp"
+	"slices"
 	"testing"
 	"time"
 
@@ -17,14 +18,19 @@ func TestRun(t *testing.T) {
 	lab.NewHost(t, "any") // or it is skipped: measure would call it a failure
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	o := &options{runs: 2, quick: true, only: regexp.MustCompile("^(clean/(nftables/portknock, (3|token)|open port/nc$)|crowd|stream/down|keystroke|stalled|guesses)")}
+	only := "^(clean/(nftables/portknock, (3|token)|open port/nc$)|crowd|stream/down|keystroke|stalled|guesses)"
+	o := &options{runs: 2, quick: true, only: regexp.MustCompile(only)}
 	r, err := measure(ctx, o)
 	if err != nil || len(r.Missing) > 0 {
 		t.Fatal(err, r.Missing)
 	}
-	if len(r.Cells) != 3 || r.Cells[0].name() != "clean/open port/nc" || r.Cells[1].name() != "clean/nftables/portknock, 3 knocks" ||
-		r.Cells[2].name() != "clean/nftables/portknock, token" {
-		t.Fatalf("%+v", r.Cells)
+	var names []string
+	for _, c := range r.Cells {
+		names = append(names, c.name())
+	}
+	want := []string{"clean/open port/nc", "clean/nftables/portknock, 3 knocks", "clean/nftables/portknock, token"}
+	if !slices.Equal(names, want) {
+		t.Fatalf("%q", names)
 	}
 	for _, c := range r.Cells {
 		if c.Runs != 2 || len(c.Times) != 2 {
@@ -36,8 +42,11 @@ func TestRun(t *testing.T) {
 			}
 		}
 	}
-	if len(r.Streams) != 2 || r.Streams[1].Contestant != "portknock" || r.Streams[1].CPU <= 0 || r.Streams[1].Rate <= 0 || r.Streams[1].Memory <= 0 {
-		t.Errorf("%+v", r.Streams)
+	if len(r.Streams) != 2 {
+		t.Fatalf("%+v", r.Streams)
+	}
+	if s := r.Streams[1]; s.Contestant != "portknock" || s.CPU <= 0 || s.Rate <= 0 || s.Memory <= 0 {
+		t.Errorf("%+v", s)
 	}
 	if got := r.figure("connected, of 10 at once"); got != 10 {
 		t.Errorf("%v of 10 connected", got)
@@ -47,14 +56,60 @@ func TestRun(t *testing.T) {
 			t.Errorf("%s: %v µs for a keystroke", name, us)
 		}
 	}
-	r.judge()
 	if err := r.print(&bytes.Buffer{}); err != nil {
 		t.Error(err)
 	}
 	t.Logf("%+v", r)
 }
 
-// A fault ends what is measured, cleans up in reverse order, and is told.
+func TestJudge(t *testing.T) {
+	t.Parallel()
+	r := sample()
+	r.judge()
+	for _, want := range []Target{
+		{"clean link, 3 knocks: median to nc on the open port", "at most 1.05", "1.02", met},
+		{"clean link, 10 knocks: median to nc on the open port", "at most 1.05", "1.12", missed},
+		{"real knockd: median to knock + nc", "at most 0.30", "-", unknown},
+		{"real fwknopd: median to fwknop + nc", "at most 0.35", "-", unknown},
+		{"loss 5 %: successes", "all 2", "1", missed},
+		{"loss 5 %: p95 to nc's on the open port", "at most 0.60", "0.09", met},
+		{"stream down: CPU to nc's", "at most 0.30", "0.30", met},
+		{"200 connections at once", "all 200", "200", met},
+		{"200 connections at once: resident memory of each", "at most 12 MB", "12.5 MB", missed},
+		{"binary, stripped", "at most 5 MB", "-", unknown},
+	} {
+		if !slices.Contains(r.Targets, want) {
+			t.Errorf("no %+v among\n%+v", want, r.Targets)
+		}
+	}
+	n := len(r.Targets)
+	if r.judge(); len(r.Targets) != n {
+		t.Error("judging twice doubles the targets")
+	}
+}
+
+// TestUnmeasuredCell: a target about what no run measures is a fault of the program,
+// and does not pass for one that was not measured.
+func TestUnmeasuredCell(t *testing.T) {
+	t.Parallel()
+	for name, ask := range map[string]func(*Report){
+		"contestant": func(r *Report) { r.median(cleanKnockd, fwknopNC) },
+		"renamed":    func(r *Report) { r.median(cleanNftables, portknock(", 4 knocks", "vps", guardedPort)) },
+		"grid":       func(r *Report) { r.succeed(grid{link: "loss 6 %", server: nftables, contestants: loss5.contestants}) },
+	} {
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Errorf("%s: no panic", name)
+				}
+			}()
+			ask(sample())
+		}()
+	}
+}
+
+// TestGuarded: a fault ends what is measured, cleans up in reverse order, and is
+// returned.
 func TestGuarded(t *testing.T) {
 	t.Parallel()
 	var order []int

@@ -12,6 +12,8 @@ type contestant struct {
 	programs []string
 	// needed: a target is about it, so it has all its runs however slow it is.
 	needed bool
+	direct bool // it goes to a port that is open, whatever the server
+	slow   bool // it takes seconds each time
 	// argv returns the command, for a client at an address.
 	argv func(r *rig, from netip.Addr) []string
 }
@@ -54,16 +56,19 @@ func shell(line string) func(*rig, netip.Addr) []string {
 	}
 }
 
-// portknock is it for a profile and a port, with further flags.
-func portknock(name, profile string, port int, flags ...string) contestant {
-	return contestant{"portknock" + name, nil, true, func(r *rig, _ netip.Addr) []string {
+// portknock connects by a profile to a port, with further flags.
+func portknock(name, profile string, port uint16, flags ...string) contestant {
+	return contestant{name: "portknock" + name, needed: true, argv: func(r *rig, _ netip.Addr) []string {
 		return append(append([]string{r.portknock, "-c", r.profile}, flags...), profile, fmt.Sprint(port))
 	}}
 }
 
-// ncTo is netcat to a port that is open.
-func ncTo(port int) contestant {
-	return contestant{"nc", []string{"nc"}, true, func(r *rig, _ netip.Addr) []string {
+// portknockTo knocks three times, and connects to a port that is open.
+func portknockTo(port uint16) contestant { return portknock("", "vps", port) }
+
+// ncTo connects by netcat to a port that is open.
+func ncTo(port uint16) contestant {
+	return contestant{name: "nc", programs: []string{"nc"}, needed: true, direct: true, argv: func(r *rig, _ netip.Addr) []string {
 		return []string{"nc", r.addr, fmt.Sprint(port)}
 	}}
 }
@@ -78,19 +83,39 @@ var (
 	onlyIPv4     = portknock(" -4", twoFamilies, guardedPort, "-4")
 
 	ncOpen   = ncTo(openPort)
-	ncatOpen = contestant{"ncat", []string{"ncat"}, false, func(r *rig, _ netip.Addr) []string {
-		return []string{"ncat", r.addr, fmt.Sprint(openPort)}
-	}}
-	socatOpen = contestant{"socat", []string{"socat"}, false, func(r *rig, _ netip.Addr) []string {
-		return []string{"socat", "-", fmt.Sprintf("TCP:%s:%d", r.addr, openPort)}
-	}}
-	knockNC = contestant{"knock + nc", []string{"knock", "nc"}, true,
-		shell("knock HOST " + strings.ReplaceAll(strings.Join(sequence, " "), "/", ":") + " && exec nc HOST 22")}
-	shellNC = contestant{"nc -w 1 for each knock", []string{"nc"}, false,
-		shell("for p in 7001 8003 9005; do nc -w 1 HOST $p </dev/null; done; exec nc HOST 22")}
-	fwknopNC = contestant{"fwknop + nc", []string{"fwknop", "nc"}, true,
-		shell("fwknop --no-rc-file --no-save-args -A tcp/22 -a FROM -D HOST -U bench --use-hmac" +
-			" --key-base64-rijndael " + rijndaelKey + " --key-base64-hmac " + hmacKey + " >/dev/null && exec nc HOST 22")}
+	ncatOpen = contestant{
+		name:     "ncat",
+		programs: []string{"ncat"},
+		direct:   true,
+		argv:     func(r *rig, _ netip.Addr) []string { return []string{"ncat", r.addr, fmt.Sprint(openPort)} },
+	}
+	socatOpen = contestant{
+		name:     "socat",
+		programs: []string{"socat"},
+		direct:   true,
+		argv: func(r *rig, _ netip.Addr) []string {
+			return []string{"socat", "-", fmt.Sprintf("TCP:%s:%d", r.addr, openPort)}
+		},
+	}
+	knockNC = contestant{
+		name:     "knock + nc",
+		programs: []string{"knock", "nc"},
+		needed:   true,
+		argv:     shell("knock HOST " + strings.ReplaceAll(strings.Join(sequence, " "), "/", ":") + " && exec nc HOST 22"),
+	}
+	shellNC = contestant{
+		name:     "nc -w 1 for each knock",
+		programs: []string{"nc"},
+		slow:     true,
+		argv:     shell("for p in 7001 8003 9005; do nc -w 1 HOST $p </dev/null; done; exec nc HOST 22"),
+	}
+	fwknopNC = contestant{
+		name:     "fwknop + nc",
+		programs: []string{"fwknop", "nc"},
+		needed:   true,
+		argv: shell("fwknop --no-rc-file --no-save-args -A tcp/22 -a FROM -D HOST -U bench --use-hmac" +
+			" --key-base64-rijndael " + rijndaelKey + " --key-base64-hmac " + hmacKey + " >/dev/null && exec nc HOST 22"),
+	}
 )
 
 // The keys of fwknop and its server.

@@ -20,7 +20,16 @@ func (r *Report) costs(ctx context.Context, o *options) error {
 	for _, part := range []struct {
 		name string
 		do   func(context.Context, *options) error
-	}{{"stream", r.streams}, {"start", r.startUp}, {"keystroke", r.keystroke}, {"stalled", r.stalled}, {"crowd", r.crowd}, {"rules", r.rules}, {"guesses", r.guesses}, {"size", r.size}} {
+	}{
+		{"stream", r.streams},
+		{"start", r.startUp},
+		{"keystroke", r.keystroke},
+		{"stalled", r.stalled},
+		{"crowd", r.crowd},
+		{"rules", r.rules},
+		{"guesses", r.guesses},
+		{"size", r.size},
+	} {
 		if !o.wants(part.name) && part.name != "stream" { // which looks itself
 			continue
 		}
@@ -75,7 +84,7 @@ func (r *Report) keystroke(ctx context.Context, o *options) error {
 		hosts := newCable(t, o.portknock)
 		hosts.server.Serve(t, echoPort, func(c net.Conn) { _, _ = io.Copy(c, c) })
 		var typists []contestant
-		for _, c := range []contestant{ncTo(echoPort), portknock("", "vps", echoPort)} {
+		for _, c := range []contestant{ncTo(echoPort), portknockTo(echoPort)} {
 			if installed(c.programs) {
 				typists = append(typists, c)
 			}
@@ -129,7 +138,7 @@ func (r *Report) stalled(ctx context.Context, o *options) error {
 	return guarded(func(t *tb) error {
 		hosts := newCable(t, o.portknock)
 		full := make(chan struct{})
-		hosts.server.Serve(t, downPort, func(c net.Conn) {
+		hosts.server.Serve(t, down.port, func(c net.Conn) {
 			for err := error(nil); err == nil; {
 				_ = c.SetWriteDeadline(time.Now().Add(500 * time.Millisecond))
 				_, err = c.Write(make([]byte, 1<<20))
@@ -137,7 +146,7 @@ func (r *Report) stalled(ctx context.Context, o *options) error {
 			close(full) // nothing moves any more
 			<-ctx.Done()
 		})
-		p, err := start(hosts.client, portknock("", "vps", downPort).argv(hosts, hosts.client.Addr(lab.IPv4)))
+		p, err := start(hosts.client, portknockTo(down.port).argv(hosts, hosts.client.Addr(lab.IPv4)))
 		if err != nil {
 			return err
 		}
@@ -149,12 +158,12 @@ func (r *Report) stalled(ctx context.Context, o *options) error {
 		case <-time.After(runLimit):
 			return fmt.Errorf("it goes on reading")
 		}
-		before, err := cpuTime(p.Process.Pid)
+		before, err := cpuTime(p.cmd.Process.Pid)
 		if err != nil {
 			return err
 		}
 		time.Sleep(span) // over which is measured
-		after, err := cpuTime(p.Process.Pid)
+		after, err := cpuTime(p.cmd.Process.Pid)
 		if err != nil {
 			return err
 		}
@@ -196,7 +205,7 @@ func (r *Report) crowd(ctx context.Context, o *options) error {
 				continue
 			}
 			connected++
-			mb, err := memory(p.Process.Pid, "VmHWM")
+			mb, err := memory(p.cmd.Process.Pid, "VmHWM")
 			if err != nil {
 				return err
 			}
@@ -269,7 +278,7 @@ func (r *Report) size(_ context.Context, o *options) error {
 
 // said is what the process has written to stderr. The process is ended.
 func (p *process) said() error {
-	p.End()
+	p.cmd.End()
 	if s := strings.TrimSpace(p.stderr.String()); s != "" {
 		return fmt.Errorf("%s", s)
 	}

@@ -116,7 +116,6 @@ func run(ctx context.Context, o *options, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	r.judge()
 	if err := r.print(out); err != nil {
 		return err
 	}

@@ -24,14 +24,23 @@ type grid struct {
 	prepare     func(t *tb, r *rig) // nil: nothing more
 }
 
+// cell returns the cell of a contestant before its first run.
+func (g grid) cell(c contestant) Cell {
+	cell := Cell{Link: g.link, Server: g.server.name, Contestant: c.name}
+	if c.direct {
+		cell.Server = none.name
+	}
+	return cell
+}
+
 // cells runs all contestants that are wanted and installed, in turn, so that
 // what else the machine does hits all alike.
 func (g grid) cells(ctx context.Context, o *options) (cells []Cell, missing []string, err error) {
 	var entered []contestant
 	for _, c := range g.contestants {
-		cell := Cell{Link: g.link, Server: g.serverOf(c), Contestant: c.name}
+		cell := g.cell(c)
 		switch {
-		case !o.wants(cell.name()), o.quick && c.name == shellNC.name: // which takes seconds
+		case !o.wants(cell.name()), o.quick && c.slow:
 		case !installed(append(c.programs, g.server.programs...)):
 			missing = append(missing, cell.name()+": not installed")
 		default:
@@ -53,15 +62,6 @@ func (g grid) cells(ctx context.Context, o *options) (cells []Cell, missing []st
 		missing = append(missing, fmt.Sprintf("%s/%s: %v", g.link, g.server.name, err))
 	}
 	return cells, missing, context.Cause(ctx)
-}
-
-// serverOf returns what a contestant goes to: some to a port that is open.
-func (g grid) serverOf(c contestant) string {
-	switch c.name {
-	case ncOpen.name, ncatOpen.name, socatOpen.name:
-		return none.name
-	}
-	return g.server.name
 }
 
 // race runs the contestants in turn. One that is not needed and slow drops out
@@ -126,14 +126,14 @@ const banner = "SSH-2.0-bench\r\n"
 
 // process is a contestant that runs.
 type process struct {
-	*lab.Cmd
+	cmd     *lab.Cmd
 	began   time.Time
 	in, out *os.File // the other ends of its standard input and output
 	stderr  bytes.Buffer
 }
 
 func start(h *lab.Host, argv []string) (*process, error) {
-	p := &process{Cmd: h.Command(argv[0], argv[1:]...)}
+	p := &process{cmd: h.Command(argv[0], argv[1:]...)}
 	stdin, in, err := os.Pipe()
 	if err != nil {
 		return nil, err
@@ -142,9 +142,10 @@ func start(h *lab.Host, argv []string) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.in, p.out, p.Stdin, p.Stdout, p.Stderr = in, out, stdin, stdout, &p.stderr
+	p.in, p.out = in, out
+	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = stdin, stdout, &p.stderr
 	p.began = time.Now()
-	err = p.Start()
+	err = p.cmd.Start()
 	_, _ = stdin.Close(), stdout.Close()
 	if err != nil {
 		_, _ = in.Close(), out.Close()
@@ -155,7 +156,7 @@ func start(h *lab.Host, argv []string) (*process, error) {
 
 // end kills the process if it still runs.
 func (p *process) end() {
-	p.End()
+	p.cmd.End()
 	_ = p.in.Close()
 	_ = p.out.Close()
 }
@@ -171,7 +172,7 @@ func (p *process) banner(limit time.Duration) (time.Duration, error) {
 			return time.Since(p.began), p.out.SetReadDeadline(time.Time{})
 		}
 		if err != nil {
-			p.End() // or else stderr is still written to
+			p.cmd.End() // or else stderr is still written to
 			return 0, fmt.Errorf("no banner: %w: %s", err, bytes.TrimSpace(p.stderr.Bytes()))
 		}
 	}

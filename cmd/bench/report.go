@@ -59,25 +59,6 @@ type Figure struct {
 	Unit  string
 }
 
-// cell returns a cell by its name, or nil.
-func (r *Report) cell(name string) *Cell {
-	for i := range r.Cells {
-		if r.Cells[i].name() == name {
-			return &r.Cells[i]
-		}
-	}
-	return nil
-}
-
-func (r *Report) stream(name string) *Stream {
-	for i := range r.Streams {
-		if r.Streams[i].name() == name {
-			return &r.Streams[i]
-		}
-	}
-	return nil
-}
-
 // figure returns a figure, or NaN.
 func (r *Report) figure(name string) float64 {
 	for _, f := range r.Figures {
@@ -88,6 +69,32 @@ func (r *Report) figure(name string) float64 {
 	return math.NaN()
 }
 
+// The figures that targets are about.
+const (
+	figureStalled     = "a stalled reader, CPU"
+	figureCrowd       = "connected at once"
+	figureCrowdMemory = "connected at once, resident memory of the largest"
+	figureGuesses     = "a million guesses at a token"
+	figureEmit        = "a year of hourly windows, to write"
+	figureLoad        = "a year of hourly windows, to load by nft"
+	figureLoadMemory  = "a year of hourly windows, resident memory of nft"
+	figureDay         = "a stranger's packet, rules of a day"
+	figureYear        = "a stranger's packet, rules of a year"
+	figureSize        = "binary, stripped"
+)
+
+// Target is what portknock is to reach, beside what was measured.
+type Target struct {
+	What, Want, Got, Verdict string
+}
+
+// The verdicts.
+const (
+	met     = "met"
+	missed  = "NOT MET"
+	unknown = "not measured"
+)
+
 // table is a heading and rows, all cells text.
 type table struct {
 	title string
@@ -96,7 +103,10 @@ type table struct {
 }
 
 func (r *Report) tables() []table {
-	cells := table{"From the start of the process to the SSH banner", []string{"link", "server", "contestant", "median ms", "p95 ms", "succeeded"}, nil}
+	cells := table{
+		title: "From the start of the process to the SSH banner",
+		head:  []string{"link", "server", "contestant", "median ms", "p95 ms", "succeeded"},
+	}
 	for _, c := range r.Cells {
 		cells.rows = append(cells.rows, []string{c.Link, c.Server, c.Contestant, number(median(c.Times)),
 			number(quantile(c.Times, 0.95)), fmt.Sprintf("%d of %d", len(c.Times), c.Runs)})

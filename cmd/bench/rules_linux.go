@@ -20,9 +20,8 @@ func (r *Report) rules(ctx context.Context, o *options) error {
 	}
 	return guarded(func(t *tb) error {
 		hosts := newCable(t, o.portknock)
-		key, profile := filepath.Join(t.TempDir(), "key"), filepath.Join(t.TempDir(), "config")
-		hosts.server.Run(t, o.portknock, "keygen", key)
-		hosts.file(t, profile, "Host vps", "Scheme rotating", "KeyFile "+key)
+		key := lab.File(t, "key", knock.NewKey().Reveal())
+		profile := lab.File(t, "config", "Host vps", "Scheme rotating", "KeyFile "+key)
 		file := filepath.Join(t.TempDir(), "rules")
 		load := func(horizon string) {
 			hosts.server.Run(t, o.portknock, "emit-rules", "-c", profile, "--horizon", horizon, "--output", file, "vps")

@@ -4,10 +4,8 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 
 	"github.com/portknock/portknock/cmd/internal/lab"
@@ -58,16 +56,13 @@ func newRig(t *tb, portknock string, link func(client, server *lab.Host)) *rig {
 	r := &rig{client: lab.NewHost(t, "client"), server: lab.NewHost(t, "server"), portknock: portknock}
 	link(r.client, r.server)
 	r.addr = r.server.Addr(lab.IPv4).String()
-	r.profile = filepath.Join(t.TempDir(), "config")
-	r.file(t, r.profile, "Host vps", "HostName "+r.addr, "Sequence "+strings.Join(sequence, " "),
+	r.profile = lab.File(t, "config", "Host vps", "HostName "+r.addr, "Sequence "+strings.Join(sequence, " "),
 		"Host long", "HostName "+r.addr, "Port "+fmt.Sprint(longPort), "OpenPorts "+fmt.Sprint(longPort),
 		"Sequence "+strings.Join(longSequence, " "),
 		"Host "+twoFamilies, "Sequence "+strings.Join(sequence, " "),
-		"Host token", "HostName "+r.addr, "Scheme token", "KeyFile token.key",
-		"Host fwknop", "HostName "+r.addr, "Scheme fwknop", "KeyFile rijndael", "HMACKeyFile hmac")
-	r.file(t, filepath.Join(filepath.Dir(r.profile), "rijndael"), "base64:"+rijndaelKey)
-	r.file(t, filepath.Join(filepath.Dir(r.profile), "hmac"), "base64:"+hmacKey)
-	r.file(t, filepath.Join(filepath.Dir(r.profile), "token.key"), knock.NewKey().Reveal())
+		"Host token", "HostName "+r.addr, "Scheme token", "KeyFile "+lab.File(t, "token", knock.NewKey().Reveal()),
+		"Host fwknop", "HostName "+r.addr, "Scheme fwknop",
+		"KeyFile "+lab.File(t, "rijndael", "base64:"+rijndaelKey), "HMACKeyFile "+lab.File(t, "hmac", "base64:"+hmacKey))
 	for _, port := range []uint16{guardedPort, longPort, openPort} {
 		r.server.Serve(t, port, func(c net.Conn) {
 			_, _ = io.WriteString(c, banner)
@@ -77,32 +72,17 @@ func newRig(t *tb, portknock string, link func(client, server *lab.Host)) *rig {
 	return r
 }
 
-func (r *rig) file(t *tb, name string, lines ...string) {
-	if err := os.WriteFile(name, []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // load puts the rules that portknock writes in force, and a firewall that
 // drops what is for no open port, as most servers' does.
 func (r *rig) load(t *tb, format string) {
 	r.drop(t, guardedPort, longPort, openPort)
-	file := filepath.Join(t.TempDir(), "rules")
-	args := []string{"emit-rules", "-c", r.profile, "--format", format, "--horizon", horizon, "--output", file, "vps", "long"}
+	r.rules = filepath.Join(t.TempDir(), "rules")
+	args := []string{"emit-rules", "-c", r.profile, "--format", format, "--horizon", horizon, "--output", r.rules, "vps", "long"}
 	if format == "nftables" {
 		args = append(args, "token")
 	}
 	r.server.Run(t, r.portknock, args...)
-	text, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	line := regexp.MustCompile(`(?m)^# load: (.*)$`).FindSubmatch(text)
-	if line == nil {
-		t.Fatalf("the rules for %s do not say how to load them", format)
-	}
-	r.server.Shell(t, string(line[1]))
-	r.rules = file
+	r.server.Shell(t, lab.RulesLine(t, r.rules, "load"))
 }
 
 // horizon is for how long the rules hold tokens.
@@ -118,20 +98,15 @@ func (r *rig) drop(t *tb, ports ...int) {
 
 func startKnockd(t *tb, r *rig) {
 	r.load(t, "knockd")
-	config, err := os.ReadFile(r.rules)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.server.Knockd(t, string(config))
+	r.server.Knockd(t, r.rules)
 }
 
 // startFwknopd has the real one open the port by iptables.
 func startFwknopd(t *tb, r *rig) {
 	dir := t.TempDir()
-	name := func(base string) string { return filepath.Join(dir, base) }
-	r.file(t, name("access.conf"), "SOURCE ANY", "KEY_BASE64 "+rijndaelKey, "HMAC_KEY_BASE64 "+hmacKey, "FW_ACCESS_TIMEOUT 30")
-	r.file(t, name("fwknopd.conf"), "PCAP_INTF eth0;", "FWKNOP_RUN_DIR "+dir+";", "FWKNOP_CONF_DIR "+dir+";")
+	access := lab.File(t, "access.conf", "SOURCE ANY", "KEY_BASE64 "+rijndaelKey, "HMAC_KEY_BASE64 "+hmacKey, "FW_ACCESS_TIMEOUT 30")
+	config := lab.File(t, "fwknopd.conf", "PCAP_INTF eth0;", "FWKNOP_RUN_DIR "+dir+";", "FWKNOP_CONF_DIR "+dir+";")
 	r.server.Shell(t, "iptables -A INPUT -p tcp --dport 22 --syn -j DROP")
-	d := r.server.Daemon(t, "fwknopd", "-f", "-i", "eth0", "-c", name("fwknopd.conf"), "-a", name("access.conf"))
+	d := r.server.Daemon(t, "fwknopd", "-f", "-i", "eth0", "-c", config, "-a", access)
 	d.Log.Await(t, "Starting fwknopd main event loop", 1)
 }

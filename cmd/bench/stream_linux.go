@@ -16,11 +16,25 @@ import (
 )
 
 // The ports of the servers that stream or echo.
-const (
-	downPort = 5001 // sends streamSize bytes, and waits for the end
-	upPort   = 5002 // takes as many, and confirms with one
-	echoPort = 5003 // says again what it hears
+var (
+	down = direction{"down", 5001, download} // the server sends some bytes, and waits for the end
+	up   = direction{"up", 5002, upload}     // the server takes as many, and confirms with one
 )
+
+// echoPort is that of a server that sends back what it receives.
+const echoPort = 5003
+
+// direction is one of a stream.
+type direction struct {
+	name string
+	port uint16
+	run  func(p *process, size int64) error
+}
+
+// streamOf returns the stream of a contestant before it is measured.
+func (d direction) streamOf(c contestant) Stream {
+	return Stream{Contestant: c.name, Direction: d.name}
+}
 
 // streamLimit is how long one stream may take.
 const streamLimit = time.Minute
@@ -33,32 +47,28 @@ func (r *Report) streams(ctx context.Context, o *options) error {
 	}
 	return guarded(func(t *tb) error {
 		hosts := newCable(t, o.portknock)
-		hosts.server.Serve(t, downPort, func(c net.Conn) {
+		hosts.server.Serve(t, down.port, func(c net.Conn) {
 			_, _ = io.CopyN(c, zeros{}, size)
 			_, _ = io.Copy(io.Discard, c)
 		})
-		hosts.server.Serve(t, upPort, func(c net.Conn) {
+		hosts.server.Serve(t, up.port, func(c net.Conn) {
 			if _, err := io.CopyN(io.Discard, c, size); err == nil {
 				_, _ = c.Write([]byte{0})
 				_, _ = io.Copy(io.Discard, c)
 			}
 		})
-		for _, direction := range []struct {
-			name string
-			port int
-			run  func(*process, int64) error
-		}{{"down", downPort, download}, {"up", upPort, upload}} {
+		for _, d := range []direction{down, up} {
 			var runs [2][]Stream
 			for range rounds {
-				for i, c := range []contestant{ncTo(direction.port), portknock("", "vps", direction.port)} {
-					s := Stream{Contestant: c.name, Direction: direction.name}
+				for i, c := range []contestant{ncTo(d.port), portknockTo(d.port)} {
+					s := d.streamOf(c)
 					if !o.wants(s.name()) || !installed(c.programs) {
 						continue
 					}
 					if ctx.Err() != nil {
 						return context.Cause(ctx)
 					}
-					if err := s.measure(hosts.client, c.argv(hosts, netip.Addr{}), direction.run, size); err != nil {
+					if err := s.measure(hosts.client, c.argv(hosts, netip.Addr{}), d.run, size); err != nil {
 						return fmt.Errorf("%s: %w", s.name(), err)
 					}
 					runs[i] = append(runs[i], s)
@@ -97,19 +107,19 @@ func (s *Stream) measure(h *lab.Host, argv []string, run func(*process, int64) e
 		return err
 	}
 	defer p.end()
-	stuck := time.AfterFunc(streamLimit, p.End)
+	stuck := time.AfterFunc(streamLimit, p.cmd.End)
 	defer stuck.Stop()
 	began := time.Now()
 	if err := run(p, size); err != nil {
 		return errors.Join(err, p.said())
 	}
 	s.Rate = float64(size) / 1e6 / time.Since(began).Seconds()
-	cpu, err := cpuTime(p.Process.Pid)
+	cpu, err := cpuTime(p.cmd.Process.Pid)
 	if err != nil {
 		return err
 	}
 	s.CPU = cpu.Seconds() * (1 << 30) / float64(size)
-	s.Memory, err = memory(p.Process.Pid, "VmHWM")
+	s.Memory, err = memory(p.cmd.Process.Pid, "VmHWM")
 	return err
 }
 

@@ -18,31 +18,31 @@ import (
 // every packet; the gate needs nothing, and sees those to the ports it listens
 // on. Nothing listens on the service's port until somebody has knocked.
 type gate struct {
-	addr    netip.Addr
-	doors   []door // in the order in which to knock
-	service netip.AddrPort
-	openFor time.Duration
-	knocks  chan arrival
+	addr       netip.Addr
+	knockPorts []knockPort // in the order in which to knock
+	service    netip.AddrPort
+	openFor    time.Duration
+	knocks     chan arrival
 }
 
-// door is one port to knock at.
-type door struct {
+// knockPort is one port to knock at.
+type knockPort struct {
 	step  knock.Step
 	await func() (from netip.Addr, err error) // returns at the next knock
 	close func() error
 }
 
-// arrival is a knock at a door.
+// arrival is a knock at a port.
 type arrival struct {
 	from  netip.Addr
-	place int // of the door in the sequence, from 0
+	place int // of the port in the sequence, from 0
 }
 
 // errTaken says that another program has got hold of the service's port while
 // nothing listened on it. That is rare, and another port helps.
 var errTaken = errors.New("another program has taken the port")
 
-// transports is what the doors listen for. portknock sends a TCP knock as one
+// transports is what the gate listens for. portknock sends a TCP knock as one
 // SYN and closes the socket. On Linux a listener on loopback has answered by
 // then and reports a connection; where the answer comes later, it finds nobody,
 // and the listener never hears of the knock as a firewall would.
@@ -63,18 +63,20 @@ func newGate(openFor time.Duration) (*gate, error) {
 	}
 	g.addr = g.service.Addr()
 	for _, t := range transports() {
-		d, err := openDoor(g.addr, t)
+		p, err := openKnockPort(g.addr, t)
 		if err != nil {
 			g.close()
 			return nil, err
 		}
-		g.doors = append(g.doors, d)
+		g.knockPorts = append(g.knockPorts, p)
 	}
 	// The gate overlooks all ports but its own, so a scan would find any
 	// sequence that goes steadily up or down.
 	overlooksAll := func(knock.Step) bool { return true }
 	for g.sequence().SweepFinds(overlooksAll) {
-		rand.Shuffle(len(g.doors), func(i, j int) { g.doors[i], g.doors[j] = g.doors[j], g.doors[i] })
+		rand.Shuffle(len(g.knockPorts), func(i, j int) {
+			g.knockPorts[i], g.knockPorts[j] = g.knockPorts[j], g.knockPorts[i]
+		})
 	}
 	return g, nil
 }
@@ -93,15 +95,16 @@ func freePort() (netip.AddrPort, error) {
 	return l.Addr().(*net.TCPAddr).AddrPort(), nil
 }
 
-func openDoor(addr netip.Addr, t knock.Transport) (door, error) {
+// openKnockPort listens for knocks at a port that the system chooses.
+func openKnockPort(addr netip.Addr, t knock.Transport) (knockPort, error) {
 	local := netip.AddrPortFrom(addr, 0).String()
 	if t == knock.UDP {
 		c, err := net.ListenPacket("udp", local)
 		if err != nil {
-			return door{}, err
+			return knockPort{}, err
 		}
 		buf := make([]byte, 1<<16) // Windows reports a datagram that does not fit as an error
-		return door{
+		return knockPort{
 			step: knock.Step{Transport: t, Port: c.LocalAddr().(*net.UDPAddr).AddrPort().Port()},
 			await: func() (netip.Addr, error) {
 				_, from, err := c.ReadFrom(buf)
@@ -115,9 +118,9 @@ func openDoor(addr netip.Addr, t knock.Transport) (door, error) {
 	}
 	l, err := net.Listen("tcp", local)
 	if err != nil {
-		return door{}, err
+		return knockPort{}, err
 	}
-	return door{
+	return knockPort{
 		step: knock.Step{Transport: t, Port: l.Addr().(*net.TCPAddr).AddrPort().Port()},
 		await: func() (netip.Addr, error) {
 			c, err := l.Accept()
@@ -133,17 +136,17 @@ func openDoor(addr netip.Addr, t knock.Transport) (door, error) {
 
 // sequence returns the knocks that open.
 func (g *gate) sequence() knock.Sequence {
-	seq := make(knock.Sequence, len(g.doors))
-	for i, d := range g.doors {
-		seq[i] = d.step
+	seq := make(knock.Sequence, len(g.knockPorts))
+	for i, p := range g.knockPorts {
+		seq[i] = p.step
 	}
 	return seq
 }
 
 // close is for a gate that does not run.
 func (g *gate) close() {
-	for _, d := range g.doors {
-		d.close()
+	for _, p := range g.knockPorts {
+		p.close()
 	}
 }
 
@@ -156,8 +159,8 @@ func (g *gate) run(ctx context.Context, serve func(net.Conn), report func(event)
 	defer tasks.Wait()
 	defer g.close()
 	defer cancel()
-	for i, d := range g.doors {
-		tasks.Go(func() { g.watch(ctx, i, d) })
+	for i, p := range g.knockPorts {
+		tasks.Go(func() { g.watch(ctx, i, p) })
 	}
 
 	var service net.Listener // nil while the port is closed
@@ -172,8 +175,8 @@ func (g *gate) run(ctx context.Context, serve func(net.Conn), report func(event)
 	for {
 		select {
 		case k := <-g.knocks:
-			report(event{who: "gate", kind: knocked, text: fmt.Sprintf("knock at %v from %v", g.doors[k.place].step, k.from)})
-			if stages[k.from] = advance(stages[k.from], k.place); stages[k.from] < len(g.doors) {
+			report(event{who: "gate", kind: knocked, text: fmt.Sprintf("knock at %v from %v", g.knockPorts[k.place].step, k.from)})
+			if stages[k.from] = advance(stages[k.from], k.place); stages[k.from] < len(g.knockPorts) {
 				continue
 			}
 			delete(stages, k.from)
@@ -209,10 +212,10 @@ func advance(stage, place int) int {
 	return stage
 }
 
-// watch passes on the knocks at a door until that is closed.
-func (g *gate) watch(ctx context.Context, place int, d door) {
+// watch passes on the knocks at a port until the port is closed.
+func (g *gate) watch(ctx context.Context, place int, p knockPort) {
 	for {
-		from, err := d.await()
+		from, err := p.await()
 		if err != nil {
 			return
 		}

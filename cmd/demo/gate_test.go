@@ -14,8 +14,8 @@ import (
 
 // testGate is a gate that runs, and what it reports.
 type testGate struct {
-	*gate
 	t      *testing.T
+	gate   *gate
 	events chan event
 	conns  chan net.Conn
 	done   chan error
@@ -27,7 +27,7 @@ func startGate(t *testing.T, openFor time.Duration) *testGate {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tg := &testGate{g, t, make(chan event, 100), make(chan net.Conn, 100), make(chan error, 1)}
+	tg := &testGate{t, g, make(chan event, 100), make(chan net.Conn, 100), make(chan error, 1)}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() {
@@ -50,9 +50,9 @@ func (g *testGate) next() kind {
 	}
 }
 
-// knock knocks at doors by their place in the sequence, each after the gate has
+// knock knocks at ports by their place in the sequence, each after the gate has
 // noticed the one before, and returns how often the gate opened. In the end it
-// knocks at the first door, which never opens: with that knock reported, all
+// knocks at the first port, which never opens the service: with that knock reported, all
 // that came of the others has been.
 func (g *testGate) knock(places ...int) (openings int) {
 	g.t.Helper()
@@ -69,7 +69,7 @@ func (g *testGate) knock(places ...int) (openings int) {
 
 // knockAt makes sure that a TCP knock arrives, as a lone SYN need not.
 func knockAt(g *gate, place int) error {
-	step := g.doors[place].step
+	step := g.knockPorts[place].step
 	if step.Transport == knock.UDP {
 		return knock.Sender{From: g.addr}.Send(context.Background(), g.addr, knock.Sequence{step}, 0)
 	}
@@ -81,7 +81,7 @@ func knockAt(g *gate, place int) error {
 }
 
 func (g *testGate) isOpen() bool {
-	c, err := net.Dial("tcp", g.service.String())
+	c, err := net.Dial("tcp", g.gate.service.String())
 	if err == nil {
 		c.Close()
 	}
@@ -129,7 +129,7 @@ func TestGateCloses(t *testing.T) {
 		if g.knock(0, 1, 2) != 1 {
 			t.Fatal("did not open")
 		}
-		ours, err := net.Dial("tcp", g.service.String())
+		ours, err := net.Dial("tcp", g.gate.service.String())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -153,16 +153,16 @@ func TestGateCloses(t *testing.T) {
 
 func TestGatePortTaken(t *testing.T) {
 	g := startGate(t, time.Hour)
-	l, err := net.Listen("tcp", g.service.String())
+	l, err := net.Listen("tcp", g.gate.service.String())
 	for tries := 0; err != nil && tries < 10; tries++ { // somebody was faster
 		g = startGate(t, time.Hour)
-		l, err = net.Listen("tcp", g.service.String())
+		l, err = net.Listen("tcp", g.gate.service.String())
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	for place := range g.doors {
+	for place := range g.gate.knockPorts {
 		if err := knockAt(g.gate, place); err != nil {
 			t.Fatal(err)
 		}

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bytes"
 	"strings"
 	"testing"
 	"time"
@@ -12,13 +11,12 @@ import (
 // TestFDPass: ssh runs on the socket that portknock has opened, and portknock
 // is gone.
 func TestFDPass(t *testing.T) {
+	t.Parallel()
 	for _, family := range lab.Families {
 		t.Run(family.String(), func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t, lab.Firewalls[0], family, "Sequence 7001/udp 8003/tcp 9005/udp")
-			header(t, r.Server, r.rules, "load")
-			r.fdpass = true
-			r.config = r.sshConfig(t, r.profile)
+			r := newGuarded(t, nftables, family, threeKnocks)
+			r.passSocket(t, true)
 
 			c := r.echo(t, "vps")
 			r.noneLeft(t) // while ssh goes on
@@ -26,7 +24,7 @@ func TestFDPass(t *testing.T) {
 
 			// Client's address and port, server's address and port.
 			said := strings.Fields(r.ssh(t, "echo $SSH_CONNECTION"))
-			if len(said) != 4 || said[0] != r.Client.Addr(family).String() || said[2] != r.Server.Addr(family).String() || said[3] != "22" {
+			if len(said) != 4 || said[0] != r.client.Addr(family).String() || said[2] != r.addr().String() || said[3] != "22" {
 				t.Errorf("sshd saw %q", said)
 			}
 			transfer(t, r)
@@ -40,28 +38,25 @@ func TestFDPassKeepAlive(t *testing.T) {
 	t.Parallel()
 	lab.Require(t, "ss")
 	r := newJourney(t)
-	r.fdpass = true
-	r.config = r.sshConfig(t, r.profile)
+	r.passSocket(t, true)
 	r.echo(t, "vps")
 	// While data is on its way another timer runs.
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		timers := r.Client.Run(t, "ss", "-tnoH", "state", "established", "dport", "22")
+	lab.Await(t, 10*time.Second, func() string {
+		timers := r.client.Run(t, "ss", "-tnoH", "state", "established", "dport", "22")
 		if strings.Contains(timers, "timer:(keepalive") {
-			return
+			return ""
 		}
-		if time.Now().After(end) {
-			t.Fatalf("no keep-alive: %s", timers)
-		}
-	}
+		return "no keep-alive: " + timers
+	})
 }
 
 // TestFDPassGivesUp: what stops portknock ends ssh, with portknock's reason.
 func TestFDPassGivesUp(t *testing.T) {
 	t.Parallel()
 	r := newJourney(t)
-	r.fdpass = true
-	wrong := secret(t, "config", "Host *", "Sequence 1111/udp 2222/udp", "ConnectTimeout 2")
-	out, err := r.Client.Try("ssh", "-F", r.sshConfig(t, wrong), "vps", "true")
+	r.profile = wrongKnocks(t, "2s")
+	r.passSocket(t, true)
+	out, err := r.client.Try("ssh", "-F", r.config, "vps", "true")
 	if err == nil || !strings.Contains(out, "did not open within 2s: no answer") {
 		t.Errorf("ssh says %q, %v", out, err)
 	}
@@ -72,20 +67,18 @@ func TestFDPassGivesUp(t *testing.T) {
 func TestFDPassSSHKilled(t *testing.T) {
 	t.Parallel()
 	r := newJourney(t)
-	r.fdpass = true
-	wrong := secret(t, "config", "Host *", "Sequence 1111/udp 2222/udp", "ConnectTimeout 60")
-	c := r.Client.Command("ssh", "-F", r.sshConfig(t, wrong), "vps", "true")
+	r.profile = wrongKnocks(t, "60s")
+	r.passSocket(t, true)
+	c := r.client.Command("ssh", "-F", r.config, "vps", "true")
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		if out, _ := r.Client.Try("pgrep", "-a", "portknock"); out != "" {
-			break
+	lab.Await(t, 10*time.Second, func() string {
+		if out, _ := r.client.Try("pgrep", "-a", "portknock"); out != "" {
+			return ""
 		}
-		if time.Now().After(end) {
-			t.Fatal("portknock does not start")
-		}
-	}
+		return "portknock does not start"
+	})
 	if err := c.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -95,18 +88,14 @@ func TestFDPassSSHKilled(t *testing.T) {
 // TestFDPassRefused: no knock leaves if there is nothing to pass the socket to.
 func TestFDPassRefused(t *testing.T) {
 	t.Parallel()
-	client, server := lab.NewHost(t, "client"), lab.NewHost(t, "server")
-	lab.Link(t, client, server)
-	profile := secret(t, "config", "Host *", "Sequence 7001/udp 8003/tcp", "ConnectTimeout 1")
+	client, server := twoHosts(t)
+	profile := lab.File(t, "config", "Host *", twoKnocks, "ConnectTimeout 1")
 	capture := client.Capture(t)
 	try := func(want int, args ...string) (story []string) {
 		t.Helper()
-		var said bytes.Buffer
-		c := client.Command("portknock", append(args, "-c", profile, server.Addr(lab.IPv4).String(), "22")...)
-		c.Stderr = &said
-		_, _ = c.Output()
-		if code := c.ProcessState.ExitCode(); code != want {
-			t.Errorf("%q: exit code %d: %s", args, code, &said)
+		_, said, code := portknock(client, append(args, "-c", profile, server.Addr(lab.IPv4).String(), "22")...)
+		if code != want {
+			t.Errorf("%q: exit code %d: %s", args, code, said)
 		}
 		story, _ = sent(capture.Packets(t))
 		return story

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"fmt"
 	"net/netip"
 	"os/exec"
 	"regexp"
@@ -29,12 +28,11 @@ func eachOldNft(t *testing.T, test func(*testing.T, string, lab.Family)) {
 		lab.Require(t, oldNfts[0])
 	}
 	for _, nft := range installed {
-		for _, family := range lab.Families {
-			t.Run(fmt.Sprintf("%s/%v", nft, family), func(t *testing.T) {
-				t.Parallel()
+		t.Run(nft, func(t *testing.T) {
+			eachOf(t, []lab.Firewall{nftables}, lab.Families, func(t *testing.T, _ lab.Firewall, family lab.Family) {
 				test(t, nft, family)
 			})
-		}
+		})
 	}
 }
 
@@ -43,25 +41,24 @@ func eachOldNft(t *testing.T, test func(*testing.T, string, lab.Family)) {
 func TestOldNftKnockTimeout(t *testing.T) {
 	eachOldNft(t, func(t *testing.T, nft string, family lab.Family) {
 		settings, s := rotating(t, standing(t, middle), time.Minute)
-		fixed := "Sequence 7001/udp 8003/tcp 9005/udp"
-		r := newRig(t, lab.Firewalls[0], family, fixed)
+		r := newRig(t, nftables, family, threeKnocks)
 		for _, tt := range []struct {
 			name     string
 			settings []string
 			steps    []knock.Step
 		}{
-			{"static", []string{fixed}, []knock.Step{{Transport: knock.UDP, Port: 7001}, {Port: 8003}, {Transport: knock.UDP, Port: 9005}}},
+			{"static", []string{threeKnocks}, sequence("7001/udp 8003/tcp 9005/udp")},
 			{"rotating", settings, at(t, s, time.Now())},
 		} {
 			t.Run(tt.name, func(t *testing.T) {
-				profile := secret(t, "config", append([]string{"Host vps", "KnockTimeout 2s"}, tt.settings...)...)
-				r.Server.Run(t, nft, "-f", emit(t, r.Server, r.Firewall, profile))
+				profile := vps(t, append([]string{"KnockTimeout 2s"}, tt.settings...)...)
+				r.server.Run(t, nft, "-f", emit(t, r.server, r.firewall, profile))
 				checkTimeouts(t, r)
 				if !r.admits(t, r.visitor(), tt.steps...) {
 					t.Error("the sequence does not open")
 				}
 				late, last := r.visitor(), len(tt.steps)-1
-				r.Client.KnockFrom(t, late, r.Server.Addr(family), tt.steps[:last]...)
+				r.client.KnockFrom(t, late, r.addr(), tt.steps[:last]...)
 				r.awaitForgotten(t, late)
 				if r.admits(t, late, tt.steps[last]) {
 					t.Error("the last knock opens after KnockTimeout")
@@ -75,15 +72,13 @@ func TestOldNftKnockTimeout(t *testing.T) {
 func (r *rig) awaitForgotten(t testing.TB, addr netip.Addr) {
 	t.Helper()
 	stages := map[lab.Family]string{lab.IPv4: "at4_vps", lab.IPv6: "at6_vps"}[r.family]
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-		known := r.Server.Run(t, "nft", "list", "map", "inet", "portknock", stages)
-		if !strings.Contains(known, addr.String()) {
-			return
+	lab.Await(t, 10*time.Second, func() string {
+		known := r.server.Run(t, "nft", "list", "map", "inet", "portknock", stages)
+		if strings.Contains(known, addr.String()) {
+			return "the client still has a stage:\n" + known
 		}
-		if time.Now().After(end) {
-			t.Fatalf("10 s after its last knock the client still has a stage:\n%s", known)
-		}
-	}
+		return ""
+	})
 }
 
 // dynamicSet is a set or map, as nft lists it, that packets add elements to.
@@ -93,7 +88,7 @@ var dynamicSet = regexp.MustCompile(`(?m)^\t(?:set|map) (\S+) \{\n(?:\t\t.*\n)*?
 // timeout of its own, for what is added without one.
 func checkTimeouts(t testing.TB, r *rig) {
 	t.Helper()
-	listing := r.Server.Run(t, "nft", "list", "table", "inet", "portknock")
+	listing := r.server.Run(t, "nft", "list", "table", "inet", "portknock")
 	sets := dynamicSet.FindAllStringSubmatch(listing, -1)
 	if len(sets) == 0 || len(sets) != strings.Count(listing, "flags dynamic") {
 		t.Fatalf("%d sets found in\n%s", len(sets), listing)
@@ -108,9 +103,8 @@ func checkTimeouts(t testing.TB, r *rig) {
 // TestTokenTimeouts: rules for tokens, which an old nft does not load, have the
 // timeouts too.
 func TestTokenTimeouts(t *testing.T) {
-	settings, _ := tokens(t, standing(t, middle), time.Minute)
-	r := newRig(t, lab.Firewalls[0], lab.IPv4, settings...)
-	header(t, r.Server, r.rules, "load")
+	t.Parallel()
+	r, _ := newTokens(t, nftables, lab.IPv4)
 	checkTimeouts(t, r)
 }
 
@@ -119,12 +113,12 @@ func TestTokenTimeouts(t *testing.T) {
 func TestOldNftTokens(t *testing.T) {
 	eachOldNft(t, func(t *testing.T, nft string, family lab.Family) {
 		settings, _ := tokens(t, standing(t, middle), time.Minute)
-		r := newRig(t, lab.Firewalls[0], family, settings...)
-		said, err := r.Server.Try(nft, "-f", r.rules)
+		r := newRig(t, nftables, family, settings...)
+		said, err := r.server.Try(nft, "-f", r.rules)
 		if err == nil || !regexp.MustCompile(regexp.QuoteMeta(r.rules)+`:\d+:`).MatchString(said) {
 			t.Errorf("%v\n%s", err, said)
 		}
-		if tables := r.Server.Run(t, "nft", "list", "tables"); tables != "" {
+		if tables := r.server.Run(t, "nft", "list", "tables"); tables != "" {
 			t.Errorf("%s has loaded %s", nft, tables)
 		}
 	})

@@ -4,7 +4,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -22,25 +21,19 @@ func TestOneFamilyGetsNoAnswer(t *testing.T) {
 			h := lab.NewHost(t, "client")
 			h.Serve(t, 22, func(c net.Conn) { io.WriteString(c, "hello") })
 			serveDNS(t, h, "127.0.0.53:53", netip.MustParseAddr(addr))
-			etc := t.TempDir()
-			if err := os.WriteFile(filepath.Join(etc, "resolv.conf"), []byte("nameserver 127.0.0.53\n"), 0o644); err != nil {
-				t.Fatal(err)
-			}
+			etc := filepath.Dir(lab.File(t, "resolv.conf", "nameserver 127.0.0.53"))
 			h.Run(t, "mount", "--bind", etc, "/etc")
 
-			var said lab.Log
-			c := h.Command("portknock", "-v", "--optional", "-c", "/nonexistent", "vps.example.test", "22")
-			c.Stderr = &said
 			began := time.Now()
-			out, err := c.Output()
+			out, said, code := portknock(h, "-v", "--optional", "-c", "/nonexistent", "vps.example.test", "22")
 			took := time.Since(began)
-			if string(out) != "hello" || err != nil {
-				t.Errorf("%q, %v", out, err)
+			if out != "hello" || code != 0 {
+				t.Errorf("%q, exit code %d", out, code)
 			}
 			if took > 2*time.Second {
 				t.Errorf("took %v", took)
 			}
-			t.Logf("after %v portknock says\n%s", took, &said)
+			t.Logf("after %v portknock says\n%s", took, said)
 		})
 	}
 }
@@ -49,13 +42,7 @@ func TestOneFamilyGetsNoAnswer(t *testing.T) {
 // addr's family by addr, and drops all other questions.
 func serveDNS(t testing.TB, h *lab.Host, listen string, addr netip.Addr) {
 	t.Helper()
-	var c net.PacketConn
-	var err error
-	h.Do(func() { c, err = net.ListenPacket("udp4", listen) })
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
+	c := lab.Socket(t, h, func() (net.PacketConn, error) { return net.ListenPacket("udp4", listen) })
 	go func() {
 		buf := make([]byte, 512)
 		for {

@@ -1,20 +1,17 @@
 package e2e
 
 import (
-	"bytes"
-	"crypto/rand"
-	"crypto/sha256"
 	"fmt"
-	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/portknock/portknock/cmd/internal/lab"
+	"github.com/portknock/portknock/knock"
 )
 
 // The exit codes of the command.
@@ -22,8 +19,26 @@ const (
 	exitFailed  = 1
 	exitUsage   = 2
 	exitProfile = 3
+	exitKnocks  = 4
 	exitClosed  = 5
 )
+
+// The sequences of most tests, as settings of a profile.
+const (
+	twoKnocks   = "Sequence 7001/udp 8003/tcp"
+	threeKnocks = "Sequence 7001/udp 8003/tcp 9005/udp"
+)
+
+// nftables is the firewall for tests that need only one.
+var nftables = lab.Firewalls[0]
+
+// silence is a shell line by which a host drops whatever it receives.
+const silence = "nft 'add table inet silent; add chain inet silent in { type filter hook input priority 0; policy drop; }'"
+
+// firewallNamed returns a firewall of the lab.
+func firewallNamed(name string) lab.Firewall {
+	return lab.Firewalls[slices.IndexFunc(lab.Firewalls, func(f lab.Firewall) bool { return f.Name == name })]
+}
 
 // format is the argument of --format for a firewall of the lab.
 func format(f lab.Firewall) string {
@@ -31,160 +46,287 @@ func format(f lab.Firewall) string {
 	return name
 }
 
-// secret writes a file that only its owner can read, in a folder of the test.
-func secret(t testing.TB, name string, lines ...string) string {
+// vps writes a profile file for the host vps with these settings.
+func vps(t testing.TB, settings ...string) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), name)
-	if err := os.WriteFile(path, []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
-		t.Fatal(err)
+	return lab.File(t, "config", append([]string{"Host vps"}, settings...)...)
+}
+
+// wrongKnocks writes a profile file for any host, with knocks that open nothing.
+func wrongKnocks(t testing.TB, timeout string) string {
+	t.Helper()
+	return lab.File(t, "config", "Host *", "Sequence 1111/udp 2222/udp", "ConnectTimeout "+timeout)
+}
+
+// sequence parses knocks.
+func sequence(text string) knock.Sequence {
+	s, err := knock.ParseSequence(text)
+	if err != nil {
+		panic(err)
 	}
-	return path
+	return s
+}
+
+// keyFile writes a key that all tests share, and returns the setting for it.
+func keyFile(t testing.TB) string {
+	t.Helper()
+	return "KeyFile " + lab.File(t, "key", windowKey)
 }
 
 // emit has portknock write the rules for the profile vps, and returns the file.
-// Those that need an end have one in 20 minutes.
 func emit(t testing.TB, h *lab.Host, f lab.Firewall, profile string, flags ...string) string {
 	t.Helper()
+	return emitOnly(t, h, f, profile, append(flags, "vps")...)
+}
+
+// emitOnly is emit for the profiles that are named in the arguments. Rules that need
+// an end have one in 20 minutes.
+func emitOnly(t testing.TB, h *lab.Host, f lab.Firewall, profile string, args ...string) string {
+	t.Helper()
 	rules := filepath.Join(t.TempDir(), "rules")
-	args := append([]string{"emit-rules", "-c", profile, "--format", format(f), "--output", rules, "--horizon", "20m"}, flags...)
-	h.Run(t, "portknock", append(args, "vps")...)
+	common := []string{"emit-rules", "-c", profile, "--format", format(f), "--output", rules, "--horizon", "20m"}
+	h.Run(t, "portknock", append(common, args...)...)
 	return rules
 }
 
-// header runs a command that stands in the header of a rules file.
+// header runs a command from the header of a rules file on a host.
 func header(t testing.TB, h *lab.Host, rules, name string) string {
 	t.Helper()
-	return h.Shell(t, headerLine(t, rules, name))
+	return h.Shell(t, lab.RulesLine(t, rules, name))
 }
 
-func headerLine(t testing.TB, rules, name string) string {
+// tryHeader is header for a command that may fail.
+func tryHeader(t testing.TB, h *lab.Host, rules, name string) (string, error) {
 	t.Helper()
-	text, err := os.ReadFile(rules)
-	if err != nil {
-		t.Fatal(err)
-	}
-	line := regexp.MustCompile(`(?m)^# ` + name + `: (.*)$`).FindSubmatch(text)
-	if line == nil {
-		t.Fatalf("no line %q in the header:\n%s", name, text)
-	}
-	return string(line[1])
+	return h.Try("sh", "-c", lab.RulesLine(t, rules, name))
 }
 
-// loadTrace puts the rules for a trace in force.
-func loadTrace(t testing.TB, f lab.Firewall, tr *lab.Trace) func(*lab.Host) {
-	return func(server *lab.Host) {
-		lines := []string{"Host vps", "Sequence " + tr.Sequence.String()}
-		for _, s := range tr.Settings {
-			lines = append(lines, s.Keyword+" "+s.Value)
-		}
-		header(t, server, emit(t, server, f, secret(t, "config", lines...)), "load")
-	}
-}
-
-// rig is a server that nobody reaches without knocking, and its visitors.
+// rig is a server with a firewall, a client and an attacker.
 type rig struct {
-	*lab.Net
-	lab.Firewall
-	family  lab.Family
-	sshd    *lab.SSHD
-	profile string // the file with the profile vps
-	rules   string // emitted from it; not yet loaded
-	fdpass  bool   // portknock hands ssh the socket
-	config  string // for ssh -F: the host vps by way of portknock, direct without
+	server, client, attacker *lab.Host
 
-	visitors uint16 // how many addresses have knocked
+	firewall lab.Firewall
+	family   lab.Family // of the addresses that the tests use
+	sshd     *lab.SSHD  // nil for a rig of newHosts
+	profile  string     // the file with the profile vps
+	rules    string     // emitted from it; not yet loaded
+	fdpass   bool       // portknock hands ssh the socket
+	config   string     // for ssh -F: the host vps by way of portknock, direct without
+
+	visitors uint16 // how many of the client's addresses visitor has returned
 }
 
-// newRig makes a rig for the profile vps with these settings. If the variable
-// PORTKNOCK_LAB_FDPASS is set, portknock hands ssh the socket in every test.
+// newHosts makes a rig without a profile, on which port 22 answers.
+func newHosts(t testing.TB, f lab.Firewall, family lab.Family) *rig {
+	t.Helper()
+	r := newNet(t, f, family)
+	f.Install(t, r.server)
+	r.server.Listen(t, lab.GuardedPort)
+	return r
+}
+
+// newNet makes a rig of hosts only.
+func newNet(t testing.TB, f lab.Firewall, family lab.Family) *rig {
+	t.Helper()
+	n := lab.New(t)
+	return &rig{server: n.Server, client: n.Client, attacker: n.Attacker, firewall: f, family: family}
+}
+
+// newRig makes a rig with an sshd and the rules for the profile vps with these
+// settings. If the variable PORTKNOCK_LAB_FDPASS is set, portknock hands ssh the
+// socket in every test.
 func newRig(t testing.TB, f lab.Firewall, family lab.Family, settings ...string) *rig {
 	t.Helper()
 	lab.Require(t, append([]string{"ssh", "sshd"}, f.Programs...)...)
-	r := &rig{Net: lab.New(t), Firewall: f, family: family, fdpass: os.Getenv("PORTKNOCK_LAB_FDPASS") != ""}
-	f.Install(t, r.Server)
-	r.sshd = r.Server.SSHD(t, []uint16{22})
-	addr := r.Server.Addr(family).String()
-	r.profile = secret(t, "config", append([]string{"Host vps", "HostName " + addr}, settings...)...)
-	r.rules = emit(t, r.Server, f, r.profile)
+	r := newNet(t, f, family)
+	r.fdpass = os.Getenv("PORTKNOCK_LAB_FDPASS") != ""
+	f.Install(t, r.server)
+	r.sshd = r.server.SSHD(t, []uint16{lab.GuardedPort})
+	r.profile = r.vps(t, settings...)
+	r.emit(t)
 	r.config = r.sshConfig(t, r.profile)
 	return r
+}
+
+// newGuarded is newRig with the rules in force.
+func newGuarded(t testing.TB, f lab.Firewall, family lab.Family, settings ...string) *rig {
+	t.Helper()
+	r := newRig(t, f, family, settings...)
+	r.header(t, "load")
+	return r
+}
+
+// newJourney is newGuarded with three knocks, nftables and IPv4.
+func newJourney(t testing.TB) *rig {
+	t.Helper()
+	return newGuarded(t, nftables, lab.IPv4, threeKnocks)
+}
+
+// twoHosts returns a client and a server on one link.
+func twoHosts(t testing.TB) (client, server *lab.Host) {
+	t.Helper()
+	client, server = lab.NewHost(t, "client"), lab.NewHost(t, "server")
+	lab.Link(t, client, server)
+	return client, server
+}
+
+// nameServer gives a server a name with an address of each family, on one host.
+func nameServer(t testing.TB, on *lab.Host, name string, server *lab.Host) {
+	t.Helper()
+	hosts := lab.File(t, "hosts", server.Addr(lab.IPv6).String()+" "+name, server.Addr(lab.IPv4).String()+" "+name)
+	on.Run(t, "mount", "--bind", hosts, "/etc/hosts")
+}
+
+// addr is the server's address.
+func (r *rig) addr() netip.Addr { return r.server.Addr(r.family) }
+
+// port is a port of the server.
+func (r *rig) port(port uint16) netip.AddrPort { return netip.AddrPortFrom(r.addr(), port) }
+
+// vps writes a profile file for the server.
+func (r *rig) vps(t testing.TB, settings ...string) string {
+	t.Helper()
+	return vps(t, append([]string{"HostName " + r.addr().String()}, settings...)...)
+}
+
+// header runs a command from the header of the rules on the server.
+func (r *rig) header(t testing.TB, name string) string {
+	t.Helper()
+	return header(t, r.server, r.rules, name)
+}
+
+// emit replaces the rules by those that portknock writes with these flags.
+func (r *rig) emit(t testing.TB, flags ...string) {
+	t.Helper()
+	r.rules = emit(t, r.server, r.firewall, r.profile, flags...)
 }
 
 // load puts the rules for a profile of other settings in force.
 func (r *rig) load(t testing.TB, settings []string, flags ...string) {
 	t.Helper()
-	profile := secret(t, "config", append([]string{"Host vps"}, settings...)...)
-	header(t, r.Server, emit(t, r.Server, r.Firewall, profile, flags...), "load")
+	header(t, r.server, emit(t, r.server, r.firewall, vps(t, settings...), flags...), "load")
 }
 
-// sshConfig returns a configuration for ssh that uses a profile file.
-func (r *rig) sshConfig(t testing.TB, profile string) string {
+// ruleset returns the rules in force, without counters and without what the sets
+// hold.
+func (r *rig) ruleset(t testing.TB) string {
 	t.Helper()
-	addr := r.Server.Addr(r.family).String()
-	proxy := []string{"ProxyCommand portknock -c " + profile + " %h %p"}
-	if r.fdpass {
-		proxy = []string{"ProxyCommand portknock -F -c " + profile + " %h %p", "ProxyUseFdpass yes"}
+	script := "nft -s -t list ruleset"
+	if format(r.firewall) == "iptables" {
+		// An empty table that was looked at once is listed from then on.
+		script = "for t in iptables ip6tables; do $t-save | grep -e ^-; done; true"
 	}
-	lines := append([]string{"Host vps", "HostName " + addr}, proxy...)
-	return r.sshd.ClientConfig(t, append(lines, "Host direct", "HostName "+addr)...)
+	return r.server.Shell(t, script)
 }
 
-// ssh runs a command on the server through portknock and returns its output.
-func (r *rig) ssh(t testing.TB, command string) string {
+// expectRuleset checks that the server has the rules it had before.
+func (r *rig) expectRuleset(t testing.TB, before string) {
 	t.Helper()
-	return sshOutput(t, r.Client, "-F", r.config, "vps", command)
-}
-
-// sshOutput returns the output of ssh alone: on stderr the login shell of the
-// machine that tests may have something to say.
-func sshOutput(t testing.TB, h *lab.Host, args ...string) string {
-	t.Helper()
-	var said lab.Log
-	c := h.Command("ssh", args...)
-	c.Stderr = &said
-	out, err := c.Output()
-	if err != nil {
-		t.Errorf("ssh %q: %v\n%s", args, err, said.String())
+	if after := r.ruleset(t); after != before {
+		t.Errorf("the server was\n%s\nand is now\n%s", before, after)
 	}
-	return string(out)
 }
 
-// probe asks the server's port 22 from one of its visitors.
-func (r *rig) probe(t testing.TB, from *lab.Host) lab.State {
-	t.Helper()
-	return from.Probe(t, addrPort(r, 22))
-}
-
-// expect checks how port 22 answers one of the visitors.
+// expect checks how port 22 answers one of the hosts.
 func (r *rig) expect(t testing.TB, from *lab.Host, want lab.State) {
 	t.Helper()
-	if got := r.probe(t, from); got != want {
-		t.Fatalf("%s, %v: port 22 is %v for the %s, want %v", r.Firewall.Name, r.family, got, from.Name, want)
+	r.expectPort(t, from, lab.GuardedPort, want)
+}
+
+// expectPort checks how a port of the server answers one of the hosts.
+func (r *rig) expectPort(t testing.TB, from *lab.Host, port uint16, want lab.State) {
+	t.Helper()
+	if got := from.Probe(t, r.port(port)); got != want {
+		t.Fatalf("%s, %v: port %d is %v for the %s, want %v", r.firewall.Name, r.family, port, got, from.Name, want)
 	}
 }
+
+// await waits until a port of the server answers one of the hosts so.
+func (r *rig) await(t testing.TB, within time.Duration, from *lab.Host, port uint16, want lab.State) {
+	t.Helper()
+	lab.Await(t, within, func() string { // the kernel's clock cannot be faked
+		if got := from.Probe(t, r.port(port)); got != want {
+			return fmt.Sprintf("%s, %v: port %d is %v for the %s, want %v", r.firewall.Name, r.family, port, got, from.Name, want)
+		}
+		return ""
+	})
+}
+
+// expectSoon is expectPort for a firewall that may open a moment after the knocks.
+func (r *rig) expectSoon(t testing.TB, from *lab.Host, port uint16, want lab.State) {
+	t.Helper()
+	if r.firewall.Async {
+		r.await(t, 10*time.Second, from, port, want)
+	}
+	r.expectPort(t, from, port, want)
+}
+
+// visitor returns an address of the client that has not knocked yet.
+func (r *rig) visitor() netip.Addr {
+	r.visitors++
+	return r.client.Source(r.family, r.visitors)
+}
+
+// addAddr gives the client an address of its own, so that programs can bind to it.
+func (r *rig) addAddr(t testing.TB, addr netip.Addr) {
+	t.Helper()
+	args := []string{"addr", "replace", addr.String(), "dev", "eth0"}
+	if addr.Is6() {
+		args = append(args, "nodad")
+	}
+	r.client.Run(t, "ip", args...)
+}
+
+// answer returns how port 22 answers an address of the client.
+func (r *rig) answer(t testing.TB, from netip.Addr) lab.State {
+	t.Helper()
+	return r.client.ProbeFrom(t, from, r.port(lab.GuardedPort))
+}
+
+// admits sends knocks from an address of the client and reports whether port 22 is
+// open to that address then.
+func (r *rig) admits(t testing.TB, from netip.Addr, steps ...knock.Step) bool {
+	t.Helper()
+	r.client.KnockFrom(t, from, r.addr(), steps...)
+	return r.answer(t, from) == lab.Open
+}
+
+// knockAndWait has portknock knock from a host until port 22 is open.
+func (r *rig) knockAndWait(t testing.TB, from *lab.Host, args ...string) {
+	t.Helper()
+	from.Run(t, "portknock", append(append([]string{"knock", "--wait", "-c", r.profile}, args...), "vps")...)
+}
+
+// ipv4 is for tests to which the family does not matter.
+var ipv4 = []lab.Family{lab.IPv4}
 
 // eachFirewall runs a test against every firewall and family, in parallel.
 func eachFirewall(t *testing.T, test func(*testing.T, lab.Firewall, lab.Family)) {
-	eachOf(t, func(lab.Firewall) bool { return true }, lab.Families, test)
+	eachOf(t, lab.Firewalls, lab.Families, test)
 }
 
-// eachKernelFirewall leaves out knockd, which knows no time and verifies no tokens.
+// eachKernelFirewall leaves out knockd, which has no schedules and verifies no
+// tokens.
 func eachKernelFirewall(t *testing.T, test func(*testing.T, lab.Firewall, lab.Family)) {
-	eachOf(t, func(f lab.Firewall) bool { return !f.Async }, lab.Families, test)
+	eachOf(t, kernelFirewalls(), lab.Families, test)
 }
 
-// eachIptables is for what the other firewalls have not, and both families have
-// alike.
+// eachIptables is for what only iptables has, and has alike in both families.
 func eachIptables(t *testing.T, test func(*testing.T, lab.Firewall, lab.Family)) {
-	eachOf(t, func(f lab.Firewall) bool { return format(f) == "iptables" }, []lab.Family{lab.IPv4}, test)
+	isOther := func(f lab.Firewall) bool { return format(f) != "iptables" }
+	eachOf(t, slices.DeleteFunc(slices.Clone(lab.Firewalls), isOther), ipv4, test)
 }
 
-func eachOf(t *testing.T, wanted func(lab.Firewall) bool, families []lab.Family, test func(*testing.T, lab.Firewall, lab.Family)) {
+// kernelFirewalls are those that need no daemon.
+func kernelFirewalls() []lab.Firewall {
+	isDaemon := func(f lab.Firewall) bool { return f.Async }
+	return slices.DeleteFunc(slices.Clone(lab.Firewalls), isDaemon)
+}
+
+// eachOf runs a test against these firewalls and families, in parallel.
+func eachOf(t *testing.T, firewalls []lab.Firewall, families []lab.Family, test func(*testing.T, lab.Firewall, lab.Family)) {
 	t.Parallel() // beside other tests too: they mostly wait
-	for _, f := range lab.Firewalls {
-		if !wanted(f) {
-			continue
-		}
+	for _, f := range firewalls {
 		for _, family := range families {
 			t.Run(fmt.Sprintf("%s/%v", f.Name, family), func(t *testing.T) {
 				t.Parallel()
@@ -192,97 +334,4 @@ func eachOf(t *testing.T, wanted func(lab.Firewall) bool, families []lab.Family,
 			})
 		}
 	}
-}
-
-func addrPort(r *rig, port uint16) netip.AddrPort {
-	return netip.AddrPortFrom(r.Server.Addr(r.family), port)
-}
-
-// transfer moves 20 MB to the server and back through a new knock.
-func transfer(t *testing.T, r *rig) {
-	t.Helper()
-	data := make([]byte, 20<<20)
-	rand.Read(data)
-	var back bytes.Buffer
-	c := r.Client.Command("ssh", "-F", r.config, "vps", "cat")
-	c.Stdin, c.Stdout = bytes.NewReader(data), &back
-	if err := c.Run(); err != nil {
-		t.Fatal(err)
-	}
-	if sha256.Sum256(back.Bytes()) != sha256.Sum256(data) {
-		t.Errorf("of %d bytes %d came back, and not the same", len(data), back.Len())
-	}
-}
-
-// quiet waits until every segment of the sessions has been acknowledged: from
-// then on neither side has anything to say by itself.
-func (r *rig) quiet(t testing.TB) {
-	t.Helper()
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		unacknowledged := ""
-		for _, h := range []*lab.Host{r.Client, r.Server} {
-			unacknowledged += h.Shell(t, "ss -Htn state established | awk '$2 > 0'") // Send-Q
-		}
-		if unacknowledged == "" {
-			return
-		}
-		if time.Now().After(end) {
-			t.Fatalf("never quiet: %s", unacknowledged)
-		}
-	}
-}
-
-// ruleset returns the rules in force, without counters and without what the
-// sets hold.
-func ruleset(t testing.TB, r *rig) string {
-	t.Helper()
-	script := "nft -s -t list ruleset"
-	if strings.HasPrefix(r.Firewall.Name, "iptables") {
-		// An empty table that was looked at once is listed from then on.
-		script = "for t in iptables ip6tables; do $t-save | grep -e ^-; done; true"
-	}
-	return r.Server.Shell(t, script)
-}
-
-// echo is an ssh session with a program that repeats what it is told.
-type echo struct {
-	in  io.Writer
-	out *lab.Log
-	n   int
-}
-
-func (r *rig) echo(t testing.TB, host string) *echo {
-	t.Helper()
-	return startEcho(t, r.Client.Command("ssh", "-F", r.config, host, "cat"))
-}
-
-// startEcho starts a command that repeats its input, and has it do so once.
-func startEcho(t testing.TB, c *lab.Cmd) *echo {
-	t.Helper()
-	// A real pipe: with any other reader the end of c would wait for its end.
-	in, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	e := &echo{in: w, out: &lab.Log{}}
-	c.Stdin, c.Stdout, c.Stderr = in, e.out, e.out
-	err = c.Start()
-	in.Close()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { w.Close(); c.End() })
-	e.say(t, "hello")
-	return e
-}
-
-// say has the session repeat a line.
-func (e *echo) say(t testing.TB, what string) {
-	t.Helper()
-	e.n++
-	line := fmt.Sprintf("%d %s\n", e.n, what)
-	if _, err := io.WriteString(e.in, line); err != nil {
-		t.Fatal(err)
-	}
-	e.out.Await(t, line, 1)
 }

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -18,22 +19,24 @@ func TestRouteLostForAMoment(t *testing.T) {
 		guarded bool
 		args    func(r *rig) []string
 	}{
-		{"the source address", true, func(r *rig) []string { return []string{"-c", r.profile, "vps"} }},
+		{"the source address", true, func(r *rig) []string {
+			return []string{"-c", r.profile, "vps"}
+		}},
 		{"a knock", true, func(r *rig) []string {
-			return []string{"-c", r.profile, "-o", "BindAddress=" + r.Client.Addr(r.family).String(), "vps"}
+			return []string{"-c", r.profile, "-o", "BindAddress=" + r.client.Addr(r.family).String(), "vps"}
 		}},
 		{"a dial", false, func(r *rig) []string {
-			return []string{"-c", "/nonexistent", "--optional", r.Server.Addr(r.family).String()}
+			return []string{"-c", "/nonexistent", "--optional", r.addr().String()}
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t, lab.Firewalls[0], lab.IPv4, "Sequence 7001/udp 8003/tcp 9005/udp")
-			// The server answers knocks and SYNs by silence until the link is back.
-			r.Server.Shell(t, "nft 'add table inet silent; add chain inet silent in { type filter hook input priority 0; policy drop; }'")
-			capture := r.Server.Capture(t)
+			r := newRig(t, nftables, lab.IPv4, threeKnocks)
+			// The server does not answer knocks and SYNs until the link is back.
+			r.server.Shell(t, silence)
+			capture := r.server.Capture(t)
 			var out, said lab.Log
-			c := r.Client.Command("portknock", append([]string{"-v"}, append(tt.args(r), "22")...)...)
+			c := r.client.Command("portknock", append([]string{"-v"}, append(tt.args(r), "22")...)...)
 			c.Stdout, c.Stderr = &out, &said
 			in, err := c.StdinPipe() // open until the banner is there
 			if err != nil {
@@ -45,14 +48,14 @@ func TestRouteLostForAMoment(t *testing.T) {
 			}
 			said.Await(t, "round 0: dialing", 1)
 			awaitSYN(t, capture, 22)
-			r.Client.Shell(t, "ip link set eth0 down")
+			r.client.Shell(t, "ip link set eth0 down")
 			said.Await(t, ": unreachable ", 2)
 			said.Await(t, "round 3: ", 1) // begins 0.9 s after the start
 			if tt.guarded {
-				header(t, r.Server, r.rules, "load")
+				r.header(t, "load")
 			}
-			r.Server.Shell(t, "nft delete table inet silent")
-			r.Client.Shell(t, "ip link set eth0 up")
+			r.server.Shell(t, "nft delete table inet silent")
+			r.client.Shell(t, "ip link set eth0 up")
 			out.Await(t, "SSH-2.0-", 1)
 			t.Logf("portknock says\n%s", &said)
 			c.End()
@@ -64,9 +67,10 @@ func TestRouteLostForAMoment(t *testing.T) {
 func awaitSYN(t testing.TB, c *lab.Capture, port uint16) {
 	t.Helper()
 	isSYN := func(p lab.Packet) bool { return p.Dst.Port() == port && p.Flags == lab.SYN }
-	for end := time.Now().Add(10 * time.Second); !slices.ContainsFunc(c.Packets(t), isSYN); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("no SYN to port %d", port)
+	lab.Await(t, 10*time.Second, func() string {
+		if slices.ContainsFunc(c.Packets(t), isSYN) {
+			return ""
 		}
-	}
+		return fmt.Sprintf("no SYN to port %d", port)
+	})
 }

@@ -23,19 +23,12 @@ import (
 func TestCallerGivesUp(t *testing.T) {
 	t.Parallel()
 	lab.Require(t, "nft", "mount")
-	client, server := lab.NewHost(t, "client"), lab.NewHost(t, "server")
-	lab.Link(t, client, server)
-	server.Shell(t, "nft add table inet silent; nft add chain inet silent input '{ type filter hook input priority 0; policy drop; }'")
+	client, server := twoHosts(t)
+	server.Shell(t, silence)
 	addr := server.Addr(lab.IPv4).String()
 
-	client.Shell(t, "mount --bind "+secret(t, "resolv.conf", "nameserver 127.0.0.1", "options timeout:30")+" /etc/resolv.conf")
-	var dns net.PacketConn
-	var err error
-	client.Do(func() { dns, err = net.ListenPacket("udp4", "127.0.0.1:53") })
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { dns.Close() })
+	client.Shell(t, "mount --bind "+lab.File(t, "resolv.conf", "nameserver 127.0.0.1", "options timeout:30")+" /etc/resolv.conf")
+	dns := lab.Socket(t, client, func() (net.PacketConn, error) { return net.ListenPacket("udp4", "127.0.0.1:53") })
 
 	label := "" // a new one for each portknock
 	for _, stage := range []struct {
@@ -76,11 +69,11 @@ func TestCallerGivesUp(t *testing.T) {
 			end   func(*caller) error
 			cause string // "" if it is an interrupt
 		}{
-			{"SIGHUP", func(c *caller) error { return c.Process.Signal(syscall.SIGHUP) }, "stopped by the calling program"},
-			{"SIGTERM", func(c *caller) error { return c.Process.Signal(syscall.SIGTERM) }, "stopped by the calling program"},
+			{"SIGHUP", func(c *caller) error { return c.cmd.Process.Signal(syscall.SIGHUP) }, "stopped by the calling program"},
+			{"SIGTERM", func(c *caller) error { return c.cmd.Process.Signal(syscall.SIGTERM) }, "stopped by the calling program"},
 			{"stdout closed", func(c *caller) error { return c.out.Close() }, "the calling program no longer reads standard output"},
-			{"SIGINT", func(c *caller) error { return c.Process.Signal(os.Interrupt) }, ""},
-			{"SIGQUIT", func(c *caller) error { return c.Process.Signal(syscall.SIGQUIT) }, ""},
+			{"SIGINT", func(c *caller) error { return c.cmd.Process.Signal(os.Interrupt) }, ""},
+			{"SIGQUIT", func(c *caller) error { return c.cmd.Process.Signal(syscall.SIGQUIT) }, ""},
 		} {
 			t.Run(stage.name+", "+end.name, func(t *testing.T) {
 				label = fmt.Sprintf("label%d", n)
@@ -90,12 +83,12 @@ func TestCallerGivesUp(t *testing.T) {
 				if err := end.end(c); err != nil {
 					t.Fatal(err)
 				}
-				_ = c.Wait()
+				_ = c.cmd.Wait()
 				code, want := stage.code, strings.NewReplacer("CAUSE", end.cause, "LABEL", label).Replace(stage.said)
 				if end.cause == "" {
 					code, want = exitFailed, "portknock: interrupted\n"
 				}
-				if got := c.ProcessState.ExitCode(); got != code || !regexp.MustCompile("^"+want+"$").MatchString(c.said.String()) {
+				if got := c.cmd.ProcessState.ExitCode(); got != code || !regexp.MustCompile("^"+want+"$").MatchString(c.said.String()) {
 					t.Errorf("exit code %d, %q; want %d, %q", got, c.said.String(), code, want)
 				}
 				for line := range strings.Lines(c.said.String()) {
@@ -109,7 +102,7 @@ func TestCallerGivesUp(t *testing.T) {
 
 // caller is a portknock with what its calling program sees of it.
 type caller struct {
-	*lab.Cmd
+	cmd  *lab.Cmd
 	said *lab.Log
 	log  *lab.Log // its log file
 	out  *os.File // its standard output's other end
@@ -133,21 +126,21 @@ func startCaller(t *testing.T, h *lab.Host, settings []string, shell ...string) 
 	}
 	go io.Copy(c.log, log)
 	text := strings.ReplaceAll(strings.Join(settings, "\n"), "FIFO", c.fifo)
-	config := secret(t, "config", "Host vps", text, "ConnectTimeout 60")
+	config := vps(t, text, "ConnectTimeout 60")
 	args := append(shell, "portknock", "-c", config, "--log-file", logFile, "vps", "22")
-	c.Cmd = h.Command(args[0], args[1:]...)
+	c.cmd = h.Command(args[0], args[1:]...)
 	out, childOut, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.out, c.Stdout, c.Stderr = out, childOut, c.said
-	err = c.Start()
+	c.out, c.cmd.Stdout, c.cmd.Stderr = out, childOut, c.said
+	err = c.cmd.Start()
 	childOut.Close()
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		c.End()
+		c.cmd.End()
 		out.Close()
 		log.Close()
 	})
@@ -181,16 +174,16 @@ func TestNohup(t *testing.T) {
 	client := lab.NewHost(t, "client")
 	c := startCaller(t, client, []string{"HostName 127.0.0.1", "Sequence 7001/udp 8003"}, "sh", "-c", `trap "" HUP; exec "$@"`, "sh")
 	c.log.Await(t, "round 0: refused", 1)
-	if err := c.Process.Signal(syscall.SIGHUP); err != nil {
+	if err := c.cmd.Process.Signal(syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
 	rounds := strings.Count(c.log.String(), "knocked")
 	c.log.Await(t, "knocked", rounds+2)
-	if err := c.Process.Signal(syscall.SIGTERM); err != nil {
+	if err := c.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	_ = c.Wait()
-	if code := c.ProcessState.ExitCode(); code != exitClosed || !strings.Contains(c.said.String(), "connection refused") {
+	_ = c.cmd.Wait()
+	if code := c.cmd.ProcessState.ExitCode(); code != exitClosed || !strings.Contains(c.said.String(), "connection refused") {
 		t.Errorf("exit code %d, %q", code, c.said.String())
 	}
 }
@@ -201,13 +194,13 @@ func TestSecondQuit(t *testing.T) {
 	c := startCaller(t, lab.NewHost(t, "client"), []string{"HostName 127.0.0.1", "Sequence 7001/udp 8003"})
 	c.log.Await(t, "round 0: refused", 1)
 	for range 2 {
-		if err := c.Process.Signal(syscall.SIGQUIT); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		if err := c.cmd.Process.Signal(syscall.SIGQUIT); err != nil && !errors.Is(err, os.ErrProcessDone) {
 			t.Fatal(err)
 		}
 	}
-	_ = c.Wait()
-	if said := c.said.String(); c.ProcessState.ExitCode() != exitFailed || said != "" && said != "portknock: interrupted\n" {
-		t.Errorf("%v, %q", c.ProcessState, said)
+	_ = c.cmd.Wait()
+	if said := c.said.String(); c.cmd.ProcessState.ExitCode() != exitFailed || said != "" && said != "portknock: interrupted\n" {
+		t.Errorf("%v, %q", c.cmd.ProcessState, said)
 	}
 }
 
@@ -230,26 +223,63 @@ func TestSignalsWhenConnected(t *testing.T) {
 			}
 			pass()
 			for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGQUIT} {
-				if !ignores(t, fmt.Sprintf("/proc/%d/status", s.Process.Pid), sig) {
+				if !ignores(t, fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid), sig) {
 					t.Errorf("%v is not ignored", sig)
 				}
-				if err := s.Process.Signal(sig); err != nil {
+				if err := s.cmd.Process.Signal(sig); err != nil {
 					t.Fatal(err)
 				}
 				pass()
 			}
-			if err := s.Process.Signal(last); err != nil {
+			if err := s.cmd.Process.Signal(last); err != nil {
 				t.Fatal(err)
 			}
-			_ = s.Wait()
-			if status := s.ProcessState.Sys().(syscall.WaitStatus); !status.Signaled() || status.Signal() != last {
-				t.Errorf("it ended with %v", s.ProcessState)
+			_ = s.cmd.Wait()
+			if status := s.cmd.ProcessState.Sys().(syscall.WaitStatus); !status.Signaled() || status.Signal() != last {
+				t.Errorf("it ended with %v", s.cmd.ProcessState)
 			}
 			if said := s.said.String(); said != "" {
 				t.Errorf("it says %q", said)
 			}
 		})
 	}
+}
+
+// TestSSHKilled: when ssh is gone without a word, portknock goes too.
+func TestSSHKilled(t *testing.T) {
+	bothWays(t, func(t *testing.T, r *rig) {
+		c := r.client.Command("ssh", "-F", r.config, "vps", "cat")
+		startEcho(t, c)
+		if err := c.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		r.noneLeft(t)
+	})
+}
+
+// TestKeyCommandSignals: a KeyCommand does not inherit that signals are caught.
+func TestKeyCommandSignals(t *testing.T) {
+	t.Parallel()
+	key, status := lab.File(t, "key", windowKey), filepath.Join(t.TempDir(), "status")
+	c := startCaller(t, lab.NewHost(t, "client"), []string{"HostName 127.0.0.1", "Scheme rotating",
+		fmt.Sprintf(`KeyCommand sh -c "cat /proc/self/status >%s; cat %s"`, status, key)})
+	c.log.Await(t, "round 0: dialing", 1)
+	for _, sig := range []syscall.Signal{syscall.SIGPIPE, syscall.SIGQUIT, syscall.SIGTERM} {
+		if ignores(t, status, sig) {
+			t.Errorf("%v is ignored", sig)
+		}
+	}
+}
+
+// ignores reports whether a process ignores a signal, by its status in /proc.
+func ignores(t *testing.T, status string, sig syscall.Signal) bool {
+	t.Helper()
+	_, after, _ := strings.Cut(lab.ReadFile(t, status), "SigIgn:")
+	mask, err := strconv.ParseUint(strings.Fields(after)[0], 16, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return mask>>(sig-1)&1 != 0
 }
 
 // unread returns the end of a pipe without a reader.
@@ -267,33 +297,31 @@ func unread(t *testing.T) *os.File {
 // endingSoon returns the settings of a profile with a warning at each use.
 func endingSoon(t *testing.T) []string {
 	end := time.Now().UTC().AddDate(0, 0, 3).Format(time.RFC3339)
-	return []string{"Scheme rotating", "KeyFile " + secret(t, "key", windowKey), "ValidUntil " + end}
+	return []string{"Scheme rotating", keyFile(t), "ValidUntil " + end}
 }
 
 // TestStderrWithoutReader: a warning that nobody can read is in the log. It changes
 // neither the login nor the exit code.
 func TestStderrWithoutReader(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, lab.Firewalls[0], lab.IPv4, endingSoon(t)...)
-	header(t, r.Server, r.rules, "load")
+	r := newGuarded(t, nftables, lab.IPv4, endingSoon(t)...)
 	log := filepath.Join(t.TempDir(), "log")
 	logged := func(what string) {
 		t.Helper()
-		text, err := os.ReadFile(log)
-		if err != nil || !strings.Contains(string(text), what) {
-			t.Errorf("the log has no %q: %s %v", what, text, err)
+		if text := lab.ReadFile(t, log); !strings.Contains(text, what) {
+			t.Errorf("the log has no %q: %s", what, text)
 		}
 		_ = os.Remove(log)
 	}
 
-	c := r.Client.Command("ssh", "-F", r.config, "vps", "echo in")
+	c := r.client.Command("ssh", "-F", r.config, "vps", "echo in")
 	c.Env, c.Stderr = append(c.Env, "PORTKNOCK_LOG="+log), unread(t)
 	if out, err := c.Output(); string(out) != "in\n" || err != nil {
 		t.Errorf("ssh: %q, %v", out, err)
 	}
 	logged("the server's rules end at")
 
-	c = r.Client.Command("portknock", "-c", r.profile, "-o", "ConnectTimeout=1us", "--log-file", log, "vps", "22")
+	c = r.client.Command("portknock", "-c", r.profile, "-o", "ConnectTimeout=1us", "--log-file", log, "vps", "22")
 	c.Stderr = unread(t)
 	if _ = c.Run(); c.ProcessState.ExitCode() != exitClosed {
 		t.Errorf("a closed port: %v", c.ProcessState)
@@ -310,34 +338,4 @@ func TestStdoutWithoutReader(t *testing.T) {
 	if _ = c.Run(); c.ProcessState.ExitCode() != exitFailed || said.String() != "" {
 		t.Errorf("%v, %q", c.ProcessState, said.String())
 	}
-}
-
-// TestKeyCommandSignals: a KeyCommand does not inherit that signals are caught.
-func TestKeyCommandSignals(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	key, status := secret(t, "key", windowKey), filepath.Join(dir, "status")
-	c := startCaller(t, lab.NewHost(t, "client"), []string{"HostName 127.0.0.1", "Scheme rotating",
-		fmt.Sprintf(`KeyCommand sh -c "cat /proc/self/status >%s; cat %s"`, status, key)})
-	c.log.Await(t, "round 0: dialing", 1)
-	for _, sig := range []syscall.Signal{syscall.SIGPIPE, syscall.SIGQUIT, syscall.SIGTERM} {
-		if ignores(t, status, sig) {
-			t.Errorf("%v is ignored", sig)
-		}
-	}
-}
-
-// ignores reports whether a process ignores a signal, by its status in /proc.
-func ignores(t *testing.T, status string, sig syscall.Signal) bool {
-	t.Helper()
-	text, err := os.ReadFile(status)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, after, _ := strings.Cut(string(text), "SigIgn:")
-	mask, err := strconv.ParseUint(strings.Fields(after)[0], 16, 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return mask>>(sig-1)&1 != 0
 }

@@ -15,26 +15,20 @@ import (
 
 // stream is a portknock that has connected to a server of the test's own.
 type stream struct {
-	*lab.Cmd
+	cmd  *lab.Cmd
 	in   *os.File // its standard input's other end
 	out  *os.File // its standard output's
 	said *lab.Log // its standard error
 	peer *net.TCPConn
 }
 
+// newStream starts portknock and waits until it has connected.
 func newStream(t *testing.T) *stream {
 	t.Helper()
-	client, server := lab.NewHost(t, "client"), lab.NewHost(t, "server")
-	lab.Link(t, client, server)
-	var l net.Listener
-	var err error
-	server.Do(func() { l, err = net.Listen("tcp4", ":22") })
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	profile := secret(t, "config", "Host *", "Sequence 7001/udp 8003/tcp")
-	s := &stream{Cmd: client.Command("portknock", "-c", profile, server.Addr(lab.IPv4).String(), "22")}
+	client, server := twoHosts(t)
+	l := lab.Socket(t, server, func() (net.Listener, error) { return net.Listen("tcp4", ":22") })
+	profile := lab.File(t, "config", "Host *", twoKnocks)
+	s := &stream{cmd: client.Command("portknock", "-c", profile, server.Addr(lab.IPv4).String(), "22"), said: &lab.Log{}}
 	childIn, in, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -43,9 +37,9 @@ func newStream(t *testing.T) *stream {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.in, s.out, s.said = in, out, &lab.Log{}
-	s.Stdin, s.Stdout, s.Stderr = childIn, childOut, s.said
-	if err := s.Start(); err != nil {
+	s.in, s.out = in, out
+	s.cmd.Stdin, s.cmd.Stdout, s.cmd.Stderr = childIn, childOut, s.said
+	if err := s.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	childIn.Close()
@@ -55,10 +49,11 @@ func newStream(t *testing.T) *stream {
 	if err != nil {
 		t.Fatal(err)
 	}
+	l.Close()
 	s.peer = conn.(*net.TCPConn)
 	s.peer.SetDeadline(time.Now().Add(30 * time.Second))
 	t.Cleanup(func() {
-		s.End()
+		s.cmd.End()
 		in.Close()
 		out.Close()
 		conn.Close()
@@ -70,7 +65,7 @@ func newStream(t *testing.T) *stream {
 func (s *stream) ends(t *testing.T) {
 	t.Helper()
 	ended := make(chan error, 1)
-	go func() { ended <- s.Wait() }()
+	go func() { ended <- s.cmd.Wait() }()
 	select {
 	case err := <-ended:
 		if err != nil {
@@ -81,6 +76,7 @@ func (s *stream) ends(t *testing.T) {
 	}
 }
 
+// TestStreamServerClosesFirst: portknock ends when the server has ended the stream.
 func TestStreamServerClosesFirst(t *testing.T) {
 	t.Parallel()
 	s := newStream(t)
@@ -92,6 +88,7 @@ func TestStreamServerClosesFirst(t *testing.T) {
 	s.ends(t) // though its standard input is open
 }
 
+// TestStreamLateReply: the end of standard input does not end what the server sends.
 func TestStreamLateReply(t *testing.T) {
 	t.Parallel()
 	s := newStream(t)
@@ -111,6 +108,7 @@ func TestStreamLateReply(t *testing.T) {
 	s.ends(t)
 }
 
+// TestStreamReaderGone: portknock ends when nobody reads its standard output.
 func TestStreamReaderGone(t *testing.T) {
 	t.Parallel()
 	s := newStream(t)
@@ -121,15 +119,15 @@ func TestStreamReaderGone(t *testing.T) {
 	}
 }
 
-// A stalled end costs nothing: portknock sleeps.
+// TestStreamStalled: if one end does not read, portknock sleeps.
 func TestStreamStalled(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		name string
-		into func(*stream) writerWithDeadline
+		into func(*stream) deadlineWriter
 	}{
-		{"reader", func(s *stream) writerWithDeadline { return s.peer }},
-		{"server", func(s *stream) writerWithDeadline { return s.in }},
+		{"reader", func(s *stream) deadlineWriter { return s.peer }},
+		{"server", func(s *stream) deadlineWriter { return s.in }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -141,17 +139,18 @@ func TestStreamStalled(t *testing.T) {
 					break // everything on the way is full
 				}
 			}
-			before := cpuTicks(t, s.Process.Pid)
+			before := cpuTicks(t, s.cmd.Process.Pid)
 			const span = 2 * time.Second
 			time.Sleep(span) // the time over which is measured
-			if ticks := cpuTicks(t, s.Process.Pid) - before; ticks > 2 {
+			if ticks := cpuTicks(t, s.cmd.Process.Pid) - before; ticks > 2 {
 				t.Errorf("%d ms of CPU time in %v", ticks*10, span)
 			}
 		})
 	}
 }
 
-type writerWithDeadline interface {
+// deadlineWriter is a file or a socket.
+type deadlineWriter interface {
 	io.Writer
 	SetWriteDeadline(time.Time) error
 }
@@ -159,12 +158,9 @@ type writerWithDeadline interface {
 // cpuTicks returns the CPU time of a process in hundredths of a second.
 func cpuTicks(t *testing.T, pid int) int {
 	t.Helper()
-	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := lab.ReadFile(t, "/proc/"+strconv.Itoa(pid)+"/stat")
 	// After the name in parentheses; utime and stime are fields 14 and 15.
-	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
+	fields := strings.Fields(text[strings.LastIndexByte(text, ')')+1:])
 	user, _ := strconv.Atoi(fields[11])
 	system, _ := strconv.Atoi(fields[12])
 	return user + system

@@ -2,12 +2,10 @@ package e2e
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -15,60 +13,17 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// tokens returns the settings of a profile with this period and skew, and its
-// schedule.
-func tokens(t testing.TB, period, skew time.Duration) (settings []string, s knock.Token) {
-	t.Helper()
-	key, err := knock.ParseKey(windowKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return []string{
-		"Scheme token", "KeyFile " + secret(t, "key", windowKey),
-		fmt.Sprintf("Period %d", period/time.Second), fmt.Sprintf("Skew %d", skew/time.Second),
-	}, knock.Token{Key: key, Port: 62202, Period: period, Tokens: 8}
-}
-
-// at returns the tokens of a moment, as steps.
-func at(t testing.TB, s knock.Schedule, when time.Time) []knock.Step {
-	t.Helper()
-	seqs, _, err := s.At(when)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return slices.Concat(seqs...)
-}
-
-// own returns the tokens of a moment that a family begins with: every other one.
-// iptables takes no others from it.
-func (r *rig) own(t testing.TB, s knock.Schedule, when time.Time) (own []knock.Step) {
-	t.Helper()
-	for n, step := range at(t, s, when) {
-		if knock.IsTokenOf(r.family == lab.IPv6, n) {
-			own = append(own, step)
-		}
-	}
-	return own
-}
-
-// admits sends packets from an address and reports whether it is let in then.
-func (r *rig) admits(t testing.TB, from netip.Addr, steps ...knock.Step) bool {
-	t.Helper()
-	r.Client.KnockFrom(t, from, r.Server.Addr(r.family), steps...)
-	return r.Client.ProbeFrom(t, from, addrPort(r, 22)) == lab.Open
-}
-
-// TestToken: a token serves the address that sent it first, and no other; what is
-// not one to the last bit serves nobody.
+// TestToken: a token serves only the address that sent it first. A packet that differs
+// from a token in one bit opens nothing.
 func TestToken(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		period := standing(t, middle)
 		settings, s := tokens(t, period, 2*time.Minute)
 		// Long enough for a busy machine to knock and look within it.
 		r := newRig(t, f, family, append(settings, "OpenFor 5s")...)
-		header(t, r.Server, r.rules, "check")
-		header(t, r.Server, r.rules, "load")
-		r.expect(t, r.Client, lab.Dropped)
+		r.header(t, "check")
+		r.header(t, "load")
+		r.expect(t, r.client, lab.Dropped)
 		now := time.Now()
 		valid := r.own(t, s, now)
 
@@ -79,9 +34,10 @@ func TestToken(t *testing.T) {
 			flipped.Payload[bit/8] ^= 1 << (bit % 8)
 			wrong = append(wrong, flipped)
 		}
+		token := valid[0].Payload
 		for _, payload := range [][]byte{
-			nil, valid[0].Payload[:15], append(slices.Clone(valid[0].Payload), 0), append(slices.Clone(valid[0].Payload), valid[0].Payload...),
-			append([]byte{0}, valid[0].Payload...), make([]byte, 16), make([]byte, 1400),
+			nil, token[:15], slices.Concat(token, []byte{0}), slices.Concat(token, token), slices.Concat([]byte{0}, token),
+			make([]byte, 16), make([]byte, 1400),
 		} {
 			wrong = append(wrong, knock.Step{Transport: knock.UDP, Port: s.Port, Payload: payload})
 		}
@@ -96,7 +52,7 @@ func TestToken(t *testing.T) {
 			if i%40 == 0 && r.admits(t, first) { // or a failure would not say which
 				t.Fatal("one of the packets before opens: ", i)
 			}
-			r.Client.KnockFrom(t, first, r.Server.Addr(family), step)
+			r.client.KnockFrom(t, first, r.addr(), step)
 		}
 		if r.admits(t, first) {
 			t.Fatal("one of the last packets opens")
@@ -111,25 +67,23 @@ func TestToken(t *testing.T) {
 			}
 		}
 		// An opening ends, a token goes on.
-		for r.admits(t, first) {
-			if time.Since(now) > 40*time.Second {
-				t.Fatal("open long after OpenFor")
+		lab.Await(t, 40*time.Second, func() string { // the kernel's clock cannot be faked
+			if r.admits(t, first) {
+				return "open long after OpenFor"
 			}
-			time.Sleep(50 * time.Millisecond) // the kernel's clock cannot be faked
-		}
+			return ""
+		})
 		if !r.admits(t, first, valid[0]) {
 			t.Error("after OpenFor a token no longer serves its owner")
 		}
 		if r.admits(t, r.visitor(), valid[0]) {
 			t.Error("after OpenFor a token has another owner")
 		}
-		if got := r.ssh(t, "echo in"); got != "in\n" {
-			t.Errorf("ssh prints %q", got)
-		}
+		r.login(t)
 		transfer(t, r)
-		header(t, r.Server, r.rules, "watch")
-		header(t, r.Server, r.rules, "undo")
-		r.expect(t, r.Attacker, lab.Open)
+		r.header(t, "watch")
+		r.header(t, "undo")
+		r.expect(t, r.attacker, lab.Open)
 	})
 }
 
@@ -140,12 +94,16 @@ func TestTokenWindows(t *testing.T) {
 		for _, tt := range []struct {
 			place        place
 			skew         time.Duration
-			before, next bool
-		}{{early, 2 * time.Minute, true, false}, {early, 0, false, false}, {late, 2 * time.Minute, false, true}, {late, 0, false, false}} {
+			before, next bool // which of the neighbours' tokens open
+		}{
+			{place: early, skew: 2 * time.Minute, before: true},
+			{place: early, skew: 0},
+			{place: late, skew: 2 * time.Minute, next: true},
+			{place: late, skew: 0},
+		} {
 			period := standing(t, tt.place)
 			settings, s := tokens(t, period, tt.skew)
-			r := newRig(t, f, family, settings...)
-			header(t, r.Server, r.rules, "load")
+			r := newGuarded(t, f, family, settings...)
 			now := time.Now()
 			for _, other := range []struct {
 				by   time.Duration
@@ -160,6 +118,32 @@ func TestTokenWindows(t *testing.T) {
 	})
 }
 
+// TestTokenFreshInNextWindow: a token that is spent in one window is fresh in another,
+// also where two windows share a set of spent tokens.
+func TestTokenFreshInNextWindow(t *testing.T) {
+	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		r := newRig(t, f, family, twoKnocks)
+		settings, s := tokens(t, 2*time.Second, 0)
+		r.load(t, settings, "--horizon", "2m")
+		late := time.Now().Add(time.Minute)
+		for seen := 0; seen < 6; {
+			sleepInto(knock.WindowAt(time.Now(), s.Period).End)
+			began := time.Now()
+			token := r.own(t, s, began)[0]
+			first, again := r.admits(t, r.visitor(), token), r.admits(t, r.visitor(), token)
+			if window := knock.WindowAt(began, s.Period); time.Now().After(window.End) {
+				if began.After(late) {
+					t.Fatal("this takes longer than a window")
+				}
+				continue // its token may have come too late
+			} else if !first || again {
+				t.Errorf("in the window from %v a token opens: %v, from elsewhere: %v", window.Start, first, again)
+			}
+			seen++
+		}
+	})
+}
+
 // TestTokenReload: what is spent stays spent over new rules, of another time or
 // another scheme. What was open stays open.
 func TestTokenReload(t *testing.T) {
@@ -169,20 +153,20 @@ func TestTokenReload(t *testing.T) {
 		settings = append(settings, "OpenFor 5m")
 		r := newRig(t, f, family, settings...)
 		other, _ := rotating(t, period, time.Minute)
-		fixed := []string{"Sequence 7001/udp 8003/tcp 9005/udp"}
-		header(t, r.Server, r.rules, "load")
+		fixed := []string{threeKnocks}
+		r.header(t, "load")
 		valid := r.own(t, s, time.Now())
 		first, stranger := r.visitor(), r.visitor()
 		if !r.admits(t, first, valid[0]) {
 			t.Fatal("a token does not open")
 		}
 		for i, settings := range [][]string{settings, settings, other, settings, fixed, settings} {
-			profile := secret(t, "config", append([]string{"Host vps"}, settings...)...)
-			rules := emit(t, r.Server, f, profile, "--horizon", fmt.Sprintf("%dh", i+1))
-			header(t, r.Server, rules, "check")
-			header(t, r.Server, rules, "load")
+			r.profile = vps(t, settings...)
+			r.emit(t, "--horizon", fmt.Sprintf("%dh", i+1))
+			r.header(t, "check")
+			r.header(t, "load")
 			if !r.admits(t, first) {
-				t.Errorf("load %d closes to who was in", i)
+				t.Errorf("load %d closes the port to an admitted address", i)
 			}
 			if r.admits(t, stranger, valid[0]) {
 				t.Errorf("load %d revives a token", i)
@@ -197,16 +181,12 @@ func TestTokenReload(t *testing.T) {
 // TestTokenLost: a token that does not arrive is made up for by the next round.
 func TestTokenLost(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		settings, s := tokens(t, standing(t, middle), time.Minute)
-		r := newRig(t, f, family, settings...)
-		header(t, r.Server, r.rules, "load")
+		r, s := newTokens(t, f, family)
 		// One packet, of either family, but not two.
-		r.Server.Run(t, "nft", fmt.Sprintf("add table inet hole; add chain inet hole in { type filter hook prerouting priority -400; };"+
+		r.server.Run(t, "nft", fmt.Sprintf("add table inet hole; add chain inet hole in { type filter hook prerouting priority -400; };"+
 			"add rule inet hole in udp dport %d quota until 70 bytes counter drop", s.Port))
-		if got := r.ssh(t, "echo in"); got != "in\n" {
-			t.Errorf("ssh prints %q", got)
-		}
-		if said := r.Server.Run(t, "nft", "list", "table", "inet", "hole"); !strings.Contains(said, "counter packets 1 ") {
+		r.login(t)
+		if said := r.server.Run(t, "nft", "list", "table", "inet", "hole"); !strings.Contains(said, "counter packets 1 ") {
 			t.Errorf("not one token was lost:\n%s", said)
 		}
 	})
@@ -216,13 +196,11 @@ func TestTokenLost(t *testing.T) {
 // that comes again needs none, and one too many is told of the next window.
 func TestTokenNetworks(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		settings, _ := tokens(t, standing(t, middle), time.Minute)
-		r := newRig(t, f, family, append(settings, "TokensPerWindow 4", "ConnectTimeout 4", "OpenFor 1s")...)
-		header(t, r.Server, r.rules, "load")
+		r, _ := newTokens(t, f, family, "TokensPerWindow 4", "ConnectTimeout 4", "OpenFor 1s")
 		from := func(n uint16) (string, error) {
-			addr := r.Client.Source(family, n).String()
-			r.Client.Shell(t, "ip addr replace "+addr+" dev eth0 $(echo "+addr+" | grep -q : && echo nodad)")
-			return r.Client.Try("portknock", "knock", "--wait", "-c", r.profile, "-o", "BindAddress="+addr, "vps", "22")
+			addr := r.client.Source(family, n)
+			r.addAddr(t, addr)
+			return r.client.Try("portknock", "knock", "--wait", "-c", r.profile, "-o", "BindAddress="+addr.String(), "vps", "22")
 		}
 		networks := uint16(4)
 		if format(f) == "iptables" {
@@ -242,62 +220,26 @@ func TestTokenNetworks(t *testing.T) {
 	})
 }
 
-// TestTokenFamilies: one who comes by both families at once spends two tokens. A
-// token spent by one of them is spent for the other.
+// TestTokenFamilies: a client that knocks by both families at once spends two tokens.
+// A token spent by one of them is spent for the other.
 func TestTokenFamilies(t *testing.T) {
-	for _, f := range lab.Firewalls {
-		if f.Async {
-			continue
-		}
-		settings, s := tokens(t, standing(t, middle), time.Minute)
-		r := newRig(t, f, lab.IPv4, settings...)
-		header(t, r.Server, r.rules, "load")
-		hosts := secret(t, "hosts", r.Server.Addr(lab.IPv6).String()+" vps", r.Server.Addr(lab.IPv4).String()+" vps")
-		r.Client.Shell(t, "mount --bind "+hosts+" /etc/hosts")
-		profile := secret(t, "config", append([]string{"Host vps"}, settings...)...)
-		r.Client.Run(t, "portknock", "knock", "-c", profile, "vps")
-		for _, family := range lab.Families {
-			if got := r.Client.Probe(t, netip.AddrPortFrom(r.Server.Addr(family), 22)); got != lab.Open {
-				t.Errorf("%s: by %v the port is %v", f.Name, family, got)
-			}
+	eachOf(t, kernelFirewalls(), ipv4, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		r, s := newTokens(t, f, family)
+		nameServer(t, r.client, "vps", r.server)
+		r.client.Run(t, "portknock", "knock", "-c", r.profile, "-o", "HostName=vps", "vps")
+		for _, r.family = range lab.Families {
+			r.expect(t, r.client, lab.Open)
 		}
 		for n, step := range at(t, s, time.Now()) {
 			in := 0
-			for _, family := range lab.Families {
-				r.family = family
+			for _, r.family = range lab.Families {
 				if r.admits(t, r.visitor(), step) {
 					in++
 				}
 			}
 			if in > 1 {
-				t.Errorf("%s: token %d opens by both families", f.Name, n)
+				t.Errorf("token %d opens by both families", n)
 			}
-		}
-	}
-}
-
-// TestTokenTurns: what is spent in one window is fresh in another, also where they
-// share what they remember it in.
-func TestTokenTurns(t *testing.T) {
-	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		r := newRig(t, f, family, "Sequence 7001/udp 8003/tcp")
-		settings, s := tokens(t, 2*time.Second, 0)
-		r.load(t, settings, "--horizon", "2m")
-		late := time.Now().Add(time.Minute)
-		for seen := 0; seen < 6; {
-			time.Sleep(time.Until(knock.WindowAt(time.Now(), s.Period).End.Add(100 * time.Millisecond))) // the kernel's clock cannot be faked
-			began := time.Now()
-			token := r.own(t, s, began)[0]
-			first, again := r.admits(t, r.visitor(), token), r.admits(t, r.visitor(), token)
-			if window := knock.WindowAt(began, s.Period); time.Now().After(window.End) {
-				if began.After(late) {
-					t.Fatal("this takes longer than a window")
-				}
-				continue // its token may have come too late
-			} else if !first || again {
-				t.Errorf("in the window from %v a token opens: %v, from elsewhere: %v", window.Start, first, again)
-			}
-			seen++
 		}
 	})
 }
@@ -309,12 +251,7 @@ func TestTokenAtAService(t *testing.T) {
 		settings, s := tokens(t, standing(t, middle), time.Minute)
 		s.Port = 443
 		r := newRig(t, f, family, append(settings, "TokenPort 443")...)
-		var service *net.UDPConn
-		r.Server.Do(func() { service, _ = net.ListenUDP("udp", &net.UDPAddr{Port: 443}) })
-		if service == nil {
-			t.Fatal("no service")
-		}
-		t.Cleanup(func() { service.Close() })
+		service := lab.Socket(t, r.server, func() (*net.UDPConn, error) { return net.ListenUDP("udp", &net.UDPAddr{Port: 443}) })
 		hears := func() string {
 			buf := make([]byte, 2000)
 			if err := service.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
@@ -333,7 +270,7 @@ func TestTokenAtAService(t *testing.T) {
 			if consume {
 				flags = append(flags, "--consume")
 			}
-			header(t, r.Server, emit(t, r.Server, f, r.profile, flags...), "load")
+			header(t, r.server, emit(t, r.server, f, r.profile, flags...), "load")
 			visitor := r.visitor()
 			if !r.admits(t, visitor, valid[i], hello) {
 				t.Errorf("consume %v: the token does not open", consume)
@@ -360,9 +297,9 @@ func TestTokensOfSeveral(t *testing.T) {
 		settings = append(settings, "DeriveHostKey yes")
 		settings = append(append(settings, "Host web", "OpenPorts 22 8080"), settings...)
 		r := newRig(t, f, family, settings...)
-		r.Server.Listen(t, 8080)
-		r.rules = emit(t, r.Server, f, r.profile, "web")
-		header(t, r.Server, r.rules, "load")
+		r.server.Listen(t, 8080)
+		r.emit(t, "web")
+		r.header(t, "load")
 		master := s.Key
 		for _, name := range []string{"vps", "web"} {
 			s.Key = master.Derive(name)
@@ -370,80 +307,12 @@ func TestTokensOfSeveral(t *testing.T) {
 			if !r.admits(t, visitor, r.own(t, s, time.Now())[0]) {
 				t.Errorf("the token of %s does not open port 22", name)
 			}
-			if got := r.Client.ProbeFrom(t, visitor, addrPort(r, 8080)); (got == lab.Open) != (name == "web") {
+			if got := r.client.ProbeFrom(t, visitor, r.port(8080)); (got == lab.Open) != (name == "web") {
 				t.Errorf("to the token of %s port 8080 is %v", name, got)
 			}
 		}
 		if s.Key = master; r.admits(t, r.visitor(), at(t, s, time.Now())...) {
 			t.Error("a token of the master key opens")
-		}
-	})
-}
-
-// TestRandomTokens sends what an attacker can: guesses. The bench sends a million.
-func TestRandomTokens(t *testing.T) {
-	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		settings, s := tokens(t, standing(t, middle), time.Minute)
-		r := newRig(t, f, family, settings...)
-		header(t, r.Server, r.rules, "load")
-		from := r.Attacker.Addr(family)
-		to := netip.AddrPortFrom(r.Server.Addr(family), s.Port)
-		random := rand.New(rand.NewPCG(1, 2))
-		r.Attacker.Flood(t, 20_000, func(int) lab.Packet {
-			guess := make([]byte, knock.TokenSize)
-			for i := range guess {
-				guess[i] = byte(random.Uint32())
-			}
-			return lab.Packet{Src: netip.AddrPortFrom(from, 10000), Dst: to, Payload: guess}
-		})
-		r.expect(t, r.Attacker, lab.Dropped)
-		if !r.admits(t, r.visitor(), r.own(t, s, time.Now())[0]) {
-			t.Error("after the flood a token does not open")
-		}
-	})
-}
-
-// TestTokenAtOnce: of many addresses that send one token at the same moment, to
-// different processors, one is let in; by iptables it may be none.
-func TestTokenAtOnce(t *testing.T) {
-	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		settings, s := tokens(t, standing(t, middle), time.Minute)
-		s.Tokens = 64
-		r := newRig(t, f, family, append(settings, "TokensPerWindow 64", "OpenFor 5m")...)
-		header(t, r.Server, r.rules, "load")
-		const steering = "/sys/class/net/eth0/queues/rx-0/rps_cpus"
-		r.Server.Shell(t, "printf %x $(( (1 << $(nproc)) - 1 )) >"+steering)
-		hosts := []*lab.Host{r.Client, r.Attacker}
-		tokens := r.own(t, s, time.Now())
-		visitors := make([][2][4]netip.Addr, len(tokens))
-		for token, step := range tokens {
-			var all sync.WaitGroup
-			for i, h := range hosts {
-				var packets []lab.Packet
-				for j := range visitors[token][i] {
-					r.visitors++
-					from := h.Source(family, r.visitors)
-					visitors[token][i][j] = from
-					packets = append(packets, lab.Packet{Src: netip.AddrPortFrom(from, 10000),
-						Dst: netip.AddrPortFrom(r.Server.Addr(family), s.Port), Payload: step.Payload})
-				}
-				all.Go(func() { h.Send(t, packets...) })
-			}
-			all.Wait()
-		}
-		r.Server.Shell(t, "echo 0 >"+steering) // a probe waits for what comes in order
-		for token := range tokens {
-			in := 0
-			for i, h := range hosts {
-				for _, from := range visitors[token][i] {
-					if h.ProbeFrom(t, from, addrPort(r, 22)) == lab.Open {
-						in++
-					}
-				}
-			}
-			if in > 1 || in == 0 && format(f) == "nftables" {
-				t.Errorf("token %d has let %d in", token, in)
-			}
 		}
 	})
 }

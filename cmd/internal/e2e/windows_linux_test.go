@@ -1,12 +1,7 @@
 package e2e
 
 import (
-	"bytes"
 	"fmt"
-	"math"
-	"net/netip"
-	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -15,76 +10,6 @@ import (
 	"github.com/portknock/portknock/cmd/internal/lab"
 	"github.com/portknock/portknock/knock"
 )
-
-// The kernel's clock cannot be faked. These tests choose windows instead, so
-// that the present moment lies in them where they want it.
-
-const windowKey = "portknock-key-1:aaaqeayeaudaocajbifqydiob4ibceqtcqkrmfyydenbwha5dypzcjt6ri"
-
-// place says where in its window the present moment is to be: so long after the
-// start, and so long before the end.
-type place struct{ into, left [2]time.Duration } // at least, below
-
-const minute, ever = time.Minute, math.MaxInt64
-
-var (
-	early  = place{[2]time.Duration{5 * time.Second, 80 * time.Second}, [2]time.Duration{4 * minute, ever}}
-	middle = place{[2]time.Duration{150 * time.Second, ever}, [2]time.Duration{150 * time.Second, ever}}
-	late   = place{[2]time.Duration{4 * minute, ever}, [2]time.Duration{minute, 100 * time.Second}}
-	ending = place{[2]time.Duration{10 * time.Second, ever}, [2]time.Duration{5 * time.Second, 7 * time.Second}}
-)
-
-// standing returns a period whose window has the present moment there. A few
-// seconds have none: then it waits for the next.
-func standing(t testing.TB, p place) time.Duration {
-	t.Helper()
-	for range 60 {
-		now := time.Duration(time.Now().Unix()) * time.Second
-		for period := 30 * time.Second; period < 12*24*time.Hour; period += time.Second {
-			into := now % period
-			left := period - into
-			if p.into[0] <= into && into < p.into[1] && p.left[0] <= left && left < p.left[1] {
-				return period
-			}
-		}
-		time.Sleep(time.Until(time.Now().Truncate(time.Second).Add(time.Second)))
-	}
-	t.Fatal("no such period")
-	return 0
-}
-
-// rotating returns the settings of a scheme with this period and skew, and its
-// schedule.
-func rotating(t testing.TB, period, skew time.Duration) (settings []string, s knock.Rotating) {
-	t.Helper()
-	key, err := knock.ParseKey(windowKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return []string{
-			"Scheme rotating", "KeyFile " + secret(t, "key", windowKey), "OpenFor 5m",
-			fmt.Sprintf("Period %d", period/time.Second), fmt.Sprintf("Skew %d", skew/time.Second),
-		},
-		knock.Rotating{Key: key, Ports: knock.PortRange{Transport: knock.UDP, First: 20000, Last: 59999}, Knocks: 5, Period: period}
-}
-
-// visitor is a source address that nobody has knocked from yet.
-func (r *rig) visitor() netip.Addr {
-	r.visitors++
-	return r.Client.Source(r.family, r.visitors)
-}
-
-// opens reports whether a schedule's sequence of some time lets a new visitor in.
-func (r *rig) opens(t testing.TB, s knock.Schedule, at time.Time) bool {
-	t.Helper()
-	seqs, _, err := s.At(at)
-	if err != nil {
-		t.Fatal(err)
-	}
-	from := r.visitor()
-	r.Client.KnockFrom(t, from, r.Server.Addr(r.family), seqs[0]...)
-	return r.Client.ProbeFrom(t, from, addrPort(r, 22)) == lab.Open
-}
 
 // TestWindows: the current sequence opens wherever in its window it is knocked,
 // a neighbour's only within Skew of the boundary between them, an older one never.
@@ -130,36 +55,67 @@ func TestWindows(t *testing.T) {
 	})
 }
 
-// TestWrongClock: ssh gets through while the client's clock is wrong by less than
-// Skew, and is told to compare the clocks when it is wrong by an hour.
-func TestWrongClock(t *testing.T) {
+// TestWindowsBeside: two windows in force at a time open each by its sequence,
+// also if the rules are loaded again meanwhile. Only what goes to KnockPorts is
+// a wrong knock.
+func TestWindowsBeside(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		for _, tt := range []struct {
-			shift time.Duration
-			place place
-			opens bool
-		}{
-			{-110 * time.Second, early, true}, // in the window before
-			{110 * time.Second, early, true},
-			{-110 * time.Second, late, true},
-			{110 * time.Second, late, true}, // in the next
-			{time.Hour, middle, false},
-			{-time.Hour, middle, false},
-		} {
-			period := standing(t, tt.place)
-			settings, _ := rotating(t, period, 2*minute)
-			r := newRig(t, f, family, append(settings, "ConnectTimeout 2")...)
-			header(t, r.Server, r.rules, "load")
-			c := r.Client.Command("ssh", "-F", r.config, "vps", "echo in")
-			c.Env = append(c.Env, shiftVariable+"="+tt.shift.String())
-			out, err := c.CombinedOutput()
-			if in := strings.Contains(string(out), "in\n"); (err == nil && in) != tt.opens {
-				t.Errorf("a clock wrong by %v, in a window of %v: %v\n%s", tt.shift, period, err, out)
+		r := newHosts(t, f, family)
+		a, b := sequence("20001/udp 27000/udp 23456/udp"), sequence("21234/udp 29998/udp 20002/udp")
+		g := alternate("odd of two", a, b)
+		g.KnockPorts = []knock.PortRange{{Transport: knock.UDP, First: 20000, Last: 29999}}
+		g.KnockTimeout = 30 * time.Second
+		r.rules = loadGuard(t, r.server, f, g, 2*time.Hour)
+		// The rules are loaded again after the first of the knocks, if reload is not 0.
+		expect := func(want lab.State, reload int, knocks ...knock.Step) {
+			t.Helper()
+			from := r.visitor()
+			r.client.KnockFrom(t, from, r.addr(), knocks[:reload]...)
+			if reload > 0 {
+				r.header(t, "load")
 			}
-			w := knock.WindowAt(time.Now().Add(tt.shift), period)
-			hint := fmt.Sprintf("in the window from %s until %s", w.Start.Format(time.RFC3339), w.End.Format(time.RFC3339))
-			if !tt.opens && !(strings.Contains(string(out), "hold date -u on both sides together") && strings.Contains(string(out), hint)) {
-				t.Errorf("a clock wrong by %v is told\n%s\nwant %q", tt.shift, out, hint)
+			r.client.KnockFrom(t, from, r.addr(), knocks[reload:]...)
+			if got := r.answer(t, from); got != want {
+				t.Errorf("after %v it is %v, want %v", knock.Sequence(knocks), got, want)
+			}
+		}
+		expect(lab.Open, 0, a...)
+		expect(lab.Open, 0, b...)
+		expect(lab.Open, 2, a...)
+		expect(lab.Open, 2, b...)
+		if format(f) == "iptables" {
+			// With nftables an address is in one window at a time.
+			expect(lab.Open, 0, a[0], b[0], b[1], a[1], b[2])
+		}
+		expect(lab.Dropped, 0, a[0], a[1], b[2])
+		expect(lab.Dropped, 0, a[0], b[1], a[2])
+		for _, s := range []knock.Sequence{a, b} {
+			for _, stray := range sequence("20000/udp 29999/udp") {
+				expect(lab.Dropped, 0, s[0], stray, s[1], s[2])
+				expect(lab.Dropped, 0, s[0], s[1], stray, s[2])
+				expect(lab.Open, 0, s[0], s[1], stray, s[0], s[1], s[2])
+			}
+			for _, harmless := range sequence("19999/udp 30000/udp 25000/tcp") {
+				expect(lab.Open, 0, s[0], harmless, s[1], harmless, s[2])
+			}
+		}
+	})
+}
+
+// TestMixedWindows: knocks of two valid windows do not make a sequence together.
+func TestMixedWindows(t *testing.T) {
+	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		period := standing(t, early)
+		settings, s := rotating(t, period, 2*time.Minute)
+		r := newGuarded(t, f, family, settings...)
+		now := time.Now()
+		current, before := at(t, s, now), at(t, s, now.Add(-period))
+		for i := 1; i < 5; i++ {
+			from := r.visitor()
+			r.client.KnockFrom(t, from, r.addr(), current[:i]...)
+			r.client.KnockFrom(t, from, r.addr(), before[i:]...)
+			if got := r.answer(t, from); got != lab.Dropped {
+				t.Errorf("port 22 is %v after %d knocks of one and the rest of the other", got, i)
 			}
 		}
 	})
@@ -170,7 +126,7 @@ func TestWrongClock(t *testing.T) {
 func TestBoundary(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		const skew = time.Second
-		r := newRig(t, f, family, "Sequence 7001/udp 8003/tcp") // which takes a while
+		r := newRig(t, f, family, twoKnocks) // which takes a while
 		period := standing(t, ending)
 		settings, s := rotating(t, period, skew)
 		r.load(t, settings)
@@ -214,42 +170,55 @@ func TestBoundary(t *testing.T) {
 	})
 }
 
-// TestBoundaryInMidSequence: who has begun in a window may end in the next.
+// TestBoundaryInMidSequence: a sequence that begins in a window may end in the next.
 func TestBoundaryInMidSequence(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		const skew = 2 * time.Second
-		r := newRig(t, f, family, "Sequence 7001/udp 8003/tcp") // which takes a while
+		r := newRig(t, f, family, twoKnocks) // which takes a while
 		period := standing(t, ending)
 		settings, s := rotating(t, period, skew)
 		r.load(t, append(settings, "KnockTimeout 30s"))
 		now := time.Now()
-		seqs, w, _ := s.At(now)
-		from, to := r.visitor(), r.Server.Addr(family)
-		r.Client.KnockFrom(t, from, to, seqs[0][:3]...)
-		time.Sleep(time.Until(w.End.Add(100 * time.Millisecond))) // the kernel's clock cannot be faked
-		r.Client.KnockFrom(t, from, to, seqs[0][3:]...)
-		if got := r.Client.ProbeFrom(t, from, addrPort(r, 22)); got != lab.Open {
-			t.Errorf("port 22 is %v", got)
+		knocks, from := at(t, s, now), r.visitor()
+		r.client.KnockFrom(t, from, r.addr(), knocks[:3]...)
+		sleepInto(knock.WindowAt(now, period).End)
+		if !r.admits(t, from, knocks[3:]...) {
+			t.Error("port 22 does not open")
 		}
 	})
 }
 
-// TestMixedWindows: knocks of two windows that both are valid are no sequence.
-func TestMixedWindows(t *testing.T) {
+// TestWrongClock: ssh gets through while the client's clock is wrong by less than
+// Skew, and is told to compare the clocks when it is wrong by an hour.
+func TestWrongClock(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		period := standing(t, early)
-		settings, s := rotating(t, period, 2*time.Minute)
-		r := newRig(t, f, family, settings...)
-		header(t, r.Server, r.rules, "load")
-		now := time.Now()
-		seqs, _, _ := s.At(now)
-		before, _, _ := s.At(now.Add(-period))
-		for i := 1; i < 5; i++ {
-			from, to := r.visitor(), r.Server.Addr(family)
-			r.Client.KnockFrom(t, from, to, seqs[0][:i]...)
-			r.Client.KnockFrom(t, from, to, before[0][i:]...)
-			if got := r.Client.ProbeFrom(t, from, addrPort(r, 22)); got != lab.Dropped {
-				t.Errorf("port 22 is %v after %d knocks of one and the rest of the other", got, i)
+		for _, tt := range []struct {
+			shift time.Duration
+			place place
+			opens bool
+		}{
+			{-110 * time.Second, early, true}, // in the window before
+			{110 * time.Second, early, true},
+			{-110 * time.Second, late, true},
+			{110 * time.Second, late, true}, // in the next
+			{time.Hour, middle, false},
+			{-time.Hour, middle, false},
+		} {
+			period := standing(t, tt.place)
+			settings, _ := rotating(t, period, 2*minute)
+			r := newGuarded(t, f, family, append(settings, "ConnectTimeout 2")...)
+			c := r.client.Command("ssh", "-F", r.config, "vps", "echo in")
+			c.Env = append(c.Env, shiftVariable+"="+tt.shift.String())
+			out, err := c.CombinedOutput()
+			if in := strings.Contains(string(out), "in\n"); (err == nil && in) != tt.opens {
+				t.Errorf("a clock wrong by %v, in a window of %v: %v\n%s", tt.shift, period, err, out)
+			}
+			w := knock.WindowAt(time.Now().Add(tt.shift), period)
+			hint := fmt.Sprintf("in the window from %s until %s", w.Start.Format(time.RFC3339), w.End.Format(time.RFC3339))
+			for _, want := range []string{"hold date -u on both sides together", hint} {
+				if !tt.opens && !strings.Contains(string(out), want) {
+					t.Errorf("a clock wrong by %v is told\n%s\nwant %q", tt.shift, out, want)
+				}
 			}
 		}
 	})
@@ -274,10 +243,10 @@ func TestTimeZones(t *testing.T) {
 		first := ""
 		for _, zone := range zones {
 			in := "export TZ=" + zone + "; "
-			r.Server.Shell(t, in+"portknock emit-rules -c "+r.profile+" --horizon 1h --format "+format(f)+" --output "+r.rules+" vps")
-			r.Server.Shell(t, in+headerLine(t, r.rules, "load"))
+			r.server.Shell(t, in+"portknock emit-rules -c "+r.profile+" --horizon 1h --format "+format(f)+" --output "+r.rules+" vps")
+			r.server.Shell(t, in+lab.RulesLine(t, r.rules, "load"))
 			// Times as the kernel has them.
-			loaded := regexp.MustCompile(`\[\d+:\d+\]|#.*`).ReplaceAllString(r.Server.Shell(t, "export TZ=UTC; "+list), "")
+			loaded := regexp.MustCompile(`\[\d+:\d+\]|#.*`).ReplaceAllString(r.server.Shell(t, "export TZ=UTC; "+list), "")
 			if first == "" {
 				first = loaded
 			}
@@ -303,8 +272,7 @@ func TestDerivedKeys(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		period := standing(t, middle)
 		settings, s := rotating(t, period, time.Minute)
-		r := newRig(t, f, family, append(settings, "DeriveHostKey yes")...)
-		header(t, r.Server, r.rules, "load")
+		r := newGuarded(t, f, family, append(settings, "DeriveHostKey yes")...)
 		master := s.Key
 		for name, want := range map[string]bool{"vps": true, "other": false, "VPS.example": false} {
 			s.Key = master.Derive(name)
@@ -315,9 +283,7 @@ func TestDerivedKeys(t *testing.T) {
 		if s.Key = master; r.opens(t, s, time.Now()) {
 			t.Error("the master key opens vps")
 		}
-		if got := r.ssh(t, "echo in"); got != "in\n" {
-			t.Errorf("ssh prints %q", got)
-		}
+		r.login(t)
 	})
 }
 
@@ -328,43 +294,34 @@ func TestKnockAtAServiceByTheClock(t *testing.T) {
 		settings, s := rotating(t, standing(t, middle), 0)
 		r := newRig(t, f, family, append(settings, "Protocol tcp")...)
 		s.Ports.Transport = knock.TCP
-		seqs, _, _ := s.At(time.Now())
-		r.Server.Listen(t, seqs[0][0].Port)
-		header(t, r.Server, r.rules, "load")
-		if got := r.Attacker.Probe(t, addrPort(r, seqs[0][0].Port)); got != lab.Open {
-			t.Errorf("the service is %v", got)
-		}
-		if got := r.ssh(t, "echo in"); got != "in\n" {
-			t.Errorf("ssh prints %q", got)
-		}
+		first := at(t, s, time.Now())[0]
+		r.server.Listen(t, first.Port)
+		r.header(t, "load")
+		r.expectPort(t, r.attacker, first.Port, lab.Open)
+		r.login(t)
 	})
 }
 
 // TestAtEnd: when the last window ends, the port is closed to all or open to all.
 func TestAtEnd(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		r := newRig(t, f, family, "Sequence 7001/udp 8003/tcp")
+		r := newRig(t, f, family, twoKnocks)
 		load := func(atEnd string) (s knock.Schedule, end time.Time) {
 			period := standing(t, ending)
 			settings, s := rotating(t, period, time.Second)
 			end = knock.WindowAt(time.Now(), period).End
 			r.load(t, settings, "--horizon", "1s", "--at-end", atEnd)
-			r.expect(t, r.Client, lab.Dropped)
+			r.expect(t, r.client, lab.Dropped)
 			return s, end
 		}
 		_, end := load("open")
-		for r.probe(t, r.Client) != lab.Open {
-			if time.Since(end) > 20*time.Second {
-				t.Fatal("not open after the end")
-			}
-			time.Sleep(50 * time.Millisecond) // the kernel's clock cannot be faked
-		}
+		r.await(t, time.Until(end)+20*time.Second, r.client, 22, lab.Open)
 		if early := time.Until(end); early > 0 {
 			t.Errorf("open %v before the end", early)
 		}
 		s, end := load("closed")
 		for time.Since(end) < 2*time.Second { // Skew, and more
-			r.expect(t, r.Attacker, lab.Dropped)
+			r.expect(t, r.attacker, lab.Dropped)
 			time.Sleep(50 * time.Millisecond)
 		}
 		if r.opens(t, s, end.Add(-time.Second)) || r.opens(t, s, time.Now()) {
@@ -378,73 +335,18 @@ func TestAtEnd(t *testing.T) {
 func TestReloadByTheClock(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		settings, s := rotating(t, standing(t, middle), time.Minute)
-		r := newRig(t, f, family, append(settings, "KnockTimeout 30s")...)
-		header(t, r.Server, r.rules, "load")
+		r := newGuarded(t, f, family, append(settings, "KnockTimeout 30s")...)
 		r.ssh(t, "true")
-		seqs, _, _ := s.At(time.Now())
-		from := r.visitor()
-		r.Client.KnockFrom(t, from, r.Server.Addr(family), seqs[0][:2]...)
-		longer := emit(t, r.Server, f, r.profile, "--horizon", "2h")
-		header(t, r.Server, longer, "check")
-		header(t, r.Server, longer, "load")
-		r.expect(t, r.Client, lab.Open)
-		r.Client.KnockFrom(t, from, r.Server.Addr(family), seqs[0][2:]...)
-		if got := r.Client.ProbeFrom(t, from, addrPort(r, 22)); got != lab.Open {
-			t.Errorf("for who was knocking, port 22 is %v", got)
+		knocks, from := at(t, s, time.Now()), r.visitor()
+		r.client.KnockFrom(t, from, r.addr(), knocks[:2]...)
+		r.emit(t, "--horizon", "2h")
+		r.header(t, "check")
+		r.header(t, "load")
+		r.expect(t, r.client, lab.Open)
+		if !r.admits(t, from, knocks[2:]...) {
+			t.Error("an address in mid-sequence is not let through")
 		}
-		header(t, r.Server, longer, "undo")
-		r.expect(t, r.Attacker, lab.Open)
+		r.header(t, "undo")
+		r.expect(t, r.attacker, lab.Open)
 	})
-}
-
-// TestContainer: where a server may not load much at once, it loads in parts.
-func TestContainer(t *testing.T) {
-	knocks, _ := rotating(t, time.Hour, time.Minute)
-	tokens, _ := tokens(t, time.Hour, time.Minute)
-	for name, settings := range map[string][]string{"rotating": knocks, "token": tokens} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			testContainer(t, settings)
-		})
-	}
-}
-
-func testContainer(t *testing.T, settings []string) {
-	lab.Require(t, "nft", "unshare", "setpriv", "awk")
-	profile := secret(t, "config", append([]string{"Host vps"}, settings...)...)
-	server := lab.NewHost(t, "server")
-	rules := emit(t, server, lab.Firewalls[0], profile, "--horizon", "365d")
-	must := func(err error) {
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	// For a user who has no privilege but in a namespace of its own.
-	text, err := os.ReadFile(rules)
-	must(err)
-	dir, err := os.MkdirTemp("/tmp", "portknock")
-	must(err)
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	must(os.Chmod(dir, 0o755))
-	file := filepath.Join(dir, "rules")
-	must(os.WriteFile(file, bytes.ReplaceAll(text, []byte(rules), []byte(file)), 0o644))
-	inside := func(script string) (string, error) {
-		return server.Try("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "unshare", "-Urn", "sh", "-c", script)
-	}
-	if out, err := inside("true"); err != nil {
-		lab.Missing(t, fmt.Sprintf("namespaces for users: %v %s", err, out))
-	}
-	if out, err := inside(headerLine(t, file, "load")); err == nil {
-		t.Logf("this kernel takes it all at once: %s", out)
-	}
-	parts := headerLine(t, file, "parts")
-	out, err := inside(parts + " && " + parts + " && nft list table inet portknock | grep -c 'timeout\\|goto'")
-	if err != nil || strings.TrimSpace(out) == "0" {
-		t.Errorf("%v: %s", err, out)
-	}
-	// A part that fails is not passed over.
-	must(os.WriteFile(file, append(bytes.ReplaceAll(text, []byte(rules), []byte(file)), "nonsense\n"...), 0o644))
-	if _, err := inside(parts); err == nil {
-		t.Error("a fault in the last part is no failure")
-	}
 }

@@ -7,7 +7,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 )
 
@@ -22,11 +21,7 @@ func (h *Host) Listen(t TB, port uint16) {
 // each in a goroutine.
 func (h *Host) Serve(t TB, port uint16, serve func(net.Conn)) {
 	t.Helper()
-	var l net.Listener
-	var err error
-	h.Do(func() { l, err = net.Listen("tcp", fmt.Sprintf(":%d", port)) })
-	must(t, err)
-	t.Cleanup(func() { _ = l.Close() })
+	l := Socket(t, h, func() (net.Listener, error) { return net.Listen("tcp", fmt.Sprintf(":%d", port)) })
 	go func() {
 		for {
 			c, err := l.Accept()
@@ -76,26 +71,23 @@ func (h *Host) SSHD(t TB, ports []uint16, options ...string) *SSHD {
 	Require(t, "sshd", "ssh", "ssh-keygen")
 	dir := t.TempDir()
 	file := func(name string) string { return filepath.Join(dir, name) }
-	s := &SSHD{key: file("user"), known: file("known_hosts")}
+	s := &SSHD{key: file("user")}
 	for _, key := range []string{file("host"), s.key} {
 		if out, err := exec.Command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key).CombinedOutput(); err != nil {
 			t.Fatalf("ssh-keygen: %v\n%s", err, out)
 		}
 	}
-	public, err := os.ReadFile(file("host.pub"))
-	must(t, err)
-	must(t, os.WriteFile(s.known, append([]byte("* "), public...), 0o600))
+	s.known = File(t, "known_hosts", "* "+ReadFile(t, file("host.pub")))
 	lines := slices.Clone(options)
 	for _, p := range ports {
 		lines = append(lines, fmt.Sprintf("Port %d", p))
 	}
 	lines = append(lines, "HostKey "+file("host"), "AuthorizedKeysFile "+file("user.pub"), "PidFile none",
 		"PermitRootLogin prohibit-password", "StrictModes no", "UsePAM no", "UseDNS no", "PrintMotd no",
-		"MaxStartups 1000", "LogLevel VERBOSE", "Subsystem sftp internal-sftp", "")
-	must(t, os.WriteFile(file("sshd_config"), []byte(strings.Join(lines, "\n")), 0o600))
+		"MaxStartups 1000", "LogLevel VERBOSE", "Subsystem sftp internal-sftp")
 	sshd, err := lookPath(h.path, "sshd") // it wants to be run by its absolute path
 	must(t, err)
-	s.Daemon = h.Daemon(t, sshd, "-D", "-e", "-f", file("sshd_config"))
+	s.Daemon = h.Daemon(t, sshd, "-D", "-e", "-f", File(t, "sshd_config", lines...))
 	s.Log.Await(t, "Server listening on ", len(ports)*len(Families))
 	return s
 }
@@ -104,21 +96,16 @@ func (h *Host) SSHD(t TB, ports []uint16, options ...string) *SSHD {
 // name, with the lines given first: HostName, ProxyCommand, a Host block.
 func (s *SSHD) ClientConfig(t TB, lines ...string) string {
 	t.Helper()
-	lines = append(slices.Clone(lines), "Host *", "User root", "IdentityFile "+s.key, "IdentitiesOnly yes",
+	return File(t, "ssh_config", append(slices.Clone(lines), "Host *", "User root", "IdentityFile "+s.key, "IdentitiesOnly yes",
 		"UserKnownHostsFile "+s.known, "GlobalKnownHostsFile /dev/null", "StrictHostKeyChecking yes",
-		"BatchMode yes", "ControlMaster no", "ConnectTimeout 20", "LogLevel ERROR", "")
-	file := filepath.Join(t.TempDir(), "ssh_config")
-	must(t, os.WriteFile(file, []byte(strings.Join(lines, "\n")), 0o600))
-	return file
+		"BatchMode yes", "ControlMaster no", "ConnectTimeout 20", "LogLevel ERROR")...)
 }
 
-// Knockd runs knockd on eth0 with a configuration, and waits until it sees
+// Knockd runs knockd on eth0 with a configuration file, and waits until it sees
 // packets. Its log says what it makes of each.
-func (h *Host) Knockd(t TB, config string) *Daemon {
+func (h *Host) Knockd(t TB, file string) *Daemon {
 	t.Helper()
 	Require(t, "knockd")
-	file := filepath.Join(t.TempDir(), "knockd.conf")
-	must(t, os.WriteFile(file, []byte(config), 0o600))
 	// It says nothing through a pipe before its buffer is full.
 	d := h.Daemon(t, "stdbuf", "-oL", "knockd", "-i", "eth0", "-v", "-D", "-c", file, "-p", "/run/knockd.pid", "-g", "/run/knockd.log")
 	d.Log.Await(t, "istening on eth0", 1)
@@ -140,11 +127,8 @@ func (h *Host) FwknopdArgs(t TB, access, config string) []string {
 	t.Helper()
 	Require(t, "fwknopd")
 	dir := t.TempDir()
-	file := func(name string) string { return filepath.Join(dir, name) }
-	must(t, os.WriteFile(file("access.conf"), []byte(access), 0o600))
-	must(t, os.WriteFile(file("fwknopd.conf"), []byte(config), 0o600))
-	return []string{"-f", "-v", "-a", file("access.conf"), "-c", file("fwknopd.conf"),
-		"-r", dir, "-p", file("pid"), "-d", file("digests")}
+	return []string{"-f", "-v", "-a", File(t, "access.conf", access), "-c", File(t, "fwknopd.conf", config),
+		"-r", dir, "-p", filepath.Join(dir, "pid"), "-d", filepath.Join(dir, "digests")}
 }
 
 // Firewall is a way to guard a port, and what it takes to run it here.

@@ -69,7 +69,7 @@ ip6tables-save | ip6tables-restore`)
 func TestKnockd(t *testing.T) {
 	t.Parallel()
 	n := New(t)
-	d := n.Server.Knockd(t, `[options]
+	d := n.Server.Knockd(t, File(t, "knockd.conf", `[options]
 	logfile = /run/knockd.log
 [door]
 	sequence = 7001:udp,8003:tcp
@@ -80,7 +80,7 @@ func TestKnockd(t *testing.T) {
 	cmd_timeout = 1
 	stop_command = true
 	stop_command_6 = true
-`)
+`))
 	for _, f := range Families {
 		for _, from := range []*Host{n.Client, n.Attacker} {
 			to := n.Server.Addr(f)

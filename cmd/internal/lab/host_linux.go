@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -126,6 +127,24 @@ func (h *Host) Do(f func()) {
 		}
 		f()
 	})
+}
+
+// Socket returns what open makes in a host's network: a connection or a listener. It
+// is closed with the test. Dial literal addresses, as in [Host.Do].
+func Socket[S io.Closer](t TB, h *Host, open func() (S, error)) S {
+	t.Helper()
+	var s S
+	var err error
+	h.Do(func() { s, err = open() })
+	must(t, err)
+	t.Cleanup(func() { _ = s.Close() })
+	return s
+}
+
+// Dial connects from a host. The connection is closed with the test.
+func (h *Host) Dial(t TB, network, address string) net.Conn {
+	t.Helper()
+	return Socket(t, h, func() (net.Conn, error) { return net.DialTimeout(network, address, limit) })
 }
 
 // onThread runs f on a thread that is thrown away afterwards, since f changes

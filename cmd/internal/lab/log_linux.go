@@ -71,3 +71,20 @@ func (l *Log) Await(t TB, text string, n int) {
 		}
 	}
 }
+
+// Await asks pending, at first every millisecond and then less often, until it
+// returns "". After the time within it ends the test with the last answer.
+func Await(t TB, within time.Duration, pending func() string) {
+	t.Helper()
+	pause := time.Millisecond
+	for end := time.Now().Add(within); ; time.Sleep(pause) {
+		problem := pending()
+		if problem == "" {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("after %v: %s", within, problem)
+		}
+		pause = min(2*pause, 50*time.Millisecond)
+	}
+}

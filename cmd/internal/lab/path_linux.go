@@ -31,14 +31,14 @@ const queueLimit = 200 * time.Millisecond
 
 // path is one direction of a WAN, without any I/O.
 type path struct {
-	WAN
+	wan    WAN
 	random *rand.Rand
 	free   time.Duration // when the packet before has left, under the Rate
 	last   time.Duration // when the packet before arrives
 }
 
 func newPath(w WAN, direction uint64) *path {
-	return &path{WAN: w, random: rand.New(rand.NewPCG(w.Seed, direction))}
+	return &path{wan: w, random: rand.New(rand.NewPCG(w.Seed, direction))}
 }
 
 // fate is what becomes of a packet.
@@ -54,25 +54,25 @@ type fate struct {
 func (p *path) carry(now time.Duration, size int) fate {
 	// Each packet takes the same number of draws, whatever becomes of it: two
 	// WANs with one seed that differ in Loss still jitter alike.
-	lost := p.random.Float64() < p.Loss
-	late := p.random.Float64() < p.Reorder
-	twice := p.random.Float64() < p.Duplicate
-	jitter := time.Duration(p.random.Float64() * float64(p.Jitter))
-	if p.Rate > 0 {
+	lost := p.random.Float64() < p.wan.Loss
+	late := p.random.Float64() < p.wan.Reorder
+	twice := p.random.Float64() < p.wan.Duplicate
+	jitter := time.Duration(p.random.Float64() * float64(p.wan.Jitter))
+	if p.wan.Rate > 0 {
 		start := max(p.free, now)
 		if start-now > queueLimit {
 			return fate{}
 		}
-		p.free = start + time.Duration(size)*time.Second/time.Duration(p.Rate)
+		p.free = start + time.Duration(size)*time.Second/time.Duration(p.wan.Rate)
 		now = p.free
 	}
 	if lost {
 		return fate{}
 	}
-	p.last = max(p.last, now+p.Delay+jitter)
+	p.last = max(p.last, now+p.wan.Delay+jitter)
 	f := fate{copies: 1, due: p.last, late: late}
 	if late {
-		f.due += p.ReorderBy
+		f.due += p.wan.ReorderBy
 	}
 	if twice {
 		f.copies = 2

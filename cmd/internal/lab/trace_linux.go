@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -72,9 +71,7 @@ func ReadTraces(t TB, dir string) []*Trace {
 	}
 	traces := make([]*Trace, len(files))
 	for i, file := range files {
-		text, err := os.ReadFile(file)
-		must(t, err)
-		traces[i], err = ParseTrace(filepath.Base(file), string(text))
+		traces[i], err = ParseTrace(filepath.Base(file), ReadFile(t, file))
 		must(t, err)
 	}
 	return traces
@@ -209,7 +206,7 @@ func (tr *Trace) play(t TB, f Firewall, family Family, load func(server *Host)) 
 	f.Install(t, n.Server)
 	n.Server.Listen(t, GuardedPort)
 	load(n.Server)
-	p := &player{TB: t, Net: n, trace: tr, async: f.Async, family: family, fresh: settleSources}
+	p := &player{t: t, net: n, trace: tr, async: f.Async, family: family, fresh: settleSources}
 	for _, a := range tr.actions {
 		if err := p.do(a); err != nil {
 			return fmt.Errorf("%s:%d: %s: %w (%s, %v)", tr.File, a.line, a.text, err, f.Name, family)
@@ -221,17 +218,18 @@ func (tr *Trace) play(t TB, f Firewall, family Family, load func(server *Host)) 
 // settleSources are the first of the addresses that only settling uses.
 const settleSources = 60000
 
+// player plays one trace on its network.
 type player struct {
-	TB
-	*Net
+	t      TB
+	net    *Net
 	trace  *Trace
-	async  bool
+	async  bool // the firewall lets in a moment after the last knock
 	family Family
-	fresh  uint16
+	fresh  uint16 // the last of settle's addresses that is used up
 }
 
 func (p *player) do(a action) error {
-	host := map[string]*Host{"client": p.Client, "attacker": p.Attacker}[a.host]
+	host := map[string]*Host{"client": p.net.Client, "attacker": p.net.Attacker}[a.host]
 	if host == nil {
 		time.Sleep(a.wait) // the kernel's clock cannot be faked
 		return nil
@@ -240,12 +238,12 @@ func (p *player) do(a action) error {
 	if a.source != 0 {
 		from = host.Source(p.family, a.source)
 	}
-	server := p.Server.Addr(p.family)
+	server := p.net.Server.Addr(p.family)
 	switch a.verb {
 	case "knock", "send":
-		host.KnockFrom(p, from, server, a.steps...)
+		host.KnockFrom(p.t, from, server, a.steps...)
 	case "sweep":
-		host.sweep(p, from, server, a.sweep, a.order)
+		host.sweep(p.t, from, server, a.sweep, a.order)
 	case "open":
 		if got := p.await(host, from); got != Open {
 			return fmt.Errorf("port %d is %v", GuardedPort, got)
@@ -262,7 +260,7 @@ func (p *player) do(a action) error {
 }
 
 func (p *player) probe(host *Host, from netip.Addr) State {
-	return host.ProbeFrom(p, from, netip.AddrPortFrom(p.Server.Addr(p.family), GuardedPort))
+	return host.ProbeFrom(p.t, from, netip.AddrPortFrom(p.net.Server.Addr(p.family), GuardedPort))
 }
 
 // await probes until the port is open, for as long as the firewall may take.
@@ -281,9 +279,9 @@ func (p *player) settle() error {
 		return nil
 	}
 	p.fresh++
-	from := p.Client.Source(p.family, p.fresh)
-	p.Client.KnockFrom(p, from, p.Server.Addr(p.family), p.trace.Sequence...)
-	if p.await(p.Client, from) != Open {
+	from := p.net.Client.Source(p.family, p.fresh)
+	p.net.Client.KnockFrom(p.t, from, p.net.Server.Addr(p.family), p.trace.Sequence...)
+	if p.await(p.net.Client, from) != Open {
 		return errors.New("the daemon lets in nobody any more")
 	}
 	return nil

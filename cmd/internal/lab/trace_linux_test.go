@@ -53,7 +53,8 @@ func nftRules(t *testing.T, tr *Trace) string {
 	}
 `
 	for v, saddr := range map[string]string{"4": "ip saddr", "6": "ip6 saddr"} {
-		text += strings.NewReplacer("SADDR", saddr, "#", v, "TIMEOUT", tr.setting(t, "KnockTimeout"), "OPENFOR", tr.setting(t, "OpenFor")).Replace(`
+		timeout, openFor := tr.setting(t, "KnockTimeout"), tr.setting(t, "OpenFor")
+		text += strings.NewReplacer("SADDR", saddr, "#", v, "TIMEOUT", timeout, "OPENFOR", openFor).Replace(`
 	map at# { typeof SADDR : meta priority; flags dynamic,timeout; size 65536; }
 	set made# { typeof SADDR . meta l4proto . th dport; flags dynamic,timeout; size 65536; }
 	set open# { typeof SADDR; flags dynamic,timeout; size 65536; }
@@ -118,7 +119,7 @@ func TestTraces(t *testing.T) {
 		},
 		"knockd": func(t *testing.T, server *Host, tr *Trace) {
 			server.Shell(t, "for c in iptables ip6tables; do $c -A INPUT -p tcp --dport 22 --syn -j DROP || exit; done")
-			server.Knockd(t, knockdConfig(t, tr))
+			server.Knockd(t, File(t, "knockd.conf", knockdConfig(t, tr)))
 		},
 	}
 	for _, tr := range ReadTraces(t, "../../../testdata/traces") {

@@ -73,7 +73,7 @@ func (h *Host) tap(t TB) int {
 // way forwards the packets of one direction. It has a thread to itself, since
 // the runtime's timers are precise to a millisecond only.
 type way struct {
-	*path
+	path     *path
 	from, to int // devices
 	stop     int // readable when it is time to end
 	onTime   fifo
@@ -83,7 +83,7 @@ type way struct {
 
 // packet is one under way.
 type packet struct {
-	fate
+	fate  fate
 	bytes []byte
 }
 
@@ -98,7 +98,7 @@ func (d *way) run() {
 	for {
 		var timeout *unix.Timespec // none: until something comes
 		if next := d.next(); next != nil {
-			wait := unix.NsecToTimespec(int64(max(0, next.head().due-time.Since(began))))
+			wait := unix.NsecToTimespec(int64(max(0, next.head().fate.due-time.Since(began))))
 			timeout = &wait
 		}
 		ready[0].Revents, ready[1].Revents = 0, 0
@@ -116,7 +116,7 @@ func (d *way) run() {
 			}
 		}
 		now := time.Since(began)
-		for next := d.next(); next != nil && next.head().due <= now; next = d.next() {
+		for next := d.next(); next != nil && next.head().fate.due <= now; next = d.next() {
 			d.write(next.pop())
 		}
 	}
@@ -128,7 +128,7 @@ func (d *way) next() *fifo {
 	switch {
 	case d.late.empty() && d.onTime.empty():
 		return nil
-	case d.late.empty() || !d.onTime.empty() && d.onTime.head().due <= d.late.head().due:
+	case d.late.empty() || !d.onTime.empty() && d.onTime.head().fate.due <= d.late.head().fate.due:
 		return &d.onTime
 	}
 	return &d.late
@@ -145,12 +145,12 @@ func (d *way) read(began time.Time) bool {
 	if err != nil {
 		return false
 	}
-	p := packet{d.carry(time.Since(began), n), b[:n]}
-	if p.copies == 0 {
+	p := packet{d.path.carry(time.Since(began), n), b[:n]}
+	if p.fate.copies == 0 {
 		return true
 	}
 	d.spare = d.spare[:last]
-	if p.late {
+	if p.fate.late {
 		d.late.push(p)
 	} else {
 		d.onTime.push(p)
@@ -160,7 +160,7 @@ func (d *way) read(began time.Time) bool {
 
 // write delivers a packet. A device that does not take it is one that is down.
 func (d *way) write(p packet) {
-	for range p.copies {
+	for range p.fate.copies {
 		_, _ = unix.Write(d.to, p.bytes)
 	}
 	d.spare = append(d.spare, p.bytes)

@@ -125,20 +125,15 @@ func wanPair(t testing.TB, f Family, w WAN) (client, server *net.UDPConn) {
 	t.Helper()
 	c, s := NewHost(t, "client"), NewHost(t, "server")
 	LinkWAN(t, c, s, w)
-	for _, end := range []struct {
-		host *Host
-		conn **net.UDPConn
-	}{{c, &client}, {s, &server}} {
-		var err error
-		end.host.Do(func() {
-			*end.conn, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(port(end.host.Addr(f), 7)))
+	listen := func(h *Host) *net.UDPConn {
+		conn := Socket(t, h, func() (*net.UDPConn, error) {
+			return net.ListenUDP("udp", net.UDPAddrFromAddrPort(port(h.Addr(f), 7)))
 		})
-		must(t, err)
-		t.Cleanup(func() { _ = (*end.conn).Close() })
-		must(t, (*end.conn).SetDeadline(time.Now().Add(limit)))
-		must(t, (*end.conn).SetReadBuffer(1<<20))
+		must(t, conn.SetDeadline(time.Now().Add(limit)))
+		must(t, conn.SetReadBuffer(1<<20))
+		return conn
 	}
-	return client, server
+	return listen(c), listen(s)
 }
 
 // number sends numbered packets, some at a time, each lot once the one before
@@ -279,17 +274,10 @@ func TestWANKnockd(t *testing.T) {
 	Require(t, "knockd")
 	c, s := NewHost(t, "client"), NewHost(t, "server")
 	LinkWAN(t, c, s, WAN{Delay: time.Millisecond})
-	d := s.Knockd(t, "[options]\n[door]\nsequence = 7001:udp,8003:udp\nseq_timeout = 5\ncommand = true\n")
-	var err error
+	d := s.Knockd(t, File(t, "knockd.conf", "[options]", "[door]", "sequence = 7001:udp,8003:udp", "seq_timeout = 5", "command = true"))
 	for i, f := range Families {
 		for _, p := range []uint16{7001, 8003} {
-			c.Do(func() {
-				var conn net.Conn
-				if conn, err = net.Dial("udp", port(s.Addr(f), p).String()); err == nil {
-					_, err = conn.Write(nil)
-					_ = conn.Close()
-				}
-			})
+			_, err := c.Dial(t, "udp", port(s.Addr(f), p).String()).Write(nil)
 			must(t, err)
 		}
 		d.Log.Await(t, "OPEN SESAME", i+1)
@@ -300,20 +288,14 @@ func TestWANKnockd(t *testing.T) {
 func BenchmarkWAN(b *testing.B) {
 	c, s := NewHost(b, "client"), NewHost(b, "server")
 	LinkWAN(b, c, s, WAN{})
-	var l net.Listener
-	var err error
-	s.Do(func() { l, err = net.Listen("tcp", fmt.Sprintf("%v:7", s.Addr(IPv4))) })
-	must(b, err)
-	defer l.Close()
+	l := Socket(b, s, func() (net.Listener, error) { return net.Listen("tcp", fmt.Sprintf("%v:7", s.Addr(IPv4))) })
 	go func() {
 		if conn, err := l.Accept(); err == nil {
 			_, _ = io.Copy(io.Discard, conn)
 			_ = conn.Close()
 		}
 	}()
-	var conn net.Conn
-	c.Do(func() { conn, err = net.DialTimeout("tcp", l.Addr().String(), limit) })
-	must(b, err)
+	conn := c.Dial(b, "tcp", l.Addr().String())
 	chunk := make([]byte, 1<<20)
 	b.SetBytes(int64(len(chunk)))
 	for b.Loop() {

@@ -4,67 +4,56 @@ import (
 	"bytes"
 	"fmt"
 	"net/netip"
-	"os"
-	"os/exec"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/portknock/portknock/knock"
-
 	"golang.org/x/sys/unix"
 )
 
-// childVariable makes this test binary a test process to be killed.
-const childVariable = "PORTKNOCK_LAB_TEST_CHILD"
-
-func TestNothingRemainsAfterKill(t *testing.T) {
-	if os.Getenv(childVariable) != "" {
-		n := New(t)
-		sleep := n.Server.Command("sleep", "1000")
-		must(t, sleep.Start())
-		for _, h := range []*Host{n.Client, n.Server, n.Attacker} {
-			fmt.Println(h.pid)
-		}
-		fmt.Println(sleep.Process.Pid)
-		fmt.Println("ready")
-		time.Sleep(limit) // until killed
-		return
-	}
+func TestPortsAreOpenRefusedOrDropped(t *testing.T) {
 	t.Parallel()
-	NewHost(t, "any") // the child's being skipped would tell nothing
-	child := exec.Command("/proc/self/exe", "-test.run=^TestNothingRemainsAfterKill$")
-	child.Env = append(os.Environ(), childVariable+"=1")
-	var said Log
-	child.Stdout, child.Stderr = &said, &said
-	must(t, child.Start())
-	said.Await(t, "ready", 1)
-	pids := map[int]int{}
-	for _, word := range strings.Fields(said.String()) {
-		pid, err := strconv.Atoi(word)
-		if err != nil {
-			break
+	Require(t, "nft")
+	n := New(t)
+	n.Server.Listen(t, 22)
+	n.Server.Listen(t, 2222)
+	n.Server.Run(t, "nft", `add table inet f; add chain inet f c { type filter hook prerouting priority mangle; };
+		add rule inet f c ct state invalid drop; add rule inet f c tcp dport { 2222, 2223 } drop`)
+	for _, f := range Families {
+		for p, want := range map[uint16]State{22: Open, 23: Refused, 2222: Dropped, 2223: Dropped} {
+			for _, from := range []netip.Addr{n.Client.Addr(f), n.Client.Source(f, 7), n.Client.Source(f, 65535)} {
+				if got := n.Client.ProbeFrom(t, from, port(n.Server.Addr(f), p)); got != want {
+					t.Errorf("%v port %d from %v: %v, want %v", f, p, from, got, want)
+				}
+			}
 		}
-		pids[pid], err = unix.PidfdOpen(pid, 0)
-		must(t, err)
-		defer func() { _ = unix.Close(pids[pid]) }()
 	}
-	if len(pids) != 4 {
-		t.Fatalf("the child said %s", said.String())
-	}
-	must(t, child.Process.Kill())
-	_ = child.Wait()
-	for pid, fd := range pids {
-		ended := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		n, err := unix.Poll(ended, int(limit.Milliseconds()))
-		for err == unix.EINTR { // Go's own signals
-			n, err = unix.Poll(ended, int(limit.Milliseconds()))
+}
+
+func TestSweepArrivesWholeAndInOrder(t *testing.T) {
+	t.Parallel()
+	n := New(t)
+	for _, f := range Families {
+		c := n.Server.Capture(t)
+		start := time.Now()
+		n.Client.Sweep(t, n.Server.Addr(f), 0, Ascending)
+		took := time.Since(start)
+		next := uint16(1)
+		for _, p := range c.Packets(t) {
+			if p.Out || p.Proto != unix.IPPROTO_TCP {
+				continue
+			}
+			if p.Dst.Port() != next || p.Flags != SYN {
+				t.Fatalf("%v: got %v, want port %d", f, p, next)
+			}
+			next++
 		}
-		if n != 1 {
-			t.Errorf("process %d lives on: %v", pid, err)
+		if next != 0 {
+			t.Errorf("%v: the sweep ended at %d", f, next-1)
 		}
+		t.Logf("%v: 65535 SYNs in %v", f, took)
 	}
 }
 
@@ -112,7 +101,8 @@ func TestDatagramArrives(t *testing.T) {
 	for _, f := range Families {
 		fd, err := -1, error(nil)
 		n.Server.Do(func() {
-			fd, err = unix.Socket(map[Family]int{IPv4: unix.AF_INET, IPv6: unix.AF_INET6}[f], unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+			domain := map[Family]int{IPv4: unix.AF_INET, IPv6: unix.AF_INET6}[f]
+			fd, err = unix.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 			if err == nil && f == IPv4 {
 				err = unix.Bind(fd, &unix.SockaddrInet4{Port: 9})
 			} else if err == nil {
@@ -157,78 +147,6 @@ func TestFragmentSlipsThrough(t *testing.T) {
 	}
 }
 
-// TestHostEndsAtOnce has a command and a daemon leave children that hold their
-// pipes.
-func TestHostEndsAtOnce(t *testing.T) {
-	t.Parallel()
-	var ending time.Time
-	t.Run("host", func(t *testing.T) {
-		h := NewHost(t, "server")
-		const script = "sleep 1000 & echo ready; wait"
-		c, said := h.Command("sh", "-c", script), &Log{}
-		c.Stdout = said
-		must(t, c.Start())
-		said.Await(t, "ready", 1)
-		h.Daemon(t, "sh", "-c", script).Log.Await(t, "ready", 1)
-		ending = time.Now()
-	})
-	if ending.IsZero() {
-		t.SkipNow() // as the host has been
-	}
-	if d := time.Since(ending); d > limit/2 {
-		t.Errorf("it took %v", d)
-	}
-}
-
-func TestHostsArePrivate(t *testing.T) {
-	t.Parallel()
-	a, b := New(t), New(t)
-	a.Server.Run(t, "sh", "-c", "echo a >/run/file; [ $(hostname) = server ]")
-	if out, err := b.Server.Try("cat", "/run/file"); err == nil {
-		t.Errorf("/run is shared: %s", out)
-	}
-	if got := strings.Fields(a.Server.Run(t, "sh", "-c", "cd /proc; echo [0-9]*")); len(got) != 2 {
-		t.Errorf("processes of the host and its shell: %v", got)
-	}
-	a.Server.Listen(t, 22)
-	for _, f := range Families {
-		if got := b.Client.Probe(t, port(b.Server.Addr(f), 22)); got != Refused {
-			t.Errorf("%v: another network's port 22 is %v", f, got)
-		}
-	}
-}
-
-// recorder notes how a test ends.
-type recorder struct {
-	testing.TB
-	skipped, failed string
-}
-
-func (r *recorder) Helper() {}
-func (r *recorder) Skipf(format string, args ...any) {
-	r.skipped = fmt.Sprintf(format, args...)
-}
-func (r *recorder) Fatalf(format string, args ...any) {
-	r.failed = fmt.Sprintf(format, args...)
-}
-
-func TestRequire(t *testing.T) {
-	for mode, want := range map[string]recorder{
-		"":        {skipped: "the lab needs no-such-a, no-such-b"},
-		"require": {failed: "the lab needs no-such-a, no-such-b, and PORTKNOCK_LAB=require"},
-	} {
-		t.Setenv("PORTKNOCK_LAB", mode)
-		if os.Geteuid() != 0 {
-			t.Skip("would also name root")
-		}
-		r := recorder{}
-		Require(&r, "sh", "no-such-a", "ls", "no-such-b")
-		if r != want {
-			t.Errorf("PORTKNOCK_LAB=%s: %+v", mode, r)
-		}
-	}
-}
-
 func FuzzParsePacket(f *testing.F) {
 	for _, family := range Families {
 		f.Add(Packet{Src: port(family.addr(1), 1), Dst: port(family.addr(2), 2), Proto: unix.IPPROTO_TCP, Flags: SYN}.marshal())
@@ -239,11 +157,4 @@ func FuzzParsePacket(f *testing.F) {
 			t.Errorf("%d bytes of payload in %d", len(p.Payload), len(b))
 		}
 	})
-}
-
-// BenchmarkLink makes two hosts and the cable between them.
-func BenchmarkLink(b *testing.B) {
-	for b.Loop() {
-		Link(b, NewHost(b, "a"), NewHost(b, "b"))
-	}
 }

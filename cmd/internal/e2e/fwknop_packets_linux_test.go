@@ -5,7 +5,6 @@ import (
 	"encoding/base64"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -41,13 +40,7 @@ func judge(t *testing.T, stanzas []string, packets []string) map[string]map[stri
 	}
 	wait(said.ready)
 	awaitBound(t, h, 62201) // it says so a moment too early
-	var conn net.Conn
-	var err error
-	h.Do(func() { conn, err = net.Dial("udp4", "127.0.0.1:62201") })
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
+	conn := h.Dial(t, "udp4", "127.0.0.1:62201")
 	const atOnce = 100
 	for i, p := range packets {
 		if i >= atOnce {
@@ -63,17 +56,17 @@ func judge(t *testing.T, stanzas []string, packets []string) map[string]map[stri
 	return decoded(said.text.String())
 }
 
-// awaitBound waits until a UDP port of a host is somebody's.
+// awaitBound waits until a program of a host listens on a UDP port.
 func awaitBound(t *testing.T, h *lab.Host, port int) {
 	t.Helper()
-	var sockets []byte
-	for late := time.Now().Add(30 * time.Second); time.Now().Before(late); time.Sleep(time.Millisecond) {
+	lab.Await(t, 30*time.Second, func() string {
+		var sockets []byte
 		h.Do(func() { sockets, _ = os.ReadFile("/proc/thread-self/net/udp") })
 		if bytes.Contains(sockets, fmt.Appendf(nil, ":%04X 00000000:0000", port)) {
-			return
+			return ""
 		}
-	}
-	t.Fatalf("nobody listens on %d/udp:\n%s", port, sockets)
+		return fmt.Sprintf("no program listens on %d/udp:\n%s", port, sockets)
+	})
 }
 
 // turns collects what fwknopd says, and tells when it is ready and how many
@@ -208,7 +201,11 @@ func TestFwknopdKnowsAll(t *testing.T) {
 			var stanzas, packets []string
 			var asked []*spa.Request
 			for i := range len(allDigests) + 1 {
-				server := spa.Request{Keys: spa.Keys{Mode: mode, Key: randomKey(r, 32)}, User: "alice", Ports: []knock.PortRange{{First: 22, Last: 22}}}
+				server := spa.Request{
+					Keys:  spa.Keys{Mode: mode, Key: randomKey(r, 32)},
+					User:  "alice",
+					Ports: []knock.PortRange{{First: 22, Last: 22}},
+				}
 				if i < len(allDigests) {
 					server.HMAC, server.HMACKey = allDigests[i], randomKey(r, 64)
 				}

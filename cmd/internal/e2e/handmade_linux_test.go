@@ -3,7 +3,6 @@ package e2e
 import (
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/portknock/portknock/cmd/internal/lab"
 )
@@ -63,34 +62,44 @@ const knockdServer = `
 
 // TestHandMadeServers: portknock opens what is there already.
 func TestHandMadeServers(t *testing.T) {
-	for name, tt := range map[string]struct {
-		firewall int // of the lab's
+	t.Parallel()
+	for _, tt := range []struct {
+		firewall string
 		sequence string
 		start    func(*testing.T, *lab.Host)
-	}{
-		"nftables": {0, "10000 2345 3456 1234", func(t *testing.T, h *lab.Host) { h.RunInput(t, strings.NewReader(nftServer), "nft", "-f", "-") }},
-		"udp":      {1, "23456/udp 34567/udp 45678/udp 56789/udp", func(t *testing.T, h *lab.Host) { h.Shell(t, udpServer) }},
-		"udp, old": {2, "23456/udp 34567/udp 45678/udp 56789/udp", func(t *testing.T, h *lab.Host) { h.Shell(t, udpServer) }},
-		"knockd": {3, "1111/udp 2222/udp", func(t *testing.T, h *lab.Host) {
+	}{{
+		firewall: "nftables",
+		sequence: "10000 2345 3456 1234",
+		start:    func(t *testing.T, h *lab.Host) { h.RunInput(t, strings.NewReader(nftServer), "nft", "-f", "-") },
+	}, {
+		firewall: "iptables-nft",
+		sequence: "23456/udp 34567/udp 45678/udp 56789/udp",
+		start:    func(t *testing.T, h *lab.Host) { h.Shell(t, udpServer) },
+	}, {
+		firewall: "iptables-legacy",
+		sequence: "23456/udp 34567/udp 45678/udp 56789/udp",
+		start:    func(t *testing.T, h *lab.Host) { h.Shell(t, udpServer) },
+	}, {
+		firewall: "knockd",
+		sequence: "1111/udp 2222/udp",
+		start: func(t *testing.T, h *lab.Host) {
 			h.Shell(t, "iptables -A INPUT -m state --state ESTABLISHED -j ACCEPT; iptables -A INPUT -p tcp --dport 22 -j DROP")
-			h.Knockd(t, knockdServer)
-		}},
-	} {
-		t.Run(name, func(t *testing.T) {
+			h.Knockd(t, lab.File(t, "knockd.conf", knockdServer))
+		},
+	}} {
+		t.Run(tt.firewall, func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t, lab.Firewalls[tt.firewall], lab.IPv4, "Sequence "+tt.sequence)
-			tt.start(t, r.Server)
-			r.expect(t, r.Client, lab.Dropped)
-			if got := r.ssh(t, "echo in"); got != "in\n" {
-				t.Errorf("ssh prints %q", got)
-			}
-			r.expect(t, r.Attacker, lab.Dropped)
+			r := newRig(t, firewallNamed(tt.firewall), lab.IPv4, "Sequence "+tt.sequence)
+			tt.start(t, r.server)
+			r.expect(t, r.client, lab.Dropped)
+			r.login(t)
+			r.expect(t, r.attacker, lab.Dropped)
 		})
 	}
 }
 
-// TestOtherClients: our rules open to who knocks by knockd's own client, by
-// netcat or by nmap.
+// TestOtherClients: our rules let through a client that knocks with knockd's own
+// client, netcat or nmap.
 func TestOtherClients(t *testing.T) {
 	clients := map[string]string{
 		"knock": "knock $1 7001:udp 8003:tcp 9005:udp",
@@ -103,17 +112,11 @@ func TestOtherClients(t *testing.T) {
 				continue // they take another option there, or do not know it
 			}
 			lab.Require(t, name)
-			r := newRig(t, f, family, "Sequence 7001/udp 8003/tcp 9005/udp", "KnockTimeout 1m") // they take seconds
-			header(t, r.Server, r.rules, "load")
-			r.expect(t, r.Client, lab.Dropped)
-			r.Client.Run(t, "sh", "-c", script, "sh", r.Server.Addr(family).String())
-			for end := time.Now().Add(10 * time.Second); f.Async && r.probe(t, r.Client) != lab.Open && time.Now().Before(end); {
-				time.Sleep(20 * time.Millisecond) // for the daemon
-			}
-			if got := r.probe(t, r.Client); got != lab.Open {
-				t.Errorf("after %s port 22 is %v", name, got)
-			}
-			r.expect(t, r.Attacker, lab.Dropped)
+			r := newGuarded(t, f, family, threeKnocks, "KnockTimeout 1m") // they take seconds
+			r.expect(t, r.client, lab.Dropped)
+			r.client.Run(t, "sh", "-c", script, "sh", r.addr().String())
+			r.expectSoon(t, r.client, 22, lab.Open)
+			r.expect(t, r.attacker, lab.Dropped)
 		}
 	})
 }
@@ -146,19 +149,21 @@ for i in 0 1 2 3 4; do nc -w 1 $1 $(port $i) </dev/null >/dev/null 2>&1; done
 `
 )
 
-var hourlySettings = []string{"Scheme md5-hourly", "PortRange 10000-10999"}
+// hourlySettings are those of a profile for the server, and for the client.
+func hourlySettings(t testing.TB) []string {
+	t.Helper()
+	return []string{"Scheme md5-hourly", "PortRange 10000-10999", "KeyFile " + lab.File(t, "secret", "f00b4r")}
+}
 
 // TestHourlyServer: portknock opens a server that is made that way.
 func TestHourlyServer(t *testing.T) {
 	eachIptables(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		lab.Require(t, "md5sum", "awk", "dc")
-		r := newRig(t, f, family, append(hourlySettings, "KeyFile "+secret(t, "secret", "f00b4r"))...)
-		r.Server.Shell(t, hourlyServer)
-		r.expect(t, r.Client, lab.Dropped)
-		if got := r.ssh(t, "echo in"); got != "in\n" {
-			t.Errorf("ssh prints %q", got)
-		}
-		r.expect(t, r.Attacker, lab.Dropped)
+		r := newRig(t, f, family, hourlySettings(t)...)
+		r.server.Shell(t, hourlyServer)
+		r.expect(t, r.client, lab.Dropped)
+		r.login(t)
+		r.expect(t, r.attacker, lab.Dropped)
 	})
 }
 
@@ -166,15 +171,14 @@ func TestHourlyServer(t *testing.T) {
 func TestHourlyClient(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		lab.Require(t, "md5sum", "awk", "dc", "nc")
-		r := newRig(t, f, family, append(hourlySettings, "KeyFile "+secret(t, "secret", "f00b4r"))...)
-		header(t, r.Server, r.rules, "load")
-		r.expect(t, r.Client, lab.Dropped)
-		c := r.Client.Command("sh", "-s", r.Server.Addr(family).String())
+		r := newGuarded(t, f, family, hourlySettings(t)...)
+		r.expect(t, r.client, lab.Dropped)
+		c := r.client.Command("sh", "-s", r.addr().String())
 		c.Stdin = strings.NewReader(hourlyClient)
 		if out, err := c.CombinedOutput(); err != nil && len(out) > 0 { // nc says by its status that nothing listened
 			t.Fatalf("%v: %s", err, out)
 		}
-		r.expect(t, r.Client, lab.Open)
-		r.expect(t, r.Attacker, lab.Dropped)
+		r.expect(t, r.client, lab.Open)
+		r.expect(t, r.attacker, lab.Dropped)
 	})
 }

@@ -1,11 +1,11 @@
 package e2e
 
 import (
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -95,11 +95,7 @@ func TestImportAsFwknopReads(t *testing.T) {
 			if d := time.Unix(stamp, 0).Sub(now.Add(a.Offset)); err != nil || d.Abs() > 10*time.Second {
 				t.Errorf("fwknop's clock is off by %v, %v", d, err)
 			}
-			text, err := os.ReadFile(packet)
-			if err != nil {
-				t.Fatal(err)
-			}
-			sent := strings.TrimSpace(string(text))
+			sent := strings.TrimSpace(lab.ReadFile(t, packet))
 			if got := judge(t, []string{stanza(a)}, []string{sent})[sent]; got["Message String"] == "" {
 				t.Errorf("fwknopd cannot read the client's packet with the imported keys")
 			}
@@ -123,31 +119,54 @@ func clientFields(said string) map[string]string {
 func TestImportOpens(t *testing.T) {
 	t.Parallel()
 	lab.Require(t, "ssh", "sshd", "nft", "fwknop", "fwknopd")
-	n := lab.New(t)
-	server := n.Server.Addr(lab.IPv4).String()
+	r := newNet(t, nftables, lab.IPv4)
 	home := t.TempDir()
-	if said, err := fwknopClient(n.Client, home, "--save-rc-stanza", "-n", "vps", "-D", server, "-A", "tcp/22", "-s",
+	if said, err := fwknopClient(r.client, home, "--save-rc-stanza", "-n", "vps", "-D", r.addr().String(), "-A", "tcp/22", "-s",
 		"-k", "--use-hmac", "--hmac-digest-type", "sha512", "-m", "sha384", "-f", "30", "-T"); err != nil {
 		t.Fatalf("%v\n%s", err, said)
 	}
-	dir := t.TempDir()
-	config := filepath.Join(dir, "config")
-	n.Client.Run(t, "portknock", "profile", "import", "-c", config, filepath.Join(home, ".fwknoprc"))
+	r.profile = filepath.Join(t.TempDir(), "config")
+	r.client.Run(t, "portknock", "profile", "import", "-c", r.profile, filepath.Join(home, ".fwknoprc"))
 
-	sshd := n.Server.SSHD(t, []uint16{22})
-	n.Server.Shell(t, `nft 'table inet gate { set open { type ipv4_addr; }
+	r.sshd = r.server.SSHD(t, []uint16{22})
+	r.server.Shell(t, `nft 'table inet gate { set open { type ipv4_addr; }
 		chain input { type filter hook input priority 0; tcp dport 22 ct state new ip saddr != @open drop; }; }'`)
-	fwknopd := n.Server.Fwknopd(t, stanza(requestOf(t, config, "vps"))+
+	r.server.Fwknopd(t, stanza(requestOf(t, r.profile, "vps"))+
 		"CMD_CYCLE_OPEN nft add element inet gate open { $SRC }\nCMD_CYCLE_CLOSE NONE\nREQUIRE_SOURCE_ADDRESS N\n", "")
-	door := netip.AddrPortFrom(n.Server.Addr(lab.IPv4), 22)
-	if got := n.Client.Probe(t, door); got != lab.Dropped {
-		t.Fatalf("before a packet the port is %v", got)
+	r.expect(t, r.client, lab.Dropped)
+	r.config = r.proxyConfig(t, "portknock -c "+r.profile+" --profile vps %h %p")
+	r.login(t)
+	r.expect(t, r.attacker, lab.Dropped)
+}
+
+// TestImportKeepsOwners: the profile file keeps its group and mode, and nothing
+// but its keys is new beside it.
+func TestImportKeepsOwners(t *testing.T) {
+	t.Parallel()
+	lab.Require(t)
+	dir := t.TempDir()
+	config, rc := filepath.Join(dir, "config"), filepath.Join(dir, "rc")
+	for _, file := range []struct{ path, text string }{
+		{config, "Host *\n    ConnectTimeout 20\n"},
+		{rc, "[h]\nSPA_SERVER 192.0.2.1\nKEY abc\nHMAC_KEY xyz\n"},
+	} {
+		if err := os.WriteFile(file.path, []byte(file.text), 0o644); err != nil {
+			t.Fatal(err)
+		}
 	}
-	ssh := sshd.ClientConfig(t, "Host vps", "HostName "+server, "ProxyCommand portknock -c "+config+" --profile vps %h %p")
-	if got := sshOutput(t, n.Client, "-F", ssh, "vps", "echo in"); got != "in\n" {
-		t.Errorf("ssh says %q\n%s", got, fwknopd.Log.String())
+	if err := os.Chown(config, 0, 65534); err != nil {
+		t.Fatal(err)
 	}
-	if got := n.Attacker.Probe(t, door); got != lab.Dropped {
-		t.Errorf("for another address the port is %v", got)
+	lab.NewHost(t, "client").Run(t, "portknock", "profile", "import", "-c", config, rc)
+	info, err := os.Stat(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st := info.Sys().(*syscall.Stat_t); st.Gid != 65534 || info.Mode().Perm() != 0o644 {
+		t.Errorf("group %d, mode %o", st.Gid, info.Mode().Perm())
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 4 {
+		t.Errorf("%v, %v", entries, err)
 	}
 }

@@ -1,0 +1,251 @@
+package e2e
+
+import (
+	"io"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/portknock/portknock/cmd/internal/lab"
+	"golang.org/x/sys/unix"
+)
+
+// These tests look for ways around the guard that need no right knock, and for
+// ways to make it refuse one.
+
+const ece, cwr lab.Flags = 0x40, 0x80 // of a SYN that offers ECN
+
+var padding = []byte{1, 4, 0, 0, 0, 0} // in an extension header
+
+// TestEncapsulatedSYNDropped: a SYN that the server would answer does not pass the
+// guard, however it is packed.
+func TestEncapsulatedSYNDropped(t *testing.T) {
+	type packed struct {
+		as    lab.Reshape
+		flags lab.Flags
+		data  string
+		to    string
+		open  bool // without a guard, on every kernel
+	}
+	hop, dest := lab.Extension(unix.IPPROTO_HOPOPTS, padding...), lab.Extension(unix.IPPROTO_DSTOPTS, padding...)
+	// A first fragment that comes twice, with other flags each time.
+	twice := func(flags int) lab.Reshape {
+		return func(packet []byte) [][]byte {
+			all := lab.Fragments(24)(packet)
+			return append(lab.Patch(flags, byte(lab.ACK))(all[0]), all...)
+		}
+	}
+	both := map[string]packed{
+		"data":            {data: "SSH-2.0-", open: true},
+		"two fragments":   {as: lab.Fragments(24), data: strings.Repeat("x", 40), open: true},
+		"three fragments": {as: lab.Fragments(24, 32), data: strings.Repeat("x", 40), open: true},
+		"ECN":             {flags: ece | cwr, open: true},
+		"PSH URG":         {flags: lab.PSH | lab.URG, open: true},
+		"FIN":             {flags: lab.FIN},
+		"RST":             {flags: lab.RST},
+		"in IPv4":         {as: lab.Inside(unix.IPPROTO_IPIP)},
+		"in GRE":          {as: lab.Inside(unix.IPPROTO_GRE, 0, 0, 8, 0)},
+	}
+	of := map[lab.Family]map[string]packed{
+		lab.IPv4: {
+			"a first fragment without flags": {as: lab.Fragments(8), open: true},
+			"a first fragment without all":   {as: lab.Fragments(16), open: true},
+			"options":                        {as: lab.Options(1, 1, 1, 0), open: true},
+			"options and fragments":          {as: lab.Options(1, 1, 1, 0).Then(lab.Fragments(8)), open: true},
+			"two first fragments":            {as: twice(13), data: "SSH-2.0-"},
+			"source routing":                 {as: lab.Options(131, 3, 4, 0)},
+			"another address":                {to: "198.51.100.1", open: true},
+			"broadcast":                      {to: "192.0.2.255"},
+			"multicast":                      {to: "224.0.0.1"},
+			"loopback":                       {to: "127.0.0.1"},
+		},
+		lab.IPv6: {
+			"a first fragment without flags": {as: lab.Fragments(8)},
+			"hop by hop":                     {as: hop, open: true},
+			"destination options":            {as: dest, open: true},
+			"all of these":                   {as: dest.Then(dest).Then(hop), open: true},
+			"two first fragments":            {as: twice(8 + 13), data: "SSH-2.0-"},
+			"a routing header":               {as: lab.Extension(unix.IPPROTO_ROUTING, 4, 0, 0, 0, 0, 0)},
+			"one fragment":                   {as: lab.Fragments(), open: true},
+			"destination options in one":     {as: dest.Then(lab.Fragments()), open: true},
+			"destination options in two":     {as: dest.Then(lab.Fragments(32)), data: "SSH-2.0-"},
+			"fragments of fragments":         {as: lab.Fragments(24).Then(lab.Fragments(8)), data: "SSH-2.0-"},
+			"small fragments of fragments":   {as: lab.Fragments(8).Then(lab.Fragments(8))},
+			"another address":                {to: "2001:db8:77::1", open: true},
+			"the link's":                     {to: "fe80::1", open: true},
+			"any router's":                   {to: "2001:db8::"},
+			"multicast":                      {to: "ff02::1"},
+		},
+	}
+	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		r := newRig(t, f, family, twoKnocks)
+		r.server.Shell(t, `ip addr add fe80::1/64 dev eth0 nodad
+			ip addr add 2001:db8:77::1/128 dev lo; ip addr add 198.51.100.1/32 dev lo
+			echo 1 >/proc/sys/net/ipv6/conf/all/forwarding`)
+		probe := func(p packed) lab.State {
+			to := r.addr()
+			if p.to != "" {
+				to = netip.MustParseAddr(p.to)
+			}
+			syn := lab.Packet{Dst: netip.AddrPortFrom(to, 22), Flags: lab.SYN | p.flags, Payload: []byte(p.data)}
+			return r.attacker.ProbeAs(t, syn, p.as)
+		}
+		for _, loaded := range []bool{false, true} {
+			if loaded {
+				r.header(t, "load")
+			}
+			for _, table := range []map[string]packed{both, of[family]} {
+				for name, p := range table {
+					if got := probe(p); !loaded && p.open && got != lab.Open || loaded && got == lab.Open {
+						t.Errorf("%s, guarded: %v: the port is %v", name, loaded, got)
+					}
+				}
+			}
+		}
+	})
+}
+
+// vanish ends a connection without a word to the other side. It does not leave
+// that to the closing, which the kernel puts off while a command that is about to
+// start has a copy of the socket.
+func vanish(t testing.TB, c net.Conn) {
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	if err == nil {
+		err = raw.Control(func(fd uintptr) {
+			if err := unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_REPAIR, 1); err != nil {
+				t.Error(err)
+			}
+			nobody := unix.RawSockaddr{Family: unix.AF_UNSPEC}
+			if _, _, e := unix.Syscall(unix.SYS_CONNECT, fd, uintptr(unsafe.Pointer(&nobody)), unsafe.Sizeof(nobody)); e != 0 {
+				t.Error(e)
+			}
+		})
+	}
+	if err != nil {
+		t.Error(err)
+	}
+	_ = c.Close()
+}
+
+// TestEstablishedTupleCannotBypassGuard: what the kernel remembers of a session does
+// not let another one begin from the same port.
+func TestEstablishedTupleCannotBypassGuard(t *testing.T) {
+	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		r := newRig(t, f, family, twoKnocks, "OpenPorts 2200")
+		for port, want := range map[uint16]lab.State{2200: lab.Dropped, 2201: lab.Open} {
+			left, gone := make(chan bool), make(chan bool)
+			r.server.Serve(t, port, func(c net.Conn) {
+				_, _ = io.CopyN(c, c, 1)
+				<-left
+				vanish(t, c)
+				close(gone)
+			})
+			c := r.client.Dial(t, "tcp", r.port(port).String())
+			r.header(t, "load")
+			// From now on the kernel follows it.
+			_, err := c.Write([]byte("x"))
+			if err == nil {
+				_, err = c.Read(make([]byte, 1))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			src := c.LocalAddr().(*net.TCPAddr).AddrPort()
+			vanish(t, c)
+			close(left)
+			<-gone
+			if got := r.client.ProbeAs(t, lab.Packet{Src: src, Dst: r.port(port), Flags: lab.SYN}, nil); got != want {
+				t.Errorf("after a session port %d is %v, want %v", port, got, want)
+			}
+			r.header(t, "undo")
+		}
+	})
+}
+
+// TestDatagramsToAnyAddress: a service that hears datagrams to groups and to all
+// is guarded from these too.
+func TestDatagramsToAnyAddress(t *testing.T) {
+	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		r := newRig(t, f, family, twoKnocks, "OpenPorts 22/tcp 5000/udp")
+		r.server.Shell(t, "echo 1 >/proc/sys/net/ipv6/conf/all/forwarding") // routers have an address in common
+		service := lab.Socket(t, r.server, func() (net.PacketConn, error) { return net.ListenPacket("udp", ":5000") })
+		local := r.server.Dial(t, "udp", "127.0.0.1:5000")
+		all := []string{"192.0.2.255", "255.255.255.255"}
+		if family == lab.IPv6 {
+			all = []string{"2001:db8::", "ff02::1", "ff02::2", "ff05::2"}
+		}
+		all = append(all, r.addr().String())
+		hears := func(from *lab.Host) string {
+			for _, to := range all {
+				from.SendAs(t, lab.Packet{Dst: netip.AddrPortFrom(netip.MustParseAddr(to), 5000), Payload: []byte(to)}, nil)
+			}
+			from.Capture(t).Packets(t) // they have arrived
+			if _, err := local.Write([]byte("end")); err != nil {
+				t.Fatal(err)
+			}
+			var heard []string
+			for buf := make([]byte, 100); ; {
+				_ = service.SetReadDeadline(time.Now().Add(10 * time.Second))
+				n, _, err := service.ReadFrom(buf)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if string(buf[:n]) == "end" {
+					return strings.Join(heard, " ")
+				}
+				heard = append(heard, string(buf[:n]))
+			}
+		}
+		if got, want := hears(r.attacker), strings.Join(all, " "); got != want {
+			t.Fatalf("without a guard the service hears %q, want %q", got, want)
+		}
+		r.header(t, "load")
+		if got := hears(r.attacker); got != "" {
+			t.Errorf("guarded, it hears %q", got)
+		}
+		r.knockAndWait(t, r.client)
+		if got, want := hears(r.client), strings.Join(all, " "); got != want {
+			t.Errorf("after the knock it hears %q, want %q", got, want)
+		}
+	})
+}
+
+// TestForgedKnocks: forged first knocks from a client's address do not keep the
+// client out. Forged knocks from more addresses than a firewall remembers do not
+// affect admitted addresses, and keep others out for seconds only.
+func TestForgedKnocks(t *testing.T) {
+	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		r := newGuarded(t, f, family, "Sequence 7001/udp 8003/udp 9005/udp", "KnockTimeout 1s", "OpenFor 5m")
+		session := r.echo(t, "vps")
+		knocks, first := sequence("7001/udp 8003/udp 9005/udp"), r.port(7001)
+		victim := r.visitor()
+		r.attacker.Flood(t, 1000, func(int) lab.Packet {
+			return lab.Packet{Src: netip.AddrPortFrom(victim, 10000), Dst: first}
+		})
+		if !r.admits(t, victim, knocks...) {
+			t.Error("forged first knocks from an address keep the address out")
+		}
+		forged := 66_000
+		if format(f) == "iptables" {
+			forged = 2_000
+		}
+		hosts := []*lab.Host{r.attacker, r.client} // whose addresses are too few alone
+		r.attacker.Flood(t, forged, func(i int) lab.Packet {
+			from := hosts[i/60_000].Source(family, uint16(i%60_000+1000))
+			return lab.Packet{Src: netip.AddrPortFrom(from, 10000), Dst: first}
+		})
+		session.say(t, "after the flood")
+		r.expect(t, r.client, lab.Open)
+		// What has timed out is collected within three seconds; the rest is for a busy machine.
+		from := r.visitor()
+		lab.Await(t, 15*time.Second, func() string {
+			if r.admits(t, from, knocks...) {
+				return ""
+			}
+			return "the flood keeps others out for good"
+		})
+	})
+}

@@ -1,0 +1,177 @@
+package e2e
+
+import (
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/portknock/portknock/cmd/internal/lab"
+)
+
+// TestUnreachable says what is in the way, with the exit code for it.
+func TestUnreachable(t *testing.T) {
+	t.Parallel()
+	r := newJourney(t)
+	check := func(code int, want string, args ...string) {
+		t.Helper()
+		printed, said, got := portknock(r.client, args...)
+		if got != code {
+			t.Errorf("%q: exit code %d, want %d", args, got, code)
+		}
+		lines := strings.Count(said, "\n") - strings.Count(said, "portknock: hint: ")
+		if !strings.HasPrefix(said, "portknock: "+want) || lines != 1 || printed != "" {
+			t.Errorf("%q says %q and prints %q, want %q", args, said, printed, want)
+		}
+		if strings.Contains(said, "7001") {
+			t.Errorf("%q tells a knock: %s", args, said)
+		}
+	}
+	nowhere := vps(t, "HostName 198.51.100.1", "Sequence 7001/udp 8003")
+	check(exitFailed, "vps: ", "-c", nowhere, "vps", "22")
+	r.client.Run(t, "nft", `add table inet out; add chain inet out output { type filter hook output priority 0; };
+		add rule inet out output udp dport 7001 drop`)
+	check(exitKnocks, "vps: cannot knock at 192.0.2.1: ", "-c", r.profile, "vps", "22")
+	check(exitKnocks, "vps: ", "knock", "-c", r.profile, "vps")
+}
+
+// TestHints: the last answer decides which hint is shown, with a profile and
+// without.
+func TestHints(t *testing.T) {
+	t.Parallel()
+	lab.Require(t, "nft")
+	client, server := twoHosts(t)
+	server.Shell(t, `nft -f - <<'END'
+table inet filter {
+	chain input {
+		type filter hook input priority 0
+		tcp dport 1 drop
+		tcp dport 2 reject with tcp reset
+		tcp dport 3 reject with icmpx admin-prohibited
+	}
+}
+END`)
+	here, nowhere := server.Addr(lab.IPv4).String(), "198.51.100.1"
+	const (
+		refused  = "something answered: check that sshd runs and listens on port 2; if it does, a firewall rejects connections"
+		rejected = "the host may be off or in another network, or a firewall rejects connections"
+		knocking = " until the knocks are right"
+		noRoute  = "this machine has no route to the server: check the network or the VPN"
+	)
+	for _, tt := range []struct {
+		name, addr, port string
+		code             int
+		withProfile      string
+		without          string
+	}{{
+		name: "refused", addr: here, port: "2", code: exitClosed,
+		withProfile: refused + knocking,
+		without:     refused,
+	}, {
+		name: "prohibited", addr: here, port: "3", code: exitClosed,
+		withProfile: rejected + knocking,
+		without:     rejected,
+	}, {
+		name: "no route", addr: nowhere, port: "22", code: exitFailed,
+		withProfile: noRoute,
+		without:     noRoute,
+	}, {
+		name: "no answer", addr: here, port: "1", code: exitClosed,
+		withProfile: "is the profile the server's? Compare with portknock sequence vps and the server's rules; -v tells more",
+		without:     "portknock has no profile for this host, so it did not knock",
+	}} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			profile := vps(t, "HostName "+tt.addr, "Port "+tt.port, "ConnectTimeout 2", "Sequence 7001/udp 8003")
+			check := func(hint string, args ...string) {
+				t.Helper()
+				_, said, code := portknock(client, args...)
+				if code != tt.code {
+					t.Errorf("%q: exit code %d, want %d", args, code, tt.code)
+				}
+				if !strings.HasSuffix(said, "\nportknock: hint: "+hint+"\n") {
+					t.Errorf("%q says %q, want the hint %q", args, said, hint)
+				}
+			}
+			check(tt.withProfile, "-c", profile, "vps", tt.port)
+			check(tt.without, "--optional", "-c", "/dev/null", "-o", "ConnectTimeout=2", tt.addr, tt.port)
+		})
+	}
+}
+
+// TestLoginOnAnotherPort: portknock warns once if the profile does not open ssh's
+// port. The login goes on.
+func TestLoginOnAnotherPort(t *testing.T) {
+	t.Parallel()
+	client := lab.NewHost(t, "client")
+	client.Serve(t, 2222, func(c net.Conn) { io.WriteString(c, "hello") })
+	profile := lab.File(t, "config", "Host *", "Sequence 7001/udp 8003")
+	out, said, code := portknock(client, "-c", profile, "127.0.0.1", "2222")
+	if out != "hello" || code != 0 {
+		t.Errorf("%q, exit code %d", out, code)
+	}
+	const want = "portknock: 127.0.0.1: 2222/tcp is not among OpenPorts (22/tcp), " +
+		"so the server neither guards nor opens it: set Port or OpenPorts and load new rules\n"
+	if said != want {
+		t.Errorf("it says %q, want %q", said, want)
+	}
+}
+
+// TestSSHTimeout: ssh gives up before portknock does, and portknock says why all
+// the same, on stderr and in the log. It leaves nothing behind.
+func TestSSHTimeout(t *testing.T) {
+	t.Parallel()
+	r := newJourney(t)
+	log := filepath.Join(t.TempDir(), "log")
+	config := r.proxyConfig(t, "portknock -c "+wrongKnocks(t, "60s")+" --log-file "+log+" %h %p")
+	began := time.Now()
+	out, err := r.client.Try("ssh", "-o", "ConnectTimeout=2", "-F", config, "vps", "true")
+	if err == nil || !strings.Contains(out, "timed out") {
+		t.Errorf("ssh says %q, %v", out, err)
+	}
+	text, _ := os.ReadFile(log)
+	for _, line := range []string{
+		r.addr().String() + `: port 22 did not open within [0-9.]+m?s: no answer`,
+		`hint: is the profile the server's\? .*`,
+	} {
+		if !regexp.MustCompile(`(?m)^portknock: ` + line + `\r?$`).MatchString(out) {
+			t.Errorf("%s is not in what ssh shows: %q", line, out)
+		}
+		if !regexp.MustCompile(`(?m)^.*\] ` + line + `$`).Match(text) {
+			t.Errorf("%s is not in the log: %q", line, text)
+		}
+	}
+	if took := time.Since(began); took > 30*time.Second {
+		t.Errorf("after %v", took)
+	}
+	r.noneLeft(t)
+}
+
+// TestSSHInterrupted: after ^C while portknock knocks, one line is enough, although
+// ssh ends too.
+func TestSSHInterrupted(t *testing.T) {
+	t.Parallel()
+	r := newJourney(t)
+	var said lab.Log
+	config := r.proxyConfig(t, "portknock -v -c "+wrongKnocks(t, "60s")+" %h %p")
+	c := r.client.Command("ssh", "-F", config, "vps", "true")
+	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // as a shell does
+	c.Stderr = &said
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	said.Await(t, "round 0: dialing", 1)
+	if err := syscall.Kill(-c.Process.Pid, syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Wait()
+	r.noneLeft(t)
+	if !strings.HasSuffix(said.String(), "portknock: interrupted\n") || strings.Contains(said.String(), "did not open") {
+		t.Errorf("it says %q", said.String())
+	}
+}

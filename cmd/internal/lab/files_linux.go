@@ -1,0 +1,49 @@
+package lab
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+)
+
+// File writes a file that only its owner can read, in a new folder of the test, and
+// returns its path.
+func File(t TB, name string, lines ...string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	must(t, os.WriteFile(path, []byte(strings.Join(lines, "\n")+"\n"), 0o600))
+	return path
+}
+
+// ReadFile returns the text of a file.
+func ReadFile(t TB, path string) string {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	must(t, err)
+	return string(text)
+}
+
+// EditFile replaces each of some texts in a file by the one after it, and fails the
+// test if this changes nothing.
+func EditFile(t TB, path string, oldNew ...string) {
+	t.Helper()
+	text := ReadFile(t, path)
+	edited := strings.NewReplacer(oldNew...).Replace(text)
+	if edited == text {
+		t.Fatalf("none of %q in\n%s", oldNew, text)
+	}
+	must(t, os.WriteFile(path, []byte(edited), 0o600))
+}
+
+// RulesLine returns a command from the header of a file that portknock emit-rules
+// has written: check, load, undo and so on.
+func RulesLine(t TB, rules, name string) string {
+	t.Helper()
+	text := ReadFile(t, rules)
+	line := regexp.MustCompile(`(?m)^# ` + name + `: (.*)$`).FindStringSubmatch(text)
+	if line == nil {
+		t.Fatalf("no line %q in the header:\n%s", name, text)
+	}
+	return line[1]
+}
