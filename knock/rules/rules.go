@@ -64,8 +64,12 @@ func checkAll(guards []Guard, o Options, f format) ([]guard, error) {
 	for i, g := range guards {
 		checked[i] = guard{Guard: g, ID: ident(g.Name)}
 		other := slices.IndexFunc(checked[:i], func(before guard) bool { return before.ID == checked[i].ID })
-		if other >= 0 {
-			return nil, fmt.Errorf("%s: named twice, or too like %s", g.Name, checked[other].Name)
+		switch {
+		case other < 0:
+		case checked[other].Name == g.Name:
+			return nil, fmt.Errorf("profile %q is given twice", g.Name)
+		default:
+			return nil, fmt.Errorf("profiles %q and %q map to the same firewall name; rename one", checked[other].Name, g.Name)
 		}
 	}
 	for i := range checked {

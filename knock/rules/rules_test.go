@@ -196,7 +196,12 @@ func TestEmitRefuses(t *testing.T) {
 		"twice": {
 			format: "nftables",
 			guards: []Guard{good(), good()},
-			want:   "named twice",
+			want:   `profile "vps" is given twice`,
+		},
+		"one firewall name": {
+			format: "nftables",
+			guards: []Guard{mustGuard(t, "VPS", "7001 9002 8003", "22"), mustGuard(t, ident("VPS"), "7001 9002 8003", "23")},
+			want:   "map to the same firewall name; rename one",
 		},
 		"allow": {
 			format: "nftables",
