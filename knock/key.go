@@ -61,24 +61,24 @@ func ParseKey(text string) (Key, error) {
 	digits, ok := strings.CutPrefix(text, keyPrefix)
 	switch {
 	case !ok && strings.HasPrefix(text, keyKind):
-		return Key{}, fmt.Errorf("a key of another version than this program's, which begins with %q", keyPrefix)
+		return Key{}, fmt.Errorf("the key has another version; this program's keys begin with %q", keyPrefix)
 	case !ok:
 		return Key{}, fmt.Errorf("not a key: it does not begin with %q", keyPrefix)
 	case len(digits) < keyDigits.EncodedLen(minKey+crc32.Size):
-		return Key{}, errors.New("the key is truncated: its end is missing")
+		return Key{}, errors.New("the key is truncated; its end is missing")
 	case len(digits) > keyDigits.EncodedLen(maxKey+crc32.Size):
-		return Key{}, errors.New("the key is too long: something stands behind its end")
+		return Key{}, errors.New("the key is too long; remove the text after its end")
 	}
 	if strings.Trim(digits, keyAlphabet) != "" { // line ends would pass the decoder unseen
-		return Key{}, errors.New("the key is mistyped: not a letter or a digit from 2 to 7 everywhere")
+		return Key{}, errors.New("the key is mistyped; only letters and the digits 2 to 7 are allowed")
 	}
 	data, err := keyDigits.DecodeString(digits)
 	if err != nil || keyDigits.EncodeToString(data) != digits { // so would bits beyond the last byte
-		return Key{}, errors.New("the key is mistyped or truncated: it cannot end like this")
+		return Key{}, errors.New("the key is mistyped or truncated; no key ends like this")
 	}
 	secret, sum := data[:len(data)-crc32.Size], data[len(data)-crc32.Size:]
 	if binary.BigEndian.Uint32(sum) != crc32.ChecksumIEEE(secret) {
-		return Key{}, errors.New("the key is mistyped or truncated: its checksum does not fit")
+		return Key{}, errors.New("the key is mistyped or truncated; its checksum is wrong")
 	}
 	return KeyFrom(secret), nil
 }
@@ -124,7 +124,7 @@ func (k Key) check() error {
 	case n == 0:
 		return errors.New("no key")
 	case n < minKey:
-		return fmt.Errorf("a key of %d bytes is too short: it takes %d", n, minKey)
+		return fmt.Errorf("the key has %d bytes; at least %d are needed", n, minKey)
 	}
 	return nil
 }

@@ -49,14 +49,14 @@ func TestKeyFaults(t *testing.T) {
 		{"nothing", "", `not a key: it does not begin with "portknock-key-1:"`},
 		{"a private key of ssh", "-----BEGIN OPENSSH PRIVATE KEY-----\n" + body, `not a key: it does not begin with "portknock-key-1:"`},
 		{"without its prefix", body, `not a key: it does not begin with "portknock-key-1:"`},
-		{"of tomorrow", keyKind + "2:" + body, `a key of another version than this program's, which begins with "portknock-key-1:"`},
-		{"one letter short", exampleKey[:len(exampleKey)-1], "the key is truncated: its end is missing"},
-		{"only the prefix", keyPrefix, "the key is truncated: its end is missing"},
-		{"a wrong digit", exampleKey[:30] + "1" + exampleKey[31:], "the key is mistyped: not a letter or a digit from 2 to 7 everywhere"},
-		{"two lines", exampleKey[:30] + "\n" + exampleKey[30:], "the key is mistyped: not a letter or a digit from 2 to 7 everywhere"},
-		{"bits behind the end", exampleKey[:len(exampleKey)-1] + "j", "the key is mistyped or truncated: it cannot end like this"},
-		{"twice", exampleKey + body, "the key is too long: something stands behind its end"},
-		{"more behind", exampleKey + "bcdefg", "the key is mistyped or truncated: its checksum does not fit"},
+		{"of tomorrow", keyKind + "2:" + body, `the key has another version; this program's keys begin with "portknock-key-1:"`},
+		{"one letter short", exampleKey[:len(exampleKey)-1], "the key is truncated; its end is missing"},
+		{"only the prefix", keyPrefix, "the key is truncated; its end is missing"},
+		{"a wrong digit", exampleKey[:30] + "1" + exampleKey[31:], "the key is mistyped; only letters and the digits 2 to 7 are allowed"},
+		{"two lines", exampleKey[:30] + "\n" + exampleKey[30:], "the key is mistyped; only letters and the digits 2 to 7 are allowed"},
+		{"bits behind the end", exampleKey[:len(exampleKey)-1] + "j", "the key is mistyped or truncated; no key ends like this"},
+		{"twice", exampleKey + body, "the key is too long; remove the text after its end"},
+		{"more behind", exampleKey + "bcdefg", "the key is mistyped or truncated; its checksum is wrong"},
 	} {
 		_, err := ParseKey(tt.text)
 		if err == nil || err.Error() != tt.want {

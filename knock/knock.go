@@ -90,7 +90,7 @@ func ParseTransport(s string) (Transport, error) {
 	case "udp":
 		return UDP, nil
 	}
-	return 0, fmt.Errorf("%q is neither tcp nor udp", s)
+	return 0, fmt.Errorf("%q is not tcp or udp", s)
 }
 
 // Step is one knock: a packet to a port, or a connection with a payload.
@@ -125,7 +125,7 @@ func ParseSequence(s string) (Sequence, error) {
 		return nil, errors.New("a sequence needs at least one knock, such as 7000/udp")
 	}
 	if len(fields) > MaxSteps {
-		return nil, fmt.Errorf("%d knocks are more than %d", len(fields), MaxSteps)
+		return nil, fmt.Errorf("%d knocks are too many; at most %d are allowed", len(fields), MaxSteps)
 	}
 	seq := make(Sequence, len(fields))
 	for i, f := range fields {
@@ -181,7 +181,7 @@ type PortRange struct {
 func ParsePortRanges(s string) ([]PortRange, error) {
 	fields := listed(s)
 	if len(fields) == 0 {
-		return nil, errors.New("no port given, such as 22/tcp")
+		return nil, errors.New("no port given; expected ports such as 22/tcp")
 	}
 	ranges := make([]PortRange, len(fields))
 	for i, f := range fields {
@@ -206,7 +206,7 @@ func parsePortRange(s string) (r PortRange, err error) {
 		return r, err
 	}
 	if r.Last, err = parsePort(last); err == nil && r.First > r.Last {
-		err = errors.New("the range is upside down")
+		err = errors.New("the first port of the range is above the last")
 	}
 	return r, err
 }
@@ -236,7 +236,7 @@ func cutTransport(s string) (ports string, t Transport, err error) {
 		return s, TCP, nil
 	}
 	if t, err = ParseTransport(s[i+1:]); err != nil {
-		err = errors.New("neither tcp nor udp") // which quotes nothing
+		err = errors.New("the protocol is not tcp or udp") // which quotes nothing
 	}
 	return s[:i], t, err
 }

@@ -25,12 +25,12 @@ func TestParseSequence(t *testing.T) {
 		"65536":                      "port from 1",
 		"-1":                         "port from 1",
 		"+7":                         "port from 1",
-		"7000/":                      "neither tcp nor udp",
-		"7000/icmp":                  "neither tcp nor udp",
+		"7000/":                      "the protocol is not tcp or udp",
+		"7000/icmp":                  "the protocol is not tcp or udp",
 		"/udp":                       "port from 1",
 		"7000;8000":                  "port from 1",
 		"7000-7002":                  "port from 1",
-		"7000/udp/tcp":               "neither tcp nor udp",
+		"7000/udp/tcp":               "the protocol is not tcp or udp",
 		strings.Repeat("1 ", 33):     "33 knocks",
 		"7000 99999999999999999999x": "port from 1",
 	} {
@@ -39,8 +39,8 @@ func TestParseSequence(t *testing.T) {
 		}
 	}
 	for in, want := range map[string]string{
-		"17001 17002/udo":         "knock 2 of 2: neither tcp nor udp",
-		"tcp:17001 17002":         "knock 1 of 2: neither tcp nor udp",
+		"17001 17002/udo":         "knock 2 of 2: the protocol is not tcp or udp",
+		"tcp:17001 17002":         "knock 1 of 2: the protocol is not tcp or udp",
 		"17001 17002;17003 17004": "knock 2 of 3: not a port from 1 to 65535",
 	} {
 		if _, err := ParseSequence(in); err == nil || err.Error() != want {
@@ -62,12 +62,12 @@ func TestParsePortRanges(t *testing.T) {
 	}
 	for in, want := range map[string]string{
 		"":        "no port",
-		"9-8":     "upside down",
+		"9-8":     "above the last",
 		"1-":      "port from 1",
 		"-5":      "port from 1",
 		"1-2-3":   "port from 1",
 		"1-65536": "port from 1",
-		"22/sctp": "neither tcp nor udp",
+		"22/sctp": "the protocol is not tcp or udp",
 	} {
 		if got, err := ParsePortRanges(in); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("ParsePortRanges(%q) = %v, %v; want an error with %q", in, got, err, want)

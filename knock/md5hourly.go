@@ -45,9 +45,9 @@ func (m MD5Hourly) check() error {
 	case len(secret) == 0:
 		return errors.New("no secret")
 	case bytes.IndexByte(secret, '%') >= 0:
-		return errors.New("the secret holds a percent sign, which date does not print as it stands")
+		return errors.New("the secret contains a percent sign, which date would expand")
 	case bytes.ContainsFunc(secret, func(r rune) bool { return r <= ' ' || r == 0x7f }):
-		return errors.New("the secret holds a blank or a control character, which the shell does not pass as it stands")
+		return errors.New("the secret contains a space or a control character, which the shell would change")
 	}
 	if err := checkDraw(m.Ports, m.Knocks); err != nil {
 		return err
@@ -55,7 +55,7 @@ func (m MD5Hourly) check() error {
 	// More digits than the hash has would all be zero, and that port known.
 	numbers := new(big.Int).Exp(big.NewInt(int64(m.Ports.size())), big.NewInt(int64(m.Knocks)), nil)
 	if numbers.BitLen() > 8*md5.Size {
-		return fmt.Errorf("an MD5 is too short for %d knocks from %d ports", m.Knocks, m.Ports.size())
+		return fmt.Errorf("an MD5 sum is too short for %d knocks from %d ports", m.Knocks, m.Ports.size())
 	}
 	return nil
 }

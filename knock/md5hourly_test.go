@@ -91,7 +91,7 @@ func TestMD5HourlyPipeline(t *testing.T) {
 }
 
 func TestMD5HourlyRefuses(t *testing.T) {
-	const blank = "the secret holds a blank or a control character, which the shell does not pass as it stands"
+	const blank = "the secret contains a space or a control character, which the shell would change"
 	for _, tt := range []struct {
 		secret string
 		ports  PortRange
@@ -99,12 +99,12 @@ func TestMD5HourlyRefuses(t *testing.T) {
 		want   string
 	}{
 		{"", PortRange{TCP, 10000, 10999}, 5, "no secret"},
-		{"a%Yb", PortRange{TCP, 10000, 10999}, 5, "the secret holds a percent sign, which date does not print as it stands"},
+		{"a%Yb", PortRange{TCP, 10000, 10999}, 5, "the secret contains a percent sign, which date would expand"},
 		{"a b", PortRange{TCP, 10000, 10999}, 5, blank},
 		{"f00b4r\r", PortRange{TCP, 10000, 10999}, 5, blank},
-		{"f00b4r", PortRange{TCP, 10000, 10999}, 13, "an MD5 is too short for 13 knocks from 1000 ports"},
+		{"f00b4r", PortRange{TCP, 10000, 10999}, 13, "an MD5 sum is too short for 13 knocks from 1000 ports"},
 		{"f00b4r", PortRange{TCP, 0, 10999}, 5, "no ports to draw from"},
-		{"f00b4r", PortRange{TCP, 10000, 10999}, 0, "0 knocks are not from 1 to 32"},
+		{"f00b4r", PortRange{TCP, 10000, 10999}, 0, "0 knocks: expected 1 to 32"},
 	} {
 		m := MD5Hourly{Secret: KeyFrom([]byte(tt.secret)), Ports: tt.ports, Knocks: tt.knocks}
 		if seqs, _, err := m.At(time.Now()); err == nil || err.Error() != tt.want {

@@ -29,7 +29,7 @@ func (r Rotating) At(t time.Time) ([]Sequence, Window, error) {
 
 func checkPeriod(p time.Duration) error {
 	if p < time.Second || p%time.Second != 0 {
-		return fmt.Errorf("a Period of %v is not whole seconds", p)
+		return fmt.Errorf("Period %v must be whole seconds", p)
 	}
 	return nil
 }
@@ -40,9 +40,9 @@ func checkDraw(ports PortRange, knocks int) error {
 	case ports.First < 1 || ports.First > ports.Last:
 		return errors.New("no ports to draw from")
 	case knocks < 1 || knocks > MaxSteps:
-		return fmt.Errorf("%d knocks are not from 1 to %d", knocks, MaxSteps)
+		return fmt.Errorf("%d knocks: expected 1 to %d", knocks, MaxSteps)
 	case knocks > ports.size():
-		return fmt.Errorf("%d ports are not enough for %d knocks", ports.size(), knocks)
+		return fmt.Errorf("%d ports are too few for %d knocks", ports.size(), knocks)
 	}
 	return nil
 }

@@ -143,14 +143,14 @@ func TestRotatingRefuses(t *testing.T) {
 		want   string
 	}{
 		{func(r *Rotating) { r.Key = Key{} }, "no key"},
-		{func(r *Rotating) { r.Key = KeyFrom(make([]byte, 31)) }, "a key of 31 bytes is too short: it takes 32"},
-		{func(r *Rotating) { r.Period = 0 }, "a Period of 0s is not whole seconds"},
-		{func(r *Rotating) { r.Period = 1500 * time.Millisecond }, "a Period of 1.5s is not whole seconds"},
-		{func(r *Rotating) { r.Knocks = 0 }, "0 knocks are not from 1 to 32"},
-		{func(r *Rotating) { r.Knocks = 33 }, "33 knocks are not from 1 to 32"},
+		{func(r *Rotating) { r.Key = KeyFrom(make([]byte, 31)) }, "the key has 31 bytes; at least 32 are needed"},
+		{func(r *Rotating) { r.Period = 0 }, "Period 0s must be whole seconds"},
+		{func(r *Rotating) { r.Period = 1500 * time.Millisecond }, "Period 1.5s must be whole seconds"},
+		{func(r *Rotating) { r.Knocks = 0 }, "0 knocks: expected 1 to 32"},
+		{func(r *Rotating) { r.Knocks = 33 }, "33 knocks: expected 1 to 32"},
 		{func(r *Rotating) { r.Ports = PortRange{} }, "no ports to draw from"},
 		{func(r *Rotating) { r.Ports = PortRange{UDP, 5, 4} }, "no ports to draw from"},
-		{func(r *Rotating) { r.Ports = PortRange{UDP, 5, 8} }, "4 ports are not enough for 5 knocks"},
+		{func(r *Rotating) { r.Ports = PortRange{UDP, 5, 8} }, "4 ports are too few for 5 knocks"},
 	} {
 		r := rotating(t)
 		tt.change(&r)

@@ -46,7 +46,7 @@ func (k Token) check() error {
 	case k.Port == 0:
 		return errors.New("no port to send a token to")
 	case k.Tokens < 1 || k.Tokens > MaxTokens:
-		return fmt.Errorf("%d tokens are not from 1 to %d", k.Tokens, MaxTokens)
+		return fmt.Errorf("%d tokens: expected 1 to %d", k.Tokens, MaxTokens)
 	}
 	return k.Key.check()
 }

@@ -99,12 +99,12 @@ func TestTokenRefuses(t *testing.T) {
 		want   string
 	}{
 		{func(k *Token) { k.Key = Key{} }, "no key"},
-		{func(k *Token) { k.Key = KeyFrom(make([]byte, 31)) }, "a key of 31 bytes is too short: it takes 32"},
-		{func(k *Token) { k.Period = 0 }, "a Period of 0s is not whole seconds"},
-		{func(k *Token) { k.Period = 1500 * time.Millisecond }, "a Period of 1.5s is not whole seconds"},
+		{func(k *Token) { k.Key = KeyFrom(make([]byte, 31)) }, "the key has 31 bytes; at least 32 are needed"},
+		{func(k *Token) { k.Period = 0 }, "Period 0s must be whole seconds"},
+		{func(k *Token) { k.Period = 1500 * time.Millisecond }, "Period 1.5s must be whole seconds"},
 		{func(k *Token) { k.Port = 0 }, "no port to send a token to"},
-		{func(k *Token) { k.Tokens = 0 }, "0 tokens are not from 1 to 64"},
-		{func(k *Token) { k.Tokens = 65 }, "65 tokens are not from 1 to 64"},
+		{func(k *Token) { k.Tokens = 0 }, "0 tokens: expected 1 to 64"},
+		{func(k *Token) { k.Tokens = 65 }, "65 tokens: expected 1 to 64"},
 	} {
 		k := token(t)
 		tt.change(&k)

@@ -31,7 +31,7 @@ type KnockError struct {
 }
 
 func (e *KnockError) Error() string {
-	return fmt.Sprintf("cannot knock at %v: %s", e.To, plain(e.Err))
+	return fmt.Sprintf("cannot send the knocks to %v: %s", e.To, plain(e.Err))
 }
 
 func (e *KnockError) Unwrap() error { return e.Err }
@@ -63,7 +63,7 @@ func (e *ClosedError) Error() string {
 	why := "no answer"
 	switch {
 	case e.Rejected:
-		why = fmt.Sprintf("rejected on the way (%s)", plain(e.Err))
+		why = fmt.Sprintf("rejected by a router or firewall (%s)", plain(e.Err))
 	case e.Refused:
 		why = "connection refused"
 	case e.Err != nil:

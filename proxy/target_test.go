@@ -151,7 +151,7 @@ func TestCancelled(t *testing.T) {
 		change: func(d *Dialer) {
 			d.Knock = func(context.Context, netip.Addr, netip.Addr, int) error { return errnosPassing[1] }
 		},
-		want: new(*KnockError), text: "cannot knock at ",
+		want: new(*KnockError), text: "cannot send the knocks to ",
 	}} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

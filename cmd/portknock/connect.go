@@ -26,14 +26,14 @@ type connect struct {
 func (c *connect) flags(a *app, f *pflag.FlagSet) {
 	c.remote.flags(a, f)
 	f.BoolVar(&c.optional, "optional", false, "connect without knocking if there is no profile")
-	f.BoolVarP(&c.fdpass, "fdpass", "F", false, "hand ssh the connected socket and leave, for ProxyUseFdpass")
+	f.BoolVarP(&c.fdpass, "fdpass", "F", false, "pass the connected socket to ssh and exit, for ProxyUseFdpass")
 }
 
 // run is what ssh runs. Nothing but the stream, or with -F its socket,
 // goes to stdout.
 func (c *connect) run(ctx context.Context, a *app, args []string) error {
 	if c.config.path == "-" {
-		return usageError("standard input carries the connection, so it cannot be the profile file too")
+		return usageError("-c - cannot be used here: standard input carries the connection")
 	}
 	port, err := parsePort(args[1])
 	if err != nil {
@@ -42,7 +42,7 @@ func (c *connect) run(ctx context.Context, a *app, args []string) error {
 	if c.fdpass {
 		if err := proxy.CanPassFD(a.stdout); err != nil { // before a knock tells anybody that we are here
 			return &failure{exitUsage, fmt.Errorf("cannot pass the connection to standard output: %w", err),
-				"-F goes with ProxyUseFdpass yes in ~/.ssh/config; without it, leave out -F"}
+				"use -F only with ProxyUseFdpass yes in ~/.ssh/config"}
 		}
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -53,7 +53,7 @@ func (c *connect) run(ctx context.Context, a *app, args []string) error {
 		p, err = c.withoutKnocks(args[0]), nil
 	}
 	if f, ok := errors.AsType[*failure](err); ok && errors.Is(err, fs.ErrNotExist) {
-		f.hint += "; --optional connects without"
+		f.hint += "; --optional connects without a profile"
 	}
 	if err != nil {
 		return err

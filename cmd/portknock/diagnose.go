@@ -28,11 +28,11 @@ func connectFailure(p *profile.Profile, err error) error {
 		f.hint = "fwknopd opens ports for IPv4 only"
 	case notSent && p.Facts().SingleUse && p.SPA.Protocol != spa.UDP:
 		f.code = exitKnock
-		f.hint = fmt.Sprintf("with SPAProtocol %v something must listen at the SPAPort: "+
-			"fwknopd itself, with ENABLE_TCP_SERVER, or a web server", p.SPA.Protocol)
+		f.hint = fmt.Sprintf("SPAProtocol %v needs a listener at the SPAPort: "+
+			"fwknopd with ENABLE_TCP_SERVER, or a web server", p.SPA.Protocol)
 	case notSent:
 		f.code = exitKnock
-		f.hint = "a firewall, a route or a BindAddress of this machine is in the way"
+		f.hint = "check the firewall, the routes and the BindAddress of this machine"
 	case notOpened:
 		f.code = exitClosed
 		f.hint = closedHint(p, closed, now())
@@ -52,7 +52,7 @@ func notInOpenPorts(p *profile.Profile, port uint16) string {
 	if len(p.OpenPorts) == 0 || slices.ContainsFunc(p.OpenPorts, opens) {
 		return ""
 	}
-	return fmt.Sprintf("%v is not among OpenPorts (%s), so the server neither guards nor opens it: set Port or OpenPorts and load new rules",
+	return fmt.Sprintf("%v is not in OpenPorts (%s), so the server does not guard it; set Port or OpenPorts and load new rules",
 		step, strings.Trim(fmt.Sprint(p.OpenPorts), "[]"))
 }
 
@@ -76,27 +76,27 @@ func closedHint(p *profile.Profile, closed *proxy.ClosedError, now time.Time) st
 	case elsewhere != "":
 		return elsewhere
 	case closed.Refused:
-		return fmt.Sprintf("something answered: check that sshd runs and listens on port %d; if it does, a firewall rejects connections%s",
+		return fmt.Sprintf("the server answered: check that sshd listens on port %d; if it does, a firewall rejects connections%s",
 			closed.Port, until)
 	case p.Scheme == "":
 		return "portknock has no profile for this host, so it did not knock"
 	case p.Facts().SingleUse:
 		forward := ""
 		if to := p.SPA.NATAccess; to.IsValid() {
-			forward = fmt.Sprintf(" or forward; if it has made the rules, see that %v answers by way of the server", to)
+			forward = fmt.Sprintf(" or forward to it; if fwknopd made its rules, check that %v answers through the server", to)
 		}
-		return fmt.Sprintf("fwknopd's log says why: a clock that is not within 120 s of this one, at %s with the TimeOffset; "+
-			"another key, HMAC key or HMACDigest; or a port it may not open%s", utc(now.Add(p.SPA.TimeOffset)), forward)
+		return fmt.Sprintf("read fwknopd's log on the server: its clock may differ by more than 120 s from this one (%s with TimeOffset); "+
+			"the key, HMAC key or HMACDigest may differ; or fwknopd may not open this port%s", utc(now.Add(p.SPA.TimeOffset)), forward)
 	case !p.ValidUntil.IsZero() && !now.Before(p.ValidUntil):
-		return "without another way in, new rules need the server's console: the old ones open to nobody any more"
+		return "the server's rules have expired and the port is closed to everyone: load new rules from an open session or the server's console"
 	case p.Period == 0:
-		return fmt.Sprintf("is the profile the server's? Compare with portknock sequence %s and the server's rules; -v tells more", p.Name)
+		return fmt.Sprintf("check that the server's rules were made from this profile: compare portknock sequence %s with the server's rules; -v shows details", p.Name)
 	}
 	w := knock.WindowAt(now, p.Period)
 	spent := ""
 	if p.TokensPerWindow > 0 {
-		spent = fmt.Sprintf(" (which serves %d addresses, no more)", p.TokensPerWindow)
+		spent = fmt.Sprintf(" (its tokens serve at most %d addresses)", p.TokensPerWindow)
 	}
-	return fmt.Sprintf("hold date -u on both sides together: here it is %s, in the window from %s until %s%s; "+
+	return fmt.Sprintf("compare the clocks: run date -u on both machines (this one: %s, in the window from %s until %s%s); "+
 		"then compare portknock sequence %s with the server's rules", utc(now), utc(w.Start), utc(w.End), spent, p.Name)
 }

@@ -33,14 +33,14 @@ func (c *emitRules) flags(a *app, f *pflag.FlagSet) {
 	c.given = f
 	c.config.flags(a, f)
 	f.StringVar(&c.format, "format", "nftables", "`NAME` of the format: "+formatList(rules.Formats(), ", "))
-	f.StringVar(&c.policy, "policy", "guard", "`POLICY`: guard only guards the ports, drop closes all others too")
-	f.StringVar(&c.allow, "allow", "", "with --policy drop, the `PORTS` open to all, as 80/tcp,443/tcp")
-	durationVar(f, &c.horizon, "horizon", "for sequences that change with time, how `LONG` the rules last, as 30d")
-	f.StringVar(&c.atEnd, "at-end", "closed", "`WHAT` follows then: closed to everybody, or open")
-	f.BoolVar(&c.consume, "consume", false, "drop the knocks, on a server that drops at closed ports")
+	f.StringVar(&c.policy, "policy", "guard", "`POLICY` for other ports: guard leaves them alone, drop closes them")
+	f.StringVar(&c.allow, "allow", "", "with --policy drop, leave these `PORTS` open to everyone, such as 80/tcp,443/tcp")
+	durationVar(f, &c.horizon, "horizon", "how `LONG` the rules stay valid, such as 30d (rotating, token and md5-hourly only)")
+	f.StringVar(&c.atEnd, "at-end", "closed", "after the horizon, leave the ports closed to everyone or open: `closed|open`")
+	f.BoolVar(&c.consume, "consume", false, "drop the knocks; for a server that drops packets to all closed ports")
 	f.BoolVar(&c.force, "force", false, "accept a sequence that a port scan would find")
-	f.StringVar(&c.output, "output", "", "write to this `FILE`, with mode 0600, and print when they end; the commands\nin it name it by its path here")
-	f.StringVar(&c.refresh, "refresh", "", "print instead what keeps them fresh on a server that has the key: `systemd`,\na service and a timer")
+	f.StringVar(&c.output, "output", "", "write the rules to this `FILE`, with mode 0600, and print their end time as\nValidUntil; the commands in the file use this path")
+	f.StringVar(&c.refresh, "refresh", "", "instead of the rules, print a `systemd` service and timer that regenerate and\nload them on a server that has the key")
 }
 
 func (c *emitRules) run(ctx context.Context, a *app, args []string) error {
@@ -101,11 +101,11 @@ func (c *emitRules) guards(ctx context.Context, a *app, hosts []string) (guards 
 			return slices.ContainsFunc(guards, func(g rules.Guard) bool { return g.Name == name })
 		})
 		if len(others) > 0 {
-			own := "give it one of its own"
+			own := "use a separate key"
 			if p.Facts().DerivesKeys {
-				own += ", as DeriveHostKey does"
+				own += ", such as DeriveHostKey makes"
 			}
-			warnings = append(warnings, fmt.Sprintf("%s: its key opens %s too: %s", p.Name, strings.Join(others, ", "), own))
+			warnings = append(warnings, fmt.Sprintf("%s: this key also opens %s: %s", p.Name, strings.Join(others, ", "), own))
 		}
 	}
 	return guards, warnings, nil
@@ -121,7 +121,7 @@ func (c *emitRules) refused(err error) error {
 	}
 	f.hint = map[string]string{
 		"Force":   "to accept it anyway, use --force",
-		"Until":   "shorten --horizon or lengthen the Period",
+		"Until":   "use a shorter --horizon or a longer Period",
 		"Consume": "leave out --consume",
 		"Allow":   "add the port to --allow",
 	}[r.Option]
@@ -145,13 +145,13 @@ func formatList(names []rules.Format, separator string) string {
 func (c *emitRules) ruleOptions() (o rules.Options, err error) {
 	switch {
 	case c.policy != "guard" && c.policy != "drop":
-		return o, usageError("--policy %q is neither guard nor drop", c.policy)
+		return o, usageError("--policy %q is not guard or drop", c.policy)
 	case c.atEnd != "closed" && c.atEnd != "open":
-		return o, usageError("--at-end %q is neither closed nor open", c.atEnd)
+		return o, usageError("--at-end %q is not closed or open", c.atEnd)
 	case c.refresh != "" && c.refresh != "systemd":
 		return o, usageError("--refresh %q is not systemd", c.refresh)
 	case c.refresh != "" && c.path == "-":
-		return o, usageError("a service cannot read the profile from standard input: name its file by -c")
+		return o, usageError("a service cannot read the profile from standard input; name the file with -c")
 	}
 	o = rules.Options{DropPolicy: c.policy == "drop", OpenAtEnd: c.atEnd == "open", Consume: c.consume, Force: c.force}
 	o.From = now()
@@ -197,7 +197,7 @@ func (c *emitRules) upkeep(hosts []string) (u rules.Upkeep, err error) {
 		config, err = filepath.Abs(config)
 	}
 	if err == nil && strings.ContainsFunc(config, unicode.IsControl) {
-		err = usageError("%q: control characters in a file's name", config)
+		err = usageError("%q: the file name contains control characters", config)
 	}
 	command := func(file, horizon string) []string {
 		words := []string{program, "emit-rules", "-c", config}
@@ -230,7 +230,7 @@ func ownPath() (string, error) {
 		path, err = os.Executable()
 	}
 	if err == nil && strings.ContainsAny(path, "$\"'\\") {
-		err = fmt.Errorf("%s: systemd cannot run a program of that name", path)
+		err = fmt.Errorf("%s: systemd cannot run a program with this name", path)
 	}
 	return path, err
 }

@@ -73,7 +73,7 @@ func (k *knocker) source(to netip.Addr) (netip.Addr, error) {
 	bind := k.profile.BindAddress
 	switch {
 	case bind.IsValid() && bind.Is4() != to.Is4():
-		return netip.Addr{}, fmt.Errorf("BindAddress %v cannot reach %v", bind, to)
+		return netip.Addr{}, fmt.Errorf("BindAddress %v cannot reach %v: one is IPv4, the other IPv6", bind, to)
 	case bind.IsValid():
 		return bind, nil
 	case k.profile.BindInterface != "":
@@ -104,7 +104,7 @@ func interfaceAddr(name string, to netip.Addr) (netip.Addr, error) {
 		}
 		return addr, nil
 	}
-	return netip.Addr{}, fmt.Errorf("BindInterface %q has no address to reach %v from", name, to)
+	return netip.Addr{}, fmt.Errorf("BindInterface %q has no address that can reach %v", name, to)
 }
 
 // knock sends one round.

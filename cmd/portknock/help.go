@@ -9,27 +9,28 @@ import (
 
 const usage = `Usage: portknock [FLAGS] HOST PORT           knock, connect, join stdin and stdout
        portknock connect [FLAGS] HOST PORT   the same
-       portknock knock [FLAGS] HOST [PORT]   knock only
-       portknock sequence [FLAGS] HOST       what would be sent
-       portknock emit-rules [FLAGS] HOST...  the rules for the server
-       portknock profile list|show           what the profile file says
-       portknock profile import FILE         take over fwknop's .fwknoprc
-       portknock keygen [FILE]               a new key, for a scheme that takes one
+       portknock knock [FLAGS] HOST [PORT]   only send the knocks
+       portknock sequence [FLAGS] HOST       print what a client would send now
+       portknock emit-rules [FLAGS] HOST...  print the rules for the server
+       portknock profile list|show           print what the profile file contains
+       portknock profile import FILE         import profiles from fwknop's .fwknoprc
+       portknock keygen [FILE]               make a new key, for a scheme with a key
        portknock version | help [COMMAND]
 
-Flags of most commands ("portknock help COMMAND" lists them all):
+Flags of most commands ("portknock help COMMAND" lists all flags of a command):
   -c, --config FILE         the profile file; - is standard input
-  -o, --option KEY=VALUE    a setting before those of the file, as in ssh
-      --profile NAME        the profile, if HOST does not name it
+  -o, --option KEYWORD=VALUE
+                            a setting that overrides the file, as in ssh
+      --profile NAME        use profile NAME instead of looking up HOST
   -4, -6                    IPv4 only, IPv6 only
-  -F, --fdpass              hand ssh the connected socket and leave, for
+  -F, --fdpass              pass the connected socket to ssh and exit, for
                             ProxyUseFdpass yes
-  -v, -vv                   say what happens; -vv also what is sent
-  -q, --quiet               say nothing, not even why it failed
-      --log-file FILE       say it to FILE too (or set PORTKNOCK_LOG)
+  -v, -vv                   print what happens; -vv also prints the knocks
+  -q, --quiet               print nothing, not even errors
+      --log-file FILE       append what happens to FILE (or set PORTKNOCK_LOG)
 
-Exit status: 0 done, 1 connecting or writing failed, 2 usage, 3 profile, 4 the
-knocks could not be sent, 5 the port did not open.
+Exit status: 0 done, 1 connecting or writing failed, 2 usage, 3 profile or key, 4 the
+knocks could not be sent, 5 the port did not open in time.
 
 Example, in ~/.ssh/config:
   Host vps
@@ -49,7 +50,7 @@ func (*printHelp) run(_ context.Context, a *app, args []string) error {
 	}
 	r := find(strings.Join(args, " "))
 	if r == nil {
-		return usageError("there is no help on %q", strings.Join(args, " "))
+		return usageError("there is no help for %q", strings.Join(args, " "))
 	}
 	text := strings.TrimSpace("Usage: portknock "+r.name+" "+r.synopsis) + "\n" + r.about + "\n"
 	for _, m := range r.members() {

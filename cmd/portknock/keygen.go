@@ -13,7 +13,7 @@ import (
 type keygen struct{ from, host string }
 
 func (c *keygen) flags(_ *app, f *pflag.FlagSet) {
-	f.StringVar(&c.from, "from", "", "derive the key from that in this `FILE`, as DeriveHostKey does")
+	f.StringVar(&c.from, "from", "", "derive the key from the key in this `FILE`, as DeriveHostKey does")
 	f.StringVar(&c.host, "host", "", "with --from, the profile's `NAME`")
 }
 
@@ -22,11 +22,11 @@ func (c *keygen) run(_ context.Context, a *app, args []string) error {
 	_, err := netip.ParseAddr(c.host)
 	switch {
 	case (c.from == "") != (c.host == ""):
-		return usageError("--from and --host go together")
+		return usageError("--from and --host must be used together")
 	case err == nil:
-		return usageError("--host %s: a key is derived for a profile's name, never for an address", c.host)
+		return usageError("--host %s: use the profile's name; a key is never derived for an address", c.host)
 	case c.host != "" && profile.CheckHost(c.host) != nil: // no profile can be called so
-		return usageError("--host %.300q is not the name of one host", c.host)
+		return usageError("--host %.300q is not a host name", c.host)
 	}
 	key := knock.NewKey()
 	if c.from != "" {

@@ -20,7 +20,7 @@ type knockOnly struct {
 
 func (c *knockOnly) flags(a *app, f *pflag.FlagSet) {
 	c.remote.flags(a, f)
-	f.BoolVar(&c.wait, "wait", false, "knock until the port answers")
+	f.BoolVar(&c.wait, "wait", false, "keep knocking until the port answers")
 }
 
 func (c *knockOnly) run(ctx context.Context, a *app, args []string) error {
@@ -73,7 +73,7 @@ func knockOnce(ctx context.Context, d *proxy.Dialer, host string, log *logger) e
 			err = &proxy.KnockError{To: to, Err: failed}
 			continue
 		}
-		log.say(verbose, "knocked %v from %v", to, from)
+		log.say(verbose, "sent knocks to %v from %v", to, from)
 		sent[to.Is4()] = true
 	}
 	if len(sent) > 0 {

@@ -31,9 +31,9 @@ type logger struct {
 }
 
 func (l *logger) flags(f *pflag.FlagSet) {
-	f.CountVarP(&l.level, "verbose", "v", "``say what happens; twice, also what is sent")
-	f.BoolVarP(&l.quiet, "quiet", "q", false, "say nothing, not even why it failed")
-	f.StringVar(&l.path, "log-file", os.Getenv("PORTKNOCK_LOG"), "say it to this `FILE` too; PORTKNOCK_LOG does the same")
+	f.CountVarP(&l.level, "verbose", "v", "``print what happens; given twice, print the knocks too")
+	f.BoolVarP(&l.quiet, "quiet", "q", false, "print nothing, not even errors")
+	f.StringVar(&l.path, "log-file", os.Getenv("PORTKNOCK_LOG"), "append what happens to this `FILE` too; PORTKNOCK_LOG does the same")
 }
 
 // open opens what the flags name.
@@ -44,11 +44,11 @@ func (l *logger) open(ctx context.Context) (err error) {
 			return os.OpenFile(l.path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 		})
 		if err != nil {
-			return usageError("cannot log: %w", err)
+			return usageError("cannot open the log: %w", err)
 		}
 	}
 	if l.quiet && l.level > 0 {
-		return usageError("-q and -v exclude each other")
+		return usageError("-q and -v cannot be used together")
 	}
 	return nil
 }

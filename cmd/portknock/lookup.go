@@ -29,7 +29,7 @@ type config struct {
 
 func (c *config) flags(a *app, f *pflag.FlagSet) {
 	f.StringVarP(&c.path, "config", "c", "", "the profile `FILE`; - is standard input")
-	f.StringArrayVarP(&c.options, "option", "o", nil, "a setting before those of the file, `KEY=VALUE`")
+	f.StringArrayVarP(&c.options, "option", "o", nil, "a setting that overrides the file, as in ssh: `KEYWORD=VALUE`")
 	a.log.flags(f)
 }
 
@@ -98,7 +98,7 @@ func (c *config) profiles(ctx context.Context, a *app, hosts ...string) (file *p
 	for _, host := range hosts {
 		p, err := file.Lookup(host, c.settings...)
 		if err != nil {
-			return nil, nil, profileFailure(err, profile.ErrNoProfile, "portknock profile list shows those there are")
+			return nil, nil, profileFailure(err, profile.ErrNoProfile, "portknock profile list shows all profiles")
 		}
 		p.Runner = secret.Runner{Stderr: os.Stderr, Foreground: foreground}
 		all = append(all, p)
@@ -130,7 +130,7 @@ type remote struct {
 
 func (r *remote) flags(a *app, f *pflag.FlagSet) {
 	r.config.flags(a, f)
-	f.StringVar(&r.name, "profile", "", "the profile's `NAME`, if it is not HOST")
+	f.StringVar(&r.name, "profile", "", "use profile `NAME` instead of looking up HOST")
 	f.BoolVarP(&r.v4, "ipv4", "4", false, "IPv4 only")
 	f.BoolVarP(&r.v6, "ipv6", "6", false, "IPv6 only")
 }
@@ -138,7 +138,7 @@ func (r *remote) flags(a *app, f *pflag.FlagSet) {
 func (r *remote) check() (err error) {
 	switch { // before the others: a flag of its own outranks -o
 	case r.v4 && r.v6:
-		return usageError("-4 and -6 exclude each other")
+		return usageError("-4 and -6 cannot be used together")
 	case r.v4:
 		r.family = "inet"
 		err = r.config.set("-4", "AddressFamily inet")
@@ -178,12 +178,12 @@ const endNear = 14 * 24 * time.Hour
 // endOfRules returns what is to be said of rules that end at a time; "" if that
 // is unknown or far away.
 func endOfRules(end, now time.Time) string {
-	text := "the server's rules end at %s: emit new ones, load them, and set the new ValidUntil before that"
+	text := "the server's rules expire at %s; before that, emit new rules, load them and set the new ValidUntil"
 	switch {
 	case end.IsZero() || end.Sub(now) > endNear:
 		return ""
 	case !end.After(now):
-		text = "the server's rules have ended at %s: emit new ones, load them, and set the new ValidUntil"
+		text = "the server's rules expired at %s; emit new rules, load them and set the new ValidUntil"
 	}
 	return fmt.Sprintf(text, utc(end))
 }

@@ -15,8 +15,8 @@ func TestEndOfRules(t *testing.T) {
 	now := time.Date(2027, 11, 1, 0, 0, 0, 0, time.UTC)
 	const day = 24 * time.Hour
 	const (
-		ends  = "the server's rules end at %s: emit new ones, load them, and set the new ValidUntil before that"
-		ended = "the server's rules have ended at %s: emit new ones, load them, and set the new ValidUntil"
+		ends  = "the server's rules expire at %s; before that, emit new rules, load them and set the new ValidUntil"
+		ended = "the server's rules expired at %s; emit new rules, load them and set the new ValidUntil"
 	)
 	for _, tt := range []struct {
 		end  time.Time
@@ -99,7 +99,7 @@ func TestEndlessInput(t *testing.T) {
 		t.Fatal(err)
 	}
 	a := &app{stdin: endless}
-	if err := a.main(t.Context(), []string{"profile", "list", "-c", "-"}); err == nil || !strings.Contains(err.Error(), "-: larger than") {
+	if err := a.main(t.Context(), []string{"profile", "list", "-c", "-"}); err == nil || !strings.Contains(err.Error(), "-: the file is larger than") {
 		t.Errorf("got %v", err)
 	}
 	if read, err := endless.Seek(0, io.SeekCurrent); err != nil || read > 8<<20 {

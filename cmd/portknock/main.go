@@ -72,37 +72,37 @@ type row struct {
 	about    string
 }
 
-const profileTakes = "profile takes list, or show and a HOST, or import and a FILE"
+const profileTakes = "profile needs list, show HOST or import FILE"
 
 // table returns the commands, with their flags unset. The struct of a command is in
 // a file of its own.
 func table() []row {
 	return []row{
-		{"connect", "[FLAGS] HOST PORT", 2, 2, "connect takes HOST and PORT", &connect{},
+		{"connect", "[FLAGS] HOST PORT", 2, 2, "connect needs HOST and PORT", &connect{},
 			"Knock, connect, and join stdin and stdout to the connection."},
-		{"knock", "[FLAGS] HOST [PORT]", 1, 2, "knock takes HOST and perhaps PORT", &knockOnly{},
-			"Send the knocks. With --wait, knock until PORT (or the profile's, or 22) answers."},
-		{"sequence", "[FLAGS] HOST", 1, 1, "sequence takes one HOST", &sequence{},
-			"Print the sequence that would be sent, and how long it is valid. Just after a\n" +
-				"window began, a second one follows, which every other round sends: that of the\nwindow before."},
-		{"emit-rules", "[FLAGS] HOST...", 1, math.MaxInt, "emit-rules takes one HOST or more", &emitRules{},
-			"Print the rules with which a server opens to these profiles. The comment above them\n" +
-				"has the commands that check them, load them, try them for a minute and undo them."},
+		{"knock", "[FLAGS] HOST [PORT]", 1, 2, "knock needs HOST, and PORT is optional", &knockOnly{},
+			"Send the knocks. With --wait, keep knocking until PORT answers (default: the\nprofile's Port, or 22)."},
+		{"sequence", "[FLAGS] HOST", 1, 1, "sequence needs one HOST", &sequence{},
+			"Print the sequence that a client would send now, and how long it is valid. Just\n" +
+				"after a window began, the sequence of the window before follows: every other\nround sends that one."},
+		{"emit-rules", "[FLAGS] HOST...", 1, math.MaxInt, "emit-rules needs one HOST or more", &emitRules{},
+			"Print the rules that guard the ports of these profiles on a server. The comment above\n" +
+				"the rules has the commands that check them, load them, try them for a minute and undo\nthem."},
 		{"profile", "list|show|import [FLAGS] [HOST|FILE]", 1, math.MaxInt, profileTakes, nil,
-			"List the profiles, show one with its defaults, or import those of fwknop's client\n" +
-				"from its .fwknoprc: to the profile file, and keys to new files beside it."},
+			"List the profiles, show one with its defaults, or import the profiles in the\n" +
+				".fwknoprc of fwknop's client."},
 		{"profile list", "[FLAGS]", 0, 0, profileTakes, &profileList{}, "List the profiles, without their secrets."},
 		{"profile show", "[FLAGS] HOST", 1, 1, profileTakes, &profileShow{},
 			"Show the profile of HOST with its defaults, as a block of the profile file. The\n" +
 				"output contains the sequence."},
 		{"profile import", "[FLAGS] FILE", 1, 1, profileTakes, &profileImport{},
-			"Import the profiles of fwknop's client from its .fwknoprc: to the profile file, and\n" +
-				"keys to new files beside it."},
-		{"keygen", "[--from FILE --host NAME] [FILE]", 0, 1, "keygen takes at most one FILE", &keygen{},
-			"Write a new key to FILE, which must not exist, or print it. With --from, the\n" +
-				"key that DeriveHostKey makes for a profile's NAME: all that its server needs."},
+			"Import the profiles in the .fwknoprc of fwknop's client. Profiles go to the profile\n" +
+				"file, keys to new files beside it."},
+		{"keygen", "[--from FILE --host NAME] [FILE]", 0, 1, "keygen needs at most one FILE", &keygen{},
+			"Write a new key to FILE, which must not exist, or print the key. With --from, derive\n" +
+				"the key that DeriveHostKey makes for the profile NAME: its server needs only this key."},
 		{"version", "", 0, 0, "version takes no operands", &printVersion{}, "Print the version."},
-		{"help", "[COMMAND]", 0, math.MaxInt, "", &printHelp{}, "Print how to use portknock, or one of its commands."},
+		{"help", "[COMMAND]", 0, math.MaxInt, "", &printHelp{}, "Print how to use portknock or one of its commands."},
 	}
 }
 
@@ -248,13 +248,13 @@ func unknownCommand(operands []string) error {
 	case len(operands) == 0 || len(operands) == 1 && operands[0] == "":
 		return usageError("no host given")
 	case len(operands) == 1:
-		return &failure{exitUsage, fmt.Errorf("%q is no command, and to connect a port is missing", operands[0]),
+		return &failure{exitUsage, fmt.Errorf("unknown command %q; to connect to a host, add a port", operands[0]),
 			fmt.Sprintf("portknock %[1]s 22, or portknock knock %[1]s", operands[0])}
 	case len(operands) == 2:
-		return &failure{exitUsage, fmt.Errorf("%q is no command, and to connect %q is not a port number", operands[0], operands[1]),
+		return &failure{exitUsage, fmt.Errorf("unknown command %q, and %q is not a port number to connect to", operands[0], operands[1]),
 			"portknock HOST PORT, or portknock help"}
 	}
-	return usageError("%q is no command", operands[0])
+	return usageError("unknown command %q", operands[0])
 }
 
 func isNumber(s string) bool {
@@ -283,7 +283,7 @@ func (a *app) flagSet(r *row) *pflag.FlagSet {
 func parse(f *pflag.FlagSet, args []string) error {
 	return f.ParseAll(args, func(flag *pflag.Flag, value string) error {
 		if value == "" && flag.Value.Type() == "string" && flag.Name != "log-file" {
-			return fmt.Errorf("--%s has no value", flag.Name)
+			return fmt.Errorf("--%s needs a value", flag.Name)
 		}
 		return f.Set(flag.Name, value)
 	})

@@ -24,12 +24,12 @@ type profileImport struct {
 
 func (c *profileImport) flags(a *app, f *pflag.FlagSet) {
 	c.config.flags(a, f)
-	f.StringVarP(&c.stanza, "name", "n", "", "only the stanza of this `NAME`")
+	f.StringVarP(&c.stanza, "name", "n", "", "import only the stanza with this `NAME`")
 }
 
 func (c *profileImport) run(ctx context.Context, a *app, args []string) error {
 	if c.path == "-" {
-		return usageError("profile import writes to the profile file, which cannot be standard input")
+		return usageError("profile import writes to the profile file, so -c - cannot be used")
 	}
 	foreign, err := await(ctx, func() ([]byte, error) { return a.readForeign(args[0]) })
 	if err != nil {

@@ -76,7 +76,7 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 			ts.Fatalf("a failure is one line and a hint")
 		}
 		if out := ts.ReadFile("stdout"); out != "" {
-			ts.Fatalf("a failure prints nothing on stdout, but: %q", out)
+			ts.Fatalf("a failure printed nothing on stdout, but: %q", out)
 		}
 	}
 }

@@ -61,7 +61,7 @@ func compared(file *ast.File) map[*ast.BasicLit]string {
 // knock/profile. Nobody else compares with a scheme's name.
 func TestSchemesAreKnownToProfileOnly(t *testing.T) {
 	_, err := profile.ParseSetting("-o", "Scheme=?")
-	_, names, ok := strings.Cut(err.Error(), ", only ")
+	_, names, ok := strings.Cut(err.Error(), "the schemes are ")
 	if !ok {
 		t.Fatalf("the error names no schemes: %v", err)
 	}

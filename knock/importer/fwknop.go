@@ -131,7 +131,7 @@ func (r *rcFile) fault(line int, format string, args ...any) error {
 // read parts a file into stanzas.
 func (r *rcFile) read(data []byte) error {
 	if len(data) > maxFile {
-		return fmt.Errorf("%s: larger than %d bytes", r.name, maxFile)
+		return fmt.Errorf("%s: the file is larger than %d bytes", r.name, maxFile)
 	}
 	n := 0
 	for line := range strings.Lines(string(data)) {
@@ -140,7 +140,7 @@ func (r *rcFile) read(data []byte) error {
 		control := strings.IndexFunc(line, func(c rune) bool { return c < ' ' && c != '\t' })
 		switch {
 		case len(line) > maxLine:
-			return r.fault(n, "longer than %d bytes, and fwknop reads the rest as another line: shorten it", maxLine)
+			return r.fault(n, "the line is longer than %d bytes, and fwknop reads the rest as another line; shorten it", maxLine)
 		case control >= 0:
 			return r.fault(n, "remove the control character %U", line[control])
 		case line == "" || line[0] == '#' || line[0] == ';':
@@ -149,7 +149,7 @@ func (r *rcFile) read(data []byte) error {
 				return err
 			}
 		case len(r.stanzas) == 0:
-			return r.fault(n, "fwknop ignores a line before the first stanza: put it below [default]")
+			return r.fault(n, "fwknop ignores a line before the first stanza; move it below [default]")
 		default:
 			r.stanzas[len(r.stanzas)-1].add(line, n)
 		}
@@ -166,7 +166,7 @@ func (r *rcFile) begin(line string, n int) error {
 	case name == "" || title != "["+name+"]" || strings.ContainsFunc(name, odd):
 		return r.fault(n, "write the first line of a stanza as [NAME]")
 	case first != nil:
-		return r.fault(n, "%s again: fwknop joins it to line %d, so write it there", title, first.line)
+		return r.fault(n, "stanza %s is there twice, and fwknop joins it to line %d; write it there", title, first.line)
 	}
 	s := &stanza{file: r, name: name, line: n, values: make(map[string]value)}
 	r.named[strings.ToLower(name)] = s
@@ -181,13 +181,13 @@ func (r *rcFile) imports(name string) (imports []Import, err error) {
 	case byDefault.err != nil:
 		return nil, byDefault.err
 	case name != "" && asked == nil:
-		return nil, fmt.Errorf("%s: no stanza %q in it", r.name, name)
+		return nil, fmt.Errorf("%s: the file has no stanza %q", r.name, name)
 	case name != "":
 		chosen = []*stanza{asked}
 	case len(chosen) > 1:
 		chosen = slices.DeleteFunc(slices.Clone(chosen), func(s *stanza) bool { return s == byDefault })
 		server, ok := byDefault.values["SPA_SERVER"]
-		byDefault.warn(ok, server, "applies to the other stanzas and is not imported; import it by its name")
+		byDefault.warn(ok, server, "applies to the other stanzas and is not imported; to import it, give its name")
 	}
 	found := map[string]string{} // the first profile of each server
 	for _, s := range chosen {
@@ -201,12 +201,12 @@ func (r *rcFile) imports(name string) (imports []Import, err error) {
 		server := s.lower("SPA_SERVER")
 		first := cmp.Or(found[server], s.made.Name)
 		s.warn(first != s.made.Name, value{},
-			"has the SPA_SERVER of %s, which is the profile that ssh's %%h finds: name the profile %s to use it", first, s.name)
+			"has the same SPA_SERVER as profile %s, which ssh's %%h finds; to use this one, name profile %s", first, s.name)
 		found[server] = first
 		imports = append(imports, s.made)
 	}
 	if len(imports) == 0 {
-		return nil, fmt.Errorf("%s: no stanza that can be imported", r.name)
+		return nil, fmt.Errorf("%s: the file has no stanza that can be imported", r.name)
 	}
 	return imports, nil
 }
@@ -240,17 +240,17 @@ func (s *stanza) add(line string, n int) {
 	words := plainLine.FindStringSubmatch(comment.ReplaceAllLiteralString(line, ""))
 	if words == nil {
 		s.err = cmp.Or(s.err, s.file.fault(n,
-			"write a variable in capitals, a blank and a value without blanks, such as SPA_SERVER vps.example"))
+			"expected a variable in capitals, a space and a value without spaces, such as SPA_SERVER vps.example"))
 		return
 	}
 	v := value{words[1], words[2], n}
 	k, known := kinds[v.variable]
 	first, twice := s.values[v.variable]
 	s.refuse(!known, v, "fwknop does not know this variable")
-	s.refuse(strings.ContainsAny(v.text, "#;"), v, "fwknop ends a value at # and ;: put a blank before a comment, or write a key in base64")
-	s.refuse(strings.ContainsAny(v.text[:1], "=:"), v, "remove the %q, which is part of the value for fwknop", v.text[:1])
+	s.refuse(strings.ContainsAny(v.text, "#;"), v, "fwknop ends a value at # and ;; put a space before a comment, or write a key in base64")
+	s.refuse(strings.ContainsAny(v.text[:1], "=:"), v, "remove the %q; fwknop reads it as a part of the value", v.text[:1])
 	s.refuse(k.pattern != nil && !k.pattern.MatchString(v.text), v, "%q is not %s", v.text, k.plain)
-	s.refuse(twice, v, "line %d has it already; keep one", first.line)
+	s.refuse(twice, v, "line %d sets it already; keep one of them", first.line)
 	s.values[v.variable] = v
 }
 
@@ -270,7 +270,7 @@ func (s *stanza) inherit(byDefault *stanza) {
 		case offset:
 			stays = was[0] == '-' // the minus
 		}
-		s.refuse(own && v != d && stays, v, "fwknop keeps what line %d has: remove one of them", d.line)
+		s.refuse(own && v != d && stays, v, "fwknop keeps the value of line %d; remove one of them", d.line)
 	}
 }
 
@@ -303,7 +303,7 @@ func (s *stanza) convert() {
 	server := v["SPA_SERVER"]
 	s.leaveOut(s.yes("USE_GPG"), v["USE_GPG"], "GnuPG is not supported")
 	s.leaveOut(s.lower("ENCRYPTION_MODE") == "asymmetric", v["ENCRYPTION_MODE"], "GnuPG is not supported")
-	s.leaveOut(proto == "icmp" || proto == "tcpraw", v["SPA_SERVER_PROTO"], "%s needs root, and is not supported", proto)
+	s.leaveOut(proto == "icmp" || proto == "tcpraw", v["SPA_SERVER_PROTO"], "%s needs root and is not supported", proto)
 	s.leaveOut(server.text == "", value{}, "it has no SPA_SERVER")
 	s.set(server, "HostName", strings.ReplaceAll(server.text, "%", "%%"))
 	s.set(value{}, "Scheme", "fwknop")
@@ -326,10 +326,10 @@ func (s *stanza) convert() {
 // gives is asked for instead of the port of ACCESS.
 func (s *stanza) open() {
 	access, instead := s.values["ACCESS"], s.values["NAT_PORT"]
-	s.warn(access.text == "", access, "has no ACCESS, which fwknop wants on its command line then; OpenPorts is 22/tcp")
+	s.warn(access.text == "", access, "has no ACCESS (fwknop reads it from its command line); OpenPorts becomes 22/tcp")
 	access.text = cmp.Or(access.text, "tcp/22")
-	s.refuse(!ports.MatchString(access.text), access, "%q is not ports such as tcp/22,udp/53", access.text)
-	s.refuse(instead.line > 0 && strings.Contains(access.text, ","), instead, "fwknop refuses it with several ports in ACCESS")
+	s.refuse(!ports.MatchString(access.text), access, "%q is not a list of ports such as tcp/22,udp/53", access.text)
+	s.refuse(instead.line > 0 && strings.Contains(access.text, ","), instead, "fwknop does not allow it with several ports in ACCESS")
 	open := strings.Split(port.ReplaceAllString(access.text, "$2/$1"), ",")
 	forwarded, protocol, _ := strings.Cut(open[0], "/")
 	if instead.line > 0 {
@@ -348,7 +348,7 @@ func (s *stanza) open() {
 			port = forwarded
 		}
 		address, _ := netip.ParseAddr(host)
-		s.leaveOut(!address.Is4(), to, "NAT to %q, which is not an IPv4 address, is not supported", host)
+		s.leaveOut(!address.Is4(), to, "NAT to %q is not supported: it is not an IPv4 address", host)
 		s.set(to, "NATAccess", host+","+port)
 	}
 }
@@ -358,18 +358,18 @@ func (s *stanza) keys() {
 	from, key := s.key("KEY", maxKey, "KeyFile", ".key")
 	legacy, useHMAC := s.lower("ENCRYPTION_MODE") == "legacy", s.values["USE_HMAC"]
 	s.refuse(legacy && len(key) > maxLegacyKey, from, tooLong, maxLegacyKey, len(key))
-	s.leaveOut(key == nil, value{}, "it has neither KEY nor KEY_BASE64, and no other key is read")
+	s.leaveOut(key == nil, value{}, "it has no KEY or KEY_BASE64; other keys are not read")
 	from, hmac := s.key("HMAC_KEY", maxHMACKey, "HMACKeyFile", ".hmac")
 	if hmac == nil {
-		s.leaveOut(s.yes("USE_HMAC"), useHMAC, "it has neither HMAC_KEY nor HMAC_KEY_BASE64, and no other HMAC key is read")
+		s.leaveOut(s.yes("USE_HMAC"), useHMAC, "it has no HMAC_KEY or HMAC_KEY_BASE64; other HMAC keys are not read")
 		return
 	}
-	s.refuse(legacy, from, "fwknop refuses an HMAC key with ENCRYPTION_MODE legacy")
-	s.refuse(bytes.Equal(key, hmac), from, "fwknop refuses an HMAC key that is the key")
-	s.refuse(s.lower("USE_HMAC") == "n", useHMAC, "fwknop uses an HMAC key that it has: remove the key or this")
+	s.refuse(legacy, from, "fwknop does not allow an HMAC key with ENCRYPTION_MODE legacy")
+	s.refuse(bytes.Equal(key, hmac), from, "fwknop does not allow an HMAC key that is the same as the key")
+	s.refuse(s.lower("USE_HMAC") == "n", useHMAC, "fwknop uses the HMAC key in spite of this; remove the HMAC key or this line")
 }
 
-const tooLong = "fwknop takes %d bytes of a key at most, and these are %d"
+const tooLong = "fwknop allows at most %d bytes in a key; this one has %d"
 
 // key returns the key of a variable, or of the same variable in base64, and which of
 // the two has it. The profile reads it from a file beside the profile file, which is
@@ -382,10 +382,10 @@ func (s *stanza) key(variable string, most int, keyword, suffix string) (from va
 	}
 	key = []byte(from.text)
 	if from == coded {
-		s.refuse(plain.line > 0, from, "fwknop takes the %s of line %d: keep one of them", variable, plain.line)
+		s.refuse(plain.line > 0, from, "fwknop uses the %s of line %d; keep one of them", variable, plain.line)
 		var err error
 		key, err = base64.RawStdEncoding.DecodeString(strings.TrimRight(coded.text, "="))
-		s.refuse(err != nil, from, "not base64: is it all there?")
+		s.refuse(err != nil, from, "not valid base64; it may be incomplete")
 	}
 	s.refuse(len(key) > most, from, tooLong, most, len(key))
 	file := notInFile.ReplaceAllStringFunc(strings.ToLower(s.made.Name), func(c string) string { return fmt.Sprintf("_%x", []rune(c)[0]) })
@@ -410,14 +410,14 @@ func (s *stanza) allow() {
 		if !strings.HasPrefix(address, "https://") && !strings.HasPrefix(address, "http://") {
 			address = scheme + address
 		}
-		s.warn(true, page, "asks a web page for the address, which becomes AllowIPCommand curl: it must answer with the address alone")
+		s.warn(true, page, "gets the address from a web page; it becomes AllowIPCommand curl, and the page must print only the address")
 		s.set(page, "AllowIPCommand", "curl -4 -fsS "+address)
 	case text == "", text == "0.0.0.0":
 		// fwknop does not save its option -s.
-		s.warn(text == "", allow, "has no ALLOW_IP, which fwknop wants on its command line then; AllowIP is source")
+		s.warn(text == "", allow, "has no ALLOW_IP (fwknop reads it from its command line); AllowIP becomes source")
 		s.set(allow, "AllowIP", "source")
 	default:
-		s.refuse(resolve, allow, "with it fwknop does not resolve: remove it, or RESOLVE_IP_HTTP and RESOLVE_IP_HTTPS")
+		s.refuse(resolve, allow, "fwknop does not resolve an address if this is set; remove it, or RESOLVE_IP_HTTP and RESOLVE_IP_HTTPS")
 		s.set(allow, "AllowIP", text)
 	}
 }
@@ -431,8 +431,8 @@ func (s *stanza) rest() {
 	var left []string
 	for _, v := range s.sorted() {
 		k, keyword, text := kinds[v.variable], keywords[v.variable], strings.ToLower(v.text)
-		s.refuse(k == misread, v, "fwknop takes it for KEY, KEY_BASE64 or KEY_FILE: remove it, or call it so")
-		s.refuse(keyword == "SPAUser" && len(v.text) > maxUser, v, "fwknop cuts a name after %d bytes: shorten it", maxUser)
+		s.refuse(k == misread, v, "fwknop reads it as KEY, KEY_BASE64 or KEY_FILE; remove it or use that name")
+		s.refuse(keyword == "SPAUser" && len(v.text) > maxUser, v, "fwknop cuts the name after %d bytes; shorten it", maxUser)
 		switch {
 		case k == without, keyword == "SPAProtocol" && text == "udpraw": // udp looks the same to the server
 			left = append(left, fmt.Sprintf("%s (line %d)", v.variable, v.line))
@@ -442,5 +442,5 @@ func (s *stanza) rest() {
 			s.set(v, keyword, text)
 		}
 	}
-	s.warn(left != nil, value{}, "has what no setting stands for: %s", strings.Join(left, ", "))
+	s.warn(left != nil, value{}, "has variables without a matching setting: %s", strings.Join(left, ", "))
 }

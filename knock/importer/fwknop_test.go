@@ -100,12 +100,12 @@ func TestFwknopPlainForm(t *testing.T) {
 
 // TestFwknopRefuses: what fwknop reads in another way than it looks.
 func TestFwknopRefuses(t *testing.T) {
-	const form = "rc:6: write a variable in capitals, a blank and a value without blanks, such as SPA_SERVER vps.example"
+	const form = "rc:6: expected a variable in capitals, a space and a value without spaces, such as SPA_SERVER vps.example"
 	const title = "rc:6: write the first line of a stanza as [NAME]"
 	for name, tt := range map[string]struct{ file, want string }{
 		"long line": {
 			file: plain + "#" + strings.Repeat("c", 1022) + "\n",
-			want: "rc:6: longer than 1022 bytes, and fwknop reads the rest as another line: shorten it",
+			want: "rc:6: the line is longer than 1022 bytes, and fwknop reads the rest as another line; shorten it",
 		},
 		"NUL": {
 			file: plain + "KEY x\x00y\n",
@@ -121,15 +121,15 @@ func TestFwknopRefuses(t *testing.T) {
 		},
 		"before the first": {
 			file: "FW_TIMEOUT 3\n" + plain,
-			want: "rc:1: fwknop ignores a line before the first stanza: put it below [default]",
+			want: "rc:1: fwknop ignores a line before the first stanza; move it below [default]",
 		},
 		"BOM": {
 			file: "\ufeff[x]\n" + plain,
-			want: "rc:1: fwknop ignores a line before the first stanza: put it below [default]",
+			want: "rc:1: fwknop ignores a line before the first stanza; move it below [default]",
 		},
 		"stanza twice": {
 			file: plain + "[x]\n[H]\n",
-			want: "rc:7: [H] again: fwknop joins it to line 1, so write it there",
+			want: "rc:7: stanza [H] is there twice, and fwknop joins it to line 1; write it there",
 		},
 		"stanza not closed": {
 			file: plain + "[x\n",
@@ -189,19 +189,19 @@ func TestFwknopRefuses(t *testing.T) {
 		},
 		"equals before": {
 			file: plain + "SPOOF_USER =a\n",
-			want: `rc:6: SPOOF_USER: remove the "=", which is part of the value for fwknop`,
+			want: `rc:6: SPOOF_USER: remove the "="; fwknop reads it as a part of the value`,
 		},
 		"colon before": {
 			file: plain + "SPOOF_USER :a\n",
-			want: `rc:6: SPOOF_USER: remove the ":", which is part of the value for fwknop`,
+			want: `rc:6: SPOOF_USER: remove the ":"; fwknop reads it as a part of the value`,
 		},
 		"hash in value": {
 			file: plain + "HMAC_KEY a#c\n",
-			want: "rc:6: HMAC_KEY: fwknop ends a value at # and ;: put a blank before a comment, or write a key in base64",
+			want: "rc:6: HMAC_KEY: fwknop ends a value at # and ;; put a space before a comment, or write a key in base64",
 		},
 		"semicolon": {
 			file: plain + "HMAC_KEY a;c\n",
-			want: "rc:6: HMAC_KEY: fwknop ends a value at # and ;: put a blank before a comment, or write a key in base64",
+			want: "rc:6: HMAC_KEY: fwknop ends a value at # and ;; put a space before a comment, or write a key in base64",
 		},
 		"small letters": {
 			file: plain + "spoof_user x\n",
@@ -217,7 +217,7 @@ func TestFwknopRefuses(t *testing.T) {
 		},
 		"twice": {
 			file: plain + "KEY x\n",
-			want: "rc:6: KEY: line 5 has it already; keep one",
+			want: "rc:6: KEY: line 5 sets it already; keep one of them",
 		},
 		"fault in default": {
 			file: plain + "[default]\nnonsense\n",
@@ -225,19 +225,19 @@ func TestFwknopRefuses(t *testing.T) {
 		},
 		"no such stanza": {
 			file: "[x]\n",
-			want: `rc: no stanza "h" in it`,
+			want: `rc: the file has no stanza "h"`,
 		},
 		"Y not undone": {
 			file: "[default]\nRAND_PORT Y\n" + plain + "RAND_PORT N\n",
-			want: "rc:8: RAND_PORT: fwknop keeps what line 2 has: remove one of them",
+			want: "rc:8: RAND_PORT: fwknop keeps the value of line 2; remove one of them",
 		},
 		"IP not undone": {
 			file: "[default]\nALLOW_IP source\n" + lacking("ALLOW_IP") + "ALLOW_IP resolve\n",
-			want: "rc:7: ALLOW_IP: fwknop keeps what line 2 has: remove one of them",
+			want: "rc:7: ALLOW_IP: fwknop keeps the value of line 2; remove one of them",
 		},
 		"minus not undone": {
 			file: "[default]\nTIME_OFFSET -90\n" + plain + "TIME_OFFSET 5m\n",
-			want: "rc:8: TIME_OFFSET: fwknop keeps what line 2 has: remove one of them",
+			want: "rc:8: TIME_OFFSET: fwknop keeps the value of line 2; remove one of them",
 		},
 	} {
 		if got := outcome(tt.file); got != tt.want {
@@ -248,7 +248,7 @@ func TestFwknopRefuses(t *testing.T) {
 
 // TestFwknopVariables: what becomes of each variable.
 func TestFwknopVariables(t *testing.T) {
-	const none = "rc: no stanza that can be imported\n"
+	const none = "rc: the file has no stanza that can be imported\n"
 	h := strings.Repeat("h", 129)
 	for _, tt := range []struct{ lines, want string }{
 		{
@@ -261,7 +261,7 @@ func TestFwknopVariables(t *testing.T) {
 		},
 		{
 			lines: "SPA_SERVER_PORT 0",
-			want:  `rc:6: SPA_SERVER_PORT: SPAPort: "0" is neither a port from 1 to 65535 nor random`,
+			want:  `rc:6: SPA_SERVER_PORT: SPAPort: "0" is not a port from 1 to 65535 or random`,
 		},
 		{
 			lines: "SPA_SERVER_PORT random",
@@ -280,11 +280,11 @@ func TestFwknopVariables(t *testing.T) {
 		},
 		{
 			lines: "RAND_PORT Y\nSPA_SERVER_PROTO tcp",
-			want:  none + "rc:1: [h] is left out: SPAPort: random goes with the SPAProtocol udp only",
+			want:  none + "rc:1: [h] is left out: SPAPort: random is only possible with SPAProtocol udp",
 		},
 		{
 			lines: "SPA_SERVER_PORT 22\nSPA_SERVER_PROTO tcp",
-			want:  none + "rc:1: [h] is left out: SPAPort: 22/tcp is one of the OpenPorts, and a guarded port takes no packet",
+			want:  none + "rc:1: [h] is left out: SPAPort: 22/tcp is one of the OpenPorts; a guarded port cannot receive the packet",
 		},
 		{
 			lines: "SPA_SERVER_PROTO HTTP",
@@ -292,15 +292,15 @@ func TestFwknopVariables(t *testing.T) {
 		},
 		{
 			lines: "SPA_SERVER_PROTO udpraw",
-			want:  "\nrc:1: [h] has what no setting stands for: SPA_SERVER_PROTO (line 6)",
+			want:  "\nrc:1: [h] has variables without a matching setting: SPA_SERVER_PROTO (line 6)",
 		},
 		{
 			lines: "SPA_SERVER_PROTO icmp",
-			want:  none + "rc:6: [h] is left out: icmp needs root, and is not supported",
+			want:  none + "rc:6: [h] is left out: icmp needs root and is not supported",
 		},
 		{
 			lines: "SPA_SERVER_PROTO tcpraw",
-			want:  none + "rc:6: [h] is left out: tcpraw needs root, and is not supported",
+			want:  none + "rc:6: [h] is left out: tcpraw needs root and is not supported",
 		},
 		{
 			lines: "SPA_SERVER_PROTO https",
@@ -323,7 +323,7 @@ func TestFwknopVariables(t *testing.T) {
 		},
 		{
 			lines: "FW_TIMEOUT 99999999999999999999",
-			want:  `rc:6: FW_TIMEOUT: SPATimeout: "99999999999999999999" is too long a time`,
+			want:  `rc:6: FW_TIMEOUT: SPATimeout: time "99999999999999999999" is too long`,
 		},
 		{
 			lines: "TIME_OFFSET 5400",
@@ -367,7 +367,7 @@ func TestFwknopVariables(t *testing.T) {
 		},
 		{
 			lines: "SPOOF_USER " + h,
-			want:  "rc:6: SPOOF_USER: fwknop cuts a name after 29 bytes: shorten it",
+			want:  "rc:6: SPOOF_USER: fwknop cuts the name after 29 bytes; shorten it",
 		},
 		{
 			lines: `SPOOF_USER a"b`,
@@ -380,7 +380,7 @@ func TestFwknopVariables(t *testing.T) {
 		},
 		{
 			lines: "ENCRYPTION_MODE legacy\nHMAC_KEY x",
-			want:  "rc:7: HMAC_KEY: fwknop refuses an HMAC key with ENCRYPTION_MODE legacy",
+			want:  "rc:7: HMAC_KEY: fwknop does not allow an HMAC key with ENCRYPTION_MODE legacy",
 		},
 		{
 			lines: "HMAC_KEY xyz\nUSE_HMAC Y",
@@ -388,7 +388,7 @@ func TestFwknopVariables(t *testing.T) {
 		},
 		{
 			lines: "HMAC_KEY xyz\nUSE_HMAC N",
-			want:  "rc:7: USE_HMAC: fwknop uses an HMAC key that it has: remove the key or this",
+			want:  "rc:7: USE_HMAC: fwknop uses the HMAC key in spite of this; remove the HMAC key or this line",
 		},
 		{
 			lines: "HMAC_KEY_BASE64 eHl6\nHMAC_DIGEST_TYPE MD5",
@@ -396,19 +396,19 @@ func TestFwknopVariables(t *testing.T) {
 		},
 		{
 			lines: "HMAC_KEY abc",
-			want:  "rc:6: HMAC_KEY: fwknop refuses an HMAC key that is the key",
+			want:  "rc:6: HMAC_KEY: fwknop does not allow an HMAC key that is the same as the key",
 		},
 		{
 			lines: "HMAC_KEY " + h,
-			want:  "rc:6: HMAC_KEY: fwknop takes 128 bytes of a key at most, and these are 129",
+			want:  "rc:6: HMAC_KEY: fwknop allows at most 128 bytes in a key; this one has 129",
 		},
 		{
 			lines: "USE_HMAC Y",
-			want:  none + "rc:6: [h] is left out: it has neither HMAC_KEY nor HMAC_KEY_BASE64, and no other HMAC key is read",
+			want:  none + "rc:6: [h] is left out: it has no HMAC_KEY or HMAC_KEY_BASE64; other HMAC keys are not read",
 		},
 		{
 			lines: "KEY_BASE64 eHl6",
-			want:  "rc:6: KEY_BASE64: fwknop takes the KEY of line 5: keep one of them",
+			want:  "rc:6: KEY_BASE64: fwknop uses the KEY of line 5; keep one of them",
 		},
 		{
 			lines: "USE_GPG Y\nGPG_SIGNING_PW x",
@@ -416,15 +416,15 @@ func TestFwknopVariables(t *testing.T) {
 		},
 		{
 			lines: "GPG_SIGNING_PW xyz",
-			want:  "rc:6: GPG_SIGNING_PW: fwknop takes it for KEY, KEY_BASE64 or KEY_FILE: remove it, or call it so",
+			want:  "rc:6: GPG_SIGNING_PW: fwknop reads it as KEY, KEY_BASE64 or KEY_FILE; remove it or use that name",
 		},
 		{
 			lines: "HMAC_KEY_FILE /k",
-			want:  "rc:6: HMAC_KEY_FILE: fwknop takes it for KEY, KEY_BASE64 or KEY_FILE: remove it, or call it so",
+			want:  "rc:6: HMAC_KEY_FILE: fwknop reads it as KEY, KEY_BASE64 or KEY_FILE; remove it or use that name",
 		},
 		{
 			lines: "VERBOSE Y\nUSE_GPG N\nGPG_SIGNER y",
-			want:  "\nrc:1: [h] has what no setting stands for: VERBOSE (line 6), GPG_SIGNER (line 8)",
+			want:  "\nrc:1: [h] has variables without a matching setting: VERBOSE (line 6), GPG_SIGNER (line 8)",
 		},
 
 		{
@@ -445,7 +445,7 @@ func TestFwknopVariables(t *testing.T) {
 		},
 		{
 			lines: "NAT_ACCESS lan,22",
-			want:  none + `rc:6: [h] is left out: NAT to "lan", which is not an IPv4 address, is not supported`,
+			want:  none + `rc:6: [h] is left out: NAT to "lan" is not supported: it is not an IPv4 address`,
 		},
 		{
 			lines: "NAT_LOCAL Y",
@@ -457,14 +457,14 @@ func TestFwknopVariables(t *testing.T) {
 		},
 		{
 			lines: "RESOLVE_IP_HTTPS Y",
-			want:  "rc:4: ALLOW_IP: with it fwknop does not resolve: remove it, or RESOLVE_IP_HTTP and RESOLVE_IP_HTTPS",
+			want:  "rc:4: ALLOW_IP: fwknop does not resolve an address if this is set; remove it, or RESOLVE_IP_HTTP and RESOLVE_IP_HTTPS",
 		},
 	} {
 		if got := outcome(plain + tt.lines + "\n"); got != tt.want {
 			t.Errorf("%s:\ngot  %s\nwant %s", tt.lines, got, tt.want)
 		}
 	}
-	const web = "\nrc:5: [h] asks a web page for the address, which becomes AllowIPCommand curl: it must answer with the address alone"
+	const web = "\nrc:5: [h] gets the address from a web page; it becomes AllowIPCommand curl, and the page must print only the address"
 	for _, tt := range []struct{ file, want string }{
 		{
 			file: lacking("SPA_SERVER"),
@@ -480,7 +480,7 @@ func TestFwknopVariables(t *testing.T) {
 		},
 		{
 			file: lacking("ACCESS"),
-			want: "\nrc:1: [h] has no ACCESS, which fwknop wants on its command line then; OpenPorts is 22/tcp",
+			want: "\nrc:1: [h] has no ACCESS (fwknop reads it from its command line); OpenPorts becomes 22/tcp",
 		},
 		{
 			file: lacking("ACCESS") + "ACCESS tcp/22,udp/53\n",
@@ -488,19 +488,19 @@ func TestFwknopVariables(t *testing.T) {
 		},
 		{
 			file: lacking("ACCESS") + "ACCESS tcp/22,tcp/23\nNAT_PORT 99\n",
-			want: "rc:6: NAT_PORT: fwknop refuses it with several ports in ACCESS",
+			want: "rc:6: NAT_PORT: fwknop does not allow it with several ports in ACCESS",
 		},
 		{
 			file: lacking("ACCESS") + "ACCESS TCP/22\n",
-			want: `rc:5: ACCESS: "TCP/22" is not ports such as tcp/22,udp/53`,
+			want: `rc:5: ACCESS: "TCP/22" is not a list of ports such as tcp/22,udp/53`,
 		},
 		{
 			file: lacking("ACCESS") + "ACCESS tcp/022\n",
-			want: `rc:5: ACCESS: "tcp/022" is not ports such as tcp/22,udp/53`,
+			want: `rc:5: ACCESS: "tcp/022" is not a list of ports such as tcp/22,udp/53`,
 		},
 		{
 			file: lacking("ACCESS") + "ACCESS tcp/22,\n",
-			want: `rc:5: ACCESS: "tcp/22," is not ports such as tcp/22,udp/53`,
+			want: `rc:5: ACCESS: "tcp/22," is not a list of ports such as tcp/22,udp/53`,
 		},
 		{
 			file: lacking("ACCESS") + "ACCESS tcp/0\n",
@@ -508,7 +508,7 @@ func TestFwknopVariables(t *testing.T) {
 		},
 		{
 			file: lacking("ALLOW_IP"),
-			want: "AllowIP source\nrc:1: [h] has no ALLOW_IP, which fwknop wants on its command line then; AllowIP is source",
+			want: "AllowIP source\nrc:1: [h] has no ALLOW_IP (fwknop reads it from its command line); AllowIP becomes source",
 		},
 		{
 			file: lacking("ALLOW_IP") + "ALLOW_IP SOURCE\n",
@@ -520,7 +520,7 @@ func TestFwknopVariables(t *testing.T) {
 		},
 		{
 			file: lacking("ALLOW_IP") + "ALLOW_IP vps.example\n",
-			want: `rc:5: ALLOW_IP: AllowIP: "vps.example" is neither an IPv4 address nor source`,
+			want: `rc:5: ALLOW_IP: AllowIP: "vps.example" is not an IPv4 address or source`,
 		},
 		{
 			file: lacking("ALLOW_IP") + "ALLOW_IP resolve\n",
@@ -536,11 +536,11 @@ func TestFwknopVariables(t *testing.T) {
 		},
 		{
 			file: lacking("KEY"),
-			want: none + "rc:1: [h] is left out: it has neither KEY nor KEY_BASE64, and no other key is read",
+			want: none + "rc:1: [h] is left out: it has no KEY or KEY_BASE64; other keys are not read",
 		},
 		{
 			file: lacking("KEY") + "KEY_FILE /k\n",
-			want: none + "rc:1: [h] is left out: it has neither KEY nor KEY_BASE64, and no other key is read",
+			want: none + "rc:1: [h] is left out: it has no KEY or KEY_BASE64; other keys are not read",
 		},
 		{
 			file: lacking("KEY") + "KEY_BASE64 YWI\n",
@@ -552,23 +552,23 @@ func TestFwknopVariables(t *testing.T) {
 		},
 		{
 			file: lacking("KEY") + "KEY_BASE64 YW=j\n",
-			want: "rc:5: KEY_BASE64: not base64: is it all there?",
+			want: "rc:5: KEY_BASE64: not valid base64; it may be incomplete",
 		},
 		{
 			file: lacking("KEY") + "KEY_BASE64 YWJjZ\n",
-			want: "rc:5: KEY_BASE64: not base64: is it all there?",
+			want: "rc:5: KEY_BASE64: not valid base64; it may be incomplete",
 		},
 		{
 			file: lacking("KEY") + "KEY_BASE64 ==\n",
-			want: `rc:5: KEY_BASE64: remove the "=", which is part of the value for fwknop`,
+			want: `rc:5: KEY_BASE64: remove the "="; fwknop reads it as a part of the value`,
 		},
 		{
 			file: lacking("KEY") + "KEY " + h[:33] + "\n",
-			want: "rc:5: KEY: fwknop takes 32 bytes of a key at most, and these are 33",
+			want: "rc:5: KEY: fwknop allows at most 32 bytes in a key; this one has 33",
 		},
 		{
 			file: lacking("KEY") + "KEY " + h[:17] + "\nENCRYPTION_MODE legacy\n",
-			want: "rc:5: KEY: fwknop takes 16 bytes of a key at most, and these are 17",
+			want: "rc:5: KEY: fwknop allows at most 16 bytes in a key; this one has 17",
 		},
 	} {
 		if got := outcome(tt.file); got != tt.want {
@@ -580,7 +580,7 @@ func TestFwknopVariables(t *testing.T) {
 // TestFwknopStanzas: which stanzas are imported, under which names.
 func TestFwknopStanzas(t *testing.T) {
 	body := strings.TrimPrefix(plain, "[h]\n")
-	const same = "rc:7: [b] has the SPA_SERVER of a, which is the profile that ssh's %h finds: name the profile b to use it"
+	const same = "rc:7: [b] has the same SPA_SERVER as profile a, which ssh's %h finds; to use this one, name profile b"
 	for name, tt := range map[string]struct{ file, stanza, want, warned string }{
 		"all": {
 			file:   "[default]\n[a]\n" + body + "[b]\n" + body,
@@ -599,7 +599,7 @@ func TestFwknopStanzas(t *testing.T) {
 		"default below": {
 			file:   "[default]\n" + body + "[a]\nKEY y\n",
 			want:   "a",
-			warned: "rc:2: [default] applies to the other stanzas and is not imported; import it by its name",
+			warned: "rc:2: [default] applies to the other stanzas and is not imported; to import it, give its name",
 		},
 		"default alone": {
 			file: "[default]\n" + body,
@@ -628,7 +628,7 @@ func TestFwknopStanzas(t *testing.T) {
 		},
 		"none": {
 			file: "# nothing\n",
-			want: "rc: no stanza that can be imported",
+			want: "rc: the file has no stanza that can be imported",
 		},
 		"key files": {
 			file: "[2001:db8::1]\n" + body,

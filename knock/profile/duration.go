@@ -43,7 +43,7 @@ func ParseDuration(s string) (time.Duration, error) {
 		}
 		n, err := strconv.ParseInt(number, 10, 64)
 		if err != nil || n > int64((math.MaxInt64-sum)/units[i].length) {
-			return 0, fmt.Errorf("%q is too long a time", s)
+			return 0, fmt.Errorf("time %q is too long", s)
 		}
 		sum += time.Duration(n) * units[i].length
 	}

@@ -56,7 +56,7 @@ func Insert(path string, data, blocks []byte) ([]byte, error) {
 		return nil, err
 	}
 	if all := alone.blocks[0].settings; len(all) > 0 {
-		return nil, fault(path, all[0].line, "a setting stands before the first block")
+		return nil, fault(path, all[0].line, "a setting precedes the first Host line")
 	}
 	added := alone.blocks[1:]
 	for _, b := range added {
@@ -66,7 +66,7 @@ func Insert(path string, data, blocks []byte) ([]byte, error) {
 	}
 	text, n := old.insert(data, blocks)
 	if len(text) > maxFile {
-		return nil, fmt.Errorf("%s: larger than %d bytes", path, maxFile)
+		return nil, fmt.Errorf("%s: the file is larger than %d bytes", path, maxFile)
 	}
 	grown := &File{name: path, dir: dir, blocks: slices.Insert(slices.Clone(old.blocks), n, added...), byName: make(map[string][]int)}
 	grown.index()
@@ -86,13 +86,13 @@ func (f *File) vacant(alone *File, patterns []pattern) error {
 	p, err := f.Lookup(name.text)
 	switch {
 	case len(patterns) > 1 || !name.literal():
-		return fmt.Errorf("%s: the block for %s is not for one host", f.name, name.written)
+		return fmt.Errorf("%s: the block to import for %s must name exactly one host", f.name, name.written)
 	case len(alone.byName[name.text]) > 1:
-		return fmt.Errorf("%s: more than one %s to import", f.name, name.written)
+		return fmt.Errorf("%s: host %s is imported more than once", f.name, name.written)
 	case i >= 0:
-		return fault(f.name, f.blocks[i].line, "there is a Host %s already", name.written)
+		return fault(f.name, f.blocks[i].line, "a Host line already names %s", name.written)
 	case err == nil && p.Name != name.text:
-		return fmt.Errorf("%s: there is a profile for %s already: %s", f.name, name.written, p.Name)
+		return fmt.Errorf("%s: host %s already has a profile: %s", f.name, name.written, p.Name)
 	}
 	return nil
 }
@@ -137,9 +137,9 @@ func (f *File) sameAs(alone *File, b *block) error {
 			continue
 		}
 		if s, ok := ss.get(k.name); ok {
-			return fault(f.name, s.line, "%s would count for the imported %s too: keep it to the hosts it is for", k.name, name)
+			return fault(f.name, s.line, "%s also applies to the imported host %s; limit it to the hosts that need it", k.name, name)
 		}
-		return fmt.Errorf("%s: what is there prevents %s of the imported %s", f.name, k.name, name)
+		return fmt.Errorf("%s: a setting in this file prevents %s of the imported host %s", f.name, k.name, name)
 	}
 	return nil
 }

@@ -28,7 +28,7 @@ func TestInsert(t *testing.T) {
 	} {
 		text, err := Insert("config", []byte(old), []byte(block))
 		if want == "" {
-			if err == nil || err.Error() != "config:4: SPAPort would count for the imported h too: keep it to the hosts it is for" {
+			if err == nil || err.Error() != "config:4: SPAPort also applies to the imported host h; limit it to the hosts that need it" {
 				t.Errorf("%q: %v", old, err)
 			}
 			continue
@@ -40,16 +40,16 @@ func TestInsert(t *testing.T) {
 }
 
 func TestInsertRefuses(t *testing.T) {
-	const wouldCount = " would count for the imported h too: keep it to the hosts it is for"
+	const wouldCount = " also applies to the imported host h; limit it to the hosts that need it"
 	const one = "Host h\n    HostName 192.0.2.1\n    Scheme fwknop\n    KeyFile h.key\n"
 	blocks := one + "\n" + strings.ReplaceAll(one, "Host h\n", "Host 203.0.113.7\n")
 	for old, want := range map[string]string{
 		"Nonsense 1\n": `config:1: unknown keyword "Nonsense"`,
-		"Host x H\n":   "config:1: there is a Host h already",
-		"Host vps\n    HostName 203.0.113.7\n" + knocks: "config: there is a profile for 203.0.113.7 already: vps",
-		"Host ?\n" + knocks:                             "config: what is there prevents Scheme of the imported h",
+		"Host x H\n":   "config:1: a Host line already names h",
+		"Host vps\n    HostName 203.0.113.7\n" + knocks: "config: host 203.0.113.7 already has a profile: vps",
+		"Host ?\n" + knocks:                             "config: a setting in this file prevents Scheme of the imported host h",
 		"HostName elsewhere\n":                          "config:1: HostName" + wouldCount,
-		"Host ?\n    KeyCommand pass x\n":               "config: what is there prevents KeyFile of the imported h",
+		"Host ?\n    KeyCommand pass x\n":               "config: a setting in this file prevents KeyFile of the imported host h",
 		"Host *\n    HMACKeyFile k\n":                   "config:2: HMACKeyFile" + wouldCount,
 		"Host *\n    AddressFamily inet6\n":             "config:2: AddressFamily: fwknopd opens ports for IPv4 only",
 	} {
@@ -58,11 +58,11 @@ func TestInsertRefuses(t *testing.T) {
 		}
 	}
 	for blocks, want := range map[string]string{
-		one + one:                            "config: more than one h to import",
-		"Host *\n    Port 22\n":              "config: the block for * is not for one host",
-		"Host a b\n" + knocks:                "config: the block for a is not for one host",
-		"Port 22\n" + one:                    "config:1: a setting stands before the first block",
-		"Host a\n    Sequence 22\n" + knocks: "config:3: Sequence again: line 2 has it already, and the first counts",
+		one + one:                            "config: host h is imported more than once",
+		"Host *\n    Port 22\n":              "config: the block to import for * must name exactly one host",
+		"Host a b\n" + knocks:                "config: the block to import for a must name exactly one host",
+		"Port 22\n" + one:                    "config:1: a setting precedes the first Host line",
+		"Host a\n    Sequence 22\n" + knocks: "config:3: Sequence is set twice; line 2 sets it already",
 	} {
 		if _, err := Insert("config", nil, []byte(blocks)); err == nil || err.Error() != want {
 			t.Errorf("%q: got %v, want %s", blocks, err, want)
@@ -74,8 +74,8 @@ func TestInsertRefuses(t *testing.T) {
 // user sees, and one in the block a line behind all others.
 func TestInsertFaultsHaveOldLines(t *testing.T) {
 	for old, want := range map[string]string{
-		"Host *\n    Port 22\n    SPAUser bob\n": "config:3: SPAUser would count for the imported h too: keep it to the hosts it is for",
-		"Host *\n    SPAProtocol http\n":         "config:7: SPAPort: random goes with the SPAProtocol udp only",
+		"Host *\n    Port 22\n    SPAUser bob\n": "config:3: SPAUser also applies to the imported host h; limit it to the hosts that need it",
+		"Host *\n    SPAProtocol http\n":         "config:7: SPAPort: random is only possible with SPAProtocol udp",
 	} {
 		block, err := Block("h", []Setting{setting(t, "KeyFile", "k"), setting(t, "SPAPort", "random"), setting(t, "Scheme", "fwknop")})
 		if err != nil {
@@ -111,7 +111,7 @@ func TestBlock(t *testing.T) {
 		want  string
 	}{
 		{"vps", []Setting{setting(t, "Scheme", "fwknop")}, "Scheme: fwknop needs a KeyFile or a KeyCommand"},
-		{"vps", []Setting{setting(t, "Scheme", "fwknop"), setting(t, "Sequence", "7000")}, "Sequence: fwknop has none"},
+		{"vps", []Setting{setting(t, "Scheme", "fwknop"), setting(t, "Sequence", "7000")}, "Sequence: is only used with Scheme static, not with fwknop"},
 		{"*", nil, `"*" is not a host name`},
 	} {
 		if _, err := Block(tt.host, tt.given); err == nil || err.Error() != tt.want {

@@ -145,7 +145,7 @@ func build(name, dir string, tokens []token) (*File, error) {
 			return nil, fault(name, t.line, "%w", err)
 		}
 		if first, twice := last.settings.get(s.Keyword); twice {
-			return nil, fault(name, t.line, "%s again: line %d has it already, and the first counts", s.Keyword, first.line)
+			return nil, fault(name, t.line, "%s is set twice; line %d sets it already", s.Keyword, first.line)
 		}
 		last.settings = append(last.settings, s)
 	}
@@ -175,13 +175,13 @@ func newSetting(t token) (Setting, error) {
 	k := keywordNamed(t.keyword)
 	switch {
 	case strings.EqualFold(t.keyword, "Match"):
-		return Setting{}, errors.New("keyword Match is not supported; use Host")
+		return Setting{}, errors.New("Match is not supported; use Host")
 	case strings.EqualFold(t.keyword, "Include"):
-		return Setting{}, errors.New("keyword Include is not supported; a profile is one file")
+		return Setting{}, errors.New("Include is not supported; put all profiles into one file")
 	case k == nil:
 		return Setting{}, unknown(t.keyword)
 	case !k.list && len(t.words) > 1:
-		return Setting{}, fmt.Errorf("%s: takes one value, not %d", k.name, len(t.words))
+		return Setting{}, fmt.Errorf("%s: expected one value, got %d", k.name, len(t.words))
 	}
 	s := Setting{Keyword: k.name, Value: strings.Join(t.words, " "), line: t.line}
 	if k.quoted {
@@ -201,9 +201,9 @@ func ParseSetting(source, s string) (Setting, error) {
 	t, err := parseLine(s)
 	switch {
 	case strings.Contains(s, "\n"):
-		err = errors.New("one setting at a time")
+		err = errors.New("expected one setting, got several lines")
 	case err == nil && t == nil:
-		err = errors.New("no setting, such as Port=2222")
+		err = errors.New("expected a setting such as Port=2222")
 	}
 	if err != nil {
 		return Setting{}, fault(source, 0, "%w", err)
@@ -217,9 +217,9 @@ func checkOverride(source string, t token) (Setting, error) {
 	k := keywordNamed(t.keyword)
 	switch {
 	case strings.EqualFold(t.keyword, "Host"):
-		err = errors.New("Host cannot be set")
+		err = errors.New("Host cannot be set here; only the profile file can")
 	case k != nil && k.secret:
-		err = fmt.Errorf("a %s belongs in the profile: a command line is seen by everybody", k.name)
+		err = fmt.Errorf("set %s in the profile file; every user of this machine can see a command line", k.name)
 	}
 	if err != nil {
 		return Setting{}, fault(source, 0, "%w", err)

@@ -21,19 +21,19 @@ func TestParseSetting(t *testing.T) {
 		}
 	}
 	for s, want := range map[string]string{
-		"":                "-o: no setting, such as Port=2222",
-		"# Port=22":       "-o: no setting, such as Port=2222",
+		"":                "-o: expected a setting such as Port=2222",
+		"# Port=22":       "-o: expected a setting such as Port=2222",
 		"Port":            "-o: Port: no value",
 		"Port=":           "-o: Port: no value",
 		"Port=x":          `-o: Port: "x" is not a port from 1 to 65535`,
 		"Prot=22":         `-o: unknown keyword "Prot"; did you mean Port?`,
-		"Port=22\nPort=1": "-o: one setting at a time",
-		"Host=vps":        "-o: Host cannot be set",
-		"Match=all":       "-o: keyword Match is not supported; use Host",
-		"Port=\x00":       "-o: the character U+0000 has no place here",
-		"Sequence=7000":   "-o: a Sequence belongs in the profile: a command line is seen by everybody",
-		"KeyFile=/key":    "-o: a KeyFile belongs in the profile: a command line is seen by everybody",
-		"keycommand=pass": "-o: a KeyCommand belongs in the profile: a command line is seen by everybody",
+		"Port=22\nPort=1": "-o: expected one setting, got several lines",
+		"Host=vps":        "-o: Host cannot be set here; only the profile file can",
+		"Match=all":       "-o: Match is not supported; use Host",
+		"Port=\x00":       "-o: character U+0000 is not allowed",
+		"Sequence=7000":   "-o: set Sequence in the profile file; every user of this machine can see a command line",
+		"KeyFile=/key":    "-o: set KeyFile in the profile file; every user of this machine can see a command line",
+		"keycommand=pass": "-o: set KeyCommand in the profile file; every user of this machine can see a command line",
 	} {
 		if _, err := ParseSetting("-o", s); err == nil || err.Error() != want {
 			t.Errorf("%s:\ngot  %v\nwant %s", s, err, want)
@@ -51,13 +51,13 @@ func TestOverride(t *testing.T) {
 		s    Setting
 		want string
 	}{
-		{Setting{Keyword: "Sequence", Value: "1234"}, "setting: a Sequence belongs in the profile: a command line is seen by everybody"},
+		{Setting{Keyword: "Sequence", Value: "1234"}, "setting: set Sequence in the profile file; every user of this machine can see a command line"},
 		{Setting{Keyword: "Port", Value: ""}, `setting: Port: "" is not a port from 1 to 65535`},
 		{Setting{Keyword: "BindInterface", Value: ""}, `setting: BindInterface: "" is not the name of a network interface`},
 		{Setting{Keyword: "BindInterface", Value: `a"b`}, `setting: BindInterface: "a\"b" is not the name of a network interface`},
 		{
 			Setting{Keyword: "OpenPorts", Value: "8000"},
-			"file:4: Sequence: knock 2 of 3 is one of the OpenPorts, and a guarded port cannot be a knock",
+			"file:4: Sequence: knock 2 of 3 goes to one of the OpenPorts; a guarded port cannot be a knock",
 		},
 		{Setting{Keyword: "KnockTimeout", Value: "1s"}, ""},
 	} {
@@ -67,7 +67,7 @@ func TestOverride(t *testing.T) {
 		}
 	}
 	_, err = f.Lookup("vps", Setting{Keyword: "KnockDelay", Value: "10s"}, Setting{Keyword: "KnockTimeout", Value: "2s"})
-	if want := "setting: KnockDelay: 10s is not below the KnockTimeout, 2s"; err == nil || err.Error() != want {
+	if want := "setting: KnockDelay: 10s must be less than KnockTimeout (2s)"; err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
 	// A source is named even if it is another setting that the file contradicts.

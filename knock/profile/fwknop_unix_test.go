@@ -38,18 +38,18 @@ func TestSPARequest(t *testing.T) {
 	for _, tt := range []struct{ lines, want string }{
 		{base + "AllowIPCommand false", "AllowIPCommand false: exit status 1"},
 		{base + "AllowIPCommand /no/such", "AllowIPCommand /no/such: no such file or directory"},
-		{base + "AllowIPCommand echo", "AllowIPCommand echo: prints nothing"},
-		{base + "AllowIPCommand echo ::1", `AllowIPCommand echo: prints "::1", which is no IPv4 address`},
-		{base + "AllowIPCommand yes", "AllowIPCommand yes: prints too much for an address"},
-		{"Scheme fwknop\nKeyCommand echo", "KeyCommand echo: prints nothing"},
-		{"Scheme fwknop\nKeyCommand echo base64:%", "KeyCommand echo: what follows base64: is no base64"},
-		{"Scheme fwknop\nKeyCommand echo " + strings.Repeat("x", 33), "a key of 33 bytes is longer than 32"},
-		{"Scheme fwknop\nKeyFile " + key + "\nHMACKeyFile " + keyFile(t, 0o600, "pass word"), "key and HMAC key are the same"},
+		{base + "AllowIPCommand echo", "AllowIPCommand echo: printed nothing"},
+		{base + "AllowIPCommand echo ::1", `AllowIPCommand echo: printed "::1", which is not an IPv4 address`},
+		{base + "AllowIPCommand yes", "AllowIPCommand yes: printed too much text for an address"},
+		{"Scheme fwknop\nKeyCommand echo", "KeyCommand echo: printed nothing"},
+		{"Scheme fwknop\nKeyCommand echo base64:%", "KeyCommand echo: the text after base64: is not base64"},
+		{"Scheme fwknop\nKeyCommand echo " + strings.Repeat("x", 33), "the key has 33 bytes; at most 32 are allowed"},
+		{"Scheme fwknop\nKeyFile " + key + "\nHMACKeyFile " + keyFile(t, 0o600, "pass word"), "the key and the HMAC key must differ"},
 		{
 			"Scheme fwknop\nKeyFile " + key + "\nHMACKeyFile " + keyFile(t, 0o644, "x"),
-			"FILE: holds a key and is accessible by others (mode 0644); chmod 600 FILE",
+			"FILE: contains a key and is accessible by other users (mode 0644); run chmod 600 FILE",
 		},
-		{"Scheme fwknop\nKeyFile " + key + "\nHMACKeyFile " + keyFile(t, 0o600, "\n"), "FILE: empty, where a key should be"},
+		{"Scheme fwknop\nKeyFile " + key + "\nHMACKeyFile " + keyFile(t, 0o600, "\n"), "FILE: empty, expected a key"},
 	} {
 		_, err := pickerOf(t, tt.lines)
 		_, file, _ := strings.Cut(tt.lines, "HMACKeyFile ")

@@ -87,16 +87,16 @@ var commonSettings = &group{
 				return "BindInterface", errors.New("cannot be combined with BindAddress")
 			}
 			if bind.Is4() && p.AddressFamily == "inet6" || bind.Is6() && p.AddressFamily == "inet" {
-				return "BindAddress", fmt.Errorf("%s is not of the AddressFamily %s", bind, p.AddressFamily)
+				return "BindAddress", fmt.Errorf("%s does not belong to AddressFamily %s", bind, p.AddressFamily)
 			}
 		}
 		if p.KnockTimeout > 0 && p.KnockDelay >= p.KnockTimeout {
 			delay, timeout := formatDuration(p.KnockDelay), formatDuration(p.KnockTimeout)
-			return "KnockDelay", fmt.Errorf("%s is not below the KnockTimeout, %s", delay, timeout)
+			return "KnockDelay", fmt.Errorf("%s must be less than KnockTimeout (%s)", delay, timeout)
 		}
 		for i, step := range p.Sequence {
 			if slices.ContainsFunc(p.OpenPorts, func(r knock.PortRange) bool { return r.Contains(step) }) {
-				return "Sequence", fmt.Errorf("knock %d of %d is one of the OpenPorts, and a guarded port cannot be a knock",
+				return "Sequence", fmt.Errorf("knock %d of %d goes to one of the OpenPorts; a guarded port cannot be a knock",
 					i+1, len(p.Sequence))
 			}
 		}
@@ -117,7 +117,7 @@ func escape(hostName string) string { return strings.ReplaceAll(hostName, "%", "
 func parseFamily(s string) (string, error) {
 	family := strings.ToLower(s)
 	if !slices.Contains([]string{"any", "inet", "inet6"}, family) {
-		return "", fmt.Errorf("%q is not any, inet or inet6", s)
+		return "", fmt.Errorf("%q is not one of any, inet, inet6", s)
 	}
 	return family, nil
 }
@@ -155,9 +155,9 @@ var clockSettings = &group{
 		case p.Period == 0 || p.Skew < p.Period-p.Skew:
 			return "", nil
 		case p.Period != time.Hour: // of the two, the one that cannot be a default
-			return "Period", fmt.Errorf("%s is not above twice the Skew, %s", formatDuration(p.Period), formatDuration(p.Skew))
+			return "Period", fmt.Errorf("%s must be more than twice Skew (%s)", formatDuration(p.Period), formatDuration(p.Skew))
 		}
-		return "Skew", fmt.Errorf("twice %s is not below the Period, %s", formatDuration(p.Skew), formatDuration(p.Period))
+		return "Skew", fmt.Errorf("%s must be less than half of Period (%s)", formatDuration(p.Skew), formatDuration(p.Period))
 	},
 }
 
@@ -169,10 +169,10 @@ func parseTime(s string) (time.Time, error) {
 		t, err = time.Parse(time.DateOnly, s)
 	}
 	if err != nil || t.Nanosecond() != 0 {
-		return time.Time{}, fmt.Errorf("%q is not a time such as 2027-11-21T07:00:00Z, nor a day such as 2027-11-21", s)
+		return time.Time{}, fmt.Errorf("%q is not a time such as 2027-11-21T07:00:00Z or a day such as 2027-11-21", s)
 	}
 	if t = t.UTC(); t.Year() < 1970 || t.Year() > 9999 {
-		return time.Time{}, fmt.Errorf("%q is not from 1970 to 9999", s)
+		return time.Time{}, fmt.Errorf("%q is outside the years 1970 to 9999", s)
 	}
 	return t, nil
 }
@@ -209,14 +209,14 @@ var drawSettings = &group{
 	},
 	check: func(p *Profile) (keyword string, err error) {
 		if size := int(p.PortRange.Last) - int(p.PortRange.First) + 1; p.PortRange.First > 0 && size < p.Knocks {
-			return "PortRange", fmt.Errorf("%d ports are not enough for %d different knocks", size, p.Knocks)
+			return "PortRange", fmt.Errorf("%d ports are too few for %d different knocks", size, p.Knocks)
 		}
 		return "", nil
 	},
 	complete: func(p *Profile) error {
 		for _, open := range p.OpenPorts {
 			if r := p.PortRange; open.Transport == r.Transport && open.First <= r.Last && r.First <= open.Last {
-				return fmt.Errorf("PortRange and Protocol include %v of the OpenPorts, and a guarded port cannot be a knock", open)
+				return fmt.Errorf("PortRange and Protocol include %v of the OpenPorts; a guarded port cannot be a knock", open)
 			}
 		}
 		return nil

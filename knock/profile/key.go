@@ -73,7 +73,7 @@ func (p *Profile) hasKey() bool { return p.KeyFile != "" || len(p.KeyCommand) > 
 func parseKey(text []byte) (knock.Key, error) {
 	text = bytes.TrimSpace(text)
 	if len(text) == 0 {
-		return knock.Key{}, errors.New("empty, where a key should be")
+		return knock.Key{}, errors.New("empty, expected a key")
 	}
 	return knock.ParseKey(string(text))
 }
@@ -112,10 +112,10 @@ func run[T any](
 func checkPath(path string) error {
 	// The error for a file that is not there would show it.
 	if lower := strings.ToLower(path); strings.HasPrefix(lower, "portknock-key-1:") || strings.HasPrefix(lower, "base64:") {
-		return errors.New("this is a key itself: it belongs into a file of mode 0600, and that file's path here")
+		return errors.New("this looks like a key; put it into a file with mode 0600 and give the file's path")
 	}
 	if rest, tilde := strings.CutPrefix(path, "~"); tilde && (rest == "" || !os.IsPathSeparator(rest[0])) {
-		return fmt.Errorf("%q: only ~/ stands for a home, your own", path)
+		return fmt.Errorf("%q: only ~/ is supported, for your own home folder", path)
 	}
 	return nil
 }
@@ -131,7 +131,7 @@ func keyPath(path, dir string) (string, error) {
 	case filepath.IsAbs(path):
 		return filepath.Clean(path), nil
 	case dir == "":
-		return "", fmt.Errorf("%q is not absolute, and the profile is not in a folder", path)
+		return "", fmt.Errorf("%q must be an absolute path, because the profile was not read from a folder", path)
 	}
 	return filepath.Join(dir, path), nil
 }
@@ -143,7 +143,7 @@ func expandHome(path string) (string, error) {
 	}
 	home, err := os.UserHomeDir()
 	if err == nil && !filepath.IsAbs(home) {
-		err = errors.New("the home is not an absolute path")
+		err = errors.New("the path of the home folder is not absolute")
 	}
 	if err != nil {
 		return "", fmt.Errorf("%q: %w", path, err)
@@ -155,14 +155,14 @@ func expandHome(path string) (string, error) {
 // to be.
 func checkCommand(words []string) error {
 	if len(words) == 0 {
-		return errors.New("no command")
+		return errors.New("no command given")
 	}
 	name := words[0]
 	if err := checkPath(name); err != nil {
 		return err
 	}
 	if filepath.Base(name) != name && !strings.HasPrefix(name, "~") && !filepath.IsAbs(name) {
-		return fmt.Errorf("%q is neither a program's name nor an absolute path", name)
+		return fmt.Errorf("%q is not a program name or an absolute path", name)
 	}
 	return nil
 }

@@ -142,23 +142,23 @@ func TestDrawnConflicts(t *testing.T) {
 		{"Scheme rotating", "file:2: Scheme: rotating needs a KeyFile or a KeyCommand"},
 		{"Scheme md5-hourly", "file:2: Scheme: md5-hourly needs a KeyFile or a KeyCommand"},
 		{"Scheme token", "file:2: Scheme: token needs a KeyFile or a KeyCommand"},
-		{"Scheme token\nKeyFile /k\nSequence 17001", "file:4: Sequence: token draws its own"},
-		{"Scheme token\nKeyFile /k\nPeriod 4m", "file:4: Period: 4m is not above twice the Skew, 2m"},
+		{"Scheme token\nKeyFile /k\nSequence 17001", "file:4: Sequence: is only used with Scheme static, not with token"},
+		{"Scheme token\nKeyFile /k\nPeriod 4m", "file:4: Period: 4m must be more than twice Skew (2m)"},
 		{"Scheme token\nKeyFile /k\nTokenPort 60500\nOpenPorts 22 60000-61000/udp",
-			"file:5: OpenPorts: 60000-61000/udp includes the TokenPort, 60500, and a guarded port takes no tokens"},
+			"file:5: OpenPorts: 60000-61000/udp includes TokenPort (60500); a guarded port cannot receive tokens"},
 		{"Scheme token\nKeyFile /k\nOpenPorts 62202/udp",
-			"file:4: OpenPorts: 62202/udp includes the TokenPort, 62202, and a guarded port takes no tokens"},
+			"file:4: OpenPorts: 62202/udp includes TokenPort (62202); a guarded port cannot receive tokens"},
 		{"KeyFile /k\nKeyCommand c", "file:3: KeyCommand: cannot be combined with KeyFile"},
-		{"Scheme rotating\nSequence 17001", "file:3: Sequence: rotating draws its own"},
-		{"Scheme rotating\nKeyFile k", `file:3: KeyFile: "k" is not absolute, and the profile is not in a folder`},
-		{"Scheme rotating\nKeyFile /k\nSkew 30m", "file:4: Skew: twice 30m is not below the Period, 1h"},
-		{"Scheme rotating\nKeyFile /k\nPeriod 4m", "file:4: Period: 4m is not above twice the Skew, 2m"},
-		{"Scheme rotating\nKeyFile /k\nPortRange 1000-1003", "file:4: PortRange: 4 ports are not enough for 5 different knocks"},
+		{"Scheme rotating\nSequence 17001", "file:3: Sequence: is only used with Scheme static, not with rotating"},
+		{"Scheme rotating\nKeyFile k", `file:3: KeyFile: "k" must be an absolute path, because the profile was not read from a folder`},
+		{"Scheme rotating\nKeyFile /k\nSkew 30m", "file:4: Skew: 30m must be less than half of Period (1h)"},
+		{"Scheme rotating\nKeyFile /k\nPeriod 4m", "file:4: Period: 4m must be more than twice Skew (2m)"},
+		{"Scheme rotating\nKeyFile /k\nPortRange 1000-1003", "file:4: PortRange: 4 ports are too few for 5 different knocks"},
 		{"Scheme rotating\nKeyFile /k\nOpenPorts 22 60000-61000/udp\nPortRange 50000-60000",
-			"file:2: Scheme: PortRange and Protocol include 60000-61000/udp of the OpenPorts, and a guarded port cannot be a knock"},
-		{"Scheme md5-hourly\nKeyFile /k\nPeriod 2h", "file:4: Period: md5-hourly has one of an hour"},
-		{"Scheme md5-hourly\nKeyFile /k\nProtocol udp", "file:4: Protocol: md5-hourly knocks by tcp"},
-		{"Scheme md5-hourly\nKeyFile /k\nDeriveHostKey yes", "file:4: DeriveHostKey: md5-hourly uses the secret as it stands"},
+			"file:2: Scheme: PortRange and Protocol include 60000-61000/udp of the OpenPorts; a guarded port cannot be a knock"},
+		{"Scheme md5-hourly\nKeyFile /k\nPeriod 2h", "file:4: Period: must be one hour with Scheme md5-hourly"},
+		{"Scheme md5-hourly\nKeyFile /k\nProtocol udp", "file:4: Protocol: must be tcp with Scheme md5-hourly"},
+		{"Scheme md5-hourly\nKeyFile /k\nDeriveHostKey yes", "file:4: DeriveHostKey: cannot be used with Scheme md5-hourly"},
 	} {
 		_, err := Parse("file", []byte("Host vps\n"+tt.lines+"\n"))
 		if err == nil || err.Error() != tt.want {
@@ -176,7 +176,7 @@ func TestDrawnConflicts(t *testing.T) {
 		mustParse(t, "Host vps\n"+lines+"\n")
 	}
 	_, err := Parse("file", []byte("Host 192.0.2.1\nScheme rotating\nKeyFile /k\nDeriveHostKey yes\n"))
-	if want := "file:4: DeriveHostKey: 192.0.2.1 is an address: give its Host line a name too"; err == nil || err.Error() != want {
+	if want := "file:4: DeriveHostKey: 192.0.2.1 is an address; add a name to its Host line"; err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
 }

@@ -34,12 +34,12 @@ func TestLoadKey(t *testing.T) {
 	}{
 		{0o600, keyText + "\n", ""},
 		{0o700, keyText + "\r\n\n", ""},
-		{0o640, keyText, "FILE: holds a key and is accessible by others (mode 0640); chmod 600 FILE"},
-		{0o600, "", "FILE: empty, where a key should be"},
+		{0o640, keyText, "FILE: contains a key and is accessible by other users (mode 0640); run chmod 600 FILE"},
+		{0o600, "", "FILE: empty, expected a key"},
 		{0o600, "Host vps\n", `FILE: not a key: it does not begin with "portknock-key-1:"`},
-		{0o600, keyText[:50], "FILE: the key is truncated: its end is missing"},
-		{0o600, strings.Replace(keyText, "aaaq", "aaqa", 1), "FILE: the key is mistyped or truncated: its checksum does not fit"},
-		{0o600, strings.Repeat("x", 4097), "FILE: too long to be a key"},
+		{0o600, keyText[:50], "FILE: the key is truncated; its end is missing"},
+		{0o600, strings.Replace(keyText, "aaaq", "aaqa", 1), "FILE: the key is mistyped or truncated; its checksum is wrong"},
+		{0o600, strings.Repeat("x", 4097), "FILE: the file is too long to be a key"},
 	} {
 		path := keyFile(t, tt.mode, tt.text)
 		k, err := LoadKey(path)
@@ -100,7 +100,7 @@ func TestDrawnSchedules(t *testing.T) {
 func TestSecretAsItStands(t *testing.T) {
 	path := keyFile(t, 0o600, "f00b4r\n\n")
 	_, err := scheduleOf(t, "Scheme md5-hourly\nKeyFile "+path)
-	if err == nil || !strings.HasPrefix(err.Error(), path+": the secret holds a blank") {
+	if err == nil || !strings.HasPrefix(err.Error(), path+": the secret contains a space") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -109,10 +109,10 @@ func TestKeyCommandFaults(t *testing.T) {
 	for _, tt := range []struct{ command, want string }{
 		{"false", "KeyCommand false: exit status 1"},
 		{"no-such-program", "KeyCommand no-such-program: executable file not found in $PATH"},
-		{"true", "KeyCommand true: prints nothing"},
-		{"yes", "KeyCommand yes: prints too much for a key"},
+		{"true", "KeyCommand true: printed nothing"},
+		{"yes", "KeyCommand yes: printed too much text for a key"},
 		{"echo secret", `KeyCommand echo: not a key: it does not begin with "portknock-key-1:"`},
-		{"echo " + keyText[:40], "KeyCommand echo: the key is truncated: its end is missing"},
+		{"echo " + keyText[:40], "KeyCommand echo: the key is truncated; its end is missing"},
 	} {
 		if _, err := scheduleOf(t, "Scheme rotating\nKeyCommand "+tt.command); err == nil || err.Error() != tt.want {
 			t.Errorf("%s: got %v, want %s", tt.command, err, tt.want)

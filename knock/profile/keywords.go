@@ -135,7 +135,7 @@ func yesNo(name string, field func(*Profile) *bool) keyword {
 	parse := func(s string) (bool, error) {
 		yes := strings.EqualFold(s, "yes")
 		if !yes && !strings.EqualFold(s, "no") {
-			return false, fmt.Errorf("%q is neither yes nor no", s)
+			return false, fmt.Errorf("%q is not yes or no", s)
 		}
 		return yes, nil
 	}
@@ -180,9 +180,9 @@ func within(least, most, unit time.Duration) func(string) (time.Duration, error)
 		case err != nil:
 			return 0, err
 		case d%unit != 0:
-			return 0, fmt.Errorf("%q is not whole seconds", s)
+			return 0, fmt.Errorf("%q must be whole seconds", s)
 		case d < least || d > most:
-			return 0, fmt.Errorf("%q is not from %s to %s", s, formatDuration(least), formatDuration(most))
+			return 0, fmt.Errorf("%q is outside the range %s to %s", s, formatDuration(least), formatDuration(most))
 		}
 		return d, nil
 	}
@@ -202,7 +202,7 @@ func keywordNamed(name string) *keyword {
 // somebody has wrapped.
 func unknown(name string) error {
 	if name == "" || strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsLetter(r) }) {
-		return errors.New("a line begins with a keyword, such as HostName, and a blank")
+		return errors.New("a line must start with a keyword, such as HostName, and a space")
 	}
 	best, least := "", 3
 	for _, k := range append([]keyword{{name: "Host"}}, keywords...) {

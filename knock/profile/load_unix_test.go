@@ -25,12 +25,12 @@ func TestLoadPermissions(t *testing.T) {
 		{0o600, secret, ""},
 		{0o400, secret, ""},
 		{0o700, secret, ""},
-		{0o640, secret, "FILE: holds a Sequence and is readable by others (mode 0640); chmod 600 FILE"},
-		{0o604, secret, "FILE: holds a Sequence and is readable by others (mode 0604); chmod 600 FILE"},
+		{0o640, secret, "FILE: contains a Sequence and is readable by other users (mode 0640); run chmod 600 FILE"},
+		{0o604, secret, "FILE: contains a Sequence and is readable by other users (mode 0604); run chmod 600 FILE"},
 		{0o644, open, ""},
-		{0o620, secret, "FILE: writable by others (mode 0620); chmod 600 FILE"},
-		{0o666, open, "FILE: writable by others (mode 0666); chmod 600 FILE"},
-		{0o602, open, "FILE: writable by others (mode 0602); chmod 600 FILE"},
+		{0o620, secret, "FILE: writable by other users (mode 0620); run chmod 600 FILE"},
+		{0o666, open, "FILE: writable by other users (mode 0666); run chmod 600 FILE"},
+		{0o602, open, "FILE: writable by other users (mode 0602); run chmod 600 FILE"},
 	} {
 		os.Remove(path)
 		if err := os.WriteFile(path, []byte(tt.content), 0o600); err != nil {
@@ -58,7 +58,7 @@ func TestLoadOwner(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := Load(path)
-	want := path + ": owned by user 12345, neither by you nor by root; chown it or use a file of your own"
+	want := path + ": owned by user 12345 instead of you or root; run chown on it or use a file of your own"
 	if err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
@@ -126,7 +126,7 @@ func TestLoadOddFiles(t *testing.T) {
 		t.Errorf("/dev/null: %v", err)
 	}
 	if runtime.GOOS == "linux" { // it never ends
-		if _, err := Load("/dev/zero"); err == nil || err.Error() != "/dev/zero: larger than 4194304 bytes" {
+		if _, err := Load("/dev/zero"); err == nil || err.Error() != "/dev/zero: the file is larger than 4194304 bytes" {
 			t.Errorf("/dev/zero: %v", err)
 		}
 	}

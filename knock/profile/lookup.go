@@ -93,7 +93,7 @@ func (f *File) profile(host string, blocks []*block, override settings) (p *Prof
 	}
 	if p.DeriveHostKey && isAddress(p.Name) {
 		// The same host by its name would have another key.
-		return nil, f.fault(ss, "DeriveHostKey", fmt.Errorf("%s is an address: give its Host line a name too", p.Name))
+		return nil, f.fault(ss, "DeriveHostKey", fmt.Errorf("%s is an address; add a name to its Host line", p.Name))
 	}
 	if err := p.complete(); err != nil {
 		return nil, f.fault(ss, "Scheme", err)

@@ -122,7 +122,7 @@ func CheckHost(host string) error {
 		return fmt.Errorf("%.300q is not a host name", host)
 	}
 	if host[0] == '[' {
-		return fmt.Errorf("%q is not a host name; an address stands without brackets", host)
+		return fmt.Errorf("%q is not a host name; write an IPv6 address without brackets", host)
 	}
 	return nil
 }
@@ -139,7 +139,7 @@ func expand(s, host string) (string, error) {
 		return s, nil
 	}
 	if strings.Contains(strings.NewReplacer("%%", "", "%h", "").Replace(s), "%") {
-		return "", fmt.Errorf("%q: only %%h and %%%% can follow a percent sign", s)
+		return "", fmt.Errorf("%q: a percent sign is only allowed in %%h and %%%%", s)
 	}
 	return strings.NewReplacer("%%", "%", "%h", host).Replace(s), nil
 }

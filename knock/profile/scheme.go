@@ -88,7 +88,7 @@ func parseScheme(s string) (string, error) {
 	for _, s := range schemes {
 		names = append(names, s.name)
 	}
-	return "", fmt.Errorf("there is no scheme %q, only %s", name, strings.Join(names, ", "))
+	return "", fmt.Errorf("unknown scheme %q; the schemes are %s", name, strings.Join(names, ", "))
 }
 
 // Facts is what a caller may have to know of a scheme.
@@ -170,7 +170,7 @@ func (p *Profile) complete() error {
 // drawsItsOwn is a check for schemes without a Sequence.
 func drawsItsOwn(p *Profile, _ settings) (keyword string, err error) {
 	if len(p.Sequence) > 0 {
-		return "Sequence", fmt.Errorf("%s draws its own", p.Scheme)
+		return "Sequence", fmt.Errorf("is only used with Scheme static, not with %s", p.Scheme)
 	}
 	return "", nil
 }

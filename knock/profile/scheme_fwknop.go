@@ -81,7 +81,7 @@ func parseSPAPort(s string) (uint16, error) {
 	}
 	n, err := strconv.ParseUint(s, 10, 16)
 	if err != nil || n == 0 {
-		return 0, fmt.Errorf("%q is neither a port from 1 to 65535 nor random", s)
+		return 0, fmt.Errorf("%q is not a port from 1 to 65535 or random", s)
 	}
 	return uint16(n), nil
 }
@@ -92,7 +92,7 @@ func parseAllowIP(s string) (netip.Addr, error) {
 	}
 	a, err := netip.ParseAddr(s)
 	if err != nil || !a.Is4() {
-		return netip.Addr{}, fmt.Errorf("%q is neither an IPv4 address nor source", s)
+		return netip.Addr{}, fmt.Errorf("%q is not an IPv4 address or source", s)
 	}
 	return a, nil
 }
@@ -131,26 +131,26 @@ var fwknopScheme = scheme{
 		s := &p.SPA
 		switch {
 		case len(p.Sequence) > 0:
-			return "Sequence", errors.New("fwknop has none")
+			return "Sequence", errors.New("is only used with Scheme static, not with fwknop")
 		case p.AddressFamily == "inet6":
 			return "AddressFamily", errors.New("fwknopd opens ports for IPv4 only")
 		case p.BindAddress.Is6():
 			return "BindAddress", errors.New("fwknopd opens ports for IPv4 only")
 		case p.DeriveHostKey:
-			return "DeriveHostKey", errors.New("fwknop uses the key as it stands")
+			return "DeriveHostKey", errors.New("cannot be used with Scheme fwknop")
 		case s.Mode == spa.Legacy && s.HMACKeyFile != "":
-			return "HMACKeyFile", errors.New("the SPAMode legacy has no HMAC")
+			return "HMACKeyFile", errors.New("cannot be used with SPAMode legacy")
 		case s.HMACKeyFile != "" && s.HMACKeyFile == p.KeyFile:
-			return "HMACKeyFile", errors.New("is the KeyFile, and they must differ")
+			return "HMACKeyFile", errors.New("must be another file than KeyFile")
 		case s.Protocol != spa.UDP && s.Port == 0 && given.have("SPAPort"):
-			return "SPAPort", errors.New("random goes with the SPAProtocol udp only")
+			return "SPAPort", errors.New("random is only possible with SPAProtocol udp")
 		}
 		for _, r := range p.OpenPorts {
 			if s.Protocol != spa.UDP && r.Contains(knock.Step{Transport: knock.TCP, Port: s.Port}) {
-				return "SPAPort", fmt.Errorf("%d/tcp is one of the OpenPorts, and a guarded port takes no packet", s.Port)
+				return "SPAPort", fmt.Errorf("%d/tcp is one of the OpenPorts; a guarded port cannot receive the packet", s.Port)
 			}
 			if r.First != r.Last {
-				return "OpenPorts", fmt.Errorf("fwknopd opens single ports, and %v is a range", r)
+				return "OpenPorts", fmt.Errorf("fwknopd opens only single ports; %v is a range", r)
 			}
 		}
 		return "", nil
@@ -192,7 +192,7 @@ func (p *Profile) request(keys *spa.Keys) *spa.Request {
 func parsePrinted(text []byte) (netip.Addr, error) {
 	a, err := netip.ParseAddr(string(bytes.TrimSpace(text)))
 	if err != nil || !a.Is4() {
-		return netip.Addr{}, fmt.Errorf("prints %.40q, which is no IPv4 address", text)
+		return netip.Addr{}, fmt.Errorf("printed %.40q, which is not an IPv4 address", text)
 	}
 	return a, nil
 }
@@ -204,7 +204,7 @@ func parseForeignKey(text []byte) (knock.Key, error) {
 	digits, isBase64 := bytes.CutPrefix(text, []byte("base64:"))
 	switch {
 	case len(text) == 0:
-		return knock.Key{}, errors.New("empty, where a key should be")
+		return knock.Key{}, errors.New("empty, expected a key")
 	case bytes.HasPrefix(text, []byte("portknock-key-")):
 		return knock.ParseKey(string(text))
 	case !isBase64:
@@ -213,7 +213,7 @@ func parseForeignKey(text []byte) (knock.Key, error) {
 	// fwknop does not mind how many = there are.
 	secret, err := base64.RawStdEncoding.DecodeString(strings.TrimRight(string(bytes.TrimSpace(digits)), "="))
 	if err != nil || len(secret) == 0 {
-		return knock.Key{}, errors.New("what follows base64: is no base64")
+		return knock.Key{}, errors.New("the text after base64: is not base64")
 	}
 	return knock.KeyFrom(secret), nil
 }

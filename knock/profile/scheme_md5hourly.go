@@ -15,11 +15,11 @@ var md5HourlyScheme = scheme{
 	check: func(p *Profile, given settings) (keyword string, err error) {
 		switch {
 		case p.Period > 0 && p.Period != time.Hour:
-			return "Period", errors.New("md5-hourly has one of an hour")
+			return "Period", errors.New("must be one hour with Scheme md5-hourly")
 		case p.PortRange.Transport == knock.UDP:
-			return "Protocol", errors.New("md5-hourly knocks by tcp")
+			return "Protocol", errors.New("must be tcp with Scheme md5-hourly")
 		case p.DeriveHostKey:
-			return "DeriveHostKey", errors.New("md5-hourly uses the secret as it stands")
+			return "DeriveHostKey", errors.New("cannot be used with Scheme md5-hourly")
 		}
 		return drawsItsOwn(p, given)
 	},

@@ -36,10 +36,10 @@ type token struct {
 // tokenize parts a file into its lines, keywords and words.
 func tokenize(name string, data []byte) (tokens []token, err error) {
 	if len(data) > maxFile {
-		return nil, fmt.Errorf("%s: larger than %d bytes", name, maxFile)
+		return nil, fmt.Errorf("%s: the file is larger than %d bytes", name, maxFile)
 	}
 	if bytes.HasPrefix(data, []byte("\xff\xfe")) || bytes.HasPrefix(data, []byte("\xfe\xff")) {
-		return nil, fault(name, 1, "this is UTF-16; save it as UTF-8")
+		return nil, fault(name, 1, "the file is UTF-16; save it as UTF-8")
 	}
 	number := 0
 	for line := range strings.Lines(string(bytes.TrimPrefix(data, []byte("\ufeff")))) {
@@ -90,12 +90,12 @@ func keyValue(line string) (keyword, value string, err error) {
 	// A fault of the library's own is no reason to crash in front of ssh.
 	defer func() {
 		if recover() != nil {
-			err = errors.New("cannot be parsed")
+			err = errors.New("the line cannot be parsed")
 		}
 	}()
 	config, err := ssh_config.DecodeBytes([]byte("." + strings.ReplaceAll(line, "#", hash) + " .\n"))
 	if err != nil {
-		return "", "", fmt.Errorf("cannot be parsed: %w", err)
+		return "", "", fmt.Errorf("the line cannot be parsed: %w", err)
 	}
 	kv := config.Hosts[0].Nodes[0].(*ssh_config.KV)
 	value = strings.TrimSuffix(kv.Value, ".")
@@ -106,10 +106,10 @@ func keyValue(line string) (keyword, value string, err error) {
 // around it.
 func clean(line string) (string, error) {
 	if len(line) > maxLine {
-		return "", fmt.Errorf("longer than %d bytes", maxLine)
+		return "", fmt.Errorf("the line is longer than %d bytes", maxLine)
 	}
 	if !utf8.ValidString(line) {
-		return "", errors.New("not UTF-8")
+		return "", errors.New("the line is not UTF-8")
 	}
 	quoted, blank, end := false, true, len(line) // blank: a comment can begin here
 	for i, r := range line {
@@ -118,20 +118,20 @@ func clean(line string) (string, error) {
 		case comment && r != '\t' && unicode.IsControl(r), !comment && r != '\t' && !unicode.IsPrint(r):
 			// In a comment people write what they like, but not to the terminal. Elsewhere
 			// there are also blanks that separate nothing and characters nobody sees.
-			return "", fmt.Errorf("the character %U has no place here", r)
+			return "", fmt.Errorf("character %U is not allowed", r)
 		case comment:
 		case r == '#' && !quoted && blank:
 			end = i
 		case r == '#' && !quoted:
 			// ssh takes it as part of the word, the library as a comment.
-			return "", errors.New("a # inside a word: put a blank before a comment, or quotes around the word")
+			return "", errors.New("# inside a word; put a space before a comment, or quotes around the word")
 		case r == '"':
 			quoted = !quoted
 		}
 		blank = r == ' ' || r == '\t'
 	}
 	if quoted {
-		return "", errors.New("a quote is not closed")
+		return "", errors.New("a quotation mark is not closed")
 	}
 	return strings.Trim(line[:end], " \t"), nil
 }

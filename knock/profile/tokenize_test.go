@@ -70,7 +70,7 @@ func TestTraps(t *testing.T) {
 		{
 			// ssh would read the port "22#x".
 			"# inside a word", "Host vps\n    Port 22#x\n", "vps", "Port",
-			"22", "error: file:2: a # inside a word: put a blank before a comment, or quotes around the word",
+			"22", "error: file:2: # inside a word; put a space before a comment, or quotes around the word",
 		},
 		{
 			// The outer quotes of two words are taken off.
@@ -81,18 +81,18 @@ func TestTraps(t *testing.T) {
 			// Some criteria work, others do not, and no error says so before it is
 			// too late.
 			"Match host", "Match host vps\n    Port 2222\n" + knocks, "vps", "Port",
-			"2222", "error: file:1: keyword Match is not supported; use Host",
+			"2222", "error: file:1: Match is not supported; use Host",
 		},
 		{
 			// Errors have a place, but no file.
 			"Match exec", "\nMatch exec true\n    Port 2222\n" + knocks, "vps", "Port",
 			"error: (2, 7): ssh_config: Match Exec is not supported",
-			"error: file:2: keyword Match is not supported; use Host",
+			"error: file:2: Match is not supported; use Host",
 		},
 		{
 			// Absolute or below ~/.ssh, never beside the file; read while parsing.
 			"Include", "Include no-such-folder/*\nHost vps\n    Port 2222\n" + knocks, "vps", "Port",
-			"2222", "error: file:1: keyword Include is not supported; a profile is one file",
+			"2222", "error: file:1: Include is not supported; put all profiles into one file",
 		},
 		{
 			"unknown keyword", "Host vps\n    Prot 2222\n" + knocks, "vps", "Port",
@@ -101,28 +101,28 @@ func TestTraps(t *testing.T) {
 		{
 			// The second value of a keyword is never looked at.
 			"twice", "Host vps\n    Port 2222\n    Port 2223\n" + knocks, "vps", "Port",
-			"2222", "error: file:3: Port again: line 2 has it already, and the first counts",
+			"2222", "error: file:3: Port is set twice; line 2 sets it already",
 		},
 		{
 			// Neither blank nor control character to the library.
 			"no-break space", "Host web\u00a0vps\n    Port 2222\n" + knocks, "vps", "Port",
-			"", "error: file:1: the character U+00A0 has no place here",
+			"", "error: file:1: character U+00A0 is not allowed",
 		},
 		{
 			"lone CR", "Host vps\rPort 2222\n", "vps", "Port",
-			"", "error: file:1: the character U+000D has no place here",
+			"", "error: file:1: character U+000D is not allowed",
 		},
 		{
 			"not UTF-8", "Host vps\n    Port 22\xff\n", "vps", "Port",
-			"22\ufffd", "error: file:2: not UTF-8",
+			"22\ufffd", "error: file:2: the line is not UTF-8",
 		},
 		{
 			"NUL", "Host vps\n    Port 22\x00\n", "vps", "Port",
-			"22\x00", "error: file:2: the character U+0000 has no place here",
+			"22\x00", "error: file:2: character U+0000 is not allowed",
 		},
 		{
 			"open quote", "Host vps\n    BindInterface \"wan 1\n", "vps", "BindInterface",
-			`"wan 1`, "error: file:2: a quote is not closed",
+			`"wan 1`, "error: file:2: a quotation mark is not closed",
 		},
 		{
 			// As a keyword of its own name, the value is silently empty.
@@ -176,7 +176,7 @@ func TestIncludeReadsNothing(t *testing.T) {
 	if got := bare(file, "vps", "Port"); !strings.Contains(got, "Match Exec") {
 		t.Errorf("the library says %q: it does not read the file any more", got)
 	}
-	if got, want := ours(file, "vps", "Port"), "error: file:1: keyword Include is not supported; a profile is one file"; got != want {
+	if got, want := ours(file, "vps", "Port"), "error: file:1: Include is not supported; put all profiles into one file"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
@@ -220,11 +220,11 @@ func TestFirstValueOnly(t *testing.T) {
 func TestLimits(t *testing.T) {
 	long := "Host vps\n    Port " + strings.Repeat("2", 200_000) + "\n"
 	start := time.Now()
-	if got, want := ours(long, "vps", "Port"), "error: file:2: longer than 4096 bytes"; got != want {
+	if got, want := ours(long, "vps", "Port"), "error: file:2: the line is longer than 4096 bytes"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 	big := strings.Repeat("# nothing to see here\n", maxFile/20)
-	if got, want := ours(big, "vps", "Port"), "error: file: larger than 4194304 bytes"; got != want {
+	if got, want := ours(big, "vps", "Port"), "error: file: the file is larger than 4194304 bytes"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 	if took := time.Since(start); took > 500*time.Millisecond {
@@ -300,21 +300,21 @@ func TestSyntax(t *testing.T) {
 		{"equals and quotes", `Port="2222"`, "Port", "2222"},
 		{"any case", "pORT 2222", "Port", "2222"},
 		{"comment", `Port 2222 # "not a quote`, "Port", "2222"},
-		{"comment with control character", "Port 2222 # \x1b[2J", "Port", "error: file:2: the character U+001B has no place here"},
+		{"comment with control character", "Port 2222 # \x1b[2J", "Port", "error: file:2: character U+001B is not allowed"},
 		{"comment with no-break space", "Port 2222 # a\u00a0b", "Port", "2222"},
 		{"quoted blanks", `BindInterface "Wi-Fi 2"`, "BindInterface", "Wi-Fi 2"},
 		{"list in quotes", `OpenPorts "22 60000-61000/udp"`, "OpenPorts", "22/tcp 60000-61000/udp"},
 		{"list of quotes", `OpenPorts = "22" "60000-61000/udp"`, "OpenPorts", "22/tcp 60000-61000/udp"},
 		{"empty quotes", `Port ""`, "Port", "error: file:2: Port: no value"},
-		{"too many words", "Port 22 23", "Port", "error: file:2: Port: takes one value, not 2"},
-		{"only equals", "= 22", "Port", "error: file:2: a line begins with a keyword, such as HostName, and a blank"},
-		{"UTF-16", "P\x00", "Port", "error: file:2: the character U+0000 has no place here"},
+		{"too many words", "Port 22 23", "Port", "error: file:2: Port: expected one value, got 2"},
+		{"only equals", "= 22", "Port", "error: file:2: a line must start with a keyword, such as HostName, and a space"},
+		{"UTF-16", "P\x00", "Port", "error: file:2: character U+0000 is not allowed"},
 	} {
 		if got := ours("Host vps\n"+tt.line+"\n"+knocks, "vps", tt.keyword); got != tt.want {
 			t.Errorf("%s:\ngot  %s\nwant %s", tt.name, got, tt.want)
 		}
 	}
-	if got, want := ours("\xff\xfeH\x00", "vps", "Port"), "error: file:1: this is UTF-16; save it as UTF-8"; got != want {
+	if got, want := ours("\xff\xfeH\x00", "vps", "Port"), "error: file:1: the file is UTF-16; save it as UTF-8"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
@@ -327,8 +327,8 @@ func TestUnknownKeyword(t *testing.T) {
 		"KeyFil":            `unknown keyword "KeyFil"; did you mean KeyFile?`,
 		"Identity":          `unknown keyword "Identity"`,
 		"X":                 `unknown keyword "X"`,
-		"Sequence:7000/udp": "a line begins with a keyword, such as HostName, and a blank",
-		"8000/tcp":          "a line begins with a keyword, such as HostName, and a blank",
+		"Sequence:7000/udp": "a line must start with a keyword, such as HostName, and a space",
+		"8000/tcp":          "a line must start with a keyword, such as HostName, and a space",
 	} {
 		if got := ours(word+" 9000\n", "vps", "Port"); got != "error: file:1: "+want {
 			t.Errorf("%s: got %s", word, got)

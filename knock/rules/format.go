@@ -103,11 +103,11 @@ func (f format) document(guards []Guard, o Options) (document, error) {
 	}
 	switch {
 	case len(guards) == 0:
-		return document{}, errors.New("no profile to guard")
+		return document{}, errors.New("no profile given")
 	case len(o.Allow) > 0 && !o.DropPolicy:
-		return document{}, errors.New("allowed ports go with the drop policy: nothing else closes them")
+		return document{}, errors.New("allowed ports need the drop policy, because nothing else closes them")
 	case strings.ContainsFunc(o.File, unicode.IsControl):
-		return document{}, fmt.Errorf("%q: control characters in a file's name", o.File)
+		return document{}, fmt.Errorf("%q: the file name contains control characters", o.File)
 	}
 	checked, err := checkAll(guards, o, f)
 	if err != nil {

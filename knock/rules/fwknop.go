@@ -79,20 +79,20 @@ a web server at the port, whatever it answers.`))
 // checkFwknopd refuses what one fwknopd cannot do for all guards together.
 func checkFwknopd(guards []guard, o Options) error {
 	if o.Consume {
-		return refuse("Consume", nil, "fwknopd only listens, so it cannot consume the packets")
+		return refuse("Consume", nil, "fwknopd only listens, so it cannot drop the packets")
 	}
 	forwards, listens := guards[0].forwards(), uint16(0)
 	for _, g := range guards {
 		a := g.SPA
 		switch {
 		case g.forwards() != forwards:
-			return errors.New("one file cannot be for profiles with NATAccess and for others: " +
-				"fwknopd forwards by rules of its own, and opens a guard of ours")
+			return errors.New("one file cannot hold profiles with and without NATAccess: " +
+				"fwknopd forwards with its own rules, but opens the guard of portknock")
 		case forwards && o.DropPolicy:
-			return errors.New("the drop policy would close what fwknopd opens for a NATAccess")
+			return errors.New("the drop policy would close the ports that fwknopd opens for a NATAccess")
 		case a.Via != spa.TCP:
 		case listens > 0 && a.Port != listens:
-			return fmt.Errorf("%s: fwknopd listens at one TCP port, which is %d for another profile: give both the same SPAPort", g.Name, listens)
+			return fmt.Errorf("%s: fwknopd listens at one TCP port, and another profile uses %d; give both the same SPAPort", g.Name, listens)
 		default:
 			listens = a.Port
 		}
@@ -106,11 +106,11 @@ func (g *guard) checkSPA(o Options, closed []knock.PortRange) error {
 	connection := knock.Step{Transport: knock.TCP, Port: a.Port} // that brings the packet
 	switch {
 	case g.forwards() && len(g.OpenPorts) > 1:
-		return fmt.Errorf("fwknopd forwards one port, and OpenPorts has %d", len(g.OpenPorts))
+		return fmt.Errorf("fwknopd forwards one port, but OpenPorts has %d", len(g.OpenPorts))
 	case len(a.HMACKey.Bytes()) == 0 && !o.Force:
-		return refuse("Force", nil, "without an HMAC, fwknopd decrypts whatever anybody sends; set a HMACKeyFile")
+		return refuse("Force", nil, "without an HMAC, fwknopd decrypts packets from everyone; set HMACKeyFile")
 	case g.OpenFor%time.Second != 0:
-		return fmt.Errorf("an OpenFor of %v is not whole seconds", g.OpenFor)
+		return fmt.Errorf("OpenFor (%v) must be whole seconds", g.OpenFor)
 	case a.Via != spa.UDP && contains(closed, connection):
 		return errors.New("the packet goes to a guarded port")
 	case a.Via != spa.UDP && o.DropPolicy && !contains(o.Allow, connection):
@@ -118,7 +118,7 @@ func (g *guard) checkSPA(o Options, closed []knock.PortRange) error {
 	}
 	for _, p := range g.OpenPorts {
 		if p.First != p.Last {
-			return fmt.Errorf("fwknopd opens single ports, and %v is a range", p)
+			return fmt.Errorf("fwknopd opens only single ports; %v is a range", p)
 		}
 	}
 	return nil

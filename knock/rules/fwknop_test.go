@@ -72,19 +72,19 @@ func TestFwknopRefuses(t *testing.T) {
 		{
 			change: forward,
 			o:      Options{DropPolicy: true},
-			want:   "the drop policy would close what fwknopd opens for a NATAccess",
+			want:   "the drop policy would close the ports that fwknopd opens for a NATAccess",
 		},
 		{
 			change: func(g *Guard) { forward(g); g.OpenPorts = append(g.OpenPorts, knock.PortRange{First: 80, Last: 80}) },
-			want:   "vps: fwknopd forwards one port, and OpenPorts has 2",
+			want:   "vps: fwknopd forwards one port, but OpenPorts has 2",
 		},
 		{
 			change: func(g *Guard) { g.SPA.HMACKey = knock.Key{} },
-			want:   "vps: without an HMAC, fwknopd decrypts whatever anybody sends; set a HMACKeyFile",
+			want:   "vps: without an HMAC, fwknopd decrypts packets from everyone; set HMACKeyFile",
 		},
 		{
 			change: func(g *Guard) { g.OpenFor = 1500 * time.Millisecond },
-			want:   "vps: an OpenFor of 1.5s is not whole seconds",
+			want:   "vps: OpenFor (1.5s) must be whole seconds",
 		},
 		{
 			change: func(g *Guard) { g.SPA.Via, g.SPA.Port = spa.TCP, 22 },
@@ -97,16 +97,16 @@ func TestFwknopRefuses(t *testing.T) {
 		},
 		{
 			change: func(g *Guard) { g.OpenPorts[0].Last = 23 },
-			want:   "vps: fwknopd opens single ports, and 22-23/tcp is a range",
+			want:   "vps: fwknopd opens only single ports; 22-23/tcp is a range",
 		},
 		{
 			change: func(g *Guard) { g.Name = "a\nb" },
-			want:   "a\nb: control characters in the name",
+			want:   "a\nb: the name contains control characters",
 		},
 		{
 			change: func(*Guard) {},
 			o:      Options{Consume: true},
-			want:   "fwknopd only listens, so it cannot consume the packets",
+			want:   "fwknopd only listens, so it cannot drop the packets",
 		},
 	} {
 		g := spaGuard(t, "vps", spa.Keys{HMACKey: hmacKey}, "22/tcp")
@@ -121,7 +121,7 @@ func TestFwknopRefuses(t *testing.T) {
 		spaGuard(t, "web", spa.Keys{HMACKey: hmacKey, Via: spa.TCP}, "80"),
 	}
 	two[1].SPA.Port = 62202
-	want := "web: fwknopd listens at one TCP port, which is 62201 for another profile: give both the same SPAPort"
+	want := "web: fwknopd listens at one TCP port, and another profile uses 62201; give both the same SPAPort"
 	if err := Format("fwknop").Emit(new(strings.Builder), two, Options{}); err == nil || err.Error() != want {
 		t.Errorf("got  %v\nwant %s", err, want)
 	}
@@ -129,8 +129,8 @@ func TestFwknopRefuses(t *testing.T) {
 	guarded := spaGuard(t, "web", spa.Keys{HMACKey: hmacKey}, "80/tcp")
 	forward(&forwarded)
 	err := Format("fwknop").Emit(new(strings.Builder), []Guard{forwarded, guarded}, Options{})
-	want = "one file cannot be for profiles with NATAccess and for others: " +
-		"fwknopd forwards by rules of its own, and opens a guard of ours"
+	want = "one file cannot hold profiles with and without NATAccess: " +
+		"fwknopd forwards with its own rules, but opens the guard of portknock"
 	if err == nil || err.Error() != want {
 		t.Errorf("got  %v\nwant %s", err, want)
 	}

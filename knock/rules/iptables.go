@@ -71,7 +71,7 @@ func iptCheck(g guard) error {
 	case g.tokens() && w.End.Sub(w.Start) > iptTokenPeriod:
 		return refuse("", others, "%s: iptables remembers spent tokens for a Period of at most %v; shorten the Period", g.Name, iptTokenPeriod)
 	case g.tokens() && len(w.Tokens) < len(iptFamilies):
-		return refuse("", others, "%s: iptables has tokens of their own for IPv4 and IPv6; set TokensPerWindow to 2 or more", g.Name)
+		return refuse("", others, "%s: iptables needs separate tokens for IPv4 and IPv6; set TokensPerWindow to 2 or more", g.Name)
 	}
 	return nil
 }

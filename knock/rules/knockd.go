@@ -12,7 +12,7 @@ import (
 // emitKnockd writes a knockd.conf. knockd only opens.
 func emitKnockd(guards []guard, o Options) (document, error) {
 	if o.Consume {
-		return document{}, refuse("", format.knowsTime, "knockd only listens, so it cannot consume the knocks")
+		return document{}, refuse("", format.knowsTime, "knockd only listens, so it cannot drop the knocks")
 	}
 	if err := checkSections(guards); err != nil {
 		return document{}, err
@@ -68,7 +68,7 @@ func checkSections(guards []guard) error {
 		other, taken := first[steps[0].String()]
 		if taken && other.Windows[0].Steps.String() != steps.String() {
 			return refuse("", format.knowsTime,
-				"%s: its first knock is also the first knock of %s, and knockd would confuse the two; choose another first knock",
+				"%s: its first knock is also the first knock of %s, and knockd would confuse them; choose another first knock",
 				g.Name, other.Name)
 		}
 		first[steps[0].String()] = g

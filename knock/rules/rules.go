@@ -152,7 +152,7 @@ func (w window) until(skew time.Duration) int64 { return w.End.Add(skew).Unix() 
 func (g *guard) check(o Options, f format, closed []knock.PortRange) error {
 	switch {
 	case strings.ContainsFunc(g.Name, unicode.IsControl):
-		return errors.New("control characters in the name")
+		return errors.New("the name contains control characters")
 	case len(g.OpenPorts) == 0:
 		return errors.New("no ports to open")
 	case g.OpenFor < time.Second || g.KnockTimeout < time.Second:
@@ -188,7 +188,7 @@ func (g *guard) checkKnocks(o Options, closed []knock.PortRange) error {
 		for _, k := range g.KnockPorts {
 			// Sooner or later a draw would hit it, when nobody is there to read the error.
 			if g.timed() && c.Transport == k.Transport && c.First <= k.Last && k.First <= c.Last {
-				return fmt.Errorf("PortRange and Protocol include %v, and a guarded port cannot be a knock", c)
+				return fmt.Errorf("PortRange and Protocol include %v; a guarded port cannot be a knock", c)
 			}
 		}
 	}
@@ -199,7 +199,7 @@ func (g *guard) checkKnocks(o Options, closed []knock.PortRange) error {
 		for i, step := range w.Steps {
 			switch {
 			case len(step.Payload) > 0:
-				return fmt.Errorf("knock %d of %d carries a payload, which no format verifies", i+1, len(w.Steps))
+				return fmt.Errorf("knock %d of %d has a payload, which no format can verify", i+1, len(w.Steps))
 			case contains(closed, step):
 				return fmt.Errorf("knock %d of %d goes to a guarded port", i+1, len(w.Steps))
 			}
@@ -208,19 +208,19 @@ func (g *guard) checkKnocks(o Options, closed []knock.PortRange) error {
 		case o.Force:
 		case g.timed() && len(w.Steps) < 3:
 			// Sooner or later a window has two neighbours.
-			return refuse("Force", nil, "%d knocks drawn at random are few: "+
-				"a scan of all ports in order would open it in some window; set Knocks to 3 or more", len(w.Steps))
+			return refuse("Force", nil, "%d random knocks are too few: "+
+				"a scan of all ports in order would send them in some window; set Knocks to 3 or more", len(w.Steps))
 		case len(w.Steps) == 1:
-			return refuse("Force", nil, "a scan of all ports would open it; choose three knocks or more")
+			return refuse("Force", nil, "a scan of all ports would send this sequence; use three knocks or more")
 		case g.timed() && g.guesses() < fewGuesses:
-			return refuse("Force", nil, "an attacker could guess it: "+
-				"%d knocks at these ports make only %.0f sequences; set Knocks or PortRange higher", len(w.Steps), g.guesses())
+			return refuse("Force", nil, "an attacker could guess the sequence: "+
+				"%d knocks at these ports make only %.0f sequences; raise Knocks or widen PortRange", len(w.Steps), g.guesses())
 		case !w.Steps.SweepFinds(overlooked):
 		case g.timed():
-			return refuse("Force", nil, "a scan of all ports in order would open it in the window from %s; widen PortRange or raise Knocks",
+			return refuse("Force", nil, "a scan of all ports in order would send the sequence of the window from %s; widen PortRange or raise Knocks",
 				w.Start.UTC().Format(time.RFC3339))
 		default:
-			return refuse("Force", nil, "a scan of all ports in order would open it; choose ports that are not neighbors")
+			return refuse("Force", nil, "a scan of all ports in order would send this sequence; choose ports that are not neighbors")
 		}
 	}
 	return nil
@@ -270,21 +270,21 @@ func (g *guard) walk(o Options, f format) error {
 		case next.Tokens != nil && !f.tokens:
 			return refuse("", format.verifiesTokens, "format %s cannot verify tokens", f.name)
 		case !f.clock && (!o.From.Before(o.Until) || len(g.Windows) == f.windows):
-			return refuse("Until", format.knowsTime, "%s with time, and format %s does not know the time: one file holds at most %v",
+			return refuse("Until", format.knowsTime, "%s with time, but format %s does not know the time: one file is valid for at most %v",
 				change, f.name, time.Duration(f.windows-1)*period-2*g.Skew)
 		case !f.clock && o.OpenAtEnd:
 			return refuse("", format.knowsTime, "format %s does not know the time, so it cannot open the ports at the end", f.name)
 		case !o.From.Before(o.Until):
 			return refuse("Until", nil, "%s with time, so the rules need an end time", change)
 		case period%time.Second != 0 || g.Skew%time.Second != 0:
-			return fmt.Errorf("the Skew, %v, and the Period, %v, must be whole seconds", g.Skew, period)
+			return fmt.Errorf("Skew (%v) and Period (%v) must be whole seconds", g.Skew, period)
 		case 2*g.Skew >= period:
-			return fmt.Errorf("twice the Skew, %v, is not below the Period, %v", g.Skew, period)
+			return fmt.Errorf("Period must be more than twice Skew: Skew is %v, Period is %v", g.Skew, period)
 		case len(g.Windows) == f.windows:
-			return refuse("Until", nil, "until %s there are more than %d windows, the most that format %s can carry",
+			return refuse("Until", nil, "until %s there are more than %d windows, the limit of format %s",
 				o.Until.UTC().Format(time.RFC3339), f.windows, f.name)
 		case f.entries > 0 && entries > f.entries:
-			return refuse("Until", nil, "until %s there are more than %d %s, the most that format %s can carry",
+			return refuse("Until", nil, "until %s there are more than %d %s, the limit of format %s",
 				o.Until.UTC().Format(time.RFC3339), f.entries, what, f.name)
 		}
 		g.Windows = append(g.Windows, next)
@@ -306,7 +306,7 @@ func (g *guard) window(at time.Time) (window, error) {
 		g.TokenPort = port
 		return window{Window: w, Tokens: tokens}, nil
 	case len(seqs) != 1:
-		return window{}, errors.New("a choice of sequences, which no format can carry")
+		return window{}, errors.New("the schedule has several sequences at once, which no format supports")
 	}
 	return window{Window: w, Steps: seqs[0]}, nil
 }

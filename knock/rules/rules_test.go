@@ -271,13 +271,13 @@ func TestEmitRefuses(t *testing.T) {
 				mustTurns(t, "vps", time.Hour, 0, "20001/udp 20005/udp 20003/udp"),
 			},
 			o:    Options{From: midnight, Until: midnight.Add(1)},
-			want: "vps: PortRange and Protocol include 29000-30000/udp, and a guarded port cannot be a knock",
+			want: "vps: PortRange and Protocol include 29000-30000/udp; a guarded port cannot be a knock",
 		},
 		"drawn in order": {
 			format: "nftables",
 			guards: []Guard{mustTurns(t, "vps", time.Hour, 0, "20001/udp 20009/udp 20005/udp", "20001/udp 20002/udp 20003/udp")},
 			o:      Options{From: midnight, Until: midnight.Add(2 * time.Hour)},
-			want:   "vps: a scan of all ports in order would open it in the window from 2026-11-21T01:00:00Z; widen PortRange or raise Knocks",
+			want:   "vps: a scan of all ports in order would send the sequence of the window from 2026-11-21T01:00:00Z; widen PortRange or raise Knocks",
 		},
 		"tokens, no end": {
 			format: "nftables",
@@ -300,7 +300,7 @@ func TestEmitRefuses(t *testing.T) {
 			format: "nftables",
 			guards: token(func(g *Guard) { g.Skew = 30 * time.Minute }),
 			o:      until(time.Hour),
-			want:   "twice the Skew",
+			want:   "more than twice Skew",
 		},
 		"tokens, too many for iptables": {
 			format: "iptables",
@@ -314,7 +314,7 @@ func TestEmitRefuses(t *testing.T) {
 				g.Schedule = knock.Token{Key: knock.NewKey(), Port: 9, Period: time.Hour, Tokens: 1}
 			}),
 			o:    until(time.Hour),
-			want: "vps: iptables has tokens of their own for IPv4 and IPv6; set TokensPerWindow to 2 or more",
+			want: "vps: iptables needs separate tokens for IPv4 and IPv6; set TokensPerWindow to 2 or more",
 		},
 		"tokens, too long a time": {
 			format: "iptables",
@@ -334,13 +334,13 @@ func TestEmitRefuses(t *testing.T) {
 			format: "nftables",
 			guards: with(func(g *Guard) { g.Schedule = choice{{{Port: 1}, {Port: 9}}, {{Port: 1}, {Port: 5}}} }),
 			o:      until(time.Hour),
-			want:   "choice of sequences",
+			want:   "several sequences at once",
 		},
 		"payloads, short": {
 			format: "nftables",
 			guards: with(func(g *Guard) { g.Schedule = payload(15) }),
 			o:      until(time.Hour),
-			want:   "choice of sequences",
+			want:   "several sequences at once",
 		},
 		"payload, long": {
 			format: "nftables",
@@ -358,13 +358,13 @@ func TestEmitRefuses(t *testing.T) {
 			format: "knockd",
 			guards: with(func(g *Guard) { g.Schedule = hourly(3) }),
 			o:      Options{From: noon},
-			want:   "the sequence changes with time, and format knockd does not know the time: one file holds at most 3h0m0s",
+			want:   "the sequence changes with time, but format knockd does not know the time: one file is valid for at most 3h0m0s",
 		},
 		"too long a refresh": {
 			format: "knockd",
 			guards: with(func(g *Guard) { g.Schedule, g.Skew = hourly(3), time.Minute }),
 			o:      Options{From: noon, Until: noon.Add(4 * time.Hour)},
-			want:   "one file holds at most 2h58m0s",
+			want:   "one file is valid for at most 2h58m0s",
 		},
 		"open, some time": {
 			format: "knockd",
@@ -382,12 +382,12 @@ func TestEmitRefuses(t *testing.T) {
 			format: "nftables",
 			guards: with(func(g *Guard) { g.Schedule, g.Skew = every(time.Second), 400*time.Millisecond }),
 			o:      until(time.Minute),
-			want:   "vps: the Skew, 400ms, and the Period, 1s, must be whole seconds",
+			want:   "vps: Skew (400ms) and Period (1s) must be whole seconds",
 		},
 		"same beginning": {
 			format: "knockd",
 			guards: []Guard{good(), mustGuard(t, "web", "7001/udp 9005/tcp", "80")},
-			want:   "web: its first knock is also the first knock of vps, and knockd would confuse the two; choose another first knock",
+			want:   "web: its first knock is also the first knock of vps, and knockd would confuse them; choose another first knock",
 		},
 		"consumed": {
 			format: "nftables",
@@ -414,7 +414,7 @@ func TestEmitRefuses(t *testing.T) {
 			format: "nftables",
 			guards: with(func(g *Guard) { g.Schedule, g.Skew = hourly(3), 30*time.Minute }),
 			o:      Options{From: noon, Until: noon.Add(1)},
-			want:   "twice the Skew, 30m0s, is not below the Period, 1h0m0s",
+			want:   "Period must be more than twice Skew: Skew is 30m0s, Period is 1h0m0s",
 		},
 		"two knocks": {
 			format: "nftables",
@@ -428,13 +428,13 @@ func TestEmitRefuses(t *testing.T) {
 				g.Schedule, g.KnockPorts = hourly(3), []knock.PortRange{{Transport: knock.UDP, First: 20000, Last: 29998}}
 			}),
 			o:    Options{From: noon, Until: noon.Add(1)},
-			want: "could guess it: 3 knocks at these ports make only 999700029999 sequences; set Knocks",
+			want: "could guess the sequence: 3 knocks at these ports make only 999700029999 sequences; raise Knocks",
 		},
 		"many windows": {
 			format: "iptables",
 			guards: with(func(g *Guard) { g.Schedule = changing{} }),
 			o:      Options{From: midnight, Until: midnight.Add(722*time.Hour + 1)},
-			want:   "until 2026-12-21T02:00:00Z there are more than 722 windows, the most that format iptables can carry",
+			want:   "until 2026-12-21T02:00:00Z there are more than 722 windows, the limit of format iptables",
 		},
 		"fraction": {
 			format: "iptables",
@@ -628,7 +628,7 @@ func TestKeep(t *testing.T) {
 		want   string
 	}{
 		{"nftables", []Guard{static}, now, "need no refresh"},
-		{"nftables", []Guard{hour}, Options{From: noon, Until: noon.Add(119 * time.Minute)}, "below 2h0m0s"},
+		{"nftables", []Guard{hour}, Options{From: noon, Until: noon.Add(119 * time.Minute)}, "at least 2h0m0s"},
 		{"nftables", nil, now, "no profile"},
 		{"pf", []Guard{hour}, now, "unknown format"},
 		{"nftables", []Guard{skewed}, now, "Skew"},

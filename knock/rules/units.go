@@ -49,13 +49,13 @@ func (f format) rhythm(guards []Guard, o Options) (every, horizon time.Duration,
 	switch {
 	case len(guards) == 0: // which document refuses
 	case every == 0:
-		return 0, 0, errors.New("the sequence never changes: these rules need no refresh")
+		return 0, 0, errors.New("the sequence never changes, so these rules need no refresh")
 	case horizon <= 0 && f.clock:
 		horizon = 4 * every // a refresh that fails, or comes late, does no harm, nor does the next
 	case horizon <= 0:
 		horizon = 3 * every // it carries few windows
 	case horizon < 2*every:
-		return 0, 0, fmt.Errorf("a refresh every %v does not go with a horizon below %v", every, 2*every)
+		return 0, 0, fmt.Errorf("a refresh every %v needs a horizon of at least %v", every, 2*every)
 	}
 	return every, horizon, nil
 }

@@ -34,7 +34,7 @@ type Runner struct {
 // that it has started are killed.
 func (r Runner) Run(ctx context.Context, command []string, what string) ([]byte, error) {
 	limit := cmp.Or(r.Limit, 30*time.Second)
-	late := fmt.Errorf("has not printed %s within %v", what, limit)
+	late := fmt.Errorf("did not print %s within %v", what, limit)
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, late)
 	defer cancel()
 	var out limited
@@ -52,16 +52,16 @@ func (r Runner) Run(ctx context.Context, command []string, what string) ([]byte,
 	case ctx.Err() != nil:
 		return nil, context.Cause(ctx)
 	case len(out) > maxText:
-		return nil, fmt.Errorf("prints too much for %s", what)
+		return nil, fmt.Errorf("printed too much text for %s", what)
 	case err != nil && !errors.Is(err, exec.ErrWaitDelay):
 		return nil, innermost(err)
 	}
 	text, more, _ := bytes.Cut(out, []byte("\n"))
 	switch {
 	case len(bytes.TrimSpace(out)) == 0:
-		return nil, errors.New("prints nothing")
+		return nil, errors.New("printed nothing")
 	case len(bytes.TrimSpace(more)) > 0:
-		return nil, errors.New("prints more than one line")
+		return nil, errors.New("printed more than one line")
 	}
 	return text, nil
 }

@@ -37,12 +37,12 @@ func TestRun(t *testing.T) {
 	for script, want := range map[string]string{
 		"exit 3":                 "exit status 3",
 		"kill -9 $$":             "signal: killed",
-		"true":                   "prints nothing",
-		"echo":                   "prints nothing",
-		"cat":                    "prints nothing", // our stdin is ssh's
-		"echo a; echo b":         "prints more than one line",
-		"head -c 4097 /dev/zero": "prints too much for a key",
-		"yes":                    "prints too much for a key",
+		"true":                   "printed nothing",
+		"echo":                   "printed nothing",
+		"cat":                    "printed nothing", // our stdin is ssh's
+		"echo a; echo b":         "printed more than one line",
+		"head -c 4097 /dev/zero": "printed too much text for a key",
+		"yes":                    "printed too much text for a key",
 	} {
 		if got, err := run(t, script); err == nil || err.Error() != want {
 			t.Errorf("%s: got %q, %v, want %s", script, got, err, want)
@@ -92,7 +92,7 @@ func TestHangingCommandIsKilled(t *testing.T) {
 		limit time.Duration
 		want  string
 	}{
-		"limit":     {3 * time.Second, "has not printed a key within 3s"},
+		"limit":     {3 * time.Second, "did not print a key within 3s"},
 		"cancelled": {time.Minute, "interrupted"},
 	} {
 		t.Run(name, func(t *testing.T) {

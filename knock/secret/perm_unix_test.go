@@ -20,10 +20,10 @@ func TestReadChecksMode(t *testing.T) {
 		0o600: "",
 		0o400: "",
 		0o700: "",
-		0o640: "FILE: holds a key and is accessible by others (mode 0640); chmod 600 FILE",
-		0o604: "FILE: holds a key and is accessible by others (mode 0604); chmod 600 FILE",
-		0o601: "FILE: holds a key and is accessible by others (mode 0601); chmod 600 FILE",
-		0o620: "FILE: writable by others (mode 0620); chmod 600 FILE",
+		0o640: "FILE: contains a key and is accessible by other users (mode 0640); run chmod 600 FILE",
+		0o604: "FILE: contains a key and is accessible by other users (mode 0604); run chmod 600 FILE",
+		0o601: "FILE: contains a key and is accessible by other users (mode 0601); run chmod 600 FILE",
+		0o620: "FILE: writable by other users (mode 0620); run chmod 600 FILE",
 	} {
 		if err := os.Chmod(path, mode); err != nil {
 			t.Fatal(err)

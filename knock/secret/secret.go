@@ -51,7 +51,7 @@ func Read(path string) ([]byte, error) {
 		return nil, err
 	}
 	if len(text) > maxText {
-		return nil, fmt.Errorf("%s: too long to be a key", path)
+		return nil, fmt.Errorf("%s: the file is too long to be a key", path)
 	}
 	return text, nil
 }

@@ -21,7 +21,7 @@ func TestCreateAndRead(t *testing.T) {
 		t.Errorf("%d bytes, %v", len(got), err)
 	}
 	err := Create(path, []byte("other"))
-	if want := path + " exists, and a key is never overwritten"; !errors.Is(err, fs.ErrExist) || err.Error() != want {
+	if want := path + " exists already; a key file is never overwritten"; !errors.Is(err, fs.ErrExist) || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
 	if got, err := Read(path); err != nil || !bytes.Equal(got, text) {
@@ -30,7 +30,7 @@ func TestCreateAndRead(t *testing.T) {
 	if err := Replace(path, append(text, 'x'), nil); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Read(path); err == nil || err.Error() != path+": too long to be a key" {
+	if _, err := Read(path); err == nil || err.Error() != path+": the file is too long to be a key" {
 		t.Errorf("got %v", err)
 	}
 }
@@ -72,7 +72,7 @@ func TestReplace(t *testing.T) {
 	if got, err := Read(path); err != nil || string(got) != "three" {
 		t.Errorf("got %q, %v", got, err)
 	}
-	if err := Replace(loose, nil, nil); err == nil || err.Error() != "cannot write "+loose+": a link that leads nowhere" {
+	if err := Replace(loose, nil, nil); err == nil || err.Error() != "cannot write "+loose+": the symbolic link points to nothing" {
 		t.Errorf("got %v", err)
 	}
 }

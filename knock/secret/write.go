@@ -14,7 +14,7 @@ import (
 type existsError string
 
 func (e existsError) Error() string {
-	return fmt.Sprintf("%s exists, and a key is never overwritten", string(e))
+	return fmt.Sprintf("%s exists already; a key file is never overwritten", string(e))
 }
 
 func (e existsError) Is(target error) bool { return target == fs.ErrExist }
@@ -51,7 +51,7 @@ func replaceable(path string) (string, error) {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		if _, err := os.Lstat(path); err == nil {
-			return "", fmt.Errorf("cannot write %s: a link that leads nowhere", path)
+			return "", fmt.Errorf("cannot write %s: the symbolic link points to nothing", path)
 		}
 		return path, nil
 	case err != nil:

@@ -146,7 +146,7 @@ func (r *Request) Packet(t time.Time) (string, error) {
 		packet += b64(r.HMAC.mac(key, []byte(full)))
 	}
 	if n := len(packet); n < minPacket || n > maxPacket {
-		return "", fmt.Errorf("a packet of %d characters is not of %d to %d: take fewer ports, a shorter user name or a shorter digest",
+		return "", fmt.Errorf("the packet has %d characters, not %d to %d; use fewer ports, a shorter user name or a shorter digest",
 			n, minPacket, maxPacket)
 	}
 	return packet, nil
@@ -164,42 +164,42 @@ func (r *Request) check(t time.Time) error {
 	case len(key) == 0:
 		return errors.New("no key")
 	case len(key) > maxKey:
-		return fmt.Errorf("a key of %d bytes is longer than %d", len(key), maxKey)
+		return fmt.Errorf("the key has %d bytes; at most %d are allowed", len(key), maxKey)
 	case len(hmacKey) > maxHMACKey:
-		return fmt.Errorf("an HMAC key of %d bytes is longer than %d", len(hmacKey), maxHMACKey)
+		return fmt.Errorf("the HMAC key has %d bytes; at most %d are allowed", len(hmacKey), maxHMACKey)
 	case string(key) == string(hmacKey):
-		return errors.New("key and HMAC key are the same")
+		return errors.New("the key and the HMAC key must differ")
 	case r.Mode > Legacy:
 		return fmt.Errorf("unknown mode %d", r.Mode)
 	case r.Mode == Legacy && len(hmacKey) > 0:
-		return errors.New("the mode legacy has no HMAC")
+		return errors.New("mode legacy cannot be used with an HMAC key")
 	case r.HMAC > SHA3_512 || r.Digest > SHA3_512:
 		return errors.New("unknown digest")
 	case r.Via > HTTP:
 		return fmt.Errorf("unknown transport %d", r.Via)
 	case r.Via != UDP && r.Port == 0:
-		return errors.New("only by UDP can a packet go to a random port")
+		return errors.New("only a UDP packet can go to a random port")
 	case r.Via == HTTP && !isHost(r.Host):
-		return fmt.Errorf("%q is not a host's name", r.Host)
+		return fmt.Errorf("%q is not a host name", r.Host)
 	case badUser != nil:
 		return badUser
 	// The field has as many digits as fwknopd counts on only from 2001 to 2106.
 	case t.Unix() < 1e9 || t.Unix() > math.MaxUint32:
-		return fmt.Errorf("the clock says %s, which cannot be", t.UTC().Format(time.RFC3339))
+		return fmt.Errorf("the clock shows %s; fwknopd accepts times from 2001 to 2106", t.UTC().Format(time.RFC3339))
 	case r.Allow.IsValid() && !r.Allow.Unmap().Is4():
-		return fmt.Errorf("fwknopd opens for IPv4 only, and %v is not", r.Allow)
+		return fmt.Errorf("fwknopd opens ports for IPv4 only; %v is not an IPv4 address", r.Allow)
 	case len(r.Ports) == 0:
 		return errors.New("no port to open")
 	case badPort >= 0:
-		return fmt.Errorf("fwknopd opens single ports, and %v is not one", r.Ports[badPort])
+		return fmt.Errorf("fwknopd opens only single ports; %v is not a single port", r.Ports[badPort])
 	case len(r.message()) > maxMessage:
-		return fmt.Errorf("%d ports are too many for one packet", len(r.Ports))
+		return fmt.Errorf("%d ports do not fit into one packet", len(r.Ports))
 	case r.NAT.IsValid() && (!r.NAT.Addr().Unmap().Is4() || r.NAT.Port() == 0):
-		return fmt.Errorf("fwknopd forwards to a port of an IPv4 address, and %v is not one", r.NAT)
+		return fmt.Errorf("fwknopd forwards only to an IPv4 address and port, not to %v", r.NAT)
 	case r.NATLocal && !r.NAT.IsValid():
-		return errors.New("NAT on the server needs an address and a port to forward to")
+		return errors.New("NATLocal needs NAT, the address and port to forward to")
 	case r.Timeout < 0 || r.Timeout%time.Second != 0 || r.Timeout > MaxTimeout:
-		return fmt.Errorf("a timeout of %v is not whole seconds up to %v", r.Timeout, MaxTimeout)
+		return fmt.Errorf("timeout %v: must be whole seconds, at most %v", r.Timeout, MaxTimeout)
 	}
 	return nil
 }
@@ -216,9 +216,9 @@ func CheckUser(name string) error {
 	bad := func(r rune) bool { return r < ' ' || r > '~' || strings.ContainsRune(forbidden, r) }
 	switch {
 	case name == "" || len(name) > maxUser:
-		return fmt.Errorf("a user name of %d characters is not of 1 to %d", len(name), maxUser)
+		return fmt.Errorf("the user name has %d characters; 1 to %d are allowed", len(name), maxUser)
 	case strings.ContainsFunc(name, bad):
-		return fmt.Errorf(`%q is no user name: it must be of printable ASCII without any of %s`, name, forbidden)
+		return fmt.Errorf(`user name %q: use printable ASCII characters without any of %s`, name, forbidden)
 	}
 	return nil
 }

@@ -179,7 +179,7 @@ func TestFwknopHeldUp(t *testing.T) {
 	if took := time.Since(began); err == nil || took < 5*time.Second || took > 30*time.Second {
 		t.Errorf("after %v: %v", took, err)
 	}
-	if !strings.Contains(out, "cannot knock at "+r.addr().String()+": knock 1 of 1: i/o timeout") {
+	if !strings.Contains(out, "cannot send the knocks to "+r.addr().String()+": knock 1 of 1: i/o timeout") {
 		t.Errorf("it says %q", out)
 	}
 	var from []uint16 // the ports of the SYNs

@@ -215,7 +215,7 @@ func TestWrongClock(t *testing.T) {
 			}
 			w := knock.WindowAt(time.Now().Add(tt.shift), period)
 			hint := fmt.Sprintf("in the window from %s until %s", w.Start.Format(time.RFC3339), w.End.Format(time.RFC3339))
-			for _, want := range []string{"hold date -u on both sides together", hint} {
+			for _, want := range []string{"run date -u on both machines", hint} {
 				if !tt.opens && !strings.Contains(string(out), want) {
 					t.Errorf("a clock wrong by %v is told\n%s\nwant %q", tt.shift, out, want)
 				}
