@@ -32,7 +32,7 @@ const (
 type failure struct {
 	code int
 	err  error
-	hint string // the way out, if there is one
+	hint string // the way out, a step on each line; "" if there is none
 }
 
 func (f *failure) Error() string { return f.err.Error() }
@@ -310,8 +310,8 @@ func (a *app) report(ctx context.Context, err error) int {
 		f.hint = strings.TrimSpace(helpHint + " " + a.command)
 	}
 	a.log.say(always, "%s", oneLine(err.Error()))
-	if f.hint != "" {
-		a.log.say(always, "hint: %s", oneLine(f.hint))
+	for line := range strings.Lines(f.hint) {
+		a.log.say(always, "hint: %s", oneLine(line))
 	}
 	return f.code
 }
