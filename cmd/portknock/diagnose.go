@@ -28,7 +28,7 @@ func connectFailure(p *profile.Profile, err error) error {
 		f.hint = "fwknopd opens ports for IPv4 only"
 	case notSent && p.Facts().SingleUse && p.SPA.Protocol != spa.UDP:
 		f.code = exitKnock
-		f.hint = fmt.Sprintf("SPAProtocol %v needs a listener at the SPAPort: "+
+		f.hint = fmt.Sprintf("SPAProtocol %v needs a listener at the SPAPort:\n"+
 			"fwknopd with ENABLE_TCP_SERVER, or a web server", p.SPA.Protocol)
 	case notSent:
 		f.code = exitKnock
@@ -52,7 +52,7 @@ func notInOpenPorts(p *profile.Profile, port uint16) string {
 	if len(p.OpenPorts) == 0 || slices.ContainsFunc(p.OpenPorts, opens) {
 		return ""
 	}
-	return fmt.Sprintf("%v is not in OpenPorts (%s), so the server does not guard it; set Port or OpenPorts and load new rules",
+	return fmt.Sprintf("the server does not guard %v (OpenPorts: %s); set Port or OpenPorts and load new rules",
 		step, strings.Trim(fmt.Sprint(p.OpenPorts), "[]"))
 }
 
@@ -76,27 +76,27 @@ func closedHint(p *profile.Profile, closed *proxy.ClosedError, now time.Time) st
 	case elsewhere != "":
 		return elsewhere
 	case closed.Refused:
-		return fmt.Sprintf("the server answered: check that sshd listens on port %d; if it does, a firewall rejects connections%s",
+		return fmt.Sprintf("the server answered: check that sshd listens on port %d\nif sshd listens there, a firewall rejects connections%s",
 			closed.Port, until)
 	case p.Scheme == "":
 		return "portknock has no profile for this host, so it did not knock"
 	case p.Facts().SingleUse:
 		forward := ""
 		if to := p.SPA.NATAccess; to.IsValid() {
-			forward = fmt.Sprintf(" or forward to it; if fwknopd made its rules, check that %v answers through the server", to)
+			forward = fmt.Sprintf(" or forward to it\nif fwknopd made its rules, check that %v answers through the server", to)
 		}
-		return fmt.Sprintf("read fwknopd's log on the server: its clock may differ by more than 120 s from this one (%s with TimeOffset); "+
-			"the key, HMAC key or HMACDigest may differ; or fwknopd may not open this port%s", utc(now.Add(p.SPA.TimeOffset)), forward)
+		return fmt.Sprintf("read fwknopd's log on the server, which says why\nfwknopd's clock may differ by more than 120 s from this one (%s with TimeOffset)\n"+
+			"fwknopd may have another key, HMAC key or HMACDigest, or may not open this port%s", utc(now.Add(p.SPA.TimeOffset)), forward)
 	case !p.ValidUntil.IsZero() && !now.Before(p.ValidUntil):
-		return "the server's rules have expired and the port is closed to everyone: load new rules from an open session or the server's console"
+		return "the server's rules have expired, and the port is closed to everyone\nload new rules from an open session or the server's console"
 	case p.Period == 0:
-		return fmt.Sprintf("check that the server's rules were made from this profile: compare portknock sequence %s with the server's rules; -v shows details", p.Name)
+		return fmt.Sprintf("check that the server's rules were made from this profile\ncompare portknock sequence %s with the rules; -v shows details", p.Name)
 	}
 	w := knock.WindowAt(now, p.Period)
 	spent := ""
 	if p.TokensPerWindow > 0 {
-		spent = fmt.Sprintf(" (its tokens serve at most %d addresses)", p.TokensPerWindow)
+		spent = fmt.Sprintf("\nthe tokens of a window serve at most %d addresses", p.TokensPerWindow)
 	}
-	return fmt.Sprintf("compare the clocks: run date -u on both machines (this one: %s, in the window from %s until %s%s); "+
-		"then compare portknock sequence %s with the server's rules", utc(now), utc(w.Start), utc(w.End), spent, p.Name)
+	return fmt.Sprintf("compare the clocks: run date -u on both machines (this one: %s)\nthis machine is in the window from %s until %s%s\n"+
+		"compare portknock sequence %s with the server's rules", utc(now), utc(w.Start), utc(w.End), spent, p.Name)
 }

@@ -33,14 +33,14 @@ func (c *emitRules) flags(a *app, f *pflag.FlagSet) {
 	c.given = f
 	c.config.flags(a, f)
 	f.StringVar(&c.format, "format", "nftables", "`NAME` of the format: "+formatList(rules.Formats(), ", "))
-	f.StringVar(&c.policy, "policy", "guard", "`POLICY` for other ports: guard leaves them alone, drop closes them")
-	f.StringVar(&c.allow, "allow", "", "with --policy drop, leave these `PORTS` open to everyone, such as 80/tcp,443/tcp")
-	durationVar(f, &c.horizon, "horizon", "how `LONG` the rules stay valid, such as 30d (rotating, token and md5-hourly only)")
-	f.StringVar(&c.atEnd, "at-end", "closed", "after the horizon, leave the ports closed to everyone or open: `closed|open`")
+	f.StringVar(&c.policy, "policy", "guard", "`POLICY` for other ports: guard leaves them alone, drop closes\nthem")
+	f.StringVar(&c.allow, "allow", "", "with --policy drop, leave these `PORTS` open to everyone, such as\n80/tcp,443/tcp")
+	durationVar(f, &c.horizon, "horizon", "how `LONG` the rules stay valid, such as 30d (rotating, token and\nmd5-hourly only)")
+	f.StringVar(&c.atEnd, "at-end", "closed", "after the horizon, leave the ports in this `STATE`: closed (to\neveryone) or open")
 	f.BoolVar(&c.consume, "consume", false, "drop the knocks; for a server that drops packets to all closed ports")
 	f.BoolVar(&c.force, "force", false, "accept a sequence that a port scan would find")
-	f.StringVar(&c.output, "output", "", "write the rules to this `FILE`, with mode 0600, and print their end time as\nValidUntil; the commands in the file use this path")
-	f.StringVar(&c.refresh, "refresh", "", "instead of the rules, print a `systemd` service and timer that regenerate and\nload them on a server that has the key")
+	f.StringVar(&c.output, "output", "", "write the rules to this `FILE`, with mode 0600, and print their end\ntime as ValidUntil; the commands in the file use this path")
+	f.StringVar(&c.refresh, "refresh", "", "instead of the rules, print a `systemd` service and timer that\nregenerate and load the rules on a server that has the key")
 }
 
 func (c *emitRules) run(ctx context.Context, a *app, args []string) error {

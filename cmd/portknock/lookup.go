@@ -29,7 +29,7 @@ type config struct {
 
 func (c *config) flags(a *app, f *pflag.FlagSet) {
 	f.StringVarP(&c.path, "config", "c", "", "the profile `FILE`; - is standard input")
-	f.StringArrayVarP(&c.options, "option", "o", nil, "a setting that overrides the file, as in ssh: `KEYWORD=VALUE`")
+	f.StringArrayVarP(&c.options, "option", "o", nil, "a setting that overrides the file, as in ssh, `KEYWORD=VALUE`")
 	a.log.flags(f)
 }
 
@@ -178,12 +178,12 @@ const endNear = 14 * 24 * time.Hour
 // endOfRules returns what is to be said of rules that end at a time; "" if that
 // is unknown or far away.
 func endOfRules(end, now time.Time) string {
-	text := "the server's rules expire at %s; before that, emit new rules, load them and set the new ValidUntil"
+	text := "the rules expire at %s; emit and load new rules, then set ValidUntil"
 	switch {
 	case end.IsZero() || end.Sub(now) > endNear:
 		return ""
 	case !end.After(now):
-		text = "the server's rules expired at %s; emit new rules, load them and set the new ValidUntil"
+		text = "the rules expired at %s; emit and load new rules, then set ValidUntil"
 	}
 	return fmt.Sprintf(text, utc(end))
 }

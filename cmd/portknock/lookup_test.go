@@ -15,8 +15,8 @@ func TestEndOfRules(t *testing.T) {
 	now := time.Date(2027, 11, 1, 0, 0, 0, 0, time.UTC)
 	const day = 24 * time.Hour
 	const (
-		ends  = "the server's rules expire at %s; before that, emit new rules, load them and set the new ValidUntil"
-		ended = "the server's rules expired at %s; emit new rules, load them and set the new ValidUntil"
+		ends  = "the rules expire at %s; emit and load new rules, then set ValidUntil"
+		ended = "the rules expired at %s; emit and load new rules, then set ValidUntil"
 	)
 	for _, tt := range []struct {
 		end  time.Time

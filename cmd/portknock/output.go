@@ -27,7 +27,7 @@ func (a *app) printJSON(v any) error {
 func (a *app) printSecret(text []byte, argument string) error {
 	info, err := a.stdout.Stat()
 	if err == nil && runtime.GOOS != "windows" && info.Mode().IsRegular() && info.Mode().Perm()&0o077 != 0 {
-		a.log.say(always, "warning: other users can read this output file (mode %04o): run chmod 600 on it, or use %s",
+		a.log.say(always, "warning: other users can read the output file (mode %04o); run chmod 600, or use %s",
 			info.Mode().Perm(), argument)
 	}
 	_, err = a.stdout.Write(text)

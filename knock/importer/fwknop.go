@@ -140,7 +140,7 @@ func (r *rcFile) read(data []byte) error {
 		control := strings.IndexFunc(line, func(c rune) bool { return c < ' ' && c != '\t' })
 		switch {
 		case len(line) > maxLine:
-			return r.fault(n, "the line is longer than %d bytes, and fwknop reads the rest as another line; shorten it", maxLine)
+			return r.fault(n, "longer than %d bytes, and fwknop reads the rest as another line; shorten it", maxLine)
 		case control >= 0:
 			return r.fault(n, "remove the control character %U", line[control])
 		case line == "" || line[0] == '#' || line[0] == ';':
@@ -201,7 +201,7 @@ func (r *rcFile) imports(name string) (imports []Import, err error) {
 		server := s.lower("SPA_SERVER")
 		first := cmp.Or(found[server], s.made.Name)
 		s.warn(first != s.made.Name, value{},
-			"has the same SPA_SERVER as profile %s, which ssh's %%h finds; to use this one, name profile %s", first, s.name)
+			"has the SPA_SERVER of profile %s, which ssh's %%h finds; to use it, name profile %s", first, s.name)
 		found[server] = first
 		imports = append(imports, s.made)
 	}
@@ -240,14 +240,14 @@ func (s *stanza) add(line string, n int) {
 	words := plainLine.FindStringSubmatch(comment.ReplaceAllLiteralString(line, ""))
 	if words == nil {
 		s.err = cmp.Or(s.err, s.file.fault(n,
-			"expected a variable in capitals, a space and a value without spaces, such as SPA_SERVER vps.example"))
+			"expected VARIABLE VALUE, without spaces in the value, such as SPA_SERVER vps.example"))
 		return
 	}
 	v := value{words[1], words[2], n}
 	k, known := kinds[v.variable]
 	first, twice := s.values[v.variable]
 	s.refuse(!known, v, "fwknop does not know this variable")
-	s.refuse(strings.ContainsAny(v.text, "#;"), v, "fwknop ends a value at # and ;; put a space before a comment, or write a key in base64")
+	s.refuse(strings.ContainsAny(v.text, "#;"), v, "fwknop ends a value at # or ; (put a space before a comment, or use base64)")
 	s.refuse(strings.ContainsAny(v.text[:1], "=:"), v, "remove the %q; fwknop reads it as a part of the value", v.text[:1])
 	s.refuse(k.pattern != nil && !k.pattern.MatchString(v.text), v, "%q is not %s", v.text, k.plain)
 	s.refuse(twice, v, "line %d sets it already; keep one of them", first.line)
@@ -410,14 +410,14 @@ func (s *stanza) allow() {
 		if !strings.HasPrefix(address, "https://") && !strings.HasPrefix(address, "http://") {
 			address = scheme + address
 		}
-		s.warn(true, page, "gets the address from a web page; it becomes AllowIPCommand curl, and the page must print only the address")
+		s.warn(true, page, "becomes AllowIPCommand curl, so the web page must print only the address")
 		s.set(page, "AllowIPCommand", "curl -4 -fsS "+address)
 	case text == "", text == "0.0.0.0":
 		// fwknop does not save its option -s.
 		s.warn(text == "", allow, "has no ALLOW_IP (fwknop reads it from its command line); AllowIP becomes source")
 		s.set(allow, "AllowIP", "source")
 	default:
-		s.refuse(resolve, allow, "fwknop does not resolve an address if this is set; remove it, or RESOLVE_IP_HTTP and RESOLVE_IP_HTTPS")
+		s.refuse(resolve, allow, "prevents resolving; remove it, or RESOLVE_IP_HTTP and RESOLVE_IP_HTTPS")
 		s.set(allow, "AllowIP", text)
 	}
 }

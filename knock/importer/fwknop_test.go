@@ -100,12 +100,12 @@ func TestFwknopPlainForm(t *testing.T) {
 
 // TestFwknopRefuses: what fwknop reads in another way than it looks.
 func TestFwknopRefuses(t *testing.T) {
-	const form = "rc:6: expected a variable in capitals, a space and a value without spaces, such as SPA_SERVER vps.example"
+	const form = "rc:6: expected VARIABLE VALUE, without spaces in the value, such as SPA_SERVER vps.example"
 	const title = "rc:6: write the first line of a stanza as [NAME]"
 	for name, tt := range map[string]struct{ file, want string }{
 		"long line": {
 			file: plain + "#" + strings.Repeat("c", 1022) + "\n",
-			want: "rc:6: the line is longer than 1022 bytes, and fwknop reads the rest as another line; shorten it",
+			want: "rc:6: longer than 1022 bytes, and fwknop reads the rest as another line; shorten it",
 		},
 		"NUL": {
 			file: plain + "KEY x\x00y\n",
@@ -197,11 +197,11 @@ func TestFwknopRefuses(t *testing.T) {
 		},
 		"hash in value": {
 			file: plain + "HMAC_KEY a#c\n",
-			want: "rc:6: HMAC_KEY: fwknop ends a value at # and ;; put a space before a comment, or write a key in base64",
+			want: "rc:6: HMAC_KEY: fwknop ends a value at # or ; (put a space before a comment, or use base64)",
 		},
 		"semicolon": {
 			file: plain + "HMAC_KEY a;c\n",
-			want: "rc:6: HMAC_KEY: fwknop ends a value at # and ;; put a space before a comment, or write a key in base64",
+			want: "rc:6: HMAC_KEY: fwknop ends a value at # or ; (put a space before a comment, or use base64)",
 		},
 		"small letters": {
 			file: plain + "spoof_user x\n",
@@ -457,14 +457,14 @@ func TestFwknopVariables(t *testing.T) {
 		},
 		{
 			lines: "RESOLVE_IP_HTTPS Y",
-			want:  "rc:4: ALLOW_IP: fwknop does not resolve an address if this is set; remove it, or RESOLVE_IP_HTTP and RESOLVE_IP_HTTPS",
+			want:  "rc:4: ALLOW_IP: prevents resolving; remove it, or RESOLVE_IP_HTTP and RESOLVE_IP_HTTPS",
 		},
 	} {
 		if got := outcome(plain + tt.lines + "\n"); got != tt.want {
 			t.Errorf("%s:\ngot  %s\nwant %s", tt.lines, got, tt.want)
 		}
 	}
-	const web = "\nrc:5: [h] gets the address from a web page; it becomes AllowIPCommand curl, and the page must print only the address"
+	const web = "\nrc:5: [h] becomes AllowIPCommand curl, so the web page must print only the address"
 	for _, tt := range []struct{ file, want string }{
 		{
 			file: lacking("SPA_SERVER"),
@@ -580,7 +580,7 @@ func TestFwknopVariables(t *testing.T) {
 // TestFwknopStanzas: which stanzas are imported, under which names.
 func TestFwknopStanzas(t *testing.T) {
 	body := strings.TrimPrefix(plain, "[h]\n")
-	const same = "rc:7: [b] has the same SPA_SERVER as profile a, which ssh's %h finds; to use this one, name profile b"
+	const same = "rc:7: [b] has the SPA_SERVER of profile a, which ssh's %h finds; to use it, name profile b"
 	for name, tt := range map[string]struct{ file, stanza, want, warned string }{
 		"all": {
 			file:   "[default]\n[a]\n" + body + "[b]\n" + body,

@@ -57,7 +57,7 @@ func TestOverride(t *testing.T) {
 		{Setting{Keyword: "BindInterface", Value: `a"b`}, `setting: BindInterface: "a\"b" is not the name of a network interface`},
 		{
 			Setting{Keyword: "OpenPorts", Value: "8000"},
-			"file:4: Sequence: knock 2 of 3 goes to one of the OpenPorts; a guarded port cannot be a knock",
+			"file:4: Sequence: knock 2 of 3 goes to a guarded port (one of the OpenPorts)",
 		},
 		{Setting{Keyword: "KnockTimeout", Value: "1s"}, ""},
 	} {

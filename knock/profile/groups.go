@@ -96,7 +96,7 @@ var commonSettings = &group{
 		}
 		for i, step := range p.Sequence {
 			if slices.ContainsFunc(p.OpenPorts, func(r knock.PortRange) bool { return r.Contains(step) }) {
-				return "Sequence", fmt.Errorf("knock %d of %d goes to one of the OpenPorts; a guarded port cannot be a knock",
+				return "Sequence", fmt.Errorf("knock %d of %d goes to a guarded port (one of the OpenPorts)",
 					i+1, len(p.Sequence))
 			}
 		}
@@ -216,7 +216,7 @@ var drawSettings = &group{
 	complete: func(p *Profile) error {
 		for _, open := range p.OpenPorts {
 			if r := p.PortRange; open.Transport == r.Transport && open.First <= r.Last && r.First <= open.Last {
-				return fmt.Errorf("PortRange and Protocol include %v of the OpenPorts; a guarded port cannot be a knock", open)
+				return fmt.Errorf("PortRange and Protocol include OpenPorts %v; a guarded port cannot be a knock", open)
 			}
 		}
 		return nil

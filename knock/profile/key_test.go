@@ -155,7 +155,7 @@ func TestDrawnConflicts(t *testing.T) {
 		{"Scheme rotating\nKeyFile /k\nPeriod 4m", "file:4: Period: 4m must be more than twice Skew (2m)"},
 		{"Scheme rotating\nKeyFile /k\nPortRange 1000-1003", "file:4: PortRange: 4 ports are too few for 5 different knocks"},
 		{"Scheme rotating\nKeyFile /k\nOpenPorts 22 60000-61000/udp\nPortRange 50000-60000",
-			"file:2: Scheme: PortRange and Protocol include 60000-61000/udp of the OpenPorts; a guarded port cannot be a knock"},
+			"file:2: Scheme: PortRange and Protocol include OpenPorts 60000-61000/udp; a guarded port cannot be a knock"},
 		{"Scheme md5-hourly\nKeyFile /k\nPeriod 2h", "file:4: Period: must be one hour with Scheme md5-hourly"},
 		{"Scheme md5-hourly\nKeyFile /k\nProtocol udp", "file:4: Protocol: must be tcp with Scheme md5-hourly"},
 		{"Scheme md5-hourly\nKeyFile /k\nDeriveHostKey yes", "file:4: DeriveHostKey: cannot be used with Scheme md5-hourly"},

@@ -58,7 +58,7 @@ func TestLoadOwner(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := Load(path)
-	want := path + ": owned by user 12345 instead of you or root; run chown on it or use a file of your own"
+	want := path + ": owned by user 12345, not by you or root; run chown, or use a file of your own"
 	if err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}

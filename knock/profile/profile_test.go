@@ -261,19 +261,19 @@ func TestConflicts(t *testing.T) {
 	for _, tt := range []struct{ name, file, want string }{
 		{
 			"guarded port, default", "Host vps\n    Sequence 7000 22/tcp 9000\n",
-			"file:2: Sequence: knock 2 of 3 goes to one of the OpenPorts; a guarded port cannot be a knock",
+			"file:2: Sequence: knock 2 of 3 goes to a guarded port (one of the OpenPorts)",
 		},
 		{
 			"guarded port, from Port", "Host vps\n    Port 7000\n    Sequence 7000 8000 9000\n",
-			"file:3: Sequence: knock 1 of 3 goes to one of the OpenPorts; a guarded port cannot be a knock",
+			"file:3: Sequence: knock 1 of 3 goes to a guarded port (one of the OpenPorts)",
 		},
 		{
 			"guarded port, from another block", "Host vps\n" + knocks + "Host *\n    OpenPorts 8000-9000\n",
-			"file:2: Sequence: knock 2 of 3 goes to one of the OpenPorts; a guarded port cannot be a knock",
+			"file:2: Sequence: knock 2 of 3 goes to a guarded port (one of the OpenPorts)",
 		},
 		{
 			"guarded port, block of wildcards", "Host *.example\n" + knocks + "    OpenPorts 7000/udp\n",
-			"file:2: Sequence: knock 1 of 3 goes to one of the OpenPorts; a guarded port cannot be a knock",
+			"file:2: Sequence: knock 1 of 3 goes to a guarded port (one of the OpenPorts)",
 		},
 		{
 			"delay above the timeout", "Host vps\n    KnockDelay 1s\n    KnockTimeout 1s\n" + knocks,
@@ -330,7 +330,7 @@ func TestErrorsKeepTheSecret(t *testing.T) {
 		{"Host vps\nScheme static 17001/udp", "file:2: Scheme: expected one value, got 2"},
 		{
 			"Host vps\nOpenPorts 17000-17002\nSequence 17001",
-			"file:3: Sequence: knock 1 of 1 goes to one of the OpenPorts; a guarded port cannot be a knock",
+			"file:3: Sequence: knock 1 of 1 goes to a guarded port (one of the OpenPorts)",
 		},
 		{"Host vps\nSequence 17001\xff", "file:2: the line is not UTF-8"},
 	} {

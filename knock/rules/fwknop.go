@@ -86,13 +86,13 @@ func checkFwknopd(guards []guard, o Options) error {
 		a := g.SPA
 		switch {
 		case g.forwards() != forwards:
-			return errors.New("one file cannot hold profiles with and without NATAccess: " +
-				"fwknopd forwards with its own rules, but opens the guard of portknock")
+			return errors.New("profiles with and without NATAccess need two files: " +
+				"fwknopd forwards with its own rules")
 		case forwards && o.DropPolicy:
 			return errors.New("the drop policy would close the ports that fwknopd opens for a NATAccess")
 		case a.Via != spa.TCP:
 		case listens > 0 && a.Port != listens:
-			return fmt.Errorf("%s: fwknopd listens at one TCP port, and another profile uses %d; give both the same SPAPort", g.Name, listens)
+			return fmt.Errorf("%s: fwknopd listens at one TCP port, but another profile uses %d; use one SPAPort", g.Name, listens)
 		default:
 			listens = a.Port
 		}

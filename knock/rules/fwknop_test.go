@@ -121,7 +121,7 @@ func TestFwknopRefuses(t *testing.T) {
 		spaGuard(t, "web", spa.Keys{HMACKey: hmacKey, Via: spa.TCP}, "80"),
 	}
 	two[1].SPA.Port = 62202
-	want := "web: fwknopd listens at one TCP port, and another profile uses 62201; give both the same SPAPort"
+	want := "web: fwknopd listens at one TCP port, but another profile uses 62201; use one SPAPort"
 	if err := Format("fwknop").Emit(new(strings.Builder), two, Options{}); err == nil || err.Error() != want {
 		t.Errorf("got  %v\nwant %s", err, want)
 	}
@@ -129,8 +129,8 @@ func TestFwknopRefuses(t *testing.T) {
 	guarded := spaGuard(t, "web", spa.Keys{HMACKey: hmacKey}, "80/tcp")
 	forward(&forwarded)
 	err := Format("fwknop").Emit(new(strings.Builder), []Guard{forwarded, guarded}, Options{})
-	want = "one file cannot hold profiles with and without NATAccess: " +
-		"fwknopd forwards with its own rules, but opens the guard of portknock"
+	want = "profiles with and without NATAccess need two files: " +
+		"fwknopd forwards with its own rules"
 	if err == nil || err.Error() != want {
 		t.Errorf("got  %v\nwant %s", err, want)
 	}

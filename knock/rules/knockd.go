@@ -68,7 +68,7 @@ func checkSections(guards []guard) error {
 		other, taken := first[steps[0].String()]
 		if taken && other.Windows[0].Steps.String() != steps.String() {
 			return refuse("", format.knowsTime,
-				"%s: its first knock is also the first knock of %s, and knockd would confuse them; choose another first knock",
+				"%s: it has the same first knock as %s, which would confuse knockd; choose another one",
 				g.Name, other.Name)
 		}
 		first[steps[0].String()] = g

@@ -97,7 +97,7 @@ func checkConsume(guards []guard) error {
 		for _, packet := range packets {
 			if other := takes[packet]; other != "" && other != g.Name {
 				return refuse("Consume", nil,
-					"%s: profile %s has a knock in common with it and would drop that knock first; give them different knocks", g.Name, other)
+					"%s: profile %s shares a knock with it and would drop that knock first; use other knocks", g.Name, other)
 			}
 			takes[packet] = g.Name
 		}
@@ -208,19 +208,19 @@ func (g *guard) checkKnocks(o Options, closed []knock.PortRange) error {
 		case o.Force:
 		case g.timed() && len(w.Steps) < 3:
 			// Sooner or later a window has two neighbours.
-			return refuse("Force", nil, "%d random knocks are too few: "+
-				"a scan of all ports in order would send them in some window; set Knocks to 3 or more", len(w.Steps))
+			return refuse("Force", nil, "a scan of all ports in order finds %d knocks in some window; "+
+				"set Knocks to 3 or more", len(w.Steps))
 		case len(w.Steps) == 1:
-			return refuse("Force", nil, "a scan of all ports would send this sequence; use three knocks or more")
+			return refuse("Force", nil, "a scan of all ports sends this sequence; use three knocks or more")
 		case g.timed() && g.guesses() < fewGuesses:
-			return refuse("Force", nil, "an attacker could guess the sequence: "+
-				"%d knocks at these ports make only %.0f sequences; raise Knocks or widen PortRange", len(w.Steps), g.guesses())
+			return refuse("Force", nil, "an attacker can guess %d knocks (%.0f sequences); "+
+				"raise Knocks or PortRange", len(w.Steps), g.guesses())
 		case !w.Steps.SweepFinds(overlooked):
 		case g.timed():
-			return refuse("Force", nil, "a scan of all ports in order would send the sequence of the window from %s; widen PortRange or raise Knocks",
+			return refuse("Force", nil, "a scan in order opens the window from %s; raise Knocks or PortRange",
 				w.Start.UTC().Format(time.RFC3339))
 		default:
-			return refuse("Force", nil, "a scan of all ports in order would send this sequence; choose ports that are not neighbors")
+			return refuse("Force", nil, "a scan of all ports in order sends this sequence; choose ports that are not neighbors")
 		}
 	}
 	return nil
@@ -270,10 +270,10 @@ func (g *guard) walk(o Options, f format) error {
 		case next.Tokens != nil && !f.tokens:
 			return refuse("", format.verifiesTokens, "format %s cannot verify tokens", f.name)
 		case !f.clock && (!o.From.Before(o.Until) || len(g.Windows) == f.windows):
-			return refuse("Until", format.knowsTime, "%s with time, but format %s does not know the time: one file is valid for at most %v",
+			return refuse("Until", format.knowsTime, "%s with time, and format %s has no clock: a file lasts at most %v",
 				change, f.name, time.Duration(f.windows-1)*period-2*g.Skew)
 		case !f.clock && o.OpenAtEnd:
-			return refuse("", format.knowsTime, "format %s does not know the time, so it cannot open the ports at the end", f.name)
+			return refuse("", format.knowsTime, "format %s has no clock, so it cannot open the ports at the end", f.name)
 		case !o.From.Before(o.Until):
 			return refuse("Until", nil, "%s with time, so the rules need an end time", change)
 		case period%time.Second != 0 || g.Skew%time.Second != 0:

@@ -277,7 +277,7 @@ func TestEmitRefuses(t *testing.T) {
 			format: "nftables",
 			guards: []Guard{mustTurns(t, "vps", time.Hour, 0, "20001/udp 20009/udp 20005/udp", "20001/udp 20002/udp 20003/udp")},
 			o:      Options{From: midnight, Until: midnight.Add(2 * time.Hour)},
-			want:   "vps: a scan of all ports in order would send the sequence of the window from 2026-11-21T01:00:00Z; widen PortRange or raise Knocks",
+			want:   "vps: a scan in order opens the window from 2026-11-21T01:00:00Z; raise Knocks or PortRange",
 		},
 		"tokens, no end": {
 			format: "nftables",
@@ -358,13 +358,13 @@ func TestEmitRefuses(t *testing.T) {
 			format: "knockd",
 			guards: with(func(g *Guard) { g.Schedule = hourly(3) }),
 			o:      Options{From: noon},
-			want:   "the sequence changes with time, but format knockd does not know the time: one file is valid for at most 3h0m0s",
+			want:   "the sequence changes with time, and format knockd has no clock: a file lasts at most 3h0m0s",
 		},
 		"too long a refresh": {
 			format: "knockd",
 			guards: with(func(g *Guard) { g.Schedule, g.Skew = hourly(3), time.Minute }),
 			o:      Options{From: noon, Until: noon.Add(4 * time.Hour)},
-			want:   "one file is valid for at most 2h58m0s",
+			want:   "a file lasts at most 2h58m0s",
 		},
 		"open, some time": {
 			format: "knockd",
@@ -387,13 +387,13 @@ func TestEmitRefuses(t *testing.T) {
 		"same beginning": {
 			format: "knockd",
 			guards: []Guard{good(), mustGuard(t, "web", "7001/udp 9005/tcp", "80")},
-			want:   "web: its first knock is also the first knock of vps, and knockd would confuse them; choose another first knock",
+			want:   "web: it has the same first knock as vps, which would confuse knockd; choose another one",
 		},
 		"consumed": {
 			format: "nftables",
 			guards: []Guard{good(), mustGuard(t, "web", "9000 7001/udp", "80")},
 			o:      Options{Consume: true},
-			want:   "web: profile vps has a knock in common with it and would drop that knock first; give them different knocks",
+			want:   "web: profile vps shares a knock with it and would drop that knock first; use other knocks",
 		},
 		"consumed, drawn": {
 			format: "iptables",
@@ -402,13 +402,13 @@ func TestEmitRefuses(t *testing.T) {
 				with(func(g *Guard) { g.Schedule, g.Name = hourly(3), "web" }),
 			),
 			o:    Options{From: noon, Until: noon.Add(time.Hour), Consume: true},
-			want: "web: profile vps has a knock in common",
+			want: "web: profile vps shares a knock with it",
 		},
 		"consumed, tokens": {
 			format: "nftables",
 			guards: append(token(func(*Guard) {}), token(func(g *Guard) { g.Name = "web" })...),
 			o:      Options{From: noon, Until: noon.Add(time.Hour), Consume: true},
-			want:   "web: profile vps has a knock in common",
+			want:   "web: profile vps shares a knock with it",
 		},
 		"skew": {
 			format: "nftables",
@@ -428,7 +428,7 @@ func TestEmitRefuses(t *testing.T) {
 				g.Schedule, g.KnockPorts = hourly(3), []knock.PortRange{{Transport: knock.UDP, First: 20000, Last: 29998}}
 			}),
 			o:    Options{From: noon, Until: noon.Add(1)},
-			want: "could guess the sequence: 3 knocks at these ports make only 999700029999 sequences; raise Knocks",
+			want: "an attacker can guess 3 knocks (999700029999 sequences)",
 		},
 		"many windows": {
 			format: "iptables",

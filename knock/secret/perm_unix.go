@@ -13,7 +13,7 @@ import (
 // CheckOwner refuses a file that somebody else could have written.
 func CheckOwner(path string, info fs.FileInfo) error {
 	if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Uid != 0 && int(st.Uid) != os.Getuid() {
-		return fmt.Errorf("%s: owned by user %d instead of you or root; run chown on it or use a file of your own", path, st.Uid)
+		return fmt.Errorf("%s: owned by user %d, not by you or root; run chown, or use a file of your own", path, st.Uid)
 	}
 	return checkMode(path, info, 0o022, "writable")
 }

@@ -319,7 +319,7 @@ func TestStderrWithoutReader(t *testing.T) {
 	if out, err := c.Output(); string(out) != "in\n" || err != nil {
 		t.Errorf("ssh: %q, %v", out, err)
 	}
-	logged("the server's rules expire at")
+	logged("the rules expire at")
 
 	c = r.client.Command("portknock", "-c", r.profile, "-o", "ConnectTimeout=1us", "--log-file", log, "vps", "22")
 	c.Stderr = unread(t)

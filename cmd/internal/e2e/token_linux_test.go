@@ -214,7 +214,7 @@ func TestTokenNetworks(t *testing.T) {
 				t.Errorf("network %d: %v\n%s", n, err, said)
 			}
 		}
-		if said, err := from(networks + 1); err == nil || !strings.Contains(said, "its tokens serve at most 4 addresses") {
+		if said, err := from(networks + 1); err == nil || !strings.Contains(said, "the tokens of a window serve at most 4 addresses") {
 			t.Errorf("one network too many: %v\n%s", err, said)
 		}
 	})
