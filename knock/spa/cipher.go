@@ -9,12 +9,12 @@ import (
 	"slices"
 )
 
-// Mode is how the cipher is used.
+// Mode is the mode of the cipher.
 type Mode uint8
 
-// The modes that fwknopd knows: CBC, what it takes by default; older ones; and
-// Legacy, which is CBC for servers before 2.5, whose keys are cut or padded to
-// 16 bytes and which know no HMAC.
+// The modes that fwknopd supports. CBC is its default. ECB, CFB, OFB and CTR are older.
+// Legacy is CBC for servers before version 2.5. Such a server cuts or pads a key to 16
+// bytes, and does not support an HMAC.
 const (
 	CBC Mode = iota
 	ECB
@@ -26,17 +26,17 @@ const (
 
 func (Mode) names() []string { return []string{"cbc", "ecb", "cfb", "ofb", "ctr", "legacy"} }
 
-// String returns the mode's name in lower case.
+// String returns the name of the mode in lower case.
 func (m Mode) String() string { return nameOf(m) }
 
-// What OpenSSL puts before a salt, and how each packet would begin; fwknop leaves
-// out the latter.
+// OpenSSL puts the text salted before a salt. In base64, every packet would therefore begin
+// with saltedText. fwknop leaves saltedText out.
 const (
 	salted     = "Salted__"
 	saltedText = "U2FsdGVkX1"
 )
 
-// seal encrypts a text and returns it as base64.
+// seal encrypts the text plain and returns base64, including saltedText.
 func (r *Request) seal(plain string) string {
 	var salt [8]byte
 	rand.Read(salt[:])
@@ -50,7 +50,7 @@ func (r *Request) seal(plain string) string {
 	return b64(slices.Concat([]byte(salted), salt[:], text))
 }
 
-// derive is OpenSSL's EVP_BytesToKey with MD5 and one round.
+// derive makes a key and an IV like OpenSSL's EVP_BytesToKey, with MD5 and one round.
 func derive(passphrase, salt []byte) (key, iv []byte) {
 	var out, last []byte
 	for len(out) < 32+aes.BlockSize {
@@ -61,30 +61,31 @@ func derive(passphrase, salt []byte) (key, iv []byte) {
 	return out[:32], out[32:]
 }
 
-// pad adds 1 to 16 bytes, each of which says how many (RFC 5652, section 6.3).
+// pad appends 1 to 16 bytes. The value of each byte is the number of appended bytes
+// (RFC 5652, section 6.3).
 func pad(text []byte) []byte {
 	n := aes.BlockSize - len(text)%aes.BlockSize
 	return append(text, bytes.Repeat([]byte{byte(n)}, n)...)
 }
 
-// encrypt encrypts whole blocks in place.
+// encrypt encrypts text in place. The text must have whole blocks.
 func (m Mode) encrypt(text, key, iv []byte) {
 	block, err := aes.NewCipher(key)
 	if err != nil {
-		panic(err) // only for other lengths of keys
+		panic(err) // aes.NewCipher fails only for a key of another length
 	}
 	switch m {
 	case CBC, Legacy:
 		cipher.NewCBCEncrypter(block, iv).CryptBlocks(text, text)
-	case ECB: // package cipher has none
+	case ECB: // package cipher does not have this mode
 		for b := range slices.Chunk(text, aes.BlockSize) {
 			block.Encrypt(b, b)
 		}
 	case CFB:
-		//lint:ignore SA1019 new programs should not use it, but fwknop does
+		//lint:ignore SA1019 new programs should not use this mode, but fwknop does
 		cipher.NewCFBEncrypter(block, iv).XORKeyStream(text, text)
 	case OFB:
-		//lint:ignore SA1019 new programs should not use it, but fwknop does
+		//lint:ignore SA1019 new programs should not use this mode, but fwknop does
 		cipher.NewOFB(block, iv).XORKeyStream(text, text)
 	case CTR:
 		cipher.NewCTR(block, iv).XORKeyStream(text, text)

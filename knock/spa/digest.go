@@ -10,10 +10,10 @@ import (
 	"hash"
 )
 
-// Digest is a hash function, for the fields or the HMAC of a packet.
+// Digest is a hash function for the fields or the HMAC of a packet.
 type Digest uint8
 
-// The hash functions that fwknop knows. SHA256 is its default.
+// The hash functions that fwknop supports. SHA256 is its default.
 const (
 	SHA256 Digest = iota
 	MD5
@@ -28,7 +28,7 @@ func (Digest) names() []string {
 	return []string{"sha256", "md5", "sha1", "sha384", "sha512", "sha3-256", "sha3-512"}
 }
 
-// String returns the digest's name in lower case: "sha256", "sha3-256".
+// String returns the name of the digest in lower case, such as "sha256" or "sha3-256".
 func (d Digest) String() string { return nameOf(d) }
 
 var hashes = [...]func() hash.Hash{
@@ -43,7 +43,7 @@ var hashes = [...]func() hash.Hash{
 
 func (d Digest) sum(text []byte) []byte { return sum(hashes[d](), text) }
 
-// mac returns an HMAC (RFC 2104).
+// mac returns the HMAC (RFC 2104) of a text.
 func (d Digest) mac(key, text []byte) []byte { return sum(hmac.New(hashes[d], key), text) }
 
 func sum(h hash.Hash, text []byte) []byte {

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// fields returns what the packet says, in order. The package comment lists the types
-// of a message.
+// fields returns the fields of a packet with the time t, in order. The package comment
+// describes the fields and lists the types.
 func (r *Request) fields(t time.Time) string {
 	kind, kindWithTimeout := 1, 3
 	switch {
@@ -31,9 +31,9 @@ func (r *Request) fields(t time.Time) string {
 	return fmt.Sprintf("%016d:%s:%d:3.0.0:%d:%s%s", random(1e16), b64([]byte(r.User)), t.Unix(), kind, b64(r.message()), more)
 }
 
-// message returns for whom to open, and what.
+// message returns the address to open for and the ports to open.
 func (r *Request) message() []byte {
-	text := fmt.Append(nil, cmp.Or(r.Allow, netip.IPv4Unspecified()).Unmap()) // 0.0.0.0 is the packet's source
+	text := fmt.Append(nil, cmp.Or(r.Allow, netip.IPv4Unspecified()).Unmap()) // 0.0.0.0 means the packet's source
 	for _, p := range r.Ports {
 		text = fmt.Appendf(text, ",%v/%d", p.Transport, p.First)
 	}
@@ -42,9 +42,9 @@ func (r *Request) message() []byte {
 
 func b64(b []byte) string { return base64.RawStdEncoding.EncodeToString(b) }
 
-// random returns a number from 0 up to but not including limit, each as likely as
-// the others.
+// random returns a number from 0 up to but not including limit. All these numbers are
+// equally likely.
 func random(limit int64) int64 {
-	n, _ := rand.Int(rand.Reader, big.NewInt(limit)) // cannot fail: it ends the program first
+	n, _ := rand.Int(rand.Reader, big.NewInt(limit)) // cannot fail: rand.Reader ends the program instead
 	return n.Int64()
 }

@@ -6,11 +6,11 @@ import (
 	"strings"
 )
 
-// named is a type whose values have names.
+// named is the constraint for types whose values have names.
 type named interface {
 	Mode | Digest | Via
 
-	// names returns the names of all values, in their order.
+	// names returns the names of all values of the type, in the order of the values.
 	names() []string
 }
 
@@ -21,8 +21,8 @@ func nameOf[T named](v T) string {
 	return "unknown"
 }
 
-// Parse reads the name of a [Mode], a [Digest] or a [Via] in any case, and that of
-// a digest also as fwknop writes it: "SHA3_256".
+// Parse reads the name of a [Mode], a [Digest] or a [Via] in any case. Parse also reads
+// the name of a digest as fwknop writes it, such as "SHA3_256".
 func Parse[T named](s string) (T, error) {
 	names := T(0).names()
 	same := func(name string) bool { return strings.EqualFold(name, strings.ReplaceAll(s, "_", "-")) }
@@ -32,8 +32,8 @@ func Parse[T named](s string) (T, error) {
 	return 0, fmt.Errorf("%q is not %s", s, choice(names))
 }
 
-// choice returns names as an error lists them: "udp, tcp or http", or "one of" and
-// all of a longer list.
+// choice returns the names as an error lists them. Up to three names become a text such
+// as "udp, tcp or http". A longer list begins with "one of".
 func choice(names []string) string {
 	if last := len(names) - 1; last < 3 {
 		return strings.Join(names[:last], ", ") + " or " + names[last]

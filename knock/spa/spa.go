@@ -1,13 +1,13 @@
-// Package spa makes the packets of fwknop's single-packet authorization, such as
-// fwknopd 2.6.10 accepts them.
+// Package spa makes packets of fwknop's single packet authorization (SPA) that fwknopd
+// 2.6.10 accepts.
 //
-// A [Request] says what to ask for and is the [knock.Picker] that asks for it.
-// [Keys] is what client and server share. Nothing here reads a file, looks up a
-// name or asks the clock.
+// A [Request] describes what a client asks for. It is also the [knock.Picker] that makes
+// the packets. [Keys] holds the settings that client and server share. The package does
+// not read files, does not look up names and does not read the clock.
 //
 // # The packet
 //
-// All text is ASCII; B64 is RFC 4648's base64 without "=", ‖ joins bytes.
+// All text is ASCII. B64 is the base64 of RFC 4648 without "=". ‖ joins bytes.
 //
 //	fields = 16 random digits ":" B64(user) ":" Unix time ":3.0.0:" type ":"
 //	         B64(message) [":" B64(nat)] [":" timeout in seconds]
@@ -16,13 +16,15 @@
 //	full   = B64("Salted__" ‖ salt ‖ cipher)
 //	packet = full without its first 10 characters ‖ B64(HMAC(HMAC key, full))
 //
-// The message is the address to open for and "proto/port" of each port, by
-// commas; nat is the address and the port to forward to, by a comma. The type is
-// 1 for access, 2 for NAT, 5 for NAT on the server itself; with a timeout 3, 4
-// and 6. The salt is 8 random bytes, from which and the passphrase OpenSSL's
-// EVP_BytesToKey makes key and iv, by MD5 and in one round: it does not protect a
-// passphrase that can be guessed, so a key should be 32 random bytes. Which HMAC
-// and which mode of the cipher it is does not show: both sides must know.
+// The message is the address to open for, and "proto/port" for each port, separated by
+// commas. The field nat is the address and the port to forward to, separated by a comma.
+// The type is 1 for access, 2 for NAT and 5 for NAT on the server itself. With a
+// timeout, these types are 3, 4 and 6.
+//
+// The salt is 8 random bytes. OpenSSL's EVP_BytesToKey makes key and iv from the salt and
+// the passphrase, with MD5 and in one round. This function does not protect a passphrase
+// that can be guessed, so a key should have 32 random bytes. The packet does not show
+// its HMAC function and its cipher mode: client and server must both know them.
 package spa
 
 import (
@@ -37,65 +39,65 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// The limits of what fwknopd takes.
+// The limits of fwknopd for the parts of a packet.
 const (
-	maxKey     = 32  // bytes; AES has no longer one
+	maxKey     = 32  // bytes; AES does not allow a longer key
 	maxHMACKey = 128 // bytes
-	maxUser    = 48  // bytes: as base64, what fwknopd has room for
+	maxUser    = 48  // bytes; fwknopd has room for the base64 form of 48 bytes
 	maxMessage = 255 // bytes
 	minPacket  = 140 // characters
-	maxPacket  = 399 // characters: it takes more for GnuPG's
+	maxPacket  = 399 // characters; fwknopd accepts longer packets only with GnuPG
 )
 
-// MaxTimeout is the most that a [Request] can ask for.
+// MaxTimeout is the longest Timeout of a [Request].
 const MaxTimeout = 65536 * time.Second
 
-// RandomPorts are the ports that a packet to a random port can go to. The fwknop
-// client's --rand-port has the same.
+// RandomPorts is the range of the random destination ports of packets. The fwknop client's
+// --rand-port uses the same range.
 var RandomPorts = knock.PortRange{Transport: knock.UDP, First: 10000, Last: 65535}
 
-// Keys is what the clients of an fwknopd and the fwknopd itself share.
+// Keys holds the settings that an fwknopd and its clients share.
 type Keys struct {
-	Key     knock.Key // encrypts; 1 to 32 bytes
-	Mode    Mode      // of the encryption
-	HMACKey knock.Key // authenticates; 1 to 128 bytes, or none for a server that knows no HMAC
-	HMAC    Digest
+	Key     knock.Key // encryption key, 1 to 32 bytes
+	Mode    Mode      // cipher mode of the encryption
+	HMACKey knock.Key // authentication key, 1 to 128 bytes; empty for a server without HMAC
+	HMAC    Digest    // hash function of the HMAC
 
-	Port uint16 // where packets go; by UDP, 0 for another one of [RandomPorts] each time
+	Port uint16 // destination port; 0 (only for UDP) draws one of [RandomPorts] for each packet
 	Via  Via    // how a packet travels
 
-	NAT      netip.AddrPort // where the server forwards the port to; the zero AddrPort is nowhere
-	NATLocal bool           // NAT is the server itself
+	NAT      netip.AddrPort // where the server forwards the port to; the zero AddrPort for no forwarding
+	NATLocal bool           // whether NAT is the server itself
 
-	// RequireSource has the server refuse packets that do not name the address to
+	// RequireSource means that the server accepts only packets that name the address to
 	// open for.
 	RequireSource bool
 }
 
-// Request is what a client asks an fwknopd for. It is a [knock.Picker]: each round
-// sends a new packet, since fwknopd accepts no packet twice.
+// Request describes what a client asks of an fwknopd. Request is a [knock.Picker] that
+// makes a new packet for each round, because fwknopd accepts a packet only once.
 type Request struct {
 	Keys
 
-	Digest  Digest            // of the fields
-	User    string            // 1 to 48 characters; see [CheckUser]
-	Allow   netip.Addr        // for whom to open; the zero Addr is where the packet comes from
-	Ports   []knock.PortRange // what to open: single ports
-	Timeout time.Duration     // for how long, in whole seconds; 0 leaves it to the server
-	Host    string            // what a request by HTTP says the server is called; may be empty
-	Offset  time.Duration     // what to add to the clock
+	Digest  Digest            // hash function for the digest of the fields
+	User    string            // user name, 1 to 48 characters; see [CheckUser]
+	Allow   netip.Addr        // address to open for; the zero Addr means the source of the packet
+	Ports   []knock.PortRange // ports to open; each range must be a single port
+	Timeout time.Duration     // length of the opening, in whole seconds; 0 lets the server choose
+	Host    string            // name of the server in an HTTP request; may be empty
+	Offset  time.Duration     // time to add to the clock
 
-	KnockDelay time.Duration // the pause after the packet in round 0, and the shortest of later rounds
+	KnockDelay time.Duration // pause after the packet in round 0, and the shortest pause of later rounds
 }
 
-// Via is how a packet travels.
+// Via tells how a packet travels.
 type Via uint8
 
 // The ways a packet can travel.
 const (
-	UDP  Via = iota // as a datagram
-	TCP             // on a connection
-	HTTP            // as a request on a connection
+	UDP  Via = iota // the packet is a datagram
+	TCP             // the packet is the content of a TCP connection
+	HTTP            // the packet is part of an HTTP request on a TCP connection
 )
 
 func (Via) names() []string { return []string{"udp", "tcp", "http"} }
@@ -103,9 +105,9 @@ func (Via) names() []string { return []string{"udp", "tcp", "http"} }
 // String returns "udp", "tcp" or "http".
 func (v Via) String() string { return nameOf(v) }
 
-// Round implements [knock.Picker]. The packet has the time now. It is of use once,
-// and as long as the server's clock does not differ by more than it allows, which is
-// 120 seconds by default.
+// Round implements [knock.Picker]. The packet contains the time now, plus Offset. A server
+// accepts the packet only once, and only while the server's clock is close enough to the
+// time in the packet. The largest difference is 120 seconds by default.
 func (r *Request) Round(now time.Time, from, to netip.Addr, n int) (knock.Round, error) {
 	packet, err := r.Packet(now)
 	if err != nil {
@@ -116,7 +118,7 @@ func (r *Request) Round(now time.Time, from, to netip.Addr, n int) (knock.Round,
 	case UDP:
 		step.Transport = knock.UDP
 	case HTTP:
-		step.Payload = r.request(packet)
+		step.Payload = r.httpRequest(packet)
 	}
 	if step.Port == 0 {
 		step.Port = RandomPorts.First + uint16(random(int64(RandomPorts.Last-RandomPorts.First)+1))
@@ -124,16 +126,16 @@ func (r *Request) Round(now time.Time, from, to netip.Addr, n int) (knock.Round,
 	return knock.Client{Schedule: knock.Sequence{step}, KnockDelay: r.KnockDelay}.Round(now, from, to, n)
 }
 
-// request wraps a packet into a request of HTTP, for fwknopd behind a web server.
-// It knows them by their User-Agent.
-func (r *Request) request(packet string) []byte {
+// httpRequest puts a packet into an HTTP request, for an fwknopd behind a web server.
+// fwknopd recognizes such a request by its User-Agent.
+func (r *Request) httpRequest(packet string) []byte {
 	path := strings.NewReplacer("+", "-", "/", "_").Replace(packet)
 	return fmt.Appendf(nil, "GET /%s HTTP/1.0\r\nUser-Agent: Fwknop/2.6.10\r\nAccept: */*\r\nHost: %s\r\nConnection: close\r\n\r\n",
 		path, r.Host)
 }
 
-// Packet returns a new packet with the time t. Its error says what fwknopd would
-// not take, and nothing of a key.
+// Packet returns a new packet with the time t plus Offset. The error tells what fwknopd
+// would not accept, and does not contain any part of a key.
 func (r *Request) Packet(t time.Time) (string, error) {
 	t = t.Add(r.Offset)
 	if err := r.check(t); err != nil {
@@ -152,8 +154,8 @@ func (r *Request) Packet(t time.Time) (string, error) {
 	return packet, nil
 }
 
-// check refuses what a packet with the time t cannot say, and what fwknopd would
-// not take.
+// check returns an error for a request that a packet with the time t cannot express, or
+// that fwknopd would not accept.
 func (r *Request) check(t time.Time) error {
 	key, hmacKey := r.Key.Bytes(), r.HMACKey.Bytes()
 	badUser := CheckUser(r.User)
@@ -183,7 +185,7 @@ func (r *Request) check(t time.Time) error {
 		return fmt.Errorf("%q is not a host name", r.Host)
 	case badUser != nil:
 		return badUser
-	// The field has as many digits as fwknopd counts on only from 2001 to 2106.
+	// fwknopd expects a time of 10 digits (since 2001) and of at most 32 bits (until 2106).
 	case t.Unix() < 1e9 || t.Unix() > math.MaxUint32:
 		return fmt.Errorf("the clock shows %s; fwknopd accepts times from 2001 to 2106", t.UTC().Format(time.RFC3339))
 	case r.Allow.IsValid() && !r.Allow.Unmap().Is4():
@@ -204,13 +206,15 @@ func (r *Request) check(t time.Time) error {
 	return nil
 }
 
-// isHost reports whether a name can stand in a header of HTTP.
+// isHost reports whether a name can stand in an HTTP header.
 func isHost(name string) bool {
 	return !strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r >= 0x7f })
 }
 
-// CheckUser refuses a user name that fwknopd would: one of no or more than 48
-// characters, or with one that is not printable ASCII or in the list below.
+// CheckUser returns an error for a user name that fwknopd does not accept. A user name
+// must have 1 to 48 characters. Each character must be printable ASCII and none of these:
+//
+//	" / \ [ ] : ; | = , + * ? < >
 func CheckUser(name string) error {
 	const forbidden = `"/\[]:;|=,+*?<>`
 	bad := func(r rune) bool { return r < ' ' || r > '~' || strings.ContainsRune(forbidden, r) }

@@ -24,7 +24,7 @@ func example() *Request {
 	}
 }
 
-// knockOf returns the one knock of a round.
+// knockOf returns the one knock of round 0.
 func knockOf(r *Request) (knock.Step, error) {
 	round, err := r.Round(now, netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), 0)
 	if err != nil {
@@ -44,13 +44,13 @@ func ports(s string) []knock.PortRange {
 	return p
 }
 
-// open is the server's side, in CBC: it returns the fields of a packet.
-func open(a *Request, packet string) (string, error) {
+// unseal does what a server does, in mode CBC: it checks a packet and returns the fields.
+func unseal(a *Request, packet string) (string, error) {
 	mac := ""
 	if key := a.HMACKey.Bytes(); len(key) > 0 {
 		size := base64.RawStdEncoding.EncodedLen(len(a.HMAC.sum(nil)))
 		if len(packet) < size {
-			return "", fmt.Errorf("%d characters have no HMAC", len(packet))
+			return "", fmt.Errorf("%d characters are too few for an HMAC", len(packet))
 		}
 		packet, mac = packet[:len(packet)-size], packet[len(packet)-size:]
 		got, err := base64.RawStdEncoding.DecodeString(mac)
@@ -60,7 +60,7 @@ func open(a *Request, packet string) (string, error) {
 	}
 	data, err := base64.RawStdEncoding.DecodeString(saltedText + packet)
 	if err != nil || len(data) < 32 || len(data)%aes.BlockSize != 0 || string(data[:8]) != salted {
-		return "", fmt.Errorf("%d bytes, %v", len(data), err)
+		return "", fmt.Errorf("%d bytes are not a salted cipher text in whole blocks: %v", len(data), err)
 	}
 	key, iv := derive(a.Key.Bytes(), data[8:16])
 	block, err := aes.NewCipher(key)
@@ -71,7 +71,7 @@ func open(a *Request, packet string) (string, error) {
 	cipher.NewCBCDecrypter(block, iv).CryptBlocks(text, text)
 	n := int(text[len(text)-1])
 	if n < 1 || n > aes.BlockSize || strings.Trim(string(text[len(text)-n:]), string(rune(n))) != "" {
-		return "", fmt.Errorf("padded with %x", text[len(text)-aes.BlockSize:])
+		return "", fmt.Errorf("the padding is wrong: %x", text[len(text)-aes.BlockSize:])
 	}
 	plain := string(text[:len(text)-n])
 	i := strings.LastIndexByte(plain, ':')
@@ -81,8 +81,8 @@ func open(a *Request, packet string) (string, error) {
 	return plain[:i], nil
 }
 
-// TestFields compares all there is in a packet but the random number.
-func TestFields(t *testing.T) {
+// TestPacketContainsTheRequest compares all fields of a packet except the random number.
+func TestPacketContainsTheRequest(t *testing.T) {
 	for _, tt := range []struct {
 		change func(*Request)
 		want   string
@@ -115,13 +115,13 @@ func TestFields(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		fields, err := open(a, packet)
+		fields, err := unseal(a, packet)
 		if err != nil {
 			t.Fatal(err)
 		}
 		words := strings.Split(fields, ":")
 		if len(words[0]) != 16 || strings.Trim(words[0], "0123456789") != "" {
-			t.Errorf("random number %q", words[0])
+			t.Errorf("got the random number %q, want 16 digits", words[0])
 		}
 		for i, w := range words {
 			if text, err := base64.RawStdEncoding.DecodeString(w); err == nil && (i == 1 || i > 4) && len(w) > 6 {
@@ -129,24 +129,24 @@ func TestFields(t *testing.T) {
 			}
 		}
 		if got := strings.Join(words[2:], ":"); got != tt.want || words[1] != "alice" {
-			t.Errorf("got %s of %s, want %s", got, words[1], tt.want)
+			t.Errorf("got %s of the user %s, want %s of alice", got, words[1], tt.want)
 		}
 	}
 }
 
 const opensslKey = "1e484203cc6c24a583c6d045d97877c60e3081317b231be171d4b9b9892eb6c0 d9d97c2fb05c9668ae93a151a26dacbe"
 
-// TestDerive: OpenSSL's own example of a salt and a key, from
+// TestDeriveMatchesOpenSSL uses the output of OpenSSL itself for one salt and key, from
 // "openssl enc -aes-256-cbc -md md5 -k passphrase -S 0102030405060708 -P".
-func TestDerive(t *testing.T) {
+func TestDeriveMatchesOpenSSL(t *testing.T) {
 	key, iv := derive([]byte("passphrase"), []byte{1, 2, 3, 4, 5, 6, 7, 8})
 	if got := hex.EncodeToString(key) + " " + hex.EncodeToString(iv); got != opensslKey {
 		t.Errorf("got %s", got)
 	}
 }
 
-// TestFresh: no two packets are alike, nor is anything in them.
-func TestFresh(t *testing.T) {
+// Two packets always differ. Their salts and their random numbers differ too.
+func TestPacketsNeverRepeat(t *testing.T) {
 	a := example()
 	a.Port = 0
 	seen, ports := map[string]bool{}, map[uint16]bool{}
@@ -156,59 +156,59 @@ func TestFresh(t *testing.T) {
 			t.Fatal(err)
 		}
 		packet := string(step.Payload)
-		fields, err := open(a, packet)
+		fields, err := unseal(a, packet)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, s := range []string{packet, packet[:11], fields[:16]} {
 			if seen[s] {
-				t.Fatalf("%s again", s)
+				t.Fatalf("a second packet contains %s", s)
 			}
 			seen[s] = true
 		}
 		if !strings.Contains("89+/", packet[:1]) {
-			t.Errorf("a packet begins with %q", packet[:1])
+			t.Errorf("a packet begins with %q, want 8, 9, + or /", packet[:1])
 		}
 		if step.Transport != knock.UDP || step.Port < 10000 {
-			t.Errorf("sent to %v", step)
+			t.Errorf("sent to %v, want a UDP port from 10000", step)
 		}
 		ports[step.Port] = true
 	}
 	if len(ports) < 150 {
-		t.Errorf("only %d different ports", len(ports))
+		t.Errorf("200 packets go to only %d different ports, want at least 150", len(ports))
 	}
 }
 
-func TestVia(t *testing.T) {
+func TestViaDecidesTransportAndPayload(t *testing.T) {
 	a := example()
 	a.Port, a.Host = 80, "server.example"
 	for via, transport := range map[Via]knock.Transport{UDP: knock.UDP, TCP: knock.Stream, HTTP: knock.Stream} {
 		a.Via = via
-		for range 20 { // until there has been something to replace
+		for range 20 { // some packets must contain "+" or "/", which HTTP replaces
 			step, err := knockOf(a)
 			if err != nil {
 				t.Fatal(err)
 			}
 			if step.Transport != transport || step.Port != 80 {
-				t.Errorf("%v: %v", via, step)
+				t.Errorf("Via %v: sent to %v", via, step)
 			}
 			packet := string(step.Payload)
 			if via == HTTP {
 				path, rest, _ := strings.Cut(strings.TrimPrefix(packet, "GET /"), " ")
 				const want = "HTTP/1.0\r\nUser-Agent: Fwknop/2.6.10\r\nAccept: */*\r\nHost: server.example\r\nConnection: close\r\n\r\n"
 				if rest != want || strings.ContainsAny(path, "+/") {
-					t.Errorf("%q", packet)
+					t.Errorf("wrong HTTP request %q", packet)
 				}
 				packet = strings.NewReplacer("-", "+", "_", "/").Replace(path)
 			}
-			if _, err := open(a, packet); err != nil {
-				t.Errorf("%v: %v", via, err)
+			if _, err := unseal(a, packet); err != nil {
+				t.Errorf("Via %v: invalid packet: %v", via, err)
 			}
 		}
 	}
 }
 
-func TestRefusals(t *testing.T) {
+func TestPacketChecksTheRequest(t *testing.T) {
 	for _, tt := range []struct {
 		change func(*Request)
 		want   string
@@ -256,7 +256,7 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-func TestNames(t *testing.T) {
+func TestParseReadsAllNames(t *testing.T) {
 	for d := SHA256; d <= SHA3_512; d++ {
 		if got, err := Parse[Digest](strings.ToUpper(d.String())); got != d || err != nil {
 			t.Error(d, got, err)
@@ -272,7 +272,7 @@ func TestNames(t *testing.T) {
 			t.Error(v, got, err)
 		}
 	}
-	// The program prints such values, but never panics.
+	// The name of a value out of range is "unknown". Printing the value does not panic.
 	if got := fmt.Sprint(SHA3_512+1, Legacy+1, HTTP+1); got != "unknown unknown unknown" {
 		t.Error(got)
 	}
@@ -281,12 +281,12 @@ func TestNames(t *testing.T) {
 	}
 }
 
-// FuzzPacket: whatever is asked, the packet is one of the format or there is
-// none.
+// FuzzPacket checks that every request results in a packet of the right format or in an
+// error.
 func FuzzPacket(f *testing.F) {
 	f.Add([]byte("key"), []byte("hmac"), "alice", []byte{192, 0, 2, 1}, []byte{0, 22, 0, 53}, int64(0),
 		[]byte{10, 0, 0, 5}, uint16(22), byte(0), int64(0))
-	f.Fuzz(func(t *testing.T, key, hmacKey []byte, user string, allow, open16 []byte, timeout int64,
+	f.Fuzz(func(t *testing.T, key, hmacKey []byte, user string, allow, portBytes []byte, timeout int64,
 		nat []byte, natPort uint16, kinds byte, offset int64) {
 		a := &Request{
 			Keys: Keys{
@@ -299,8 +299,8 @@ func FuzzPacket(f *testing.F) {
 		if to, ok := netip.AddrFromSlice(nat); ok {
 			a.NAT = netip.AddrPortFrom(to, natPort)
 		}
-		for ; len(open16) > 1; open16 = open16[2:] {
-			port := uint16(open16[0])<<8 | uint16(open16[1])
+		for ; len(portBytes) > 1; portBytes = portBytes[2:] {
+			port := uint16(portBytes[0])<<8 | uint16(portBytes[1])
 			a.Ports = append(a.Ports, knock.PortRange{Transport: knock.Transport(port % 4), First: port, Last: port | uint16(kinds>>7)})
 		}
 		step, err := knockOf(a)
@@ -309,27 +309,27 @@ func FuzzPacket(f *testing.F) {
 		}
 		for _, b := range step.Payload {
 			if b > '~' || b < ' ' && !(a.Via == HTTP && (b == '\r' || b == '\n')) {
-				t.Fatalf("%q", step.Payload)
+				t.Fatalf("the payload has an unprintable byte: %q", step.Payload)
 			}
 		}
 		packet, err := a.Packet(now)
 		if err != nil || len(packet) < minPacket || len(packet) > maxPacket {
-			t.Fatalf("%d characters, %v", len(packet), err)
+			t.Fatalf("the packet has %d characters, error %v", len(packet), err)
 		}
-		fields, err := open(a, packet)
+		fields, err := unseal(a, packet)
 		if err != nil {
 			t.Fatal(err)
 		}
 		words := strings.Split(fields, ":")
 		message, err := base64.RawStdEncoding.DecodeString(words[5])
 		if err != nil || len(words) < 6 || len(words) > 8 || len(message) > maxMessage || len(words[1]) > 64 {
-			t.Errorf("%q, %v", fields, err)
+			t.Errorf("the fields are invalid: %q, error %v", fields, err)
 		}
 		for _, word := range strings.Split(string(message), ",")[1:] {
 			var port uint16
 			if n, _ := fmt.Sscanf(word, "tcp/%d", &port); n != 1 {
 				if n, _ := fmt.Sscanf(word, "udp/%d", &port); n != 1 || port == 0 {
-					t.Errorf("message %q", message)
+					t.Errorf("the message has an invalid port: %q", message)
 				}
 			}
 		}
