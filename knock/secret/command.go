@@ -13,25 +13,27 @@ import (
 
 // Runner runs commands that print a secret. The zero Runner is ready to use.
 type Runner struct {
-	// Stderr receives what a command writes to its standard error. A nil Stderr
-	// discards that.
+	// Stderr receives what a command writes to its standard error. If Stderr is nil,
+	// that output is discarded.
 	Stderr io.Writer
 
-	// Foreground, if it is not nil, lets a command use the terminal. It is
-	// called before the command starts and may change the command's
-	// SysProcAttr. Done is called after the command has ended.
+	// Foreground lets a command use the terminal, if Foreground is not nil. Run calls
+	// Foreground before the command starts. Foreground may change the SysProcAttr of the
+	// command. Run calls done after the command has ended.
 	Foreground func(command *exec.Cmd) (done func())
 
-	// Limit is how long a command may take. 0 means 30 seconds: a human may have
-	// to unlock something.
+	// Limit is the longest time that a command may take. 0 means 30 seconds, because a
+	// user may have to unlock something.
 	Limit time.Duration
 }
 
-// Run returns the one line that a command prints. What it should print, such as
-// "a key", is for the errors; none of them holds a word of the command or of what
-// it has printed. It runs without a shell and without our standard input, which
-// may be ssh's connection. When ctx ends or the time is up, the command and all
-// that it has started are killed.
+// Run runs a command and returns the one line that the command prints. The parameter what
+// names the expected text in errors, such as "a key". Errors never contain a word of the
+// command or of its output.
+//
+// The command runs without a shell. It does not get our standard input, which may be the
+// connection of ssh. When ctx ends or the time limit passes, Run kills the command and
+// all processes that the command has started.
 func (r Runner) Run(ctx context.Context, command []string, what string) ([]byte, error) {
 	limit := cmp.Or(r.Limit, 30*time.Second)
 	late := fmt.Errorf("did not print %s within %v", what, limit)
@@ -40,7 +42,7 @@ func (r Runner) Run(ctx context.Context, command []string, what string) ([]byte,
 	var out limited
 	c := exec.CommandContext(ctx, command[0], command[1:]...)
 	c.Stdout, c.Stderr = &out, r.Stderr
-	c.WaitDelay = time.Second // for children that keep the pipe open
+	c.WaitDelay = time.Second // time limit for children that keep the pipe open
 	killChildren(c)
 	done := func() {}
 	if r.Foreground != nil {
@@ -66,8 +68,8 @@ func (r Runner) Run(ctx context.Context, command []string, what string) ([]byte,
 	return text, nil
 }
 
-// limited keeps what is written to it. It takes no more once it has more than
-// maxText bytes.
+// limited keeps what is written to it. Write fails when limited has more than maxText
+// bytes.
 type limited []byte
 
 func (l *limited) Write(b []byte) (int, error) {

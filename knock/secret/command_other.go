@@ -9,7 +9,7 @@ import (
 	"strconv"
 )
 
-// killChildren has a command killed with its children.
+// killChildren sets c.Cancel to kill the command and its children.
 func killChildren(c *exec.Cmd) {
 	c.Cancel = func() error {
 		taskkill := filepath.Join(os.Getenv("SystemRoot"), "System32", "taskkill.exe")

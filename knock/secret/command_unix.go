@@ -7,8 +7,8 @@ import (
 	"syscall"
 )
 
-// killChildren gives a command a process group of its own, so that all of it can
-// be killed.
+// killChildren gives a command its own process group, and sets c.Cancel to kill the whole
+// group.
 func killChildren(c *exec.Cmd) {
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	c.Cancel = func() error { return syscall.Kill(-c.Process.Pid, syscall.SIGKILL) }

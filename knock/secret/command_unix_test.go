@@ -16,14 +16,14 @@ import (
 	"time"
 )
 
-// run runs a shell's command with a limit that suits a busy machine.
+// run runs a shell script with a time limit that suits a busy machine.
 func run(t *testing.T, script string) (string, error) {
 	t.Helper()
 	text, err := Runner{Limit: 10 * time.Second}.Run(t.Context(), []string{"sh", "-c", script}, "a key")
 	return string(text), err
 }
 
-func TestRun(t *testing.T) {
+func TestRunReturnsTheOneLine(t *testing.T) {
 	for script, want := range map[string]string{
 		"echo a b":               "a b",
 		"printf 'a\\r\\n'":       "a\r",
@@ -31,7 +31,7 @@ func TestRun(t *testing.T) {
 		"head -c 4096 /dev/zero": strings.Repeat("\x00", 4096),
 	} {
 		if got, err := run(t, script); got != want || err != nil {
-			t.Errorf("%s: got %q, %v", script, got, err)
+			t.Errorf("script %q: got %q, error %v", script, got, err)
 		}
 	}
 	for script, want := range map[string]string{
@@ -39,13 +39,13 @@ func TestRun(t *testing.T) {
 		"kill -9 $$":             "signal: killed",
 		"true":                   "printed nothing",
 		"echo":                   "printed nothing",
-		"cat":                    "printed nothing", // our stdin is ssh's
+		"cat":                    "printed nothing", // our standard input is for ssh, not for the command
 		"echo a; echo b":         "printed more than one line",
 		"head -c 4097 /dev/zero": "printed too much text for a key",
 		"yes":                    "printed too much text for a key",
 	} {
 		if got, err := run(t, script); err == nil || err.Error() != want {
-			t.Errorf("%s: got %q, %v, want %s", script, got, err, want)
+			t.Errorf("script %q: got %q, error %v; want the error %s", script, got, err, want)
 		}
 	}
 	for name, want := range map[string]string{
@@ -53,47 +53,47 @@ func TestRun(t *testing.T) {
 		"/no/such/program": "no such file or directory",
 	} {
 		if _, err := (Runner{}).Run(t.Context(), []string{name}, "a key"); err == nil || err.Error() != want {
-			t.Errorf("%s: got %v, want %s", name, err, want)
+			t.Errorf("program %s: got %v, want %s", name, err, want)
 		}
 	}
 }
 
-// TestRunPassesWhatItIsGiven: a Runner passes a command's messages on, and tells
-// when the command begins and ends.
-func TestRunPassesWhatItIsGiven(t *testing.T) {
-	var said bytes.Buffer
+// A Runner passes on what a command writes to its standard error. The Runner calls
+// Foreground before the command starts, and done after the command has ended.
+func TestRunPassesStderrAndCallsForeground(t *testing.T) {
+	var stderr bytes.Buffer
 	var order []string
-	r := Runner{Stderr: &said, Foreground: func(c *exec.Cmd) func() {
+	r := Runner{Stderr: &stderr, Foreground: func(c *exec.Cmd) func() {
 		if c.Process != nil || c.SysProcAttr == nil || !c.SysProcAttr.Setpgid {
-			t.Errorf("%+v", c)
+			t.Errorf("Foreground got a command that runs already or has no process group: %+v", c)
 		}
 		order = append(order, "foreground")
 		return func() {
 			if c.ProcessState == nil {
-				t.Error("the command has not ended")
+				t.Error("done is called before the command has ended")
 			}
 			order = append(order, "done")
 		}
 	}}
 	for _, script := range []string{"echo locked >&2; echo key", "echo locked >&2; exit 1"} {
-		said.Reset()
+		stderr.Reset()
 		order = nil
 		_, err := r.Run(t.Context(), []string{"sh", "-c", script}, "a key")
 		works := strings.HasSuffix(script, "key")
-		if (err == nil) != works || said.String() != "locked\n" || strings.Join(order, " ") != "foreground done" {
-			t.Errorf("%s: %v, %q, %q", script, err, said.String(), order)
+		if (err == nil) != works || stderr.String() != "locked\n" || strings.Join(order, " ") != "foreground done" {
+			t.Errorf("script %q: error %v, standard error %q, calls %q", script, err, stderr.String(), order)
 		}
 	}
 }
 
-// A command that hangs is killed, and all that it has started.
-func TestHangingCommandIsKilled(t *testing.T) {
+// Run kills a command that hangs, and all processes that the command has started.
+func TestHangingCommandIsKilledWithChildren(t *testing.T) {
 	for name, tt := range map[string]struct {
 		limit time.Duration
 		want  string
 	}{
-		"limit":     {3 * time.Second, "did not print a key within 3s"},
-		"cancelled": {time.Minute, "interrupted"},
+		"time limit passes":   {3 * time.Second, "did not print a key within 3s"},
+		"context is canceled": {time.Minute, "interrupted"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -106,10 +106,10 @@ func TestHangingCommandIsKilled(t *testing.T) {
 			start := time.Now()
 			_, err := Runner{Limit: tt.limit}.Run(ctx, []string{"sh", "-c", "sleep 60 & echo $! >" + pid + "; wait"}, "a key")
 			if err == nil || err.Error() != tt.want {
-				t.Errorf("got %v", err)
+				t.Errorf("got the error %v", err)
 			}
 			if took := time.Since(start); took > 30*time.Second {
-				t.Errorf("took %v", took)
+				t.Errorf("Run took %v", took)
 			}
 			text, err := os.ReadFile(pid)
 			if err != nil {
@@ -119,13 +119,13 @@ func TestHangingCommandIsKilled(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for range 100 { // whoever adopts it takes a moment to bury it
+			for range 100 { // the new parent of the child needs a moment to reap it
 				if err := syscall.Kill(child, 0); err != nil || zombie(child) {
 					return
 				}
 				time.Sleep(20 * time.Millisecond)
 			}
-			t.Errorf("%d lives on", child)
+			t.Errorf("the child process %d still runs", child)
 		})
 	}
 }
@@ -136,13 +136,13 @@ func zombie(pid int) bool {
 	return err == nil && strings.Contains(string(text), ") Z ")
 }
 
-// A child that stays behind, as an agent does, does not keep us.
-func TestCommandLeavesAChild(t *testing.T) {
+// Run does not wait for a child that keeps running, such as an agent.
+func TestRunDoesNotWaitForChild(t *testing.T) {
 	start := time.Now()
 	if got, err := run(t, "echo key; sleep 20 2>/dev/null &"); got != "key" || err != nil {
 		t.Errorf("got %q, %v", got, err)
 	}
 	if took := time.Since(start); took > 10*time.Second {
-		t.Errorf("took %v", took)
+		t.Errorf("Run took %v", took)
 	}
 }

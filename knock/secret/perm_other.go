@@ -7,7 +7,8 @@ import (
 	"os"
 )
 
-// Elsewhere the permissions Go reports say nothing of who may read and write.
+// Outside Unix, the permissions that Go reports do not show which users may read or write
+// a file. So this file has no checks.
 
 // CheckOwner accepts every file.
 func CheckOwner(string, fs.FileInfo) error { return nil }
@@ -17,7 +18,7 @@ func CheckReaders(string, fs.FileInfo, string) error { return nil }
 
 func checkKey(string, fs.FileInfo) error { return nil }
 
-// giveTo does nothing: a new file belongs to whom its folder says.
-func giveTo(*os.File, fs.FileInfo) error { return nil }
+// setOwner does nothing, because the folder of a new file decides the owner of the file.
+func setOwner(*os.File, fs.FileInfo) error { return nil }
 
 const nonBlocking = 0

@@ -10,7 +10,8 @@ import (
 	"syscall"
 )
 
-// CheckOwner refuses a file that somebody else could have written.
+// CheckOwner returns an error for a file that another user, except root, could have
+// written.
 func CheckOwner(path string, info fs.FileInfo) error {
 	if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Uid != 0 && int(st.Uid) != os.Getuid() {
 		return fmt.Errorf("%s: owned by user %d, not by you or root; run chown, or use a file of your own", path, st.Uid)
@@ -18,19 +19,19 @@ func CheckOwner(path string, info fs.FileInfo) error {
 	return checkMode(path, info, 0o022, "writable")
 }
 
-// CheckReaders refuses a file that other users can read. What the file holds,
-// such as "a key", is for the error.
+// CheckReaders returns an error for a file that other users can read. The parameter what
+// names the content of the file in the error, such as "a key".
 func CheckReaders(path string, info fs.FileInfo, what string) error {
 	return checkMode(path, info, 0o044, "contains "+what+" and is readable")
 }
 
-// checkKey refuses what ssh refuses as a private key.
+// checkKey returns an error for a file that ssh would not accept as a private key.
 func checkKey(path string, info fs.FileInfo) error {
 	return cmp.Or(CheckOwner(path, info), checkMode(path, info, 0o077, "contains a key and is accessible"))
 }
 
-// checkMode refuses a file that has a bit of the mask in its mode, which makes it
-// what the error says, such as "writable", by others.
+// checkMode returns an error for a file whose mode has a bit of mask. In the error, the text
+// what, such as "writable", stands before "by other users".
 func checkMode(path string, info fs.FileInfo, mask fs.FileMode, what string) error {
 	if mode := info.Mode().Perm(); mode&mask != 0 {
 		return fmt.Errorf("%s: %s by other users (mode %04o); run chmod 600 %s", path, what, mode, path)
@@ -38,9 +39,9 @@ func checkMode(path string, info fs.FileInfo, mask fs.FileMode, what string) err
 	return nil
 }
 
-// giveTo makes the owner and the group of another file those of a new one. They
-// can differ: the file may be shared with a group, or be root's.
-func giveTo(f *os.File, like fs.FileInfo) error {
+// setOwner gives a new file the owner and the group of the file like. These can differ
+// from those of the new file: like may be shared with a group, or belong to root.
+func setOwner(f *os.File, like fs.FileInfo) error {
 	want, ok := like.Sys().(*syscall.Stat_t)
 	info, err := f.Stat()
 	if !ok || err != nil {
@@ -52,5 +53,5 @@ func giveTo(f *os.File, like fs.FileInfo) error {
 	return f.Chown(int(want.Uid), int(want.Gid))
 }
 
-// nonBlocking is a flag for opening.
+// nonBlocking makes os.OpenFile return without waiting for the writer of a pipe.
 const nonBlocking = syscall.O_NONBLOCK

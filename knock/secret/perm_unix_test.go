@@ -11,12 +11,12 @@ import (
 	"testing"
 )
 
-func TestReadChecksMode(t *testing.T) {
+func TestReadChecksModeAndOwner(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "key")
 	if err := os.WriteFile(path, []byte("text"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for mode, want := range map[fs.FileMode]string{ // the error, of which FILE is the path
+	for mode, want := range map[fs.FileMode]string{ // mode and error; FILE stands for the path
 		0o600: "",
 		0o400: "",
 		0o700: "",
@@ -30,22 +30,22 @@ func TestReadChecksMode(t *testing.T) {
 		}
 		_, err := Read(path)
 		if want := strings.ReplaceAll(want, "FILE", path); err == nil && want != "" || err != nil && err.Error() != want {
-			t.Errorf("%04o: got %v, want %s", mode, err, want)
+			t.Errorf("mode %04o: got %v, want %s", mode, err, want)
 		}
 	}
 	if os.Getuid() != 0 {
-		return // only root can give files away
+		return // only root can change the owner of a file
 	}
 	if err := os.Chown(path, 12345, -1); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Read(path); err == nil || !strings.Contains(err.Error(), "owned by user 12345") {
-		t.Errorf("got %v", err)
+		t.Errorf("got %v, want an error for another owner", err)
 	}
 }
 
-func TestReadRefusesPipes(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "pipe") // nobody writes to it
+func TestReadDoesNotWaitForPipe(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "pipe") // the pipe has no writer
 	if err := syscall.Mkfifo(path, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -54,16 +54,16 @@ func TestReadRefusesPipes(t *testing.T) {
 	}
 }
 
-// TestReplaceKeepsMode: a new file has mode 0600 whatever the umask is, or the
-// mode and the owners of the file that it is to be like.
-func TestReplaceKeepsMode(t *testing.T) {
+// Without like, a new file has mode 0600 for every umask. With like, the new file has the
+// mode, the owner and the group of like.
+func TestReplaceKeepsModeAndOwners(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "config")
 	if err := Replace(path, nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	info, err := os.Stat(path)
 	if err != nil || info.Mode() != 0o600 {
-		t.Fatalf("%v, %v", info.Mode(), err)
+		t.Fatalf("got mode %v, error %v; want 0600", info.Mode(), err)
 	}
 	if err := os.Chmod(path, 0o644); err != nil {
 		t.Fatal(err)
@@ -86,6 +86,6 @@ func TestReplaceKeepsMode(t *testing.T) {
 	}
 	was, is := before.Sys().(*syscall.Stat_t), after.Sys().(*syscall.Stat_t)
 	if after.Mode() != before.Mode() || is.Uid != was.Uid || is.Gid != was.Gid || os.SameFile(before, after) {
-		t.Errorf("mode %v, user %d, group %d", after.Mode(), is.Uid, is.Gid)
+		t.Errorf("got mode %v, user %d, group %d; want those of like, in a new file", after.Mode(), is.Uid, is.Gid)
 	}
 }

@@ -1,10 +1,9 @@
-// Package secret handles what only one user may see: it reads, creates and
-// replaces files that only their owner can read, and runs commands that print a
-// secret.
+// Package secret handles data that only one user may see. It reads, creates and replaces
+// files that only their owner can read, and runs commands that print a secret.
 //
-// The package writes to no stream of the process, opens no terminal and changes
-// no signals. A program that wants a command to speak with its user passes what
-// that takes in a [Runner].
+// The package does not write to the standard streams, does not open a terminal and does
+// not change signals. If a command must communicate with the user, the program sets the
+// fields of a [Runner].
 package secret
 
 import (
@@ -14,8 +13,8 @@ import (
 	"os"
 )
 
-// innermost returns what the system said, without what the error adds to it: the
-// names of files and commands.
+// innermost returns the error of the system. The outer errors are left out, because they
+// add the names of files and commands.
 func innermost(err error) error {
 	for inner := errors.Unwrap(err); inner != nil; inner = errors.Unwrap(err) {
 		err = inner
@@ -23,20 +22,20 @@ func innermost(err error) error {
 	return err
 }
 
-// maxText is the most bytes in a secret file, or in the output of a command.
+// maxText is the largest size of a secret file, and of a command's output, in bytes.
 const maxText = 4096
 
-// Read returns the text of a file with a key. The file must be regular and hold
-// 4096 bytes or less. On Unix it must be as ssh wants a private key: it belongs
-// to the user or to root, and nobody else may read or write it.
+// Read returns the text of a key file. The file must be regular and have at most 4096
+// bytes. On Unix, the file must meet ssh's rules for a private key. It must belong to the
+// user or to root, and no other user may have access to it.
 func Read(path string) ([]byte, error) {
-	// Not blocking: a pipe that nobody writes to would keep ssh waiting.
+	// Opening must not block, because a pipe without a writer would keep ssh waiting.
 	f, err := os.OpenFile(path, os.O_RDONLY|nonBlocking, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	info, err := f.Stat() // of what is open, not of what the path has come to mean since
+	info, err := f.Stat() // of the open file: the path may lead to another file by now
 	if err != nil {
 		return nil, err
 	}

@@ -9,7 +9,7 @@ import (
 	"path/filepath"
 )
 
-// existsError is the error for a file that must not exist yet; it is
+// existsError is the error for a path at which a file exists already. It matches
 // [fs.ErrExist].
 type existsError string
 
@@ -19,8 +19,8 @@ func (e existsError) Error() string {
 
 func (e existsError) Is(target error) bool { return target == fs.ErrExist }
 
-// Create writes a new file that only its owner can read. It never overwrites: a
-// key that is lost locks its owner out. If the file exists the error is
+// Create writes a new file that only its owner can read. Create never overwrites a file,
+// because a lost key locks its owner out. If the file exists, the error matches
 // [fs.ErrExist].
 func Create(path string, text []byte) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
@@ -30,22 +30,24 @@ func Create(path string, text []byte) error {
 	if err != nil {
 		return notWritten(path, err)
 	}
-	if err := fill(f, text, nil); err != nil {
+	if err := writeAndClose(f, text, nil); err != nil {
 		os.Remove(path)
 		return notWritten(path, err)
 	}
 	return nil
 }
 
-// notWritten is the error for a file, without the names in the system's own: one
-// of them may be that of a file beside it that is no more.
+// notWritten returns the error for a file that could not be written. It leaves out the
+// file names of the system's error, because a name may be that of a temporary file which
+// no longer exists.
 func notWritten(path string, err error) error {
 	return fmt.Errorf("cannot write %s: %w", cmp.Or(path, `""`), innermost(err))
 }
 
-// replaceable returns the file that is to be replaced for a path, which need not
-// be there: what a link leads to, not the link. A rename would put a file in the
-// place of a device too, and /dev/null would be gone for everybody.
+// replaceable returns the file that Replace may replace for a path. The file may be
+// missing. For a symbolic link, replaceable returns the file that the link leads to. A
+// device is an error: a rename would replace it, and /dev/null would be gone for all
+// users.
 func replaceable(path string) (string, error) {
 	info, err := os.Stat(path)
 	switch {
@@ -59,27 +61,28 @@ func replaceable(path string) (string, error) {
 	case !info.Mode().IsRegular():
 		return "", fmt.Errorf("cannot write %s: not a regular file", path)
 	}
-	// Nor can a file be replaced while it is written to, as by /dev/stdout.
+	// A file that is our standard output, as with /dev/stdout, cannot be replaced while
+	// the program writes to it.
 	if out, err := os.Stdout.Stat(); err == nil && os.SameFile(info, out) {
 		return "", fmt.Errorf("cannot write %s: it is standard output", path)
 	}
 	return filepath.EvalSymlinks(path)
 }
 
-// Replace writes a file that only its owner can read, or that has the mode and
-// the owners of like, if that is not nil: all of it or nothing. Whoever reads it
-// at this moment sees the old one or the new one. A symbolic link stays; the file
-// that it leads to is replaced.
+// Replace writes a file completely or not at all. Only the owner can read the file, unless
+// like is not nil: the file then gets the mode, the owner and the group of like. A
+// program that reads the file meanwhile sees the old text or the new text. A symbolic
+// link stays; Replace replaces the file that the link leads to.
 func Replace(path string, text []byte, like fs.FileInfo) error {
 	target, err := replaceable(path)
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(target), ".portknock-*") // with mode 0600
+	f, err := os.CreateTemp(filepath.Dir(target), ".portknock-*") // os.CreateTemp uses mode 0600
 	if err != nil {
 		return notWritten(path, err)
 	}
-	if err = fill(f, text, like); err == nil {
+	if err = writeAndClose(f, text, like); err == nil {
 		err = os.Rename(f.Name(), target)
 	}
 	if err != nil {
@@ -89,13 +92,13 @@ func Replace(path string, text []byte, like fs.FileInfo) error {
 	return nil
 }
 
-// fill writes text to a new file, gives the file the mode and the owners of like,
-// if that is not nil, and closes the file. It changes the open file, never what
-// its path means by now.
-func fill(f *os.File, text []byte, like fs.FileInfo) error {
+// writeAndClose writes text to a new file and closes the file. If like is not nil, the file
+// also gets the mode, the owner and the group of like. These changes apply to the open
+// file, because the path may lead to another file by now.
+func writeAndClose(f *os.File, text []byte, like fs.FileInfo) error {
 	_, err := f.Write(text)
 	if err == nil && like != nil {
-		if err = giveTo(f, like); err == nil { // which would clear bits of the mode
+		if err = setOwner(f, like); err == nil { // setOwner is first: it would clear bits of the mode
 			err = f.Chmod(like.Mode().Perm())
 		}
 	}
