@@ -4,12 +4,12 @@ package knock
 
 import "syscall"
 
-// socket is a socket as package syscall takes it.
+// socket is the type that package syscall uses for a socket.
 type socket = int
 
-// errnosSent are what connect returns when the SYN is out. On loopback, the answer
-// can be here before connect returns.
+// errnosSent lists the errors of connect that mean that the SYN has been sent. On
+// loopback, the answer can arrive before connect returns.
 var errnosSent = []error{syscall.EINPROGRESS, syscall.EINTR, syscall.ECONNREFUSED}
 
-// unblock does nothing: the net package's sockets do not block.
+// unblock does nothing, because the sockets of the net package do not block.
 func unblock(socket) error { return nil }

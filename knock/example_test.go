@@ -10,7 +10,7 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// A client asks what to send in a round.
+// A Client tells what to send in a round.
 func ExampleClient() {
 	key, err := knock.ParseKey("portknock-key-1:aaaqeayeaudaocajbifqydiob4ibceqtcqkrmfyydenbwha5dypzcjt6ri")
 	if err != nil {
@@ -32,7 +32,7 @@ func ExampleClient() {
 	// Output: 3 knocks, the first by udp
 }
 
-// The knocks leave in order.
+// A Sender sends the knocks of a sequence in order.
 func ExampleSender() {
 	sequence, err := knock.ParseSequence("7001/udp 8003/tcp 9005/udp")
 	if err != nil {

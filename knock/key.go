@@ -15,47 +15,47 @@ import (
 	"strings"
 )
 
-// Key is a secret shared with a server. Whatever prints it, in any verb of fmt,
-// in a log or in JSON, prints "[key]"; only [Key.Reveal] tells. The zero Key is
-// none.
+// Key holds a secret that is shared with a server. A Key prints as "[key]" with any verb
+// of fmt, in a log and in JSON. Only [Key.Reveal] and [Key.Bytes] return the secret. The
+// zero Key has no secret.
 type Key struct {
-	// fmt asks no method of a key that stands in an unexported field of something
-	// else. Of a pointer to a string it then prints the address, in every verb; a
-	// pointer to a slice it follows where the verb is wrong.
+	// secret points to a string, because fmt does not call the methods of a Key in an
+	// unexported field. In this case, fmt prints only the address of a string, with every
+	// verb. It would print the content of a slice if the verb is wrong.
 	secret *string
 }
 
-// The length of a key in bytes. A longer one is no stronger: HMAC-SHA256 would
-// hash it down (RFC 2104, section 3).
+// The shortest and the longest key, in bytes. A longer key would not be stronger, because
+// HMAC-SHA256 would first hash it to a shorter one (RFC 2104, section 3).
 const (
 	minKey = 32
 	maxKey = 64
 )
 
-const keyKind = "portknock-key-" // what every key's text begins with; then the version
+const keyKind = "portknock-key-" // start of the text of every key, before the version
 const keyPrefix = keyKind + "1:"
 
 const keyAlphabet = "abcdefghijklmnopqrstuvwxyz234567"
 
 var keyDigits = base32.NewEncoding(keyAlphabet).WithPadding(base32.NoPadding)
 
-// NewKey returns 32 random bytes.
+// NewKey returns a key of 32 random bytes.
 func NewKey() Key {
 	secret := make([]byte, minKey)
-	rand.Read(secret) // cannot fail: it ends the program first
+	rand.Read(secret) // rand.Read never returns an error: it ends the program instead
 	return KeyFrom(secret)
 }
 
-// KeyFrom returns the bytes of a foreign secret as a key, whatever they are. Only
-// [MD5Hourly] takes one that is shorter than 32 bytes.
+// KeyFrom returns the bytes of a foreign secret as a key, without a check. In this
+// package, only [MD5Hourly] accepts a key that is shorter than 32 bytes.
 func KeyFrom(secret []byte) Key {
-	own := string(secret)
-	return Key{&own}
+	copied := string(secret)
+	return Key{&copied}
 }
 
-// ParseKey reads the text that [Key.Reveal] writes, in any case, and allows for
-// blanks around it. Its errors tell a text that is no key from a key that has
-// suffered, and quote nothing of either.
+// ParseKey reads the text that [Key.Reveal] returns, in any case. The text may have
+// white space around it. The errors distinguish a text that is not a key from a damaged
+// key. The errors do not quote the text.
 func ParseKey(text string) (Key, error) {
 	text = strings.ToLower(strings.TrimSpace(text))
 	digits, ok := strings.CutPrefix(text, keyPrefix)
@@ -69,11 +69,11 @@ func ParseKey(text string) (Key, error) {
 	case len(digits) > keyDigits.EncodedLen(maxKey+crc32.Size):
 		return Key{}, errors.New("the key is too long; remove the text after its end")
 	}
-	if strings.Trim(digits, keyAlphabet) != "" { // line ends would pass the decoder unseen
+	if strings.Trim(digits, keyAlphabet) != "" { // the decoder would ignore line ends
 		return Key{}, errors.New("the key is mistyped; only letters and the digits 2 to 7 are allowed")
 	}
 	data, err := keyDigits.DecodeString(digits)
-	if err != nil || keyDigits.EncodeToString(data) != digits { // so would bits beyond the last byte
+	if err != nil || keyDigits.EncodeToString(data) != digits { // the decoder ignores bits after the last byte
 		return Key{}, errors.New("the key is mistyped or truncated; no key ends like this")
 	}
 	secret, sum := data[:len(data)-crc32.Size], data[len(data)-crc32.Size:]
@@ -83,26 +83,27 @@ func ParseKey(text string) (Key, error) {
 	return KeyFrom(secret), nil
 }
 
-// Reveal returns the key as text for [ParseKey], without a newline.
+// Reveal returns the text of the key for [ParseKey], without a newline.
 func (k Key) Reveal() string {
 	secret := k.Bytes()
 	return keyPrefix + keyDigits.EncodeToString(binary.BigEndian.AppendUint32(secret, crc32.ChecksumIEEE(secret)))
 }
 
-// Derive returns a host's own key, 32 bytes by HKDF-SHA256 (RFC 5869) of this one
-// without salt, with the info "portknock/1 host", a zero byte and the name in
-// lower case. It tells nothing of this key, nor of another host's.
+// Derive returns the key of a host, 32 bytes, derived from k by HKDF-SHA256 (RFC 5869).
+// The salt is empty. The info is "portknock/1 host", a zero byte and the host's name in
+// lower case. The derived key reveals neither k nor the key of another host.
 func (k Key) Derive(host string) Key {
 	secret, err := hkdf.Key(sha256.New, k.Bytes(), nil, "portknock/1 host\x00"+strings.ToLower(host), minKey)
 	if err != nil {
-		panic(err) // only for more than 255 hashes
+		panic(err) // hkdf.Key fails only for a result of more than 255 hashes
 	}
 	return KeyFrom(secret)
 }
 
-// Fingerprint returns 16 hexadecimal digits by which two people can compare
-// their keys in public: the start of HMAC-SHA256(key, "portknock/1 fingerprint").
-// It is empty for a secret below 32 bytes, which could be guessed from it.
+// Fingerprint returns 16 hexadecimal digits that two users can compare in public, to see
+// whether they have the same key. The digits are the start of HMAC-SHA256(key,
+// "portknock/1 fingerprint"). The fingerprint of a secret below 32 bytes is empty,
+// because an attacker could use it to guess such a secret.
 func (k Key) Fingerprint() string {
 	if len(k.Bytes()) < minKey {
 		return ""
@@ -110,15 +111,16 @@ func (k Key) Fingerprint() string {
 	return hex.EncodeToString(k.mac([]byte("portknock/1 fingerprint"))[:8])
 }
 
-const printed = "[key]"
+// redacted is printed in place of every key.
+const redacted = "[key]"
 
-// Format writes "[key]", whatever the verb.
-func (Key) Format(s fmt.State, _ rune) { io.WriteString(s, printed) }
+// Format writes "[key]" for every verb.
+func (Key) Format(s fmt.State, _ rune) { io.WriteString(s, redacted) }
 
-// MarshalText returns "[key]": for JSON, slog and all else that writes values.
-func (Key) MarshalText() ([]byte, error) { return []byte(printed), nil }
+// MarshalText returns "[key]", for JSON, slog and everything else that writes values.
+func (Key) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 
-// check refuses a key that could be guessed.
+// check returns an error for a key that is short enough to be guessed.
 func (k Key) check() error {
 	switch n := len(k.Bytes()); {
 	case n == 0:
@@ -129,8 +131,8 @@ func (k Key) check() error {
 	return nil
 }
 
-// Bytes returns a copy of the secret, nil if there is none, for schemes that have
-// a cryptography of their own. It and [Key.Reveal] are the only ways to it.
+// Bytes returns a copy of the secret, or nil for the zero Key. It is for schemes that
+// have their own cryptography. Only Bytes and [Key.Reveal] return the secret.
 func (k Key) Bytes() []byte {
 	if k.secret == nil {
 		return nil
@@ -138,7 +140,7 @@ func (k Key) Bytes() []byte {
 	return []byte(*k.secret)
 }
 
-// mac returns the HMAC-SHA256 (RFC 2104) of a message, 32 bytes.
+// mac returns the HMAC-SHA256 (RFC 2104) of a message with this key, 32 bytes.
 func (k Key) mac(message []byte) []byte {
 	h := hmac.New(sha256.New, k.Bytes())
 	h.Write(message)

@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// exampleKey is the bytes 0 to 31.
+// exampleKey is the text of the key with the bytes 0 to 31.
 const exampleKey = "portknock-key-1:aaaqeayeaudaocajbifqydiob4ibceqtcqkrmfyydenbwha5dypzcjt6ri"
 
 func mustKey(t testing.TB, text string) Key {
@@ -22,7 +22,7 @@ func mustKey(t testing.TB, text string) Key {
 	return k
 }
 
-func TestKeyText(t *testing.T) {
+func TestKeyTextIsReadBack(t *testing.T) {
 	k := mustKey(t, exampleKey)
 	if got, want := hex.EncodeToString(k.Bytes()), "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"; got != want {
 		t.Errorf("got %s, want %s", got, want)
@@ -34,55 +34,56 @@ func TestKeyText(t *testing.T) {
 	for n := minKey; n <= maxKey; n++ {
 		k := KeyFrom(bytes.Repeat([]byte{0xa7}, n))
 		if got := mustKey(t, k.Reveal()); !bytes.Equal(got.Bytes(), k.Bytes()) {
-			t.Errorf("%d bytes are not read back", n)
+			t.Errorf("a key of %d bytes is not read back", n)
 		}
 	}
 	a, b := NewKey(), NewKey()
 	if len(a.Bytes()) != 32 || bytes.Equal(a.Bytes(), b.Bytes()) {
-		t.Error("a new key is not 32 new bytes")
+		t.Error("a new key does not have 32 new bytes")
 	}
 }
 
-func TestKeyFaults(t *testing.T) {
+func TestParseKeyNamesTheFault(t *testing.T) {
 	body := strings.TrimPrefix(exampleKey, keyPrefix)
 	for _, tt := range []struct{ name, text, want string }{
-		{"nothing", "", `not a key: it does not begin with "portknock-key-1:"`},
-		{"a private key of ssh", "-----BEGIN OPENSSH PRIVATE KEY-----\n" + body, `not a key: it does not begin with "portknock-key-1:"`},
-		{"without its prefix", body, `not a key: it does not begin with "portknock-key-1:"`},
-		{"of tomorrow", keyKind + "2:" + body, `the key has another version; this program's keys begin with "portknock-key-1:"`},
-		{"one letter short", exampleKey[:len(exampleKey)-1], "the key is truncated; its end is missing"},
+		{"empty text", "", `not a key: it does not begin with "portknock-key-1:"`},
+		{"ssh private key", "-----BEGIN OPENSSH PRIVATE KEY-----\n" + body, `not a key: it does not begin with "portknock-key-1:"`},
+		{"prefix missing", body, `not a key: it does not begin with "portknock-key-1:"`},
+		{"later version", keyKind + "2:" + body, `the key has another version; this program's keys begin with "portknock-key-1:"`},
+		{"last letter missing", exampleKey[:len(exampleKey)-1], "the key is truncated; its end is missing"},
 		{"only the prefix", keyPrefix, "the key is truncated; its end is missing"},
-		{"a wrong digit", exampleKey[:30] + "1" + exampleKey[31:], "the key is mistyped; only letters and the digits 2 to 7 are allowed"},
-		{"two lines", exampleKey[:30] + "\n" + exampleKey[30:], "the key is mistyped; only letters and the digits 2 to 7 are allowed"},
-		{"bits behind the end", exampleKey[:len(exampleKey)-1] + "j", "the key is mistyped or truncated; no key ends like this"},
-		{"twice", exampleKey + body, "the key is too long; remove the text after its end"},
-		{"more behind", exampleKey + "bcdefg", "the key is mistyped or truncated; its checksum is wrong"},
+		{"digit 1, not in the alphabet", exampleKey[:30] + "1" + exampleKey[31:], "the key is mistyped; only letters and the digits 2 to 7 are allowed"},
+		{"line end inside", exampleKey[:30] + "\n" + exampleKey[30:], "the key is mistyped; only letters and the digits 2 to 7 are allowed"},
+		{"bits after the last byte", exampleKey[:len(exampleKey)-1] + "j", "the key is mistyped or truncated; no key ends like this"},
+		{"digits repeated", exampleKey + body, "the key is too long; remove the text after its end"},
+		{"digits added", exampleKey + "bcdefg", "the key is mistyped or truncated; its checksum is wrong"},
 	} {
 		_, err := ParseKey(tt.text)
 		if err == nil || err.Error() != tt.want {
 			t.Errorf("%s: got %v, want %s", tt.name, err, tt.want)
 		}
 	}
-	// A longer key that was cut is only found by its checksum.
+	// Only the checksum detects that a longer key was cut.
 	long := KeyFrom(make([]byte, maxKey)).Reveal()
 	if _, err := ParseKey(long[:len(long)-8]); err == nil {
-		t.Error("a truncated key is read")
+		t.Error("a truncated key is accepted")
 	}
 }
 
-// Every single wrong letter and every swap is found, wherever it stands.
-func TestKeyTypos(t *testing.T) {
+// The checksum detects every single wrong letter and every swap of neighboring letters, at
+// every position.
+func TestChecksumDetectsTypos(t *testing.T) {
 	for i := len(keyPrefix); i < len(exampleKey); i++ {
 		for _, c := range "abcdefghijklmnopqrstuvwxyz234567" {
 			typo := exampleKey[:i] + string(c) + exampleKey[i+1:]
 			if _, err := ParseKey(typo); err == nil && typo != exampleKey {
-				t.Errorf("%q for %q at %d is not found", c, exampleKey[i], i)
+				t.Errorf("the letter %q in place of %q at position %d is not detected", c, exampleKey[i], i)
 			}
 		}
 		if i > len(keyPrefix) && exampleKey[i] != exampleKey[i-1] {
 			swapped := exampleKey[:i-1] + string(exampleKey[i]) + string(exampleKey[i-1]) + exampleKey[i+1:]
 			if _, err := ParseKey(swapped); err == nil {
-				t.Errorf("a swap at %d is not found", i)
+				t.Errorf("a swap at position %d is not detected", i)
 			}
 		}
 	}
@@ -91,13 +92,13 @@ func TestKeyTypos(t *testing.T) {
 func TestKeyIsNeverPrinted(t *testing.T) {
 	k := KeyFrom([]byte("0123456789abcdef0123456789abcdef"))
 	type nested struct {
-		Key  Key
-		Also *Key
-		Map  map[string]Key
-		own  Key // of such a one fmt prints the fields, and asks no method
+		Key     Key
+		Pointer *Key
+		Map     map[string]Key
+		hidden  Key // fmt does not call the methods of an unexported field, and prints its fields
 	}
 	n := nested{k, &k, map[string]Key{"k": k}, k}
-	values := []any{k, &k, n, &n, []Key{k}, Rotating{Key: k}, MD5Hourly{Secret: k}, n.own}
+	values := []any{k, &k, n, &n, []Key{k}, Rotating{Key: k}, MD5Hourly{Secret: k}, n.hidden}
 	var out bytes.Buffer
 	for _, verb := range "vTtbcdoOqxXUeEfFgGsp" {
 		for _, flags := range []string{"%", "%+", "%#", "% ", "%0", "%-9", "%.3"} {
@@ -127,31 +128,31 @@ func TestKeyIsNeverPrinted(t *testing.T) {
 		"48 49 50", "48, 49, 50", "0x30, 0x31", "MDEyMzQ1", strings.TrimPrefix(k.Reveal(), keyPrefix)[:10],
 	} {
 		if strings.Contains(out.String(), secret) {
-			t.Errorf("%q is printed", secret)
+			t.Errorf("the output contains the secret as %q", secret)
 		}
 	}
 }
 
-func TestDerive(t *testing.T) {
+func TestDeriveGivesEachHostAKey(t *testing.T) {
 	k := mustKey(t, exampleKey)
 	a := k.Derive("vps")
 	if !bytes.Equal(a.Bytes(), k.Derive("VPS").Bytes()) {
-		t.Error("a name's case makes another key")
+		t.Error("names of different case have different keys")
 	}
 	if bytes.Equal(a.Bytes(), k.Derive("web").Bytes()) || bytes.Equal(a.Bytes(), k.Bytes()) {
-		t.Error("two hosts have the same key")
+		t.Error("two hosts, or a host and the master key, have the same key")
 	}
 }
 
-func TestFingerprint(t *testing.T) {
+func TestOnlyLongKeysHaveAFingerprint(t *testing.T) {
 	if got, want := mustKey(t, exampleKey).Fingerprint(), "3435151bd68dab7b"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 	if got := KeyFrom([]byte("f00b4r")).Fingerprint(); got != "" {
-		t.Errorf("a secret that can be guessed has the fingerprint %s", got)
+		t.Errorf("a secret that is short enough to be guessed has the fingerprint %s", got)
 	}
 	if got := (Key{}).Fingerprint(); got != "" {
-		t.Errorf("no key has the fingerprint %s", got)
+		t.Errorf("the zero Key has the fingerprint %s", got)
 	}
 }
 
@@ -164,12 +165,12 @@ func FuzzParseKey(f *testing.F) {
 		k, err := ParseKey(text)
 		if err != nil {
 			if len(text) > 20 && strings.Contains(err.Error(), strings.TrimPrefix(text, keyPrefix)) {
-				t.Fatalf("%v quotes the key", err)
+				t.Fatalf("the error %q quotes the key", err)
 			}
 			return
 		}
 		if got := k.Reveal(); got != strings.ToLower(strings.TrimSpace(text)) {
-			t.Fatalf("%q is read as %q", text, got)
+			t.Fatalf("ParseKey(%q).Reveal() = %q", text, got)
 		}
 	})
 }

@@ -1,32 +1,33 @@
-// Package knock says what a port knock is and puts it on the wire.
+// Package knock defines port knocks and sends them.
 //
-// A [Step] is one knock, a [Sequence] the knocks that open a port, and a
-// [Schedule] says which sequences open at a given time: always the same one (a
-// Sequence is such a Schedule), or others as time goes by ([Rotating], [Token],
-// [MD5Hourly]). A [Sender] sends a sequence. Nothing here reads a file, looks up a name or needs a
-// privilege.
+// A [Step] describes one knock, and a [Sequence] lists the knocks that open a port.
+// A [Schedule] tells which sequences open the port at a given time. A Sequence is also
+// a Schedule: it is valid at all times. The sequences of [Rotating], [Token] and
+// [MD5Hourly] change with time. A [Sender] sends a sequence. The package does not read
+// files, does not look up host names and needs no privileges.
 //
 // # The scheme rotating
 //
-// Client and server share a key, and derive each window's sequence from it and
-// the clock. All numbers are big-endian; time is Unix time in seconds, UTC.
+// Client and server share a key. They derive the sequence of each window from the key
+// and the clock. All numbers are big-endian. Time is Unix time in seconds, UTC.
 //
 //	window  w = floor(time / period)
 //	block n = HMAC-SHA256(key, "portknock/1 rotating" ‖ 0 ‖ period ‖ w ‖ n)
 //
-// where 0 is one byte, period and w have 8 bytes (w is signed: it is negative
-// before 1970), and n has 4 and counts the blocks of a window from 0. The blocks,
-// one after the other, are read as numbers v of 2 bytes, 16 in each block. Of a
-// range of size ports beginning with first,
+// ‖ joins bytes, and 0 is a single byte. The numbers period and w have 8 bytes each; w is
+// signed, because it is negative before 1970. The number n has 4 bytes and counts the
+// blocks of a window from 0. The blocks, in order, are read as numbers v of 2 bytes,
+// 16 in each block. The range of the ports begins with the port called first. The number
+// of its ports is called size. For each number v:
 //
-//   - v is rejected if v ≥ floor(65536 / size) · size, so that no port is likelier
-//     than another,
-//   - the port is first + v mod size,
-//   - one that is in the sequence already is skipped,
+//   - If v ≥ floor(65536 / size) · size, v is discarded. This makes all ports equally likely.
+//   - Otherwise, the port is first + v mod size.
+//   - A port that is already in the sequence is skipped.
 //
-// until the sequence has as many knocks as agreed, in the order of the draw. The
-// server accepts it in its window and, since clocks differ, for Skew before and
-// after. testdata/vectors has examples, and the same in Python.
+// The draw ends when the sequence has the agreed number of knocks. The knocks have the
+// order of the draw. The server accepts a sequence in its window. Because clocks
+// differ, the server also accepts the sequence for Skew before and after the window.
+// The folder testdata/vectors has examples, and the same algorithm in Python.
 //
 // # The scheme token
 //
@@ -34,21 +35,28 @@
 //
 //	token n = the first 16 bytes of HMAC-SHA256(key, "portknock/1 token" ‖ 0 ‖ period ‖ w ‖ n)
 //
-// A window has as many tokens as agreed, n counting from 0. A client sends one of
-// them, alone in a UDP datagram, to the port agreed. The server opens to whoever
-// sends a token of the window, or for Skew of a neighbour, and from then on takes
-// that token from no other address. So a client that gets no answer, that comes
-// from another address, or that tries a second way at the same time, sends
-// another. By IPv4 it begins with those of even n, by IPv6 with those of odd n: a
-// server whose firewall keeps the families apart may take no others from them.
+// Each window has the agreed number of tokens; n counts them from 0. A client sends one
+// token to the agreed port, as the only content of a UDP datagram. The server opens to
+// the address that sends a token of the current window. For Skew before and after a
+// window, the server also accepts the tokens of that window. Once an address has used
+// a token, the server does not accept this token from any other address. So a client
+// sends another token in each of these cases:
+//
+//   - The client gets no answer.
+//   - The client now has another address.
+//   - The client tries IPv4 and IPv6 at the same time.
+//
+// Over IPv4, a client begins with the tokens of even n; over IPv6, with those of odd n.
+// A server whose firewall separates the families may accept only these tokens from each.
 //
 // # Keys
 //
-// A key is 32 to 64 random bytes. Its text is "portknock-key-1:" and, in base32
-// (RFC 4648) in lower case without padding, the bytes followed by their CRC-32
-// (the one of Ethernet and zip, 4 bytes, big-endian): 58 characters for 32 bytes.
-// The checksum notices every single wrong letter and every swap of neighbours.
-// One key can serve many hosts as a master key: each has its own by [Key.Derive].
+// A key has 32 to 64 random bytes. The text of a key is "portknock-key-1:" and the
+// base32 form (RFC 4648, in lower case, without padding) of the bytes and their CRC-32.
+// The CRC-32 is that of Ethernet and zip: 4 bytes, big-endian. The base32 form of a key
+// of 32 bytes has 58 characters. The checksum detects every single wrong letter and
+// every swap of neighboring letters. One key can serve many hosts as a master key:
+// [Key.Derive] gives each host its own key.
 package knock
 
 import (
@@ -66,9 +74,9 @@ type Transport uint8
 
 // The transports a knock can use.
 const (
-	TCP    Transport = iota // exactly one SYN
-	UDP                     // exactly one datagram
-	Stream                  // a TCP connection that carries the payload
+	TCP    Transport = iota // the knock is exactly one SYN
+	UDP                     // the knock is exactly one datagram
+	Stream                  // the knock is a TCP connection that carries the payload
 )
 
 var transports = [...]string{TCP: "tcp", UDP: "udp", Stream: "stream"}
@@ -81,8 +89,8 @@ func (t Transport) String() string {
 	return "unknown"
 }
 
-// ParseTransport reads "tcp" or "udp" in any case. A Stream is for schemes that
-// have a payload, and no sequence that people write has one.
+// ParseTransport reads "tcp" or "udp" in any case. It does not read "stream": a Stream
+// knock needs a payload, and a sequence that a user writes has no payloads.
 func ParseTransport(s string) (Transport, error) {
 	switch strings.ToLower(s) {
 	case "tcp":
@@ -93,15 +101,15 @@ func ParseTransport(s string) (Transport, error) {
 	return 0, fmt.Errorf("%q is not tcp or udp", s)
 }
 
-// Step is one knock: a packet to a port, or a connection with a payload.
+// Step describes one knock: a packet to a port, or a connection with a payload.
 type Step struct {
 	Transport Transport
 	Port      uint16 // 1 to 65535
-	Payload   []byte // what the datagram or the connection carries; a SYN carries none
+	Payload   []byte // content of the datagram or the connection; a SYN has no payload
 }
 
-// String returns the step as a profile writes it: "7000/udp". A payload, which no
-// profile writes, follows in hexadecimal: "62202/udp=0f1e2d".
+// String returns the step as a profile writes it: "7000/udp". A payload follows in
+// hexadecimal: "62202/udp=0f1e2d". A profile never contains a payload.
 func (s Step) String() string {
 	if len(s.Payload) > 0 {
 		return fmt.Sprintf("%d/%s=%x", s.Port, s.Transport, s.Payload)
@@ -109,18 +117,19 @@ func (s Step) String() string {
 	return fmt.Sprintf("%d/%s", s.Port, s.Transport)
 }
 
-// Sequence is the knocks that open a port, in order.
+// Sequence lists the knocks that open a port, in order.
 type Sequence []Step
 
-// MaxSteps is the longest sequence: knockd's limit.
+// MaxSteps is the largest number of knocks in a sequence, because knockd has this limit.
 const MaxSteps = 32
 
-// ParseSequence reads "7000/udp 8000:tcp 9000": knocks in order, parted by
-// blanks or commas, each a port with its transport behind a slash or a colon,
-// tcp where none is given. Its errors name a knock by its place and quote nothing:
-// they end up in logs, and a sequence with a typo is nearly the sequence.
+// ParseSequence reads knocks in order, such as "7000/udp 8000:tcp 9000". Blanks or
+// commas separate the knocks. Each knock is a port, followed by a slash or a colon and
+// the transport. The transport may be missing; the default is tcp. Errors name a knock
+// by its position and do not quote the text, because errors end up in logs. A sequence
+// with a typo would almost reveal the right sequence.
 func ParseSequence(s string) (Sequence, error) {
-	fields := listed(s)
+	fields := splitList(s)
 	if len(fields) == 0 {
 		return nil, errors.New("a sequence needs at least one knock, such as 7000/udp")
 	}
@@ -148,19 +157,20 @@ func (s Sequence) String() string {
 	return strings.Join(words, " ")
 }
 
-// SweepFinds reports whether a scan of all ports in ascending or in descending
-// order would send the sequence by chance: every knock is then a neighbour of
-// the one before, not counting ports that the server overlooks. A lone knock is
-// always found; a payload never.
+// SweepFinds reports whether a scan of all ports in ascending or in descending order
+// would send the sequence by chance. Such a scan sends the sequence if every knock is
+// a neighbor of the previous knock. Ports that the server overlooks do not count. A
+// scan always sends a single knock without a payload, and never sends a payload.
 func (s Sequence) SweepFinds(overlooked func(Step) bool) bool {
 	hasPayload := func(step Step) bool { return len(step.Payload) > 0 }
-	// finds reports whether a scan that adds dir to the port, from the first knock
-	// on, reaches every knock and sends no packet in between that counts.
+	// finds reports whether a scan sends every knock, and between two knocks only packets
+	// that the server overlooks. The scan starts at the first knock and adds dir to the
+	// port each time.
 	finds := func(dir int) bool {
 		for i := 1; i < len(s); i++ {
-			for at := (Step{Transport: s[i].Transport, Port: s[i-1].Port}); at.Port != s[i].Port; {
-				at.Port += uint16(dir)
-				if at.Port == 0 || at.Port != s[i].Port && !overlooked(at) {
+			for probe := (Step{Transport: s[i].Transport, Port: s[i-1].Port}); probe.Port != s[i].Port; {
+				probe.Port += uint16(dir)
+				if probe.Port == 0 || probe.Port != s[i].Port && !overlooked(probe) {
 					return false
 				}
 			}
@@ -170,16 +180,16 @@ func (s Sequence) SweepFinds(overlooked func(Step) bool) bool {
 	return !slices.ContainsFunc(s, hasPayload) && (finds(1) || finds(-1))
 }
 
-// PortRange is the ports from First to Last, both included.
+// PortRange holds the ports from First to Last, both included.
 type PortRange struct {
 	Transport   Transport
 	First, Last uint16
 }
 
-// ParsePortRanges reads "22/tcp 60000-61000/udp": ports and ranges of ports,
-// parted by blanks or commas, tcp where no transport is given.
+// ParsePortRanges reads ports and ranges of ports, such as "22/tcp 60000-61000/udp".
+// Blanks or commas separate them. The default transport is tcp.
 func ParsePortRanges(s string) ([]PortRange, error) {
-	fields := listed(s)
+	fields := splitList(s)
 	if len(fields) == 0 {
 		return nil, errors.New("no port given; expected ports such as 22/tcp")
 	}
@@ -219,24 +229,25 @@ func (r PortRange) String() string {
 	return fmt.Sprintf("%d-%d/%s", r.First, r.Last, r.Transport)
 }
 
-// Contains reports whether a knock falls into the range.
+// Contains reports whether the range contains the transport and the port of a knock.
 func (r PortRange) Contains(s Step) bool {
 	return s.Transport == r.Transport && r.First <= s.Port && s.Port <= r.Last
 }
 
-// listed parts a list at blanks and commas.
-func listed(s string) []string {
+// splitList splits a list at blanks and commas.
+func splitList(s string) []string {
 	return strings.FieldsFunc(s, func(r rune) bool { return r == ' ' || r == '\t' || r == ',' })
 }
 
-// cutTransport parts "7000/udp" or "7000:udp" at its separator.
+// cutTransport splits "7000/udp" or "7000:udp" at the separator. Without a separator,
+// the transport is TCP.
 func cutTransport(s string) (ports string, t Transport, err error) {
 	i := strings.IndexAny(s, "/:")
 	if i < 0 {
 		return s, TCP, nil
 	}
 	if t, err = ParseTransport(s[i+1:]); err != nil {
-		err = errors.New("the protocol is not tcp or udp") // which quotes nothing
+		err = errors.New("the protocol is not tcp or udp") // this error does not quote s
 	}
 	return s[:i], t, err
 }
@@ -249,34 +260,34 @@ func parsePort(s string) (uint16, error) {
 	return uint16(n), nil
 }
 
-// size returns how many ports there are.
+// size returns the number of ports in the range.
 func (r PortRange) size() int { return int(r.Last) - int(r.First) + 1 }
 
-// Window is a span of time, from Start up to but not including End. The zero
-// Window is for ever.
+// Window is a span of time, from Start up to but not including End. The zero Window
+// lasts forever.
 type Window struct{ Start, End time.Time }
 
-// WindowAt returns the window around t of those that are a period long, counted
-// from 1970 in UTC. The period is at least a second; what exceeds whole seconds
-// is not counted.
+// WindowAt returns the window that contains t. All windows last one period and are
+// counted from 1970 in UTC. The period must be at least one second. WindowAt ignores
+// the fraction of a second in a period.
 func WindowAt(t time.Time, period time.Duration) Window {
 	length, now := int64(period/time.Second), t.Unix()
 	start := now - (now%length+length)%length
 	return Window{time.Unix(start, 0).UTC(), time.Unix(start+length, 0).UTC()}
 }
 
-// Schedule says which sequences open at a time.
+// Schedule tells which sequences open the port at a given time.
 type Schedule interface {
-	// At returns the sequences of the window around t, at least one, of which any
-	// one opens, and that window. By how much two clocks may differ is no matter
-	// of the schedule: a server accepts a window's sequences for that long before
-	// its Start and after its End as well, and a client whose clock may be ahead
-	// also tries those of the moment that was so long ago.
+	// At returns the window that contains t, and at least one sequence. Each of the
+	// sequences opens the port in that window. At ignores clock skew; callers handle it.
+	// A server also accepts the sequences of a window for the skew before its Start and
+	// after its End. A client whose clock may be ahead also tries the sequences that
+	// were valid earlier by the skew.
 	At(t time.Time) ([]Sequence, Window, error)
 }
 
-// At returns the sequence itself, for ever: a Sequence is the [Schedule] that never
-// changes.
+// At returns the sequence itself and the zero Window, because a Sequence is the
+// [Schedule] that never changes.
 func (s Sequence) At(time.Time) ([]Sequence, Window, error) {
 	return []Sequence{s}, Window{}, nil
 }

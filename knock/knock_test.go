@@ -76,7 +76,7 @@ func TestParsePortRanges(t *testing.T) {
 }
 
 func TestSweepFinds(t *testing.T) {
-	web := func(s Step) bool { return s.Transport == TCP && (s.Port == 80 || s.Port == 443) }
+	isWebPort := func(s Step) bool { return s.Transport == TCP && (s.Port == 80 || s.Port == 443) }
 	for _, tt := range []struct {
 		seq  string
 		want bool
@@ -86,9 +86,9 @@ func TestSweepFinds(t *testing.T) {
 		{"7002 7001 7000", true},
 		{"7000/udp 7001/tcp", true},
 		{"7000/tcp 7000/udp", true},
-		{"79 81", true},          // a sweep is overlooked at 80
-		{"81 79", true},          // also downwards
-		{"79/udp 81/udp", false}, // udp 80 is not
+		{"79 81", true},          // the server overlooks tcp 80
+		{"81 79", true},          // the server also overlooks tcp 80 in a descending scan
+		{"79/udp 81/udp", false}, // the server does not overlook udp 80
 		{"7000 7002 7001", false},
 		{"7000 7001 9000", false},
 		{"7001 7000 7001", false},
@@ -98,13 +98,13 @@ func TestSweepFinds(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := seq.SweepFinds(web); got != tt.want {
+		if got := seq.SweepFinds(isWebPort); got != tt.want {
 			t.Errorf("%s: SweepFinds = %v, want %v", tt.seq, got, tt.want)
 		}
 	}
 	token := Sequence{{Transport: UDP, Port: 62202, Payload: []byte("0123456789abcdef")}}
-	if token.SweepFinds(web) {
-		t.Error("a sweep cannot guess a payload")
+	if token.SweepFinds(isWebPort) {
+		t.Error("SweepFinds = true for a token, but a scan cannot guess a payload")
 	}
 }
 
@@ -130,7 +130,7 @@ func FuzzParsePortRanges(f *testing.F) {
 		ranges, err := ParsePortRanges(s)
 		for _, r := range ranges {
 			if r.First < 1 || r.First > r.Last || err != nil {
-				t.Fatalf("%q gives %v, %v", s, r, err)
+				t.Fatalf("ParsePortRanges(%q) returns the range %v and the error %v", s, r, err)
 			}
 		}
 	})

@@ -9,20 +9,24 @@ import (
 	"time"
 )
 
-// MD5Hourly is the schedule of the scheme md5-hourly, for servers that already
-// run it: what Roland Mas' shell function calc_knock_ports computes ("Netfilter-
-// based port-knocking"). The MD5 of `date +%Y-%m-%d-%H-SECRET` in UTC, with its
-// newline, is read as a number of 128 bits; the knocks are its last digits in a
-// base as large as the range, the lowest first. Ports may repeat. The secret is
-// as weak as it is short, and whoever sees one sequence can try secrets at home:
-// a new server is better off with [Rotating].
+// MD5Hourly is the schedule of the scheme md5-hourly, for servers that already use it.
+// MD5Hourly computes the same ports as the shell function calc_knock_ports by Roland Mas
+// ("Netfilter-based port-knocking").
+//
+// The output of `date +%Y-%m-%d-%H-SECRET` in UTC, with its newline, is hashed with MD5.
+// The hash is read as a number of 128 bits. This number is written in a base as large
+// as the range of ports. The knocks are the last digits, the lowest digit first. Ports
+// may repeat.
+//
+// A short secret is weak: an attacker who sees one sequence can try secrets offline. A
+// new server should use [Rotating] instead.
 type MD5Hourly struct {
-	Secret Key       // the text as it stands in the script; see [KeyFrom]
-	Ports  PortRange // from bottomport to topport
-	Knocks int       // the function has 5
+	Secret Key       // secret text exactly as in the server's script; see [KeyFrom]
+	Ports  PortRange // range of the knocks' ports, from bottomport to topport
+	Knocks int       // number of knocks; calc_knock_ports uses 5
 }
 
-// At returns the one sequence of the hour (UTC) around t, and that hour.
+// At returns the one sequence of the hour (UTC) that contains t, and that hour.
 func (m MD5Hourly) At(t time.Time) ([]Sequence, Window, error) {
 	if err := m.check(); err != nil {
 		return nil, Window{}, err
@@ -52,7 +56,7 @@ func (m MD5Hourly) check() error {
 	if err := checkDraw(m.Ports, m.Knocks); err != nil {
 		return err
 	}
-	// More digits than the hash has would all be zero, and that port known.
+	// Every digit beyond those of the hash is zero, so an attacker would know its port.
 	numbers := new(big.Int).Exp(big.NewInt(int64(m.Ports.size())), big.NewInt(int64(m.Knocks)), nil)
 	if numbers.BitLen() > 8*md5.Size {
 		return fmt.Errorf("an MD5 sum is too short for %d knocks from %d ports", m.Knocks, m.Ports.size())

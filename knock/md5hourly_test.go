@@ -10,20 +10,21 @@ import (
 	"time"
 )
 
-func TestMD5Hourly(t *testing.T) {
+func TestMD5HourlySequenceOfAnHour(t *testing.T) {
 	m := MD5Hourly{Secret: KeyFrom([]byte("f00b4r")), Ports: PortRange{TCP, 10000, 10999}, Knocks: 5}
 	seqs, w, err := m.At(time.Date(2026, 11, 21, 0, 30, 0, 0, time.FixedZone("", 3600)))
 	if err != nil || len(seqs) != 1 || seqs[0].String() != "10421/tcp 10697/tcp 10556/tcp 10459/tcp 10205/tcp" {
-		t.Errorf("got %v, %v", seqs, err)
+		t.Errorf("got sequences %v, error %v", seqs, err)
 	}
 	start := time.Date(2026, 11, 20, 23, 0, 0, 0, time.UTC)
 	if w != (Window{start, start.Add(time.Hour)}) {
-		t.Errorf("window %v", w)
+		t.Errorf("got the wrong window %v", w)
 	}
 }
 
-// pipeline is calc_knock_ports as it stands, but for the time it is told, its
-// output, and names that are not global. Each line of its input is a call.
+// pipeline is the original code of calc_knock_ports, with three changes. It reads the time
+// from its input, its output differs, and its names are not global. Each line of the
+// input is a call.
 const pipeline = `
 while read -r at secret bottomport topport; do
     nbports=$(( $topport - $bottomport + 1 ))
@@ -35,13 +36,14 @@ while read -r at secret bottomport topport; do
     echo
 done`
 
-// TestMD5HourlyPipeline compares with the shell's own programs.
-func TestMD5HourlyPipeline(t *testing.T) {
+// TestMD5HourlyMatchesShell compares MD5Hourly with calc_knock_ports, run by the programs of
+// the system's shell.
+func TestMD5HourlyMatchesShell(t *testing.T) {
 	for _, name := range []string{"sh", "date", "md5sum", "awk", "dc"} {
-		program(t, name)
+		needProgram(t, name)
 	}
 	if exec.Command("date", "-d", "@0").Run() != nil {
-		missing(t, "this date knows no -d")
+		skipForMissing(t, "the date command does not support -d")
 	}
 	random := rand.New(rand.NewPCG(0, 0))
 	letters := []rune("abcdefghijklmnopqrstuvwxyzABCXYZ0123456789_-.,:/+=@~^!ß€")
@@ -56,17 +58,17 @@ func TestMD5HourlyPipeline(t *testing.T) {
 		if last-first < 5 {
 			continue
 		}
-		// Up to 2100, and often at an edge of the hour.
-		at := random.Int64N(4102444800)
+		// The times go up to 2100, and about half of them are at an edge of the hour.
+		unix := random.Int64N(4102444800)
 		if random.IntN(2) == 0 {
-			at = at/3600*3600 - random.Int64N(2)
+			unix = unix/3600*3600 - random.Int64N(2)
 		}
 		m := MD5Hourly{Secret: KeyFrom([]byte(string(secret))), Ports: PortRange{TCP, uint16(first), uint16(last)}, Knocks: 5}
-		seqs, _, err := m.At(time.Unix(at, 0))
+		seqs, _, err := m.At(time.Unix(unix, 0))
 		if err != nil {
 			t.Fatal(err)
 		}
-		fmt.Fprintln(&calls, at, string(secret), first, last)
+		fmt.Fprintln(&calls, unix, string(secret), first, last)
 		for _, step := range seqs[0] {
 			fmt.Fprintf(&want, "%d ", step.Port)
 		}
@@ -81,16 +83,16 @@ func TestMD5HourlyPipeline(t *testing.T) {
 	lines := func(text string) []string { return strings.Split(text, "\n") }
 	gotLines, wantLines, callLines := lines(string(out)), lines(want.String()), lines(calls.String())
 	if len(gotLines) != len(wantLines) || len(wantLines) < 100 {
-		t.Fatalf("%d answers to %d calls", len(gotLines), len(wantLines))
+		t.Fatalf("the shell printed %d lines, want %d lines", len(gotLines), len(wantLines))
 	}
 	for i := range wantLines {
 		if gotLines[i] != wantLines[i] {
-			t.Errorf("%s: got %s, the shell has %s", callLines[i], wantLines[i], gotLines[i])
+			t.Errorf("call %q: MD5Hourly gives %s, the shell gives %s", callLines[i], wantLines[i], gotLines[i])
 		}
 	}
 }
 
-func TestMD5HourlyRefuses(t *testing.T) {
+func TestMD5HourlyChecksItsFields(t *testing.T) {
 	const blank = "the secret contains a space or a control character, which the shell would change"
 	for _, tt := range []struct {
 		secret string
@@ -108,7 +110,7 @@ func TestMD5HourlyRefuses(t *testing.T) {
 	} {
 		m := MD5Hourly{Secret: KeyFrom([]byte(tt.secret)), Ports: tt.ports, Knocks: tt.knocks}
 		if seqs, _, err := m.At(time.Now()); err == nil || err.Error() != tt.want {
-			t.Errorf("%q: got %v, %v; want %s", tt.secret, seqs, err, tt.want)
+			t.Errorf("secret %q: got sequences %v, error %v; want the error %s", tt.secret, seqs, err, tt.want)
 		}
 	}
 	m := MD5Hourly{Secret: KeyFrom([]byte("f00b4r")), Ports: PortRange{TCP, 10000, 10999}, Knocks: 12}

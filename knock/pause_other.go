@@ -4,7 +4,7 @@ package knock
 
 import "time"
 
-// coarse is 0: the runtime's timers are precise enough.
-const coarse = 0
+// minTimerPause is 0, because the timers of the runtime are precise enough on this system.
+const minTimerPause = 0
 
 func pauseShortly(d time.Duration) { time.Sleep(d) }

@@ -8,41 +8,42 @@ import (
 	"time"
 )
 
-// Round is what a client does before it dials in one round: it sends the knocks
-// of Send and waits for Pause after each of them. If Send is empty, the client only
-// dials again.
+// Round tells a client what to do before it dials in one round. The client sends the
+// knocks of Send, and waits for Pause after each knock. If Send is empty, the client
+// only dials again.
 type Round struct {
-	Send  Sequence
-	Pause time.Duration
+	Send  Sequence      // knocks to send before the dial; may be empty
+	Pause time.Duration // wait after each knock
 }
 
 // Picker decides what a client does in each round.
 type Picker interface {
-	// Round returns what the client sends at the time now, from one address to
-	// another, in round n. Rounds are counted from 0 for each destination.
+	// Round returns what the client sends in round n, at the time now, from one address
+	// to another. Rounds are counted from 0 for each destination.
 	Round(now time.Time, from, to netip.Addr, n int) (Round, error)
 }
 
 // Client is the [Picker] of a client that knows the server's [Schedule].
 //
-// Within Skew of a window's start, every other round is for a server whose clock is
-// behind: rounds 1, 3, 5 and so on send a sequence of the previous window. A client
-// never sends a sequence of a future window.
+// For Skew after the start of a window, the clock of the server may still be in the
+// previous window. In that time, rounds 1, 3, 5 and so on send a sequence of the previous
+// window. A client never sends a sequence of a future window.
 //
-// Where a window has several sequences, such as tokens, each round sends another
-// one. An address begins with the same one every time, because a server that has
-// let this address through accepts that token from it again. IPv4 begins with the
-// tokens for which [IsTokenOf] is true, IPv6 with the others. When an address has
-// sent all tokens of its family, it continues with those of the other family.
+// A window can have several sequences, such as tokens. Each round then sends another
+// sequence. An address always begins with the same token, because a server that
+// accepted this token from the address accepts it from this address again. An address
+// first sends the tokens that belong to its family by [IsTokenOf]. After all of these,
+// it continues with the tokens of the other family.
 type Client struct {
 	Schedule     Schedule
-	Skew         time.Duration // how far the server's clock may differ from the client's
-	KnockDelay   time.Duration // the pause in round 0, and the shortest pause of later rounds
-	KnockTimeout time.Duration // how long the server waits between two knocks; 0 if it does not matter
+	Skew         time.Duration // largest difference between the clocks of server and client
+	KnockDelay   time.Duration // pause in round 0, and the shortest pause of later rounds
+	KnockTimeout time.Duration // how long the server waits between two knocks; 0 if this does not matter
 }
 
-// Open returns what the client may send at a time: the sequences of the current
-// window, and within Skew of its start also those of the previous window.
+// Open returns the current window w and the sequences that the client may send at the time
+// now. The sequences current belong to w, and the sequences previous belong to the window
+// before w. The result previous is empty unless w began less than Skew ago.
 func (c Client) Open(now time.Time) (current, previous []Sequence, w Window, err error) {
 	current, w, err = c.Schedule.At(now)
 	if err == nil && w != (Window{}) && now.Sub(w.Start) < c.Skew {
@@ -54,50 +55,53 @@ func (c Client) Open(now time.Time) (current, previous []Sequence, w Window, err
 	return current, previous, w, err
 }
 
-// Round implements [Picker]. The destination does not matter.
+// Round implements [Picker]. The result does not depend on the destination.
 func (c Client) Round(now time.Time, from, _ netip.Addr, n int) (Round, error) {
 	sequences, previous, _, err := c.Open(now)
 	if err != nil {
 		return Round{}, err
 	}
-	turn := n // counts the rounds that a window has had
+	attempt := n // counts the earlier rounds that used the same window
 	if len(previous) > 0 {
 		if n%2 == 1 {
 			sequences = previous
 		}
-		turn /= 2
+		attempt /= 2
 	}
-	send := sequences[tokenIndex(from, turn, len(sequences))]
+	send := sequences[tokenIndex(from, attempt, len(sequences))]
 	return Round{send, c.pause(n, len(send))}, nil
 }
 
-// IsTokenOf reports whether an address family begins with the token of number n,
-// counted from 0: IPv4 with even numbers, IPv6 with odd ones. A server whose
-// firewall keeps the families apart accepts no others from it.
+// IsTokenOf reports whether token n, counted from 0, belongs to an address family. Even
+// tokens belong to IPv4, and odd tokens belong to IPv6. A client begins with the tokens
+// of its family. A server whose firewall separates the families accepts only these tokens
+// from the family.
 func IsTokenOf(ipv6 bool, n int) bool { return n%2 == 1 == ipv6 }
 
-// tokenIndex returns which of a window's sequences an address sends in a turn. The
-// address alone decides where it begins.
-func tokenIndex(from netip.Addr, turn, count int) int {
-	var own, others []int
+// tokenIndex returns the index of the sequence that the address from sends, among the
+// count sequences of a window. The number attempt counts the earlier rounds that used
+// the window. The index for attempt 0 depends only on the address and on count.
+func tokenIndex(from netip.Addr, attempt, count int) int {
+	var family, others []int
 	for n := range count {
 		if IsTokenOf(from.Is6(), n) {
-			own = append(own, n)
+			family = append(family, n)
 		} else {
 			others = append(others, n)
 		}
 	}
 	sum := sha256.Sum256(from.AsSlice())
 	begin := int(binary.BigEndian.Uint16(sum[:]))
-	if turn %= count; turn < len(own) {
-		return own[(begin+turn)%len(own)]
+	if attempt %= count; attempt < len(family) {
+		return family[(begin+attempt)%len(family)]
 	}
-	return others[(begin+turn-len(own))%len(others)]
+	return others[(begin+attempt-len(family))%len(others)]
 }
 
-// pause returns the pause after each knock of a round. Round 0 is fast. On a path
-// that reorders packets it fails, so later rounds are slower. They stay within what
-// the server waits for, and short enough that several rounds fit into the time.
+// pause returns the pause after each knock of round n. Round 0 is fast. On a path that
+// reorders packets, round 0 fails, so later rounds are slower. The later pauses are shorter
+// than KnockTimeout. They are also short enough for several rounds in the time that the
+// client has. A pause is never shorter than KnockDelay.
 func (c Client) pause(n, knocks int) time.Duration {
 	if n == 0 || knocks == 0 {
 		return c.KnockDelay

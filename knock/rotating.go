@@ -9,16 +9,16 @@ import (
 	"time"
 )
 
-// Rotating is the schedule of the scheme rotating: each window has a sequence of
-// its own, drawn by a key. The package comment has the algorithm.
+// Rotating is the schedule of the scheme rotating: each window has its own sequence,
+// drawn with a key. The package comment describes the algorithm.
 type Rotating struct {
 	Key    Key
-	Ports  PortRange     // what the knocks are drawn from; its Transport is theirs
-	Knocks int           // how many, from 1 to [MaxSteps]
-	Period time.Duration // of a window; whole seconds
+	Ports  PortRange     // range from which the knocks are drawn; every knock has its Transport
+	Knocks int           // number of knocks in a sequence, from 1 to [MaxSteps]
+	Period time.Duration // length of a window, in whole seconds
 }
 
-// At returns the one sequence of the window around t, and that window.
+// At returns the one sequence of the window that contains t, and that window.
 func (r Rotating) At(t time.Time) ([]Sequence, Window, error) {
 	if err := cmp.Or(checkPeriod(r.Period), checkDraw(r.Ports, r.Knocks), r.Key.check()); err != nil {
 		return nil, Window{}, err
@@ -34,7 +34,7 @@ func checkPeriod(p time.Duration) error {
 	return nil
 }
 
-// checkDraw refuses what no sequence of different ports can be drawn from.
+// checkDraw returns an error if a sequence of different ports cannot be drawn.
 func checkDraw(ports PortRange, knocks int) error {
 	switch {
 	case ports.First < 1 || ports.First > ports.Last:
@@ -47,7 +47,7 @@ func checkDraw(ports PortRange, knocks int) error {
 	return nil
 }
 
-// block returns the block of a scheme and a window that has the number n, 32 bytes.
+// block returns block n of a scheme and a window, 32 bytes.
 func (k Key) block(scheme string, period time.Duration, w Window, n uint32) []byte {
 	length := int64(period / time.Second)
 	message := []byte("portknock/1 " + scheme + "\x00")
@@ -56,10 +56,10 @@ func (k Key) block(scheme string, period time.Duration, w Window, n uint32) []by
 	return k.mac(binary.BigEndian.AppendUint32(message, n))
 }
 
-// draw returns the sequence of a window.
+// draw returns the sequence of the window w.
 func (r Rotating) draw(w Window) Sequence {
 	size := r.Ports.size()
-	fair := 1 << 16 / size * size // numbers from here on would favor the low ports
+	fair := 1 << 16 / size * size // numbers from fair on would favor the low ports
 	var seq Sequence
 	drawn := map[uint16]bool{}
 	for n := uint32(0); len(seq) < r.Knocks; n++ {

@@ -14,12 +14,12 @@ import (
 	"time"
 )
 
-// Source returns the local address from which the system sends to an address.
-// It sends nothing. Knocks and the connection that follows must leave from the
-// same address, and a host can have several (IPv6 privacy addresses, VPNs).
+// Source returns the local address from which the system sends to the address to. Source
+// does not send a packet. Knocks and the connection that follows must leave from the
+// same address, and a host can have several addresses (IPv6 privacy addresses, VPNs).
 func Source(to netip.Addr) (netip.Addr, error) {
-	// Connecting a UDP socket only makes the kernel choose a route. The port
-	// is discard's (RFC 863); no packet goes there.
+	// Connecting a UDP socket only makes the kernel choose a route. Port 9 is the port of
+	// discard (RFC 863); no packet goes to it.
 	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(to, 9)))
 	if err != nil {
 		return netip.Addr{}, cause(err)
@@ -28,24 +28,26 @@ func Source(to netip.Addr) (netip.Addr, error) {
 	return conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap(), nil
 }
 
-// Sender puts sequences on the wire. It needs no privilege.
+// Sender sends sequences. It needs no privileges.
 type Sender struct {
-	// From is the local address the knocks leave from; the zero Addr leaves
-	// the choice to the system, for each knock anew.
+	// From is the local address of the knocks. If From is the zero Addr, the system
+	// chooses an address for each knock.
 	From netip.Addr
 }
 
-// Send sends the knocks of a sequence in order to a literal address, one packet
-// each but for a Stream's, and waits pause after every one, also after the last,
-// so that what the caller sends next does not overtake it. It does not wait for
-// answers: to a knock there are none. A knock the system refuses to send (no
-// route, a local firewall) ends it with that error, which names the knock by its
-// place in the sequence and never by its port.
+// Send sends the knocks of a sequence in order to a literal address. Each knock is a single
+// packet, except a Stream. Send waits pause after every knock, including the last, so
+// that the caller's next packet does not overtake it. Send does not wait for answers,
+// because a knock has no answer.
+//
+// Send stops if the system cannot send a knock (no route, a local firewall), and returns
+// that error. The error names the knock by its position in the sequence, never by its
+// port.
 func (s Sender) Send(ctx context.Context, to netip.Addr, seq Sequence, pause time.Duration) error {
 	to = to.Unmap()
-	// One socket carries all datagrams of this call and none of another's: if
-	// a real service answered a knock, a repeat from the same port would pass
-	// as part of an established flow and no longer count as a knock.
+	// One socket sends all datagrams of this call, and no datagrams of another call. If a
+	// real service answers a knock, a repeated knock from the same port belongs to an
+	// established flow. The server would no longer count it as a knock.
 	var datagrams *net.UDPConn
 	defer func() {
 		if datagrams != nil {
@@ -83,27 +85,28 @@ func (s Sender) Send(ctx context.Context, to netip.Addr, seq Sequence, pause tim
 	return nil
 }
 
-// listen opens the socket for the datagrams. It stays unconnected: on a
-// connected one, the ICMP error that a closed port answers to the first knock
-// would be reported as a failure of the second.
+// listen opens the socket for the datagrams. The socket stays unconnected, because a
+// closed port may answer the first knock with an ICMP error. A connected socket would
+// report that error as a failure of the second knock.
 func (s Sender) listen(to netip.Addr) (*net.UDPConn, error) {
-	local := net.UDPAddrFromAddrPort(netip.AddrPortFrom(s.From, 0)) // no address if From is the zero Addr
+	local := net.UDPAddrFromAddrPort(netip.AddrPortFrom(s.From, 0)) // without an address if From is the zero Addr
 	if to.Is6() {
 		return net.ListenUDP("udp6", local)
 	}
 	return net.ListenUDP("udp4", local)
 }
 
-// errSent stops the net package after our own connect.
+// errSent makes the net package stop after our own connect.
 var errSent = errors.New("knock sent")
 
-// sendSYN sends exactly one SYN. The system repeats a SYN for as long as its
-// socket lives (Linux after one second), and a doubled knock makes knockd drop
-// the whole sequence; so the socket is closed as soon as connect has sent the
-// first. The net package has no call for that: it makes the socket, our
-// Control function connects it, and the error makes the package close it. None of
-// this waits, so that no context has a say: near a deadline, the package would
-// report a timeout for a knock that has left.
+// sendSYN sends exactly one SYN. The system repeats a SYN while its socket is open (Linux
+// after one second), and a repeated knock makes knockd discard the whole sequence. So
+// the socket is closed as soon as connect has sent the first SYN.
+//
+// The net package has no call for this. The package makes the socket, our Control function
+// connects it, and errSent makes the package close it. These steps do not wait, so
+// sendSYN takes no context. Near the deadline of a context, the package would report a
+// timeout for a knock that was sent.
 func (s Sender) sendSYN(dest netip.AddrPort) error {
 	d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
 		var failed error
@@ -116,8 +119,8 @@ func (s Sender) sendSYN(dest netip.AddrPort) error {
 	return nil
 }
 
-// startConnect binds a socket to From, if that is valid, and starts its connection
-// without waiting. When it returns nil, the SYN is out.
+// startConnect binds a socket to From, if From is valid, and starts to connect it without
+// waiting. If startConnect returns nil, the SYN has been sent.
 func (s Sender) startConnect(fd socket, dest netip.AddrPort) error {
 	err := unblock(fd)
 	if err == nil && s.From.IsValid() {
@@ -132,14 +135,14 @@ func (s Sender) startConnect(fd socket, dest netip.AddrPort) error {
 	return err
 }
 
-// streamLimit is how long a connection for a knock may take to come about: the
-// rest of the round waits for it. It is less than the system takes to repeat a
-// lost SYN, which the next round's connection does as well.
+// streamLimit limits the time of a Stream knock's connection, because the rest of the
+// round waits for it. The limit is below the time after which the system repeats a lost
+// SYN. This repetition is not needed, because the next round makes another connection.
 const streamLimit = 900 * time.Millisecond
 
-// sendStream makes a connection, writes the payload and closes in order, so that
-// the system goes on until all of it has arrived. An answer is not waited for.
-// One that does not come about in time is [os.ErrDeadlineExceeded].
+// sendStream connects, writes the payload and closes the connection in order, so that the
+// system continues until the whole payload has arrived. It does not wait for an answer.
+// If the time limit passes first, the error is [os.ErrDeadlineExceeded].
 func (s Sender) sendStream(ctx context.Context, dest netip.AddrPort, payload []byte) error {
 	deadline := time.Now().Add(streamLimit)
 	d := net.Dialer{Deadline: deadline, KeepAlive: -1}
@@ -149,13 +152,13 @@ func (s Sender) sendStream(ctx context.Context, dest netip.AddrPort, payload []b
 	conn, err := d.DialContext(ctx, "tcp", dest.String())
 	if err == nil {
 		defer conn.Close()
-		_ = conn.SetWriteDeadline(deadline) // what can fail shows in the write
+		_ = conn.SetWriteDeadline(deadline) // a failure shows up in Write
 		_, err = conn.Write(payload)
 	}
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return context.Cause(ctx)
-	// A deadline makes itself felt in net a moment before the context is done.
+	// The net package reports a deadline a moment before the context is done.
 	case errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded):
 		return os.ErrDeadlineExceeded
 	}
@@ -169,7 +172,7 @@ func sockaddr(a netip.AddrPort) syscall.Sockaddr {
 	return &syscall.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16(), ZoneId: zoneID(a.Addr().Zone())}
 }
 
-// zoneID returns the index of the interface that an IPv6 zone names, 0 for no zone.
+// zoneID returns the index of the interface that an IPv6 zone names, or 0 without a zone.
 func zoneID(zone string) uint32 {
 	if ifi, err := net.InterfaceByName(zone); err == nil {
 		return uint32(ifi.Index)
@@ -178,8 +181,8 @@ func zoneID(zone string) uint32 {
 	return uint32(n)
 }
 
-// cause strips the net package's description of an operation, which would put
-// the port of a knock into an error text.
+// cause removes the net package's description of an operation. The description would put
+// the port of a knock into the text of an error.
 func cause(err error) error {
 	if op := (*net.OpError)(nil); errors.As(err, &op) {
 		return op.Err
@@ -190,7 +193,7 @@ func cause(err error) error {
 func sleep(ctx context.Context, d time.Duration) error {
 	switch {
 	case d <= 0:
-	case d < coarse:
+	case d < minTimerPause:
 		pauseShortly(d)
 	default:
 		select {

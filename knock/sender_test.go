@@ -16,8 +16,8 @@ import (
 
 var loopback = netip.MustParseAddr("127.0.0.1")
 
-// What leaves as packets, and in which order, is proved by a capture in the
-// lab; here only what any system can show without one.
+// TestSendReachesListeners tests what every system can show without a packet capture. A
+// capture in the lab proves which packets are sent, and in which order.
 func TestSendReachesListeners(t *testing.T) {
 	udp, err := net.ListenUDP("udp4", &net.UDPAddr{IP: loopback.AsSlice()})
 	if err != nil {
@@ -43,7 +43,7 @@ func TestSendReachesListeners(t *testing.T) {
 	for _, want := range []string{"", "token"} {
 		n, sender, err := udp.ReadFromUDPAddrPort(buf)
 		if err != nil || string(buf[:n]) != want || sender.Addr() != from {
-			t.Fatalf("datagram %q from %v, %v; want %q", buf[:n], sender, err, want)
+			t.Fatalf("got the datagram %q from %v, error %v; want %q", buf[:n], sender, err, want)
 		}
 	}
 	tcp.(*net.TCPListener).SetDeadline(time.Now().Add(5 * time.Second))
@@ -54,8 +54,8 @@ func TestSendReachesListeners(t *testing.T) {
 	conn.Close()
 }
 
-// A Stream carries its payload on a connection of its own, from the same address.
-func TestSendStream(t *testing.T) {
+// A Stream knock sends its payload on its own connection, from the address From.
+func TestStreamSendsPayloadFromSameAddress(t *testing.T) {
 	tcp, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -74,35 +74,35 @@ func TestSendStream(t *testing.T) {
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(5 * time.Second))
 	if got, err := io.ReadAll(conn); string(got) != "a packet" || err != nil || conn.RemoteAddr().(*net.TCPAddr).AddrPort().Addr() != from {
-		t.Errorf("%q from %v, %v", got, conn.RemoteAddr(), err)
+		t.Errorf("got the payload %q from %v, error %v", got, conn.RemoteAddr(), err)
 	}
 
-	tcp.Close() // whoever refuses it will not have heard it
+	tcp.Close() // a closed port cannot receive the knock
 	if err := (Sender{}).Send(t.Context(), loopback, Sequence{step}, 0); err == nil || !strings.HasPrefix(err.Error(), "knock 1 of 1: ") ||
 		strings.Contains(err.Error(), strconv.Itoa(int(step.Port))) {
-		t.Errorf("to a closed port: %v", err)
+		t.Errorf("a Stream to a closed port: got %v, want an error without the port", err)
 	}
 	stop := errors.New("stop")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(stop)
 	if err := (Sender{}).Send(ctx, loopback, Sequence{step}, 0); !errors.Is(err, stop) {
-		t.Errorf("cancelled: %v", err)
+		t.Errorf("canceled context: got %v, want its cause", err)
 	}
 }
 
-func TestSendToClosedPorts(t *testing.T) {
-	// Loopback answers at once, by RST and by ICMP: neither may stop the rest.
+func TestClosedPortsDoNotStopSend(t *testing.T) {
+	// Loopback answers at once, with RST and ICMP. These answers must not stop later knocks.
 	seq, _ := ParseSequence("1 1/udp 2/udp 3/udp 2")
 	if err := (Sender{}).Send(t.Context(), loopback, seq, time.Millisecond); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func TestSendFailures(t *testing.T) {
+func TestSendErrorHidesThePort(t *testing.T) {
 	seq, _ := ParseSequence("7654/udp 7654")
-	elsewhere := netip.MustParseAddr("192.0.2.1") // TEST-NET-1, on no interface here
+	foreign := netip.MustParseAddr("192.0.2.1") // TEST-NET-1, which no interface here has
 	for _, seq := range []Sequence{seq[:1], seq[1:]} {
-		err := Sender{From: elsewhere}.Send(t.Context(), loopback, seq, 0)
+		err := Sender{From: foreign}.Send(t.Context(), loopback, seq, 0)
 		if err == nil || !strings.HasPrefix(err.Error(), "knock 1 of 1: ") || strings.Contains(err.Error(), "7654") {
 			t.Errorf("%v from a foreign address: %v; want an error without the port", seq, err)
 		}
@@ -111,11 +111,11 @@ func TestSendFailures(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(stop)
 	if err := (Sender{}).Send(ctx, loopback, seq, 0); !errors.Is(err, stop) {
-		t.Errorf("cancelled: %v", err)
+		t.Errorf("canceled context: got %v, want its cause", err)
 	}
 }
 
-func TestSendStopsInAPause(t *testing.T) {
+func TestSendStopsIfCanceledInPause(t *testing.T) {
 	udp, err := net.ListenUDP("udp4", &net.UDPAddr{IP: loopback.AsSlice()})
 	if err != nil {
 		t.Fatal(err)
@@ -132,28 +132,28 @@ func TestSendStopsInAPause(t *testing.T) {
 	}
 }
 
-// due is a context at its deadline, of which it does not know yet: net's timers go
-// off a moment before it is done.
+// due is a context whose deadline has passed, but which is not done yet. The timers of the
+// net package fire a moment before a context is done.
 type due struct{ context.Context }
 
 func (due) Deadline() (time.Time, bool) { return time.Now(), true }
 
-// A deadline that comes while a knock is sent is no reason to give up for good.
-func TestSendAtTheDeadline(t *testing.T) {
+// A deadline that passes during a knock must not cause a permanent failure.
+func TestDeadlineDuringKnockIsNotPermanent(t *testing.T) {
 	seq, _ := ParseSequence("1 1/udp")
 	if err := (Sender{}).Send(due{t.Context()}, loopback, seq, 0); err != nil {
 		t.Error(err)
 	}
 	stream := Sequence{{Transport: Stream, Port: 1, Payload: []byte("x")}}
 	if err := (Sender{}).Send(due{t.Context()}, loopback, stream, 0); !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("stream: %v", err)
+		t.Errorf("Stream: got %v, want os.ErrDeadlineExceeded", err)
 	}
 }
 
-// A short pause is neither cut short nor rounded up to milliseconds.
-func TestShortPause(t *testing.T) {
+// A short pause is not cut short, and not rounded up to milliseconds.
+func TestShortPauseIsPrecise(t *testing.T) {
 	for _, pause := range []time.Duration{100 * time.Microsecond, 500 * time.Microsecond} {
-		fastest := time.Hour // a busy machine makes the others longer
+		fastest := time.Hour // shortest of the pauses, because a busy machine makes some longer
 		for range 50 {
 			start := time.Now()
 			if err := sleep(t.Context(), pause); err != nil {
@@ -161,12 +161,12 @@ func TestShortPause(t *testing.T) {
 			}
 			took := time.Since(start)
 			if took < pause {
-				t.Fatalf("%v took %v", pause, took)
+				t.Fatalf("a pause of %v took only %v", pause, took)
 			}
 			fastest = min(fastest, took)
 		}
 		if runtime.GOOS == "linux" && fastest > pause+300*time.Microsecond {
-			t.Errorf("%v took %v at best", pause, fastest)
+			t.Errorf("every pause of %v took at least %v", pause, fastest)
 		}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -176,7 +176,7 @@ func TestShortPause(t *testing.T) {
 	}
 }
 
-func TestSource(t *testing.T) {
+func TestSourceOfLoopbackIsLoopback(t *testing.T) {
 	if got, err := Source(loopback); err != nil || got != loopback {
 		t.Errorf("Source(%v) = %v, %v", loopback, got, err)
 	}

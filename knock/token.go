@@ -6,25 +6,25 @@ import (
 	"time"
 )
 
-// Token is the schedule of the scheme token: one datagram, whose payload only who
-// has the key can make. Each window has several, so that a server which takes
-// every token from one address only still serves several. The package comment has
-// the algorithm.
+// Token is the schedule of the scheme token. The knock is a datagram whose payload, the
+// token, can be made only with the key. A server accepts each token from one address
+// only. So that the server can still serve several addresses, each window has several
+// tokens. The package comment describes the algorithm.
 type Token struct {
 	Key    Key
-	Port   uint16        // where the datagrams go
-	Period time.Duration // of a window; whole seconds
-	Tokens int           // how many a window has, from 1 to [MaxTokens]
+	Port   uint16        // destination port of the datagrams
+	Period time.Duration // length of a window, in whole seconds
+	Tokens int           // number of tokens in a window, from 1 to [MaxTokens]
 }
 
-// MaxTokens is the most that a window can have.
+// MaxTokens is the largest number of tokens in a window.
 const MaxTokens = 64
 
 // TokenSize is the length of a token in bytes.
 const TokenSize = 16
 
-// At returns the tokens of the window around t, in order, each as a sequence of
-// one step, and that window.
+// At returns the tokens of the window that contains t, in order, and that window. Each
+// token is a sequence of one step.
 func (k Token) At(t time.Time) ([]Sequence, Window, error) {
 	if err := k.check(); err != nil {
 		return nil, Window{}, err

@@ -9,16 +9,16 @@ import (
 	"time"
 )
 
-// tokenVector is one example of the scheme token. They are fixed: servers run
-// what they say.
+// tokenVector is an example of the scheme token. Vectors never change, because servers
+// accept these tokens.
 type tokenVector struct {
 	About  string
 	Key    string
-	Host   string // if not empty, the key is this host's own
-	Time   int64  // Unix
-	Period int64  // seconds
-	N      int
-	Token  string // in hexadecimal
+	Host   string // if not empty, the key of this host is derived from Key
+	Time   int64  // Unix time in seconds
+	Period int64  // length of a window in seconds
+	N      int    // number of the token in its window
+	Token  string // token in hexadecimal
 }
 
 const tokenVectorFile = "../testdata/vectors/token.json"
@@ -30,50 +30,50 @@ func tokenVectors(t *testing.T) (all []tokenVector) {
 		err = json.Unmarshal(text, &all)
 	}
 	if err != nil || len(all) < 20 {
-		t.Fatalf("%d vectors, %v", len(all), err)
+		t.Fatalf("got %d vectors, error %v; want at least 20", len(all), err)
 	}
 	return all
 }
 
-func TestTokenVectors(t *testing.T) {
+func TestTokenMatchesVectors(t *testing.T) {
 	for _, v := range tokenVectors(t) {
 		key := mustKey(t, v.Key)
 		if v.Host != "" {
 			key = key.Derive(v.Host)
 		}
 		k := Token{Key: key, Port: 62202, Period: time.Duration(v.Period) * time.Second, Tokens: v.N + 1}
-		// Within a second nothing changes.
-		for _, at := range []time.Time{time.Unix(v.Time, 0), time.Unix(v.Time, 999_999_999)} {
-			seqs, w, err := k.At(at)
+		// The tokens stay the same for a whole second.
+		for _, now := range []time.Time{time.Unix(v.Time, 0), time.Unix(v.Time, 999_999_999)} {
+			seqs, w, err := k.At(now)
 			if err != nil || len(seqs) != v.N+1 || seqs[v.N].String() != "62202/udp="+v.Token {
-				t.Errorf("%+v:\ngot %v, %v", v, seqs, err)
+				t.Errorf("%+v:\ngot tokens %v, error %v", v, seqs, err)
 			}
-			if w != WindowAt(at, k.Period) {
-				t.Errorf("%+v: window %v", v, w)
+			if w != WindowAt(now, k.Period) {
+				t.Errorf("%+v:\ngot the wrong window %v", v, w)
 			}
 		}
 	}
 }
 
-// TestTokenReference holds the Python in testdata/vectors against them.
-func TestTokenReference(t *testing.T) {
+// TestPythonMatchesTokenVectors compares the Python in testdata/vectors with the vectors.
+func TestPythonMatchesTokenVectors(t *testing.T) {
 	var want []string
 	for _, v := range tokenVectors(t) {
 		want = append(want, v.Token)
 	}
-	if got := reference(t, tokenVectorFile); !slices.Equal(got, want) {
+	if got := pythonOutput(t, tokenVectorFile); !slices.Equal(got, want) {
 		t.Errorf("got\n%q\nwant\n%q", got, want)
 	}
 }
 
-func token(t testing.TB) Token {
+func exampleToken(t testing.TB) Token {
 	return Token{Key: mustKey(t, exampleKey), Port: 62202, Period: time.Hour, Tokens: 8}
 }
 
-// All tokens are different, in a window and from window to window.
+// No token repeats, neither in a window nor in another window.
 func TestTokensDiffer(t *testing.T) {
 	seen := map[string]bool{}
-	k := token(t)
+	k := exampleToken(t)
 	k.Tokens = MaxTokens
 	for n := range 100 {
 		seqs, _, err := k.At(time.Unix(int64(n)*3600+1800, 0))
@@ -82,18 +82,18 @@ func TestTokensDiffer(t *testing.T) {
 		}
 		for _, seq := range seqs {
 			if len(seq) != 1 || seq[0].Transport != UDP || seq[0].Port != k.Port || len(seq[0].Payload) != TokenSize {
-				t.Fatalf("%v", seq)
+				t.Fatalf("%v is not one UDP knock with a token of 16 bytes", seq)
 			}
 			s := hex.EncodeToString(seq[0].Payload)
 			if seen[s] {
-				t.Fatalf("window %d: %s again", n, s)
+				t.Fatalf("window %d: the token %s repeats", n, s)
 			}
 			seen[s] = true
 		}
 	}
 }
 
-func TestTokenRefuses(t *testing.T) {
+func TestTokenChecksItsFields(t *testing.T) {
 	for _, tt := range []struct {
 		change func(*Token)
 		want   string
@@ -106,10 +106,10 @@ func TestTokenRefuses(t *testing.T) {
 		{func(k *Token) { k.Tokens = 0 }, "0 tokens: expected 1 to 64"},
 		{func(k *Token) { k.Tokens = 65 }, "65 tokens: expected 1 to 64"},
 	} {
-		k := token(t)
+		k := exampleToken(t)
 		tt.change(&k)
 		if seqs, _, err := k.At(time.Now()); err == nil || err.Error() != tt.want || seqs != nil {
-			t.Errorf("got %v, %v; want %s", seqs, err, tt.want)
+			t.Errorf("got tokens %v, error %v; want the error %s", seqs, err, tt.want)
 		}
 	}
 }
