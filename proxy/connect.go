@@ -16,7 +16,7 @@ import (
 //
 // The errors of Connect are:
 //
-//   - a [*ResolveError] if host has no address;
+//   - a [*ResolveError] if no address of host was found;
 //   - a [*KnockError] if the knocks could not be sent;
 //   - a [*ClosedError] if the port did not open in time;
 //   - otherwise the reason why the first address was unreachable at the start, such as a

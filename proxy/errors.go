@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// ResolveError is the error of Connect if a host has no address.
+// ResolveError is the error of Connect and Addresses if no address of a host was found.
 type ResolveError struct {
 	Host string
 	Err  error

@@ -30,8 +30,8 @@ const (
 // reply that comes later arrives complete. A reply that the peer sent before it stopped
 // reading arrives complete too.
 //
-// A Read of in or a Write to out may block when Splice returns. The call then goes on in
-// the background, because only the end of the process can end it.
+// A Read of in or a Write to out may still be under way when Splice returns. The call
+// then goes on in the background, because only the end of the process can end it.
 //
 // On Linux, splice(2) moves large amounts of data between a pipe and a TCP connection
 // without a copy. It does not change a flag of the pipe, because other processes share
