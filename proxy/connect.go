@@ -10,18 +10,21 @@ import (
 	"time"
 )
 
-// Connect returns the first connection to port on host, knocking as [Dialer]
-// says. When it returns, all other sockets are closed. Keep-alive probes are on, at
+// Connect knocks as described at [Dialer], and returns the first connection to port on
+// host. When Connect returns, all other sockets are closed. Keep-alive probes are on, at
 // the system's own intervals.
 //
-// The error is a [*ResolveError] if host has no address; a [*KnockError] if the
-// knocks could not be sent; a [*ClosedError] if the port did not open in time;
-// or else what made the first address unreachable at the start, such as a missing
-// route, without waiting for the time to be up.
+// The errors of Connect are:
+//
+//   - a [*ResolveError] if no address of host was found;
+//   - a [*KnockError] if the knocks could not be sent;
+//   - a [*ClosedError] if the port did not open in time;
+//   - otherwise the reason why the first address was unreachable at the start, such as a
+//     missing route. Connect then returns before its time is up.
 //
 // If ctx is cancelled, Connect returns the error that it would return if its time
-// ended then: a ClosedError holds the time so far and the last refusal. The error
-// wraps [context.Canceled] too.
+// ended then: a ClosedError holds the time so far and the last refusal. The error also
+// wraps [context.Canceled].
 func (d *Dialer) Connect(ctx context.Context, host string, port uint16) (net.Conn, error) {
 	conn, err := d.connect(ctx, host, port)
 	if err == nil {
@@ -30,9 +33,9 @@ func (d *Dialer) Connect(ctx context.Context, host string, port uint16) (net.Con
 	return conn, err
 }
 
-// Probe does what Connect does, with the same errors, and leaves the port as a
-// socket that has lost: it finds out whether the port opens, and the program
-// behind it does not notice.
+// Probe finds out whether the port opens. It does what Connect does, returns the same
+// errors, and closes the connection like a loser (see [Dialer]): the program behind the
+// port does not notice.
 func (d *Dialer) Probe(ctx context.Context, host string, port uint16) error {
 	conn, err := d.connect(ctx, host, port)
 	if err == nil {
@@ -41,8 +44,8 @@ func (d *Dialer) Probe(ctx context.Context, host string, port uint16) error {
 	return err
 }
 
-// connect is Connect without settle: closing the connection still leaves no trace at
-// the server.
+// connect is Connect without settle. A caller can still close the connection without
+// a trace at the server.
 func (d *Dialer) connect(parent context.Context, host string, port uint16) (_ net.Conn, err error) {
 	defer func() {
 		if err != nil && errors.Is(parent.Err(), context.Canceled) {
@@ -86,7 +89,7 @@ func (d *Dialer) connect(parent context.Context, host string, port uint16) (_ ne
 	case r.unsent != nil && !r.sent:
 		return nil, r.unsent
 	}
-	after := d.Timeout // and not what a busy machine adds to it
+	after := d.Timeout // without the time that a busy machine adds
 	if parent.Err() != nil {
 		after = time.Since(r.began)
 	}
@@ -98,7 +101,7 @@ const (
 	targetsInRound = 4
 )
 
-// race is one call of Connect: the targets that compete for one connection.
+// race holds the state of a call of Connect: its targets compete for one connection.
 type race struct {
 	dialer *Dialer
 	began  time.Time
@@ -108,13 +111,14 @@ type race struct {
 	won    chan net.Conn      // has room for the winner only
 
 	mu      sync.Mutex // guards the fields below, and calls Trace once at a time
-	refusal error      // the last refusal; at the end, the outage of the first target if every target is in one
+	refusal error      // the last refusal; if every target has failed or ends in an outage, the error of the first
 	sent    bool       // the knocks of at least one round have left
 	unsent  error      // why the knocks of a round could not be sent
 }
 
-// run returns when there is a winner, when ctx is done, or when all targets have
-// failed for good. All targets have ended then. It returns the error of the first.
+// run runs the targets until one has connected, ctx is done, or all targets have failed
+// for good. When run returns, all targets have ended. The error is that of the first
+// target.
 func (r *race) run(ctx context.Context, addrs []netip.Addr, port uint16) error {
 	var targets sync.WaitGroup
 	errs := make([]error, len(addrs))
@@ -160,8 +164,8 @@ func (r *race) offer(conn net.Conn, e Event) {
 	}
 }
 
-// trace passes e on as an event of this kind and with this error, and keeps what the
-// error of Connect needs.
+// trace passes e to Dialer.Trace with this kind and this error. It also stores the
+// errors from which connect makes its own.
 func (r *race) trace(kind Kind, err error, e Event) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

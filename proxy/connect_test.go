@@ -11,8 +11,10 @@ import (
 	"time"
 )
 
-func TestConnect(t *testing.T) {
-	const far = 30 * ms
+// TestConnectTakesExpectedTime compares the duration, the result and the first events of
+// Connect with a table of networks.
+func TestConnectTakesExpectedTime(t *testing.T) {
+	const rtt = 30 * ms
 	always := func(d time.Duration, err error) func(netip.Addr, int) (time.Duration, error) {
 		return func(netip.Addr, int) (time.Duration, error) { return d, err }
 	}
@@ -24,123 +26,123 @@ func TestConnect(t *testing.T) {
 	for _, test := range []struct {
 		name    string
 		addrs   []netip.Addr
-		noRoute []netip.Addr // of addrs
+		noRoute []netip.Addr // knocks to these addresses cannot leave
 		answer  func(to netip.Addr, n int) (time.Duration, error)
 		took    time.Duration
 		to      netip.Addr
-		err     string // a part of it; "" for a connection
-		log     string // how it must begin; one event a line
+		err     string // part of the error's text; "" for a connection
+		log     string // beginning of the log of the network; one event per line
 	}{{
-		name: "first try", answer: always(far, nil), took: far, to: v4,
+		name: "first SYN is answered", answer: always(rtt, nil), took: rtt, to: v4,
 		log: "0s knock 192.0.2.1 #0\n0s dial 192.0.2.1",
 	}, {
-		name: "opened late, first round",
+		name: "port opens after the first SYN",
 		answer: func(_ netip.Addr, n int) (time.Duration, error) {
 			if n == 0 {
-				return never, nil
+				return noAnswer, nil
 			}
-			return far, nil
+			return rtt, nil
 		},
-		took: 150*ms + far, to: v4,
+		took: 150*ms + rtt, to: v4,
 		log: "0s knock 192.0.2.1 #0\n0s dial 192.0.2.1\n150ms ",
 	}, {
-		name: "refused, then open",
+		name: "round 0 and the next SYN are refused",
 		answer: func(_ netip.Addr, n int) (time.Duration, error) {
 			if n < 2 {
-				return far, errRefused
+				return rtt, errRefused
 			}
-			return far, nil
+			return rtt, nil
 		},
-		took: 150*ms + far, to: v4,
+		took: 150*ms + rtt, to: v4,
 	}, {
-		name: "third round",
+		name: "rounds 0 and 1 are refused",
 		answer: func(_ netip.Addr, n int) (time.Duration, error) {
 			if n < 3 {
-				return far, errRefused
+				return rtt, errRefused
 			}
-			return far, nil
+			return rtt, nil
 		},
-		took: 400*ms + far, to: v4,
+		took: 400*ms + rtt, to: v4,
 	}, {
-		name: "a late answer to the first SYN",
+		name: "first SYN is answered after 600 ms",
 		answer: func(_ netip.Addr, n int) (time.Duration, error) {
 			if n == 0 {
 				return 600 * ms, nil
 			}
-			return never, nil
+			return noAnswer, nil
 		},
 		took: 600 * ms, to: v4,
 	}, {
-		// Of the two sockets of a round, one waits on when others need a place.
-		name: "a late answer in the second round",
+		// One of the two sockets of round 1 stays live when a later round needs its place.
+		name: "round 1 is answered after 700 ms",
 		answer: func(_ netip.Addr, n int) (time.Duration, error) {
 			if n == 1 || n == 2 {
 				return 700 * ms, nil
 			}
-			return never, nil
+			return noAnswer, nil
 		},
 		took: 850 * ms, to: v4,
 	}, {
-		name: "a daemon that takes a quarter of a second",
+		name: "a daemon takes a quarter of a second to open the port",
 		answer: func(_ netip.Addr, n int) (time.Duration, error) {
 			if n < 3 {
-				return never, nil
+				return noAnswer, nil
 			}
-			return far, nil
+			return rtt, nil
 		},
-		took: 400*ms + far, to: v4,
+		took: 400*ms + rtt, to: v4,
 	}, {
-		name: "no answer", answer: always(never, nil), took: 10 * time.Second,
+		name: "no answer", answer: always(noAnswer, nil), took: 10 * time.Second,
 		err: "port 22 did not open within 10s: no answer",
 	}, {
-		name: "net's own time-out", answer: always(far, &net.OpError{Op: "dial", Err: os.ErrDeadlineExceeded}),
+		name: "package net reports its own time-out", answer: always(rtt, &net.OpError{Op: "dial", Err: os.ErrDeadlineExceeded}),
 		took: 10 * time.Second, err: "no answer",
 	}, {
-		name: "refused for good", answer: always(far, errRefused), took: 10 * time.Second,
+		name: "every SYN is refused", answer: always(rtt, errRefused), took: 10 * time.Second,
 		err: "port 22 did not open within 10s: connection refused",
 	}, {
-		name: "no route", noRoute: []netip.Addr{v4}, err: noRoute,
+		name: "no route to the only address", noRoute: []netip.Addr{v4}, err: noRoute,
 	}, {
-		name:  "rejected by a firewall on the way",
+		name:  "a firewall on the way rejects the first SYN",
 		addrs: []netip.Addr{v4},
 		answer: func(_ netip.Addr, n int) (time.Duration, error) {
 			if n == 0 {
-				return far, &rejection{errNoRoute}
+				return rtt, &rejection{errNoRoute}
 			}
-			return far, nil
+			return rtt, nil
 		},
-		took: 150*ms + far, to: v4,
+		took: 150*ms + rtt, to: v4,
 	}, {
-		name: "no route by the first family", addrs: []netip.Addr{v6, v4}, noRoute: []netip.Addr{v6},
-		answer: always(far, nil),
-		took:   far, to: v4,
+		name: "no route to the address of the first family", addrs: []netip.Addr{v6, v4}, noRoute: []netip.Addr{v6},
+		answer: always(rtt, nil),
+		took:   rtt, to: v4,
 	}, {
-		name: "no route by both", addrs: []netip.Addr{v6, v4}, noRoute: []netip.Addr{v6, v4}, err: noRoute,
+		name: "no route to both families", addrs: []netip.Addr{v6, v4}, noRoute: []netip.Addr{v6, v4}, err: noRoute,
 	}, {
-		name: "the first family is a black hole", addrs: []netip.Addr{v6, v4},
+		name: "the first family never answers", addrs: []netip.Addr{v6, v4},
 		answer: func(to netip.Addr, _ int) (time.Duration, error) {
 			if to.Is6() {
-				return never, nil
+				return noAnswer, nil
 			}
-			return far, nil
+			return rtt, nil
 		},
-		took: 250*ms + far, to: v4,
-		log: "0s knock 2001:db8::1 #0\n0s dial 2001:db8::1\n150ms ", // it does not wait for the other
+		took: 250*ms + rtt, to: v4,
+		log: "0s knock 2001:db8::1 #0\n0s dial 2001:db8::1\n150ms ", // the first target does not wait for the second
 	}, {
-		name: "one family has no route, the other no answer", addrs: []netip.Addr{v6, v4}, noRoute: []netip.Addr{v6},
-		answer: always(never, nil),
+		name: "one family has no route, and the other no answer", addrs: []netip.Addr{v6, v4}, noRoute: []netip.Addr{v6},
+		answer: always(noAnswer, nil),
 		took:   10 * time.Second, err: "no answer",
 	}, {
-		// One starts every 250 ms: when the fifth does, the first has ended its
-		// round and waits until the others have had theirs.
-		name: "many addresses, the last one answers", addrs: many,
+		// A target starts every 250 ms. When the fifth target starts, the first has
+		// ended round 0. It waits until all other targets have had their round 0.
+		name: "only the last of many addresses answers", addrs: many,
 		answer: func(to netip.Addr, _ int) (time.Duration, error) {
 			if to != many[len(many)-1] {
-				return never, nil
+				return noAnswer, nil
 			}
-			return far, nil
+			return rtt, nil
 		},
-		took: 2750*ms + far, to: many[len(many)-1],
+		took: 2750*ms + rtt, to: many[len(many)-1],
 	}} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -154,12 +156,12 @@ func TestConnect(t *testing.T) {
 				if took := time.Since(f.start); took != test.took {
 					t.Errorf("took %v, want %v", took, test.took)
 				}
-				f.idle(conn)
-				if f.most > maxLiveDials {
-					t.Errorf("%d sockets were live at once", f.most)
+				f.wantAllClosed(conn)
+				if f.maxLive > maxLiveDials {
+					t.Errorf("%d sockets were live at once, want at most 3", f.maxLive)
 				}
 				if log := strings.Join(f.log, "\n"); !strings.HasPrefix(log, test.log) {
-					t.Errorf("it went\n%s\nwant\n%s", log, test.log)
+					t.Errorf("events\n%s\nwant them to begin with\n%s", log, test.log)
 				}
 				if test.err != "" {
 					if err == nil || !strings.Contains(err.Error(), test.err) {
@@ -167,7 +169,7 @@ func TestConnect(t *testing.T) {
 					}
 					_, closed := errors.AsType[*ClosedError](err)
 					if closed != (test.took > 0) {
-						t.Errorf("error is a ClosedError: %v", closed)
+						t.Errorf("error is a ClosedError: %v, want the opposite", closed)
 					}
 					return
 				}

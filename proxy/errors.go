@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// ResolveError is returned by Connect when a host has no address.
+// ResolveError is the error of Connect and Addresses if no address of a host was found.
 type ResolveError struct {
 	Host string
 	Err  error
@@ -24,7 +24,7 @@ func (e *ResolveError) Error() string {
 
 func (e *ResolveError) Unwrap() error { return e.Err }
 
-// KnockError is returned by Connect when knocks could not be sent.
+// KnockError is the error of Connect if knocks could not be sent.
 type KnockError struct {
 	To  netip.Addr
 	Err error
@@ -36,25 +36,26 @@ func (e *KnockError) Error() string {
 
 func (e *KnockError) Unwrap() error { return e.Err }
 
-// ClosedError is returned by Connect when the port did not open in time, or
+// ClosedError is the error of Connect if the port did not open in time, or did not open
 // before ctx was cancelled.
 type ClosedError struct {
 	Port  uint16
-	After time.Duration // how long it was tried; 0 if a refusal was final
-	Err   error         // the last refusal, or what kept the last round from leaving; nil if no answer came
+	After time.Duration // how long Connect tried; 0 if a refusal was final
+	Err   error         // the last refusal, or why the last round could not leave; nil if no answer came
 
-	// Refused reports whether the last answer was a RST, or the ICMP message that
-	// stands for one. A host sends it if no program listens on the port. A firewall
-	// may send it too.
+	// Refused reports whether the last answer was a RST, or the ICMP message with the
+	// same meaning. A host sends it if no program listens on the port. A firewall may
+	// send it too.
 	Refused bool
 
 	// Rejected reports whether the last answer was another ICMP message: a router or
-	// a firewall on the way has rejected the connection. It is true as well if no
+	// a firewall on the way has rejected the connection. Rejected is also true if no
 	// machine in the local network has the address.
 	Rejected bool
 }
 
-// newClosedError returns a ClosedError whose last answer is err, or nil if none came.
+// newClosedError returns a ClosedError for the last answer err, which is nil if no
+// answer came.
 func newClosedError(port uint16, after time.Duration, err error) *ClosedError {
 	return &ClosedError{Port: port, After: after, Err: err, Refused: isRefusal(err), Rejected: isRejection(err)}
 }
@@ -87,8 +88,8 @@ func (c cancelled) Unwrap() []error { return []error{c.error, context.Canceled} 
 // address, or no local address to send from. A Dialer calls this an outage.
 func IsNoRoute(err error) bool { return isOneOf(err, errnosNoRoute) }
 
-// plain returns the part of a network error that does not repeat what the
-// message around it says already.
+// plain returns the text of a network error without the parts that the message around
+// it contains already.
 func plain(err error) string {
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
 		return "no answer in time"
@@ -102,33 +103,33 @@ func plain(err error) string {
 	return err.Error()
 }
 
-// isRefusal reports whether a dial was answered by RST, or by the ICMP message
-// that stands for it.
+// isRefusal reports whether RST, or the ICMP message with the same meaning, answered a
+// dial.
 func isRefusal(err error) bool { return isOneOf(err, errnosRefused) }
 
-// isSilence reports whether a dial ended for want of an answer. The deadline of a
-// context makes itself felt in net a moment before the context is done.
+// isSilence reports whether a dial ended because no answer came. Package net ends a
+// dial at the deadline of its context, a moment before the context is done.
 func isSilence(err error) bool {
 	t, ok := errors.AsType[net.Error](err)
 	return ok && t.Timeout()
 }
 
-// isHopeless reports whether a dial failed for a reason that time never mends,
+// isPermanent reports whether a dial failed for a reason that waiting does not change,
 // such as a local firewall.
-func isHopeless(err error) bool {
-	_, mismatch := errors.AsType[*net.AddrError](err) // from and to of two families
-	return mismatch || isOneOf(err, errnosHopeless)
+func isPermanent(err error) bool {
+	_, mismatch := errors.AsType[*net.AddrError](err) // from and to are of two families
+	return mismatch || isOneOf(err, errnosPermanent)
 }
 
-// isPassing reports whether knocks that failed with err may succeed a second
+// isTemporary reports whether knocks that failed with err may succeed a second
 // later.
-func isPassing(err error) bool {
-	return isOneOf(err, errnosPassing) || errors.Is(err, os.ErrDeadlineExceeded)
+func isTemporary(err error) bool {
+	return isOneOf(err, errnosTemporary) || errors.Is(err, os.ErrDeadlineExceeded)
 }
 
-// rejection is an error that a router or firewall on the way has sent by ICMP,
-// and that looks as if this machine had no route. It means "not yet", as RST
-// does: firewalld rejects closed ports so.
+// rejection wraps an error that a router or firewall on the way has caused by ICMP.
+// The error looks as if this machine had no route. A rejection means "not yet", as RST
+// does: firewalld rejects closed ports by ICMP.
 type rejection struct{ error }
 
 func (r *rejection) Unwrap() error { return r.error }
@@ -138,8 +139,8 @@ func isRejection(err error) bool {
 	return ok
 }
 
-// isOneOf reports whether err has one of errnos and is not a rejection: the errno of a
-// rejection comes from another machine.
+// isOneOf reports whether err contains one of errnos and is not a rejection. The errno
+// of a rejection comes from another machine.
 func isOneOf(err error, errnos []syscall.Errno) bool {
 	is := func(errno syscall.Errno) bool { return errors.Is(err, errno) }
 	return !isRejection(err) && slices.ContainsFunc(errnos, is)

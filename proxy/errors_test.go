@@ -7,8 +7,9 @@ import (
 	"testing"
 )
 
-// TestErrorsMeanOneThing: no error of a dial is of two kinds.
-func TestErrorsMeanOneThing(t *testing.T) {
+// TestDialErrorHasAtMostOneKind: an error of a dial is a refusal, a rejection, a missing
+// route, or none of the three.
+func TestDialErrorHasAtMostOneKind(t *testing.T) {
 	for _, test := range []struct {
 		name                       string
 		err                        error
@@ -25,7 +26,7 @@ func TestErrorsMeanOneThing(t *testing.T) {
 		closed := newClosedError(22, 0, test.err)
 		got := []bool{closed.Refused, closed.Rejected, IsNoRoute(closed), IsNoRoute(test.err)}
 		if want := []bool{test.refused, test.rejected, test.noRoute, test.noRoute}; !slices.Equal(got, want) {
-			t.Errorf("%s: refused, rejected, no route (closed), no route: %v, want %v", test.name, got, want)
+			t.Errorf("%s: Refused, Rejected, IsNoRoute(ClosedError), IsNoRoute(cause) are %v, want %v", test.name, got, want)
 		}
 	}
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/portknock/portknock/proxy"
 )
 
-// A client for a server whose sequence changes every hour.
+// The example is a client for a server whose sequence changes every hour.
 func Example() {
 	key, err := knock.ParseKey(os.Getenv("KNOCK_KEY"))
 	if err != nil {

@@ -23,22 +23,23 @@ var (
 
 const ms = time.Millisecond
 
-// fakeNet is a network for a Dialer. It must run inside a synctest bubble, whose
-// clock starts with the fakeNet.
+// fakeNet simulates a network for a Dialer. It must run inside a synctest bubble. Its
+// clock starts with newFakeNet.
 type fakeNet struct {
 	t *testing.T
-	// answer says what becomes of the n-th SYN to an address: a connection if
-	// the error is nil, after the delay; silence if it is negative.
+	// answer decides the result of SYN n to an address, counted from 0. After the
+	// delay the SYN gets the error, or a connection if the error is nil. If the delay
+	// is negative, the SYN never gets an answer.
 	answer  func(to netip.Addr, n int) (time.Duration, error)
 	noRoute []netip.Addr // knocks to these addresses cannot leave
 
-	start time.Time
-	mu    sync.Mutex
-	live  map[netip.Addr]int
-	most  int // sockets live at once to one address
-	syns  map[netip.Addr]int
-	log   []string // "0s knock 192.0.2.1 #0", "0s dial 192.0.2.1"
-	won   []*fakeConn
+	start   time.Time
+	mu      sync.Mutex
+	live    map[netip.Addr]int // number of sockets live now, for each address
+	maxLive int                // largest number of sockets live at once to one address
+	syns    map[netip.Addr]int // number of SYNs so far, for each address
+	log     []string           // "0s knock 192.0.2.1 #0", "0s dial 192.0.2.1"
+	conns   []*fakeConn        // all connections that SYNs have got
 }
 
 func newFakeNet(t *testing.T, answer func(netip.Addr, int) (time.Duration, error)) *fakeNet {
@@ -68,7 +69,7 @@ func (f *fakeNet) dial(ctx context.Context, _ netip.Addr, to netip.AddrPort) (ne
 	n := f.syns[addr]
 	f.syns[addr]++
 	f.live[addr]++
-	f.most = max(f.most, f.live[addr])
+	f.maxLive = max(f.maxLive, f.live[addr])
 	f.note("dial %v", addr)
 	f.mu.Unlock()
 	defer func() {
@@ -92,7 +93,7 @@ func (f *fakeNet) dial(ctx context.Context, _ netip.Addr, to netip.AddrPort) (ne
 	}
 	conn := &fakeConn{to: to}
 	f.mu.Lock()
-	f.won = append(f.won, conn)
+	f.conns = append(f.conns, conn)
 	f.mu.Unlock()
 	return conn, nil
 }
@@ -106,19 +107,20 @@ func (f *fakeNet) dialer(addrs ...netip.Addr) *Dialer {
 	}
 }
 
-// idle fails the test if a socket is left, or an open connection other than kept.
-func (f *fakeNet) idle(kept net.Conn) {
+// wantAllClosed fails the test if a socket is live, or if kept is not the only open
+// connection. If kept is nil, all connections must be closed.
+func (f *fakeNet) wantAllClosed(kept net.Conn) {
 	f.t.Helper()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for addr, n := range f.live {
 		if n != 0 {
-			f.t.Errorf("%d sockets to %v are left", n, addr)
+			f.t.Errorf("%d sockets to %v are live after Connect", n, addr)
 		}
 	}
-	for _, c := range f.won {
+	for _, c := range f.conns {
 		if c.closed == (net.Conn(c) == kept) {
-			f.t.Errorf("connection to %v: closed is %v", c.to, c.closed)
+			f.t.Errorf("connection to %v: closed is %v, want the opposite", c.to, c.closed)
 		}
 	}
 }
@@ -131,11 +133,11 @@ type fakeConn struct {
 
 func (c *fakeConn) Close() error { c.closed = true; return nil }
 
-const never = time.Duration(-1)
+const noAnswer = time.Duration(-1) // the delay of a SYN that never gets an answer
 
-// roundsOf returns when the rounds of two seconds begin if every SYN gets an error
-// after the delay.
-func roundsOf(t *testing.T, delay time.Duration, err error) (rounds []time.Duration) {
+// roundStarts returns when the rounds of the first two seconds begin if every SYN gets
+// the error err after delay.
+func roundStarts(t *testing.T, delay time.Duration, err error) (rounds []time.Duration) {
 	t.Helper()
 	f := newFakeNet(t, func(netip.Addr, int) (time.Duration, error) { return delay, err })
 	d := f.dialer(v4)

@@ -9,7 +9,7 @@ import (
 	"runtime"
 )
 
-// CanPassFD returns an error: this system has no way to pass a descriptor.
+// CanPassFD returns an error, because this system cannot pass a descriptor.
 func CanPassFD(*os.File) error {
 	return errors.New(runtime.GOOS + " cannot pass a descriptor")
 }

@@ -12,12 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// CanPassFD returns why [PassFD] cannot pass a connection to a file, or nil if
-// it can: if the file is a UNIX socket. Nothing is sent.
+// CanPassFD returns nil if [PassFD] can pass a connection to a file: the file must be a
+// UNIX socket. Otherwise CanPassFD returns why not. It does not send anything.
 func CanPassFD(to *os.File) error {
 	isUnix := false
 	err := control(to, func(fd uintptr) {
-		addr, _ := unix.Getsockname(int(fd)) // nil with an error
+		addr, _ := unix.Getsockname(int(fd)) // addr is nil after an error
 		_, isUnix = addr.(*unix.SockaddrUnix)
 	})
 	if err == nil && !isUnix {
@@ -26,17 +26,19 @@ func CanPassFD(to *os.File) error {
 	return err
 }
 
-// PassFD hands a TCP connection over to the program at the other end of to, a
-// UNIX socket: its descriptor goes with one byte of value 0, as SCM_RIGHTS, which
-// is what ssh waits for with ProxyUseFdpass (ssh_config(5), and mm_receive_fd in
-// OpenSSH's monitor_fdpass.c). The connection is as connect(2) leaves one:
-// blocking, and without the TCP_NODELAY that Go sets, which ssh sets if it sees
-// fit. Keep-alive stays on: ssh has it on by default (TCPKeepAlive), but turns it
-// on only for the connections that it makes itself.
+// PassFD hands a TCP connection over to the program at the other end of to, a UNIX
+// socket. It sends the descriptor of conn as SCM_RIGHTS, together with one byte of value
+// 0. ssh with ProxyUseFdpass waits for such a message (ssh_config(5), and mm_receive_fd
+// in OpenSSH's monitor_fdpass.c).
 //
-// conn is closed in any case; if the error is nil the connection lives on at the
-// other end. It is an error if conn is no [*net.TCPConn], if to is no UNIX
-// socket, or if its other end is closed.
+// The connection is passed on as connect(2) leaves a connection. It is blocking.
+// TCP_NODELAY, which Go sets, is off, and ssh sets it if necessary. Keep-alive stays on:
+// it is on by default in ssh (TCPKeepAlive), but ssh turns it on only for the connections
+// that ssh makes itself.
+//
+// PassFD closes conn in any case. If the error is nil, the connection stays open at the
+// other end. PassFD fails if conn is not a [*net.TCPConn], if to is not a UNIX socket, or
+// if the other end of to is closed.
 func PassFD(conn net.Conn, to *os.File) error {
 	defer conn.Close()
 	tcp, ok := conn.(*net.TCPConn)
@@ -45,7 +47,7 @@ func PassFD(conn net.Conn, to *os.File) error {
 	}
 	err := CanPassFD(to)
 	if err == nil {
-		// An error would mean that the connection is dead, which ssh will see.
+		// An error means that the connection is dead. ssh will notice that.
 		_ = tcp.SetNoDelay(false)
 		if closed := control(tcp, func(fd uintptr) { err = sendFD(to, int(fd)) }); closed != nil {
 			err = closed
@@ -57,9 +59,9 @@ func PassFD(conn net.Conn, to *os.File) error {
 	return nil
 }
 
-// sendFD makes a descriptor blocking, and sends it to a UNIX socket.
+// sendFD makes the descriptor fd blocking and sends it to a UNIX socket.
 func sendFD(to *os.File, fd int) error {
-	// The receiver shares the flag. Here nothing reads or writes any more.
+	// The receiver shares the flag. This process does not read or write fd any more.
 	if err := unix.SetNonblock(fd, false); err != nil {
 		return err
 	}

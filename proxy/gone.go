@@ -5,15 +5,16 @@ import (
 	"os"
 )
 
-// ReaderGone returns a channel that is closed when nobody can read what is
-// written to f any more: the last reader of a pipe, the peer of a socket, or the
-// terminal is gone. A file, and /dev/null, have no reader to lose. Windows does not
-// report before the next write that a pipe has lost its reader: there the channel is
+// ReaderGone returns a channel that is closed when nobody can read data written to f any
+// more: the last reader of a pipe, the peer of a socket, or the terminal has gone. A
+// regular file and /dev/null do not have a reader that can go. Windows reports only at
+// the next write that a pipe has lost its reader. On Windows the channel is therefore
 // closed only if f is closed.
 //
-// The descriptor is watched on a thread of its own, until then or until ctx is
-// done, and is in use for that time: closing f earlier has no effect before. No
-// flag of it is changed, for others share it.
+// A thread of its own watches the descriptor until the reader has gone or ctx is done.
+// The descriptor is in use until then: an earlier Close of f takes effect only
+// afterwards. ReaderGone does not change a flag of the descriptor, because other
+// processes share the flags.
 func ReaderGone(ctx context.Context, f *os.File) <-chan struct{} {
 	gone := make(chan struct{})
 	go func() {
@@ -21,16 +22,16 @@ func ReaderGone(ctx context.Context, f *os.File) <-chan struct{} {
 		defer release()
 		hungUp := false
 		err := control(f, func(fd uintptr) { hungUp = awaitHangup(int(fd), stop) })
-		if hungUp || err != nil { // with an error f is closed
+		if hungUp || err != nil { // an error means that f is closed
 			close(gone)
 		}
 	}()
 	return gone
 }
 
-// stopper returns a descriptor that hangs up when ctx is done, so that poll(2)
-// can wait for that too, and a function that gives it back. It is -1, which
-// poll(2) takes for nothing, if no descriptor is left.
+// stopper returns a descriptor that hangs up when ctx is done, so that poll(2) can wait
+// for ctx too. The function release frees the descriptor. If no descriptor is left, fd
+// is -1, which poll(2) ignores.
 func stopper(ctx context.Context) (fd int, release func()) {
 	r, w, err := os.Pipe()
 	if err != nil {

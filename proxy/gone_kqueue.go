@@ -4,15 +4,14 @@ package proxy
 
 import "golang.org/x/sys/unix"
 
-// awaitHangup waits until fd has hung up, and returns true, or stop has, and
-// returns false.
+// awaitHangup waits until fd or stop has hung up. It returns true for fd, and false for
+// stop.
 //
-// The poll(2) of macOS does not watch a descriptor for which it is asked for no
-// event, and the other two do not promise to. With kqueue(2), a read filter on
-// the writing end of a pipe fires when the pipe dies and at no other time. A
-// socket has data to be read as well, and a peer that only stops sending still
-// reads, so there it is the write filter. EV_CLEAR has either report a change
-// once, not for as long as it lasts.
+// On macOS, poll(2) does not watch a descriptor if no event is requested. DragonFly and
+// NetBSD do not promise to watch it. With kqueue(2), a read filter on the writing end of
+// a pipe fires only when the pipe dies. A socket needs the write filter: it may also have
+// data to read, and a peer that only stops sending still reads. With EV_CLEAR, each
+// filter reports a change once, and not for as long as the change lasts.
 func awaitHangup(fd, stop int) bool {
 	kq, err := unix.Kqueue()
 	if err != nil {
@@ -32,7 +31,7 @@ func awaitHangup(fd, stop int) bool {
 		_, err := unix.Kevent(kq, change, nil, nil)
 		return err
 	}
-	// What cannot be watched, such as some devices, cannot hang up.
+	// A descriptor that cannot be watched, such as some devices, cannot hang up.
 	_ = watch(fd, filter)
 	if stop >= 0 {
 		_ = watch(stop, unix.EVFILT_READ)

@@ -4,12 +4,13 @@ package proxy
 
 import "golang.org/x/sys/unix"
 
-// awaitHangup waits until fd has hung up, and returns true, or stop has, and
-// returns false. A poll(2) that asks for no event reports just that.
+// awaitHangup waits until fd or stop has hung up. It returns true for fd, and false for
+// stop. If no event is requested, poll(2) reports only that a descriptor has hung up or
+// failed.
 func awaitHangup(fd, stop int) bool { return await(fd, 0, stop) }
 
-// await waits until fd is ready for events, or has failed, and returns true, or
-// until stop has hung up, and returns false.
+// await waits until fd is ready for events or has failed, or until stop has hung up. It
+// returns true for fd, and false for stop.
 func await(fd int, events int16, stop int) bool {
 	fds := []unix.PollFd{{Fd: int32(fd), Events: events}, {Fd: int32(stop)}}
 	for {

@@ -14,11 +14,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const patience = 10 * time.Second // for what is due at once
+const patience = 10 * time.Second // limit for an event that should come at once
 
-func isGone(gone <-chan struct{}, wait time.Duration) bool {
+// closesWithin reports whether the channel c is closed before the time wait has passed.
+func closesWithin(c <-chan struct{}, wait time.Duration) bool {
 	select {
-	case <-gone:
+	case <-c:
 		return true
 	case <-time.After(wait):
 		return false
@@ -36,7 +37,7 @@ func socketpair(t *testing.T) (a, b *os.File) {
 	return a, b
 }
 
-func TestReaderGone(t *testing.T) {
+func TestReaderGoneReportsLostReader(t *testing.T) {
 	for _, test := range []struct {
 		name string
 		ends func(*testing.T) (reader, writer *os.File)
@@ -48,36 +49,36 @@ func TestReaderGone(t *testing.T) {
 			r, w := test.ends(t)
 			before := flags(t, w)
 			gone := ReaderGone(t.Context(), w)
-			if _, err := w.Write(make([]byte, 4096)); err != nil { // unread data is no sign
+			if _, err := w.Write(make([]byte, 4096)); err != nil { // unread data does not mean that the reader has gone
 				t.Fatal(err)
 			}
 			if test.name == "socketpair" {
-				if _, err := r.Write([]byte("x")); err != nil { // nor is data for us
+				if _, err := r.Write([]byte("x")); err != nil { // data in the other direction does not mean it either
 					t.Fatal(err)
 				}
 			}
-			if isGone(gone, 50*time.Millisecond) {
-				t.Fatal("gone while it was there")
+			if closesWithin(gone, 50*time.Millisecond) {
+				t.Fatal("the channel is closed while the reader is there")
 			}
 			if after := flags(t, w); after != before {
-				t.Errorf("flags were %#x and are %#x", before, after)
+				t.Errorf("ReaderGone changed the flags from %#x to %#x", before, after)
 			}
 			r.Close()
-			if !isGone(gone, patience) {
-				t.Error("not noticed")
+			if !closesWithin(gone, patience) {
+				t.Error("the channel is open after the reader has gone")
 			}
-			if !isGone(ReaderGone(t.Context(), w), patience) {
-				t.Error("not noticed afterwards")
+			if !closesWithin(ReaderGone(t.Context(), w), patience) {
+				t.Error("ReaderGone does not report a reader that has gone before the call")
 			}
 			w.Close()
-			if !isGone(ReaderGone(t.Context(), w), patience) {
-				t.Error("nobody reads a closed file")
+			if !closesWithin(ReaderGone(t.Context(), w), patience) {
+				t.Error("ReaderGone does not report a closed file")
 			}
 		})
 	}
 }
 
-func TestReaderNeverGone(t *testing.T) {
+func TestReaderGoneStaysOpenForFiles(t *testing.T) {
 	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -89,21 +90,22 @@ func TestReaderNeverGone(t *testing.T) {
 	for _, f := range []*os.File{null, file} {
 		ctx, stop := context.WithCancel(t.Context())
 		gone := ReaderGone(ctx, f)
-		if isGone(gone, 50*time.Millisecond) {
-			t.Errorf("%s has lost its reader", f.Name())
+		if closesWithin(gone, 50*time.Millisecond) {
+			t.Errorf("%s: the channel is closed, but a file has no reader to lose", f.Name())
 		}
 		stop()
 		f.Close()
 	}
 }
 
-// Stopped, it lets go of the file: Close of a non-blocking one waits for that.
-func TestReaderGoneStops(t *testing.T) {
+// TestStoppedReaderGoneReleasesFile: when ctx is done, ReaderGone releases the file. Close
+// of a non-blocking file waits for that.
+func TestStoppedReaderGoneReleasesFile(t *testing.T) {
 	_, w := pipe(t)
 	ctx, stop := context.WithCancel(t.Context())
 	gone := ReaderGone(ctx, w)
-	if isGone(gone, 20*time.Millisecond) {
-		t.Error("gone while it was there")
+	if closesWithin(gone, 20*time.Millisecond) {
+		t.Error("the channel is closed while the reader is there")
 	}
 	stop()
 	closed := make(chan struct{})
@@ -111,16 +113,16 @@ func TestReaderGoneStops(t *testing.T) {
 		w.Close()
 		close(closed)
 	}()
-	if !isGone(closed, patience) {
-		t.Error("the file is still in use")
+	if !closesWithin(closed, patience) {
+		t.Error("Close still waits for ReaderGone")
 	}
-	if isGone(gone, 0) {
-		t.Error("stopping is not going")
+	if closesWithin(gone, 0) {
+		t.Error("the channel is closed, but the reader is there and only ctx is done")
 	}
 }
 
-func TestSpliceReaderGone(t *testing.T) {
-	conn, _ := pair(t) // whose server is silent
+func TestReaderGoneEndsSplice(t *testing.T) {
+	conn, _ := pair(t) // the server of conn is silent
 	stdin, _ := pipe(t)
 	outR, outW := pipe(t)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -135,14 +137,14 @@ func TestSpliceReaderGone(t *testing.T) {
 		close(ended)
 	}()
 	outR.Close()
-	if !isGone(ended, patience) {
-		t.Error("still splicing for nobody")
+	if !closesWithin(ended, patience) {
+		t.Error("Splice goes on after the reader of its output has gone")
 	}
 }
 
-// A reader that does not read for a second costs nothing: io.Copy from a TCP
-// connection to a pipe keeps a core busy for as long.
-func TestSpliceStalledReader(t *testing.T) {
+// TestStalledReaderCostsNoCPUTime: Splice sleeps while the reader of its output does not
+// read for a second. io.Copy from a TCP connection to a pipe would keep a core busy.
+func TestStalledReaderCostsNoCPUTime(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes a second")
 	}
@@ -159,17 +161,17 @@ func TestSpliceStalledReader(t *testing.T) {
 	if _, err := io.ReadFull(outR, make([]byte, mega)); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(100 * time.Millisecond) // until all buffers are full
+	time.Sleep(100 * time.Millisecond) // all buffers are full afterwards
 	start, busy := time.Now(), cpuTime(t)
 	time.Sleep(time.Second)
 	busy, stall := cpuTime(t)-busy, time.Since(start)
 	t.Logf("%v of CPU time in %v", busy, stall)
 	if busy > stall/5 {
-		t.Errorf("%v of CPU time in a stall of %v", busy, stall)
+		t.Errorf("%v of CPU time in a stall of %v, want at most a fifth", busy, stall)
 	}
 	cancel()
-	if !isGone(ended, patience) {
-		t.Error("still splicing")
+	if !closesWithin(ended, patience) {
+		t.Error("Splice goes on after ctx is done")
 	}
 }
 

@@ -1,11 +1,14 @@
-// Package proxy reaches a port that opens to a knock, and joins the connection
-// to a pair of streams.
+// Package proxy connects to a port that a server opens after knocks, and joins the
+// connection to a pair of streams.
 //
-// A [Dialer] resolves a name, knocks, and connects, again and again until the
-// port has opened or its time is up. [Splice] then does what netcat does as an
-// ssh ProxyCommand, and [ReaderGone] says when there is nobody left to do it
-// for; or [PassFD] hands the connection itself over. What a knock is, the package
-// does not know: it is a function that the caller hands in.
+// A [Dialer] resolves a name. It then knocks and connects, again and again, until the
+// port has opened or its time is up. The connection can be used in two ways:
+//
+//   - [Splice] copies between the connection and a pair of streams, as netcat does as an
+//     ssh ProxyCommand. [ReaderGone] reports when nobody reads the output any more.
+//   - [PassFD] hands the connection itself over to another program.
+//
+// The package does not know what a knock is: the caller provides a function that knocks.
 package proxy
 
 import (
@@ -16,8 +19,8 @@ import (
 )
 
 // Dialer resolves a name, knocks and connects. The zero Dialer connects without
-// knocking and without a time limit. A Dialer is not changed by its use and may
-// be used by several goroutines at once.
+// knocking and without a time limit. Several goroutines may use a Dialer at once: its
+// methods do not change it.
 //
 // # Targets
 //
@@ -62,7 +65,7 @@ import (
 // a pause lasts at least 1.5 times as long as the last refusal took to come.
 //
 // At most three sockets of a target wait at the same time. A fourth replaces the
-// extra SYN of a previous round if there is one, else the oldest socket.
+// extra SYN of a previous round. If no extra SYN waits, it replaces the oldest socket.
 //
 // # Outages
 //
@@ -72,8 +75,8 @@ import (
 //
 // A later outage means "not yet": the link may be back a second later. The outage
 // ends its round. Sockets that wait go on waiting, and the next round begins after
-// the usual pause. Only errors that time never mends, such as a local firewall,
-// end a target in every round.
+// the usual pause. Only permanent errors, such as those of a local firewall, end a
+// target in every round.
 //
 // # What a server's log shows
 //
@@ -86,51 +89,51 @@ import (
 // On other systems the RST usually comes with the handshake, and sshd sees nothing.
 // At worst the RST is delayed. Each loser, at most two per address, then leaves a
 // line "Connection reset by peer". With OpenSSH 9.8 or later it also leaves one
-// second of PerSourcePenalties' noauth. Fifteen such seconds are needed before
-// sshd refuses anything. MaxStartups (10:30:100) sees at most three connections
-// from one address, the winner among them.
+// second of PerSourcePenalties' noauth. sshd refuses connections only after fifteen
+// such seconds. MaxStartups (10:30:100) counts at most three connections from one
+// address, including the winner.
 type Dialer struct {
 	// Family is "ip4", "ip6", or "ip" or "" for both.
 	Family string
 
-	// Resolve returns the addresses of a host, the preferred one first. It is
-	// not asked about a literal address. If nil, [net.DefaultResolver] answers.
-	// If that resolver gets an answer for one family only, Connect uses the answer
-	// after 0.35 s. It does so for names with a final dot, and for names with the
-	// dots that make a resolver try them before any search domain.
+	// Resolve returns the addresses of a host, the preferred address first. It is
+	// not called for a literal address. If Resolve is nil, [net.DefaultResolver] is
+	// used. If that resolver gets an answer for one family only, Connect uses the
+	// answer after 0.35 s. Connect does so for names with a final dot, and for names
+	// with enough dots that a resolver tries them before any search domain.
 	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
 
 	// Source returns the local address for the knocks and dials of one round.
-	// If it is nil, or the address is the zero Addr, the kernel chooses. An
+	// If Source is nil, or the address is the zero Addr, the kernel chooses. An
 	// error ends the attempts on that address. After the first knocks have left,
-	// an error ends only its round, unless time never mends it, such as EACCES.
+	// an error ends only its round, unless it is permanent, such as EACCES.
 	Source func(to netip.Addr) (netip.Addr, error)
 
 	// Knock sends the knocks of a round, counted from 0 for each address, and
 	// returns when they have left. An error ends the attempts on that address. Two
-	// kinds of errors end only the round: those that pass, such as ENOBUFS, and,
+	// kinds of errors end only the round: temporary errors, such as ENOBUFS, and,
 	// after the first knocks have left, a missing route or source address. ICMP
 	// messages about earlier knocks are not errors: those ports are meant to look
 	// closed.
 	//
-	// If Knock is nil nothing is sent, and as nothing then opens the port a
-	// refusal is final too.
+	// If Knock is nil, no knocks are sent. Nothing then opens the port, so the error
+	// "connection refused" is final too.
 	Knock func(ctx context.Context, from, to netip.Addr, round int) error
 
-	// Dial opens one connection. It must end as soon as ctx does. If nil, the
-	// Dialer opens a TCP connection itself. Only such a connection is closed by
-	// RST if it loses.
+	// Dial opens one connection. It must end as soon as ctx is done. If Dial is nil,
+	// the Dialer opens a TCP connection itself. Only a connection that the Dialer has
+	// opened itself is closed by RST if it loses.
 	Dial func(ctx context.Context, from netip.Addr, to netip.AddrPort) (net.Conn, error)
 
-	// Timeout is the time from the start to the connection, resolution and all
-	// rounds together. If it is not positive, only the context ends the search.
+	// Timeout limits the time from the start to the connection, including the
+	// resolution and all rounds. If it is not positive, only the context sets a limit.
 	Timeout time.Duration
 
 	// Hedge is the time from the SYN of round 0 to round 1. If it is not positive,
 	// it is 150 ms.
 	Hedge time.Duration
 
-	// Trace, if not nil, is told what happens, one event at a time. It must not
-	// block: the attempts wait for it.
+	// Trace, if not nil, is called for each event, one call at a time. It must not
+	// block, because the attempts wait for it.
 	Trace func(Event)
 }

@@ -40,12 +40,12 @@ func (d *Dialer) Addresses(ctx context.Context, host string) ([]netip.Addr, erro
 	return addrs, nil
 }
 
-// interleave returns each address of the family once, IPv4 and IPv6 in turn,
-// the family of the first address first (RFC 8305, section 4).
+// interleave returns each address of the family once. IPv4 and IPv6 alternate, and the
+// family of the first address comes first (RFC 8305, section 4).
 func interleave(addrs []netip.Addr, family string) []netip.Addr {
 	var kept []netip.Addr
 	rank := make(map[netip.Addr]int) // even for the family of the first address, odd for the other
-	next := make(map[bool]int)       // the next address's rank, by whether that is an IPv4 address
+	next := make(map[bool]int)       // rank of the next IPv4 address (true) and IPv6 address (false)
 	for _, a := range addrs {
 		a = a.Unmap()
 		if _, seen := rank[a]; seen || family == "ip4" && !a.Is4() || family == "ip6" && !a.Is6() {
@@ -63,16 +63,16 @@ func interleave(addrs []netip.Addr, family string) []netip.Addr {
 }
 
 // The rest of this file looks a name up for both families, even if one family never
-// gets an answer. Some routers and VPNs drop every question for an IPv6 address. The
-// lookup of both families then waits for the missing answer until the time of the
-// connection is up.
+// gets an answer. Some routers and VPNs drop every question for an IPv6 address. A
+// plain lookup of both families would then wait for the missing answer until the time
+// of the connection is up.
 
 const (
-	jointSilence = 300 * time.Millisecond // after this time each family is asked alone
-	familyGrace  = 50 * time.Millisecond  // the time for the other family's answer (RFC 8305, section 3)
+	jointSilence = 300 * time.Millisecond // without an answer for this time, each family is asked alone
+	familyGrace  = 50 * time.Millisecond  // time to wait for the other family's answer (RFC 8305, section 3)
 )
 
-// lookupFunc is [net.Resolver.LookupNetIP], or a test's.
+// lookupFunc is [net.Resolver.LookupNetIP], or a replacement in a test.
 type lookupFunc func(ctx context.Context, network, host string) ([]netip.Addr, error)
 
 // lookUp returns the addresses of host that net.DefaultResolver knows.
@@ -81,17 +81,17 @@ func lookUp(ctx context.Context, family, host string) ([]netip.Addr, error) {
 	if family == "ip4" || family == "ip6" {
 		return lookup(ctx, family, host)
 	}
-	conf, _ := os.ReadFile("/etc/resolv.conf") // a system without this file has the default
+	conf, _ := os.ReadFile("/etc/resolv.conf") // without this file the default applies
 	return lookup.bothFamilies(ctx, host, strings.Count(host, ".") >= ndots(string(conf)))
 }
 
-// bothFamilies asks for both families at once. If that gets no answer for a while,
-// it asks for each family alone too, and the answer for one family is enough. An
-// answer to the first question still counts more.
+// bothFamilies asks for both families at once. If no answer comes within jointSilence,
+// it also asks for each family alone. An answer for one family is then enough. If the
+// lookup of both families answers meanwhile, bothFamilies returns that answer.
 //
-// Two lookups of a name that search domains complete may find two machines. So
-// each family is asked only for the name as it was given, and only if the resolver
-// tries that name before any search domain: asGiven says whether it does.
+// If search domains complete a name, two lookups may find two machines. Each family is
+// therefore asked only for the name as it was given, and only if the resolver tries
+// that name before any search domain. asGiven reports whether the resolver does so.
 func (lookup lookupFunc) bothFamilies(ctx context.Context, host string, asGiven bool) ([]netip.Addr, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -108,7 +108,7 @@ func (lookup lookupFunc) bothFamilies(ctx context.Context, host string, asGiven 
 		return c
 	}
 	both := ask("ip", host)
-	var ip4, ip6 <-chan answer // nil before the question and after the answer
+	var ip4, ip6 <-chan answer // each is nil before its question and after its answer
 	var silence, grace <-chan time.Time
 	if asGiven || strings.HasSuffix(host, ".") {
 		silence = time.After(jointSilence)
@@ -143,9 +143,10 @@ func (lookup lookupFunc) bothFamilies(ctx context.Context, host string, asGiven 
 	return nil, failure
 }
 
-// ndots returns the number of dots from which on a resolver tries a name as it was
-// given before any search domain. conf is the text of resolv.conf, read as Go and
-// glibc do: the last option counts, and text that is not a number counts as 0.
+// ndots returns how many dots a name needs so that a resolver tries it, as it was given,
+// before any search domain. conf is the text of resolv.conf. ndots reads it as Go and
+// glibc do: the last option counts, text that is not a number counts as 0, and the
+// maximum is 15.
 func ndots(conf string) int {
 	n := 1
 	option := regexp.MustCompile(`(?m)^[ \t]*options[ \t](?:.*[ \t])?ndots:(\d*)`)

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-func TestResolve(t *testing.T) {
+func TestAddressesFilterAndAlternateFamilies(t *testing.T) {
 	ip := netip.MustParseAddr
 	for _, test := range []struct {
 		host, family string
@@ -35,13 +35,13 @@ func TestResolve(t *testing.T) {
 		}
 		got, err := d.Addresses(t.Context(), test.host)
 		if !slices.Equal(got, test.want) || (err == nil) != (test.want != nil) {
-			t.Errorf("%s %s: %v %v, want %v", test.host, test.family, got, err, test.want)
+			t.Errorf("host %q, family %q: addresses %v, error %v, want addresses %v", test.host, test.family, got, err, test.want)
 		}
 	}
 }
 
-// TestNameIsResolvedOnce: the first answer holds for all rounds, also if the name
-// changes while the port is closed. Knocks and connection go to the same address.
+// TestNameIsResolvedOnce: the first answer holds for all rounds, even if the address of
+// the name changes while the port is closed. Knocks and connection go to the same address.
 func TestNameIsResolvedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeNet(t, func(netip.Addr, int) (time.Duration, error) { return 30 * ms, errRefused })
@@ -52,19 +52,21 @@ func TestNameIsResolvedOnce(t *testing.T) {
 			return []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, asked})}, nil
 		}
 		if _, err := d.Connect(t.Context(), "vps", 22); err == nil {
-			t.Fatal("connected")
+			t.Fatal("Connect returned a connection, want an error")
 		}
 		if asked != 1 || len(f.syns) != 1 {
-			t.Errorf("asked %d times, and dialed %v", asked, f.syns)
+			t.Errorf("Resolve was called %d times, and these addresses were dialed: %v; want one of each", asked, f.syns)
 		}
 	})
 }
 
-func TestLiteralAddressKeepsZone(t *testing.T) {
+// TestLiteralAddressIsNotResolved: a literal address is used as it is, with its zone, or
+// is an error if its family is excluded.
+func TestLiteralAddressIsNotResolved(t *testing.T) {
 	for _, host := range []string{"fe80::1%eth0", "2001:db8::1", "192.0.2.1"} {
 		addrs, err := new(Dialer).Addresses(t.Context(), host)
 		if err != nil || len(addrs) != 1 || addrs[0].String() != host {
-			t.Errorf("%s: %v, %v", host, addrs, err)
+			t.Errorf("%s: addresses %v, error %v, want the literal address", host, addrs, err)
 		}
 	}
 	_, err := (&Dialer{Family: "ip6"}).Addresses(t.Context(), "192.0.2.1")
@@ -73,14 +75,17 @@ func TestLiteralAddressKeepsZone(t *testing.T) {
 	}
 }
 
-func TestResolveErrors(t *testing.T) {
+// TestFailedResolveIsResolveError: the error is a ResolveError if the name is unknown,
+// and if the time is up during the lookup. The error of a cancelled lookup contains
+// context.Canceled.
+func TestFailedResolveIsResolveError(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newFakeNet(t, nil).dialer()
 		cause := &net.DNSError{Err: "no such host", Name: "vps", IsNotFound: true}
 		d.Resolve = func(context.Context, string) ([]netip.Addr, error) { return nil, cause }
 		_, err := d.Connect(t.Context(), "vps", 22)
 		if _, ok := errors.AsType[*ResolveError](err); !ok || err.Error() != `cannot resolve "vps": no such host` {
-			t.Errorf("error %v", err)
+			t.Errorf("unknown name: error %v", err)
 		}
 
 		d.Resolve = func(ctx context.Context, _ string) ([]netip.Addr, error) {
@@ -90,12 +95,12 @@ func TestResolveErrors(t *testing.T) {
 		start := time.Now()
 		_, err = d.Connect(t.Context(), "vps", 22)
 		if _, ok := errors.AsType[*ResolveError](err); !ok || time.Since(start) != d.Timeout {
-			t.Errorf("error %v after %v", err, time.Since(start))
+			t.Errorf("lookup without an answer: error %v after %v, want a ResolveError after 10s", err, time.Since(start))
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		time.AfterFunc(ms, cancel)
 		if _, err = d.Connect(ctx, "vps", 22); !errors.Is(err, context.Canceled) {
-			t.Errorf("error %v", err)
+			t.Errorf("cancelled lookup: error %v, want context.Canceled", err)
 		}
 	})
 }
@@ -116,21 +121,21 @@ func TestFamilyWithoutAnswerIsNotAwaited(t *testing.T) {
 		name    string
 		host    string
 		asGiven bool
-		replies map[string]reply // by network and name; a lookup that is missing here never ends by itself
+		replies map[string]reply // keyed by network and name; a lookup without a reply here never ends by itself
 		took    time.Duration
 		want    []netip.Addr
 		err     error
-		asked   int // lookups
+		asked   int // number of lookups
 	}{{
-		name: "both answer", host: "vps.example", asGiven: true,
+		name: "the joint lookup answers within 300 ms", host: "vps.example", asGiven: true,
 		replies: map[string]reply{"ip vps.example": {after: 299 * ms, addrs: []netip.Addr{v6, v4}}},
 		took:    299 * ms, want: []netip.Addr{v6, v4}, asked: 1,
 	}, {
-		name: "no such host", host: "vps.example", asGiven: true,
+		name: "the joint lookup finds no such host", host: "vps.example", asGiven: true,
 		replies: map[string]reply{"ip vps.example": {after: 299 * ms, err: notFound}},
 		took:    299 * ms, err: notFound, asked: 1,
 	}, {
-		name: "a server that fails at once", host: "vps.example", asGiven: true,
+		name: "the DNS server fails at once", host: "vps.example", asGiven: true,
 		replies: map[string]reply{"ip vps.example": {after: 10 * ms, err: servfail}},
 		took:    10 * ms, err: servfail, asked: 1,
 	}, {
@@ -149,14 +154,14 @@ func TestFamilyWithoutAnswerIsNotAwaited(t *testing.T) {
 		},
 		took: 340 * ms, want: []netip.Addr{v6, v4}, asked: 3,
 	}, {
-		name: "IPv6 has no address, and the joint lookup no answer", host: "vps.example", asGiven: true,
+		name: "the name has no IPv6 address, and the joint lookup gets no answer", host: "vps.example", asGiven: true,
 		replies: map[string]reply{
 			"ip4 vps.example.": {after: 10 * ms, addrs: []netip.Addr{v4}},
 			"ip6 vps.example.": {after: 20 * ms, err: notFound},
 		},
 		took: 320 * ms, want: []netip.Addr{v4}, asked: 3,
 	}, {
-		name: "the joint lookup answers meanwhile", host: "vps.example", asGiven: true,
+		name: "the joint lookup answers during the lookups of each family", host: "vps.example", asGiven: true,
 		replies: map[string]reply{
 			"ip vps.example":   {after: 340 * ms, addrs: []netip.Addr{v6, v4}},
 			"ip4 vps.example.": {after: 10 * ms, addrs: other},
@@ -171,14 +176,14 @@ func TestFamilyWithoutAnswerIsNotAwaited(t *testing.T) {
 		},
 		took: 500 * ms, want: []netip.Addr{v4}, asked: 3,
 	}, {
-		name: "the joint lookup finds no such host meanwhile", host: "vps.example", asGiven: true,
+		name: "the joint lookup finds no such host during the lookups of each family", host: "vps.example", asGiven: true,
 		replies: map[string]reply{
 			"ip vps.example":   {after: 340 * ms, err: notFound},
 			"ip4 vps.example.": {after: 10 * ms, addrs: other},
 		},
 		took: 340 * ms, err: notFound, asked: 3,
 	}, {
-		name: "the joint lookup fails meanwhile", host: "vps.example", asGiven: true,
+		name: "the joint lookup fails during the lookups of each family", host: "vps.example", asGiven: true,
 		replies: map[string]reply{
 			"ip vps.example":   {after: 400 * ms, err: servfail},
 			"ip4 vps.example.": {after: 200 * ms, addrs: []netip.Addr{v4}},
@@ -193,17 +198,17 @@ func TestFamilyWithoutAnswerIsNotAwaited(t *testing.T) {
 		},
 		took: 500 * ms, err: servfail, asked: 3,
 	}, {
-		name: "no answer at all", host: "vps.example", asGiven: true,
+		name: "no lookup gets an answer", host: "vps.example", asGiven: true,
 		took: 10 * time.Second, err: context.DeadlineExceeded, asked: 3,
 	}, {
-		name: "search domains come first", host: "vps",
+		name: "the resolver tries search domains first", host: "vps",
 		replies: map[string]reply{
 			"ip vps":   {after: 5 * time.Second, addrs: []netip.Addr{v4}},
 			"ip4 vps.": {after: 10 * ms, addrs: other},
 		},
 		took: 5 * time.Second, want: []netip.Addr{v4}, asked: 1,
 	}, {
-		name: "an absolute name", host: "vps.",
+		name: "the name has a final dot", host: "vps.",
 		replies: map[string]reply{"ip4 vps.": {after: 10 * ms, addrs: []netip.Addr{v4}}},
 		took:    360 * ms, want: []netip.Addr{v4}, asked: 3,
 	}} {
@@ -225,7 +230,7 @@ func TestFamilyWithoutAnswerIsNotAwaited(t *testing.T) {
 				})
 				got, err := lookup.bothFamilies(ctx, test.host, test.asGiven)
 				if !slices.Equal(got, test.want) || !errors.Is(err, test.err) {
-					t.Errorf("%v, %v, want %v, %v", got, err, test.want, test.err)
+					t.Errorf("addresses %v, error %v, want %v, %v", got, err, test.want, test.err)
 				}
 				if took := time.Since(start); took != test.took {
 					t.Errorf("took %v, want %v", took, test.took)
@@ -238,7 +243,7 @@ func TestFamilyWithoutAnswerIsNotAwaited(t *testing.T) {
 	}
 }
 
-func TestNdots(t *testing.T) {
+func TestNdotsReadsResolvConf(t *testing.T) {
 	for conf, want := range map[string]int{
 		"":                                    1,
 		"nameserver 192.0.2.53\nsearch lan\n": 1,

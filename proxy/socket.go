@@ -8,24 +8,24 @@ import (
 	"syscall"
 )
 
-// dialTCP opens a TCP connection from the address from, any port, to the
-// address and port to. If from is the zero Addr the kernel chooses.
+// dialTCP opens a TCP connection from any port of the address from to the address and
+// port to. If from is the zero Addr, the kernel chooses the source address.
 //
-// Until Connect has chosen it, the connection is one that may lose: Close ends
-// it by RST, and on Linux the last ACK of the handshake is held back for up to
-// 200 ms, so that the server does not accept a connection that is closed before.
-// Keep-alive probes are on, at the system's own intervals: a sleeping laptop's
-// session is none that has died.
+// The connection may lose until Connect has chosen it. Until then, Close ends it by RST.
+// On Linux the last ACK of the handshake is also held back for up to 200 ms. A server does
+// not accept a connection that is closed before the ACK leaves.
 //
-// An error that the network has sent, rather than this machine's own routing
-// table, does not end the attempts of a [Dialer].
+// Keep-alive probes are on, at the system's own intervals. The session of a sleeping
+// laptop is therefore not taken for dead too early.
+//
+// An ICMP message may cause the same error as a missing route of this machine. dialTCP
+// returns such an error as a rejection, which does not end the attempts of a [Dialer].
 func dialTCP(ctx context.Context, from netip.Addr, to netip.AddrPort) (net.Conn, error) {
 	d := net.Dialer{
 		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: -1, Interval: -1, Count: -1},
-		// The socket ends by RST when it is closed, whatever its state. This is set
-		// before the connect, so that no moment is left in which a cancelled
-		// socket could end by FIN. Options that a system lacks are no reason
-		// not to connect.
+		// Closing the socket sends RST in every state. The option is set before the
+		// connect, so that a cancelled socket never ends by FIN. Errors are ignored:
+		// a system that lacks an option can still connect.
 		Control: func(_, _ string, c syscall.RawConn) error {
 			return c.Control(func(fd uintptr) {
 				_ = syscall.SetsockoptLinger(handle(fd), syscall.SOL_SOCKET, syscall.SO_LINGER, &syscall.Linger{Onoff: 1})
@@ -46,18 +46,19 @@ func dialTCP(ctx context.Context, from netip.Addr, to netip.AddrPort) (net.Conn,
 	return conn, nil
 }
 
-// settle makes a connection of dialTCP an ordinary one.
+// settle makes a connection of dialTCP an ordinary connection: Close ends it by FIN, and
+// the last ACK of the handshake leaves.
 func settle(conn net.Conn) {
 	if tcp, ok := conn.(*net.TCPConn); ok {
-		// An error means that the connection is dead already, which the first
-		// read or write will say.
+		// An error means that the connection is dead already. The first read or
+		// write will report that.
 		_ = tcp.SetLinger(-1)
 		_ = control(tcp, releaseHoldBack)
 	}
 }
 
 // control calls f with the descriptor of c. Until f returns, the descriptor is in use
-// and cannot be closed. Unlike Fd, control does not change a flag of it.
+// and cannot be closed. Unlike Fd, control does not change a flag of the descriptor.
 func control(c syscall.Conn, f func(fd uintptr)) error {
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -66,14 +67,14 @@ func control(c syscall.Conn, f func(fd uintptr)) error {
 	return raw.Control(f)
 }
 
-// isUnreachable reports whether err is one that either this machine or an ICMP
-// message may have caused. Only ICMPv6 has one that becomes EACCES.
+// isUnreachable reports whether an ICMP message may have caused err. This machine's own
+// routing table may have caused it as well. Only ICMPv6 has a message that becomes EACCES.
 func isUnreachable(err error, to netip.Addr) bool {
 	return isOneOf(err, errnosUnreachable) || to.Is6() && errors.Is(err, errnoProhibited)
 }
 
-// hasRoute reports whether this machine would send a packet from from to to.
-// Connecting a UDP socket asks the routing table and sends nothing.
+// hasRoute reports whether this machine has a route for packets from from to to. It
+// connects a UDP socket, which asks the routing table and does not send a packet.
 func hasRoute(ctx context.Context, from netip.Addr, to netip.AddrPort) bool {
 	conn, err := new(net.Dialer).DialUDP(ctx, "udp", netip.AddrPortFrom(from, 0), to)
 	if err != nil {

@@ -2,11 +2,14 @@ package proxy
 
 import "golang.org/x/sys/unix"
 
-// setHoldBack has the kernel keep the last ACK of the handshake for up to
-// 200 ms, for data to go with it: tcp_rcv_synsent_state_process does so for a
-// client that has set TCP_DEFER_ACCEPT. A server that does not get it does not
-// accept. If the source address will be bound, the port is left to the connect:
-// it may then be one that is in use towards another peer.
+// setHoldBack makes the kernel hold back the last ACK of the handshake for up to
+// 200 ms. The ACK then leaves together with the first data. The kernel's function
+// tcp_rcv_synsent_state_process does this for a client that has set TCP_DEFER_ACCEPT. A
+// server that does not get the ACK does not accept the connection.
+//
+// If the source address will be bound, setHoldBack leaves the choice of the port to
+// connect(2) instead of bind(2). connect(2) may choose a port that is in use towards
+// another peer.
 func setHoldBack(fd uintptr, bound bool) {
 	_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, 1)
 	if bound {
@@ -14,8 +17,8 @@ func setHoldBack(fd uintptr, bound bool) {
 	}
 }
 
-// releaseHoldBack sends the ACK that is due, so that a server that speaks first
-// does so now.
+// releaseHoldBack sends the ACK that was held back. A server that speaks first, such as
+// sshd, can then do so.
 func releaseHoldBack(fd uintptr) {
 	_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, 0)
 	_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_QUICKACK, 1)

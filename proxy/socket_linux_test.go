@@ -13,7 +13,7 @@ import (
 
 func TestLoserIsNeverAccepted(t *testing.T) {
 	l, addr := listen(t)
-	late := 0 // were closed when the ACK may have left: on a busy machine
+	late := 0 // connections closed so late that the ACK may have left, on a busy machine
 	for i := range 10 {
 		start := time.Now()
 		conn, err := dialTCP(t.Context(), netip.Addr{}, addr)
@@ -21,14 +21,14 @@ func TestLoserIsNeverAccepted(t *testing.T) {
 			t.Fatal(err)
 		}
 		if i%2 == 1 {
-			time.Sleep(20 * time.Millisecond) // the server's SYN-ACK is an RTT old
+			time.Sleep(20 * time.Millisecond) // the server sent its SYN-ACK an RTT ago
 		}
 		conn.Close()
 		if time.Since(start) > 150*time.Millisecond {
 			late++
 		}
 	}
-	// Later than any delayed ACK.
+	// By this deadline every delayed ACK has left.
 	if err := l.SetDeadline(time.Now().Add(300 * time.Millisecond)); err != nil {
 		t.Fatal(err)
 	}
@@ -44,12 +44,12 @@ func TestLoserIsNeverAccepted(t *testing.T) {
 		conn.Close()
 	}
 	if accepted > late {
-		t.Errorf("accepted %d, of which %d were closed late", accepted, late)
+		t.Errorf("the server accepted %d losers, want at most the %d that were closed late", accepted, late)
 	}
 }
 
 // TestBannerIsNotDelayed: a server that speaks first, such as sshd, accepts at once.
-// The fastest of five connections counts: a busy machine may be slow, but a delayed
+// The fastest of five connections counts, because a busy machine may be slow. A delayed
 // ACK always costs 200 ms.
 func TestBannerIsNotDelayed(t *testing.T) {
 	l, addr := listen(t)
@@ -84,9 +84,9 @@ func TestBannerIsNotDelayed(t *testing.T) {
 	held := banner(func() (net.Conn, error) { return dialTCP(t.Context(), netip.Addr{}, addr) })
 	t.Logf("banner after %v, and after %v with the ACK held back", settled, held)
 	if settled > 100*time.Millisecond {
-		t.Errorf("banner after %v", settled)
+		t.Errorf("banner after %v, want at most 100ms", settled)
 	}
-	if held < 30*time.Millisecond { // or else the test above shows nothing
+	if held < 30*time.Millisecond { // otherwise the check of settled proves nothing
 		t.Errorf("the ACK was not held back: banner after %v", held)
 	}
 }
@@ -118,10 +118,10 @@ func TestWinnerHasSystemOptions(t *testing.T) {
 			t.Error("keep-alive is off")
 		}
 		if idle := get(unix.IPPROTO_TCP, unix.TCP_KEEPIDLE); idle != system {
-			t.Errorf("keep-alive probes after %d s, the system's are %d s", idle, system)
+			t.Errorf("keep-alive probes after %d s, want the system's %d s", idle, system)
 		}
 		if n := get(unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT); n != 0 {
-			t.Errorf("TCP_DEFER_ACCEPT is %d", n)
+			t.Errorf("TCP_DEFER_ACCEPT is %d, want 0", n)
 		}
 		if get(unix.SOL_SOCKET, unix.SO_LINGER) != 0 {
 			t.Error("SO_LINGER is on")

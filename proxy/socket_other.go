@@ -2,7 +2,7 @@
 
 package proxy
 
-// Only Linux can hold an ACK back.
+// Only Linux can hold back the last ACK of a handshake.
 
 func setHoldBack(uintptr, bool) {}
 

@@ -23,7 +23,7 @@ func listen(t *testing.T) (*net.TCPListener, netip.AddrPort) {
 	return l, l.Addr().(*net.TCPAddr).AddrPort()
 }
 
-// pair returns the two ends of a connection that Connect has made.
+// pair returns both ends of a connection that Connect has made.
 func pair(t *testing.T) (client, server *net.TCPConn) {
 	t.Helper()
 	l, addr := listen(t)
@@ -39,13 +39,13 @@ func pair(t *testing.T) (client, server *net.TCPConn) {
 	}
 	client, server = conn.(*net.TCPConn), <-accepted
 	if server == nil {
-		t.Fatal("not accepted")
+		t.Fatal("the listener did not accept the connection")
 	}
 	t.Cleanup(func() { client.Close(); server.Close() })
 	return client, server
 }
 
-func TestDialTCPSource(t *testing.T) {
+func TestDialTCPUsesSourceAddress(t *testing.T) {
 	_, addr := listen(t)
 	conn, err := dialTCP(t.Context(), loopback, addr)
 	if err != nil {
@@ -53,15 +53,15 @@ func TestDialTCPSource(t *testing.T) {
 	}
 	defer conn.Close()
 	if got := conn.LocalAddr().(*net.TCPAddr).AddrPort().Addr(); got != loopback {
-		t.Errorf("from %v", got)
+		t.Errorf("local address %v, want 127.0.0.1", got)
 	}
 }
 
-func TestDialTCPErrors(t *testing.T) {
+func TestDialTCPErrorKinds(t *testing.T) {
 	l, addr := listen(t)
 	l.Close()
-	if _, err := dialTCP(t.Context(), netip.Addr{}, addr); !isRefusal(err) || isHopeless(err) || IsNoRoute(err) {
-		t.Errorf("closed port: %v", err)
+	if _, err := dialTCP(t.Context(), netip.Addr{}, addr); !isRefusal(err) || isPermanent(err) || IsNoRoute(err) {
+		t.Errorf("closed port: error %v, want only a refusal", err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
@@ -69,21 +69,21 @@ func TestDialTCPErrors(t *testing.T) {
 		from, to string
 		is       func(error) bool
 	}{
-		{"192.0.2.1", "127.0.0.1", IsNoRoute}, // not an address of ours
-		{"::1", "127.0.0.1", isHopeless},      // two families
-		{"", "fe80::1", isHopeless},           // no zone
+		{"192.0.2.1", "127.0.0.1", IsNoRoute}, // this machine does not have the address
+		{"::1", "127.0.0.1", isPermanent},     // the addresses are of two families
+		{"", "fe80::1", isPermanent},          // the address has no zone
 	} {
 		from, _ := netip.ParseAddr(test.from)
 		to := netip.AddrPortFrom(netip.MustParseAddr(test.to), addr.Port())
 		if _, err := dialTCP(ctx, from, to); !test.is(err) {
-			t.Errorf("from %q to %q: %v", test.from, test.to, err)
+			t.Errorf("from %q to %q: error %v is of the wrong kind", test.from, test.to, err)
 		}
 	}
 }
 
-// TestConnectOverLoopback: the port opens after the first knocks, and a later SYN
-// finds it open.
-func TestConnectOverLoopback(t *testing.T) {
+// TestLaterSYNFindsOpenedPort: the port opens after the first knocks. A later SYN gets
+// the connection.
+func TestLaterSYNFindsOpenedPort(t *testing.T) {
 	l, addr := listen(t)
 	l.Close()
 	var open sync.Once
@@ -117,7 +117,7 @@ func TestWinnerClosesByFIN(t *testing.T) {
 	}
 	client.Close()
 	if got, err := io.ReadAll(server); string(got) != "last words" || err != nil {
-		t.Errorf("got %q, %v", got, err)
+		t.Errorf("the server got %q, error %v, want its data and no error", got, err)
 	}
 }
 
@@ -127,7 +127,7 @@ func TestLoserClosesByRST(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Data makes any system finish the handshake.
+	// With data to send, every system finishes the handshake.
 	if _, err := conn.Write([]byte("x")); err != nil {
 		t.Fatal(err)
 	}
@@ -138,6 +138,6 @@ func TestLoserClosesByRST(t *testing.T) {
 	defer server.Close()
 	conn.Close()
 	if _, err := io.ReadAll(server); err == nil || errors.Is(err, io.EOF) {
-		t.Errorf("the loser left in order: %v", err)
+		t.Errorf("the server read to the end, error %v, want a reset", err)
 	}
 }

@@ -10,11 +10,11 @@ var (
 	errnosNoRoute     = []syscall.Errno{
 		syscall.EHOSTUNREACH, syscall.ENETUNREACH, syscall.ENETDOWN, syscall.EADDRNOTAVAIL,
 	}
-	errnosHopeless = []syscall.Errno{
+	errnosPermanent = []syscall.Errno{
 		syscall.EAFNOSUPPORT, syscall.EACCES, syscall.EPERM,
 		syscall.EINVAL, // a link-local address without its zone
 	}
-	errnosPassing = []syscall.Errno{
+	errnosTemporary = []syscall.Errno{
 		syscall.ECONNREFUSED, syscall.ENOBUFS, syscall.ENOMEM, syscall.EAGAIN, syscall.EINTR,
 	}
 )

@@ -12,8 +12,8 @@ var (
 	errnosNoRoute     = []syscall.Errno{
 		windows.WSAEHOSTUNREACH, windows.WSAENETUNREACH, windows.WSAENETDOWN, windows.WSAEADDRNOTAVAIL,
 	}
-	errnosHopeless = []syscall.Errno{windows.WSAEAFNOSUPPORT, windows.WSAEACCES, windows.WSAEINVAL}
-	errnosPassing  = []syscall.Errno{
+	errnosPermanent = []syscall.Errno{windows.WSAEAFNOSUPPORT, windows.WSAEACCES, windows.WSAEINVAL}
+	errnosTemporary = []syscall.Errno{
 		windows.WSAECONNREFUSED, windows.WSAECONNRESET, windows.WSAENOBUFS, windows.WSAEWOULDBLOCK,
 	}
 )

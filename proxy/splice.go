@@ -12,38 +12,43 @@ import (
 const (
 	bufferSize = 64 << 10
 
-	// bulk is how much comes at once in a transfer, in bytes: more than anybody
-	// types, and less than an ordinary pipe holds when each packet takes one of
-	// its sixteen slots.
-	bulk = 16 << 10
+	// bulkSize is the number of bytes in one read from which on a stream counts as a
+	// transfer. It is more than a user types, and less than an ordinary pipe holds when
+	// each packet takes one of its sixteen slots.
+	bulkSize = 16 << 10
 )
 
-// Splice copies in to conn and conn to out, as netcat does for ssh, and closes
-// conn before it returns.
+// Splice copies in to conn and conn to out, as netcat does for ssh. It closes conn
+// before it returns. Splice has no idle timeout. It returns in these cases:
 //
-// It returns when conn has been read to its end and all of that is written to
-// out, whatever in does; when out takes no more; when reading conn fails; or
-// when ctx is done, with its error. The end of in closes only the sending half
-// of conn, if it can do that: a reply that comes later arrives whole. So does
-// one that the peer had sent before it stopped listening to us. There is no
-// idle timeout. A Read of in, or a Write to out, that is under way when Splice
-// returns goes on in the background, for nothing can end it but the process.
+//   - conn has been read to its end and all of it is written to out, even if in is open;
+//   - out does not accept more data;
+//   - reading conn fails;
+//   - ctx is done. The error is then that of ctx.
 //
-// On Linux, between a pipe and a TCP connection, splice(2) moves what is much
-// without a copy, and without a change to a flag of the pipe, which others share.
-// For a download, out is made to hold 256 KiB if it is a pipe that holds less and
-// the kernel allows it. The size of in is never changed: what waits in it delays
-// every key that is pressed later. Deadlines of conn do not end a splice(2).
+// At the end of in, Splice closes only the sending half of conn, if conn can do that. A
+// reply that comes later arrives complete. A reply that the peer sent before it stopped
+// reading arrives complete too.
 //
-// The error is nil if conn ended in order. A peer that has closed its side needs
-// not take what we still send it.
+// A Read of in or a Write to out may still be under way when Splice returns. The call
+// then goes on in the background, because only the end of the process can end it.
 //
-// If out is a pipe or a socket, have [ReaderGone] cancel ctx: nothing else tells
-// that its reader has gone while the peer says nothing.
+// On Linux, splice(2) moves large amounts of data between a pipe and a TCP connection
+// without a copy. It does not change a flag of the pipe, because other processes share
+// the flags. For a download, Splice enlarges out to 256 KiB if out is a smaller pipe and
+// the kernel allows it. Splice never changes the size of in, because data that waits in
+// that pipe delays every key that is pressed later. Deadlines of conn do not end a
+// splice(2).
+//
+// The error is nil if conn ended in order. A peer that has closed its side does not have
+// to accept the data that Splice still sends.
+//
+// If out is a pipe or a socket, let [ReaderGone] cancel ctx. Otherwise Splice does not
+// notice that the reader of out has gone until the peer sends data.
 func Splice(ctx context.Context, conn net.Conn, in io.Reader, out io.Writer) error {
 	defer conn.Close()
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel() // before the Close, which waits for a splice(2) to let go of conn
+	defer cancel() // runs before conn.Close, which waits until splice(2) has released conn
 	sent := make(chan error, 1)
 	received := make(chan error, 1)
 	go func() { sent <- send(ctx, conn, in) }()
@@ -57,7 +62,7 @@ func Splice(ctx context.Context, conn net.Conn, in io.Reader, out io.Writer) err
 	}
 	if err == nil {
 		select {
-		case err = <-sent: // Linux reports a reset once: a write may have taken it from the read
+		case err = <-sent: // Linux reports a reset only once: to the write, or to the read
 		default:
 		}
 	}
@@ -68,13 +73,13 @@ func Splice(ctx context.Context, conn net.Conn, in io.Reader, out io.Writer) err
 func send(ctx context.Context, conn net.Conn, in io.Reader) error {
 	readErr, writeErr := stream(ctx, conn, in)
 	if writeErr != nil {
-		if errors.Is(writeErr, syscall.EPIPE) { // closed by the peer, in order
+		if errors.Is(writeErr, syscall.EPIPE) { // the peer has closed the connection in order
 			return nil
 		}
 		return writeErr
 	}
 	if c, ok := conn.(interface{ CloseWrite() error }); ok {
-		_ = c.CloseWrite() // if it fails, reading conn says why
+		_ = c.CloseWrite() // if this fails, reading conn reports why
 	}
 	if readErr != nil {
 		return fmt.Errorf("read input: %w", readErr)
@@ -91,14 +96,16 @@ func receive(ctx context.Context, out io.Writer, conn net.Conn) error {
 	return readErr
 }
 
-// stream moves src to dst until one of them ends, and tells which: both errors
-// are nil at the end of src. What is little goes through a buffer: a program that
-// waits for a key's echo is woken up later by splice(2) than by write(2). It is a
-// plain loop for a reason: io.Copy from a TCP connection to a pipe uses splice(2)
-// too, and keeps a core busy as long as the pipe is full (golang/go#75304).
+// stream moves data from src to dst until src ends or either of them fails. Both errors
+// are nil at the end of src. Otherwise one error tells which side failed.
+//
+// Small amounts go through a buffer, because splice(2) wakes up a program that waits for
+// a key's echo later than write(2) does. stream does not use io.Copy: from a TCP
+// connection to a pipe, io.Copy uses splice(2) too, and keeps a core busy while the pipe
+// is full (golang/go#75304).
 func stream(ctx context.Context, dst io.Writer, src io.Reader) (readErr, writeErr error) {
 	buf := make([]byte, bufferSize)
-	next := copyLittle
+	next := copyUntilBulk
 	for {
 		n, err := src.Read(buf)
 		if n > 0 {
@@ -116,7 +123,7 @@ func stream(ctx context.Context, dst io.Writer, src io.Reader) (readErr, writeEr
 		if err != nil {
 			return err, nil
 		}
-		if n >= bulk && next != copyAll {
+		if n >= bulkSize && next != copyAll {
 			if next, readErr, writeErr = spliceStream(ctx, dst, src); next == finish {
 				return readErr, writeErr
 			}
@@ -124,11 +131,11 @@ func stream(ctx context.Context, dst io.Writer, src io.Reader) (readErr, writeEr
 	}
 }
 
-// step is how a stream goes on after an attempt at splice(2).
+// step tells how a stream goes on after an attempt at splice(2).
 type step int
 
 const (
-	copyLittle step = iota // copy until much comes at once again
-	copyAll                // copy all that comes: splice(2) cannot move this stream
-	finish                 // the stream is at its end, or has failed
+	copyUntilBulk step = iota // copy until a read again returns at least bulkSize bytes
+	copyAll                   // copy the rest of the stream: splice(2) cannot move it
+	finish                    // the stream has ended or failed
 )

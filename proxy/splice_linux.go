@@ -10,21 +10,27 @@ import (
 )
 
 const (
-	// spliceMost is how much one splice(2) is asked to move; a pipe that holds
-	// less moves less.
-	spliceMost = 1 << 20
+	// spliceMax is the number of bytes that one splice(2) is asked to move. With a
+	// pipe that holds less, splice(2) moves less.
+	spliceMax = 1 << 20
 
-	// pipeBulk is how many bytes the output pipe is made to hold for a transfer.
-	// With half of it a download costs more CPU time; with more, no less.
-	pipeBulk = 256 << 10
+	// transferPipeSize is the number of bytes that the output pipe is made to hold for
+	// a transfer. With half as many bytes a download costs more CPU time. With more
+	// bytes it does not cost less.
+	transferPipeSize = 256 << 10
 )
 
-// spliceStream goes on with what stream has begun, for as long as much comes at
-// once, and without a copy, if one of dst and src is a pipe and the other a
-// socket: splice(2) hands the pages over. If they are something else, or the
-// kernel declines, next is copyAll. If little comes, or the end, or no descriptor
-// is left, next is copyLittle. Nothing is lost then, and stream goes on. If ctx is
-// done first, its error is readErr.
+// spliceStream goes on with a transfer that stream has begun. It needs a pipe on one
+// side of the transfer and a socket on the other side. splice(2) then moves the pages
+// without a copy.
+//
+// next tells stream how to go on. No data is lost.
+//
+//   - copyAll: dst and src are not a pipe and a socket, or the kernel declines splice(2).
+//   - copyUntilBulk: less than bulkSize bytes came, src may have ended, or no descriptor
+//     was left.
+//   - finish: the stream has failed, or ctx is done. If ctx is done first, readErr is its
+//     error.
 func spliceStream(ctx context.Context, dst io.Writer, src io.Reader) (next step, readErr, writeErr error) {
 	from, fromOK := src.(syscall.Conn)
 	to, toOK := dst.(syscall.Conn)
@@ -48,24 +54,26 @@ func isPipe(fd int) bool {
 	return unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFIFO
 }
 
-// splice moves what comes out of in into out until little comes, or ctx is done, or
-// something fails.
+// splice moves data from in to out until less than bulkSize bytes come at once, ctx is
+// done, or something fails.
 //
-// It sleeps in poll(2) only. A splice(2) that sleeps for the socket holds the
-// pipe's lock, and with it the program at the pipe's other end, even one that
-// closes the pipe; and one that sleeps for either cannot be woken up to end. So
-// each splice is one that does not wait. Of the EAGAIN that it may answer one
-// cannot tell whom it is about, which is how io.Copy comes to spin
-// (golang/go#75304). Here it is clear: in was seen to be ready, and stays so, as
-// nobody else reads from it; so out is full. If out has room and it is still
-// EAGAIN, this is nothing that waiting mends, such as urgent data next in line.
+// splice sleeps in poll(2) only, and every call of splice(2) returns at once, for two
+// reasons. A splice(2) that sleeps for the socket holds the lock of the pipe. The program
+// at the other end of the pipe then waits too, even if it only closes the pipe. And a
+// splice(2) that sleeps for the pipe or the socket cannot be woken up to end.
+//
+// splice(2) may return EAGAIN, which does not tell whether in or out is not ready. That
+// is why io.Copy spins (golang/go#75304). Here poll(2) has reported that in is ready. in
+// stays ready, because nobody else reads from it. EAGAIN therefore means that out is
+// full. If out has room and splice(2) still returns EAGAIN, waiting does not help. Urgent
+// data that is next in line has this effect.
 func splice(ctx context.Context, in, out int) (next step, readErr, writeErr error) {
 	stop, release := stopper(ctx)
 	defer release()
-	if stop < 0 { // nothing could end the splice, and conn's Close would wait for it
-		return copyLittle, nil, nil
+	if stop < 0 { // ctx could not stop the splice, and conn.Close would wait for the splice
+		return copyUntilBulk, nil, nil
 	}
-	enlarge(out)
+	enlargePipe(out)
 	for {
 		if !await(in, unix.POLLIN, stop) {
 			return finish, ctx.Err(), nil
@@ -78,12 +86,12 @@ func splice(ctx context.Context, in, out int) (next step, readErr, writeErr erro
 			n, err = spliceOnce(in, out)
 		}
 		switch {
-		case err == nil && n >= bulk:
-		case err == nil, err == unix.EAGAIN: // 0 may be the end, or urgent data before it: read(2) tells
-			return copyLittle, nil, nil
+		case err == nil && n >= bulkSize:
+		case err == nil, err == unix.EAGAIN: // 0 bytes: the end, or urgent data; read(2) tells which
+			return copyUntilBulk, nil, nil
 		case err == unix.EFAULT, err == unix.EINVAL, err == unix.ENOSYS, err == unix.EPERM:
-			return copyAll, nil, nil // the kernel declines; gVisor says EFAULT
-		case err == unix.EPIPE, isPipe(in): // a socket that is read never says EPIPE
+			return copyAll, nil, nil // the kernel declines; gVisor returns EFAULT
+		case err == unix.EPIPE, isPipe(in): // reading a socket never returns EPIPE
 			return finish, nil, os.NewSyscallError("splice", err)
 		default:
 			return finish, os.NewSyscallError("splice", err), nil
@@ -91,28 +99,28 @@ func splice(ctx context.Context, in, out int) (next step, readErr, writeErr erro
 	}
 }
 
-// spliceOnce moves what can be moved at once.
+// spliceOnce moves the data that can be moved without waiting.
 func spliceOnce(in, out int) (int64, error) {
 	for {
-		n, err := unix.Splice(in, nil, out, nil, spliceMost, unix.SPLICE_F_NONBLOCK)
+		n, err := unix.Splice(in, nil, out, nil, spliceMax, unix.SPLICE_F_NONBLOCK)
 		if err != unix.EINTR { // Go's scheduler sends signals
 			return n, err
 		}
 	}
 }
 
-// enlarge makes pipe, the output pipe, hold more, so that one splice(2) moves more. The
-// reader of that pipe takes what is in it at once. The input pipe keeps its size:
-// ssh fills it with the data of an upload, and each key that is pressed later
-// waits behind that data.
+// enlargePipe makes the output pipe hold more, so that one splice(2) moves more. The
+// reader of the output pipe takes its data at once. The input pipe keeps its size: ssh
+// fills it with the data of an upload, and each key that is pressed later waits behind
+// that data.
 //
-// Only a transfer enlarges its pipe, and only to pipeBulk. When the pipes of one
-// user hold 64 MiB together (pipe-user-pages-soft in pipe(7)), the kernel makes
-// each new pipe of that user 8 KiB small, in every program. If the kernel does not
-// allow the new size, the pipe keeps its old one.
-func enlarge(pipe int) {
+// Only a transfer enlarges its pipe, and only to transferPipeSize. The pipes of one user
+// may hold 64 MiB together (pipe-user-pages-soft in pipe(7)). Above that, the kernel gives
+// each new pipe of that user only 8 KiB, in every program. If the kernel does not allow
+// the new size, the pipe keeps its old size.
+func enlargePipe(pipe int) {
 	size, err := unix.FcntlInt(uintptr(pipe), unix.F_GETPIPE_SZ, 0)
-	if err == nil && size < pipeBulk { // F_GETPIPE_SZ fails for a socket
-		_, _ = unix.FcntlInt(uintptr(pipe), unix.F_SETPIPE_SZ, pipeBulk)
+	if err == nil && size < transferPipeSize { // F_GETPIPE_SZ fails for a socket
+		_, _ = unix.FcntlInt(uintptr(pipe), unix.F_SETPIPE_SZ, transferPipeSize)
 	}
 }

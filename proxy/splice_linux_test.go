@@ -17,7 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func setNonblock(t *testing.T, f *os.File) *os.File {
+// nonBlocking returns a non-blocking duplicate of f.
+func nonBlocking(t *testing.T, f *os.File) *os.File {
 	t.Helper()
 	fd, err := unix.Dup(int(f.Fd()))
 	if err != nil {
@@ -31,21 +32,22 @@ func setNonblock(t *testing.T, f *os.File) *os.File {
 	return dup
 }
 
-// blocking makes a pipe what a shell makes it: os.Pipe's are not.
+// blocking makes f blocking, as a pipe of a shell is. A pipe of os.Pipe is non-blocking.
 func blocking(f *os.File) *os.File {
 	f.Fd()
 	return f
 }
 
-// Whatever mode the pipes are in, the data comes whole, and they stay so.
-func TestSplicePipes(t *testing.T) {
+// TestSpliceKeepsDataAndFlagsOfPipes: blocking and non-blocking pipes deliver all data,
+// and keep their flags.
+func TestSpliceKeepsDataAndFlagsOfPipes(t *testing.T) {
 	const size = 8 * mega
 	for _, test := range []struct {
 		name string
 		mode func(*os.File) *os.File
 	}{
 		{"blocking", blocking},
-		{"non-blocking", func(f *os.File) *os.File { return setNonblock(t, f) }},
+		{"non-blocking", func(f *os.File) *os.File { return nonBlocking(t, f) }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			conn, server := pair(t)
@@ -61,7 +63,7 @@ func TestSplicePipes(t *testing.T) {
 			go func() { down <- digest(outR) }()
 			up := make(chan string, 1)
 			go func() {
-				up <- digest(server) // all of it first: out's pipe is empty until then
+				up <- digest(server) // the whole upload comes first, so that the output pipe is empty meanwhile
 				io.Copy(server, noise(size, 7))
 				server.Close()
 			}()
@@ -69,7 +71,7 @@ func TestSplicePipes(t *testing.T) {
 				t.Error(err)
 			}
 			if after := [2]int{flags(t, in), flags(t, out)}; after != before {
-				t.Errorf("the flags were %#x and are %#x", before, after)
+				t.Errorf("Splice changed the flags of the pipes from %#x to %#x", before, after)
 			}
 			out.Close()
 			outW.Close()
@@ -83,23 +85,24 @@ func TestSplicePipes(t *testing.T) {
 	}
 }
 
-// spliceOnly fails the test if a stream is copied.
+// spliceOnly moves src to dst by splice(2). It fails the test if the stream would be
+// copied.
 func spliceOnly(t *testing.T, ctx context.Context, dst io.Writer, src io.Reader) (readErr, writeErr error) {
 	next, readErr, writeErr := spliceStream(ctx, dst, src)
 	if next != finish {
-		t.Error("the kernel declined")
+		t.Error("splice(2) did not finish the stream: the rest would be copied")
 	}
 	return readErr, writeErr
 }
 
-func TestSpliceTellsWhoFailed(t *testing.T) {
+func TestSpliceTellsWhichSideFailed(t *testing.T) {
 	t.Run("reader gone", func(t *testing.T) {
 		conn, server := pair(t)
 		outR, outW := pipe(t)
 		outR.Close()
 		server.Write([]byte("x"))
 		if r, w := spliceOnly(t, t.Context(), outW, conn); r != nil || !errors.Is(w, syscall.EPIPE) {
-			t.Errorf("read error %v, write error %v", r, w)
+			t.Errorf("read error %v, write error %v, want only write error EPIPE", r, w)
 		}
 	})
 	t.Run("reset while reading", func(t *testing.T) {
@@ -108,7 +111,7 @@ func TestSpliceTellsWhoFailed(t *testing.T) {
 		server.SetLinger(0)
 		server.Close()
 		if r, w := spliceOnly(t, t.Context(), outW, conn); !errors.Is(r, syscall.ECONNRESET) || w != nil {
-			t.Errorf("read error %v, write error %v", r, w)
+			t.Errorf("read error %v, write error %v, want only read error ECONNRESET", r, w)
 		}
 	})
 	t.Run("reset while writing", func(t *testing.T) {
@@ -116,15 +119,15 @@ func TestSpliceTellsWhoFailed(t *testing.T) {
 		inR, inW := pipe(t)
 		server.SetLinger(0)
 		server.Close()
-		awaitReset(t, conn) // without which the write would pass
+		awaitReset(t, conn) // before the reset the write would succeed
 		inW.Write([]byte("x"))
 		if r, w := spliceOnly(t, t.Context(), conn, inR); r != nil || !errors.Is(w, syscall.ECONNRESET) {
-			t.Errorf("read error %v, write error %v", r, w)
+			t.Errorf("read error %v, write error %v, want only write error ECONNRESET", r, w)
 		}
 	})
 }
 
-// awaitReset waits until the connection has been reset, and does not read of it.
+// awaitReset waits until the connection has been reset. It does not read from conn.
 func awaitReset(t *testing.T, conn *net.TCPConn) {
 	t.Helper()
 	raw, err := conn.SyscallConn()
@@ -133,17 +136,17 @@ func awaitReset(t *testing.T, conn *net.TCPConn) {
 	}
 	n := 0
 	raw.Control(func(fd uintptr) {
-		fds := []unix.PollFd{{Fd: int32(fd)}} // POLLERR and POLLHUP need not be asked for
+		fds := []unix.PollFd{{Fd: int32(fd)}} // poll(2) always reports POLLERR and POLLHUP
 		for n, err = unix.Poll(fds, int(patience.Milliseconds())); err == unix.EINTR; {
 			n, err = unix.Poll(fds, int(patience.Milliseconds()))
 		}
 	})
 	if n != 1 {
-		t.Fatalf("no reset: %v", err)
+		t.Fatalf("the connection was not reset in time: error %v", err)
 	}
 }
 
-// useUpDescriptors leaves none for the rest of the test.
+// useUpDescriptors prevents new descriptors for the rest of the test.
 func useUpDescriptors(t *testing.T) {
 	t.Helper()
 	var limit unix.Rlimit
@@ -156,10 +159,10 @@ func useUpDescriptors(t *testing.T) {
 	}
 }
 
-// Whatever it waits for, Splice ends at once, and nothing that it leaves behind
-// keeps a file from being closed.
-func TestSpliceStops(t *testing.T) {
-	fill := func(w io.Writer) {
+// TestCancelledSpliceReleasesFiles: a cancelled Splice returns at once, no matter what it
+// waits for. Its files can be closed afterwards.
+func TestCancelledSpliceReleasesFiles(t *testing.T) {
+	writeForever := func(w io.Writer) {
 		for buf := make([]byte, 64<<10); ; {
 			if _, err := w.Write(buf); err != nil {
 				return
@@ -170,11 +173,11 @@ func TestSpliceStops(t *testing.T) {
 		name  string
 		start func(t *testing.T, conn, server *net.TCPConn, inW *os.File)
 	}{
-		{"silence", func(t *testing.T, conn, server *net.TCPConn, inW *os.File) {}},
-		{"stalled reader", func(t *testing.T, conn, server *net.TCPConn, inW *os.File) { go fill(server) }},
-		{"stalled server", func(t *testing.T, conn, server *net.TCPConn, inW *os.File) { go fill(inW) }},
-		{"stalled server, and no descriptor left to stop it by", func(t *testing.T, conn, server *net.TCPConn, inW *os.File) {
-			go fill(inW)
+		{"silent server and input", func(t *testing.T, conn, server *net.TCPConn, inW *os.File) {}},
+		{"stalled reader", func(t *testing.T, conn, server *net.TCPConn, inW *os.File) { go writeForever(server) }},
+		{"stalled server", func(t *testing.T, conn, server *net.TCPConn, inW *os.File) { go writeForever(inW) }},
+		{"stalled server, and no descriptor left for the stopper", func(t *testing.T, conn, server *net.TCPConn, inW *os.File) {
+			go writeForever(inW)
 			useUpDescriptors(t)
 		}},
 	} {
@@ -188,26 +191,27 @@ func TestSpliceStops(t *testing.T) {
 			ended := make(chan struct{})
 			go func() {
 				if err := Splice(ctx, conn, blocking(inR), blocking(outW)); !errors.Is(err, context.DeadlineExceeded) {
-					t.Errorf("error %v", err)
+					t.Errorf("error %v, want context.DeadlineExceeded", err)
 				}
 				inR.Close()
 				outW.Close()
 				close(ended)
 			}()
-			if !isGone(ended, patience) {
-				t.Fatal("still splicing")
+			if !closesWithin(ended, patience) {
+				t.Fatal("Splice has not returned, or its files cannot be closed")
 			}
 		})
 	}
 }
 
-// splice(2) does not go past urgent data, and says EAGAIN for ever, or that this
-// is the end: the stream goes on without it, as it does through read(2).
-func TestSpliceUrgentData(t *testing.T) {
-	const size = mega / 4 // fits into the buffers on the way
+// TestUrgentDataDoesNotEndStream: splice(2) does not go past urgent data. It returns
+// EAGAIN for ever, or the end of the stream. The stream then goes on without the urgent
+// data, as it does with read(2).
+func TestUrgentDataDoesNotEndStream(t *testing.T) {
+	const size = mega / 4 // the data fits into the buffers on the way
 	all := func() io.Reader { return io.MultiReader(noise(size, 9), strings.NewReader("after")) }
 	for _, closed := range []bool{false, true} {
-		t.Run(fmt.Sprintf("closed=%v", closed), func(t *testing.T) {
+		t.Run(fmt.Sprintf("server closes=%v", closed), func(t *testing.T) {
 			conn, server := pair(t)
 			stdin, _ := pipe(t)
 			outR, outW := pipe(t)
@@ -227,8 +231,8 @@ func TestSpliceUrgentData(t *testing.T) {
 			}()
 			ended := make(chan error, 1)
 			go func() { ended <- Splice(t.Context(), conn, stdin, outW) }()
-			if !isGone(sent, patience) {
-				t.Fatal("the server cannot send it all")
+			if !closesWithin(sent, patience) {
+				t.Fatal("the server cannot send all of its data")
 			}
 			outR.SetReadDeadline(time.Now().Add(patience))
 			if got, want := digest(io.LimitReader(outR, size+5)), digest(all()); got != want {
@@ -242,10 +246,10 @@ func TestSpliceUrgentData(t *testing.T) {
 	}
 }
 
-// TestSpliceRefused: where the kernel declines splice(2), the stream is copied, and
-// splice(2) is not asked for again. Any other error ends the stream: a socket
-// reports an error once, and a read after it would look like the end.
-func TestSpliceRefused(t *testing.T) {
+// TestOnlyDeclinedSpliceIsCopied: if the kernel declines splice(2), the stream is copied
+// and does not try splice(2) again. Any other error ends the stream: a socket reports an
+// error only once, and a later read would look like the end.
+func TestOnlyDeclinedSpliceIsCopied(t *testing.T) {
 	const size = 32 * mega
 	for _, test := range []struct {
 		errno    syscall.Errno
@@ -294,22 +298,22 @@ func withoutSplice(t *testing.T, errno syscall.Errno, f func()) {
 	t.Helper()
 	done := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // and never unlock: the thread ends, and its filter with it
-		err := refuse(unix.SYS_SPLICE, errno)
+		runtime.LockOSThread() // without an unlock the thread ends with the goroutine, and its filter ends too
+		err := failSystemCall(unix.SYS_SPLICE, errno)
 		if err == nil {
 			f()
 		}
 		done <- err
 	}()
 	if err := <-done; err != nil {
-		t.Skipf("no seccomp filter: %v", err)
+		t.Skipf("cannot install a seccomp filter: %v", err)
 	}
 }
 
-// refuse makes a system call fail for the calling thread.
-func refuse(call uint32, errno syscall.Errno) error {
+// failSystemCall makes a system call fail with errno for the calling thread.
+func failSystemCall(call uint32, errno syscall.Errno) error {
 	filter := []unix.SockFilter{
-		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS}, // the call's number is the first word
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS}, // load the first word, the number of the call
 		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: call, Jf: 1},
 		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(errno)},
 		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
@@ -321,8 +325,8 @@ func refuse(call uint32, errno syscall.Errno) error {
 	return unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&program)), 0, 0)
 }
 
-// attempts is a connection that counts the attempts at splice(2): each one asks
-// for the descriptor.
+// attempts wraps a connection and counts the attempts at splice(2): each attempt calls
+// SyscallConn.
 type attempts struct {
 	*net.TCPConn
 	n int
@@ -333,7 +337,7 @@ func (a *attempts) SyscallConn() (syscall.RawConn, error) {
 	return a.TCPConn.SyscallConn()
 }
 
-// pipeSize returns how many bytes a pipe holds.
+// pipeSize returns how many bytes a pipe can hold.
 func pipeSize(t *testing.T, f *os.File) int {
 	t.Helper()
 	raw, err := f.SyscallConn()
@@ -348,8 +352,8 @@ func pipeSize(t *testing.T, f *os.File) int {
 	return size
 }
 
-// TestDownloadEnlargesOutputPipe: a download makes the output pipe hold more. A
-// single byte does not.
+// TestDownloadEnlargesOutputPipe: a download enlarges the output pipe. A single byte does
+// not.
 func TestDownloadEnlargesOutputPipe(t *testing.T) {
 	conn, server := pair(t)
 	stdin, _ := pipe(t)
@@ -360,7 +364,7 @@ func TestDownloadEnlargesOutputPipe(t *testing.T) {
 	io.WriteString(server, "x")
 	io.ReadFull(outR, make([]byte, 1))
 	if n := pipeSize(t, outR); n != small {
-		t.Errorf("after a byte the pipe holds %d bytes, and held %d", n, small)
+		t.Errorf("after one byte the output pipe can hold %d bytes, want %d as before", n, small)
 	}
 	go func() {
 		io.Copy(server, noise(4*mega, 8))
@@ -378,13 +382,13 @@ func TestDownloadEnlargesOutputPipe(t *testing.T) {
 		want = small // the kernel does not let this user enlarge a pipe
 	}
 	if n := pipeSize(t, outR); n != want {
-		t.Errorf("after a transfer the pipe holds %d bytes, want %d", n, want)
+		t.Errorf("after a transfer the output pipe can hold %d bytes, want %d", n, want)
 	}
 }
 
-// TestUploadKeepsInputPipe: data in the input pipe delays every key that is
-// pressed later, so an upload does not make that pipe hold more.
-func TestUploadKeepsInputPipe(t *testing.T) {
+// TestUploadKeepsInputPipeSize: an upload does not enlarge the input pipe, because data in
+// that pipe delays every key that is pressed later.
+func TestUploadKeepsInputPipeSize(t *testing.T) {
 	conn, server := pair(t)
 	inR, inW := pipe(t)
 	_, outW := pipe(t)
@@ -405,6 +409,6 @@ func TestUploadKeepsInputPipe(t *testing.T) {
 		t.Errorf("got %s, want %s", got, want)
 	}
 	if after := pipeSize(t, inR); after != before {
-		t.Errorf("after an upload the input pipe holds %d bytes, and held %d", after, before)
+		t.Errorf("after an upload the input pipe can hold %d bytes, want %d as before", after, before)
 	}
 }

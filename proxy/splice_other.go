@@ -7,7 +7,7 @@ import (
 	"io"
 )
 
-// spliceStream does nothing: only Linux has splice(2).
+// spliceStream does nothing, because only Linux has splice(2).
 func spliceStream(context.Context, io.Writer, io.Reader) (next step, readErr, writeErr error) {
 	return copyAll, nil, nil
 }

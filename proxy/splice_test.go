@@ -25,12 +25,12 @@ func pipe(t *testing.T) (r, w *os.File) {
 	return r, w
 }
 
-// noise returns n bytes that no two places of which are alike.
+// noise returns n random bytes, so that a wrong order shows. The seed determines the bytes.
 func noise(n int64, seed byte) io.Reader {
 	return io.LimitReader(rand.NewChaCha8([32]byte{seed}), n)
 }
 
-// digest reads r to its end.
+// digest reads r to its end, and returns the length, a hash, and the error of the data.
 func digest(r io.Reader) string {
 	h := sha256.New()
 	n, err := io.Copy(h, r)
@@ -39,9 +39,11 @@ func digest(r io.Reader) string {
 
 const mega = 1 << 20
 
-func TestSpliceServerClosesFirst(t *testing.T) {
+// TestSpliceEndsWithServerWhileInputIsOpen: when the server closes, Splice delivers all of
+// its data and returns, although the input stays open.
+func TestSpliceEndsWithServerWhileInputIsOpen(t *testing.T) {
 	conn, server := pair(t)
-	stdin, _ := pipe(t) // stays open
+	stdin, _ := pipe(t) // the writing end stays open
 	outR, outW := pipe(t)
 	go func() {
 		io.Copy(server, noise(mega, 1))
@@ -58,7 +60,7 @@ func TestSpliceServerClosesFirst(t *testing.T) {
 	}
 }
 
-func TestSpliceLateReply(t *testing.T) {
+func TestReplyAfterEndOfInputArrivesComplete(t *testing.T) {
 	conn, server := pair(t)
 	inR, inW := pipe(t)
 	outR, outW := pipe(t)
@@ -68,7 +70,7 @@ func TestSpliceLateReply(t *testing.T) {
 	}()
 	request := make(chan string, 1)
 	go func() {
-		all, _ := io.ReadAll(server) // ends at the half-close
+		all, _ := io.ReadAll(server) // ends when Splice closes the sending half
 		request <- string(all)
 		io.Copy(server, noise(mega, 2))
 		server.Close()
@@ -80,14 +82,14 @@ func TestSpliceLateReply(t *testing.T) {
 	}
 	outW.Close()
 	if got := <-request; got != "request" {
-		t.Errorf("the server got %q", got)
+		t.Errorf("the server got %q, want the request", got)
 	}
 	if got, want := <-got, digest(noise(mega, 2)); got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
 
-func TestSpliceBothWaysAtOnce(t *testing.T) {
+func TestSpliceMovesDataBothWaysAtOnce(t *testing.T) {
 	const size = 64 * mega
 	conn, server := pair(t)
 	inR, inW := pipe(t)
@@ -119,22 +121,22 @@ func TestSpliceBothWaysAtOnce(t *testing.T) {
 	}
 }
 
-func TestSpliceReset(t *testing.T) {
+func TestSpliceReportsReset(t *testing.T) {
 	conn, server := pair(t)
 	stdin, _ := pipe(t)
 	server.SetLinger(0)
 	server.Close()
 	if err := Splice(t.Context(), conn, stdin, io.Discard); err == nil {
-		t.Error("no error")
+		t.Error("Splice returns nil after a reset, want an error")
 	}
 }
 
-func TestSpliceCancelled(t *testing.T) {
+func TestCancelledSpliceClosesConnection(t *testing.T) {
 	for _, test := range []struct {
 		name string
 		out  func(started func()) io.Writer
 	}{
-		{"silence", func(started func()) io.Writer { started(); return io.Discard }},
+		{"silent server", func(started func()) io.Writer { started(); return io.Discard }},
 		{"stalled reader", func(started func()) io.Writer {
 			return writerFunc(func([]byte) (int, error) { started(); select {} })
 		}},
@@ -145,34 +147,34 @@ func TestSpliceCancelled(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			server.Write([]byte("x"))
 			if err := Splice(ctx, conn, stdin, test.out(cancel)); !errors.Is(err, context.Canceled) {
-				t.Errorf("error %v", err)
+				t.Errorf("error %v, want context.Canceled", err)
 			}
 			if _, err := conn.Write(nil); !errors.Is(err, net.ErrClosed) {
-				t.Errorf("the connection is open: %v", err)
+				t.Errorf("the connection is open after Splice: %v", err)
 			}
 		})
 	}
 }
 
-func TestSpliceOutFails(t *testing.T) {
+func TestSpliceReportsOutputError(t *testing.T) {
 	conn, server := pair(t)
 	stdin, _ := pipe(t)
 	server.Write([]byte("x"))
 	full := errors.New("no space")
 	out := writerFunc(func([]byte) (int, error) { return 0, full })
 	if err := Splice(t.Context(), conn, stdin, out); !errors.Is(err, full) {
-		t.Errorf("error %v", err)
+		t.Errorf("error %v, want the error of the output", err)
 	}
 }
 
-// The peer has sent its all and closed; a write has failed; what it sent is
-// still to be read.
+// TestSpliceDrainsAfterWriteError: the peer has sent its last data and closed. A write to
+// the peer then fails. Splice still delivers the data.
 func TestSpliceDrainsAfterWriteError(t *testing.T) {
 	for _, test := range []struct {
 		err  error
 		want error
 	}{
-		{syscall.EPIPE, nil}, // it had closed in order
+		{syscall.EPIPE, nil}, // the peer had closed in order
 		{syscall.ECONNRESET, syscall.ECONNRESET},
 	} {
 		synctest.Test(t, func(t *testing.T) {
@@ -180,7 +182,7 @@ func TestSpliceDrainsAfterWriteError(t *testing.T) {
 			conn := &scriptedConn{
 				read: func(b []byte) (int, error) {
 					<-failed
-					synctest.Wait() // until Splice knows, too
+					synctest.Wait() // Splice knows of the error afterwards
 					return copy(b, "farewell"), io.EOF
 				},
 				write: func([]byte) (int, error) { defer close(failed); return 0, test.err },
@@ -188,7 +190,7 @@ func TestSpliceDrainsAfterWriteError(t *testing.T) {
 			var out bytes.Buffer
 			err := Splice(t.Context(), conn, bytes.NewReader([]byte("x")), &out)
 			if !errors.Is(err, test.want) || out.String() != "farewell" {
-				t.Errorf("%v: got %q, error %v", test.err, &out, err)
+				t.Errorf("write error %v: output %q and error %v are wrong", test.err, &out, err)
 			}
 		})
 	}

@@ -12,15 +12,15 @@ import (
 // The doc comment of Dialer has a diagram of rounds 0 to 3.
 //
 // Round 0 may fail because packets came out of order or the server was slow. Round 1
-// then opens the port. If it does not, packets are lost or nothing will open the
-// port, and the rounds get slower.
+// then opens the port. If round 1 fails too, packets are lost or the port will never
+// open. The later rounds are therefore slower.
 func (d *Dialer) pauseAfter(n int) time.Duration {
 	switch {
 	case n == 0 && d.Hedge > 0:
 		return d.Hedge
 	case n == 0:
 		return 150 * time.Millisecond
-	case n == 1: // as long as a daemon that polls may need
+	case n == 1: // a daemon that polls may need this long
 		return 250 * time.Millisecond
 	case n < 7:
 		return 500 * time.Millisecond
@@ -28,9 +28,9 @@ func (d *Dialer) pauseAfter(n int) time.Duration {
 	return time.Second
 }
 
-const maxLiveDials = 3 // for each target
+const maxLiveDials = 3 // limit of live dials for each target
 
-// target is one address, and the rounds that try to connect to it.
+// target holds an address of the host and the state of the rounds that dial it.
 type target struct {
 	race    *race
 	addr    netip.AddrPort
@@ -39,23 +39,23 @@ type target struct {
 	cancel  context.CancelCauseFunc // ends the target
 	dials   sync.WaitGroup
 
-	mu       sync.Mutex    // guards the fields below
-	live     []*dial       // the oldest first
-	answered time.Duration // how long the last refusal took to come
-	begun    bool          // knocks have left; without knocks, round 1 has begun
-	outage   error         // why the last round could not leave; nil if it left
+	mu           sync.Mutex    // guards the fields below
+	live         []*dial       // the live dials, the oldest first
+	refusalDelay time.Duration // how long the last refusal took to come
+	begun        bool          // knocks have left; without knocks, round 1 has begun
+	outage       error         // why the last round could not leave; nil if it left
 }
 
-// dial is one socket that waits for an answer.
+// dial holds a socket that waits for an answer.
 type dial struct {
 	cancel context.CancelFunc
 	ended  chan struct{}
 	round  int
-	early  bool // the SYN left before the knocks of its round, and another SYN followed at once
+	early  bool // the SYN left before the knocks of its round; another SYN followed the knocks
 }
 
-// run works through the rounds until parent is done or the target has failed. All
-// dials have ended then. If the target has failed, run returns why. Otherwise it
+// run works through the rounds until parent is done or the target has failed. When run
+// returns, all dials have ended. If the target has failed, run returns why. Otherwise it
 // returns the outage that the last round met, or nil.
 func (t *target) run(parent context.Context) error {
 	ctx, cancel := context.WithCancelCause(parent)
@@ -73,14 +73,14 @@ func (t *target) run(parent context.Context) error {
 	return t.outage
 }
 
-// fail ends the target, because of err.
+// fail ends the target because of err.
 func (t *target) fail(err error, e Event) {
 	t.race.trace(Failed, err, e)
 	t.cancel(err)
 }
 
-// round waits for a slot, knocks, dials, and pauses. Dials that have no answer by
-// the end of the pause live on.
+// round waits for a slot, knocks, dials, and pauses. Dials without an answer at the end
+// of the pause stay live.
 func (t *target) round(ctx context.Context, n int) {
 	if !t.takeSlot(ctx, n) {
 		return
@@ -88,15 +88,15 @@ func (t *target) round(ctx context.Context, n int) {
 	defer func() { <-t.race.slots }()
 	t.send(ctx, n)
 	t.mu.Lock()
-	pause := max(t.race.dialer.pauseAfter(n), t.answered*3/2) // the next answer may take as long
+	pause := max(t.race.dialer.pauseAfter(n), t.refusalDelay*3/2) // the next answer may take as long
 	t.mu.Unlock()
 	sleep(ctx, time.Now().Add(pause))
 }
 
-// takeSlot waits until the target may begin round n, and reports whether that was
-// before ctx was done. Round 0 of every target comes before round 1 of any target. The
-// targets start in order and queue in order for their slots, so all others have had a
-// slot for round 0 when the last target has.
+// takeSlot waits until the target may begin round n. It returns false if ctx is done
+// first. Round 0 of every target comes before round 1 of any target. The targets start
+// in order and get their slots in order. When the last target has a slot for round 0,
+// all others have therefore had theirs.
 func (t *target) takeSlot(ctx context.Context, n int) bool {
 	if n > 0 {
 		select {
@@ -116,8 +116,8 @@ func (t *target) takeSlot(ctx context.Context, n int) bool {
 	return true
 }
 
-// send is a round without its slot and its pause. Every round except 0 and 2 starts
-// with an early SYN if the previous round's knocks have left.
+// send knocks and dials for round n. Every round except 0 and 2 starts with an early
+// SYN if the knocks of the previous round have left.
 func (t *target) send(ctx context.Context, n int) {
 	dialer := t.race.dialer
 	early := t.knocked && n != 2
@@ -131,7 +131,7 @@ func (t *target) send(ctx context.Context, n int) {
 		switch {
 		case err == nil:
 			e.From = from
-		case !isHopeless(err) && t.survives(err):
+		case !isPermanent(err) && t.survives(err):
 			t.race.trace(Unreachable, err, e)
 			return
 		default:
@@ -140,8 +140,8 @@ func (t *target) send(ctx context.Context, n int) {
 		}
 	}
 	if early {
-		// The previous knocks may have opened the port after the SYN behind them
-		// was dropped. This SYN does not wait until the new knocks have left.
+		// The previous knocks may have opened the port just after the SYN behind them
+		// was dropped. An early SYN finds that out before the new knocks have left.
 		t.dial(ctx, e, true)
 	}
 	if dialer.Knock != nil {
@@ -152,7 +152,7 @@ func (t *target) send(ctx context.Context, n int) {
 		if err != nil {
 			failure := &KnockError{To: t.addr.Addr(), Err: err}
 			switch {
-			case isPassing(err):
+			case isTemporary(err):
 				t.race.trace(Knocked, failure, e)
 			case IsNoRoute(err) && t.survives(err):
 				t.race.trace(Unreachable, failure, e)
@@ -168,15 +168,15 @@ func (t *target) send(ctx context.Context, n int) {
 	t.dial(ctx, e, false)
 }
 
-// roundLeft notes that a round has left this machine: an outage is over.
+// roundLeft notes that a round has left this machine, so that an outage has ended.
 func (t *target) roundLeft() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.begun, t.outage = true, nil
 }
 
-// survives reports whether the target goes on after the outage err, and keeps err
-// if it does.
+// survives reports whether the target goes on after the outage err. If it does,
+// survives keeps err.
 func (t *target) survives(err error) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -209,22 +209,22 @@ func (t *target) dial(ctx context.Context, e Event, early bool) {
 			t.race.trace(Lost, nil, e)
 		case IsNoRoute(err) && t.survives(err):
 			t.race.trace(Unreachable, err, e)
-		case isHopeless(err), IsNoRoute(err):
+		case isPermanent(err), IsNoRoute(err):
 			t.fail(err, e)
-		case t.race.dialer.Knock == nil && isRefusal(err): // nothing will open the port
+		case t.race.dialer.Knock == nil && isRefusal(err): // without knocks nothing opens the port
 			t.fail(newClosedError(t.addr.Port(), 0, err), e)
 		default:
 			t.mu.Lock()
-			t.answered = time.Since(began)
+			t.refusalDelay = time.Since(began)
 			t.mu.Unlock()
 			t.race.trace(Refused, err, e)
 		}
 	})
 }
 
-// addLive adds d to the live dials. Above maxLiveDials it cancels one and waits
-// until it has ended: an early dial of a previous round if there is one, else the
-// oldest. The others may wait for an answer from afar.
+// addLive adds d to the live dials. Above maxLiveDials it cancels one dial and waits
+// until that dial has ended. It cancels an early dial of a previous round. If no such
+// dial is live, it cancels the oldest. The others may still wait for a distant server.
 func (t *target) addLive(d *dial) {
 	t.mu.Lock()
 	t.live = append(t.live, d)
@@ -245,8 +245,8 @@ func (t *target) removeLive(d *dial) {
 	close(d.ended)
 }
 
-// sleep waits until end or until ctx is done. If ctx has its deadline at end or
-// before, sleep waits for the deadline.
+// sleep waits until end or until ctx is done. If the deadline of ctx is not after end,
+// sleep waits until ctx is done, and not for a timer that may fire first.
 func sleep(ctx context.Context, end time.Time) {
 	if deadline, ok := ctx.Deadline(); ok && !end.Before(deadline) {
 		<-ctx.Done()

@@ -14,13 +14,14 @@ import (
 	"time"
 )
 
-// TestDiagramOfRounds compares a target that never answers with the diagram in the
-// doc comment of Dialer. Its knocks take 1 ms, so that no two SYNs leave at once.
-func TestDiagramOfRounds(t *testing.T) {
+// TestRoundsMatchDiagram compares the rounds of a target that never answers with the
+// diagram in the doc comment of Dialer. The knocks take 1 ms, so that two SYNs never
+// leave at the same time.
+func TestRoundsMatchDiagram(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFakeNet(t, func(netip.Addr, int) (time.Duration, error) { return never, nil })
+		f := newFakeNet(t, func(netip.Addr, int) (time.Duration, error) { return noAnswer, nil })
 		d := f.dialer(v4)
-		d.Timeout = time.Second // before round 4
+		d.Timeout = time.Second // Connect ends before round 4
 		d.Knock = func(context.Context, netip.Addr, netip.Addr, int) error {
 			time.Sleep(ms)
 			return nil
@@ -45,11 +46,11 @@ func TestDiagramOfRounds(t *testing.T) {
 			"151ms dialing", "152ms knocked", "152ms dialing", // S2 and S3
 			"403ms knocked", "403ms dialing", // S4
 			"903ms dialing", "904ms knocked", "904ms dialing", // S5 and S6
-		}
+		} // the numbers of the SYNs are those of the diagram
 		if !slices.Equal(sent, wantSent) {
 			t.Errorf("sent %q, want %q", sent, wantSent)
 		}
-		wantWaited := []string{ // S2, S1, S3, and the others in any order
+		wantWaited := []string{ // S2, S1 and S3 in this order, then S4 to S6 in any order
 			"151ms to 403ms", "1ms to 903ms", "152ms to 904ms", "403ms to 1s", "903ms to 1s", "904ms to 1s",
 		}
 		slices.Sort(waited[3:])
@@ -61,15 +62,16 @@ func TestDiagramOfRounds(t *testing.T) {
 
 func TestAtMostThreeLiveDials(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFakeNet(t, func(netip.Addr, int) (time.Duration, error) { return never, nil })
+		f := newFakeNet(t, func(netip.Addr, int) (time.Duration, error) { return noAnswer, nil })
 		if _, err := f.dialer(v4).Connect(t.Context(), "vps", 22); err == nil {
-			t.Fatal("connected")
+			t.Fatal("Connect returned a connection, want an error")
 		}
-		if f.most != 3 {
-			t.Errorf("%d sockets were live at once, want 3", f.most)
+		if f.maxLive != 3 {
+			t.Errorf("%d sockets were live at once, want 3", f.maxLive)
 		}
-		// Rounds 0 to 7 begin at 0, 150, 400, 900, 1400, 1900, 2400 and 2900 ms, and
-		// the others every second: 15 rounds. Rounds 0 and 2 have one dial, the others two.
+		// Rounds 0 to 7 begin at 0, 150, 400, 900, 1400, 1900, 2400 and 2900 ms. The
+		// later rounds begin every second, so that there are 15 rounds. Rounds 0 and 2
+		// have one dial, and all other rounds have two.
 		if n := f.syns[v4]; n != 28 {
 			t.Errorf("%d dials, want 28", n)
 		}
@@ -79,23 +81,23 @@ func TestAtMostThreeLiveDials(t *testing.T) {
 func TestSecondConnectionIsClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeNet(t, func(_ netip.Addr, n int) (time.Duration, error) {
-			return 300*ms - time.Duration(n)*150*ms, nil // both arrive at 300 ms
+			return 300*ms - time.Duration(n)*150*ms, nil // the first two connections arrive at 300 ms
 		})
 		conn, err := f.dialer(v4).Connect(t.Context(), "vps", 22)
 		if err != nil {
 			t.Fatal(err)
 		}
-		f.idle(conn)
+		f.wantAllClosed(conn)
 	})
 }
 
-// TestRoundsAwaitSlowRefusals: once a refusal has taken 380 ms, a pause lasts at
-// least 1.5 times as long, so that the answer of its round can come.
+// TestRoundsAwaitSlowRefusals: after a refusal that took 380 ms, a pause lasts at least
+// 1.5 times as long, so that the answer to its round can arrive.
 func TestRoundsAwaitSlowRefusals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		rounds := roundsOf(t, 380*ms, errRefused)
+		rounds := roundStarts(t, 380*ms, errRefused)
 		if want := []time.Duration{0, 150 * ms, 400 * ms, 970 * ms, 1540 * ms}; !slices.Equal(rounds, want) {
-			t.Errorf("rounds at %v, want %v", rounds, want)
+			t.Errorf("rounds begin at %v, want %v", rounds, want)
 		}
 	})
 }
@@ -104,7 +106,7 @@ func TestPauseBeginsAfterSlowKnocks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeNet(t, func(_ netip.Addr, n int) (time.Duration, error) {
 			if n < 2 {
-				return never, nil
+				return noAnswer, nil
 			}
 			return 30 * ms, nil
 		})
@@ -117,28 +119,29 @@ func TestPauseBeginsAfterSlowKnocks(t *testing.T) {
 			t.Fatal(err)
 		}
 		if took := time.Since(f.start); took != 2580*ms { // 1200 + 150 + 1200 + 30
-			t.Errorf("took %v", took)
+			t.Errorf("took %v, want 2.58s", took)
 		}
 	})
 }
 
-// TestCancelled: the error of a cancelled Connect tells how far it had got.
-func TestCancelled(t *testing.T) {
-	silent := func(netip.Addr, int) (time.Duration, error) { return never, nil }
+// TestCancelledConnectTellsItsProgress: the error of a cancelled Connect is the error of
+// the step that Connect had reached.
+func TestCancelledConnectTellsItsProgress(t *testing.T) {
+	silent := func(netip.Addr, int) (time.Duration, error) { return noAnswer, nil }
 	for _, test := range []struct {
 		name   string
 		answer func(netip.Addr, int) (time.Duration, error)
 		change func(*Dialer)
-		want   any // a pointer to the type of the error
+		want   any // pointer to a variable of the error's type
 		text   string
 	}{{
-		name: "no answer", answer: silent,
+		name: "cancelled without an answer", answer: silent,
 		want: new(*ClosedError), text: "port 22 did not open within 400ms: no answer",
 	}, {
-		name: "refused", answer: func(netip.Addr, int) (time.Duration, error) { return 30 * ms, errRefused },
+		name: "cancelled after a refusal", answer: func(netip.Addr, int) (time.Duration, error) { return 30 * ms, errRefused },
 		want: new(*ClosedError), text: "port 22 did not open within 400ms: connection refused",
 	}, {
-		name: "before the first address", answer: silent,
+		name: "cancelled before the first address is known", answer: silent,
 		change: func(d *Dialer) {
 			d.Resolve = func(ctx context.Context, _ string) ([]netip.Addr, error) {
 				<-ctx.Done()
@@ -147,9 +150,9 @@ func TestCancelled(t *testing.T) {
 		},
 		want: new(*ResolveError), text: `cannot resolve "vps": no answer in time`,
 	}, {
-		name: "before the first knocks", answer: silent,
+		name: "cancelled before the first knocks have left", answer: silent,
 		change: func(d *Dialer) {
-			d.Knock = func(context.Context, netip.Addr, netip.Addr, int) error { return errnosPassing[1] }
+			d.Knock = func(context.Context, netip.Addr, netip.Addr, int) error { return errnosTemporary[1] }
 		},
 		want: new(*KnockError), text: "cannot send the knocks to ",
 	}} {
@@ -164,15 +167,15 @@ func TestCancelled(t *testing.T) {
 				}
 				_, err := d.Connect(ctx, "vps", 22)
 				if !errors.Is(err, context.Canceled) || !errors.As(err, test.want) || !strings.HasPrefix(err.Error(), test.text) {
-					t.Errorf("error %v, want a %T: %s", err, test.want, test.text)
+					t.Errorf("error %v, want context.Canceled and %T with the text %q", err, test.want, test.text)
 				}
 				if closed, ok := errors.AsType[*ClosedError](err); ok && closed.After != 400*ms {
-					t.Errorf("tried for %v", closed.After)
+					t.Errorf("ClosedError.After is %v, want 400ms", closed.After)
 				}
 				if took := time.Since(f.start); took != 400*ms {
-					t.Errorf("took %v", took)
+					t.Errorf("took %v, want 400ms", took)
 				}
-				f.idle(nil)
+				f.wantAllClosed(nil)
 			})
 		})
 	}
@@ -180,9 +183,9 @@ func TestCancelled(t *testing.T) {
 
 func TestOneSourcePerRound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFakeNet(t, func(netip.Addr, int) (time.Duration, error) { return never, nil })
+		f := newFakeNet(t, func(netip.Addr, int) (time.Duration, error) { return noAnswer, nil })
 		type path struct{ from, to netip.Addr }
-		var paths []path // in order, knocks and dials
+		var paths []path // addresses of each knock and each dial, in order
 		d := f.dialer(v4)
 		d.Timeout = 3 * time.Second
 		rounds := 0
@@ -192,7 +195,7 @@ func TestOneSourcePerRound(t *testing.T) {
 		}
 		d.Knock = func(_ context.Context, from, to netip.Addr, round int) error {
 			if round != rounds-1 {
-				t.Errorf("round %d is called %d", rounds-1, round)
+				t.Errorf("in round %d, Knock got the number %d", rounds-1, round)
 			}
 			f.mu.Lock()
 			defer f.mu.Unlock()
@@ -207,10 +210,10 @@ func TestOneSourcePerRound(t *testing.T) {
 		}
 		_, err := d.Connect(t.Context(), "vps", 22)
 		if closed, ok := errors.AsType[*ClosedError](err); !ok || closed.After != 3*time.Second {
-			t.Errorf("error %v", err)
+			t.Errorf("error %v, want a ClosedError after 3s", err)
 		}
-		// Rounds 0 and 2 are a knock and a dial. The six others are a dial, a knock
-		// and a dial.
+		// Rounds 0 and 2 consist of a knock and a dial. The six other rounds consist of
+		// a dial, a knock and a dial.
 		if len(paths) != 22 {
 			t.Fatalf("%d knocks and dials, want 22", len(paths))
 		}
@@ -227,7 +230,9 @@ func TestOneSourcePerRound(t *testing.T) {
 	})
 }
 
-func TestKnockErrors(t *testing.T) {
+// TestOnlyTemporaryKnockErrorsAreRetried: a temporary error ends only its round. Any other
+// error of the first knocks ends the target.
+func TestOnlyTemporaryKnockErrorsAreRetried(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeNet(t, func(netip.Addr, int) (time.Duration, error) { return 0, nil })
 		d := f.dialer(v4)
@@ -235,24 +240,24 @@ func TestKnockErrors(t *testing.T) {
 		d.Knock = func(context.Context, netip.Addr, netip.Addr, int) error { return cause }
 		_, err := d.Connect(t.Context(), "vps", 22)
 		if e, ok := errors.AsType[*KnockError](err); !ok || e.To != v4 || !errors.Is(err, cause) {
-			t.Errorf("error %v", err)
+			t.Errorf("error %v, want a KnockError with its address and cause", err)
 		}
 		if time.Since(f.start) != 0 || len(f.log) != 0 {
-			t.Errorf("took %v and did %v", time.Since(f.start), f.log)
+			t.Errorf("took %v and did %v, want neither time nor events", time.Since(f.start), f.log)
 		}
 
-		// What time may mend is tried again, and is the error if it did not.
-		passing := os.NewSyscallError("sendto", errnosPassing[1])
+		// A temporary error is tried again. If it lasts, Connect returns it.
+		temporary := os.NewSyscallError("sendto", errnosTemporary[1])
 		rounds := 0
-		d.Knock = func(context.Context, netip.Addr, netip.Addr, int) error { rounds++; return passing }
+		d.Knock = func(context.Context, netip.Addr, netip.Addr, int) error { rounds++; return temporary }
 		_, err = d.Connect(t.Context(), "vps", 22)
 		if _, ok := errors.AsType[*KnockError](err); !ok || rounds != 15 {
-			t.Errorf("error %v after %d rounds", err, rounds)
+			t.Errorf("temporary error: error %v after %d rounds, want a KnockError after 15", err, rounds)
 		}
 		rounds = 0
 		d.Knock = func(_ context.Context, _, _ netip.Addr, round int) error {
 			if round == 0 {
-				return passing
+				return temporary
 			}
 			return nil
 		}
@@ -264,17 +269,17 @@ func TestKnockErrors(t *testing.T) {
 
 func TestErrorIgnoresUnsentKnocksOfOneFamily(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFakeNet(t, func(netip.Addr, int) (time.Duration, error) { return never, nil })
+		f := newFakeNet(t, func(netip.Addr, int) (time.Duration, error) { return noAnswer, nil })
 		d := f.dialer(v4, v6)
 		d.Knock = func(_ context.Context, _, to netip.Addr, _ int) error {
 			if to.Is6() {
-				return errnosPassing[1]
+				return errnosTemporary[1]
 			}
 			return nil
 		}
 		_, err := d.Connect(t.Context(), "vps", 22)
 		if _, ok := errors.AsType[*ClosedError](err); !ok {
-			t.Errorf("error %v", err)
+			t.Errorf("error %v, want a ClosedError", err)
 		}
 	})
 }
@@ -285,7 +290,7 @@ func TestSourceErrorInRound0IsFinal(t *testing.T) {
 		d := f.dialer(v4)
 		d.Source = func(netip.Addr) (netip.Addr, error) { return netip.Addr{}, errNoRoute }
 		if _, err := d.Connect(t.Context(), "vps", 22); !errors.Is(err, errNoRoute) {
-			t.Errorf("error %v", err)
+			t.Errorf("error %v, want the error of Source", err)
 		}
 	})
 }
@@ -297,19 +302,19 @@ func TestRefusalWithoutKnocksIsFinal(t *testing.T) {
 		d.Knock = nil
 		_, err := d.Connect(t.Context(), "vps", 22)
 		if took := time.Since(f.start); !errors.Is(err, errRefused) || took != 30*ms {
-			t.Errorf("error %v after %v", err, took)
+			t.Errorf("error %v after %v, want the refusal after 30ms", err, took)
 		}
 	})
 }
 
-func TestTraceOrder(t *testing.T) {
+func TestEventsComeInOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeNet(t, func(_ netip.Addr, n int) (time.Duration, error) {
 			switch n {
 			case 0:
 				return 30 * ms, errRefused
 			case 1:
-				return never, nil
+				return noAnswer, nil
 			}
 			return 30 * ms, nil
 		})
@@ -319,13 +324,13 @@ func TestTraceOrder(t *testing.T) {
 		if err := d.Probe(t.Context(), "vps", 22); err != nil {
 			t.Fatal(err)
 		}
-		f.idle(nil) // Probe keeps none
+		f.wantAllClosed(nil) // Probe does not keep a connection
 		want := []string{
 			"0s resolved", "0s knocked", "0s dialing", "30ms refused", "150ms dialing",
 			"150ms knocked", "150ms dialing", "180ms connected", "180ms lost",
 		}
 		if !slices.Equal(got, want) {
-			t.Errorf("got %q, want %q", got, want)
+			t.Errorf("events %q, want %q", got, want)
 		}
 	})
 }
