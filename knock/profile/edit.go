@@ -19,7 +19,7 @@ func Block(host string, given []Setting) ([]byte, error) {
 		return slices.IndexFunc(keywords, func(k keyword) bool { return k.name == s.Keyword })
 	}
 	given = slices.SortedStableFunc(slices.Values(given), func(a, b Setting) int { return place(a) - place(b) })
-	p := settings(given).fill(settings(given).scheme())
+	p := settings(given).newProfile(settings(given).scheme())
 	p.Name = host
 	p.setDefaults(given)
 	keyword, err := p.conflict(given)
@@ -51,16 +51,16 @@ func Insert(path string, data, blocks []byte) ([]byte, error) {
 	// Errors have the lines of the file that the user can see. What is new is
 	// behind them, after an empty line.
 	above := bytes.Repeat([]byte("\n"), bytes.Count(data, []byte("\n"))+min(1, len(data)))
-	alone, err := parse(path, dir, append(above, blocks...))
+	imported, err := parse(path, dir, append(above, blocks...))
 	if err != nil {
 		return nil, err
 	}
-	if all := alone.blocks[0].settings; len(all) > 0 {
+	if all := imported.blocks[0].settings; len(all) > 0 {
 		return nil, fault(path, all[0].line, "a setting precedes the first Host line")
 	}
-	added := alone.blocks[1:]
+	added := imported.blocks[1:]
 	for _, b := range added {
-		if err := old.vacant(alone, b.patterns); err != nil {
+		if err := old.checkNewHost(imported, b.patterns); err != nil {
 			return nil, err
 		}
 	}
@@ -68,10 +68,10 @@ func Insert(path string, data, blocks []byte) ([]byte, error) {
 	if len(text) > maxFile {
 		return nil, fmt.Errorf("%s: the file is larger than %d bytes", path, maxFile)
 	}
-	grown := &File{name: path, dir: dir, blocks: slices.Insert(slices.Clone(old.blocks), n, added...), byName: make(map[string][]int)}
-	grown.index()
+	merged := &File{name: path, dir: dir, blocks: slices.Insert(slices.Clone(old.blocks), n, added...), byName: make(map[string][]int)}
+	merged.index()
 	for _, b := range added {
-		if err := grown.sameAs(alone, b); err != nil {
+		if err := merged.checkUnchanged(imported, b); err != nil {
 			return nil, err
 		}
 	}
@@ -80,14 +80,14 @@ func Insert(path string, data, blocks []byte) ([]byte, error) {
 
 // vacant reports whether a Host line of the blocks alone is for one host, and no block
 // of the file is that host's own yet, by its name or by its HostName.
-func (f *File) vacant(alone *File, patterns []pattern) error {
+func (f *File) checkNewHost(imported *File, patterns []pattern) error {
 	name := patterns[0]
 	i := slices.IndexFunc(f.blocks, func(b *block) bool { return slices.Contains(b.literals(), name.text) })
 	p, err := f.Lookup(name.text)
 	switch {
 	case len(patterns) > 1 || !name.literal():
 		return fmt.Errorf("%s: the block to import for %s must name exactly one host", f.name, name.written)
-	case len(alone.byName[name.text]) > 1:
+	case len(imported.byName[name.text]) > 1:
 		return fmt.Errorf("%s: host %s is imported more than once", f.name, name.written)
 	case i >= 0:
 		return fault(f.name, f.blocks[i].line, "a Host line already names %s", name.written)
@@ -105,11 +105,11 @@ func (f *File) insert(data, blocks []byte) ([]byte, int) {
 	if last := f.blocks[n-1]; last.line > 0 && len(last.patterns) == 1 && last.patterns[0].written == "*" {
 		n--
 		lines := slices.Collect(strings.Lines(strings.TrimPrefix(before, bom)))
-		at := last.line - 1
-		for at > 0 && strings.HasPrefix(strings.TrimLeft(lines[at-1], " \t"), "#") {
-			at--
+		start := last.line - 1
+		for start > 0 && strings.HasPrefix(strings.TrimLeft(lines[start-1], " \t"), "#") {
+			start--
 		}
-		after = "\n" + strings.Join(lines[at:], "")
+		after = "\n" + strings.Join(lines[start:], "")
 		before = before[:len(before)+1-len(after)]
 	}
 	for before != "" && before != bom && !strings.HasSuffix(before, "\n\n") && !strings.HasSuffix(before, "\n\r\n") {
@@ -121,9 +121,9 @@ func (f *File) insert(data, blocks []byte) ([]byte, int) {
 // sameAs reports whether the host of a block is here what it is in the file alone.
 // The file may give it defaults that the block does not have, but may not change
 // the packet.
-func (f *File) sameAs(alone *File, b *block) error {
+func (f *File) checkUnchanged(imported *File, b *block) error {
 	name := b.patterns[0].written
-	want, err := alone.Lookup(name)
+	want, err := imported.Lookup(name)
 	if err != nil {
 		return err
 	}
@@ -133,7 +133,7 @@ func (f *File) sameAs(alone *File, b *block) error {
 	}
 	ss := gather(f.matching(name, nil))
 	for _, k := range keywords {
-		if !b.settings.have(k.name) && k.of != spaSettings || k.word(got) == k.word(want) {
+		if !b.settings.has(k.name) && k.group != spaSettings || k.word(got) == k.word(want) {
 			continue
 		}
 		if s, ok := ss.get(k.name); ok {

@@ -57,12 +57,12 @@ func (ss settings) get(keywords ...string) (s Setting, ok bool) {
 }
 
 // have reports whether there is a setting of one of these keywords.
-func (ss settings) have(keywords ...string) bool {
+func (ss settings) has(keywords ...string) bool {
 	return slices.ContainsFunc(ss, func(s Setting) bool { return slices.Contains(keywords, s.Keyword) })
 }
 
 // knocks reports whether the settings say how to knock.
-func (ss settings) knocks() bool { return ss.have("Sequence", "Scheme") }
+func (ss settings) defineKnocks() bool { return ss.has("Sequence", "Scheme") }
 
 // Entry is one Host block as a list of profiles shows it. It says how long a
 // sequence is, never what it is, and nothing of a key.
@@ -105,7 +105,7 @@ func Load(path string) (*File, error) {
 		return nil, err
 	}
 	f, err := parse(path, dir, data)
-	if err == nil && regular && slices.ContainsFunc(f.blocks, func(b *block) bool { return b.settings.have("Sequence") }) {
+	if err == nil && regular && slices.ContainsFunc(f.blocks, func(b *block) bool { return b.settings.has("Sequence") }) {
 		err = secret.CheckReaders(path, info, "a Sequence")
 	}
 	if err != nil {
@@ -119,18 +119,18 @@ func Load(path string) (*File, error) {
 func Parse(name string, data []byte) (*File, error) { return parse(name, "", data) }
 
 func parse(name, dir string, data []byte) (*File, error) {
-	tokens, err := tokenize(name, data)
+	statements, err := tokenize(name, data)
 	if err != nil {
 		return nil, err
 	}
-	return build(name, dir, tokens)
+	return build(name, dir, statements)
 }
 
 // build makes a file of its lines.
-func build(name, dir string, tokens []token) (*File, error) {
+func build(name, dir string, statements []statement) (*File, error) {
 	f := &File{name: name, dir: dir, byName: make(map[string][]int)}
 	f.blocks = append(f.blocks, &block{patterns: []pattern{{text: "*", wild: true}}})
-	for _, t := range tokens {
+	for _, t := range statements {
 		last := f.blocks[len(f.blocks)-1]
 		if strings.EqualFold(t.keyword, "Host") {
 			b, err := newBlock(t)
@@ -156,7 +156,7 @@ func build(name, dir string, tokens []token) (*File, error) {
 	return f, nil
 }
 
-func newBlock(t token) (*block, error) {
+func newBlock(t statement) (*block, error) {
 	if len(t.words) == 0 {
 		return nil, errors.New("no host given")
 	}
@@ -171,7 +171,7 @@ func newBlock(t token) (*block, error) {
 }
 
 // newSetting checks a line for all that can be said of it alone.
-func newSetting(t token) (Setting, error) {
+func newSetting(t statement) (Setting, error) {
 	k := keywordNamed(t.keyword)
 	switch {
 	case strings.EqualFold(t.keyword, "Match"):
@@ -212,7 +212,7 @@ func ParseSetting(source, s string) (Setting, error) {
 }
 
 // checkOverride checks a setting that is from no file.
-func checkOverride(source string, t token) (Setting, error) {
+func checkOverride(source string, t statement) (Setting, error) {
 	s, err := newSetting(t)
 	k := keywordNamed(t.keyword)
 	switch {
@@ -232,18 +232,18 @@ func checkOverride(source string, t token) (Setting, error) {
 func (s Setting) checkAgain() (Setting, error) {
 	words := []string{s.Value}
 	if k := keywordNamed(s.Keyword); k != nil && k.quoted {
-		words = split(s.Value)
+		words = splitWords(s.Value)
 	}
-	return checkOverride(cmp.Or(s.source, "setting"), token{keyword: s.Keyword, words: words})
+	return checkOverride(cmp.Or(s.source, "setting"), statement{keyword: s.Keyword, words: words})
 }
 
 // Entries returns the Host blocks in file order.
 func (f *File) Entries() []Entry {
 	entries := []Entry{}
 	for _, b := range f.blocks[1:] {
-		p := b.settings.fill(nil)
+		p := b.settings.newProfile(nil)
 		e := Entry{Line: b.line, HostName: p.HostName, Knocks: max(len(p.Sequence), p.Knocks)}
-		if b.settings.knocks() {
+		if b.settings.defineKnocks() {
 			e.Scheme = b.settings.scheme().name
 		}
 		for _, p := range b.patterns {

@@ -41,8 +41,8 @@ func TestParseSetting(t *testing.T) {
 	}
 }
 
-func TestOverride(t *testing.T) {
-	f := mustParse(t, "Host vps\n    Port 22\n    KnockDelay 1ms\n"+knocks+"Host *\n    KnockTimeout 1m\n")
+func TestOverridePrecedesFile(t *testing.T) {
+	f := mustParse(t, "Host vps\n    Port 22\n    KnockDelay 1ms\n"+sequenceLine+"Host *\n    KnockTimeout 1m\n")
 	p, err := f.Lookup("vps", Setting{Keyword: "port", Value: "2222"}, Setting{Keyword: "Port", Value: "3333"})
 	if err != nil || p.Port != 2222 || p.OpenPorts[0].First != 2222 {
 		t.Errorf("%+v, %v", p, err)
@@ -89,7 +89,7 @@ func TestOverride(t *testing.T) {
 		t.Errorf("got %+v, %v", p, err)
 	}
 	// A scheme on the command line does not hide the profile of an address.
-	f = mustParse(t, "Host vps\n    HostName 192.0.2.1\n"+knocks)
+	f = mustParse(t, "Host vps\n    HostName 192.0.2.1\n"+sequenceLine)
 	if p, err := f.Lookup("192.0.2.1", Setting{Keyword: "Scheme", Value: "static"}); err != nil || p.Name != "vps" {
 		t.Errorf("got %+v, %v", p, err)
 	}
@@ -99,7 +99,7 @@ func TestOverride(t *testing.T) {
 	}
 }
 
-func TestEntries(t *testing.T) {
+func TestEntriesListHostBlocks(t *testing.T) {
 	f := mustParse(t, `Port 22
 Host VPS 203.0.113.7 !web
     HostName %h.example

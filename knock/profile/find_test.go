@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-func TestFind(t *testing.T) {
+func TestFindSearchesXDGFolders(t *testing.T) {
 	home, config, system := t.TempDir(), t.TempDir(), t.TempDir()
 	write := func(dir string) string {
 		path := filepath.Join(dir, "portknock", "config")

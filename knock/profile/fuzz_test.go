@@ -11,11 +11,11 @@ import (
 )
 
 func FuzzParse(f *testing.F) {
-	f.Add([]byte(full), "vps")
+	f.Add([]byte(staticFile), "vps")
 	f.Add([]byte("\ufeffHost \"a\" b*\tc?\r\n\tSequence = 7000,8000:udp # x\r\n"), "bx")
 	f.Add([]byte("Scheme static\nHost * !a\nHostName %h.example\n"), "a")
 	f.Add([]byte("Host a 192.0.2.1\nHostName ::1\nBindInterface \"a #b\"\nSequence 1\n"), "::1")
-	f.Add([]byte(drawn), "vps")
+	f.Add([]byte(rotatingFile), "vps")
 	f.Add([]byte("Host a\nScheme md5-hourly\nKeyCommand pass \"my key\" \"a#b\"\nHost *\nKeyFile /k\nKnocks 3\nPortRange 10000-10999\n"), "a")
 	f.Add([]byte("Host a\nScheme rotating\nKeyFile /k\nValidUntil 1970-01-01T00:00:00.0-23:59\n"), "a")
 	f.Add([]byte("Host a\nScheme token\nTokenPort 443\nTokensPerWindow 64\nOpenPorts 1-442/udp\nHost *\nKeyFile /k\nSkew 0\nPeriod 1\n"), "a")

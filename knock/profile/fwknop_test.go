@@ -13,7 +13,7 @@ import (
 	"github.com/portknock/portknock/knock/spa"
 )
 
-const fwknop = `Host vps
+const fwknopFile = `Host vps
     HostName 192.0.2.1
     Scheme fwknop
     OpenPorts 2222 53/udp
@@ -32,8 +32,8 @@ const fwknop = `Host vps
     HMACDigest sha512
 `
 
-func TestSPASettings(t *testing.T) {
-	p, err := mustParse(t, fwknop).Lookup("vps")
+func TestSPASettingsRoundTrip(t *testing.T) {
+	p, err := mustParse(t, fwknopFile).Lookup("vps")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +60,7 @@ func TestSPASettings(t *testing.T) {
 	}
 }
 
-func TestSPADefaults(t *testing.T) {
+func TestSPASettingsApplyOnlyToFwknop(t *testing.T) {
 	const others = "Host *\nKeyFile /keys/vps\nHMACKeyFile /keys/hmac\nSPAUser alice\n" +
 		"AllowIPCommand curl -fsS http://192.0.2.1/\nPortRange 30000-30999\n"
 	p, err := mustParse(t, "Host vps\nScheme fwknop\nAllowIP source\n"+others).Lookup("vps")
@@ -80,13 +80,13 @@ func TestSPADefaults(t *testing.T) {
 		t.Errorf("%s", &written)
 	}
 	// What stands under Host * is for others.
-	p, err = mustParse(t, "Host vps\n"+knocks+others).Lookup("vps")
+	p, err = mustParse(t, "Host vps\n"+sequenceLine+others).Lookup("vps")
 	if err != nil || !reflect.DeepEqual(p.SPA, SPA{}) || p.KeyFile != "" {
 		t.Errorf("%+v, %v", p, err)
 	}
 }
 
-func TestSPAFaults(t *testing.T) {
+func TestSPASettingErrors(t *testing.T) {
 	for _, tt := range []struct{ lines, want string }{
 		{"", "file:2: Scheme: fwknop needs a KeyFile or a KeyCommand"},
 		{"KeyFile /k\nSequence 7000", "file:4: Sequence: is only used with Scheme static, not with fwknop"},
@@ -127,7 +127,7 @@ func TestSPAFaults(t *testing.T) {
 	}
 }
 
-func TestForeignKey(t *testing.T) {
+func TestParseForeignKey(t *testing.T) {
 	for text, want := range map[string]string{
 		"pass word\n":       "pass word",
 		" x \n\n":           " x \n",

@@ -23,17 +23,17 @@ func pickerOf(t *testing.T, lines string) (knock.Picker, error) {
 	return p.Picker(t.Context())
 }
 
-func TestSPARequest(t *testing.T) {
+func TestSPAPickerBuildsRequest(t *testing.T) {
 	key, hmacKey := keyFile(t, 0o600, "pass word\n"), keyFile(t, 0o600, "base64:AAEC/w==\n")
 	base := "Scheme fwknop\nKeyFile " + key + "\nHMACKeyFile " + hmacKey + "\n"
-	s, err := pickerOf(t, base+"AllowIPCommand echo 198.51.100.7\nSPAUser alice\n")
+	picker, err := pickerOf(t, base+"AllowIPCommand echo 198.51.100.7\nSPAUser alice\n")
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := s.(*spa.Request)
-	if string(a.Key.Bytes()) != "pass word" || string(a.HMACKey.Bytes()) != "\x00\x01\x02\xff" ||
-		a.Allow != netip.MustParseAddr("198.51.100.7") || a.User != "alice" || a.Host != "vps" || a.Port != 62201 {
-		t.Errorf("%+v", a)
+	request := picker.(*spa.Request)
+	if string(request.Key.Bytes()) != "pass word" || string(request.HMACKey.Bytes()) != "\x00\x01\x02\xff" ||
+		request.Allow != netip.MustParseAddr("198.51.100.7") || request.User != "alice" || request.Host != "vps" || request.Port != 62201 {
+		t.Errorf("%+v", request)
 	}
 	for _, tt := range []struct{ lines, want string }{
 		{base + "AllowIPCommand false", "AllowIPCommand false: exit status 1"},
@@ -62,7 +62,7 @@ func TestSPARequest(t *testing.T) {
 
 // The one who asks is the user, as with the fwknop client, unless fwknopd would
 // not take the name.
-func TestSPAUserName(t *testing.T) {
+func TestSPAUserNameFromEnvironment(t *testing.T) {
 	for name, want := range map[string]string{"alice": "alice", `DOMAIN\alice`: "bob", "": "bob"} {
 		t.Setenv("LOGNAME", name)
 		t.Setenv("USER", "bob")
@@ -79,7 +79,7 @@ func TestSPAUserName(t *testing.T) {
 }
 
 // A relative path begins at the profile's folder, for both keys.
-func TestSPARelativeKeys(t *testing.T) {
+func TestSPAKeyPathsStartAtProfileFolder(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "config")
 	if err := os.WriteFile(path, []byte("Host vps\nScheme fwknop\nKeyFile a\nHMACKeyFile b\n"), 0o600); err != nil {

@@ -63,7 +63,7 @@ var commonSettings = &group{
 	},
 	defaults: func(p *Profile, given settings) {
 		setDefault(&p.AddressFamily, "any")
-		if !given.have("KnockDelay") { // 0 is a value
+		if !given.has("KnockDelay") { // 0 is a value
 			p.KnockDelay = 200 * time.Microsecond
 		}
 		setDefault(&p.ConnectTimeout, DefaultConnectTimeout)
@@ -146,7 +146,7 @@ var clockSettings = &group{
 	},
 	defaults: func(p *Profile, given settings) {
 		setDefault(&p.Period, time.Hour)
-		if !given.have("Skew") { // 0 is a value
+		if !given.has("Skew") { // 0 is a value
 			p.Skew = 2 * time.Minute
 		}
 	},

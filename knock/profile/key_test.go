@@ -17,7 +17,7 @@ import (
 
 const keyText = "portknock-key-1:aaaqeayeaudaocajbifqydiob4ibceqtcqkrmfyydenbwha5dypzcjt6ri"
 
-const drawn = `Host vps
+const rotatingFile = `Host vps
     Scheme rotating
     KeyFile /keys/vps
     DeriveHostKey yes
@@ -29,8 +29,8 @@ const drawn = `Host vps
     ValidUntil 2027-11-21
 `
 
-func TestDrawnSettings(t *testing.T) {
-	p, err := mustParse(t, drawn).Lookup("vps")
+func TestRotatingSettingsRoundTrip(t *testing.T) {
+	p, err := mustParse(t, rotatingFile).Lookup("vps")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,7 +52,7 @@ func TestDrawnSettings(t *testing.T) {
 	}
 }
 
-func TestTokenSettings(t *testing.T) {
+func TestTokenSettingsRoundTrip(t *testing.T) {
 	const lines = "Host vps\nScheme token\nKeyFile /k\nTokenPort 443\nTokensPerWindow 3\nPeriod 10m\nSkew 10\nKnocks 4\nPortRange 1-100\n"
 	p, err := mustParse(t, lines).Lookup("vps")
 	if err != nil {
@@ -77,7 +77,7 @@ func TestTokenSettings(t *testing.T) {
 	}
 }
 
-func TestDrawnDefaults(t *testing.T) {
+func TestSettingsApplyOnlyToTheirScheme(t *testing.T) {
 	for _, tt := range []struct {
 		scheme string
 		want   Profile
@@ -112,14 +112,14 @@ func TestDrawnDefaults(t *testing.T) {
 			p.TokenPort != tt.want.TokenPort || p.TokensPerWindow != tt.want.TokensPerWindow || !p.ValidUntil.IsZero() {
 			t.Errorf("%+v", p)
 		}
-		if drawn := tt.scheme != "static"; drawn != (p.KeyFile != "") || drawn != (p.Sequence == nil) {
+		if hasKey := tt.scheme != "static"; hasKey != (p.KeyFile != "") || hasKey != (p.Sequence == nil) {
 			t.Errorf("%s: %+v", tt.scheme, p)
 		}
 	}
 }
 
 // Of two ways to say the same, the first obtained prevents the other.
-func TestFirstWayWins(t *testing.T) {
+func TestFirstOfTwoAlternativesWins(t *testing.T) {
 	for _, tt := range []struct{ file, want string }{
 		{"Host vps\nKeyFile /a\nHost *\nScheme rotating\nKeyCommand b\n", "rotating  /a"},
 		{"Host vps\nKeyCommand b\nHost *\nScheme rotating\nKeyFile /a\n", "rotating b "},
@@ -137,7 +137,7 @@ func TestFirstWayWins(t *testing.T) {
 	}
 }
 
-func TestDrawnConflicts(t *testing.T) {
+func TestKeySchemeConflicts(t *testing.T) {
 	for _, tt := range []struct{ lines, want string }{
 		{"Scheme rotating", "file:2: Scheme: rotating needs a KeyFile or a KeyCommand"},
 		{"Scheme md5-hourly", "file:2: Scheme: md5-hourly needs a KeyFile or a KeyCommand"},
@@ -182,7 +182,7 @@ func TestDrawnConflicts(t *testing.T) {
 }
 
 // Where a relative KeyFile begins, and "~/".
-func TestKeyPath(t *testing.T) {
+func TestKeyPathStartsAtProfileFolderOrHome(t *testing.T) {
 	home := t.TempDir()
 	t.Setenv("HOME", home)
 	t.Setenv("USERPROFILE", home)
@@ -232,7 +232,7 @@ func TestKeysAreReadLazily(t *testing.T) {
 	}
 }
 
-func TestSharesKey(t *testing.T) {
+func TestSharesKeyListsOtherHosts(t *testing.T) {
 	f := mustParse(t, `Host vps 192.0.2.1 VPS.example
     HostName 192.0.2.1
     KeyFile /k
@@ -276,7 +276,7 @@ Host *.fleet
 	}
 }
 
-func TestKeyCommandWords(t *testing.T) {
+func TestKeyCommandKeepsQuotedWords(t *testing.T) {
 	p, err := mustParse(t, "Host vps\nScheme rotating\nKeyCommand pass \"my key\"  -x=\"a#b\" c\n").Lookup("vps")
 	if want := []string{"pass", "my key", "-x=a#b", "c"}; err != nil || !slices.Equal(p.KeyCommand, want) {
 		t.Fatalf("got %q, %v", p.KeyCommand, err)

@@ -26,7 +26,7 @@ func keyFile(t *testing.T, mode fs.FileMode, text string) string {
 	return path
 }
 
-func TestLoadKey(t *testing.T) {
+func TestLoadKeyChecksModeAndText(t *testing.T) {
 	for _, tt := range []struct {
 		mode fs.FileMode
 		text string
@@ -63,7 +63,7 @@ func scheduleOf(t *testing.T, lines string) (knock.Schedule, error) {
 	return server.Schedule, err
 }
 
-func TestDrawnSchedules(t *testing.T) {
+func TestServerBuildsScheduleFromKey(t *testing.T) {
 	key, err := knock.ParseKey(keyText)
 	if err != nil {
 		t.Fatal(err)
@@ -97,7 +97,7 @@ func TestDrawnSchedules(t *testing.T) {
 }
 
 // A second newline would be the secret's, and such a one the scheme cannot carry.
-func TestSecretAsItStands(t *testing.T) {
+func TestOnlyOneNewlineIsRemovedFromSecret(t *testing.T) {
 	path := keyFile(t, 0o600, "f00b4r\n\n")
 	_, err := scheduleOf(t, "Scheme md5-hourly\nKeyFile "+path)
 	if err == nil || !strings.HasPrefix(err.Error(), path+": the secret contains a space") {
@@ -105,7 +105,7 @@ func TestSecretAsItStands(t *testing.T) {
 	}
 }
 
-func TestKeyCommandFaults(t *testing.T) {
+func TestKeyCommandErrors(t *testing.T) {
 	for _, tt := range []struct{ command, want string }{
 		{"false", "KeyCommand false: exit status 1"},
 		{"no-such-program", "KeyCommand no-such-program: executable file not found in $PATH"},

@@ -24,13 +24,13 @@ type keyword struct {
 	json   func(*Profile) any           // what JSON has where get writes something; nil for what get writes
 	when   func(*Profile) bool          // whether to show it; nil for always
 	path   func(*Profile) *string       // the file that it names; nil if it names none
-	of     *group                       // the group that has it, which fills this in
+	group  *group                       // the group that has it, which fills this in
 }
 
 // word returns what get writes, "" if the keyword does not apply or is not to be
 // shown.
 func (k *keyword) word(p *Profile) string {
-	if !slices.Contains(schemeNamed(p.Scheme).groups, k.of) || k.when != nil && !k.when(p) {
+	if !slices.Contains(schemeNamed(p.Scheme).groups, k.group) || k.when != nil && !k.when(p) {
 		return ""
 	}
 	return k.get(p)
@@ -99,7 +99,7 @@ func secretFile(name string, field func(*Profile) *string) keyword {
 // command is the keyword of a program and its arguments.
 func command(name string, secret bool, field func(*Profile) *[]string) keyword {
 	parse := func(s string) ([]string, error) {
-		words := split(s)
+		words := splitWords(s)
 		return words, checkCommand(words)
 	}
 	k := value(name, parse, field, joinWords).inJSON(func(p *Profile) any { return *field(p) })

@@ -15,22 +15,22 @@ import (
 )
 
 func TestLoadPermissions(t *testing.T) {
-	const secret, open = "Host vps\n" + knocks, "Host vps\n    Port 22\n"
+	const withSequence, withoutSequence = "Host vps\n" + sequenceLine, "Host vps\n    Port 22\n"
 	path := filepath.Join(t.TempDir(), "config")
 	for _, tt := range []struct {
 		mode    fs.FileMode
 		content string
 		want    string // the error, of which FILE is the path
 	}{
-		{0o600, secret, ""},
-		{0o400, secret, ""},
-		{0o700, secret, ""},
-		{0o640, secret, "FILE: contains a Sequence and is readable by other users (mode 0640); run chmod 600 FILE"},
-		{0o604, secret, "FILE: contains a Sequence and is readable by other users (mode 0604); run chmod 600 FILE"},
-		{0o644, open, ""},
-		{0o620, secret, "FILE: writable by other users (mode 0620); run chmod 600 FILE"},
-		{0o666, open, "FILE: writable by other users (mode 0666); run chmod 600 FILE"},
-		{0o602, open, "FILE: writable by other users (mode 0602); run chmod 600 FILE"},
+		{0o600, withSequence, ""},
+		{0o400, withSequence, ""},
+		{0o700, withSequence, ""},
+		{0o640, withSequence, "FILE: contains a Sequence and is readable by other users (mode 0640); run chmod 600 FILE"},
+		{0o604, withSequence, "FILE: contains a Sequence and is readable by other users (mode 0604); run chmod 600 FILE"},
+		{0o644, withoutSequence, ""},
+		{0o620, withSequence, "FILE: writable by other users (mode 0620); run chmod 600 FILE"},
+		{0o666, withoutSequence, "FILE: writable by other users (mode 0666); run chmod 600 FILE"},
+		{0o602, withoutSequence, "FILE: writable by other users (mode 0602); run chmod 600 FILE"},
 	} {
 		os.Remove(path)
 		if err := os.WriteFile(path, []byte(tt.content), 0o600); err != nil {
@@ -46,7 +46,7 @@ func TestLoadPermissions(t *testing.T) {
 	}
 }
 
-func TestLoadOwner(t *testing.T) {
+func TestLoadRejectsFileOfOtherUser(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("only root can give files away")
 	}
@@ -64,9 +64,9 @@ func TestLoadOwner(t *testing.T) {
 	}
 }
 
-func TestLoadSymlink(t *testing.T) {
+func TestLoadFollowsSymlink(t *testing.T) {
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "real"), []byte("Host vps\n"+knocks), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "real"), []byte("Host vps\n"+sequenceLine), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	link := filepath.Join(dir, "config") // a link's own mode is 0777
@@ -79,7 +79,7 @@ func TestLoadSymlink(t *testing.T) {
 }
 
 // A pipe has the mode the shell gives it, and no owner to speak of.
-func TestLoadPipe(t *testing.T) {
+func TestLoadAcceptsPipe(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "config")
 	if err := syscall.Mkfifo(path, 0o600); err != nil {
 		t.Fatal(err)
@@ -87,7 +87,7 @@ func TestLoadPipe(t *testing.T) {
 	if err := os.Chmod(path, 0o666); err != nil {
 		t.Fatal(err)
 	}
-	go os.WriteFile(path, []byte("Host vps\n"+knocks), 0)
+	go os.WriteFile(path, []byte("Host vps\n"+sequenceLine), 0)
 	f, err := Load(path)
 	if err != nil {
 		t.Fatal(err)
@@ -104,7 +104,7 @@ func TestLoadPipe(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	fmt.Fprint(w, "Host vps\n"+knocks)
+	fmt.Fprint(w, "Host vps\n"+sequenceLine)
 	w.Close()
 	if f, err = Load(fmt.Sprintf("/dev/fd/%d", r.Fd())); err != nil {
 		t.Fatal(err)

@@ -38,14 +38,14 @@ func (f *File) Lookup(host string, override ...Setting) (*Profile, error) {
 		}
 		given = given.add(settings{s})
 	}
-	own := f.matching(host, nil)
-	name, blocks := host, own
-	if !gather(own).knocks() {
+	matched := f.matching(host, nil)
+	name, blocks := host, matched
+	if !gather(matched).defineKnocks() {
 		name, blocks = f.byHostName(host)
 	}
 	p, err := f.profile(name, blocks, given)
 	if p == nil {
-		err = cmp.Or(f.forgottenScheme(host, own), err, fmt.Errorf("%w for %q in %s", ErrNoProfile, host, f.name))
+		err = cmp.Or(f.forgottenScheme(host, matched), err, fmt.Errorf("%w for %q in %s", ErrNoProfile, host, f.name))
 	}
 	return p, err
 }
@@ -56,7 +56,7 @@ func (f *File) forgottenScheme(name string, blocks []*block) error {
 	name = strings.ToLower(name)
 	ss := gather(blocks)
 	key, ok := ss.get("KeyFile", "KeyCommand")
-	if !ok || ss.knocks() || !slices.ContainsFunc(blocks, func(b *block) bool { return slices.Contains(b.literals(), name) }) {
+	if !ok || ss.defineKnocks() || !slices.ContainsFunc(blocks, func(b *block) bool { return slices.Contains(b.literals(), name) }) {
 		return nil
 	}
 	return f.fault(ss, key.Keyword, fmt.Errorf(`profile %s has a key but no Scheme; add "Scheme rotating" or "Scheme token"`, name))
@@ -66,11 +66,11 @@ func (f *File) forgottenScheme(name string, blocks []*block) error {
 // nil if they do not say how to knock.
 func (f *File) profile(host string, blocks []*block, override settings) (p *Profile, err error) {
 	ss := gather(blocks)
-	if !ss.knocks() {
+	if !ss.defineKnocks() {
 		return nil, f.forgottenScheme(host, blocks)
 	}
 	ss = override.add(ss)
-	p = ss.fill(ss.scheme())
+	p = ss.newProfile(ss.scheme())
 	p.Name = f.profileName(host, blocks)
 	if p.HostName != "" {
 		p.HostName, _ = expand(p.HostName, host)      // newSetting has tried it
@@ -110,10 +110,10 @@ func (ss settings) scheme() *scheme {
 // fill makes a profile of the settings that apply to a scheme, without defaults;
 // of all settings if it is nil. It cannot fail: none got here that newSetting has
 // not tried.
-func (ss settings) fill(of *scheme) *Profile {
+func (ss settings) newProfile(chosen *scheme) *Profile {
 	p := new(Profile)
 	for _, s := range ss {
-		if k := keywordNamed(s.Keyword); of == nil || slices.Contains(of.groups, k.of) {
+		if k := keywordNamed(s.Keyword); chosen == nil || slices.Contains(chosen.groups, k.group) {
 			_ = k.set(p, s.Value)
 		}
 	}
@@ -142,7 +142,7 @@ func gather(blocks []*block) settings {
 func (ss settings) add(more settings) settings {
 	had := ss // both in one block are left for conflict to find
 	for _, s := range more {
-		if !ss.have(s.Keyword) && !had.prevent(s) {
+		if !ss.has(s.Keyword) && !had.prevent(s) {
 			ss = append(ss, s)
 		}
 	}
@@ -153,11 +153,11 @@ func (ss settings) add(more settings) settings {
 func (ss settings) prevent(s Setting) bool {
 	switch s.Keyword {
 	case "KeyFile", "KeyCommand":
-		return ss.have("KeyFile", "KeyCommand")
+		return ss.has("KeyFile", "KeyCommand")
 	case "AllowIP", "AllowIPCommand":
-		return ss.have("AllowIP", "AllowIPCommand")
+		return ss.has("AllowIP", "AllowIPCommand")
 	case "Scheme":
-		return ss.have("Sequence")
+		return ss.has("Sequence")
 	case "Sequence":
 		return ss.scheme().name != staticScheme.name
 	}
@@ -166,13 +166,13 @@ func (ss settings) prevent(s Setting) bool {
 
 // matching returns the blocks that match a host, in file order. The block as,
 // if any, need only not exclude it.
-func (f *File) matching(host string, as *block) []*block {
+func (f *File) matching(host string, assumed *block) []*block {
 	host = strings.ToLower(host)
 	numbers := slices.Concat(f.byName[host], f.wild)
 	slices.Sort(numbers)
 	var blocks []*block
 	for _, n := range numbers {
-		if b := f.blocks[n]; b.matches(host) || b == as && !b.excludes(host) {
+		if b := f.blocks[n]; b.matches(host) || b == assumed && !b.excludes(host) {
 			blocks = append(blocks, b)
 		}
 	}
@@ -187,15 +187,15 @@ func (f *File) byHostName(host string) (name string, blocks []*block) {
 		if !ok {
 			continue
 		}
-		names, as := b.literals(), (*block)(nil)
-		if len(names) == 0 && !namesHost(s.Value) {
-			names, as = []string{host}, b
+		names, assumed := b.literals(), (*block)(nil)
+		if len(names) == 0 && !variesByHost(s.Value) {
+			names, assumed = []string{host}, b
 		}
 		for _, name := range names {
 			if expanded, err := expand(s.Value, name); err != nil || !sameHost(expanded, host) {
 				continue
 			}
-			blocks := f.matching(name, as)
+			blocks := f.matching(name, assumed)
 			if first, _ := gather(blocks).get("HostName"); first == s {
 				return name, blocks
 			}
@@ -226,14 +226,14 @@ const checkBudget = 1 << 22
 // when the names of a block that says how to knock, or has a key, are looked up.
 func (f *File) check() error {
 	for _, b := range f.blocks {
-		if keyword, err := b.settings.fill(nil).conflict(b.settings); err != nil {
+		if keyword, err := b.settings.newProfile(nil).conflict(b.settings); err != nil {
 			return f.fault(b.settings, keyword, err)
 		}
 	}
 	budget := checkBudget
 	checked := make(map[string]bool)
 	for _, b := range f.blocks {
-		if !b.settings.have("Sequence", "Scheme", "KeyFile", "KeyCommand") {
+		if !b.settings.has("Sequence", "Scheme", "KeyFile", "KeyCommand") {
 			continue
 		}
 		for _, name := range b.literals() {

@@ -118,7 +118,7 @@ func TestLookup(t *testing.T) {
 
 // TestForgottenScheme: if a Host line names a host, a key without a Scheme is an
 // error with its line.
-func TestForgottenScheme(t *testing.T) {
+func TestKeyWithoutSchemeIsError(t *testing.T) {
 	const (
 		key   = "    KeyCommand pass\n"
 		cure  = ` has a key but no Scheme; add "Scheme rotating" or "Scheme token"`
@@ -185,7 +185,7 @@ func manyHosts(n int) []byte {
 	return []byte(b.String())
 }
 
-func TestManyHosts(t *testing.T) {
+func TestManyHostsTakeUnderTenSeconds(t *testing.T) {
 	start := time.Now()
 	f, err := Parse("file", manyHosts(10_000))
 	if err != nil {

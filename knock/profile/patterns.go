@@ -37,13 +37,13 @@ func (p pattern) matches(host string) bool {
 	if !p.wild {
 		return p.text == host
 	}
-	ok, _ := path.Match(globs.Replace(p.text), strings.ReplaceAll(host, "/", "\x00"))
+	ok, _ := path.Match(globEscaper.Replace(p.text), strings.ReplaceAll(host, "/", "\x00"))
 	return ok
 }
 
 // globs makes a pattern one of [path.Match]: there brackets are for classes, and no
 // "*" reaches across a slash, for which a character stands that no host has.
-var globs = strings.NewReplacer("[", `\[`, "/", "\x00")
+var globEscaper = strings.NewReplacer("[", `\[`, "/", "\x00")
 
 // matches reports whether the block applies to a host, given in lower case: a
 // pattern matches it, and no negated one does.
@@ -80,14 +80,14 @@ func (f *File) profileName(host string, blocks []*block) string {
 		if !slices.Contains(names, host) {
 			continue
 		}
-		shared := !namesHost(hostName.Value) && slices.Contains(b.settings, hostName)
+		shared := !variesByHost(hostName.Value) && slices.Contains(b.settings, hostName)
 		for _, name := range names {
 			switch {
 			case isAddress(name):
 			case isAddress(host):
 				return name
 			case shared:
-				if own, _ := gather(f.matching(name, nil)).get("HostName"); own == hostName {
+				if other, _ := gather(f.matching(name, nil)).get("HostName"); other == hostName {
 					return name
 				}
 			}
@@ -128,7 +128,7 @@ func CheckHost(host string) error {
 }
 
 // namesHost reports whether a HostName is another one for each host.
-func namesHost(hostName string) bool {
+func variesByHost(hostName string) bool {
 	return strings.Contains(strings.ReplaceAll(hostName, "%%", ""), "%h")
 }
 

@@ -144,16 +144,16 @@ func writeBlock(b *bytes.Buffer, name string, settings []Setting) {
 func (p *Profile) MarshalJSON() ([]byte, error) {
 	all := []string{jsonField("name", p.Name)}
 	for _, g := range schemeNamed(p.Scheme).groups {
-		var own []string
+		var fields []string
 		for _, k := range g.keywords {
 			if v := k.jsonValue(p); v != nil {
-				own = append(own, jsonField(jsonName(strings.TrimPrefix(k.name, g.prefix)), v))
+				fields = append(fields, jsonField(jsonName(strings.TrimPrefix(k.name, g.prefix)), v))
 			}
 		}
 		if g.object != "" {
-			own = []string{jsonField(g.object, jsonObject(own))}
+			fields = []string{jsonField(g.object, jsonObject(fields))}
 		}
-		all = append(all, own...)
+		all = append(all, fields...)
 	}
 	return jsonObject(all), nil
 }

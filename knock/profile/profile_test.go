@@ -22,8 +22,8 @@ func mustParse(t testing.TB, file string) *File {
 	return f
 }
 
-func TestDefaults(t *testing.T) {
-	p, err := mustParse(t, "Host vps\n"+knocks).Lookup("vps")
+func TestStaticDefaults(t *testing.T) {
+	p, err := mustParse(t, "Host vps\n"+sequenceLine).Lookup("vps")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,7 +44,7 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
-const full = `Host vps
+const staticFile = `Host vps
     HostName fe80::1%%eth0
     Port 2222
     AddressFamily inet6
@@ -59,8 +59,8 @@ const full = `Host vps
     IgnorePorts none
 `
 
-func TestEverySetting(t *testing.T) {
-	p, err := mustParse(t, full).Lookup("vps")
+func TestEveryStaticSetting(t *testing.T) {
+	p, err := mustParse(t, staticFile).Lookup("vps")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,12 +84,12 @@ func TestEverySetting(t *testing.T) {
 }
 
 func TestOpenPortsFollowPort(t *testing.T) {
-	if got, want := ours("Host vps\n    Port 2222\n"+knocks, "vps", "OpenPorts"), "2222/tcp"; got != want {
+	if got, want := profileValue("Host vps\n    Port 2222\n"+sequenceLine, "vps", "OpenPorts"), "2222/tcp"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
 
-func TestWriteTo(t *testing.T) {
+func TestWriteToRoundTrip(t *testing.T) {
 	const want = `Host vps
     HostName fe80::1%%eth0
     Port 2222
@@ -104,7 +104,7 @@ func TestWriteTo(t *testing.T) {
     KnockTimeout 1s500ms
     IgnorePorts none
 `
-	p, err := mustParse(t, full).Lookup("vps")
+	p, err := mustParse(t, staticFile).Lookup("vps")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,9 +119,9 @@ func TestWriteTo(t *testing.T) {
 	}
 }
 
-func TestWriteToQuotes(t *testing.T) {
+func TestWriteToQuotesWords(t *testing.T) {
 	for _, name := range []string{"Wi-Fi 2", "wan#1"} {
-		p, err := mustParse(t, "Host vps\n    BindInterface \""+name+"\"\n"+knocks).Lookup("vps")
+		p, err := mustParse(t, "Host vps\n    BindInterface \""+name+"\"\n"+sequenceLine).Lookup("vps")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -133,8 +133,8 @@ func TestWriteToQuotes(t *testing.T) {
 	}
 }
 
-func TestJSON(t *testing.T) {
-	p, err := mustParse(t, full).Lookup("vps")
+func TestMarshalJSON(t *testing.T) {
+	p, err := mustParse(t, staticFile).Lookup("vps")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -148,7 +148,7 @@ func TestJSON(t *testing.T) {
 	if string(got) != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
-	p, err = mustParse(t, "Host vps\n"+knocks).Lookup("vps")
+	p, err = mustParse(t, "Host vps\n"+sequenceLine).Lookup("vps")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -157,7 +157,7 @@ func TestJSON(t *testing.T) {
 	}
 }
 
-func TestBadValues(t *testing.T) {
+func TestBadValuesAreErrors(t *testing.T) {
 	for _, tt := range []struct{ line, want string }{
 		{"Port 0", `Port: "0" is not a port from 1 to 65535`},
 		{"Port 65536", `Port: "65536" is not a port from 1 to 65535`},
@@ -225,7 +225,7 @@ func TestBadValues(t *testing.T) {
 		{`Host "a b"`, `Host: "a b" is not a host name or pattern`},
 	} {
 		// In a block nobody asks for.
-		_, err := Parse("file", []byte("Host other\n"+tt.line+"\nHost vps\n"+knocks))
+		_, err := Parse("file", []byte("Host other\n"+tt.line+"\nHost vps\n"+sequenceLine))
 		want := "file:2: " + tt.want
 		if err == nil || !strings.HasPrefix(err.Error(), "file:2: ") {
 			t.Errorf("%s: got %v", tt.line, err)
@@ -251,13 +251,13 @@ func TestGoodValues(t *testing.T) {
 		{"Scheme rotating\nKeyFile /k\nValidUntil 2027-11-21", "ValidUntil", "2027-11-21T00:00:00Z"},
 		{"Scheme rotating\nKeyFile /k\nValidUntil 2027-11-21T07:00:00+05:30", "ValidUntil", "2027-11-21T01:30:00Z"},
 	} {
-		if got := ours("Host vps\n"+tt.line+"\nHost *\n"+knocks, "vps", tt.keyword); got != tt.want {
+		if got := profileValue("Host vps\n"+tt.line+"\nHost *\n"+sequenceLine, "vps", tt.keyword); got != tt.want {
 			t.Errorf("%s: got %s, want %s", tt.line, got, tt.want)
 		}
 	}
 }
 
-func TestConflicts(t *testing.T) {
+func TestSettingConflicts(t *testing.T) {
 	for _, tt := range []struct{ name, file, want string }{
 		{
 			"guarded port, default", "Host vps\n    Sequence 7000 22/tcp 9000\n",
@@ -268,19 +268,19 @@ func TestConflicts(t *testing.T) {
 			"file:3: Sequence: knock 1 of 3 goes to a guarded port (one of the OpenPorts)",
 		},
 		{
-			"guarded port, from another block", "Host vps\n" + knocks + "Host *\n    OpenPorts 8000-9000\n",
+			"guarded port, from another block", "Host vps\n" + sequenceLine + "Host *\n    OpenPorts 8000-9000\n",
 			"file:2: Sequence: knock 2 of 3 goes to a guarded port (one of the OpenPorts)",
 		},
 		{
-			"guarded port, block of wildcards", "Host *.example\n" + knocks + "    OpenPorts 7000/udp\n",
+			"guarded port, block of wildcards", "Host *.example\n" + sequenceLine + "    OpenPorts 7000/udp\n",
 			"file:2: Sequence: knock 1 of 3 goes to a guarded port (one of the OpenPorts)",
 		},
 		{
-			"delay above the timeout", "Host vps\n    KnockDelay 1s\n    KnockTimeout 1s\n" + knocks,
+			"delay above the timeout", "Host vps\n    KnockDelay 1s\n    KnockTimeout 1s\n" + sequenceLine,
 			"file:2: KnockDelay: 1s must be less than KnockTimeout (1s)",
 		},
 		{
-			"delay above the default timeout", "Host vps\n    KnockDelay 5s\n" + knocks,
+			"delay above the default timeout", "Host vps\n    KnockDelay 5s\n" + sequenceLine,
 			"file:2: KnockDelay: 5s must be less than KnockTimeout (5s)",
 		},
 		{
@@ -304,7 +304,7 @@ func TestConflicts(t *testing.T) {
 	for name, file := range map[string]string{
 		"same port, other transport":   "Host vps\n    Sequence 22/udp 8000\n",
 		"OpenPorts from another block": "Host vps\n    Sequence 22/tcp 8000\nHost *\n    OpenPorts 443\n",
-		"Sequence from another block":  "Host vps\n    Scheme static\nHost *\n" + knocks,
+		"Sequence from another block":  "Host vps\n    Scheme static\nHost *\n" + sequenceLine,
 		"defaults without a host":      "Host nas\n    Port 22\nHost *\n    Scheme static\n",
 	} {
 		if _, err := Parse("file", []byte(file)); err != nil {
@@ -314,7 +314,7 @@ func TestConflicts(t *testing.T) {
 }
 
 // No error may hold a part of the sequence, whatever is wrong with the file.
-func TestErrorsKeepTheSecret(t *testing.T) {
+func TestErrorsDoNotShowSequence(t *testing.T) {
 	for _, tt := range []struct{ file, want string }{
 		{"Host vps\nSequence 17001/udp 17002/udo 17003", "file:2: Sequence: knock 2 of 3: the protocol is not tcp or udp"},
 		{"Host vps\nSequence 17001/udp 170029 17003", "file:2: Sequence: knock 2 of 3: not a port from 1 to 65535"},
@@ -347,12 +347,12 @@ func TestErrorsKeepTheSecret(t *testing.T) {
 	}
 }
 
-func TestSchemes(t *testing.T) {
+func TestServerChecksScheme(t *testing.T) {
 	const want = `unknown scheme "telepathy"; the schemes are static, rotating, token, md5-hourly, fwknop`
 	if _, err := (&Profile{Scheme: "telepathy"}).Server(t.Context()); err == nil || err.Error() != want {
 		t.Errorf("got %v", err)
 	}
-	p, err := mustParse(t, "Host vps\n"+knocks).Lookup("vps")
+	p, err := mustParse(t, "Host vps\n"+sequenceLine).Lookup("vps")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -369,13 +369,13 @@ func TestSchemes(t *testing.T) {
 // scheme's own order.
 func TestKeywordOrder(t *testing.T) {
 	for _, s := range schemes {
-		at := -1
+		last := -1
 		for _, g := range s.groups {
 			n := slices.Index(groups, g)
-			if n <= at {
-				t.Errorf("%s: group %d of the table follows group %d", s.name, n, at)
+			if n <= last {
+				t.Errorf("%s: group %d of the table follows group %d", s.name, n, last)
 			}
-			at = n
+			last = n
 		}
 	}
 	var names []string

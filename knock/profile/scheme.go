@@ -52,18 +52,18 @@ func init() {
 	for i := range schemes {
 		s := &schemes[i]
 		s.groups = slices.Concat([]*group{commonSettings}, s.groups)
-		at := len(groups) // a group that is new goes before those that follow it in the scheme
+		position := len(groups) // a group that is new goes before those that follow it in the scheme
 		for _, g := range slices.Backward(s.groups) {
 			if n := slices.Index(groups, g); n >= 0 {
-				at = n
+				position = n
 			} else {
-				groups = slices.Insert(groups, at, g)
+				groups = slices.Insert(groups, position, g)
 			}
 		}
 	}
 	for _, g := range groups {
 		for i := range g.keywords {
-			g.keywords[i].of = g
+			g.keywords[i].group = g
 		}
 		keywords = append(keywords, g.keywords...)
 	}
@@ -168,7 +168,7 @@ func (p *Profile) complete() error {
 }
 
 // drawsItsOwn is a check for schemes without a Sequence.
-func drawsItsOwn(p *Profile, _ settings) (keyword string, err error) {
+func rejectSequence(p *Profile, _ settings) (keyword string, err error) {
 	if len(p.Sequence) > 0 {
 		return "Sequence", fmt.Errorf("is only used with Scheme static, not with %s", p.Scheme)
 	}

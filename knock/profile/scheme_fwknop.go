@@ -57,7 +57,7 @@ var spaSettings = &group{
 			shownWhen(func(p *Profile) bool { return p.SPA.HMACKeyFile != "" }),
 	},
 	defaults: func(p *Profile, given settings) {
-		if !given.have("SPAPort") { // 0 is random
+		if !given.has("SPAPort") { // 0 is random
 			p.SPA.Port = 62201
 		}
 	},
@@ -142,7 +142,7 @@ var fwknopScheme = scheme{
 			return "HMACKeyFile", errors.New("cannot be used with SPAMode legacy")
 		case s.HMACKeyFile != "" && s.HMACKeyFile == p.KeyFile:
 			return "HMACKeyFile", errors.New("must be another file than KeyFile")
-		case s.Protocol != spa.UDP && s.Port == 0 && given.have("SPAPort"):
+		case s.Protocol != spa.UDP && s.Port == 0 && given.has("SPAPort"):
 			return "SPAPort", errors.New("random is only possible with SPAProtocol udp")
 		}
 		for _, r := range p.OpenPorts {

@@ -21,7 +21,7 @@ var md5HourlyScheme = scheme{
 		case p.DeriveHostKey:
 			return "DeriveHostKey", errors.New("cannot be used with Scheme md5-hourly")
 		}
-		return drawsItsOwn(p, given)
+		return rejectSequence(p, given)
 	},
 	// No fingerprint: a secret of few letters could be guessed from it.
 	server: func(p *Profile, k knock.Key) (Server, error) {

@@ -7,12 +7,12 @@ var rotatingScheme = scheme{
 	name:  "rotating",
 	facts: Facts{DerivesKeys: true},
 	groups: []*group{keySettings, drawSettings, clockSettings, {defaults: func(p *Profile, given settings) {
-		if !given.have("Protocol") {
+		if !given.has("Protocol") {
 			p.PortRange.Transport = knock.UDP
 		}
 	}}},
 	parseKey: parseKey,
-	check:    drawsItsOwn,
+	check:    rejectSequence,
 	server: func(p *Profile, k knock.Key) (Server, error) {
 		s := knock.Rotating{Key: k, Ports: p.PortRange, Knocks: p.Knocks, Period: p.Period}
 		return Server{Schedule: s, KnockPorts: []knock.PortRange{p.PortRange}, Fingerprint: k.Fingerprint()}, nil

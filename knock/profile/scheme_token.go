@@ -12,7 +12,7 @@ var tokenScheme = scheme{
 	facts:    Facts{DerivesKeys: true},
 	groups:   []*group{keySettings, tokenSettings, clockSettings},
 	parseKey: parseKey,
-	check:    drawsItsOwn,
+	check:    rejectSequence,
 	server: func(p *Profile, k knock.Key) (Server, error) {
 		s := knock.Token{Key: k, Port: p.TokenPort, Period: p.Period, Tokens: p.TokensPerWindow}
 		return Server{Schedule: s, Fingerprint: k.Fingerprint()}, nil

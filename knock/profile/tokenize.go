@@ -27,14 +27,14 @@ func fault(name string, line int, format string, args ...any) error {
 }
 
 // token is one line that says something.
-type token struct {
+type statement struct {
 	line    int
 	keyword string
 	words   []string // never none, none empty, without quotes
 }
 
 // tokenize parts a file into its lines, keywords and words.
-func tokenize(name string, data []byte) (tokens []token, err error) {
+func tokenize(name string, data []byte) (statements []statement, err error) {
 	if len(data) > maxFile {
 		return nil, fmt.Errorf("%s: the file is larger than %d bytes", name, maxFile)
 	}
@@ -50,15 +50,15 @@ func tokenize(name string, data []byte) (tokens []token, err error) {
 		}
 		if t != nil {
 			t.line = number
-			tokens = append(tokens, *t)
+			statements = append(statements, *t)
 		}
 	}
-	return tokens, nil
+	return statements, nil
 }
 
 // parseLine parts one line into its keyword and its words. A line with neither is
 // nil.
-func parseLine(line string) (*token, error) {
+func parseLine(line string) (*statement, error) {
 	line, err := clean(line)
 	if err != nil || line == "" {
 		return nil, err
@@ -67,7 +67,7 @@ func parseLine(line string) (*token, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &token{keyword: keyword, words: split(value)}
+	t := &statement{keyword: keyword, words: splitWords(value)}
 	if len(t.words) == 0 && keywordNamed(keyword) != nil {
 		return nil, fmt.Errorf("%s: no value", keyword)
 	}
@@ -137,7 +137,7 @@ func clean(line string) (string, error) {
 }
 
 // split parts a value at blanks outside quotes, and takes the quotes off.
-func split(s string) []string {
+func splitWords(s string) []string {
 	var words []string
 	var word strings.Builder
 	quoted := false

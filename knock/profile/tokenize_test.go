@@ -11,60 +11,60 @@ import (
 	"github.com/kevinburke/ssh_config"
 )
 
-const knocks = "    Sequence 7000/udp 8000 9000\n"
+const sequenceLine = "    Sequence 7000/udp 8000 9000\n"
 
 // TestTraps holds down what the library alone gets wrong. Each case says what
 // the library answers, so that an update that mends or changes it shows here.
-func TestTraps(t *testing.T) {
+func TestSSHConfigQuirks(t *testing.T) {
 	for _, tt := range []struct {
-		name    string
-		file    string
-		host    string
-		keyword string
-		bare    string // the library's value of keyword for host, or "error: …"
-		want    string // ours, or "error: …"
+		name         string
+		file         string
+		host         string
+		keyword      string
+		libraryValue string // the library's value of keyword for host, or "error: …"
+		want         string // ours, or "error: …"
 	}{
 		{
 			// The BOM sticks to Host, which becomes an unknown keyword, and what
 			// stands below it applies to every host.
-			"BOM", "\ufeffHost vps\n    Port 2222\n" + knocks, "other", "Port",
+			"BOM", "\ufeffHost vps\n    Port 2222\n" + sequenceLine, "other", "Port",
 			"2222", `error: no profile for "other" in file`,
 		},
 		{
-			"BOM, right host", "\ufeffHost vps\n    Port 2222\n" + knocks, "vps", "Port",
+			"BOM, right host", "\ufeffHost vps\n    Port 2222\n" + sequenceLine, "vps", "Port",
 			"2222", "2222",
 		},
 		{
 			// Patterns are parted at blanks only: "web\tvps" is one.
-			"tab between patterns", "Host web\tvps\n    Port 2222\n" + knocks, "vps", "Port",
+			"tab between patterns", "Host web\tvps\n    Port 2222\n" + sequenceLine, "vps", "Port",
 			"", "2222",
 		},
 		{
 			// The quotes belong to the pattern.
-			"quoted pattern", "Host \"vps\" \"web\"\n    Port 2222\n" + knocks, "vps", "Port",
+			"quoted pattern", "Host \"vps\" \"web\"\n    Port 2222\n" + sequenceLine, "vps", "Port",
 			"", "2222",
 		},
 		{
 			// The tab before a comment belongs to the pattern.
-			"tab after pattern", "Host vps\t# mine\n    Port 2222\n" + knocks, "vps", "Port",
+			"tab after pattern", "Host vps\t# mine\n    Port 2222\n" + sequenceLine, "vps", "Port",
 			"", "2222",
 		},
 		{
 			// "?" is compiled to ".?".
-			"? matches nothing", "Host vps?\n    Port 2222\n" + knocks, "vps", "Port",
+			"? matches nothing", "Host vps?\n    Port 2222\n" + sequenceLine, "vps", "Port",
 			"2222", `error: no profile for "vps" in file`,
 		},
 		{
-			"host in capitals", "Host vps\n    Port 2222\n" + knocks, "VPS", "Port",
+			"host in capitals", "Host vps\n    Port 2222\n" + sequenceLine, "VPS", "Port",
 			"", "2222",
 		},
 		{
-			"pattern in capitals", "Host *.Example\n    Port 2222\n" + knocks, "vps.example", "Port",
+			"pattern in capitals", "Host *.Example\n    Port 2222\n" + sequenceLine, "vps.example", "Port",
 			"", "2222",
 		},
 		{
 			// The first quote stays and the rest is a comment.
-			"# inside quotes", "Host vps\n    BindInterface \"wan#1\"\n" + knocks, "vps", "BindInterface",
+			"# inside quotes", "Host vps\n    BindInterface \"wan#1\"\n" + sequenceLine, "vps", "BindInterface",
 			`"wan`, "wan#1",
 		},
 		{
@@ -74,38 +74,38 @@ func TestTraps(t *testing.T) {
 		},
 		{
 			// The outer quotes of two words are taken off.
-			"two quoted words", "Host vps\n    OpenPorts \"22\" \"80\"\n" + knocks, "vps", "OpenPorts",
+			"two quoted words", "Host vps\n    OpenPorts \"22\" \"80\"\n" + sequenceLine, "vps", "OpenPorts",
 			`22" "80`, "22/tcp 80/tcp",
 		},
 		{
 			// Some criteria work, others do not, and no error says so before it is
 			// too late.
-			"Match host", "Match host vps\n    Port 2222\n" + knocks, "vps", "Port",
+			"Match host", "Match host vps\n    Port 2222\n" + sequenceLine, "vps", "Port",
 			"2222", "error: file:1: Match is not supported; use Host",
 		},
 		{
 			// Errors have a place, but no file.
-			"Match exec", "\nMatch exec true\n    Port 2222\n" + knocks, "vps", "Port",
+			"Match exec", "\nMatch exec true\n    Port 2222\n" + sequenceLine, "vps", "Port",
 			"error: (2, 7): ssh_config: Match Exec is not supported",
 			"error: file:2: Match is not supported; use Host",
 		},
 		{
 			// Absolute or below ~/.ssh, never beside the file; read while parsing.
-			"Include", "Include no-such-folder/*\nHost vps\n    Port 2222\n" + knocks, "vps", "Port",
+			"Include", "Include no-such-folder/*\nHost vps\n    Port 2222\n" + sequenceLine, "vps", "Port",
 			"2222", "error: file:1: Include is not supported; put all profiles into one file",
 		},
 		{
-			"unknown keyword", "Host vps\n    Prot 2222\n" + knocks, "vps", "Port",
+			"unknown keyword", "Host vps\n    Prot 2222\n" + sequenceLine, "vps", "Port",
 			"", `error: file:2: unknown keyword "Prot"; did you mean Port?`,
 		},
 		{
 			// The second value of a keyword is never looked at.
-			"twice", "Host vps\n    Port 2222\n    Port 2223\n" + knocks, "vps", "Port",
+			"twice", "Host vps\n    Port 2222\n    Port 2223\n" + sequenceLine, "vps", "Port",
 			"2222", "error: file:3: Port is set twice; line 2 sets it already",
 		},
 		{
 			// Neither blank nor control character to the library.
-			"no-break space", "Host web\u00a0vps\n    Port 2222\n" + knocks, "vps", "Port",
+			"no-break space", "Host web\u00a0vps\n    Port 2222\n" + sequenceLine, "vps", "Port",
 			"", "error: file:1: character U+00A0 is not allowed",
 		},
 		{
@@ -126,22 +126,22 @@ func TestTraps(t *testing.T) {
 		},
 		{
 			// As a keyword of its own name, the value is silently empty.
-			"no value", "Host vps\n    Port\n" + knocks, "vps", "Port",
+			"no value", "Host vps\n    Port\n" + sequenceLine, "vps", "Port",
 			"", "error: file:2: Port: no value",
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if got := bare(tt.file, tt.host, tt.keyword); got != tt.bare {
-				t.Errorf("the library says %q, not %q any more", got, tt.bare)
+			if got := libraryValue(tt.file, tt.host, tt.keyword); got != tt.libraryValue {
+				t.Errorf("the library says %q, not %q any more", got, tt.libraryValue)
 			}
-			if got := ours(tt.file, tt.host, tt.keyword); got != tt.want {
+			if got := profileValue(tt.file, tt.host, tt.keyword); got != tt.want {
 				t.Errorf("got  %s\nwant %s", got, tt.want)
 			}
 		})
 	}
 }
 
-func bare(file, host, keyword string) string {
+func libraryValue(file, host, keyword string) string {
 	config, err := ssh_config.DecodeBytes([]byte(file))
 	if err != nil {
 		return "error: " + err.Error()
@@ -153,7 +153,7 @@ func bare(file, host, keyword string) string {
 	return v
 }
 
-func ours(file, host, keyword string) string {
+func profileValue(file, host, keyword string) string {
 	f, err := Parse("file", []byte(file))
 	if err != nil {
 		return "error: " + err.Error()
@@ -167,24 +167,24 @@ func ours(file, host, keyword string) string {
 
 // Include must not be followed at all: the library reads what it names, and
 // dies of what it finds there, before anybody can object.
-func TestIncludeReadsNothing(t *testing.T) {
+func TestIncludeDoesNotReadFile(t *testing.T) {
 	included := filepath.Join(t.TempDir(), "included")
 	if err := os.WriteFile(included, []byte("Match exec true\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	file := "Include " + included + "\n"
-	if got := bare(file, "vps", "Port"); !strings.Contains(got, "Match Exec") {
+	if got := libraryValue(file, "vps", "Port"); !strings.Contains(got, "Match Exec") {
 		t.Errorf("the library says %q: it does not read the file any more", got)
 	}
-	if got, want := ours(file, "vps", "Port"), "error: file:1: Include is not supported; put all profiles into one file"; got != want {
+	if got, want := profileValue(file, "vps", "Port"), "error: file:1: Include is not supported; put all profiles into one file"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
 
 // UserSettings, and with it the package's Get, falls back on OpenSSH's defaults.
-func TestNoForeignDefaults(t *testing.T) {
+func TestNoOpenSSHDefaults(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "config")
-	if err := os.WriteFile(path, []byte("Host vps\n"+knocks), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte("Host vps\n"+sequenceLine), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	u := &ssh_config.UserSettings{}
@@ -202,8 +202,8 @@ func TestNoForeignDefaults(t *testing.T) {
 }
 
 // GetAll returns the values of Host * beside those of the host.
-func TestFirstValueOnly(t *testing.T) {
-	const file = "Host vps\n    OpenPorts 22\n" + knocks + "Host *\n    OpenPorts 80\n"
+func TestOnlyFirstValueCounts(t *testing.T) {
+	const file = "Host vps\n    OpenPorts 22\n" + sequenceLine + "Host *\n    OpenPorts 80\n"
 	config, err := ssh_config.DecodeBytes([]byte(file))
 	if err != nil {
 		t.Fatal(err)
@@ -211,20 +211,20 @@ func TestFirstValueOnly(t *testing.T) {
 	if all, _ := config.GetAll("vps", "OpenPorts"); len(all) != 2 {
 		t.Errorf("the library says %q, not both values any more", all)
 	}
-	if got, want := ours(file, "vps", "OpenPorts"), "22/tcp"; got != want {
+	if got, want := profileValue(file, "vps", "OpenPorts"), "22/tcp"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
 
 // A value of 200 KB takes the library seconds: its time grows with the square.
-func TestLimits(t *testing.T) {
+func TestSizeLimits(t *testing.T) {
 	long := "Host vps\n    Port " + strings.Repeat("2", 200_000) + "\n"
 	start := time.Now()
-	if got, want := ours(long, "vps", "Port"), "error: file:2: the line is longer than 4096 bytes"; got != want {
+	if got, want := profileValue(long, "vps", "Port"), "error: file:2: the line is longer than 4096 bytes"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 	big := strings.Repeat("# nothing to see here\n", maxFile/20)
-	if got, want := ours(big, "vps", "Port"), "error: file: the file is larger than 4194304 bytes"; got != want {
+	if got, want := profileValue(big, "vps", "Port"), "error: file: the file is larger than 4194304 bytes"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 	if took := time.Since(start); took > 500*time.Millisecond {
@@ -233,11 +233,11 @@ func TestLimits(t *testing.T) {
 }
 
 // The worst that fits into the limits takes seconds at most, not minutes.
-func TestWorstFile(t *testing.T) {
+func TestWorstFileTakesUnderOneMinute(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes seconds")
 	}
-	fill := func(line func(n int) string) string {
+	fillFile := func(line func(n int) string) string {
 		var b strings.Builder
 		for n := 0; ; n++ {
 			l := line(n)
@@ -248,13 +248,13 @@ func TestWorstFile(t *testing.T) {
 		}
 	}
 	for name, file := range map[string]string{
-		"values": fill(func(int) string { return "Host " + strings.Repeat(strings.Repeat("y", 250)+" ", 16) + "\n" }),
-		"quotes": fill(func(int) string { return "Host BindInterface " + strings.Repeat(`""`, 2000) + "x\n" }),
-		"names":  fill(func(n int) string { return fmt.Sprintf("Host a%d b%d c%d\nSequence 1\n", n, n, n) }),
-		"names and wildcards": fill(func(n int) string {
+		"values": fillFile(func(int) string { return "Host " + strings.Repeat(strings.Repeat("y", 250)+" ", 16) + "\n" }),
+		"quotes": fillFile(func(int) string { return "Host BindInterface " + strings.Repeat(`""`, 2000) + "x\n" }),
+		"names":  fillFile(func(n int) string { return fmt.Sprintf("Host a%d b%d c%d\nSequence 1\n", n, n, n) }),
+		"names and wildcards": fillFile(func(n int) string {
 			return fmt.Sprintf("Host a%d\nSequence 1\nHost *%d\nHostName h\n", n, n)
 		}),
-		"one name": fill(func(int) string { return "Host a\nSequence 1\n" }),
+		"one name": fillFile(func(int) string { return "Host a\nSequence 1\n" }),
 	} {
 		t.Run(name, func(t *testing.T) {
 			start := time.Now()
@@ -271,7 +271,7 @@ func TestWorstFile(t *testing.T) {
 	}
 }
 
-func TestLineNumbers(t *testing.T) {
+func TestErrorsHaveLineNumbers(t *testing.T) {
 	for _, tt := range []struct{ name, file, want string }{
 		{"first line", "Foo 1\n", "file:1: "},
 		{"no newline at the end", "Host vps\nFoo 1", "file:2: "},
@@ -290,7 +290,7 @@ func TestLineNumbers(t *testing.T) {
 	}
 }
 
-func TestSyntax(t *testing.T) {
+func TestLineSyntax(t *testing.T) {
 	for _, tt := range []struct{ name, line, keyword, want string }{
 		{"blank", "Port 2222", "Port", "2222"},
 		{"tabs", "\tPort\t\t2222\t", "Port", "2222"},
@@ -310,16 +310,16 @@ func TestSyntax(t *testing.T) {
 		{"only equals", "= 22", "Port", "error: file:2: a line must start with a keyword, such as HostName, and a space"},
 		{"UTF-16", "P\x00", "Port", "error: file:2: character U+0000 is not allowed"},
 	} {
-		if got := ours("Host vps\n"+tt.line+"\n"+knocks, "vps", tt.keyword); got != tt.want {
+		if got := profileValue("Host vps\n"+tt.line+"\n"+sequenceLine, "vps", tt.keyword); got != tt.want {
 			t.Errorf("%s:\ngot  %s\nwant %s", tt.name, got, tt.want)
 		}
 	}
-	if got, want := ours("\xff\xfeH\x00", "vps", "Port"), "error: file:1: the file is UTF-16; save it as UTF-8"; got != want {
+	if got, want := profileValue("\xff\xfeH\x00", "vps", "Port"), "error: file:1: the file is UTF-16; save it as UTF-8"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
 
-func TestUnknownKeyword(t *testing.T) {
+func TestUnknownKeywordSuggestsSimilarOne(t *testing.T) {
 	for word, want := range map[string]string{
 		"Sequnce":           `unknown keyword "Sequnce"; did you mean Sequence?`,
 		"hostnmae":          `unknown keyword "hostnmae"; did you mean HostName?`,
@@ -330,7 +330,7 @@ func TestUnknownKeyword(t *testing.T) {
 		"Sequence:7000/udp": "a line must start with a keyword, such as HostName, and a space",
 		"8000/tcp":          "a line must start with a keyword, such as HostName, and a space",
 	} {
-		if got := ours(word+" 9000\n", "vps", "Port"); got != "error: file:1: "+want {
+		if got := profileValue(word+" 9000\n", "vps", "Port"); got != "error: file:1: "+want {
 			t.Errorf("%s: got %s", word, got)
 		}
 	}
