@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// TestInsert: what is there stays, byte for byte; imports stand behind it, but
-// before the defaults.
+// TestInsertKeepsTextAndPrecedesDefaults: Insert does not change a byte of the file's
+// text. It puts the new block after this text, but before the defaults.
 func TestInsertKeepsTextAndPrecedesDefaults(t *testing.T) {
 	const block = "Host h\n    HostName 192.0.2.1\n    Scheme fwknop\n    OpenPorts 22/tcp\n    KeyFile h.key\n    AllowIP 198.51.100.7\n"
 	for old, want := range map[string]string{
@@ -22,14 +22,15 @@ func TestInsertKeepsTextAndPrecedesDefaults(t *testing.T) {
 		"\ufeff# x\nHost *\n":                  "\ufeff" + block + "\n# x\nHost *\n",
 		"Host *\nHost a\n":                     "Host *\nHost a\n\n" + block,
 		"Host * !a\n":                          "Host * !a\n\n" + block,
-		// Defaults that are for other schemes, or that the import outranks.
+		// The new block overrides the Scheme, the KeyFile and the AllowIPCommand under Host *,
+		// so they do not change the new profile. SPAPort does.
 		"Host *\n    Scheme rotating\n    KeyFile k\n    SPAPort 5\n    AllowIPCommand ip\n": "",
 		"KnockDelay 1ms\n": "KnockDelay 1ms\n\n" + block,
 	} {
 		text, err := Insert("config", []byte(old), []byte(block))
 		if want == "" {
 			if err == nil || err.Error() != "config:4: SPAPort also applies to the imported host h; limit it to the hosts that need it" {
-				t.Errorf("%q: %v", old, err)
+				t.Errorf("%q: got %v, want an error about SPAPort", old, err)
 			}
 			continue
 		}
@@ -54,7 +55,7 @@ func TestInsertReportsConflicts(t *testing.T) {
 		"Host *\n    AddressFamily inet6\n":                   "config:2: AddressFamily: fwknopd opens ports for IPv4 only",
 	} {
 		if text, err := Insert("config", []byte(old), []byte(blocks)); err == nil || err.Error() != want {
-			t.Errorf("%q:\ngot  %v\nwant %s\n%s", old, err, want, text)
+			t.Errorf("%q:\ngot  %v\nwant %s\ntext %s", old, err, want, text)
 		}
 	}
 	for blocks, want := range map[string]string{
@@ -70,8 +71,9 @@ func TestInsertReportsConflicts(t *testing.T) {
 	}
 }
 
-// TestInsertFaultsHaveOldLines: a fault behind the new block has the line that the
-// user sees, and one in the block a line behind all others.
+// TestInsertErrorsHaveLinesOfOldFile: an error in the text after the new block has the
+// line number that the user sees in the old file. An error in the new block has a line
+// number after those of the old file.
 func TestInsertErrorsHaveLinesOfOldFile(t *testing.T) {
 	for old, want := range map[string]string{
 		"Host *\n    Port 22\n    SPAUser bob\n": "config:3: SPAUser also applies to the imported host h; limit it to the hosts that need it",
@@ -96,14 +98,15 @@ func mustSetting(t *testing.T, keyword string, words ...string) Setting {
 	return s
 }
 
-// TestBlock: settings are in the order of the documentation, and fit together.
+// TestBlockSortsAndChecksSettings: Block writes the settings in the order of the
+// documentation. Settings that do not fit together are errors.
 func TestBlockSortsAndChecksSettings(t *testing.T) {
 	got, err := Block("vps", []Setting{
 		mustSetting(t, "keyfile", "my key"), mustSetting(t, "Scheme", "rotating"), mustSetting(t, "OpenPorts", "22", "80"), mustSetting(t, "HostName", "h"),
 	})
 	const want = "Host vps\n    HostName h\n    Scheme rotating\n    OpenPorts 22 80\n    KeyFile \"my key\"\n"
 	if err != nil || string(got) != want {
-		t.Errorf("got %s, %v", got, err)
+		t.Errorf("got another block or an error:\n%s%v", got, err)
 	}
 	for _, tt := range []struct {
 		host  string
@@ -120,7 +123,7 @@ func TestBlockSortsAndChecksSettings(t *testing.T) {
 	}
 	for _, text := range []string{`HostName a"b`, "HostName ", "HostName a\x01", "HostName a\xff", "HostName", "HostName a b"} {
 		if s, err := ParseSetting("here", text); err == nil {
-			t.Errorf("%q: got %+v", text, s)
+			t.Errorf("%q: got %+v, want an error", text, s)
 		}
 	}
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/portknock/portknock/knock/spa"
 )
 
-// pickerOf is what a client of the host vps with these settings knocks.
+// pickerOf returns the Picker of the host vps with these settings.
 func pickerOf(t *testing.T, lines string) (knock.Picker, error) {
 	t.Helper()
 	p, err := mustParse(t, "Host vps\n"+lines+"\n").Lookup("vps")
@@ -33,7 +33,7 @@ func TestSPAPickerBuildsRequest(t *testing.T) {
 	request := picker.(*spa.Request)
 	if string(request.Key.Bytes()) != "pass word" || string(request.HMACKey.Bytes()) != "\x00\x01\x02\xff" ||
 		request.Allow != netip.MustParseAddr("198.51.100.7") || request.User != "alice" || request.Host != "vps" || request.Port != 62201 {
-		t.Errorf("%+v", request)
+		t.Errorf("got another request: %+v", request)
 	}
 	for _, tt := range []struct{ lines, want string }{
 		{base + "AllowIPCommand false", "AllowIPCommand false: exit status 1"},
@@ -60,8 +60,8 @@ func TestSPAPickerBuildsRequest(t *testing.T) {
 	}
 }
 
-// The one who asks is the user, as with the fwknop client, unless fwknopd would
-// not take the name.
+// The user name in the packet is that of the user, as with the fwknop client. A name
+// that fwknopd does not accept is skipped.
 func TestSPAUserNameFromEnvironment(t *testing.T) {
 	for name, want := range map[string]string{"alice": "alice", `DOMAIN\alice`: "bob", "": "bob"} {
 		t.Setenv("LOGNAME", name)
@@ -74,11 +74,11 @@ func TestSPAUserNameFromEnvironment(t *testing.T) {
 		t.Setenv(variable, "ü")
 	}
 	if got := userName(); got != "NO_USER" {
-		t.Errorf("got %q", got)
+		t.Errorf("got %q, want NO_USER", got)
 	}
 }
 
-// A relative path begins at the profile's folder, for both keys.
+// A relative KeyFile and a relative HMACKeyFile start at the folder of the profile file.
 func TestSPAKeyPathsStartAtProfileFolder(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "config")
@@ -90,6 +90,6 @@ func TestSPAKeyPathsStartAtProfileFolder(t *testing.T) {
 		t.Fatal(err)
 	}
 	if p, err := f.Lookup("vps"); err != nil || p.KeyFile != filepath.Join(dir, "a") || p.SPA.HMACKeyFile != filepath.Join(dir, "b") {
-		t.Errorf("%+v, %v", p, err)
+		t.Errorf("a key file is not in the profile's folder: %+v, %v", p, err)
 	}
 }

@@ -20,7 +20,7 @@ func TestLoadPermissions(t *testing.T) {
 	for _, tt := range []struct {
 		mode    fs.FileMode
 		content string
-		want    string // the error, of which FILE is the path
+		want    string // error, in which FILE stands for the path; "" for none
 	}{
 		{0o600, withSequence, ""},
 		{0o400, withSequence, ""},
@@ -48,7 +48,7 @@ func TestLoadPermissions(t *testing.T) {
 
 func TestLoadRejectsFileOfOtherUser(t *testing.T) {
 	if os.Getuid() != 0 {
-		t.Skip("only root can give files away")
+		t.Skip("only root can change the owner of a file")
 	}
 	path := filepath.Join(t.TempDir(), "config")
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
@@ -69,7 +69,7 @@ func TestLoadFollowsSymlink(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "real"), []byte("Host vps\n"+sequenceLine), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	link := filepath.Join(dir, "config") // a link's own mode is 0777
+	link := filepath.Join(dir, "config") // the mode of the link itself is 0777
 	if err := os.Symlink("real", link); err != nil {
 		t.Fatal(err)
 	}
@@ -78,7 +78,8 @@ func TestLoadFollowsSymlink(t *testing.T) {
 	}
 }
 
-// A pipe has the mode the shell gives it, and no owner to speak of.
+// The shell decides the mode of a pipe, and the owner of a pipe has no meaning. Load
+// checks neither.
 func TestLoadAcceptsPipe(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "config")
 	if err := syscall.Mkfifo(path, 0o600); err != nil {
@@ -97,7 +98,7 @@ func TestLoadAcceptsPipe(t *testing.T) {
 	}
 
 	if runtime.GOOS != "linux" && runtime.GOOS != "darwin" {
-		return // elsewhere /dev/fd may have to be mounted
+		return // on other systems, /dev/fd may not be mounted
 	}
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -117,17 +118,17 @@ func TestLoadAcceptsPipe(t *testing.T) {
 func TestLoadOddFiles(t *testing.T) {
 	dir := t.TempDir()
 	if _, err := Load(dir); err == nil || err.Error() != dir+": not a regular file" {
-		t.Errorf("folder: %v", err)
+		t.Errorf("folder: got %v", err)
 	}
 	if _, err := Load(filepath.Join(dir, "missing")); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("missing: %v", err)
+		t.Errorf("missing file: got %v, want ErrNotExist", err)
 	}
 	if _, err := Load("/dev/null"); err != nil {
-		t.Errorf("/dev/null: %v", err)
+		t.Errorf("/dev/null: got %v, want no error", err)
 	}
-	if runtime.GOOS == "linux" { // it never ends
+	if runtime.GOOS == "linux" { // /dev/zero never ends
 		if _, err := Load("/dev/zero"); err == nil || err.Error() != "/dev/zero: the file is larger than 4194304 bytes" {
-			t.Errorf("/dev/zero: %v", err)
+			t.Errorf("/dev/zero: got %v", err)
 		}
 	}
 	path := filepath.Join(dir, "config")
@@ -135,6 +136,6 @@ func TestLoadOddFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := Load(path); err == nil || err.Error() != path+`:2: unknown keyword "Prt"; did you mean Port?` {
-		t.Errorf("fault: %v", err)
+		t.Errorf("unknown keyword: got %v", err)
 	}
 }

@@ -2,7 +2,7 @@ package profile
 
 import "github.com/portknock/portknock/knock"
 
-// rotatingScheme draws another sequence in each window.
+// rotatingScheme draws another sequence for each window.
 var rotatingScheme = scheme{
 	name:  "rotating",
 	facts: Facts{DerivesKeys: true},

@@ -6,7 +6,7 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// tokenScheme sends one packet that the server's kernel verifies.
+// tokenScheme sends one packet, a token, which the server's kernel verifies.
 var tokenScheme = scheme{
 	name:     "token",
 	facts:    Facts{DerivesKeys: true},
@@ -19,7 +19,7 @@ var tokenScheme = scheme{
 	},
 }
 
-// tokenSettings is where tokens go, and how many there are.
+// tokenSettings are the settings for the port and the number of tokens.
 var tokenSettings = &group{
 	keywords: []keyword{
 		number("TokenPort", "a port", 1, 65535, func(p *Profile) *uint16 { return &p.TokenPort }),
