@@ -125,8 +125,8 @@ func (f *File) insert(data, blocks []byte) ([]byte, int) {
 }
 
 // checkUnchanged returns an error if the host of a block has another profile in f than in
-// the file imported, which has only the new blocks. The file f may give the host defaults
-// that the block does not have, but it must not change the SPA packet.
+// imported, the file with only the new blocks. The file f may give the host defaults that
+// the block does not have, but it must not change the SPA packet.
 func (f *File) checkUnchanged(imported *File, b *block) error {
 	name := b.patterns[0].written
 	want, err := imported.Lookup(name)
