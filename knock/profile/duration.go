@@ -10,12 +10,13 @@ import (
 	"time"
 )
 
-// unit is a unit of a duration, and units is all of them, the longest first.
+// unit is a unit of time in a duration.
 type unit struct {
 	name   string
 	length time.Duration
 }
 
+// units has all units, the longest first.
 var units = []unit{
 	{"w", 7 * 24 * time.Hour},
 	{"d", 24 * time.Hour},
@@ -26,10 +27,11 @@ var units = []unit{
 	{"us", time.Microsecond},
 }
 
-// ParseDuration reads a time as sshd_config(5) has it under TIME FORMATS, and
-// "ms" and "us" besides: "10" (seconds), "250ms", "1h30m", "30d", in any case.
-// An empty, negative, fractional or blank-ridden one is an error, and so is one
-// that a [time.Duration] cannot hold, about 292 years.
+// ParseDuration reads a duration, such as "10" (seconds), "250ms", "1h30m" or "30d". The
+// format is that of sshd_config(5) under TIME FORMATS, with the additional units "ms" and
+// "us". Case does not matter. An empty or negative duration is an error, and so is a
+// duration with a fraction or a blank. A duration that [time.Duration] cannot hold, more
+// than about 292 years, is an error too.
 func ParseDuration(s string) (time.Duration, error) {
 	var sum time.Duration
 	rest := strings.ToLower(s)
@@ -50,21 +52,21 @@ func ParseDuration(s string) (time.Duration, error) {
 	return sum, nil
 }
 
-// cutAny cuts the characters of a set off the start of s.
+// cutAny splits s after the characters at its start that are in set.
 func cutAny(s, set string) (start, rest string) {
 	rest = strings.TrimLeft(s, set)
 	return s[:len(s)-len(rest)], rest
 }
 
-// formatDuration writes whole microseconds as [ParseDuration] reads them, and a
-// minus before a negative time.
+// formatDuration writes a duration of whole microseconds as [ParseDuration] reads it. It
+// writes a minus sign before a negative duration.
 func formatDuration(d time.Duration) string {
 	var b strings.Builder
 	sign := ""
 	if d < 0 {
 		sign, d = "-", -d
 	}
-	for _, u := range units[1:] { // no weeks
+	for _, u := range units[1:] { // without weeks
 		if d >= u.length {
 			fmt.Fprintf(&b, "%d%s", d/u.length, u.name)
 			d %= u.length

@@ -32,12 +32,12 @@ func TestParseDuration(t *testing.T) {
 	}
 	for _, s := range []string{"", " ", "5 s", " 5", "5 ", "-5", "+5", "s", "5x", "1.5s", "5ss", "1h-5m", "٣", "5µs", "5ns", "inf", "5m s"} {
 		if got, err := ParseDuration(s); err == nil {
-			t.Errorf("%q: got %v", s, got)
+			t.Errorf("%q: got %v, want an error", s, got)
 		}
 	}
 	for _, s := range []string{"9223372037", "15251w", "99999999999999999999", "9223372036854775808us", "9223372036s1s"} {
 		if got, err := ParseDuration(s); err == nil || got != 0 {
-			t.Errorf("%q: got %v", s, got)
+			t.Errorf("%q: got %v, want 0 and an error", s, got)
 		}
 	}
 }
@@ -67,10 +67,10 @@ func FuzzParseDuration(f *testing.F) {
 			return
 		}
 		if d < 0 {
-			t.Fatalf("%q: got %v", s, d)
+			t.Fatalf("%q: got %v, which is negative", s, d)
 		}
 		if again, err := ParseDuration(formatDuration(d)); again != d || err != nil {
-			t.Fatalf("%q is %v, written %s, read %v, %v", s, d, formatDuration(d), again, err)
+			t.Fatalf("%q is %v, but formatted as %s it is %v, %v", s, d, formatDuration(d), again, err)
 		}
 	})
 }

@@ -8,9 +8,9 @@ import (
 	"strings"
 )
 
-// Block returns the Host block of one host with these settings, as text. Settings
-// that contradict each other, or that lack one, are an error. [ParseSetting] makes
-// settings; it refuses a KeyFile, which is a literal here.
+// Block returns the text of the Host block of one host with these settings. If the
+// settings contradict each other, or if one is missing, Block returns an error.
+// [ParseSetting] returns settings, but not a KeyFile, which must be a [Setting] literal.
 func Block(host string, given []Setting) ([]byte, error) {
 	if err := CheckHost(host); err != nil {
 		return nil, err
@@ -19,7 +19,7 @@ func Block(host string, given []Setting) ([]byte, error) {
 		return slices.IndexFunc(keywords, func(k keyword) bool { return k.name == s.Keyword })
 	}
 	given = slices.SortedStableFunc(slices.Values(given), func(a, b Setting) int { return place(a) - place(b) })
-	p := settings(given).fill(settings(given).scheme())
+	p := settings(given).newProfile(settings(given).scheme())
 	p.Name = host
 	p.setDefaults(given)
 	keyword, err := p.conflict(given)
@@ -34,33 +34,37 @@ func Block(host string, given []Setting) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// Insert returns the text of a profile file with more blocks in it. Path and data
-// are the file's path and its text, which may be empty. The blocks stand at the
-// end, but before a last "Host *" with defaults; all other text stays as it is.
+// Insert returns the text of a profile file with more blocks in it. Path is the file's
+// path. Data is the file's text, which may be empty. Insert puts the blocks at the end,
+// or before the last block if this is a "Host *" with defaults. All other text stays
+// unchanged.
 //
-// Each block is for one host, as [Block] makes it, and becomes a profile of its
-// own. If the file has a profile for such a host already, or if a setting in the
-// file would change the new profile, that is an error, and no block is inserted.
-// Errors begin "PATH:LINE: ". Insert neither reads nor writes a file.
+// Each block must be for one host, as [Block] returns it. It becomes a profile of its
+// own. Insert returns an error, and inserts no block, in two cases:
+//   - The file already has a profile for such a host.
+//   - A setting in the file would change the new profile.
+//
+// Errors start with "PATH:LINE: ", or with "PATH: " if they are not about one line.
+// Insert neither reads nor writes a file.
 func Insert(path string, data, blocks []byte) ([]byte, error) {
 	dir := filepath.Dir(path)
 	old, err := parse(path, dir, data)
 	if err != nil {
 		return nil, err
 	}
-	// Errors have the lines of the file that the user can see. What is new is
-	// behind them, after an empty line.
+	// Line numbers in errors must be those of the file that the user can see. Therefore
+	// the new blocks get line numbers after the file's own, and after an empty line.
 	above := bytes.Repeat([]byte("\n"), bytes.Count(data, []byte("\n"))+min(1, len(data)))
-	alone, err := parse(path, dir, append(above, blocks...))
+	imported, err := parse(path, dir, append(above, blocks...))
 	if err != nil {
 		return nil, err
 	}
-	if all := alone.blocks[0].settings; len(all) > 0 {
+	if all := imported.blocks[0].settings; len(all) > 0 {
 		return nil, fault(path, all[0].line, "a setting precedes the first Host line")
 	}
-	added := alone.blocks[1:]
+	added := imported.blocks[1:]
 	for _, b := range added {
-		if err := old.vacant(alone, b.patterns); err != nil {
+		if err := old.checkNewHost(imported, b.patterns); err != nil {
 			return nil, err
 		}
 	}
@@ -68,26 +72,27 @@ func Insert(path string, data, blocks []byte) ([]byte, error) {
 	if len(text) > maxFile {
 		return nil, fmt.Errorf("%s: the file is larger than %d bytes", path, maxFile)
 	}
-	grown := &File{name: path, dir: dir, blocks: slices.Insert(slices.Clone(old.blocks), n, added...), byName: make(map[string][]int)}
-	grown.index()
+	merged := &File{name: path, dir: dir, blocks: slices.Insert(slices.Clone(old.blocks), n, added...), byName: make(map[string][]int)}
+	merged.index()
 	for _, b := range added {
-		if err := grown.sameAs(alone, b); err != nil {
+		if err := merged.checkUnchanged(imported, b); err != nil {
 			return nil, err
 		}
 	}
 	return text, nil
 }
 
-// vacant reports whether a Host line of the blocks alone is for one host, and no block
-// of the file is that host's own yet, by its name or by its HostName.
-func (f *File) vacant(alone *File, patterns []pattern) error {
+// checkNewHost returns an error if a Host line of the new blocks is not for exactly one
+// host. It also returns an error if the file already has a block for this host, by its
+// name or by its HostName. The file imported has only the new blocks.
+func (f *File) checkNewHost(imported *File, patterns []pattern) error {
 	name := patterns[0]
 	i := slices.IndexFunc(f.blocks, func(b *block) bool { return slices.Contains(b.literals(), name.text) })
 	p, err := f.Lookup(name.text)
 	switch {
 	case len(patterns) > 1 || !name.literal():
 		return fmt.Errorf("%s: the block to import for %s must name exactly one host", f.name, name.written)
-	case len(alone.byName[name.text]) > 1:
+	case len(imported.byName[name.text]) > 1:
 		return fmt.Errorf("%s: host %s is imported more than once", f.name, name.written)
 	case i >= 0:
 		return fault(f.name, f.blocks[i].line, "a Host line already names %s", name.written)
@@ -97,19 +102,20 @@ func (f *File) vacant(alone *File, patterns []pattern) error {
 	return nil
 }
 
-// insert returns the file's text with more blocks in it, and the number of the first
-// of them. They stand before a last "Host *" and the comment right above it.
+// insert returns the file's text with more blocks in it, and the block number of the first
+// new block. If the last block is a "Host *", the new blocks go before this block and the
+// comment directly above it.
 func (f *File) insert(data, blocks []byte) ([]byte, int) {
 	const bom = "\ufeff"
 	before, after, n := string(data), "", len(f.blocks)
 	if last := f.blocks[n-1]; last.line > 0 && len(last.patterns) == 1 && last.patterns[0].written == "*" {
 		n--
 		lines := slices.Collect(strings.Lines(strings.TrimPrefix(before, bom)))
-		at := last.line - 1
-		for at > 0 && strings.HasPrefix(strings.TrimLeft(lines[at-1], " \t"), "#") {
-			at--
+		start := last.line - 1
+		for start > 0 && strings.HasPrefix(strings.TrimLeft(lines[start-1], " \t"), "#") {
+			start--
 		}
-		after = "\n" + strings.Join(lines[at:], "")
+		after = "\n" + strings.Join(lines[start:], "")
 		before = before[:len(before)+1-len(after)]
 	}
 	for before != "" && before != bom && !strings.HasSuffix(before, "\n\n") && !strings.HasSuffix(before, "\n\r\n") {
@@ -118,12 +124,12 @@ func (f *File) insert(data, blocks []byte) ([]byte, int) {
 	return []byte(before + string(blocks) + after), n
 }
 
-// sameAs reports whether the host of a block is here what it is in the file alone.
-// The file may give it defaults that the block does not have, but may not change
-// the packet.
-func (f *File) sameAs(alone *File, b *block) error {
+// checkUnchanged returns an error if the host of a block has another profile in f than in
+// imported, the file with only the new blocks. The file f may give the host defaults that
+// the block does not have, but it must not change the SPA packet.
+func (f *File) checkUnchanged(imported *File, b *block) error {
 	name := b.patterns[0].written
-	want, err := alone.Lookup(name)
+	want, err := imported.Lookup(name)
 	if err != nil {
 		return err
 	}
@@ -133,7 +139,7 @@ func (f *File) sameAs(alone *File, b *block) error {
 	}
 	ss := gather(f.matching(name, nil))
 	for _, k := range keywords {
-		if !b.settings.have(k.name) && k.of != spaSettings || k.word(got) == k.word(want) {
+		if !b.settings.has(k.name) && k.group != spaSettings || k.word(got) == k.word(want) {
 			continue
 		}
 		if s, ok := ss.get(k.name); ok {

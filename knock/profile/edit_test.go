@@ -5,16 +5,16 @@ import (
 	"testing"
 )
 
-// TestInsert: what is there stays, byte for byte; imports stand behind it, but
-// before the defaults.
-func TestInsert(t *testing.T) {
+// TestInsertKeepsTextAndPrecedesDefaults: Insert does not change a byte of the file's
+// text. It puts the new block after this text, but before the defaults.
+func TestInsertKeepsTextAndPrecedesDefaults(t *testing.T) {
 	const block = "Host h\n    HostName 192.0.2.1\n    Scheme fwknop\n    OpenPorts 22/tcp\n    KeyFile h.key\n    AllowIP 198.51.100.7\n"
 	for old, want := range map[string]string{
 		"":                                     block,
 		"\ufeff":                               "\ufeff" + block,
 		"# mine":                               "# mine\n\n" + block,
-		"Host a\n" + knocks:                    "Host a\n" + knocks + "\n" + block,
-		"Host a\n" + knocks + "\n":             "Host a\n" + knocks + "\n" + block,
+		"Host a\n" + sequenceLine:              "Host a\n" + sequenceLine + "\n" + block,
+		"Host a\n" + sequenceLine + "\n":       "Host a\n" + sequenceLine + "\n" + block,
 		"Host a\r\n\tSequence 1 3 5\r\n\r\n":   "Host a\r\n\tSequence 1 3 5\r\n\r\n" + block,
 		"Host *\n    Port 22":                  block + "\nHost *\n    Port 22",
 		"\ufeffHost *\n    Port 22\n":          "\ufeff" + block + "\nHost *\n    Port 22\n",
@@ -22,14 +22,15 @@ func TestInsert(t *testing.T) {
 		"\ufeff# x\nHost *\n":                  "\ufeff" + block + "\n# x\nHost *\n",
 		"Host *\nHost a\n":                     "Host *\nHost a\n\n" + block,
 		"Host * !a\n":                          "Host * !a\n\n" + block,
-		// Defaults that are for other schemes, or that the import outranks.
+		// The new block overrides the Scheme, the KeyFile and the AllowIPCommand under Host *,
+		// so they do not change the new profile. SPAPort does.
 		"Host *\n    Scheme rotating\n    KeyFile k\n    SPAPort 5\n    AllowIPCommand ip\n": "",
 		"KnockDelay 1ms\n": "KnockDelay 1ms\n\n" + block,
 	} {
 		text, err := Insert("config", []byte(old), []byte(block))
 		if want == "" {
 			if err == nil || err.Error() != "config:4: SPAPort also applies to the imported host h; limit it to the hosts that need it" {
-				t.Errorf("%q: %v", old, err)
+				t.Errorf("%q: got %v, want an error about SPAPort", old, err)
 			}
 			continue
 		}
@@ -39,30 +40,30 @@ func TestInsert(t *testing.T) {
 	}
 }
 
-func TestInsertRefuses(t *testing.T) {
-	const wouldCount = " also applies to the imported host h; limit it to the hosts that need it"
-	const one = "Host h\n    HostName 192.0.2.1\n    Scheme fwknop\n    KeyFile h.key\n"
-	blocks := one + "\n" + strings.ReplaceAll(one, "Host h\n", "Host 203.0.113.7\n")
+func TestInsertReportsConflicts(t *testing.T) {
+	const alsoApplies = " also applies to the imported host h; limit it to the hosts that need it"
+	const oneBlock = "Host h\n    HostName 192.0.2.1\n    Scheme fwknop\n    KeyFile h.key\n"
+	blocks := oneBlock + "\n" + strings.ReplaceAll(oneBlock, "Host h\n", "Host 203.0.113.7\n")
 	for old, want := range map[string]string{
 		"Nonsense 1\n": `config:1: unknown keyword "Nonsense"`,
 		"Host x H\n":   "config:1: a Host line already names h",
-		"Host vps\n    HostName 203.0.113.7\n" + knocks: "config: host 203.0.113.7 already has a profile: vps",
-		"Host ?\n" + knocks:                             "config: a setting in this file prevents Scheme of the imported host h",
-		"HostName elsewhere\n":                          "config:1: HostName" + wouldCount,
-		"Host ?\n    KeyCommand pass x\n":               "config: a setting in this file prevents KeyFile of the imported host h",
-		"Host *\n    HMACKeyFile k\n":                   "config:2: HMACKeyFile" + wouldCount,
-		"Host *\n    AddressFamily inet6\n":             "config:2: AddressFamily: fwknopd opens ports for IPv4 only",
+		"Host vps\n    HostName 203.0.113.7\n" + sequenceLine: "config: host 203.0.113.7 already has a profile: vps",
+		"Host ?\n" + sequenceLine:                             "config: a setting in this file prevents Scheme of the imported host h",
+		"HostName elsewhere\n":                                "config:1: HostName" + alsoApplies,
+		"Host ?\n    KeyCommand pass x\n":                     "config: a setting in this file prevents KeyFile of the imported host h",
+		"Host *\n    HMACKeyFile k\n":                         "config:2: HMACKeyFile" + alsoApplies,
+		"Host *\n    AddressFamily inet6\n":                   "config:2: AddressFamily: fwknopd opens ports for IPv4 only",
 	} {
 		if text, err := Insert("config", []byte(old), []byte(blocks)); err == nil || err.Error() != want {
-			t.Errorf("%q:\ngot  %v\nwant %s\n%s", old, err, want, text)
+			t.Errorf("%q:\ngot  %v\nwant %s\ntext %s", old, err, want, text)
 		}
 	}
 	for blocks, want := range map[string]string{
-		one + one:                            "config: host h is imported more than once",
-		"Host *\n    Port 22\n":              "config: the block to import for * must name exactly one host",
-		"Host a b\n" + knocks:                "config: the block to import for a must name exactly one host",
-		"Port 22\n" + one:                    "config:1: a setting precedes the first Host line",
-		"Host a\n    Sequence 22\n" + knocks: "config:3: Sequence is set twice; line 2 sets it already",
+		oneBlock + oneBlock:                        "config: host h is imported more than once",
+		"Host *\n    Port 22\n":                    "config: the block to import for * must name exactly one host",
+		"Host a b\n" + sequenceLine:                "config: the block to import for a must name exactly one host",
+		"Port 22\n" + oneBlock:                     "config:1: a setting precedes the first Host line",
+		"Host a\n    Sequence 22\n" + sequenceLine: "config:3: Sequence is set twice; line 2 sets it already",
 	} {
 		if _, err := Insert("config", nil, []byte(blocks)); err == nil || err.Error() != want {
 			t.Errorf("%q: got %v, want %s", blocks, err, want)
@@ -70,14 +71,15 @@ func TestInsertRefuses(t *testing.T) {
 	}
 }
 
-// TestInsertFaultsHaveOldLines: a fault behind the new block has the line that the
-// user sees, and one in the block a line behind all others.
-func TestInsertFaultsHaveOldLines(t *testing.T) {
+// TestInsertErrorsHaveLinesOfOldFile: an error in the text after the new block has the
+// line number that the user sees in the old file. An error in the new block has a line
+// number after those of the old file.
+func TestInsertErrorsHaveLinesOfOldFile(t *testing.T) {
 	for old, want := range map[string]string{
 		"Host *\n    Port 22\n    SPAUser bob\n": "config:3: SPAUser also applies to the imported host h; limit it to the hosts that need it",
 		"Host *\n    SPAProtocol http\n":         "config:7: SPAPort: random is only possible with SPAProtocol udp",
 	} {
-		block, err := Block("h", []Setting{setting(t, "KeyFile", "k"), setting(t, "SPAPort", "random"), setting(t, "Scheme", "fwknop")})
+		block, err := Block("h", []Setting{mustSetting(t, "KeyFile", "k"), mustSetting(t, "SPAPort", "random"), mustSetting(t, "Scheme", "fwknop")})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -87,31 +89,32 @@ func TestInsertFaultsHaveOldLines(t *testing.T) {
 	}
 }
 
-func setting(t *testing.T, keyword string, words ...string) Setting {
+func mustSetting(t *testing.T, keyword string, words ...string) Setting {
 	t.Helper()
-	s, err := newSetting(token{keyword: keyword, words: words})
+	s, err := newSetting(statement{keyword: keyword, words: words})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return s
 }
 
-// TestBlock: settings are in the order of the documentation, and fit together.
-func TestBlock(t *testing.T) {
+// TestBlockSortsAndChecksSettings: Block writes the settings in the order of the
+// documentation. Settings that do not fit together are errors.
+func TestBlockSortsAndChecksSettings(t *testing.T) {
 	got, err := Block("vps", []Setting{
-		setting(t, "keyfile", "my key"), setting(t, "Scheme", "rotating"), setting(t, "OpenPorts", "22", "80"), setting(t, "HostName", "h"),
+		mustSetting(t, "keyfile", "my key"), mustSetting(t, "Scheme", "rotating"), mustSetting(t, "OpenPorts", "22", "80"), mustSetting(t, "HostName", "h"),
 	})
 	const want = "Host vps\n    HostName h\n    Scheme rotating\n    OpenPorts 22 80\n    KeyFile \"my key\"\n"
 	if err != nil || string(got) != want {
-		t.Errorf("got %s, %v", got, err)
+		t.Errorf("got another block or an error:\n%s%v", got, err)
 	}
 	for _, tt := range []struct {
 		host  string
 		given []Setting
 		want  string
 	}{
-		{"vps", []Setting{setting(t, "Scheme", "fwknop")}, "Scheme: fwknop needs a KeyFile or a KeyCommand"},
-		{"vps", []Setting{setting(t, "Scheme", "fwknop"), setting(t, "Sequence", "7000")}, "Sequence: is only used with Scheme static, not with fwknop"},
+		{"vps", []Setting{mustSetting(t, "Scheme", "fwknop")}, "Scheme: fwknop needs a KeyFile or a KeyCommand"},
+		{"vps", []Setting{mustSetting(t, "Scheme", "fwknop"), mustSetting(t, "Sequence", "7000")}, "Sequence: is only used with Scheme static, not with fwknop"},
 		{"*", nil, `"*" is not a host name`},
 	} {
 		if _, err := Block(tt.host, tt.given); err == nil || err.Error() != tt.want {
@@ -120,7 +123,7 @@ func TestBlock(t *testing.T) {
 	}
 	for _, text := range []string{`HostName a"b`, "HostName ", "HostName a\x01", "HostName a\xff", "HostName", "HostName a b"} {
 		if s, err := ParseSetting("here", text); err == nil {
-			t.Errorf("%q: got %+v", text, s)
+			t.Errorf("%q: got %+v, want an error", text, s)
 		}
 	}
 }

@@ -14,40 +14,41 @@ import (
 	"github.com/portknock/portknock/knock/secret"
 )
 
-// ErrNoProfile says that the file gives a host neither a Sequence nor a Scheme.
+// ErrNoProfile means that the file has neither a Sequence nor a Scheme for a host.
 var ErrNoProfile = errors.New("no profile")
 
 // File is a profile file in which every block has been checked.
 type File struct {
-	name   string
-	dir    string // where a relative KeyFile begins; "" if the profile is in no folder
-	blocks []*block
+	name   string   // file name in errors
+	dir    string   // folder where a relative KeyFile starts; "" if the file is in no folder
+	blocks []*block // settings above the first Host line, then the Host blocks
 
-	// Blocks by number: those that only a name on their Host line can match, by
-	// that name in lower case, and all others.
+	// wild has the numbers of the blocks that have a wildcard in a pattern without "!".
+	// byName has the numbers of the other blocks, for each name on their Host line. The
+	// names are in lower case.
 	byName map[string][]int
 	wild   []int
 }
 
-// block is a Host line and what stands below it.
+// block is a Host line and the settings below it.
 type block struct {
-	line     int // of the Host line; 0 for what stands above the first
+	line     int // line number of the Host line; 0 for settings above the first Host line
 	patterns []pattern
 	settings settings
 }
 
-// Setting is one keyword and its value.
+// Setting is a keyword and its value.
 type Setting struct {
-	Keyword string // as the documentation spells it
-	Value   string // without quotes, but in a KeyCommand; the words of a list parted by single blanks
-	line    int    // where in the file; 0 if not from a file
-	source  string // for errors, where it is from instead; "" if from a file
+	Keyword string // keyword as the documentation spells it
+	Value   string // value with one space between words, and without quotes except in a command
+	line    int    // line number in the file; 0 if the setting is not from a file
+	source  string // source for errors if the setting is not from a file, such as an option; else ""
 }
 
-// settings has each keyword at most once.
+// settings is a list of settings. No keyword occurs twice in it.
 type settings []Setting
 
-// get returns the first setting of one of these keywords.
+// get returns the first setting that has one of these keywords.
 func (ss settings) get(keywords ...string) (s Setting, ok bool) {
 	i := slices.IndexFunc(ss, func(s Setting) bool { return slices.Contains(keywords, s.Keyword) })
 	if i < 0 {
@@ -56,35 +57,35 @@ func (ss settings) get(keywords ...string) (s Setting, ok bool) {
 	return ss[i], true
 }
 
-// have reports whether there is a setting of one of these keywords.
-func (ss settings) have(keywords ...string) bool {
+// has reports whether a setting has one of these keywords.
+func (ss settings) has(keywords ...string) bool {
 	return slices.ContainsFunc(ss, func(s Setting) bool { return slices.Contains(keywords, s.Keyword) })
 }
 
-// knocks reports whether the settings say how to knock.
-func (ss settings) knocks() bool { return ss.have("Sequence", "Scheme") }
+// defineKnocks reports whether the settings say how to knock: by a Sequence or a Scheme.
+func (ss settings) defineKnocks() bool { return ss.has("Sequence", "Scheme") }
 
-// Entry is one Host block as a list of profiles shows it. It says how long a
-// sequence is, never what it is, and nothing of a key.
+// Entry describes a Host block in a list of profiles. It contains the length of a
+// sequence, but never the sequence itself or anything about a key.
 type Entry struct {
-	Patterns []string `json:"patterns"`
-	Line     int      `json:"line"`               // of the Host line, from 1
-	HostName string   `json:"hostName,omitempty"` // as written, "%h" and all; "" if the block gives none
-	Scheme   string   `json:"scheme,omitempty"`   // "" if the block says nothing of how to knock
-	Knocks   int      `json:"knocks,omitempty"`   // in the block's Sequence, or to be drawn; 0 if it gives neither
+	Patterns []string `json:"patterns"`           // patterns of the Host line, as written
+	Line     int      `json:"line"`               // line number of the Host line, from 1
+	HostName string   `json:"hostName,omitempty"` // HostName with "%h" as written; "" if the block gives none
+	Scheme   string   `json:"scheme,omitempty"`   // scheme; "" if the block has neither a Sequence nor a Scheme
+	Knocks   int      `json:"knocks,omitempty"`   // length of the Sequence, or knocks to draw; 0 without both
 }
 
-// Load reads the profile file at path. On Unix the file must belong to the user
-// or to root, others must not be able to write it, nor to read it if it holds a
-// Sequence. A pipe, such as /dev/fd/63 of a shell's process substitution, is
-// read as it is.
+// Load reads the profile file at path. On Unix the file must belong to the user or to
+// root, and other users must not be able to write it. If the file contains a Sequence,
+// other users must not be able to read it either. Load does not make these checks for a
+// pipe, such as /dev/fd/63 of a shell's process substitution.
 func Load(path string) (*File, error) {
 	file, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer file.Close()
-	info, err := file.Stat() // of what is open, not of what the path has come to mean since
+	info, err := file.Stat() // of the open file: by now, the path may name another file
 	if err != nil {
 		return nil, err
 	}
@@ -105,7 +106,7 @@ func Load(path string) (*File, error) {
 		return nil, err
 	}
 	f, err := parse(path, dir, data)
-	if err == nil && regular && slices.ContainsFunc(f.blocks, func(b *block) bool { return b.settings.have("Sequence") }) {
+	if err == nil && regular && slices.ContainsFunc(f.blocks, func(b *block) bool { return b.settings.has("Sequence") }) {
 		err = secret.CheckReaders(path, info, "a Sequence")
 	}
 	if err != nil {
@@ -114,23 +115,23 @@ func Load(path string) (*File, error) {
 	return f, nil
 }
 
-// Parse reads a profile file. Its name is for errors, which begin "NAME:LINE: ".
-// As it is in no folder, a relative KeyFile is an error.
+// Parse reads the text of a profile file. Errors start with its name, as "NAME:LINE: ".
+// A relative KeyFile is an error, because the text is in no folder.
 func Parse(name string, data []byte) (*File, error) { return parse(name, "", data) }
 
 func parse(name, dir string, data []byte) (*File, error) {
-	tokens, err := tokenize(name, data)
+	statements, err := tokenize(name, data)
 	if err != nil {
 		return nil, err
 	}
-	return build(name, dir, tokens)
+	return build(name, dir, statements)
 }
 
-// build makes a file of its lines.
-func build(name, dir string, tokens []token) (*File, error) {
+// build returns the file that has these statements.
+func build(name, dir string, statements []statement) (*File, error) {
 	f := &File{name: name, dir: dir, byName: make(map[string][]int)}
 	f.blocks = append(f.blocks, &block{patterns: []pattern{{text: "*", wild: true}}})
-	for _, t := range tokens {
+	for _, t := range statements {
 		last := f.blocks[len(f.blocks)-1]
 		if strings.EqualFold(t.keyword, "Host") {
 			b, err := newBlock(t)
@@ -156,7 +157,7 @@ func build(name, dir string, tokens []token) (*File, error) {
 	return f, nil
 }
 
-func newBlock(t token) (*block, error) {
+func newBlock(t statement) (*block, error) {
 	if len(t.words) == 0 {
 		return nil, errors.New("no host given")
 	}
@@ -170,8 +171,9 @@ func newBlock(t token) (*block, error) {
 	return b, nil
 }
 
-// newSetting checks a line for all that can be said of it alone.
-func newSetting(t token) (Setting, error) {
+// newSetting returns the setting in a statement. It checks everything that it can check
+// without other statements.
+func newSetting(t statement) (Setting, error) {
 	k := keywordNamed(t.keyword)
 	switch {
 	case strings.EqualFold(t.keyword, "Match"):
@@ -193,9 +195,9 @@ func newSetting(t token) (Setting, error) {
 	return s, nil
 }
 
-// ParseSetting reads a setting that is in no file, "Keyword=Value" or "Keyword
-// Value". Its source, such as the option that gave it, is for errors, which begin
-// "SOURCE: ". A Sequence, KeyFile or KeyCommand is refused: everybody on the
+// ParseSetting reads a setting that is not in a file: "Keyword=Value" or "Keyword Value".
+// Errors start with its source, such as the option that gave the setting, as "SOURCE: ".
+// A Sequence, KeyFile, HMACKeyFile or KeyCommand is an error, because every user of the
 // machine can see a command line.
 func ParseSetting(source, s string) (Setting, error) {
 	t, err := parseLine(s)
@@ -211,8 +213,8 @@ func ParseSetting(source, s string) (Setting, error) {
 	return checkOverride(source, *t)
 }
 
-// checkOverride checks a setting that is from no file.
-func checkOverride(source string, t token) (Setting, error) {
+// checkOverride returns the setting in a statement that is not from a file.
+func checkOverride(source string, t statement) (Setting, error) {
 	s, err := newSetting(t)
 	k := keywordNamed(t.keyword)
 	switch {
@@ -228,22 +230,22 @@ func checkOverride(source string, t token) (Setting, error) {
 	return s, nil
 }
 
-// checkAgain is checkOverride for a Setting that need not come from ParseSetting.
+// checkAgain is checkOverride for a Setting that may not come from ParseSetting.
 func (s Setting) checkAgain() (Setting, error) {
 	words := []string{s.Value}
 	if k := keywordNamed(s.Keyword); k != nil && k.quoted {
-		words = split(s.Value)
+		words = splitWords(s.Value)
 	}
-	return checkOverride(cmp.Or(s.source, "setting"), token{keyword: s.Keyword, words: words})
+	return checkOverride(cmp.Or(s.source, "setting"), statement{keyword: s.Keyword, words: words})
 }
 
-// Entries returns the Host blocks in file order.
+// Entries describes the Host blocks, in file order.
 func (f *File) Entries() []Entry {
 	entries := []Entry{}
 	for _, b := range f.blocks[1:] {
-		p := b.settings.fill(nil)
+		p := b.settings.newProfile(nil)
 		e := Entry{Line: b.line, HostName: p.HostName, Knocks: max(len(p.Sequence), p.Knocks)}
-		if b.settings.knocks() {
+		if b.settings.defineKnocks() {
 			e.Scheme = b.settings.scheme().name
 		}
 		for _, p := range b.patterns {

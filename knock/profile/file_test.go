@@ -17,7 +17,7 @@ func TestParseSetting(t *testing.T) {
 		"BindInterface=\"Wi Fi\"": {"BindInterface", "Wi Fi", 0, "-o"},
 	} {
 		if got, err := ParseSetting("-o", s); err != nil || got != want {
-			t.Errorf("%s: got %+v, %v", s, got, err)
+			t.Errorf("%s: got another setting or an error: %+v, %v", s, got, err)
 		}
 	}
 	for s, want := range map[string]string{
@@ -41,11 +41,11 @@ func TestParseSetting(t *testing.T) {
 	}
 }
 
-func TestOverride(t *testing.T) {
-	f := mustParse(t, "Host vps\n    Port 22\n    KnockDelay 1ms\n"+knocks+"Host *\n    KnockTimeout 1m\n")
+func TestOverridePrecedesFile(t *testing.T) {
+	f := mustParse(t, "Host vps\n    Port 22\n    KnockDelay 1ms\n"+sequenceLine+"Host *\n    KnockTimeout 1m\n")
 	p, err := f.Lookup("vps", Setting{Keyword: "port", Value: "2222"}, Setting{Keyword: "Port", Value: "3333"})
 	if err != nil || p.Port != 2222 || p.OpenPorts[0].First != 2222 {
-		t.Errorf("%+v, %v", p, err)
+		t.Errorf("got %+v, %v; want the first Port of the override, 2222", p, err)
 	}
 	for _, tt := range []struct {
 		s    Setting
@@ -70,7 +70,7 @@ func TestOverride(t *testing.T) {
 	if want := "setting: KnockDelay: 10s must be less than KnockTimeout (2s)"; err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
-	// A source is named even if it is another setting that the file contradicts.
+	// The error names the source of an override that contradicts a setting in the file.
 	family, err := ParseSetting("-6", "AddressFamily inet6")
 	if err != nil {
 		t.Fatal(err)
@@ -79,7 +79,7 @@ func TestOverride(t *testing.T) {
 	if want := "-6: AddressFamily: fwknopd opens ports for IPv4 only"; err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
-	// A command keeps its words.
+	// The words of a command stay separate words.
 	f = mustParse(t, "Host vps\nScheme fwknop\nKeyFile /k\n")
 	s, err := ParseSetting("-o", `AllowIPCommand=curl -fsS "a b"`)
 	if err != nil {
@@ -88,18 +88,18 @@ func TestOverride(t *testing.T) {
 	if p, err := f.Lookup("vps", s); err != nil || !slices.Equal(p.SPA.AllowIPCommand, []string{"curl", "-fsS", "a b"}) {
 		t.Errorf("got %+v, %v", p, err)
 	}
-	// A scheme on the command line does not hide the profile of an address.
-	f = mustParse(t, "Host vps\n    HostName 192.0.2.1\n"+knocks)
+	// With a Scheme in override, an address still finds the profile by its HostName.
+	f = mustParse(t, "Host vps\n    HostName 192.0.2.1\n"+sequenceLine)
 	if p, err := f.Lookup("192.0.2.1", Setting{Keyword: "Scheme", Value: "static"}); err != nil || p.Name != "vps" {
-		t.Errorf("got %+v, %v", p, err)
+		t.Errorf("got %+v, %v; want the profile vps", p, err)
 	}
-	// Nor does it make a profile of any host.
+	// A Scheme in override does not give a profile to a host without one.
 	if _, err := f.Lookup("other", Setting{Keyword: "Scheme", Value: "static"}); !errors.Is(err, ErrNoProfile) {
 		t.Errorf("got %v, want ErrNoProfile", err)
 	}
 }
 
-func TestEntries(t *testing.T) {
+func TestEntriesListHostBlocks(t *testing.T) {
 	f := mustParse(t, `Port 22
 Host VPS 203.0.113.7 !web
     HostName %h.example
@@ -123,6 +123,6 @@ Host *
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
 	if got := mustParse(t, "").Entries(); got == nil || len(got) != 0 {
-		t.Errorf("empty file: %#v, which is not [] in JSON", got)
+		t.Errorf("empty file: got %#v, which JSON does not write as []", got)
 	}
 }

@@ -11,17 +11,16 @@ import (
 	"github.com/adrg/xdg"
 )
 
-// Find returns the path of the profile file, portknock/config in the first of
-// the XDG config folders that has it: on Linux ~/.config, then /etc/xdg. If
-// none has, the error is [fs.ErrNotExist] and the path is where the user's own
-// would be; "" if the environment names no home. Find reads the environment each
-// time.
+// Find returns the path of the profile file. This file is portknock/config in the first
+// XDG config folder that has it: on Linux ~/.config, then /etc/xdg. If no folder has it,
+// the error is [fs.ErrNotExist], and the path is that of the user's own file. If the
+// environment names no home either, the path is "". Find reads the environment each time.
 func Find() (string, error) {
 	xdg.Reload()
 	const name = "portknock/config"
 	if runtime.GOOS != "windows" && !filepath.IsAbs(os.Getenv("HOME")) && !filepath.IsAbs(os.Getenv("XDG_CONFIG_HOME")) {
-		// The library would look in the root folder or in the working folder.
-		// Only the folders of the system remain.
+		// The library would look in the root folder or in the working folder. Therefore search
+		// only the folders of the system.
 		for _, dir := range xdg.ConfigDirs {
 			path := filepath.Join(dir, name)
 			if _, err := os.Stat(path); err == nil {
@@ -31,7 +30,7 @@ func Find() (string, error) {
 		return "", fmt.Errorf("no profile file in %s, and HOME is not an absolute path: %w",
 			strings.Join(xdg.ConfigDirs, " or "), fs.ErrNotExist)
 	}
-	// Not xdg.ConfigFile, which creates folders.
+	// Do not use xdg.ConfigFile here: it creates folders.
 	path, err := xdg.SearchConfigFile(name)
 	if err != nil {
 		path = filepath.Join(xdg.ConfigHome, name)

@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-func TestFind(t *testing.T) {
+func TestFindSearchesXDGFolders(t *testing.T) {
 	home, config, system := t.TempDir(), t.TempDir(), t.TempDir()
 	write := func(dir string) string {
 		path := filepath.Join(dir, "portknock", "config")
@@ -26,7 +26,7 @@ func TestFind(t *testing.T) {
 	inHome, inConfig, inSystem := write(filepath.Join(home, ".config")), write(config), write(system)
 	empty := t.TempDir()
 	for _, tt := range []struct{ name, home, config, dirs, want string }{
-		{"home", home, "", system, inHome},
+		{"HOME", home, "", system, inHome},
 		{"XDG_CONFIG_HOME", home, config, system, inConfig},
 		{"XDG_CONFIG_HOME without HOME", "", config, system, inConfig},
 		{"relative XDG_CONFIG_HOME is ignored", home, "some/where", system, inHome},
@@ -52,13 +52,13 @@ func TestFind(t *testing.T) {
 		t.Errorf("Find has created %v", entries)
 	}
 
-	// Without a home only the folders of the system are searched, and never the
+	// Without a home, Find searches only the folders of the system. It never searches the
 	// root folder or the working folder.
 	t.Chdir(home)
 	for _, tt := range []struct{ name, home, config string }{
-		{"nothing", "", ""},
+		{"no HOME, no XDG_CONFIG_HOME", "", ""},
 		{"relative XDG_CONFIG_HOME, no HOME", "", ".config"},
-		{"tilde, no HOME", "", "~/" + config},
+		{"XDG_CONFIG_HOME with a tilde, no HOME", "", "~/" + config},
 		{"relative HOME", ".", ""},
 	} {
 		t.Setenv("HOME", tt.home)
@@ -74,10 +74,10 @@ func TestFind(t *testing.T) {
 			t.Errorf("%s: got %q, %v; want %s", tt.name, got, err, want)
 		}
 	}
-	os.Unsetenv("HOME") // t.Setenv puts it back
+	os.Unsetenv("HOME") // t.Setenv restores the variables after the test
 	os.Unsetenv("XDG_CONFIG_HOME")
 	os.Unsetenv("XDG_CONFIG_DIRS")
 	if got, err := Find(); got != "" || !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "/etc/xdg") {
-		t.Errorf("unset: got %q, %v", got, err)
+		t.Errorf("all variables unset: got %q, %v; want an error that names /etc/xdg", got, err)
 	}
 }

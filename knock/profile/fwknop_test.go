@@ -13,7 +13,7 @@ import (
 	"github.com/portknock/portknock/knock/spa"
 )
 
-const fwknop = `Host vps
+const fwknopFile = `Host vps
     HostName 192.0.2.1
     Scheme fwknop
     OpenPorts 2222 53/udp
@@ -32,8 +32,8 @@ const fwknop = `Host vps
     HMACDigest sha512
 `
 
-func TestSPASettings(t *testing.T) {
-	p, err := mustParse(t, fwknop).Lookup("vps")
+func TestSPASettingsRoundTrip(t *testing.T) {
+	p, err := mustParse(t, fwknopFile).Lookup("vps")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,23 +44,23 @@ func TestSPASettings(t *testing.T) {
 		HMACKeyFile: filepath.FromSlash("/keys/vps.hmac"), HMACDigest: spa.SHA512,
 	}
 	if !reflect.DeepEqual(p.SPA, want) || p.KeyFile != filepath.FromSlash("/keys/vps") || p.PortRange.First != 0 || p.Period != 0 {
-		t.Errorf("%+v", p)
+		t.Errorf("the file's settings are not in the profile: %+v", p)
 	}
 	got, err := json.Marshal(p)
 	const suffix = `"keyFile":"/keys/vps","fwknop":{"port":"80","protocol":"http","allowIP":"198.51.100.7","timeout":"1m0s",` +
 		`"digest":"sha3-256","mode":"ctr","user":"alice b","timeOffset":"-1h30m0s","natAccess":"10.0.0.5,22","natLocal":true,` +
 		`"hmacKeyFile":"/keys/vps.hmac","hmacDigest":"sha512"}}`
 	if err != nil || !strings.HasSuffix(string(got), suffix) {
-		t.Errorf("%s, %v", got, err)
+		t.Errorf("wrong settings in JSON: %s, %v", got, err)
 	}
 	var written bytes.Buffer
 	p.WriteTo(&written)
 	if again, err := mustParse(t, written.String()).Lookup("vps"); err != nil || !reflect.DeepEqual(p, again) {
-		t.Errorf("%v\n%s", err, &written)
+		t.Errorf("WriteTo wrote another profile: %v\n%s", err, &written)
 	}
 }
 
-func TestSPADefaults(t *testing.T) {
+func TestSPASettingsApplyOnlyToFwknop(t *testing.T) {
 	const others = "Host *\nKeyFile /keys/vps\nHMACKeyFile /keys/hmac\nSPAUser alice\n" +
 		"AllowIPCommand curl -fsS http://192.0.2.1/\nPortRange 30000-30999\n"
 	p, err := mustParse(t, "Host vps\nScheme fwknop\nAllowIP source\n"+others).Lookup("vps")
@@ -69,7 +69,7 @@ func TestSPADefaults(t *testing.T) {
 	}
 	want := SPA{Port: 62201, User: "alice", HMACKeyFile: filepath.FromSlash("/keys/hmac")}
 	if !reflect.DeepEqual(p.SPA, want) || p.PortRange.First != 0 || p.OpenPorts[0].String() != "22/tcp" {
-		t.Errorf("%+v", p)
+		t.Errorf("wrong SPA settings, or a setting of another scheme: %+v", p)
 	}
 	var written bytes.Buffer
 	p.WriteTo(&written)
@@ -77,16 +77,16 @@ func TestSPADefaults(t *testing.T) {
 		"    SPATimeout 0s\n    SPADigest sha256\n" +
 		"    SPAMode cbc\n    SPAUser alice\n    TimeOffset 0s\n    NATLocal no\n    HMACKeyFile /keys/hmac\n    HMACDigest sha256\n"
 	if !strings.HasSuffix(filepath.ToSlash(written.String()), suffix) {
-		t.Errorf("%s", &written)
+		t.Errorf("wrong settings written:\n%s", &written)
 	}
-	// What stands under Host * is for others.
-	p, err = mustParse(t, "Host vps\n"+knocks+others).Lookup("vps")
+	// The settings under Host * do not apply to a profile of the scheme static.
+	p, err = mustParse(t, "Host vps\n"+sequenceLine+others).Lookup("vps")
 	if err != nil || !reflect.DeepEqual(p.SPA, SPA{}) || p.KeyFile != "" {
-		t.Errorf("%+v, %v", p, err)
+		t.Errorf("got %+v, %v; want no SPA settings and no KeyFile", p, err)
 	}
 }
 
-func TestSPAFaults(t *testing.T) {
+func TestSPASettingErrors(t *testing.T) {
 	for _, tt := range []struct{ lines, want string }{
 		{"", "file:2: Scheme: fwknop needs a KeyFile or a KeyCommand"},
 		{"KeyFile /k\nSequence 7000", "file:4: Sequence: is only used with Scheme static, not with fwknop"},
@@ -127,11 +127,11 @@ func TestSPAFaults(t *testing.T) {
 	}
 }
 
-func TestForeignKey(t *testing.T) {
+func TestParseForeignKey(t *testing.T) {
 	for text, want := range map[string]string{
 		"pass word\n":       "pass word",
 		" x \n\n":           " x \n",
-		"x\r\n":             "x", // of Windows
+		"x\r\n":             "x", // "\r\n" is a newline of Windows
 		"x\r\r\n":           "x\r",
 		"base64:AAEC/w==\n": "\x00\x01\x02\xff",
 		" base64:AAEC":      " base64:AAEC",
@@ -146,10 +146,10 @@ func TestForeignKey(t *testing.T) {
 	} {
 		k, err := parseForeignKey([]byte(text))
 		if string(k.Bytes()) != want || (err != nil) != (want == "") {
-			t.Errorf("%q: %q, %v", text, k.Bytes(), err)
+			t.Errorf("%q: got another key or no error: %q, %v", text, k.Bytes(), err)
 		}
 		if err != nil && strings.Contains(err.Error(), "mistyped\"") {
-			t.Errorf("%q is quoted: %v", text, err)
+			t.Errorf("%q: the error contains the key: %v", text, err)
 		}
 	}
 }

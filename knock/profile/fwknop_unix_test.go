@@ -13,7 +13,7 @@ import (
 	"github.com/portknock/portknock/knock/spa"
 )
 
-// pickerOf is what a client of the host vps with these settings knocks.
+// pickerOf returns the Picker of the host vps with these settings.
 func pickerOf(t *testing.T, lines string) (knock.Picker, error) {
 	t.Helper()
 	p, err := mustParse(t, "Host vps\n"+lines+"\n").Lookup("vps")
@@ -23,17 +23,17 @@ func pickerOf(t *testing.T, lines string) (knock.Picker, error) {
 	return p.Picker(t.Context())
 }
 
-func TestSPARequest(t *testing.T) {
+func TestSPAPickerBuildsRequest(t *testing.T) {
 	key, hmacKey := keyFile(t, 0o600, "pass word\n"), keyFile(t, 0o600, "base64:AAEC/w==\n")
 	base := "Scheme fwknop\nKeyFile " + key + "\nHMACKeyFile " + hmacKey + "\n"
-	s, err := pickerOf(t, base+"AllowIPCommand echo 198.51.100.7\nSPAUser alice\n")
+	picker, err := pickerOf(t, base+"AllowIPCommand echo 198.51.100.7\nSPAUser alice\n")
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := s.(*spa.Request)
-	if string(a.Key.Bytes()) != "pass word" || string(a.HMACKey.Bytes()) != "\x00\x01\x02\xff" ||
-		a.Allow != netip.MustParseAddr("198.51.100.7") || a.User != "alice" || a.Host != "vps" || a.Port != 62201 {
-		t.Errorf("%+v", a)
+	request := picker.(*spa.Request)
+	if string(request.Key.Bytes()) != "pass word" || string(request.HMACKey.Bytes()) != "\x00\x01\x02\xff" ||
+		request.Allow != netip.MustParseAddr("198.51.100.7") || request.User != "alice" || request.Host != "vps" || request.Port != 62201 {
+		t.Errorf("got another request: %+v", request)
 	}
 	for _, tt := range []struct{ lines, want string }{
 		{base + "AllowIPCommand false", "AllowIPCommand false: exit status 1"},
@@ -60,9 +60,9 @@ func TestSPARequest(t *testing.T) {
 	}
 }
 
-// The one who asks is the user, as with the fwknop client, unless fwknopd would
-// not take the name.
-func TestSPAUserName(t *testing.T) {
+// The user name in the packet is that of the user, as with the fwknop client. A name
+// that fwknopd does not accept is skipped.
+func TestSPAUserNameFromEnvironment(t *testing.T) {
 	for name, want := range map[string]string{"alice": "alice", `DOMAIN\alice`: "bob", "": "bob"} {
 		t.Setenv("LOGNAME", name)
 		t.Setenv("USER", "bob")
@@ -74,12 +74,12 @@ func TestSPAUserName(t *testing.T) {
 		t.Setenv(variable, "ü")
 	}
 	if got := userName(); got != "NO_USER" {
-		t.Errorf("got %q", got)
+		t.Errorf("got %q, want NO_USER", got)
 	}
 }
 
-// A relative path begins at the profile's folder, for both keys.
-func TestSPARelativeKeys(t *testing.T) {
+// A relative KeyFile and a relative HMACKeyFile start at the folder of the profile file.
+func TestSPAKeyPathsStartAtProfileFolder(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "config")
 	if err := os.WriteFile(path, []byte("Host vps\nScheme fwknop\nKeyFile a\nHMACKeyFile b\n"), 0o600); err != nil {
@@ -90,6 +90,6 @@ func TestSPARelativeKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	if p, err := f.Lookup("vps"); err != nil || p.KeyFile != filepath.Join(dir, "a") || p.SPA.HMACKeyFile != filepath.Join(dir, "b") {
-		t.Errorf("%+v, %v", p, err)
+		t.Errorf("a key file is not in the profile's folder: %+v, %v", p, err)
 	}
 }

@@ -13,28 +13,31 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// group is settings that belong together, and what is to be known of them. A scheme
-// uses some groups and not others: what stands under "Host *" for one scheme does
-// not apply to another. Any of the functions may be nil.
+// group has settings that belong together, and the functions that handle them.
+// A scheme uses only some groups. Therefore a setting under "Host *" for one scheme does
+// not apply to a scheme that does not use its group. Each function may be nil.
 type group struct {
-	keywords []keyword // in the order in which they are shown
+	keywords []keyword // keywords in the order in which they are shown
 
-	// object names the JSON object that holds the settings. In it their names do
-	// without the prefix. Both are "" for settings that stand beside the others.
+	// object is the name of the JSON object that contains the settings. The names of the
+	// settings in this object leave out prefix. Both are "" if the settings are directly in
+	// the JSON object of the profile.
 	object, prefix string
 
-	// defaults fills in what given leaves out.
+	// defaults gives each setting of the group that given does not contain its default.
 	defaults func(p *Profile, given settings)
 
-	// check returns the first contradiction and the keyword to blame. It serves
-	// every profile and a block alone too, so it does not rely on what is not given.
+	// check returns the first contradiction and the keyword to blame. It must work for
+	// every profile, and also for the settings of a single block. Therefore it does not
+	// rely on a setting that is missing.
 	check func(p *Profile) (keyword string, err error)
 
-	// complete reports what a finished profile lacks.
+	// complete returns an error if a finished profile cannot work, for example because a
+	// setting is missing.
 	complete func(p *Profile) error
 }
 
-// commonSettings is the settings of every scheme.
+// commonSettings are the settings of every scheme.
 var commonSettings = &group{
 	keywords: []keyword{
 		value("HostName", parseHostName, func(p *Profile) *string { return &p.HostName }, escape).
@@ -63,7 +66,7 @@ var commonSettings = &group{
 	},
 	defaults: func(p *Profile, given settings) {
 		setDefault(&p.AddressFamily, "any")
-		if !given.have("KnockDelay") { // 0 is a value
+		if !given.has("KnockDelay") { // 0 is a valid KnockDelay
 			p.KnockDelay = 200 * time.Microsecond
 		}
 		setDefault(&p.ConnectTimeout, DefaultConnectTimeout)
@@ -73,7 +76,7 @@ var commonSettings = &group{
 			port := cmp.Or(p.Port, 22)
 			p.OpenPorts = []knock.PortRange{{Transport: knock.TCP, First: port, Last: port}}
 		}
-		if p.IgnorePorts == nil { // "none" is empty, not nil
+		if p.IgnorePorts == nil { // the word "none" gives an empty list, not nil
 			p.IgnorePorts = []knock.PortRange{
 				{Transport: knock.TCP, First: 80, Last: 80},
 				{Transport: knock.TCP, First: 443, Last: 443},
@@ -106,7 +109,8 @@ var commonSettings = &group{
 
 func setDefault[T comparable](v *T, def T) { *v = cmp.Or(*v, def) }
 
-// parseHostName checks a HostName. It is expanded once it is known for which host.
+// parseHostName checks a HostName. It returns the HostName unexpanded, because the host
+// is not known yet.
 func parseHostName(s string) (string, error) {
 	host, err := expand(s, "h")
 	return s, cmp.Or(err, CheckHost(host))
@@ -137,7 +141,7 @@ func checkInterface(name string) error {
 	return nil
 }
 
-// clockSettings is the windows of time of a scheme that follows the clock.
+// clockSettings are the settings for the windows of a scheme that follows the clock.
 var clockSettings = &group{
 	keywords: []keyword{
 		duration("Period", within(time.Second, 366*24*time.Hour, time.Second), func(p *Profile) *time.Duration { return &p.Period }),
@@ -146,7 +150,7 @@ var clockSettings = &group{
 	},
 	defaults: func(p *Profile, given settings) {
 		setDefault(&p.Period, time.Hour)
-		if !given.have("Skew") { // 0 is a value
+		if !given.has("Skew") { // 0 is a valid Skew
 			p.Skew = 2 * time.Minute
 		}
 	},
@@ -154,15 +158,15 @@ var clockSettings = &group{
 		switch {
 		case p.Period == 0 || p.Skew < p.Period-p.Skew:
 			return "", nil
-		case p.Period != time.Hour: // of the two, the one that cannot be a default
+		case p.Period != time.Hour: // the Period is not the default, so blame it
 			return "Period", fmt.Errorf("%s must be more than twice Skew (%s)", formatDuration(p.Period), formatDuration(p.Skew))
 		}
 		return "Skew", fmt.Errorf("%s must be less than half of Period (%s)", formatDuration(p.Skew), formatDuration(p.Period))
 	},
 }
 
-// parseTime reads a moment, as 2027-11-21T07:00:00Z, or a day, of which it
-// returns the beginning in UTC. It is one that the same format can write.
+// parseTime reads a time, such as 2027-11-21T07:00:00Z, or a day. For a day it returns the
+// beginning of the day in UTC. It accepts only times that the same format can write.
 func parseTime(s string) (time.Time, error) {
 	t, err := time.Parse(time.RFC3339, s)
 	if err != nil {
@@ -179,11 +183,11 @@ func parseTime(s string) (time.Time, error) {
 
 func timeWord(t time.Time) string { return t.Format(time.RFC3339) }
 
-// minKnocks is the least that is worth drawing: a scan of all ports sends every
-// single knock.
+// minKnocks is the smallest useful number of knocks to draw. A single knock is useless,
+// because a scan of all ports sends it.
 const minKnocks = 2
 
-// drawSettings is the ports that a scheme draws its knocks from.
+// drawSettings are the settings of schemes that draw their knocks from a range of ports.
 var drawSettings = &group{
 	keywords: []keyword{
 		{

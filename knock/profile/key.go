@@ -14,13 +14,13 @@ import (
 	"github.com/portknock/portknock/knock/secret"
 )
 
-// keySettings say where a profile's key is.
+// keySettings are the settings for the key of a profile.
 var keySettings = &group{
 	keywords: []keyword{
 		secretFile("KeyFile", func(p *Profile) *string { return &p.KeyFile }),
 		command("KeyCommand", true, func(p *Profile) *[]string { return &p.KeyCommand }),
 		yesNo("DeriveHostKey", func(p *Profile) *bool { return &p.DeriveHostKey }).
-			shownWhen(func(p *Profile) bool { return p.Period > 0 }), // for schemes that follow the clock
+			shownWhen(func(p *Profile) bool { return p.Period > 0 }), // shown only for schemes that follow the clock
 	},
 	check: func(p *Profile) (keyword string, err error) {
 		if p.KeyFile != "" && len(p.KeyCommand) > 0 {
@@ -36,12 +36,12 @@ var keySettings = &group{
 	},
 }
 
-// LoadKey reads a file with the text of one key; see [knock.ParseKey]. On Unix
-// the file must be as ssh wants a private key: it belongs to the user or to root,
-// and nobody else may read or write it.
+// LoadKey reads a file with the text of one key; see [knock.ParseKey]. On Unix the file
+// must be as ssh requires of a private key. It must belong to the user or to root, and
+// other users must not be able to read or write it.
 func LoadKey(path string) (knock.Key, error) { return loadKey(path, parseKey) }
 
-// loadKey is LoadKey for a file of any text that parse makes a key of.
+// loadKey is LoadKey for a text from which parse makes a key.
 func loadKey(path string, parse func([]byte) (knock.Key, error)) (knock.Key, error) {
 	text, err := secret.Read(path)
 	if err != nil {
@@ -54,7 +54,7 @@ func loadKey(path string, parse func([]byte) (knock.Key, error)) (knock.Key, err
 	return k, nil
 }
 
-// key reads the profile's key: this is where a file is opened or a command run.
+// key reads the profile's key. No other function opens the KeyFile or runs the KeyCommand.
 func (p *Profile) key(ctx context.Context, parse func([]byte) (knock.Key, error)) (k knock.Key, err error) {
 	if p.KeyFile != "" {
 		k, err = loadKey(p.KeyFile, parse)
@@ -67,7 +67,7 @@ func (p *Profile) key(ctx context.Context, parse func([]byte) (knock.Key, error)
 	return k, err
 }
 
-// hasKey reports whether the profile names a key.
+// hasKey reports whether the profile has a KeyFile or a KeyCommand.
 func (p *Profile) hasKey() bool { return p.KeyFile != "" || len(p.KeyCommand) > 0 }
 
 func parseKey(text []byte) (knock.Key, error) {
@@ -78,18 +78,18 @@ func parseKey(text []byte) (knock.Key, error) {
 	return knock.ParseKey(string(text))
 }
 
-// parseSecret takes a secret as it stands.
+// parseSecret returns a key that is the text itself, without one final newline.
 func parseSecret(text []byte) (knock.Key, error) { return knock.KeyFrom(trimNewline(text)), nil }
 
-// trimNewline takes one newline off the end, also one of Windows, where programs
-// print no other.
+// trimNewline removes one newline from the end. It also removes a newline of Windows
+// ("\r\n"), because programs on Windows print only this newline.
 func trimNewline(text []byte) []byte {
 	return bytes.TrimSuffix(bytes.TrimSuffix(text, []byte("\n")), []byte("\r"))
 }
 
-// run returns what parse makes of the line that a command prints; see
-// [secret.Runner.Run]. An error names of the command the program only: what follows
-// is the user's business.
+// run runs a command and returns the result of parse for the line that it prints; see
+// [secret.Runner.Run]. An error names the program, but not its arguments, because these
+// are private to the user.
 func run[T any](
 	ctx context.Context, p *Profile, keyword string, command []string, what string, parse func([]byte) (T, error),
 ) (v T, err error) {
@@ -107,10 +107,10 @@ func run[T any](
 	return v, err
 }
 
-// checkPath refuses what [keyPath] and [expandHome] could not make sense of
-// anywhere.
+// checkPath returns an error for a path that [keyPath] and [expandHome] cannot use in any
+// folder.
 func checkPath(path string) error {
-	// The error for a file that is not there would show it.
+	// Without this check, the error for a missing file would show the key.
 	if lower := strings.ToLower(path); strings.HasPrefix(lower, "portknock-key-1:") || strings.HasPrefix(lower, "base64:") {
 		return errors.New("this looks like a key; put it into a file with mode 0600 and give the file's path")
 	}
@@ -120,9 +120,9 @@ func checkPath(path string) error {
 	return nil
 }
 
-// keyPath makes a KeyFile absolute: "~/" is the user's home, and any other path
-// that is not absolute begins at the folder of the profile file. ssh_config's
-// begin where the user happens to be, where anybody can have put a file.
+// keyPath returns the absolute path of a KeyFile. "~/" is the user's home. Any other
+// relative path starts at dir, the folder of the profile file. In ssh_config it would
+// start at the working folder, where another user can have put a file.
 func keyPath(path, dir string) (string, error) {
 	path, err := expandHome(path)
 	switch {
@@ -136,7 +136,7 @@ func keyPath(path, dir string) (string, error) {
 	return filepath.Join(dir, path), nil
 }
 
-// expandHome replaces "~/" at the start of a path.
+// expandHome replaces "~/" at the start of a path with the user's home.
 func expandHome(path string) (string, error) {
 	if !strings.HasPrefix(path, "~") {
 		return path, nil
@@ -151,8 +151,8 @@ func expandHome(path string) (string, error) {
 	return filepath.Join(home, path[1:]), nil
 }
 
-// checkCommand refuses a command that would be looked for where the user happens
-// to be.
+// checkCommand returns an error for a command whose program would be searched for in the
+// working folder.
 func checkCommand(words []string) error {
 	if len(words) == 0 {
 		return errors.New("no command given")
@@ -167,7 +167,7 @@ func checkCommand(words []string) error {
 	return nil
 }
 
-// joinWords writes words so that [split] parts them again.
+// joinWords joins words so that [splitWords] can split them again.
 func joinWords(words []string) string {
 	quoted := make([]string, len(words))
 	for i, w := range words {
@@ -176,7 +176,7 @@ func joinWords(words []string) string {
 	return strings.Join(quoted, " ")
 }
 
-// quoteWord puts quotes around a word that needs them. No word holds one itself.
+// quoteWord puts quotes around a word that needs them. No word contains a quote itself.
 func quoteWord(w string) string {
 	if strings.ContainsAny(w, " \t#") {
 		return `"` + w + `"`
@@ -184,9 +184,10 @@ func quoteWord(w string) string {
 	return w
 }
 
-// SharesKey returns who else opens with the profile's key: other names and
-// patterns of the file's Host lines, sorted. Whoever has the rules of one such
-// server can open all of them; DeriveHostKey gives each host a key of its own.
+// SharesKey returns the other hosts that use the profile's key, sorted. A host is a name
+// or a pattern of a Host line in the file. An attacker who has the rules of one of these
+// servers can open all of them. DeriveHostKey prevents this, because it gives each host
+// its own key.
 func (f *File) SharesKey(p *Profile) (others []string) {
 	if !p.hasKey() || p.DeriveHostKey {
 		return nil
@@ -196,12 +197,12 @@ func (f *File) SharesKey(p *Profile) (others []string) {
 			if pattern.not {
 				continue
 			}
-			// A pattern stands for a host that is called like it.
+			// For a pattern with a wildcard, look up a host name that it matches.
 			q, err := f.Lookup(strings.NewReplacer("*", "x", "?", "x").Replace(pattern.text))
 			switch {
 			case err != nil || q.DeriveHostKey || q.KeyFile != p.KeyFile || !slices.Equal(q.KeyCommand, p.KeyCommand):
 			case p.HostName != "" && sameHost(p.HostName, q.HostName) && p.Port == q.Port:
-				// another name of the same server
+				// q is the same server under another name.
 			case pattern.wild:
 				others = append(others, pattern.text)
 			case q.Name != p.Name:

@@ -17,7 +17,7 @@ import (
 
 const keyText = "portknock-key-1:aaaqeayeaudaocajbifqydiob4ibceqtcqkrmfyydenbwha5dypzcjt6ri"
 
-const drawn = `Host vps
+const rotatingFile = `Host vps
     Scheme rotating
     KeyFile /keys/vps
     DeriveHostKey yes
@@ -29,30 +29,30 @@ const drawn = `Host vps
     ValidUntil 2027-11-21
 `
 
-func TestDrawnSettings(t *testing.T) {
-	p, err := mustParse(t, drawn).Lookup("vps")
+func TestRotatingSettingsRoundTrip(t *testing.T) {
+	p, err := mustParse(t, rotatingFile).Lookup("vps")
 	if err != nil {
 		t.Fatal(err)
 	}
 	if p.KeyFile != filepath.FromSlash("/keys/vps") || !p.DeriveHostKey ||
 		p.PortRange != (knock.PortRange{Transport: knock.TCP, First: 30000, Last: 30999}) ||
 		p.Knocks != 7 || p.Period != 10*time.Minute || p.Skew != 0 || !p.ValidUntil.Equal(time.Date(2027, 11, 21, 0, 0, 0, 0, time.UTC)) {
-		t.Errorf("%+v", p)
+		t.Errorf("the file's settings are not in the profile: %+v", p)
 	}
 	got, err := json.Marshal(p)
 	const want = `"keyFile":"/keys/vps","deriveHostKey":true,"portRange":"30000-30999","knocks":7,"protocol":"tcp",` +
 		`"period":"10m0s","skew":"0s","validUntil":"2027-11-21T00:00:00Z"}`
 	if err != nil || !strings.HasSuffix(string(got), want) {
-		t.Errorf("%s, %v", got, err)
+		t.Errorf("wrong settings in JSON: %s, %v", got, err)
 	}
 	var written bytes.Buffer
 	p.WriteTo(&written)
 	if again, err := mustParse(t, written.String()).Lookup("vps"); err != nil || !reflect.DeepEqual(p, again) {
-		t.Errorf("%v\n%s", err, &written)
+		t.Errorf("WriteTo wrote another profile: %v\n%s", err, &written)
 	}
 }
 
-func TestTokenSettings(t *testing.T) {
+func TestTokenSettingsRoundTrip(t *testing.T) {
 	const lines = "Host vps\nScheme token\nKeyFile /k\nTokenPort 443\nTokensPerWindow 3\nPeriod 10m\nSkew 10\nKnocks 4\nPortRange 1-100\n"
 	p, err := mustParse(t, lines).Lookup("vps")
 	if err != nil {
@@ -60,24 +60,24 @@ func TestTokenSettings(t *testing.T) {
 	}
 	if p.TokenPort != 443 || p.TokensPerWindow != 3 || p.Period != 10*time.Minute ||
 		p.Skew != 10*time.Second || p.Knocks != 0 || p.PortRange != (knock.PortRange{}) {
-		t.Errorf("%+v", p)
+		t.Errorf("wrong settings, or a setting of another scheme: %+v", p)
 	}
 	got, err := json.Marshal(p)
 	const want = `"keyFile":"/k","tokenPort":443,"tokensPerWindow":3,"period":"10m0s","skew":"10s"}`
 	if err != nil || !strings.HasSuffix(string(got), want) {
-		t.Errorf("%s, %v", got, err)
+		t.Errorf("wrong settings in JSON: %s, %v", got, err)
 	}
 	var written bytes.Buffer
 	p.WriteTo(&written)
 	if !strings.HasSuffix(written.String(), "    DeriveHostKey no\n    TokenPort 443\n    TokensPerWindow 3\n    Period 10m\n    Skew 10s\n") {
-		t.Errorf("%s", &written)
+		t.Errorf("wrong settings written:\n%s", &written)
 	}
 	if again, err := mustParse(t, written.String()).Lookup("vps"); err != nil || !reflect.DeepEqual(p, again) {
-		t.Errorf("%v\n%s", err, &written)
+		t.Errorf("WriteTo wrote another profile: %v\n%s", err, &written)
 	}
 }
 
-func TestDrawnDefaults(t *testing.T) {
+func TestSettingsApplyOnlyToTheirScheme(t *testing.T) {
 	for _, tt := range []struct {
 		scheme string
 		want   Profile
@@ -101,7 +101,7 @@ func TestDrawnDefaults(t *testing.T) {
 	} {
 		file := "Host vps\nScheme " + tt.scheme + "\nHost *\nSequence 1000\nKeyFile /keys/vps\nTokenPort 62202\nTokensPerWindow 8\n"
 		if tt.scheme == "static" {
-			file += "ValidUntil 2027-11-21\n" // of rules that change
+			file += "ValidUntil 2027-11-21\n" // only for schemes that follow the clock
 		}
 		p, err := mustParse(t, file).Lookup("vps")
 		if err != nil {
@@ -110,16 +110,17 @@ func TestDrawnDefaults(t *testing.T) {
 		if p.PortRange != tt.want.PortRange || p.Knocks != tt.want.Knocks || p.Period != tt.want.Period ||
 			p.Skew != tt.want.Skew || p.DeriveHostKey ||
 			p.TokenPort != tt.want.TokenPort || p.TokensPerWindow != tt.want.TokensPerWindow || !p.ValidUntil.IsZero() {
-			t.Errorf("%+v", p)
+			t.Errorf("wrong defaults, or a setting of another scheme: %+v", p)
 		}
-		if drawn := tt.scheme != "static"; drawn != (p.KeyFile != "") || drawn != (p.Sequence == nil) {
-			t.Errorf("%s: %+v", tt.scheme, p)
+		if hasKey := tt.scheme != "static"; hasKey != (p.KeyFile != "") || hasKey != (p.Sequence == nil) {
+			t.Errorf("%s: got %+v, want a Sequence or a KeyFile, as the scheme needs", tt.scheme, p)
 		}
 	}
 }
 
-// Of two ways to say the same, the first obtained prevents the other.
-func TestFirstWayWins(t *testing.T) {
+// The first obtained of two alternative settings prevents the other, such as a KeyFile
+// and a KeyCommand.
+func TestFirstOfTwoAlternativesWins(t *testing.T) {
 	for _, tt := range []struct{ file, want string }{
 		{"Host vps\nKeyFile /a\nHost *\nScheme rotating\nKeyCommand b\n", "rotating  /a"},
 		{"Host vps\nKeyCommand b\nHost *\nScheme rotating\nKeyFile /a\n", "rotating b "},
@@ -137,7 +138,7 @@ func TestFirstWayWins(t *testing.T) {
 	}
 }
 
-func TestDrawnConflicts(t *testing.T) {
+func TestKeySchemeConflicts(t *testing.T) {
 	for _, tt := range []struct{ lines, want string }{
 		{"Scheme rotating", "file:2: Scheme: rotating needs a KeyFile or a KeyCommand"},
 		{"Scheme md5-hourly", "file:2: Scheme: md5-hourly needs a KeyFile or a KeyCommand"},
@@ -166,10 +167,10 @@ func TestDrawnConflicts(t *testing.T) {
 		}
 	}
 	for _, lines := range []string{
-		"Scheme rotating\nKeyFile /k\nOpenPorts 30000/tcp", // the knocks are udp
+		"Scheme rotating\nKeyFile /k\nOpenPorts 30000/tcp", // no conflict: the knocks are UDP
 		"Scheme rotating\nKeyFile /k\nPeriod 241",
-		"Scheme rotating\nKeyFile /k\nOpenPorts 62202/udp",           // tokens are another scheme's
-		"Scheme token\nKeyFile /k\nTokenPort 443\nOpenPorts 443/tcp", // the tokens are udp
+		"Scheme rotating\nKeyFile /k\nOpenPorts 62202/udp",           // no conflict: 62202 is the port of another scheme, token
+		"Scheme token\nKeyFile /k\nTokenPort 443\nOpenPorts 443/tcp", // no conflict: tokens are UDP
 		"Scheme token\nKeyFile /k\nOpenPorts 20000-59999/udp",
 		"Scheme md5-hourly\nKeyFile /k\nPeriod 60m",
 	} {
@@ -181,8 +182,8 @@ func TestDrawnConflicts(t *testing.T) {
 	}
 }
 
-// Where a relative KeyFile begins, and "~/".
-func TestKeyPath(t *testing.T) {
+// A relative KeyFile starts at the folder of the profile file. "~/" is the user's home.
+func TestKeyPathStartsAtProfileFolderOrHome(t *testing.T) {
 	home := t.TempDir()
 	t.Setenv("HOME", home)
 	t.Setenv("USERPROFILE", home)
@@ -198,7 +199,7 @@ func TestKeyPath(t *testing.T) {
 		f, err := Load(path)
 		if want == "" {
 			if err == nil {
-				t.Errorf("%s is taken", name)
+				t.Errorf("%s: got no error", name)
 			}
 			continue
 		}
@@ -211,7 +212,7 @@ func TestKeyPath(t *testing.T) {
 	}
 }
 
-// Nothing but Schedule touches a key.
+// Lookup, Entries, WriteTo, SharesKey and MarshalJSON do not read a key.
 func TestKeysAreReadLazily(t *testing.T) {
 	ran := filepath.Join(t.TempDir(), "ran")
 	f := mustParse(t, "Host vps\nScheme rotating\nKeyCommand touch \""+ran+"\"\nHost web\nScheme rotating\nKeyFile /no/such/key\n")
@@ -228,11 +229,11 @@ func TestKeysAreReadLazily(t *testing.T) {
 		}
 	}
 	if _, err := os.Stat(ran); err == nil {
-		t.Error("the command ran")
+		t.Error("the KeyCommand ran")
 	}
 }
 
-func TestSharesKey(t *testing.T) {
+func TestSharesKeyListsOtherHosts(t *testing.T) {
 	f := mustParse(t, `Host vps 192.0.2.1 VPS.example
     HostName 192.0.2.1
     KeyFile /k
@@ -276,7 +277,7 @@ Host *.fleet
 	}
 }
 
-func TestKeyCommandWords(t *testing.T) {
+func TestKeyCommandKeepsQuotedWords(t *testing.T) {
 	p, err := mustParse(t, "Host vps\nScheme rotating\nKeyCommand pass \"my key\"  -x=\"a#b\" c\n").Lookup("vps")
 	if want := []string{"pass", "my key", "-x=a#b", "c"}; err != nil || !slices.Equal(p.KeyCommand, want) {
 		t.Fatalf("got %q, %v", p.KeyCommand, err)
@@ -284,6 +285,6 @@ func TestKeyCommandWords(t *testing.T) {
 	var written bytes.Buffer
 	p.WriteTo(&written)
 	if again, err := mustParse(t, written.String()).Lookup("vps"); err != nil || !reflect.DeepEqual(p, again) {
-		t.Errorf("%v\n%s", err, &written)
+		t.Errorf("WriteTo wrote another profile: %v\n%s", err, &written)
 	}
 }

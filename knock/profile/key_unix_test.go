@@ -26,11 +26,11 @@ func keyFile(t *testing.T, mode fs.FileMode, text string) string {
 	return path
 }
 
-func TestLoadKey(t *testing.T) {
+func TestLoadKeyChecksModeAndText(t *testing.T) {
 	for _, tt := range []struct {
 		mode fs.FileMode
 		text string
-		want string // the error, of which FILE is the path
+		want string // error, in which FILE stands for the path; "" for none
 	}{
 		{0o600, keyText + "\n", ""},
 		{0o700, keyText + "\r\n\n", ""},
@@ -47,12 +47,12 @@ func TestLoadKey(t *testing.T) {
 			t.Errorf("%04o: got %v, want %s", tt.mode, err, want)
 		}
 		if err == nil && k.Reveal() != keyText {
-			t.Errorf("%04o: another key", tt.mode)
+			t.Errorf("%04o: LoadKey returned another key than the file's", tt.mode)
 		}
 	}
 }
 
-// scheduleOf is the schedule of the host vps with these settings.
+// scheduleOf returns the Schedule of the host vps with these settings.
 func scheduleOf(t *testing.T, lines string) (knock.Schedule, error) {
 	t.Helper()
 	p, err := mustParse(t, "Host vps\n"+lines+"\n").Lookup("vps")
@@ -63,7 +63,7 @@ func scheduleOf(t *testing.T, lines string) (knock.Schedule, error) {
 	return server.Schedule, err
 }
 
-func TestDrawnSchedules(t *testing.T) {
+func TestServerBuildsScheduleFromKey(t *testing.T) {
 	key, err := knock.ParseKey(keyText)
 	if err != nil {
 		t.Fatal(err)
@@ -82,7 +82,7 @@ func TestDrawnSchedules(t *testing.T) {
 		"Scheme rotating\nDeriveHostKey YES\nKeyCommand cat " + file:                         derived,
 		"Scheme token\nKeyFile " + file:                                                      token,
 		"Scheme token\nTokenPort 443\nTokensPerWindow 1\nDeriveHostKey yes\nKeyFile " + file: derivedToken,
-		// One final newline is not the secret's.
+		// One final newline is not part of the secret.
 		"Scheme md5-hourly\nPortRange 10000-10999\nSkew 0\nKeyFile " + keyFile(t, 0o600, "f00b4r\n"): knock.MD5Hourly{
 			Secret: knock.KeyFrom([]byte("f00b4r")), Ports: knock.PortRange{First: 10000, Last: 10999}, Knocks: 5},
 		"Scheme md5-hourly\nPortRange 10000-10999\nSkew 0\nKeyCommand printf f00b4r\\r\\n": knock.MD5Hourly{
@@ -96,16 +96,16 @@ func TestDrawnSchedules(t *testing.T) {
 	}
 }
 
-// A second newline would be the secret's, and such a one the scheme cannot carry.
-func TestSecretAsItStands(t *testing.T) {
+// A second newline is part of the secret. The scheme md5-hourly cannot use such a secret.
+func TestOnlyOneNewlineIsRemovedFromSecret(t *testing.T) {
 	path := keyFile(t, 0o600, "f00b4r\n\n")
 	_, err := scheduleOf(t, "Scheme md5-hourly\nKeyFile "+path)
 	if err == nil || !strings.HasPrefix(err.Error(), path+": the secret contains a space") {
-		t.Errorf("got %v", err)
+		t.Errorf("got %v, want an error about a space in the secret", err)
 	}
 }
 
-func TestKeyCommandFaults(t *testing.T) {
+func TestKeyCommandErrors(t *testing.T) {
 	for _, tt := range []struct{ command, want string }{
 		{"false", "KeyCommand false: exit status 1"},
 		{"no-such-program", "KeyCommand no-such-program: executable file not found in $PATH"},

@@ -13,30 +13,30 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// keyword is one line of the documentation's table of settings.
+// keyword describes a keyword, as a row of the documentation's table of settings does.
 type keyword struct {
 	name   string
-	list   bool                         // takes several words
-	quoted bool                         // of which each may hold blanks, and keeps its quotes
-	secret bool                         // must not stand on a command line
-	set    func(*Profile, string) error // reads one value, and checks what can be checked of it alone
-	get    func(*Profile) string        // writes it; "" if there is none
-	json   func(*Profile) any           // what JSON has where get writes something; nil for what get writes
-	when   func(*Profile) bool          // whether to show it; nil for always
-	path   func(*Profile) *string       // the file that it names; nil if it names none
-	of     *group                       // the group that has it, which fills this in
+	list   bool                         // whether the keyword takes several words
+	quoted bool                         // whether a word of the list may contain blanks and keeps its quotes
+	secret bool                         // whether the keyword is an error on a command line
+	set    func(*Profile, string) error // reads a value and checks everything that the value alone can show
+	get    func(*Profile) string        // returns the value as text; "" if there is none
+	json   func(*Profile) any           // returns the value in JSON; nil if JSON has the text of get
+	when   func(*Profile) bool          // reports whether to show the keyword; nil if it is always shown
+	path   func(*Profile) *string       // returns the field with a file's path; nil if the keyword has no path
+	group  *group                       // group that has the keyword; init sets it
 }
 
-// word returns what get writes, "" if the keyword does not apply or is not to be
-// shown.
+// word returns the text of get. It returns "" if the keyword does not apply to the
+// scheme or must not be shown.
 func (k *keyword) word(p *Profile) string {
-	if !slices.Contains(schemeNamed(p.Scheme).groups, k.of) || k.when != nil && !k.when(p) {
+	if !slices.Contains(schemeNamed(p.Scheme).groups, k.group) || k.when != nil && !k.when(p) {
 		return ""
 	}
 	return k.get(p)
 }
 
-// jsonValue returns the value in JSON, nil if there is none.
+// jsonValue returns the value in JSON. It returns nil if word returns "".
 func (k *keyword) jsonValue(p *Profile) any {
 	word := k.word(p)
 	switch {
@@ -48,19 +48,20 @@ func (k *keyword) jsonValue(p *Profile) any {
 	return word
 }
 
-// inJSON returns the keyword with another value in JSON than what get writes.
+// inJSON returns the keyword with a value in JSON that differs from the text of get.
 func (k keyword) inJSON(json func(*Profile) any) keyword {
 	k.json = json
 	return k
 }
 
-// shownWhen returns the keyword, to be shown for some profiles only.
+// shownWhen returns the keyword, which is shown only for profiles for which when is true.
 func (k keyword) shownWhen(when func(*Profile) bool) keyword {
 	k.when = when
 	return k
 }
 
-// value is the keyword of what parse reads and word writes.
+// value returns a keyword whose value parse reads and word writes. Field returns the
+// place of the value in a profile.
 func value[T any](name string, parse func(string) (T, error), field func(*Profile) *T, word func(T) string) keyword {
 	return keyword{
 		name: name,
@@ -72,7 +73,7 @@ func value[T any](name string, parse func(string) (T, error), field func(*Profil
 	}
 }
 
-// zeroAs returns word, but with another text for the zero value.
+// zeroAs returns a function that works as word does, but returns zero for the zero value.
 func zeroAs[T comparable](zero string, word func(T) string) func(T) string {
 	return func(v T) string {
 		if v == *new(T) {
@@ -82,24 +83,24 @@ func zeroAs[T comparable](zero string, word func(T) string) func(T) string {
 	}
 }
 
-// text is the keyword of a word that check accepts.
+// text returns a keyword whose value is a word that check accepts.
 func text(name string, check func(string) error, field func(*Profile) *string) keyword {
 	parse := func(s string) (string, error) { return s, check(s) }
 	return value(name, parse, field, strings.Clone)
 }
 
-// secretFile is the keyword of a file with a key. Its path is made absolute once it is
-// known whether the keyword applies.
+// secretFile returns a keyword whose value is the path of a file with a key. The path
+// becomes absolute later, when it is known whether the keyword applies.
 func secretFile(name string, field func(*Profile) *string) keyword {
 	k := text(name, checkPath, field)
 	k.secret, k.path = true, field
 	return k
 }
 
-// command is the keyword of a program and its arguments.
+// command returns a keyword whose value is a program and its arguments.
 func command(name string, secret bool, field func(*Profile) *[]string) keyword {
 	parse := func(s string) ([]string, error) {
-		words := split(s)
+		words := splitWords(s)
 		return words, checkCommand(words)
 	}
 	k := value(name, parse, field, joinWords).inJSON(func(p *Profile) any { return *field(p) })
@@ -107,8 +108,8 @@ func command(name string, secret bool, field func(*Profile) *[]string) keyword {
 	return k
 }
 
-// ports is the keyword of ports and ranges of ports. None is the word for an empty
-// list, "" if there must be one.
+// ports returns a keyword whose value is a list of ports and ranges of ports. None is the
+// word for an empty list. If none is "", the list must not be empty.
 func ports(name, none string, field func(*Profile) *[]knock.PortRange) keyword {
 	parse := func(s string) ([]knock.PortRange, error) {
 		if none != "" && strings.EqualFold(s, none) {
@@ -130,7 +131,7 @@ func portWords(ranges []knock.PortRange) []string {
 	return words
 }
 
-// yesNo is the keyword of what is yes or no.
+// yesNo returns a keyword whose value is yes or no.
 func yesNo(name string, field func(*Profile) *bool) keyword {
 	parse := func(s string) (bool, error) {
 		yes := strings.EqualFold(s, "yes")
@@ -151,8 +152,8 @@ func orNil[T comparable](v T) any {
 	return v
 }
 
-// number is the keyword of a number from least to most, which is 0 where there is
-// none.
+// number returns a keyword whose value is a number from least to most. The field is 0 if
+// the number is not given.
 func number[T int | uint16](name, what string, least, most uint64, field func(*Profile) *T) keyword {
 	parse := func(s string) (T, error) {
 		n, err := strconv.ParseUint(s, 10, 16)
@@ -166,13 +167,13 @@ func number[T int | uint16](name, what string, least, most uint64, field func(*P
 
 func decimal[T int | uint16](n T) string { return strconv.Itoa(int(n)) }
 
-// duration is the keyword of a time that parse reads.
+// duration returns a keyword whose value is a duration that parse reads.
 func duration(name string, parse func(string) (time.Duration, error), field func(*Profile) *time.Duration) keyword {
 	return value(name, parse, field, formatDuration).inJSON(func(p *Profile) any { return field(p).String() })
 }
 
-// within reads a time from least to most, in whole units: firewalls count some
-// times in seconds.
+// within returns a function that reads a duration from least to most, in whole units.
+// Units matter because firewalls count some durations in seconds.
 func within(least, most, unit time.Duration) func(string) (time.Duration, error) {
 	return func(s string) (time.Duration, error) {
 		d, err := ParseDuration(s)
@@ -188,7 +189,7 @@ func within(least, most, unit time.Duration) func(string) (time.Duration, error)
 	}
 }
 
-// keywordNamed returns the keyword of that name in any case, or nil.
+// keywordNamed returns the keyword of that name, or nil. Case does not matter.
 func keywordNamed(name string) *keyword {
 	i := slices.IndexFunc(keywords, func(k keyword) bool { return strings.EqualFold(k.name, name) })
 	if i < 0 {
@@ -197,9 +198,9 @@ func keywordNamed(name string) *keyword {
 	return &keywords[i]
 }
 
-// unknown is the error for a keyword that is none. It quotes letters only:
-// "Sequence:7000/udp" is one word, and so is the second line of a sequence that
-// somebody has wrapped.
+// unknown returns the error for an unknown keyword. It quotes the word only if all its
+// characters are letters. Other words can be part of a sequence, such as
+// "Sequence:7000/udp" or the second line of a sequence that a user has wrapped.
 func unknown(name string) error {
 	if name == "" || strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsLetter(r) }) {
 		return errors.New("a line must start with a keyword, such as HostName, and a space")
@@ -216,7 +217,7 @@ func unknown(name string) error {
 	return fmt.Errorf("unknown keyword %q; did you mean %s?", name, best)
 }
 
-// distance is the Levenshtein distance of a and b in bytes.
+// distance returns the Levenshtein distance between a and b, in bytes.
 func distance(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {

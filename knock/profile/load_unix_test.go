@@ -15,22 +15,22 @@ import (
 )
 
 func TestLoadPermissions(t *testing.T) {
-	const secret, open = "Host vps\n" + knocks, "Host vps\n    Port 22\n"
+	const withSequence, withoutSequence = "Host vps\n" + sequenceLine, "Host vps\n    Port 22\n"
 	path := filepath.Join(t.TempDir(), "config")
 	for _, tt := range []struct {
 		mode    fs.FileMode
 		content string
-		want    string // the error, of which FILE is the path
+		want    string // error, in which FILE stands for the path; "" for none
 	}{
-		{0o600, secret, ""},
-		{0o400, secret, ""},
-		{0o700, secret, ""},
-		{0o640, secret, "FILE: contains a Sequence and is readable by other users (mode 0640); run chmod 600 FILE"},
-		{0o604, secret, "FILE: contains a Sequence and is readable by other users (mode 0604); run chmod 600 FILE"},
-		{0o644, open, ""},
-		{0o620, secret, "FILE: writable by other users (mode 0620); run chmod 600 FILE"},
-		{0o666, open, "FILE: writable by other users (mode 0666); run chmod 600 FILE"},
-		{0o602, open, "FILE: writable by other users (mode 0602); run chmod 600 FILE"},
+		{0o600, withSequence, ""},
+		{0o400, withSequence, ""},
+		{0o700, withSequence, ""},
+		{0o640, withSequence, "FILE: contains a Sequence and is readable by other users (mode 0640); run chmod 600 FILE"},
+		{0o604, withSequence, "FILE: contains a Sequence and is readable by other users (mode 0604); run chmod 600 FILE"},
+		{0o644, withoutSequence, ""},
+		{0o620, withSequence, "FILE: writable by other users (mode 0620); run chmod 600 FILE"},
+		{0o666, withoutSequence, "FILE: writable by other users (mode 0666); run chmod 600 FILE"},
+		{0o602, withoutSequence, "FILE: writable by other users (mode 0602); run chmod 600 FILE"},
 	} {
 		os.Remove(path)
 		if err := os.WriteFile(path, []byte(tt.content), 0o600); err != nil {
@@ -46,9 +46,9 @@ func TestLoadPermissions(t *testing.T) {
 	}
 }
 
-func TestLoadOwner(t *testing.T) {
+func TestLoadRejectsFileOfOtherUser(t *testing.T) {
 	if os.Getuid() != 0 {
-		t.Skip("only root can give files away")
+		t.Skip("only root can change the owner of a file")
 	}
 	path := filepath.Join(t.TempDir(), "config")
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
@@ -64,12 +64,12 @@ func TestLoadOwner(t *testing.T) {
 	}
 }
 
-func TestLoadSymlink(t *testing.T) {
+func TestLoadFollowsSymlink(t *testing.T) {
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "real"), []byte("Host vps\n"+knocks), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "real"), []byte("Host vps\n"+sequenceLine), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	link := filepath.Join(dir, "config") // a link's own mode is 0777
+	link := filepath.Join(dir, "config") // the mode of the link itself is 0777
 	if err := os.Symlink("real", link); err != nil {
 		t.Fatal(err)
 	}
@@ -78,8 +78,9 @@ func TestLoadSymlink(t *testing.T) {
 	}
 }
 
-// A pipe has the mode the shell gives it, and no owner to speak of.
-func TestLoadPipe(t *testing.T) {
+// The shell decides the mode of a pipe, and the owner of a pipe has no meaning. Load
+// checks neither.
+func TestLoadAcceptsPipe(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "config")
 	if err := syscall.Mkfifo(path, 0o600); err != nil {
 		t.Fatal(err)
@@ -87,7 +88,7 @@ func TestLoadPipe(t *testing.T) {
 	if err := os.Chmod(path, 0o666); err != nil {
 		t.Fatal(err)
 	}
-	go os.WriteFile(path, []byte("Host vps\n"+knocks), 0)
+	go os.WriteFile(path, []byte("Host vps\n"+sequenceLine), 0)
 	f, err := Load(path)
 	if err != nil {
 		t.Fatal(err)
@@ -97,14 +98,14 @@ func TestLoadPipe(t *testing.T) {
 	}
 
 	if runtime.GOOS != "linux" && runtime.GOOS != "darwin" {
-		return // elsewhere /dev/fd may have to be mounted
+		return // on other systems, /dev/fd may not be mounted
 	}
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	fmt.Fprint(w, "Host vps\n"+knocks)
+	fmt.Fprint(w, "Host vps\n"+sequenceLine)
 	w.Close()
 	if f, err = Load(fmt.Sprintf("/dev/fd/%d", r.Fd())); err != nil {
 		t.Fatal(err)
@@ -117,17 +118,17 @@ func TestLoadPipe(t *testing.T) {
 func TestLoadOddFiles(t *testing.T) {
 	dir := t.TempDir()
 	if _, err := Load(dir); err == nil || err.Error() != dir+": not a regular file" {
-		t.Errorf("folder: %v", err)
+		t.Errorf("folder: got %v", err)
 	}
 	if _, err := Load(filepath.Join(dir, "missing")); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("missing: %v", err)
+		t.Errorf("missing file: got %v, want ErrNotExist", err)
 	}
 	if _, err := Load("/dev/null"); err != nil {
-		t.Errorf("/dev/null: %v", err)
+		t.Errorf("/dev/null: got %v, want no error", err)
 	}
-	if runtime.GOOS == "linux" { // it never ends
+	if runtime.GOOS == "linux" { // /dev/zero never ends
 		if _, err := Load("/dev/zero"); err == nil || err.Error() != "/dev/zero: the file is larger than 4194304 bytes" {
-			t.Errorf("/dev/zero: %v", err)
+			t.Errorf("/dev/zero: got %v", err)
 		}
 	}
 	path := filepath.Join(dir, "config")
@@ -135,6 +136,6 @@ func TestLoadOddFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := Load(path); err == nil || err.Error() != path+`:2: unknown keyword "Prt"; did you mean Port?` {
-		t.Errorf("fault: %v", err)
+		t.Errorf("unknown keyword: got %v", err)
 	}
 }

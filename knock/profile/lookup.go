@@ -7,25 +7,29 @@ import (
 	"strings"
 )
 
-// Lookup returns the profile of a host, a name or an address, with the settings
-// of override before those of the file.
+// Lookup returns the profile of a host, which is a name or an address. The settings in
+// override come before those of the file.
 //
-// The settings are those of all blocks that match the host as given. If they
-// hold neither a Sequence nor a Scheme, the host may be what ssh has made of a
-// name: then the first block whose HostName is the host says which, and its
-// first name (the one that "%h" turns into the host, if there is a "%h") is
-// looked up instead. A block of wildcards only has no such name; it is then
-// taken as if it matched, and the profile is called as the host. A HostName that
-// an earlier block overrules does not count. If that gives neither a Sequence
-// nor a Scheme, the error is [ErrNoProfile]. What override sets does not choose.
+// Lookup uses the settings of all blocks that match the host as given. If these contain
+// neither a Sequence nor a Scheme, ssh may have replaced a name with its HostName.
+// Lookup then searches for the first block whose HostName is the host. It looks up the
+// first name of that block instead. If the HostName contains "%h", it looks up the name
+// for which "%h" results in the host. These rules apply to the search:
+//   - A block that has only wildcards has no such name. Lookup treats such a block as if
+//     it matched, and the profile's Name is the host.
+//   - A HostName does not count if an earlier block sets another one.
+//   - The settings in override do not decide whether Lookup searches, or what it finds.
 //
-// The error is another one if a Host line names the host and the settings hold a
-// KeyFile or a KeyCommand: then the Scheme has been forgotten.
+// If the search finds neither a Sequence nor a Scheme, the error is [ErrNoProfile].
+// Another error reports a forgotten Scheme: a Host line contains the host, and the
+// settings contain a KeyFile or a KeyCommand.
 //
-// The profile's Name is the host in lower case, except that one server has one
-// name, whichever it is asked for by: an address goes by the first name of its
-// Host line, as "vps" for both of "Host vps 203.0.113.7", and so does any name if
-// what follows sets the HostName, without "%h".
+// The profile's Name is the host in lower case, with two exceptions. They give a server
+// one Name for all its names and addresses:
+//   - The Name of an address is the first name on its Host line. For "Host vps
+//     203.0.113.7" the Name is "vps" for the name and for the address.
+//   - If the block below a Host line sets the HostName, without "%h", the Name of every
+//     name on the line is the first name on the line.
 func (f *File) Lookup(host string, override ...Setting) (*Profile, error) {
 	if err := CheckHost(host); err != nil {
 		return nil, err
@@ -38,43 +42,43 @@ func (f *File) Lookup(host string, override ...Setting) (*Profile, error) {
 		}
 		given = given.add(settings{s})
 	}
-	own := f.matching(host, nil)
-	name, blocks := host, own
-	if !gather(own).knocks() {
+	matched := f.matching(host, nil)
+	name, blocks := host, matched
+	if !gather(matched).defineKnocks() {
 		name, blocks = f.byHostName(host)
 	}
 	p, err := f.profile(name, blocks, given)
 	if p == nil {
-		err = cmp.Or(f.forgottenScheme(host, own), err, fmt.Errorf("%w for %q in %s", ErrNoProfile, host, f.name))
+		err = cmp.Or(f.forgottenScheme(host, matched), err, fmt.Errorf("%w for %q in %s", ErrNoProfile, host, f.name))
 	}
 	return p, err
 }
 
-// forgottenScheme returns an error if a Host line has this name, and the blocks
-// that match it hold a key but neither a Sequence nor a Scheme.
+// forgottenScheme returns an error if a Host line contains the name, and the blocks that
+// match the name have a key but no Scheme. A Sequence counts as a Scheme.
 func (f *File) forgottenScheme(name string, blocks []*block) error {
 	name = strings.ToLower(name)
 	ss := gather(blocks)
 	key, ok := ss.get("KeyFile", "KeyCommand")
-	if !ok || ss.knocks() || !slices.ContainsFunc(blocks, func(b *block) bool { return slices.Contains(b.literals(), name) }) {
+	if !ok || ss.defineKnocks() || !slices.ContainsFunc(blocks, func(b *block) bool { return slices.Contains(b.literals(), name) }) {
 		return nil
 	}
 	return f.fault(ss, key.Keyword, fmt.Errorf(`profile %s has a key but no Scheme; add "Scheme rotating" or "Scheme token"`, name))
 }
 
-// profile makes and checks the profile of a host that the blocks match. It returns
-// nil if they do not say how to knock.
+// profile returns the checked profile of a host, given the blocks that match the host. It
+// returns nil if the blocks contain neither a Sequence nor a Scheme.
 func (f *File) profile(host string, blocks []*block, override settings) (p *Profile, err error) {
 	ss := gather(blocks)
-	if !ss.knocks() {
+	if !ss.defineKnocks() {
 		return nil, f.forgottenScheme(host, blocks)
 	}
 	ss = override.add(ss)
-	p = ss.fill(ss.scheme())
+	p = ss.newProfile(ss.scheme())
 	p.Name = f.profileName(host, blocks)
 	if p.HostName != "" {
-		p.HostName, _ = expand(p.HostName, host)      // newSetting has tried it
-		if err := CheckHost(p.HostName); err != nil { // "%h" can make it too long
+		p.HostName, _ = expand(p.HostName, host)      // no error: newSetting has checked it
+		if err := CheckHost(p.HostName); err != nil { // "%h" can make the HostName too long
 			return nil, f.fault(ss, "HostName", err)
 		}
 	}
@@ -92,7 +96,7 @@ func (f *File) profile(host string, blocks []*block, override settings) (p *Prof
 		return nil, f.fault(ss, keyword, err)
 	}
 	if p.DeriveHostKey && isAddress(p.Name) {
-		// The same host by its name would have another key.
+		// The key would depend on whether the user looks up the address or a name of the host.
 		return nil, f.fault(ss, "DeriveHostKey", fmt.Errorf("%s is an address; add a name to its Host line", p.Name))
 	}
 	if err := p.complete(); err != nil {
@@ -101,32 +105,32 @@ func (f *File) profile(host string, blocks []*block, override settings) (p *Prof
 	return p, nil
 }
 
-// scheme returns the scheme that settings choose, static if they do not say.
+// scheme returns the scheme that the settings choose. Without a Scheme, it is static.
 func (ss settings) scheme() *scheme {
 	s, _ := ss.get("Scheme")
 	return schemeNamed(cmp.Or(strings.ToLower(s.Value), staticScheme.name))
 }
 
-// fill makes a profile of the settings that apply to a scheme, without defaults;
-// of all settings if it is nil. It cannot fail: none got here that newSetting has
-// not tried.
-func (ss settings) fill(of *scheme) *Profile {
+// newProfile returns a profile with the settings that apply to the chosen scheme, without
+// defaults. If chosen is nil, all settings apply. newProfile cannot fail, because
+// newSetting has checked every setting.
+func (ss settings) newProfile(chosen *scheme) *Profile {
 	p := new(Profile)
 	for _, s := range ss {
-		if k := keywordNamed(s.Keyword); of == nil || slices.Contains(of.groups, k.of) {
+		if k := keywordNamed(s.Keyword); chosen == nil || slices.Contains(chosen.groups, k.group) {
 			_ = k.set(p, s.Value)
 		}
 	}
 	return p
 }
 
-// fault puts the place of a setting before an error.
+// fault returns an error with the place of a setting and its keyword before it.
 func (f *File) fault(ss settings, keyword string, err error) error {
 	s, _ := ss.get(keyword)
 	return fault(cmp.Or(s.source, f.name), s.line, "%s: %w", keyword, err)
 }
 
-// gather returns the settings of blocks, the first value of each.
+// gather returns the settings of the blocks. The first value of each keyword counts.
 func gather(blocks []*block) settings {
 	var ss settings
 	for _, b := range blocks {
@@ -135,67 +139,67 @@ func gather(blocks []*block) settings {
 	return ss
 }
 
-// add appends the settings that are not there yet. Of two that say the same in
-// two ways, the first obtained prevents the other, as with ssh's ProxyCommand and
-// ProxyJump: a KeyFile and a KeyCommand, an AllowIP and an AllowIPCommand, a
-// Sequence and a Scheme other than static.
+// add appends the settings in more, except those whose keyword ss already contains.
+// Some settings are alternatives: a KeyFile and a KeyCommand, an AllowIP and an
+// AllowIPCommand, a Sequence and a Scheme other than static. The first alternative
+// obtained prevents the other, as with ssh's ProxyCommand and ProxyJump.
 func (ss settings) add(more settings) settings {
-	had := ss // both in one block are left for conflict to find
+	had := ss // without more: both alternatives in one block are an error, which conflict finds
 	for _, s := range more {
-		if !ss.have(s.Keyword) && !had.prevent(s) {
+		if !ss.has(s.Keyword) && !had.prevent(s) {
 			ss = append(ss, s)
 		}
 	}
 	return ss
 }
 
-// prevent reports whether the settings say in another way what s says.
+// prevent reports whether the settings contain an alternative to s.
 func (ss settings) prevent(s Setting) bool {
 	switch s.Keyword {
 	case "KeyFile", "KeyCommand":
-		return ss.have("KeyFile", "KeyCommand")
+		return ss.has("KeyFile", "KeyCommand")
 	case "AllowIP", "AllowIPCommand":
-		return ss.have("AllowIP", "AllowIPCommand")
+		return ss.has("AllowIP", "AllowIPCommand")
 	case "Scheme":
-		return ss.have("Sequence")
+		return ss.has("Sequence")
 	case "Sequence":
 		return ss.scheme().name != staticScheme.name
 	}
 	return false
 }
 
-// matching returns the blocks that match a host, in file order. The block as,
-// if any, need only not exclude it.
-func (f *File) matching(host string, as *block) []*block {
+// matching returns the blocks that match a host, in file order. The block assumed counts
+// as a match unless it excludes the host. Assumed may be nil.
+func (f *File) matching(host string, assumed *block) []*block {
 	host = strings.ToLower(host)
 	numbers := slices.Concat(f.byName[host], f.wild)
 	slices.Sort(numbers)
 	var blocks []*block
 	for _, n := range numbers {
-		if b := f.blocks[n]; b.matches(host) || b == as && !b.excludes(host) {
+		if b := f.blocks[n]; b.matches(host) || b == assumed && !b.excludes(host) {
 			blocks = append(blocks, b)
 		}
 	}
 	return blocks
 }
 
-// byHostName returns the name under which the file knows a host by its
-// HostName, and the blocks for it; none if it does not.
+// byHostName finds the name in the file whose HostName is the host. It returns the name
+// and the blocks that match the name. Without such a name, it returns the host and nil.
 func (f *File) byHostName(host string) (name string, blocks []*block) {
 	for _, b := range f.blocks {
 		s, ok := b.settings.get("HostName")
 		if !ok {
 			continue
 		}
-		names, as := b.literals(), (*block)(nil)
-		if len(names) == 0 && !namesHost(s.Value) {
-			names, as = []string{host}, b
+		names, assumed := b.literals(), (*block)(nil)
+		if len(names) == 0 && !variesByHost(s.Value) {
+			names, assumed = []string{host}, b
 		}
 		for _, name := range names {
 			if expanded, err := expand(s.Value, name); err != nil || !sameHost(expanded, host) {
 				continue
 			}
-			blocks := f.matching(name, as)
+			blocks := f.matching(name, assumed)
 			if first, _ := gather(blocks).get("HostName"); first == s {
 				return name, blocks
 			}
@@ -217,23 +221,23 @@ func (f *File) index() {
 	}
 }
 
-// checkBudget bounds the comparisons of check. The product of names and
-// wildcards in a file of 4 MiB could take minutes; no file kept by hand comes
-// near, and Lookup checks the host it is asked for anyway.
+// checkBudget limits the comparisons that check makes. In a file of 4 MiB, comparing all
+// names with all wildcards could take minutes. No file written by hand comes near the
+// limit. Lookup checks the requested host in any case.
 const checkBudget = 1 << 22
 
-// check finds the contradictions within each block, and those that come out
-// when the names of a block that says how to knock, or has a key, are looked up.
+// check returns the first contradiction within a block. Then it looks up the names of
+// each block that has a Sequence, a Scheme or a key, and returns the first error.
 func (f *File) check() error {
 	for _, b := range f.blocks {
-		if keyword, err := b.settings.fill(nil).conflict(b.settings); err != nil {
+		if keyword, err := b.settings.newProfile(nil).conflict(b.settings); err != nil {
 			return f.fault(b.settings, keyword, err)
 		}
 	}
 	budget := checkBudget
 	checked := make(map[string]bool)
 	for _, b := range f.blocks {
-		if !b.settings.have("Sequence", "Scheme", "KeyFile", "KeyCommand") {
+		if !b.settings.has("Sequence", "Scheme", "KeyFile", "KeyCommand") {
 			continue
 		}
 		for _, name := range b.literals() {

@@ -10,54 +10,54 @@ import (
 	"unicode/utf8"
 )
 
-// pattern is one word of a Host line.
+// pattern is a word of a Host line.
 type pattern struct {
-	written string // as it stands in the file
-	text    string // in lower case, without the "!"
-	not     bool
-	wild    bool // holds "*" or "?"
+	written string // pattern as the file has it
+	text    string // pattern in lower case, without "!"
+	not     bool   // whether the pattern is negated: it starts with "!"
+	wild    bool   // whether the pattern contains "*" or "?"
 }
 
 func parsePattern(word string) (pattern, error) {
 	text, not := strings.CutPrefix(word, "!")
-	// A pattern that no host can match is a mistake: quotes ssh would take off,
-	// say, or a stray "!".
+	// A pattern that no host can match is a mistake, such as a stray "!", or quotes that
+	// ssh would remove.
 	if err := CheckHost(strings.NewReplacer("*", "x", "?", "x").Replace(text)); err != nil {
 		return pattern{}, fmt.Errorf("%.300q is not a host name or pattern", word)
 	}
 	return pattern{written: word, text: strings.ToLower(text), not: not, wild: strings.ContainsAny(text, "*?")}, nil
 }
 
-// literal reports whether the pattern is the name of one host.
+// literal reports whether the pattern is the name of one host, without wildcard or "!".
 func (p pattern) literal() bool { return !p.not && !p.wild }
 
-// matches reports whether the pattern covers a host, given in lower case,
-// whether or not it is negated.
+// matches reports whether the pattern covers a host, which must be in lower case. The
+// result does not depend on whether the pattern is negated.
 func (p pattern) matches(host string) bool {
 	if !p.wild {
 		return p.text == host
 	}
-	ok, _ := path.Match(globs.Replace(p.text), strings.ReplaceAll(host, "/", "\x00"))
+	ok, _ := path.Match(globEscaper.Replace(p.text), strings.ReplaceAll(host, "/", "\x00"))
 	return ok
 }
 
-// globs makes a pattern one of [path.Match]: there brackets are for classes, and no
-// "*" reaches across a slash, for which a character stands that no host has.
-var globs = strings.NewReplacer("[", `\[`, "/", "\x00")
+// globEscaper converts a pattern for [path.Match]. In path.Match, a bracket starts a
+// character class, so globEscaper escapes it. A "*" does not match a slash, so a
+// character that no host contains replaces each slash.
+var globEscaper = strings.NewReplacer("[", `\[`, "/", "\x00")
 
-// matches reports whether the block applies to a host, given in lower case: a
-// pattern matches it, and no negated one does.
+// matches reports whether the block applies to a host, which must be in lower case. A
+// pattern must match the host, and no negated pattern may match it.
 func (b *block) matches(host string) bool {
 	return !b.excludes(host) && slices.ContainsFunc(b.patterns, func(p pattern) bool { return !p.not && p.matches(host) })
 }
 
-// excludes reports whether a negated pattern matches a host, given in lower
-// case.
+// excludes reports whether a negated pattern matches a host, which must be in lower case.
 func (b *block) excludes(host string) bool {
 	return slices.ContainsFunc(b.patterns, func(p pattern) bool { return p.not && p.matches(host) })
 }
 
-// literals returns the names in the block's Host line, in lower case.
+// literals returns the literal patterns of the block's Host line, in lower case.
 func (b *block) literals() []string {
 	var names []string
 	for _, p := range b.patterns {
@@ -68,10 +68,14 @@ func (b *block) literals() []string {
 	return names
 }
 
-// profileName returns what to call the profile of a host that the blocks match.
-// It is the host, unless the first of the blocks to list both it and a name says
-// that they are one: since the host is an address, or by giving both their
-// HostName.
+// profileName returns the name of the profile of a host, given the blocks that match the
+// host. It is the first name on a Host line that lists the host, in two cases:
+//   - The host is an address, and the line also lists a name.
+//   - The block below the line sets the HostName of that name and of the host, without
+//     "%h".
+//
+// The first block for which this is true decides. Otherwise the name is the host itself,
+// in lower case.
 func (f *File) profileName(host string, blocks []*block) string {
 	host = strings.ToLower(host)
 	hostName, _ := gather(blocks).get("HostName")
@@ -80,14 +84,14 @@ func (f *File) profileName(host string, blocks []*block) string {
 		if !slices.Contains(names, host) {
 			continue
 		}
-		shared := !namesHost(hostName.Value) && slices.Contains(b.settings, hostName)
+		shared := !variesByHost(hostName.Value) && slices.Contains(b.settings, hostName)
 		for _, name := range names {
 			switch {
 			case isAddress(name):
 			case isAddress(host):
 				return name
 			case shared:
-				if own, _ := gather(f.matching(name, nil)).get("HostName"); own == hostName {
+				if other, _ := gather(f.matching(name, nil)).get("HostName"); other == hostName {
 					return name
 				}
 			}
@@ -101,8 +105,8 @@ func isAddress(s string) bool {
 	return err == nil
 }
 
-// sameHost compares addresses as addresses and names without regard to case and
-// to the dot at their end.
+// sameHost reports whether a and b are the same host. It compares addresses as
+// addresses. When it compares names, case and a dot at the end do not matter.
 func sameHost(a, b string) bool {
 	x, err := netip.ParseAddr(a)
 	if err != nil {
@@ -112,8 +116,8 @@ func sameHost(a, b string) bool {
 	return err == nil && x.Unmap() == y.Unmap()
 }
 
-// CheckHost refuses what ssh refuses as a host name, and what would be read as
-// a pattern or a comment if it were written into a profile.
+// CheckHost returns an error for a host name that ssh does not accept. It also returns an
+// error for a host name that a profile file would take as a pattern or a comment.
 func CheckHost(host string) error {
 	odd := func(r rune) bool {
 		return !unicode.IsPrint(r) || strings.ContainsRune(" '`\"$\\;&<>|(){}*?!#=", r)
@@ -127,12 +131,12 @@ func CheckHost(host string) error {
 	return nil
 }
 
-// namesHost reports whether a HostName is another one for each host.
-func namesHost(hostName string) bool {
+// variesByHost reports whether a HostName contains "%h", and so differs for each host.
+func variesByHost(hostName string) bool {
 	return strings.Contains(strings.ReplaceAll(hostName, "%%", ""), "%h")
 }
 
-// expand replaces "%h" by the host and "%%" by "%", the tokens that
+// expand replaces "%h" with the host and "%%" with "%". These are the placeholders that
 // ssh_config(5) has for HostName.
 func expand(s, host string) (string, error) {
 	if !strings.Contains(s, "%") {

@@ -1,7 +1,7 @@
-// Package profile reads the file that says how to knock at which host.
+// Package profile reads the profile file, which says how to knock at each host.
 //
-// The file has the syntax of ssh_config(5): Host lines with patterns, below
-// each the settings of the hosts that match.
+// The file has the syntax of ssh_config(5). A Host line contains patterns. The lines
+// below it contain the settings of the hosts that match these patterns.
 //
 //	Host vps 203.0.113.7
 //	    HostName 203.0.113.7
@@ -10,16 +10,17 @@
 //	Host *
 //	    ConnectTimeout 20
 //
-// As in ssh_config the first value obtained for a keyword is used, so that
-// defaults come last. Unlike in ssh_config a keyword nobody knows, a keyword
-// twice in one block, Match and Include are errors, and every block is checked,
-// not only the one asked for: a misspelt setting that is passed over in silence
-// is a door that stays shut for no visible reason.
+// As in ssh_config, the package uses the first value obtained for a keyword, so
+// defaults come last. An unknown keyword is an error. Unlike in ssh_config, a keyword
+// twice in one block, Match and Include are errors too. The package checks every
+// block, not only those of the requested host. If it ignored a misspelled setting, a
+// port could stay closed for no visible reason.
 //
-// [Find] says where the file is, [Load] and [Parse] read it into a [File],
-// [File.Lookup] makes the [Profile] of one host, [Profile.Picker] what a client
-// knocks, and [Profile.Server] what a server has to know. Only these two read a key
-// or run a command for one. No error holds any part of a sequence or a key.
+// [Find] returns the path of the file. [Load] and [Parse] read the file into a [File].
+// [File.Lookup] returns the [Profile] of one host. [Profile.Picker] returns what a
+// client sends. [Profile.Server] returns what a server has to know. Only
+// [Profile.Picker], [Profile.Server] and [LoadKey] read a key or run a command for
+// one. No error contains any part of a sequence or a key.
 package profile
 
 import (
@@ -36,57 +37,63 @@ import (
 	"github.com/portknock/portknock/knock/secret"
 )
 
-// Profile is what the file says of one host, defaults filled in.
+// Profile has the settings for one host. A setting that the file does not give has its
+// default.
 type Profile struct {
-	Name          string            // what to call it: lower case, see [File.Lookup]
-	HostName      string            // where to knock and connect; "" if the file gives none
-	Port          uint16            // 0 if the file gives none
+	Name          string            // name of the profile, in lower case; see [File.Lookup]
+	HostName      string            // host to knock at and connect to; "" if the file gives none
+	Port          uint16            // port to connect to; 0 if the file gives none
 	AddressFamily string            // "any", "inet" or "inet6"
-	BindAddress   netip.Addr        // the local address; the zero Addr if none is given
-	BindInterface string            // the local interface; "" if none is given
-	Scheme        string            // its name, such as "static"
-	Sequence      knock.Sequence    // what the scheme static sends; nil for others
-	KnockDelay    time.Duration     // the pause between knocks, and before the SYN
-	OpenPorts     []knock.PortRange // what the server opens
-	OpenFor       time.Duration     // how long a knocker may start connections
-	KnockTimeout  time.Duration     // the most between two knocks
-	IgnorePorts   []knock.PortRange // ports that do not reset a sequence; may be empty
+	BindAddress   netip.Addr        // local address; the zero Addr if the file gives none
+	BindInterface string            // local interface; "" if the file gives none
+	Scheme        string            // name of the scheme, such as "static"
+	Sequence      knock.Sequence    // sequence of the scheme static; nil for other schemes
+	KnockDelay    time.Duration     // pause after each knock, before the next knock or the SYN
+	OpenPorts     []knock.PortRange // guarded ports, which the server opens after the knocks
+	OpenFor       time.Duration     // how long an admitted address may start connections
+	KnockTimeout  time.Duration     // longest time that the server allows between two knocks
+	IgnorePorts   []knock.PortRange // ports to which a packet does not reset a sequence; may be empty
 
-	// ConnectTimeout is the time from the start to the connection, all rounds
-	// of knocks together; [DefaultConnectTimeout] if the file gives none.
+	// ConnectTimeout limits the time from the start to the connection, including all
+	// rounds. It is [DefaultConnectTimeout] if the file gives none.
 	ConnectTimeout time.Duration
 
-	// What a scheme with a key needs; zero for static.
-	KeyFile    string   // where the key is, an absolute path; or else
-	KeyCommand []string // the program that prints it, and its arguments
+	// KeyFile and KeyCommand say where the key is. Both are zero for the scheme static. A
+	// profile of another scheme has one of them.
+	KeyFile    string   // absolute path of the file with the key; "" if there is a KeyCommand
+	KeyCommand []string // program that prints the key, and its arguments; nil if there is a KeyFile
 
-	// What a scheme needs that goes by a key and the time; zero for others.
-	DeriveHostKey bool          // use the key that [knock.Key.Derive] gives for Name
-	Period        time.Duration // how long a sequence is the current one
-	Skew          time.Duration // by how much two clocks may differ
-	ValidUntil    time.Time     // when the server's rules end, in UTC; the zero Time if the file does not say
+	// DeriveHostKey, Period, Skew and ValidUntil are settings of the schemes that use a
+	// key and the time. They are zero for other schemes.
+	DeriveHostKey bool          // use the key that [knock.Key.Derive] returns for Name
+	Period        time.Duration // length of a window
+	Skew          time.Duration // how far the clocks of client and server may differ
+	ValidUntil    time.Time     // when the server's rules expire, in UTC; the zero Time if the file gives none
 
-	// Where sequences are drawn by the key; zero for others.
-	PortRange knock.PortRange // what is drawn from; its Transport is the Protocol
-	Knocks    int             // how many are drawn
+	// PortRange and Knocks are settings of the schemes that draw their sequences with a
+	// key. They are zero for other schemes.
+	PortRange knock.PortRange // ports from which knocks are drawn; its Transport is the Protocol
+	Knocks    int             // number of knocks in a drawn sequence
 
-	// What the scheme token needs; zero for others.
-	TokenPort       uint16 // where tokens go, by udp
-	TokensPerWindow int    // how many addresses can use one each
+	// TokenPort and TokensPerWindow are settings of the scheme token. They are zero for
+	// other schemes.
+	TokenPort       uint16 // UDP port to which tokens go
+	TokensPerWindow int    // how many addresses can use a token of their own in one window
 
-	SPA SPA // of the scheme fwknop; zero for others
+	SPA SPA // settings of the scheme fwknop; zero for other schemes
 
-	// Runner runs the KeyCommand and the AllowIPCommand. The file does not set
-	// it: the zero Runner discards their messages and keeps them off the terminal.
+	// Runner runs the KeyCommand and the AllowIPCommand. The file does not set the
+	// Runner. The zero Runner discards the messages of these commands and keeps the
+	// commands off the terminal.
 	Runner secret.Runner
 }
 
-// DefaultConnectTimeout is the ConnectTimeout of a profile that sets none. It is
-// below 10 s, a common ConnectTimeout of ssh: portknock then ends the search first,
-// and says why the port is closed.
+// DefaultConnectTimeout is the ConnectTimeout of a profile that sets none. It is less
+// than 10 s, a common ConnectTimeout of ssh. Therefore portknock gives up before ssh
+// does, and reports why the port is closed.
 const DefaultConnectTimeout = 9 * time.Second
 
-// setDefaults fills in what the file left out.
+// setDefaults gives each setting that given does not contain its default.
 func (p *Profile) setDefaults(given settings) {
 	setDefault(&p.Scheme, staticScheme.name)
 	for _, g := range schemeNamed(p.Scheme).groups {
@@ -96,9 +103,9 @@ func (p *Profile) setDefaults(given settings) {
 	}
 }
 
-// conflict returns the first contradiction between settings, and the keyword
-// to blame. What is still at its zero value is not looked at, so that it serves
-// a lone block as well as a finished profile. Given is what the file sets.
+// conflict returns the first contradiction between settings, and the keyword to blame.
+// It ignores settings that are zero. Therefore it can check the settings of a single
+// block as well as a finished profile. Given contains the settings without defaults.
 func (p *Profile) conflict(given settings) (keyword string, err error) {
 	for _, g := range groups {
 		if g.check != nil {
@@ -113,8 +120,8 @@ func (p *Profile) conflict(given settings) (keyword string, err error) {
 	return "", nil
 }
 
-// WriteTo writes the profile as a Host block that [Parse] reads back, its settings
-// in the order of the documentation. It holds the sequence, but never a key.
+// WriteTo writes the profile as a Host block that [Parse] can read. The settings have
+// the order of the documentation. The block contains the sequence, but never a key.
 func (p *Profile) WriteTo(w io.Writer) (int64, error) {
 	var given settings
 	for _, k := range keywords {
@@ -127,7 +134,7 @@ func (p *Profile) WriteTo(w io.Writer) (int64, error) {
 	return b.WriteTo(w)
 }
 
-// writeBlock writes a Host block.
+// writeBlock writes a Host block for the host name, with these settings.
 func writeBlock(b *bytes.Buffer, name string, settings []Setting) {
 	fmt.Fprintf(b, "Host %s\n", name)
 	for _, s := range settings {
@@ -139,40 +146,41 @@ func writeBlock(b *bytes.Buffer, name string, settings []Setting) {
 	}
 }
 
-// MarshalJSON writes durations as Go writes them ("500µs"), and knocks and
-// ports as a profile does ("7000/udp"). It holds the sequence, but never a key.
+// MarshalJSON returns the profile as a JSON object. Durations are as Go formats them
+// ("500µs"). Knocks and ports are as in a profile file ("7000/udp"). The object
+// contains the sequence, but never a key.
 func (p *Profile) MarshalJSON() ([]byte, error) {
 	all := []string{jsonField("name", p.Name)}
 	for _, g := range schemeNamed(p.Scheme).groups {
-		var own []string
+		var fields []string
 		for _, k := range g.keywords {
 			if v := k.jsonValue(p); v != nil {
-				own = append(own, jsonField(jsonName(strings.TrimPrefix(k.name, g.prefix)), v))
+				fields = append(fields, jsonField(jsonName(strings.TrimPrefix(k.name, g.prefix)), v))
 			}
 		}
 		if g.object != "" {
-			own = []string{jsonField(g.object, jsonObject(own))}
+			fields = []string{jsonField(g.object, jsonObject(fields))}
 		}
-		all = append(all, own...)
+		all = append(all, fields...)
 	}
 	return jsonObject(all), nil
 }
 
-// jsonObject is an object of fields, in this order.
+// jsonObject returns a JSON object that contains these fields in this order.
 func jsonObject(fields []string) json.RawMessage {
 	return json.RawMessage("{" + strings.Join(fields, ",") + "}")
 }
 
 func jsonField(name string, value any) string {
-	v, _ := json.Marshal(value) // texts, numbers, lists and objects of them, which cannot fail
+	v, _ := json.Marshal(value) // no error: texts, numbers, booleans, and lists and objects of these
 	return fmt.Sprintf("%q:%s", name, v)
 }
 
-// jsonName writes a keyword as JSON names it: hostName, allowIP, natAccess.
+// jsonName returns the JSON name of a keyword, such as hostName, allowIP or natAccess.
 func jsonName(keyword string) string {
 	capitals := len(keyword) - len(strings.TrimLeftFunc(keyword, unicode.IsUpper))
 	if capitals > 1 && capitals < len(keyword) {
-		capitals-- // the last one begins the next word
+		capitals-- // the last capital starts the next word
 	}
 	return strings.ToLower(keyword[:capitals]) + keyword[capitals:]
 }

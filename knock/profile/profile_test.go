@@ -22,8 +22,8 @@ func mustParse(t testing.TB, file string) *File {
 	return f
 }
 
-func TestDefaults(t *testing.T) {
-	p, err := mustParse(t, "Host vps\n"+knocks).Lookup("vps")
+func TestStaticDefaults(t *testing.T) {
+	p, err := mustParse(t, "Host vps\n"+sequenceLine).Lookup("vps")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,7 +44,7 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
-const full = `Host vps
+const staticFile = `Host vps
     HostName fe80::1%%eth0
     Port 2222
     AddressFamily inet6
@@ -59,8 +59,8 @@ const full = `Host vps
     IgnorePorts none
 `
 
-func TestEverySetting(t *testing.T) {
-	p, err := mustParse(t, full).Lookup("vps")
+func TestEveryStaticSetting(t *testing.T) {
+	p, err := mustParse(t, staticFile).Lookup("vps")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,12 +84,12 @@ func TestEverySetting(t *testing.T) {
 }
 
 func TestOpenPortsFollowPort(t *testing.T) {
-	if got, want := ours("Host vps\n    Port 2222\n"+knocks, "vps", "OpenPorts"), "2222/tcp"; got != want {
+	if got, want := profileValue("Host vps\n    Port 2222\n"+sequenceLine, "vps", "OpenPorts"), "2222/tcp"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
 
-func TestWriteTo(t *testing.T) {
+func TestWriteToRoundTrip(t *testing.T) {
 	const want = `Host vps
     HostName fe80::1%%eth0
     Port 2222
@@ -104,37 +104,37 @@ func TestWriteTo(t *testing.T) {
     KnockTimeout 1s500ms
     IgnorePorts none
 `
-	p, err := mustParse(t, full).Lookup("vps")
+	p, err := mustParse(t, staticFile).Lookup("vps")
 	if err != nil {
 		t.Fatal(err)
 	}
 	var b bytes.Buffer
 	n, err := p.WriteTo(&b)
 	if b.String() != want || n != int64(len(want)) || err != nil {
-		t.Errorf("%d bytes, %v:\n%s", n, err, &b)
+		t.Errorf("WriteTo returned %d, %v and wrote:\n%s", n, err, &b)
 	}
 	again, err := mustParse(t, b.String()).Lookup("vps")
 	if err != nil || !reflect.DeepEqual(again, p) {
-		t.Errorf("read back: %+v, %v", again, err)
+		t.Errorf("WriteTo wrote another profile: %+v, %v", again, err)
 	}
 }
 
-func TestWriteToQuotes(t *testing.T) {
+func TestWriteToQuotesWords(t *testing.T) {
 	for _, name := range []string{"Wi-Fi 2", "wan#1"} {
-		p, err := mustParse(t, "Host vps\n    BindInterface \""+name+"\"\n"+knocks).Lookup("vps")
+		p, err := mustParse(t, "Host vps\n    BindInterface \""+name+"\"\n"+sequenceLine).Lookup("vps")
 		if err != nil {
 			t.Fatal(err)
 		}
 		var b bytes.Buffer
 		p.WriteTo(&b)
 		if again, err := mustParse(t, b.String()).Lookup("vps"); err != nil || !reflect.DeepEqual(again, p) {
-			t.Errorf("read back: %+v, %v", again, err)
+			t.Errorf("WriteTo wrote another profile: %+v, %v", again, err)
 		}
 	}
 }
 
-func TestJSON(t *testing.T) {
-	p, err := mustParse(t, full).Lookup("vps")
+func TestMarshalJSON(t *testing.T) {
+	p, err := mustParse(t, staticFile).Lookup("vps")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -148,16 +148,16 @@ func TestJSON(t *testing.T) {
 	if string(got) != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
-	p, err = mustParse(t, "Host vps\n"+knocks).Lookup("vps")
+	p, err = mustParse(t, "Host vps\n"+sequenceLine).Lookup("vps")
 	if err != nil {
 		t.Fatal(err)
 	}
 	if got, _ := json.Marshal(p); strings.Contains(string(got), "bindAddress") {
-		t.Errorf("an address that is not there: %s", got)
+		t.Errorf("got a bindAddress, but the profile has none: %s", got)
 	}
 }
 
-func TestBadValues(t *testing.T) {
+func TestBadValuesAreErrors(t *testing.T) {
 	for _, tt := range []struct{ line, want string }{
 		{"Port 0", `Port: "0" is not a port from 1 to 65535`},
 		{"Port 65536", `Port: "65536" is not a port from 1 to 65535`},
@@ -224,11 +224,11 @@ func TestBadValues(t *testing.T) {
 		{"Host !", `Host: "!" is not a host name or pattern`},
 		{`Host "a b"`, `Host: "a b" is not a host name or pattern`},
 	} {
-		// In a block nobody asks for.
-		_, err := Parse("file", []byte("Host other\n"+tt.line+"\nHost vps\n"+knocks))
+		// The bad value is in a block of a host that nobody looks up.
+		_, err := Parse("file", []byte("Host other\n"+tt.line+"\nHost vps\n"+sequenceLine))
 		want := "file:2: " + tt.want
 		if err == nil || !strings.HasPrefix(err.Error(), "file:2: ") {
-			t.Errorf("%s: got %v", tt.line, err)
+			t.Errorf("%s: got %v, want an error in line 2", tt.line, err)
 		} else if err.Error() != want {
 			t.Errorf("%s:\ngot  %s\nwant %s", tt.line, err, want)
 		}
@@ -251,48 +251,48 @@ func TestGoodValues(t *testing.T) {
 		{"Scheme rotating\nKeyFile /k\nValidUntil 2027-11-21", "ValidUntil", "2027-11-21T00:00:00Z"},
 		{"Scheme rotating\nKeyFile /k\nValidUntil 2027-11-21T07:00:00+05:30", "ValidUntil", "2027-11-21T01:30:00Z"},
 	} {
-		if got := ours("Host vps\n"+tt.line+"\nHost *\n"+knocks, "vps", tt.keyword); got != tt.want {
+		if got := profileValue("Host vps\n"+tt.line+"\nHost *\n"+sequenceLine, "vps", tt.keyword); got != tt.want {
 			t.Errorf("%s: got %s, want %s", tt.line, got, tt.want)
 		}
 	}
 }
 
-func TestConflicts(t *testing.T) {
+func TestSettingConflicts(t *testing.T) {
 	for _, tt := range []struct{ name, file, want string }{
 		{
-			"guarded port, default", "Host vps\n    Sequence 7000 22/tcp 9000\n",
+			"knock at the default OpenPorts", "Host vps\n    Sequence 7000 22/tcp 9000\n",
 			"file:2: Sequence: knock 2 of 3 goes to a guarded port (one of the OpenPorts)",
 		},
 		{
-			"guarded port, from Port", "Host vps\n    Port 7000\n    Sequence 7000 8000 9000\n",
+			"knock at the OpenPorts that follow Port", "Host vps\n    Port 7000\n    Sequence 7000 8000 9000\n",
 			"file:3: Sequence: knock 1 of 3 goes to a guarded port (one of the OpenPorts)",
 		},
 		{
-			"guarded port, from another block", "Host vps\n" + knocks + "Host *\n    OpenPorts 8000-9000\n",
+			"knock at the OpenPorts of another block", "Host vps\n" + sequenceLine + "Host *\n    OpenPorts 8000-9000\n",
 			"file:2: Sequence: knock 2 of 3 goes to a guarded port (one of the OpenPorts)",
 		},
 		{
-			"guarded port, block of wildcards", "Host *.example\n" + knocks + "    OpenPorts 7000/udp\n",
+			"knock at the OpenPorts of a wildcard block", "Host *.example\n" + sequenceLine + "    OpenPorts 7000/udp\n",
 			"file:2: Sequence: knock 1 of 3 goes to a guarded port (one of the OpenPorts)",
 		},
 		{
-			"delay above the timeout", "Host vps\n    KnockDelay 1s\n    KnockTimeout 1s\n" + knocks,
+			"KnockDelay equals KnockTimeout", "Host vps\n    KnockDelay 1s\n    KnockTimeout 1s\n" + sequenceLine,
 			"file:2: KnockDelay: 1s must be less than KnockTimeout (1s)",
 		},
 		{
-			"delay above the default timeout", "Host vps\n    KnockDelay 5s\n" + knocks,
+			"KnockDelay equals the default KnockTimeout", "Host vps\n    KnockDelay 5s\n" + sequenceLine,
 			"file:2: KnockDelay: 5s must be less than KnockTimeout (5s)",
 		},
 		{
-			"two ways to bind", "Host *.example\n    BindAddress 192.0.2.1\n    BindInterface eth0\n",
+			"BindAddress and BindInterface", "Host *.example\n    BindAddress 192.0.2.1\n    BindInterface eth0\n",
 			"file:3: BindInterface: cannot be combined with BindAddress",
 		},
 		{
-			"family, IPv4", "Host *.example\n    BindAddress 192.0.2.1\n    AddressFamily inet6\n",
+			"IPv4 BindAddress and inet6", "Host *.example\n    BindAddress 192.0.2.1\n    AddressFamily inet6\n",
 			"file:2: BindAddress: 192.0.2.1 does not belong to AddressFamily inet6",
 		},
 		{
-			"family, IPv6", "Host *.example\n    AddressFamily inet\n    BindAddress 2001:db8::1\n",
+			"IPv6 BindAddress and inet", "Host *.example\n    AddressFamily inet\n    BindAddress 2001:db8::1\n",
 			"file:3: BindAddress: 2001:db8::1 does not belong to AddressFamily inet",
 		},
 		{"static without Sequence", "Host vps\n    Port 22\n    Scheme static\n", "file:3: Scheme: static needs a Sequence"},
@@ -302,19 +302,19 @@ func TestConflicts(t *testing.T) {
 		}
 	}
 	for name, file := range map[string]string{
-		"same port, other transport":   "Host vps\n    Sequence 22/udp 8000\n",
-		"OpenPorts from another block": "Host vps\n    Sequence 22/tcp 8000\nHost *\n    OpenPorts 443\n",
-		"Sequence from another block":  "Host vps\n    Scheme static\nHost *\n" + knocks,
-		"defaults without a host":      "Host nas\n    Port 22\nHost *\n    Scheme static\n",
+		"knock at a guarded port by udp": "Host vps\n    Sequence 22/udp 8000\n",
+		"OpenPorts from another block":   "Host vps\n    Sequence 22/tcp 8000\nHost *\n    OpenPorts 443\n",
+		"Sequence from another block":    "Host vps\n    Scheme static\nHost *\n" + sequenceLine,
+		"defaults without a host":        "Host nas\n    Port 22\nHost *\n    Scheme static\n",
 	} {
 		if _, err := Parse("file", []byte(file)); err != nil {
-			t.Errorf("%s: %v", name, err)
+			t.Errorf("%s: got %v, want no error", name, err)
 		}
 	}
 }
 
-// No error may hold a part of the sequence, whatever is wrong with the file.
-func TestErrorsKeepTheSecret(t *testing.T) {
+// No error may contain a part of the sequence, for any mistake in the file.
+func TestErrorsDoNotShowSequence(t *testing.T) {
 	for _, tt := range []struct{ file, want string }{
 		{"Host vps\nSequence 17001/udp 17002/udo 17003", "file:2: Sequence: knock 2 of 3: the protocol is not tcp or udp"},
 		{"Host vps\nSequence 17001/udp 170029 17003", "file:2: Sequence: knock 2 of 3: not a port from 1 to 65535"},
@@ -342,17 +342,17 @@ func TestErrorsKeepTheSecret(t *testing.T) {
 	for _, s := range []string{"Sequence=17001/udp", "sequence 17001", "Sequnce=17001", "17001/udp", "Sequence:17001"} {
 		_, err := ParseSetting("-o", s)
 		if err == nil || strings.Contains(err.Error(), "17001") {
-			t.Errorf("-o %s: %v", s, err)
+			t.Errorf("-o %s: got %v, want an error without the port", s, err)
 		}
 	}
 }
 
-func TestSchemes(t *testing.T) {
+func TestServerChecksScheme(t *testing.T) {
 	const want = `unknown scheme "telepathy"; the schemes are static, rotating, token, md5-hourly, fwknop`
 	if _, err := (&Profile{Scheme: "telepathy"}).Server(t.Context()); err == nil || err.Error() != want {
-		t.Errorf("got %v", err)
+		t.Errorf("unknown scheme: got %v", err)
 	}
-	p, err := mustParse(t, "Host vps\n"+knocks).Lookup("vps")
+	p, err := mustParse(t, "Host vps\n"+sequenceLine).Lookup("vps")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -361,21 +361,21 @@ func TestSchemes(t *testing.T) {
 		t.Fatal(err)
 	}
 	if seqs, _, err := s.Schedule.At(time.Now()); err != nil || len(seqs) != 1 || seqs[0].String() != p.Sequence.String() {
-		t.Errorf("got %v, %v", seqs, err)
+		t.Errorf("got %v, %v; want only the profile's Sequence", seqs, err)
 	}
 }
 
-// TestKeywordOrder: the table of all settings has those of each scheme in the
-// scheme's own order.
+// TestKeywordOrder: the table of all settings has the groups of each scheme in the order
+// of that scheme.
 func TestKeywordOrder(t *testing.T) {
 	for _, s := range schemes {
-		at := -1
+		last := -1
 		for _, g := range s.groups {
 			n := slices.Index(groups, g)
-			if n <= at {
-				t.Errorf("%s: group %d of the table follows group %d", s.name, n, at)
+			if n <= last {
+				t.Errorf("%s: group %d of the table follows group %d", s.name, n, last)
 			}
-			at = n
+			last = n
 		}
 	}
 	var names []string

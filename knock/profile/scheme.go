@@ -12,65 +12,68 @@ import (
 	"github.com/portknock/portknock/knock/spa"
 )
 
-// scheme is a row of the table of schemes: what one does differently from the
-// others. A new scheme is a row and a file.
+// scheme is a row in the table of schemes. It contains what distinguishes one scheme
+// from the others. A new scheme is a row and a file.
 type scheme struct {
 	name  string
 	facts Facts
 
-	// groups is the settings that apply, in the order in which they are shown, after
-	// commonSettings. Others may share a group. One without keywords has the scheme's
-	// own defaults, or what it needs.
+	// groups are the settings that apply to the scheme, in the order in which they are
+	// shown. init puts commonSettings before them. Other schemes may share a group. A
+	// group without keywords has defaults or requirements of this scheme only.
 	groups []*group
 
-	// parseKey makes a key of a file's text. It is nil if the scheme has no key.
+	// parseKey returns the key in the text of a file or in the output of a command. It is
+	// nil if the scheme has no key.
 	parseKey func(text []byte) (knock.Key, error)
 
-	// check returns the first contradiction that is one for this scheme only, and the
-	// keyword to blame. It serves a block alone too, so it does not rely on what is
-	// not given. It may be nil.
+	// check returns the first contradiction that only this scheme has, and the keyword to
+	// blame. It must also work for the settings of a single block. Therefore it does not
+	// rely on a setting that is missing. check may be nil.
 	check func(p *Profile, given settings) (keyword string, err error)
 
-	// server makes the server's half with the key, if there is one.
+	// server returns the server's half of the profile. It uses the key if the scheme has
+	// one.
 	server func(p *Profile, k knock.Key) (Server, error)
 
-	// picker makes the client's half of the server's. If it is nil, the client
-	// follows the server's Schedule.
+	// picker returns the client's half of the profile, made from the server's half. If
+	// picker is nil, the client follows the server's Schedule.
 	picker func(ctx context.Context, p *Profile, server Server) (knock.Picker, error)
 }
 
-// schemes is the table. Its groups and their keywords follow from it.
+// These variables are the table of schemes, and the groups and keywords in it.
 var (
 	schemes  []scheme
 	groups   []*group
-	keywords []keyword // all settings there are, in the order in which they are shown
+	keywords []keyword // keywords of all settings, in the order in which they are shown
 )
 
-// init fills in the tables, since their functions look things up in them.
+// init fills the tables. Initializers of the variables cannot do this, because functions
+// in the tables read the tables.
 func init() {
 	schemes = []scheme{staticScheme, rotatingScheme, tokenScheme, md5HourlyScheme, fwknopScheme}
 	for i := range schemes {
 		s := &schemes[i]
 		s.groups = slices.Concat([]*group{commonSettings}, s.groups)
-		at := len(groups) // a group that is new goes before those that follow it in the scheme
+		position := len(groups) // a new group goes before the groups that follow it in the scheme
 		for _, g := range slices.Backward(s.groups) {
 			if n := slices.Index(groups, g); n >= 0 {
-				at = n
+				position = n
 			} else {
-				groups = slices.Insert(groups, at, g)
+				groups = slices.Insert(groups, position, g)
 			}
 		}
 	}
 	for _, g := range groups {
 		for i := range g.keywords {
-			g.keywords[i].of = g
+			g.keywords[i].group = g
 		}
 		keywords = append(keywords, g.keywords...)
 	}
 }
 
-// schemeNamed returns the scheme of that name. While it is unknown, it has no name,
-// and all settings apply.
+// schemeNamed returns the scheme of that name. For an unknown name it returns a scheme
+// that has no name and to which all settings apply.
 func schemeNamed(name string) *scheme {
 	if i := slices.IndexFunc(schemes, func(s scheme) bool { return s.name == name }); i >= 0 {
 		return &schemes[i]
@@ -78,7 +81,7 @@ func schemeNamed(name string) *scheme {
 	return &scheme{groups: groups}
 }
 
-// parseScheme returns a scheme's name as the table has it.
+// parseScheme returns the name of a scheme as the table spells it.
 func parseScheme(s string) (string, error) {
 	name := strings.ToLower(s)
 	if schemeNamed(name).name != "" {
@@ -91,28 +94,28 @@ func parseScheme(s string) (string, error) {
 	return "", fmt.Errorf("unknown scheme %q; the schemes are %s", name, strings.Join(names, ", "))
 }
 
-// Facts is what a caller may have to know of a scheme.
+// Facts are the properties of a scheme that a caller may have to know.
 type Facts struct {
 	SingleUse   bool // the server accepts each packet once
 	IPv4Only    bool // the server opens ports for IPv4 only
-	DerivesKeys bool // DeriveHostKey applies
+	DerivesKeys bool // a profile with this scheme may set DeriveHostKey
 }
 
-// Facts returns the facts of the profile's scheme.
+// Facts returns the properties of the profile's scheme.
 func (p *Profile) Facts() Facts { return schemeNamed(p.Scheme).facts }
 
 // Server is what a server has to know of a profile: the Schedule, or for fwknop the
 // keys.
 type Server struct {
-	Schedule    knock.Schedule    // which sequences open; nil for fwknop
-	SPA         *spa.Keys         // for fwknop; nil for others
-	KnockPorts  []knock.PortRange // where knocks go; nil if they may go to any port
-	Fingerprint string            // of the key; "" if there is none
+	Schedule    knock.Schedule    // sequences that open the ports; nil for fwknop
+	SPA         *spa.Keys         // keys of fwknop; nil for other schemes
+	KnockPorts  []knock.PortRange // ports to which knocks go; nil if knocks may go to any port
+	Fingerprint string            // fingerprint of the key; "" if there is none
 }
 
-// Server returns the server's half of the profile. It reads the KeyFile, or has the
-// Runner run the KeyCommand, which may take 30 seconds. For fwknop it reads the
-// HMACKeyFile too.
+// Server returns the server's half of the profile. It reads the KeyFile, or the Runner
+// runs the KeyCommand, which may take 30 seconds. For fwknop it also reads the
+// HMACKeyFile.
 func (p *Profile) Server(ctx context.Context) (server Server, err error) {
 	if err := p.complete(); err != nil {
 		return Server{}, err
@@ -126,8 +129,8 @@ func (p *Profile) Server(ctx context.Context) (server Server, err error) {
 	if server, err = s.server(p, k); err != nil || server.Schedule == nil {
 		return server, err
 	}
-	// What is wrong with a secret is wrong at all times: better said now than by a
-	// round of knocks.
+	// A secret that the scheme cannot use is an error at any time. Report it now, not in
+	// the first round.
 	_, _, err = server.Schedule.At(time.Unix(0, 0))
 	switch {
 	case err == nil:
@@ -139,8 +142,8 @@ func (p *Profile) Server(ctx context.Context) (server Server, err error) {
 	return server, err
 }
 
-// Picker returns the client's half of the profile. It reads what Server reads, and
-// for fwknop it runs the AllowIPCommand too.
+// Picker returns the client's half of the profile. It reads what Server reads. For
+// fwknop it also runs the AllowIPCommand.
 func (p *Profile) Picker(ctx context.Context) (knock.Picker, error) {
 	server, err := p.Server(ctx)
 	if err != nil {
@@ -152,7 +155,8 @@ func (p *Profile) Picker(ctx context.Context) (knock.Picker, error) {
 	return knock.Client{Schedule: server.Schedule, Skew: p.Skew, KnockDelay: p.KnockDelay, KnockTimeout: p.KnockTimeout}, nil
 }
 
-// complete reports what the profile lacks, as far as can be told without the key.
+// complete returns an error if the profile cannot work, for example because a setting
+// is missing. It checks everything that it can check without the key.
 func (p *Profile) complete() error {
 	if _, err := parseScheme(p.Scheme); err != nil {
 		return err
@@ -167,15 +171,15 @@ func (p *Profile) complete() error {
 	return nil
 }
 
-// drawsItsOwn is a check for schemes without a Sequence.
-func drawsItsOwn(p *Profile, _ settings) (keyword string, err error) {
+// rejectSequence is the check of schemes that do not use a Sequence.
+func rejectSequence(p *Profile, _ settings) (keyword string, err error) {
 	if len(p.Sequence) > 0 {
 		return "Sequence", fmt.Errorf("is only used with Scheme static, not with %s", p.Scheme)
 	}
 	return "", nil
 }
 
-// staticScheme sends the sequence of the profile.
+// staticScheme sends the Sequence of the profile.
 var staticScheme = scheme{
 	name: "static",
 	groups: []*group{{complete: func(p *Profile) error {

@@ -17,24 +17,24 @@ import (
 	"github.com/portknock/portknock/knock/spa"
 )
 
-// SPA is what the scheme fwknop needs besides a KeyFile or a KeyCommand.
+// SPA has the settings of the scheme fwknop, besides the KeyFile or the KeyCommand.
 type SPA struct {
-	Port           uint16         // where fwknopd listens; 0 if another one each time
-	Protocol       spa.Via        // how the packet gets there
-	AllowIP        netip.Addr     // for whom to open; the zero Addr is the packet's source
-	AllowIPCommand []string       // the program that prints it instead, and its arguments
-	Timeout        time.Duration  // how long to ask it to be open; 0 leaves it to the server
-	Digest         spa.Digest     // of what the packet says
-	Mode           spa.Mode       // of the encryption
-	User           string         // "" is the user's own name
-	TimeOffset     time.Duration  // what to add to the clock
-	NATAccess      netip.AddrPort // where the server forwards the port to; the zero AddrPort is nowhere
-	NATLocal       bool           // which is the server itself
-	HMACKeyFile    string         // an absolute path; "" for a server that knows no HMAC
-	HMACDigest     spa.Digest
+	Port           uint16         // port on which fwknopd listens; 0 means another random port for each packet
+	Protocol       spa.Via        // how the packet travels to fwknopd
+	AllowIP        netip.Addr     // address to open the ports for; the zero Addr is the packet's source
+	AllowIPCommand []string       // program that prints the address to use as AllowIP, and its arguments
+	Timeout        time.Duration  // length of the opening that the client asks for; 0 leaves it to the server
+	Digest         spa.Digest     // digest of the packet's fields
+	Mode           spa.Mode       // mode of the encryption
+	User           string         // user name in the packet; "" is the user's own name
+	TimeOffset     time.Duration  // time to add to the clock
+	NATAccess      netip.AddrPort // where the server forwards the port; the zero AddrPort means nowhere
+	NATLocal       bool           // whether NATAccess is on the server itself
+	HMACKeyFile    string         // absolute path of the file with the HMAC key; "" if the server uses no HMAC
+	HMACDigest     spa.Digest     // digest of the HMAC
 }
 
-// spaSettings is what the packets of fwknop say, and where they go.
+// spaSettings are the settings for the content and the destination of SPA packets.
 var spaSettings = &group{
 	object: "fwknop",
 	prefix: "SPA",
@@ -57,7 +57,7 @@ var spaSettings = &group{
 			shownWhen(func(p *Profile) bool { return p.SPA.HMACKeyFile != "" }),
 	},
 	defaults: func(p *Profile, given settings) {
-		if !given.have("SPAPort") { // 0 is random
+		if !given.has("SPAPort") { // 0 means a random port
 			p.SPA.Port = 62201
 		}
 	},
@@ -97,7 +97,7 @@ func parseAllowIP(s string) (netip.Addr, error) {
 	return a, nil
 }
 
-// parseOffset reads a duration that may have a minus.
+// parseOffset reads a duration that may have a minus sign.
 func parseOffset(s string) (time.Duration, error) {
 	size, minus := strings.CutPrefix(s, "-")
 	d, err := ParseDuration(size)
@@ -121,7 +121,7 @@ func parseNAT(s string) (netip.AddrPort, error) {
 
 func natWord(to netip.AddrPort) string { return fmt.Sprintf("%v,%d", to.Addr(), to.Port()) }
 
-// fwknopScheme sends packets of fwknop.
+// fwknopScheme sends SPA packets.
 var fwknopScheme = scheme{
 	name:     "fwknop",
 	facts:    Facts{SingleUse: true, IPv4Only: true},
@@ -142,7 +142,7 @@ var fwknopScheme = scheme{
 			return "HMACKeyFile", errors.New("cannot be used with SPAMode legacy")
 		case s.HMACKeyFile != "" && s.HMACKeyFile == p.KeyFile:
 			return "HMACKeyFile", errors.New("must be another file than KeyFile")
-		case s.Protocol != spa.UDP && s.Port == 0 && given.have("SPAPort"):
+		case s.Protocol != spa.UDP && s.Port == 0 && given.has("SPAPort"):
 			return "SPAPort", errors.New("random is only possible with SPAProtocol udp")
 		}
 		for _, r := range p.OpenPorts {
@@ -166,7 +166,7 @@ var fwknopScheme = scheme{
 			Key: k, Mode: s.Mode, HMACKey: hmacKey, HMAC: s.HMACDigest, Port: s.Port, Via: s.Protocol,
 			NAT: s.NATAccess, NATLocal: s.NATLocal, RequireSource: s.AllowIP.IsValid(),
 		}
-		// An error is not about the key alone, and names what it is about.
+		// This error gets no keyword: it may be about several settings, and it names its subject.
 		_, err = p.request(keys).Packet(time.Now())
 		return Server{SPA: keys, Fingerprint: k.Fingerprint()}, err
 	},
@@ -179,7 +179,7 @@ var fwknopScheme = scheme{
 	},
 }
 
-// request returns what a client asks, for the AllowIP.
+// request returns what a client asks fwknopd for. Its address is the AllowIP.
 func (p *Profile) request(keys *spa.Keys) *spa.Request {
 	s := &p.SPA
 	return &spa.Request{
@@ -188,7 +188,7 @@ func (p *Profile) request(keys *spa.Keys) *spa.Request {
 	}
 }
 
-// parsePrinted reads the IPv4 address that a command prints.
+// parsePrinted returns the IPv4 address that a command printed.
 func parsePrinted(text []byte) (netip.Addr, error) {
 	a, err := netip.ParseAddr(string(bytes.TrimSpace(text)))
 	if err != nil || !a.Is4() {
@@ -197,8 +197,10 @@ func parsePrinted(text []byte) (netip.Addr, error) {
 	return a, nil
 }
 
-// parseForeignKey reads a key for fwknop: its text as it stands, less one final
-// newline; or "base64:" and base64; or a key of our own, of which the bytes count.
+// parseForeignKey returns the key for fwknop that a text contains. It removes one final
+// newline. After "base64:", the rest of the text is the key in base64. A text that
+// starts with "portknock-key-" is a key of portknock, and its bytes are the key for
+// fwknop. Any other text is itself the key.
 func parseForeignKey(text []byte) (knock.Key, error) {
 	text = trimNewline(text)
 	digits, isBase64 := bytes.CutPrefix(text, []byte("base64:"))
@@ -210,7 +212,7 @@ func parseForeignKey(text []byte) (knock.Key, error) {
 	case !isBase64:
 		return knock.KeyFrom(text), nil
 	}
-	// fwknop does not mind how many = there are.
+	// fwknop accepts any number of "=" at the end.
 	secret, err := base64.RawStdEncoding.DecodeString(strings.TrimRight(string(bytes.TrimSpace(digits)), "="))
 	if err != nil || len(secret) == 0 {
 		return knock.Key{}, errors.New("the text after base64: is not base64")
@@ -218,8 +220,8 @@ func parseForeignKey(text []byte) (knock.Key, error) {
 	return knock.KeyFrom(secret), nil
 }
 
-// userName returns what the fwknop client says who asks, as far as fwknopd takes
-// it.
+// userName returns the user name that the fwknop client sends. It skips names that
+// fwknopd does not accept.
 func userName() string {
 	for _, variable := range []string{"LOGNAME", "USER", "USERNAME"} {
 		if name := os.Getenv(variable); spa.CheckUser(name) == nil {

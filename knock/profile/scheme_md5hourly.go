@@ -7,10 +7,10 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// md5HourlyScheme draws another sequence each hour, as Roland Mas' shell function does.
+// md5HourlyScheme draws another sequence each hour, as the shell function of Roland Mas does.
 var md5HourlyScheme = scheme{
 	name:     "md5-hourly",
-	groups:   []*group{keySettings, drawSettings, clockSettings}, // the Protocol's zero value is its own, tcp
+	groups:   []*group{keySettings, drawSettings, clockSettings}, // the zero Protocol, tcp, is right
 	parseKey: parseSecret,
 	check: func(p *Profile, given settings) (keyword string, err error) {
 		switch {
@@ -21,9 +21,9 @@ var md5HourlyScheme = scheme{
 		case p.DeriveHostKey:
 			return "DeriveHostKey", errors.New("cannot be used with Scheme md5-hourly")
 		}
-		return drawsItsOwn(p, given)
+		return rejectSequence(p, given)
 	},
-	// No fingerprint: a secret of few letters could be guessed from it.
+	// Server returns no fingerprint: an attacker could guess a short secret from it.
 	server: func(p *Profile, k knock.Key) (Server, error) {
 		s := knock.MD5Hourly{Secret: k, Ports: p.PortRange, Knocks: p.Knocks}
 		return Server{Schedule: s, KnockPorts: []knock.PortRange{p.PortRange}}, nil

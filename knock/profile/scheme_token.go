@@ -6,20 +6,20 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// tokenScheme sends one packet that the server's kernel verifies.
+// tokenScheme sends one packet, a token, which the server's kernel verifies.
 var tokenScheme = scheme{
 	name:     "token",
 	facts:    Facts{DerivesKeys: true},
 	groups:   []*group{keySettings, tokenSettings, clockSettings},
 	parseKey: parseKey,
-	check:    drawsItsOwn,
+	check:    rejectSequence,
 	server: func(p *Profile, k knock.Key) (Server, error) {
 		s := knock.Token{Key: k, Port: p.TokenPort, Period: p.Period, Tokens: p.TokensPerWindow}
 		return Server{Schedule: s, Fingerprint: k.Fingerprint()}, nil
 	},
 }
 
-// tokenSettings is where tokens go, and how many there are.
+// tokenSettings are the settings for the port and the number of tokens.
 var tokenSettings = &group{
 	keywords: []keyword{
 		number("TokenPort", "a port", 1, 65535, func(p *Profile) *uint16 { return &p.TokenPort }),

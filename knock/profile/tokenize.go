@@ -11,14 +11,14 @@ import (
 	"github.com/kevinburke/ssh_config"
 )
 
-// The tokenizer's time grows with the square of a value's length, so both are
-// bounded before it starts.
+// The tokenizer checks these limits first, because its time grows with the square of a
+// value's length.
 const (
-	maxFile = 4 << 20 // bytes
-	maxLine = 4096    // bytes
+	maxFile = 4 << 20 // bytes in a file
+	maxLine = 4096    // bytes in a line
 )
 
-// fault is an error at a place: "FILE:LINE: …", or "NAME: …" if line is 0.
+// fault returns an error with its place: "FILE:LINE: …", or "NAME: …" if line is 0.
 func fault(name string, line int, format string, args ...any) error {
 	if line > 0 {
 		name = fmt.Sprintf("%s:%d", name, line)
@@ -26,15 +26,15 @@ func fault(name string, line int, format string, args ...any) error {
 	return fmt.Errorf("%s: %w", name, fmt.Errorf(format, args...))
 }
 
-// token is one line that says something.
-type token struct {
+// statement is a line of a file that has a keyword.
+type statement struct {
 	line    int
 	keyword string
-	words   []string // never none, none empty, without quotes
+	words   []string // words of the value, without quotes; a file gives no empty word
 }
 
-// tokenize parts a file into its lines, keywords and words.
-func tokenize(name string, data []byte) (tokens []token, err error) {
+// tokenize returns the statements of a file. It leaves out lines without a keyword.
+func tokenize(name string, data []byte) (statements []statement, err error) {
 	if len(data) > maxFile {
 		return nil, fmt.Errorf("%s: the file is larger than %d bytes", name, maxFile)
 	}
@@ -50,15 +50,15 @@ func tokenize(name string, data []byte) (tokens []token, err error) {
 		}
 		if t != nil {
 			t.line = number
-			tokens = append(tokens, *t)
+			statements = append(statements, *t)
 		}
 	}
-	return tokens, nil
+	return statements, nil
 }
 
-// parseLine parts one line into its keyword and its words. A line with neither is
-// nil.
-func parseLine(line string) (*token, error) {
+// parseLine splits one line into its keyword and its words. It returns nil for a line
+// without a keyword. Keywords of settings must have at least one word.
+func parseLine(line string) (*statement, error) {
 	line, err := clean(line)
 	if err != nil || line == "" {
 		return nil, err
@@ -67,27 +67,27 @@ func parseLine(line string) (*token, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &token{keyword: keyword, words: split(value)}
+	t := &statement{keyword: keyword, words: splitWords(value)}
 	if len(t.words) == 0 && keywordNamed(keyword) != nil {
 		return nil, fmt.Errorf("%s: no value", keyword)
 	}
 	return t, nil
 }
 
-// keyValue has ssh_config part a line of clean into its keyword and its value,
-// which keeps its quotes. The library must not see what it gets wrong:
-//   - Host, Match and Include, so a dot stands before the keyword. It would split
-//     the patterns of Host at single blanks, follow Match by half and read the
-//     files of Include while it parses.
-//   - A "#" inside quotes, where it would begin a comment. A control character
-//     stands for it: no clean line has one.
-//   - Quotes at both ends of the value. It would remove the first and the last
-//     even where they belong to two words.
-//   - A value that is missing. For this and the quotes a word stands behind the
-//     value.
+// keyValue uses the library ssh_config to split a line into its keyword and its value.
+// The line must come from clean. The value keeps its quotes. keyValue changes the line
+// so that the library does not see what it handles wrongly:
+//   - Host, Match and Include: the library would split the patterns of Host at single
+//     spaces, support only half of Match, and read the files of Include while it
+//     parses. keyValue puts a dot before the keyword.
+//   - "#" inside quotes: the library would start a comment there. keyValue replaces the
+//     "#" with a control character that a line from clean cannot contain.
+//   - Quotes at both ends of the value: the library would remove the first and the last
+//     quote even if they belong to two words. keyValue adds a word after the value.
+//   - A missing value: the word after the value helps here too.
 func keyValue(line string) (keyword, value string, err error) {
 	const hash = "\x01"
-	// A fault of the library's own is no reason to crash in front of ssh.
+	// A panic in the library must not crash a program that ssh depends on.
 	defer func() {
 		if recover() != nil {
 			err = errors.New("the line cannot be parsed")
@@ -102,8 +102,8 @@ func keyValue(line string) (keyword, value string, err error) {
 	return strings.TrimPrefix(kv.Key, "."), strings.ReplaceAll(value, hash, "#"), nil
 }
 
-// clean checks one line and returns it without its comment and the blanks
-// around it.
+// clean checks one line. It returns the line without its comment and without the blanks
+// around the rest. A blank is a space or a tab.
 func clean(line string) (string, error) {
 	if len(line) > maxLine {
 		return "", fmt.Errorf("the line is longer than %d bytes", maxLine)
@@ -111,19 +111,20 @@ func clean(line string) (string, error) {
 	if !utf8.ValidString(line) {
 		return "", errors.New("the line is not UTF-8")
 	}
-	quoted, blank, end := false, true, len(line) // blank: a comment can begin here
+	quoted, blank, end := false, true, len(line) // blank: whether a comment can start here
 	for i, r := range line {
 		comment := end < len(line)
 		switch {
 		case comment && r != '\t' && unicode.IsControl(r), !comment && r != '\t' && !unicode.IsPrint(r):
-			// In a comment people write what they like, but not to the terminal. Elsewhere
-			// there are also blanks that separate nothing and characters nobody sees.
+			// A control character in a comment could change a terminal that shows the file. Other
+			// characters are allowed there. Outside a comment, invisible characters and other
+			// kinds of space, which do not separate words, are errors too.
 			return "", fmt.Errorf("character %U is not allowed", r)
 		case comment:
 		case r == '#' && !quoted && blank:
 			end = i
 		case r == '#' && !quoted:
-			// ssh takes it as part of the word, the library as a comment.
+			// ssh reads this "#" as part of the word, but the library would start a comment.
 			return "", errors.New("# inside a word; put a space before a comment, or quotes around the word")
 		case r == '"':
 			quoted = !quoted
@@ -136,8 +137,8 @@ func clean(line string) (string, error) {
 	return strings.Trim(line[:end], " \t"), nil
 }
 
-// split parts a value at blanks outside quotes, and takes the quotes off.
-func split(s string) []string {
+// splitWords splits a value at blanks outside quotes and removes the quotes.
+func splitWords(s string) []string {
 	var words []string
 	var word strings.Builder
 	quoted := false

@@ -11,60 +11,61 @@ import (
 	"github.com/kevinburke/ssh_config"
 )
 
-const knocks = "    Sequence 7000/udp 8000 9000\n"
+const sequenceLine = "    Sequence 7000/udp 8000 9000\n"
 
-// TestTraps holds down what the library alone gets wrong. Each case says what
-// the library answers, so that an update that mends or changes it shows here.
-func TestTraps(t *testing.T) {
+// TestSSHConfigQuirks shows what the library ssh_config handles wrongly when it is used
+// alone. Each case also has the result of the library, so the test fails if an update of
+// the library changes that result.
+func TestSSHConfigQuirks(t *testing.T) {
 	for _, tt := range []struct {
-		name    string
-		file    string
-		host    string
-		keyword string
-		bare    string // the library's value of keyword for host, or "error: …"
-		want    string // ours, or "error: …"
+		name         string
+		file         string
+		host         string
+		keyword      string
+		libraryValue string // the library's value of keyword for host, or "error: …"
+		want         string // this package's value of keyword for host, or "error: …"
 	}{
 		{
-			// The BOM sticks to Host, which becomes an unknown keyword, and what
-			// stands below it applies to every host.
-			"BOM", "\ufeffHost vps\n    Port 2222\n" + knocks, "other", "Port",
+			// The library reads the BOM as a part of "Host". Therefore it sees an unknown keyword,
+			// and the settings below it apply to every host.
+			"BOM, another host", "\ufeffHost vps\n    Port 2222\n" + sequenceLine, "other", "Port",
 			"2222", `error: no profile for "other" in file`,
 		},
 		{
-			"BOM, right host", "\ufeffHost vps\n    Port 2222\n" + knocks, "vps", "Port",
+			"BOM, host of the block", "\ufeffHost vps\n    Port 2222\n" + sequenceLine, "vps", "Port",
 			"2222", "2222",
 		},
 		{
-			// Patterns are parted at blanks only: "web\tvps" is one.
-			"tab between patterns", "Host web\tvps\n    Port 2222\n" + knocks, "vps", "Port",
+			// The library splits patterns only at spaces. It reads "web\tvps" as one pattern.
+			"tab between patterns", "Host web\tvps\n    Port 2222\n" + sequenceLine, "vps", "Port",
 			"", "2222",
 		},
 		{
-			// The quotes belong to the pattern.
-			"quoted pattern", "Host \"vps\" \"web\"\n    Port 2222\n" + knocks, "vps", "Port",
+			// The library reads the quotes as a part of the pattern.
+			"quoted pattern", "Host \"vps\" \"web\"\n    Port 2222\n" + sequenceLine, "vps", "Port",
 			"", "2222",
 		},
 		{
-			// The tab before a comment belongs to the pattern.
-			"tab after pattern", "Host vps\t# mine\n    Port 2222\n" + knocks, "vps", "Port",
+			// The library reads the tab before a comment as a part of the pattern.
+			"tab after pattern", "Host vps\t# mine\n    Port 2222\n" + sequenceLine, "vps", "Port",
 			"", "2222",
 		},
 		{
-			// "?" is compiled to ".?".
-			"? matches nothing", "Host vps?\n    Port 2222\n" + knocks, "vps", "Port",
+			// The library compiles "?" to ".?".
+			"? matches the empty string", "Host vps?\n    Port 2222\n" + sequenceLine, "vps", "Port",
 			"2222", `error: no profile for "vps" in file`,
 		},
 		{
-			"host in capitals", "Host vps\n    Port 2222\n" + knocks, "VPS", "Port",
+			"host in capitals", "Host vps\n    Port 2222\n" + sequenceLine, "VPS", "Port",
 			"", "2222",
 		},
 		{
-			"pattern in capitals", "Host *.Example\n    Port 2222\n" + knocks, "vps.example", "Port",
+			"pattern in capitals", "Host *.Example\n    Port 2222\n" + sequenceLine, "vps.example", "Port",
 			"", "2222",
 		},
 		{
-			// The first quote stays and the rest is a comment.
-			"# inside quotes", "Host vps\n    BindInterface \"wan#1\"\n" + knocks, "vps", "BindInterface",
+			// The library keeps the first quote and reads the text after "#" as a comment.
+			"# inside quotes", "Host vps\n    BindInterface \"wan#1\"\n" + sequenceLine, "vps", "BindInterface",
 			`"wan`, "wan#1",
 		},
 		{
@@ -73,39 +74,40 @@ func TestTraps(t *testing.T) {
 			"22", "error: file:2: # inside a word; put a space before a comment, or quotes around the word",
 		},
 		{
-			// The outer quotes of two words are taken off.
-			"two quoted words", "Host vps\n    OpenPorts \"22\" \"80\"\n" + knocks, "vps", "OpenPorts",
+			// The library removes the outer quotes of two words.
+			"two quoted words", "Host vps\n    OpenPorts \"22\" \"80\"\n" + sequenceLine, "vps", "OpenPorts",
 			`22" "80`, "22/tcp 80/tcp",
 		},
 		{
-			// Some criteria work, others do not, and no error says so before it is
-			// too late.
-			"Match host", "Match host vps\n    Port 2222\n" + knocks, "vps", "Port",
+			// Some criteria of Match work in the library and others do not. No error reports this
+			// in time.
+			"Match host", "Match host vps\n    Port 2222\n" + sequenceLine, "vps", "Port",
 			"2222", "error: file:1: Match is not supported; use Host",
 		},
 		{
-			// Errors have a place, but no file.
-			"Match exec", "\nMatch exec true\n    Port 2222\n" + knocks, "vps", "Port",
+			// Errors of the library have a place in the file, but no file name.
+			"Match exec", "\nMatch exec true\n    Port 2222\n" + sequenceLine, "vps", "Port",
 			"error: (2, 7): ssh_config: Match Exec is not supported",
 			"error: file:2: Match is not supported; use Host",
 		},
 		{
-			// Absolute or below ~/.ssh, never beside the file; read while parsing.
-			"Include", "Include no-such-folder/*\nHost vps\n    Port 2222\n" + knocks, "vps", "Port",
+			// For the library, the path is absolute or starts at ~/.ssh, never at the file's
+			// folder. It reads the included file while it parses.
+			"Include", "Include no-such-folder/*\nHost vps\n    Port 2222\n" + sequenceLine, "vps", "Port",
 			"2222", "error: file:1: Include is not supported; put all profiles into one file",
 		},
 		{
-			"unknown keyword", "Host vps\n    Prot 2222\n" + knocks, "vps", "Port",
+			"unknown keyword", "Host vps\n    Prot 2222\n" + sequenceLine, "vps", "Port",
 			"", `error: file:2: unknown keyword "Prot"; did you mean Port?`,
 		},
 		{
-			// The second value of a keyword is never looked at.
-			"twice", "Host vps\n    Port 2222\n    Port 2223\n" + knocks, "vps", "Port",
+			// The library ignores the second value of a keyword.
+			"keyword twice", "Host vps\n    Port 2222\n    Port 2223\n" + sequenceLine, "vps", "Port",
 			"2222", "error: file:3: Port is set twice; line 2 sets it already",
 		},
 		{
-			// Neither blank nor control character to the library.
-			"no-break space", "Host web\u00a0vps\n    Port 2222\n" + knocks, "vps", "Port",
+			// For the library this is neither a blank nor a control character.
+			"no-break space", "Host web\u00a0vps\n    Port 2222\n" + sequenceLine, "vps", "Port",
 			"", "error: file:1: character U+00A0 is not allowed",
 		},
 		{
@@ -121,27 +123,27 @@ func TestTraps(t *testing.T) {
 			"22\x00", "error: file:2: character U+0000 is not allowed",
 		},
 		{
-			"open quote", "Host vps\n    BindInterface \"wan 1\n", "vps", "BindInterface",
+			"quote not closed", "Host vps\n    BindInterface \"wan 1\n", "vps", "BindInterface",
 			`"wan 1`, "error: file:2: a quotation mark is not closed",
 		},
 		{
-			// As a keyword of its own name, the value is silently empty.
-			"no value", "Host vps\n    Port\n" + knocks, "vps", "Port",
+			// The library reads an empty value and reports no error.
+			"no value", "Host vps\n    Port\n" + sequenceLine, "vps", "Port",
 			"", "error: file:2: Port: no value",
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if got := bare(tt.file, tt.host, tt.keyword); got != tt.bare {
-				t.Errorf("the library says %q, not %q any more", got, tt.bare)
+			if got := libraryValue(tt.file, tt.host, tt.keyword); got != tt.libraryValue {
+				t.Errorf("the library now returns %q instead of %q", got, tt.libraryValue)
 			}
-			if got := ours(tt.file, tt.host, tt.keyword); got != tt.want {
+			if got := profileValue(tt.file, tt.host, tt.keyword); got != tt.want {
 				t.Errorf("got  %s\nwant %s", got, tt.want)
 			}
 		})
 	}
 }
 
-func bare(file, host, keyword string) string {
+func libraryValue(file, host, keyword string) string {
 	config, err := ssh_config.DecodeBytes([]byte(file))
 	if err != nil {
 		return "error: " + err.Error()
@@ -153,7 +155,7 @@ func bare(file, host, keyword string) string {
 	return v
 }
 
-func ours(file, host, keyword string) string {
+func profileValue(file, host, keyword string) string {
 	f, err := Parse("file", []byte(file))
 	if err != nil {
 		return "error: " + err.Error()
@@ -165,79 +167,82 @@ func ours(file, host, keyword string) string {
 	return keywordNamed(keyword).get(p)
 }
 
-// Include must not be followed at all: the library reads what it names, and
-// dies of what it finds there, before anybody can object.
-func TestIncludeReadsNothing(t *testing.T) {
+// This package must not let the library see an Include. The library would read the named
+// file and fail on its content before this package could report an error.
+func TestIncludeDoesNotReadFile(t *testing.T) {
 	included := filepath.Join(t.TempDir(), "included")
 	if err := os.WriteFile(included, []byte("Match exec true\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	file := "Include " + included + "\n"
-	if got := bare(file, "vps", "Port"); !strings.Contains(got, "Match Exec") {
-		t.Errorf("the library says %q: it does not read the file any more", got)
+	if got := libraryValue(file, "vps", "Port"); !strings.Contains(got, "Match Exec") {
+		t.Errorf("the library returns %q, so it no longer reads the included file", got)
 	}
-	if got, want := ours(file, "vps", "Port"), "error: file:1: Include is not supported; put all profiles into one file"; got != want {
+	if got, want := profileValue(file, "vps", "Port"), "error: file:1: Include is not supported; put all profiles into one file"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
 
-// UserSettings, and with it the package's Get, falls back on OpenSSH's defaults.
-func TestNoForeignDefaults(t *testing.T) {
+// UserSettings of the library, which its function Get uses too, returns OpenSSH's default
+// for a missing keyword. This package must not.
+func TestNoOpenSSHDefaults(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "config")
-	if err := os.WriteFile(path, []byte("Host vps\n"+knocks), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte("Host vps\n"+sequenceLine), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	u := &ssh_config.UserSettings{}
 	u.ConfigFinder(func() string { return path })
 	if got := u.Get("vps", "Port"); got != "22" {
-		t.Errorf("the library says %q, not 22 any more", got)
+		t.Errorf("the library now returns %q instead of 22", got)
 	}
 	f, err := Load(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if p, err := f.Lookup("vps"); err != nil || p.Port != 0 {
-		t.Errorf("Port %v, %v; want none", p, err)
+		t.Errorf("got %+v, %v; want Port 0", p, err)
 	}
 }
 
-// GetAll returns the values of Host * beside those of the host.
-func TestFirstValueOnly(t *testing.T) {
-	const file = "Host vps\n    OpenPorts 22\n" + knocks + "Host *\n    OpenPorts 80\n"
+// GetAll of the library returns the values under Host * in addition to those of the host.
+// This package must use only the first value.
+func TestOnlyFirstValueCounts(t *testing.T) {
+	const file = "Host vps\n    OpenPorts 22\n" + sequenceLine + "Host *\n    OpenPorts 80\n"
 	config, err := ssh_config.DecodeBytes([]byte(file))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if all, _ := config.GetAll("vps", "OpenPorts"); len(all) != 2 {
-		t.Errorf("the library says %q, not both values any more", all)
+		t.Errorf("the library now returns %q instead of both values", all)
 	}
-	if got, want := ours(file, "vps", "OpenPorts"), "22/tcp"; got != want {
+	if got, want := profileValue(file, "vps", "OpenPorts"), "22/tcp"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
 
-// A value of 200 KB takes the library seconds: its time grows with the square.
-func TestLimits(t *testing.T) {
+// The library needs seconds for a value of 200 KB, because its time grows with the square
+// of the length. The limits must report an error at once.
+func TestSizeLimits(t *testing.T) {
 	long := "Host vps\n    Port " + strings.Repeat("2", 200_000) + "\n"
 	start := time.Now()
-	if got, want := ours(long, "vps", "Port"), "error: file:2: the line is longer than 4096 bytes"; got != want {
+	if got, want := profileValue(long, "vps", "Port"), "error: file:2: the line is longer than 4096 bytes"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 	big := strings.Repeat("# nothing to see here\n", maxFile/20)
-	if got, want := ours(big, "vps", "Port"), "error: file: the file is larger than 4194304 bytes"; got != want {
+	if got, want := profileValue(big, "vps", "Port"), "error: file: the file is larger than 4194304 bytes"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 	if took := time.Since(start); took > 500*time.Millisecond {
-		t.Errorf("took %v", took)
+		t.Errorf("took %v, want at most 500ms", took)
 	}
 }
 
-// The worst that fits into the limits takes seconds at most, not minutes.
-func TestWorstFile(t *testing.T) {
+// The slowest files within the limits take seconds, not minutes.
+func TestWorstFileTakesUnderOneMinute(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes seconds")
 	}
-	fill := func(line func(n int) string) string {
+	fillFile := func(line func(n int) string) string {
 		var b strings.Builder
 		for n := 0; ; n++ {
 			l := line(n)
@@ -248,13 +253,13 @@ func TestWorstFile(t *testing.T) {
 		}
 	}
 	for name, file := range map[string]string{
-		"values": fill(func(int) string { return "Host " + strings.Repeat(strings.Repeat("y", 250)+" ", 16) + "\n" }),
-		"quotes": fill(func(int) string { return "Host BindInterface " + strings.Repeat(`""`, 2000) + "x\n" }),
-		"names":  fill(func(n int) string { return fmt.Sprintf("Host a%d b%d c%d\nSequence 1\n", n, n, n) }),
-		"names and wildcards": fill(func(n int) string {
+		"long Host lines": fillFile(func(int) string { return "Host " + strings.Repeat(strings.Repeat("y", 250)+" ", 16) + "\n" }),
+		"many quotes":     fillFile(func(int) string { return "Host BindInterface " + strings.Repeat(`""`, 2000) + "x\n" }),
+		"many names":      fillFile(func(n int) string { return fmt.Sprintf("Host a%d b%d c%d\nSequence 1\n", n, n, n) }),
+		"many names and wildcards": fillFile(func(n int) string {
 			return fmt.Sprintf("Host a%d\nSequence 1\nHost *%d\nHostName h\n", n, n)
 		}),
-		"one name": fill(func(int) string { return "Host a\nSequence 1\n" }),
+		"one name in many blocks": fillFile(func(int) string { return "Host a\nSequence 1\n" }),
 	} {
 		t.Run(name, func(t *testing.T) {
 			start := time.Now()
@@ -265,13 +270,13 @@ func TestWorstFile(t *testing.T) {
 			}
 			f.Lookup("h")
 			if took := time.Since(start); took > time.Minute {
-				t.Errorf("took %v, Parse %v", took, parsed)
+				t.Errorf("Parse and Lookup took %v, want at most 1m; Parse took %v", took, parsed)
 			}
 		})
 	}
 }
 
-func TestLineNumbers(t *testing.T) {
+func TestErrorsHaveLineNumbers(t *testing.T) {
 	for _, tt := range []struct{ name, file, want string }{
 		{"first line", "Foo 1\n", "file:1: "},
 		{"no newline at the end", "Host vps\nFoo 1", "file:2: "},
@@ -280,8 +285,8 @@ func TestLineNumbers(t *testing.T) {
 		{"BOM", "\ufeff# one\r\nFoo 1\n", "file:2: "},
 		{"before any Host", "Port 22\n\nPort 99999\n", "file:3: "},
 		{"Host line", "Host vps\n\n# one\nHost\n", "file:4: Host: no host given"},
-		{"value", "Host vps\n    Port 22 # ok\n    KnockDelay x\n", "file:3: KnockDelay: "},
-		{"mix of ends", "Host a\r\nHost b\n\r\nHost c\r\nFoo 1", "file:5: "},
+		{"bad value", "Host vps\n    Port 22 # ok\n    KnockDelay x\n", "file:3: KnockDelay: "},
+		{"LF and CRLF mixed", "Host a\r\nHost b\n\r\nHost c\r\nFoo 1", "file:5: "},
 	} {
 		_, err := Parse("file", []byte(tt.file))
 		if err == nil || !strings.HasPrefix(err.Error(), tt.want) {
@@ -290,9 +295,9 @@ func TestLineNumbers(t *testing.T) {
 	}
 }
 
-func TestSyntax(t *testing.T) {
+func TestLineSyntax(t *testing.T) {
 	for _, tt := range []struct{ name, line, keyword, want string }{
-		{"blank", "Port 2222", "Port", "2222"},
+		{"one space", "Port 2222", "Port", "2222"},
 		{"tabs", "\tPort\t\t2222\t", "Port", "2222"},
 		{"equals", "Port=2222", "Port", "2222"},
 		{"equals and blanks", "Port = 2222", "Port", "2222"},
@@ -308,18 +313,18 @@ func TestSyntax(t *testing.T) {
 		{"empty quotes", `Port ""`, "Port", "error: file:2: Port: no value"},
 		{"too many words", "Port 22 23", "Port", "error: file:2: Port: expected one value, got 2"},
 		{"only equals", "= 22", "Port", "error: file:2: a line must start with a keyword, such as HostName, and a space"},
-		{"UTF-16", "P\x00", "Port", "error: file:2: character U+0000 is not allowed"},
+		{"NUL in the keyword", "P\x00", "Port", "error: file:2: character U+0000 is not allowed"},
 	} {
-		if got := ours("Host vps\n"+tt.line+"\n"+knocks, "vps", tt.keyword); got != tt.want {
+		if got := profileValue("Host vps\n"+tt.line+"\n"+sequenceLine, "vps", tt.keyword); got != tt.want {
 			t.Errorf("%s:\ngot  %s\nwant %s", tt.name, got, tt.want)
 		}
 	}
-	if got, want := ours("\xff\xfeH\x00", "vps", "Port"), "error: file:1: the file is UTF-16; save it as UTF-8"; got != want {
+	if got, want := profileValue("\xff\xfeH\x00", "vps", "Port"), "error: file:1: the file is UTF-16; save it as UTF-8"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
 
-func TestUnknownKeyword(t *testing.T) {
+func TestUnknownKeywordSuggestsSimilarOne(t *testing.T) {
 	for word, want := range map[string]string{
 		"Sequnce":           `unknown keyword "Sequnce"; did you mean Sequence?`,
 		"hostnmae":          `unknown keyword "hostnmae"; did you mean HostName?`,
@@ -330,8 +335,8 @@ func TestUnknownKeyword(t *testing.T) {
 		"Sequence:7000/udp": "a line must start with a keyword, such as HostName, and a space",
 		"8000/tcp":          "a line must start with a keyword, such as HostName, and a space",
 	} {
-		if got := ours(word+" 9000\n", "vps", "Port"); got != "error: file:1: "+want {
-			t.Errorf("%s: got %s", word, got)
+		if got := profileValue(word+" 9000\n", "vps", "Port"); got != "error: file:1: "+want {
+			t.Errorf("%s: got another error: %s", word, got)
 		}
 	}
 }
