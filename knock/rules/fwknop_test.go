@@ -23,7 +23,7 @@ func spaGuard(t testing.TB, name string, a spa.Keys, open string) Guard {
 
 var hmacKey = knock.KeyFrom(bytes.Repeat([]byte("h"), 64))
 
-func TestFwknopGolden(t *testing.T) {
+func TestEmitFwknopMatchesGoldenFiles(t *testing.T) {
 	vps := spaGuard(t, "vps", spa.Keys{HMACKey: hmacKey}, "22/tcp")
 	old := spaGuard(t, "old", spa.Keys{Mode: spa.Legacy, Via: spa.HTTP}, "2222/tcp 53/udp")
 	old.SPA.Port = 80
@@ -62,7 +62,7 @@ func TestFwknopGolden(t *testing.T) {
 	}
 }
 
-func TestFwknopRefuses(t *testing.T) {
+func TestEmitFwknopRefusesUnsupported(t *testing.T) {
 	forward := func(g *Guard) { g.SPA.NAT = netip.MustParseAddrPort("10.0.0.5:22") }
 	for _, tt := range []struct {
 		change func(*Guard)

@@ -20,11 +20,11 @@ func hasParts(text string) bool { return strings.Contains(text, "\n"+partMark+"\
 
 // describe says of a guard what it closes, how it opens, and until when.
 func (f format) describe(b *lines, g guard, o Options) {
-	what := "guards " + spaced(g.OpenPorts)
+	action := "guards " + rangeList(g.OpenPorts)
 	if g.forwards() {
-		what = fmt.Sprintf("forwards %s to %v", spaced(g.OpenPorts), g.SPA.NAT)
+		action = fmt.Sprintf("forwards %s to %v", rangeList(g.OpenPorts), g.SPA.NAT)
 	}
-	b.add("portknock: %s for %s%s", what, g.Name, when(g.Fingerprint != "", ", key "+g.Fingerprint))
+	b.add("portknock: %s for %s%s", action, g.Name, textIf(g.Fingerprint != "", ", key "+g.Fingerprint))
 	switch w := g.Windows[0]; {
 	case g.SPA != nil:
 		b.add("  opens for %v after a packet of fwknop", g.OpenFor)
@@ -33,9 +33,9 @@ func (f format) describe(b *lines, g guard, o Options) {
 	default:
 		b.add("  opens for %v after %d knocks with at most %v between two", g.OpenFor, len(w.Steps), g.KnockTimeout)
 	}
-	end, after := g.until().UTC().Format(time.RFC3339), "to nobody"
+	end, afterEnd := g.end().UTC().Format(time.RFC3339), "to nobody"
 	if o.OpenAtEnd {
-		after = "to everybody"
+		afterEnd = "to everybody"
 	}
 	switch {
 	case g.SPA != nil:
@@ -45,7 +45,7 @@ func (f format) describe(b *lines, g guard, o Options) {
 	case !f.clock:
 		b.add("  its last window ends at %s: write it anew before that", end)
 	default:
-		b.add("  valid until %s, from when on it is open %s\n  for the profile: ValidUntil %[1]s", end, after)
+		b.add("  valid until %s, from when on it is open %s\n  for the profile: ValidUntil %[1]s", end, afterEnd)
 	}
 }
 
@@ -53,41 +53,41 @@ func (f format) describe(b *lines, g guard, o Options) {
 // commands around it, each on one line that can be pasted into a shell.
 func (f format) header(guards []guard, d document, o Options) string {
 	var b lines
-	secret, again := "knocks", "sessions and openings go on."
+	secret, onReload := "knocks", "sessions and openings go on."
 	for _, g := range guards {
 		f.describe(&b, g, o)
 		if g.SPA != nil {
 			secret = "keys"
 		}
 		if g.forwards() {
-			again = "sessions go on, openings end."
+			onReload = "sessions go on, openings end."
 		}
 	}
 	b.add("The %s are in here: keep it as secret as a password, mode 0600.\n", secret)
-	before := when(d.refuse != "", d.refuse+" && ")
+	guardCheck := textIf(d.refuse != "", d.refuse+" && ")
 	b.add("check: %s", d.check)
-	b.add("load: %s", before+d.load)
+	b.add("load: %s", guardCheck+d.load)
 	if d.parts != "" {
-		b.add("parts: %s", before+d.parts)
+		b.add("parts: %s", guardCheck+d.parts)
 	}
 	b.add("watch: %s", d.watch)
 	b.add("undo: %s", d.undo)
-	b.add("trial: %s", d.trial(before+d.load))
+	b.add("trial: %s", d.trial(guardCheck+d.load))
 	b.add("keep: rm %s", trialMark)
-	allowed := when(len(o.Allow) > 0, ", but for "+spaced(o.Allow))
+	allowed := textIf(len(o.Allow) > 0, ", but for "+rangeList(o.Allow))
 	for _, note := range append([]string{
 		`The first time, use the trial: it loads the rules and undoes them after a
 minute, and with them those that they replace: load these again. Leave your
 session open, log in from another terminal, and only if that works, keep
-them. Loading again replaces the rules; ` + again + `
+them. Loading again replaces the rules; ` + onReload + `
 Loading turns connection tracking on.`,
-		when(d.refuse != "", `Loading replaces all portknock rules on this server. If this would open a port
+		textIf(d.refuse != "", `Loading replaces all portknock rules on this server. If this would open a port
 that the loaded rules guard, the load and the trial name the port and load
 nothing. Put all profiles into one file (emit-rules NAME NAME...). To load
 anyway, run this first: export `+forceVariable+`=1`),
-		when(o.DropPolicy, "All other ports of this machine are closed too"+allowed+`.
+		textIf(o.DropPolicy, "All other ports of this machine are closed too"+allowed+`.
 What it forwards, as to containers, is not.`),
-		when(o.Consume, `Knocks are dropped here. If the server answers at other closed ports, a scan
+		textIf(o.Consume, `Knocks are dropped here. If the server answers at other closed ports, a scan
 sees which ports are silent: then leave out --consume.`),
 	}, d.notes...) {
 		if note != "" {
@@ -107,7 +107,7 @@ func (d document) trial(load string) string {
 		d.check, trialMark, d.undo, load)
 }
 
-func spaced(ranges []knock.PortRange) string { return join(ranges, " ", knock.PortRange.String) }
+func rangeList(ranges []knock.PortRange) string { return join(ranges, " ", knock.PortRange.String) }
 
 // comments returns a text of whole lines with a mark before each.
 func comments(mark, text string) string {

@@ -14,23 +14,23 @@ import (
 )
 
 // kernel judges packets by an iptables text, as far as ours need it.
-type kernel struct {
-	t      testing.TB
-	chains map[string][][]string
-	lists  map[string]map[string][]int64 // stamps of each source
-	now    int64
-	from   string // the source of the packets
-	rules  int    // looked at for the last packet
-	deep   int    // chains it went through
+type iptSimulator struct {
+	t         testing.TB
+	chains    map[string][][]string
+	lists     map[string]map[string][]int64 // stamps of each source
+	now       int64
+	source    string // the source of the packets
+	rulesSeen int    // looked at for the last packet
+	depth     int    // chains it went through
 }
 
-func load(t testing.TB, g Guard, o Options) *kernel {
+func loadRules(t testing.TB, g Guard, o Options) *iptSimulator {
 	t.Helper()
 	var text bytes.Buffer
 	if err := Format("iptables").Emit(&text, []Guard{g}, o); err != nil {
 		t.Fatal(err)
 	}
-	k := &kernel{t: t, chains: map[string][][]string{}, lists: map[string]map[string][]int64{}, from: "somebody"}
+	k := &iptSimulator{t: t, chains: map[string][][]string{}, lists: map[string]map[string][]int64{}, source: "somebody"}
 	for line := range strings.Lines(text.String()) {
 		words := strings.Fields(line)
 		switch {
@@ -66,15 +66,15 @@ func load(t testing.TB, g Guard, o Options) *kernel {
 }
 
 // passes judges a packet, and reports whether it is not dropped.
-func (k *kernel) passes(s knock.Step) bool {
-	k.rules, k.deep = 0, 0
+func (k *iptSimulator) passes(s knock.Step) bool {
+	k.rulesSeen, k.depth = 0, 0
 	return k.chain("PORTKNOCK", s, 1) != "DROP"
 }
 
-func (k *kernel) chain(name string, s knock.Step, depth int) string {
-	k.deep = max(k.deep, depth)
+func (k *iptSimulator) chain(name string, s knock.Step, depth int) string {
+	k.depth = max(k.depth, depth)
 	for _, rule := range k.chains[name] {
-		k.rules++
+		k.rulesSeen++
 		then, to, ok := k.rule(rule, s)
 		switch {
 		case !ok || then == "":
@@ -92,7 +92,7 @@ func (k *kernel) chain(name string, s knock.Step, depth int) string {
 }
 
 // rule reports whether a packet matches, and what then.
-func (k *kernel) rule(words []string, s knock.Step) (then, to string, ok bool) {
+func (k *iptSimulator) rule(words []string, s knock.Step) (then, to string, ok bool) {
 	list, seconds, hits := "", int64(0), 1
 	for i := 0; i < len(words); i++ {
 		word, arg := words[i], ""
@@ -134,17 +134,17 @@ func (k *kernel) rule(words []string, s knock.Step) (then, to string, ok bool) {
 		case "--seconds", "--hitcount":
 		case "--rcheck":
 			n := 0
-			for _, stamp := range k.lists[list][k.from] {
+			for _, stamp := range k.lists[list][k.source] {
 				if k.now-stamp <= seconds {
 					n++
 				}
 			}
 			fits = n >= hits
 		case "--set":
-			k.lists[list][k.from] = append(k.lists[list][k.from], k.now)
+			k.lists[list][k.source] = append(k.lists[list][k.source], k.now)
 		case "--remove":
-			_, fits = k.lists[list][k.from]
-			delete(k.lists[list], k.from)
+			_, fits = k.lists[list][k.source]
+			delete(k.lists[list], k.source)
 		case "-j", "-g":
 			return word, arg, true
 		default:
@@ -157,7 +157,7 @@ func (k *kernel) rule(words []string, s knock.Step) (then, to string, ok bool) {
 	return "", "", true
 }
 
-func (k *kernel) number(word string) int {
+func (k *iptSimulator) number(word string) int {
 	n, err := strconv.Atoi(word)
 	if err != nil {
 		k.t.Fatal(err)
@@ -165,7 +165,7 @@ func (k *kernel) number(word string) int {
 	return n
 }
 
-func (k *kernel) time(word string) int64 {
+func (k *iptSimulator) time(word string) int64 {
 	at, err := time.Parse("2006-01-02T15:04:05", word)
 	if err != nil {
 		k.t.Fatal(err)
@@ -174,13 +174,13 @@ func (k *kernel) time(word string) int64 {
 }
 
 // opens reports whether knocks of a source that is new open port 22 to it.
-func (k *kernel) opens(knocks ...knock.Step) bool {
-	k.from += "'"
-	return k.opensFurther(knocks...)
+func (k *iptSimulator) opens(knocks ...knock.Step) bool {
+	k.source += "'"
+	return k.opensSameSource(knocks...)
 }
 
 // opensFurther is opens for the same source.
-func (k *kernel) opensFurther(knocks ...knock.Step) bool {
+func (k *iptSimulator) opensSameSource(knocks ...knock.Step) bool {
 	for _, s := range knocks {
 		if !k.passes(s) {
 			k.t.Errorf("knock %v dropped", s)
@@ -193,22 +193,22 @@ func (k *kernel) opensFurther(knocks ...knock.Step) bool {
 var midnight = time.Date(2026, 11, 21, 0, 0, 0, 0, time.UTC)
 
 // turns is a schedule whose sequences take turns, from midnight on.
-type turns struct {
+type rotation struct {
 	period    time.Duration
 	sequences []knock.Sequence
 }
 
-func (s turns) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
+func (s rotation) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
 	w := knock.WindowAt(t, s.period)
 	n := int(w.Start.Sub(midnight)/s.period) % len(s.sequences)
 	return []knock.Sequence{s.sequences[(n+len(s.sequences))%len(s.sequences)]}, w, nil
 }
 
 // mustTurns returns a guard of knocks to UDP ports in 20000-29999 alone.
-func mustTurns(t testing.TB, name string, period, skew time.Duration, sequences ...string) Guard {
+func mustRotation(t testing.TB, name string, period, skew time.Duration, sequences ...string) Guard {
 	t.Helper()
 	g := mustGuard(t, name, "1 9", "22/tcp")
-	s := turns{period: period}
+	s := rotation{period: period}
 	for _, text := range sequences {
 		seq, err := knock.ParseSequence(text)
 		if err != nil {
@@ -239,7 +239,7 @@ func drawn(t testing.TB, period, skew time.Duration, first, last uint16) Guard {
 func windowsOf(t testing.TB, g Guard, o Options) []window {
 	t.Helper()
 	checked := guard{Guard: g}
-	if err := checked.walk(o, format{windows: 1000, clock: true}); err != nil {
+	if err := checked.collectWindows(o, format{windows: 1000, clock: true}); err != nil {
 		t.Fatal(err)
 	}
 	return checked.Windows
@@ -247,7 +247,7 @@ func windowsOf(t testing.TB, g Guard, o Options) []window {
 
 // TestIptablesWindows: at each second, those windows open that it belongs to,
 // and no others.
-func TestIptablesWindows(t *testing.T) {
+func TestIptablesOpensOnlyCurrentWindows(t *testing.T) {
 	for name, tt := range map[string]struct {
 		period, skew time.Duration
 		from, long   time.Duration // after midnight
@@ -267,56 +267,56 @@ func TestIptablesWindows(t *testing.T) {
 			g := drawn(t, tt.period, tt.skew, 20000, 29999)
 			from := midnight.Add(tt.from)
 			o := Options{From: from, Until: from.Add(tt.long)}
-			k := load(t, g, o)
+			k := loadRules(t, g, o)
 			windows := windowsOf(t, g, o)
-			far, most := 0, 0
+			maxDepth, maxRules := 0, 0
 			for i, w := range windows {
 				if len(windows) > 100 && i%7 > 0 && i < len(windows)-7 {
 					continue // so that it takes a second
 				}
 				seconds := map[int64]bool{}
-				for _, edge := range []int64{w.from(0), w.until(0), w.from(g.Skew), w.until(g.Skew), w.from(-g.Skew), w.until(-g.Skew)} {
+				for _, edge := range []int64{w.startSecond(0), w.endSecond(0), w.startSecond(g.Skew), w.endSecond(g.Skew), w.startSecond(-g.Skew), w.endSecond(-g.Skew)} {
 					seconds[edge-1], seconds[edge], seconds[edge+1] = true, true, true
 				}
-				for at := range seconds {
-					k.now = at
+				for second := range seconds {
+					k.now = second
 					for n := max(0, i-2); n < min(len(windows), i+3); n++ {
 						other := windows[n]
-						want := other.from(g.Skew) <= at && at < other.until(g.Skew)
+						want := other.startSecond(g.Skew) <= second && second < other.endSecond(g.Skew)
 						if got := k.opens(other.Steps...); got != want {
-							t.Errorf("window %d opens at second %d: %v, want %v", n, at-w.from(0), got, want)
+							t.Errorf("window %d opens at second %d: %v, want %v", n, second-w.startSecond(0), got, want)
 						}
 					}
 					k.passes(knock.Step{Transport: knock.UDP, Port: 20000})
-					far, most = max(far, k.deep), max(most, k.rules)
+					maxDepth, maxRules = max(maxDepth, k.depth), max(maxRules, k.rulesSeen)
 				}
 			}
 			// nftables allows 16 chains in a row.
-			if far > 10 || most > 75 {
-				t.Errorf("a stranger's packet passes %d chains and %d rules", far, most)
+			if maxDepth > 10 || maxRules > 75 {
+				t.Errorf("a stranger's packet passes %d chains and %d rules", maxDepth, maxRules)
 			}
 			t.Logf("%d windows: %d chains, at most %d in a row, at most %d rules for a stranger's packet",
-				len(windows), len(k.chains), far, most)
+				len(windows), len(k.chains), maxDepth, maxRules)
 		})
 	}
 }
 
 // TestIptablesFewPorts: ports that two windows share lead on in both, so that
 // who uses one is not in the way of who uses the other.
-func TestIptablesFewPorts(t *testing.T) {
+func TestIptablesSharedPortsCountInBothWindows(t *testing.T) {
 	g := drawn(t, 10*time.Second, 4*time.Second, 20000, 20011)
 	o := Options{From: midnight, Until: midnight.Add(30 * time.Minute), Force: true}
-	k := load(t, g, o)
+	k := loadRules(t, g, o)
 	windows := windowsOf(t, g, o)
 	for i := range windows[1:] {
 		a, b := windows[i], windows[i+1]
-		k.now = b.from(g.Skew) - 1
+		k.now = b.startSecond(g.Skew) - 1
 		k.opens(b.Steps[0])
 		k.now++
-		if k.opensFurther(b.Steps[1:]...) {
+		if k.opensSameSource(b.Steps[1:]...) {
 			t.Fatalf("window %d opens to who has begun too early", i+1)
 		}
-		for k.now = b.from(g.Skew); k.now < a.until(g.Skew); k.now++ {
+		for k.now = b.startSecond(g.Skew); k.now < a.endSecond(g.Skew); k.now++ {
 			if !k.opens(a.Steps...) || !k.opens(b.Steps...) {
 				t.Fatalf("windows %d and %d do not both open at %d", i, i+1, k.now)
 			}
@@ -340,17 +340,17 @@ func TestIptablesFewPorts(t *testing.T) {
 
 // TestIptablesNextButOne: the lists of a window are not yet those of another
 // while a knocker may still be in them.
-func TestIptablesNextButOne(t *testing.T) {
+func TestIptablesKnocksDoNotCarryIntoLaterWindow(t *testing.T) {
 	g := drawn(t, 2*time.Second, 0, 20000, 29999)
 	o := Options{From: midnight, Until: midnight.Add(time.Minute)}
-	k := load(t, g, o)
+	k := loadRules(t, g, o)
 	windows := windowsOf(t, g, o)
 	for i := range windows[3:] {
 		for n := i + 1; n <= i+3; n++ {
-			k.now = windows[i].until(0) - 1
+			k.now = windows[i].endSecond(0) - 1
 			k.opens(windows[i].Steps[:4]...)
-			k.now = windows[n].from(0)
-			if k.opensFurther(windows[n].Steps[4]) {
+			k.now = windows[n].startSecond(0)
+			if k.opensSameSource(windows[n].Steps[4]) {
 				t.Errorf("four knocks of window %d and the last of window %d open", i, n)
 			}
 		}
@@ -359,7 +359,7 @@ func TestIptablesNextButOne(t *testing.T) {
 
 // TestIptablesSequences: sequences of any shape open, doubled or not, alike
 // where they change and where they do not.
-func TestIptablesSequences(t *testing.T) {
+func TestIptablesSequenceOfAnyShapeOpens(t *testing.T) {
 	udp := func(port uint16) knock.Step { return knock.Step{Transport: knock.UDP, Port: port} }
 	a, b, c, d := udp(20001), udp(20005), udp(20009), udp(20015)
 	for _, seq := range []knock.Sequence{
@@ -368,17 +368,17 @@ func TestIptablesSequences(t *testing.T) {
 	} {
 		for _, kind := range []string{"static", "alone", "two", "consumed"} {
 			t.Run(kind+"/"+seq.String(), func(t *testing.T) {
-				g := mustTurns(t, "vps", time.Hour, 10*time.Minute, seq.String())
+				g := mustRotation(t, "vps", time.Hour, 10*time.Minute, seq.String())
 				o := Options{From: midnight, Until: midnight.Add(5 * time.Hour), Force: true}
-				at := midnight.Add(150 * time.Minute).Unix()
+				start := midnight.Add(150 * time.Minute).Unix()
 				switch kind {
 				case "static":
 					g.Schedule, g.Skew = seq, 0
 				case "two":
-					at = midnight.Add(120 * time.Minute).Unix()
+					start = midnight.Add(120 * time.Minute).Unix()
 				}
-				k := load(t, g, o)
-				k.now = at
+				k := loadRules(t, g, o)
+				k.now = start
 				if !k.opens(seq...) {
 					t.Error("does not open")
 				}
@@ -393,27 +393,27 @@ func TestIptablesSequences(t *testing.T) {
 						t.Errorf("%d knocks open", i)
 					}
 					// After an attempt that broke off, a whole one; and one more, later.
-					k.now = at
+					k.now = start
 					k.opens(seq[:i]...)
 					for range 10 {
 						k.now += 3
 						for list := range k.lists { // as if nobody had got in yet
 							if strings.HasSuffix(list, "_open") {
-								delete(k.lists[list], k.from)
+								delete(k.lists[list], k.source)
 							}
 						}
-						if !k.opensFurther(seq...) {
-							t.Errorf("%d knocks, and %d s later all: closed", i, k.now-at)
+						if !k.opensSameSource(seq...) {
+							t.Errorf("%d knocks, and %d s later all: closed", i, k.now-start)
 						}
 					}
-					k.now = at
+					k.now = start
 					// A knock too late.
 					k.opens(seq[:i]...)
 					k.now += 6
-					if i > 0 && k.opensFurther(seq[i:]...) {
+					if i > 0 && k.opensSameSource(seq[i:]...) {
 						t.Errorf("a pause of 6 s after knock %d does no harm", i)
 					}
-					k.now = at
+					k.now = start
 					stray := slices.Insert(slices.Clone(seq), i, knock.Step{Transport: knock.UDP, Port: 20003})
 					if i > 0 && k.opens(stray...) {
 						t.Errorf("a wrong knock after knock %d does no harm", i)
@@ -440,29 +440,29 @@ func TestIptablesSequences(t *testing.T) {
 
 // TestIptablesPace: of a flood of first knocks from one address, at most 20 a
 // second count.
-func TestIptablesPace(t *testing.T) {
-	g := mustTurns(t, "vps", time.Hour, 10*time.Minute, "20001/udp 20005/udp 20009/udp", "20005/udp 20001/udp 20009/udp")
-	k := load(t, g, Options{From: midnight, Until: midnight.Add(5 * time.Hour)})
+func TestIptablesLimitsFirstKnocksPerSecond(t *testing.T) {
+	g := mustRotation(t, "vps", time.Hour, 10*time.Minute, "20001/udp 20005/udp 20009/udp", "20005/udp 20001/udp 20009/udp")
+	k := loadRules(t, g, Options{From: midnight, Until: midnight.Add(5 * time.Hour)})
 	k.now = midnight.Add(150 * time.Minute).Unix()
 	for range 1000 {
 		k.passes(knock.Step{Transport: knock.UDP, Port: 20001})
 	}
 	for name, list := range k.lists {
-		if n := len(list[k.from]); n > 20 {
+		if n := len(list[k.source]); n > 20 {
 			t.Errorf("%s has %d stamps", name, n)
 		}
 	}
 }
 
 // TestIptablesAtEnd: after the last window nobody is let in any more, or all.
-func TestIptablesAtEnd(t *testing.T) {
+func TestIptablesAfterLastWindow(t *testing.T) {
 	for _, open := range []bool{false, true} {
 		g := drawn(t, time.Hour, 2*time.Minute, 20000, 29999)
-		k := load(t, g, Options{From: midnight, Until: midnight.Add(5 * time.Hour), OpenAtEnd: open})
+		k := loadRules(t, g, Options{From: midnight, Until: midnight.Add(5 * time.Hour), OpenAtEnd: open})
 		end := midnight.Add(5 * time.Hour).Unix()
-		for at, want := range map[int64]bool{end - 1: false, end: open, end + 1e8: open} {
-			if k.now = at; k.opens() != want {
-				t.Errorf("%d s after the end it is open: %v, want %v", at-end, !want, want)
+		for second, want := range map[int64]bool{end - 1: false, end: open, end + 1e8: open} {
+			if k.now = second; k.opens() != want {
+				t.Errorf("%d s after the end it is open: %v, want %v", second-end, !want, want)
 			}
 		}
 	}
@@ -470,7 +470,7 @@ func TestIptablesAtEnd(t *testing.T) {
 
 // TestIptablesParts: a large file is in parts that are small, and what they are
 // marked by is in no other.
-func TestIptablesParts(t *testing.T) {
+func TestIptablesSplitsLargeFile(t *testing.T) {
 	emit := func(g Guard) string {
 		var text bytes.Buffer
 		if err := Format("iptables").Emit(&text, []Guard{g}, Options{From: midnight, Until: midnight.Add(100 * time.Hour)}); err != nil {
@@ -500,7 +500,7 @@ func BenchmarkIptables(b *testing.B) {
 	for _, hours := range []int{24, 719} {
 		b.Run(fmt.Sprint(hours), func(b *testing.B) {
 			for b.Loop() {
-				load(b, g, Options{From: midnight, Until: midnight.Add(time.Duration(hours) * time.Hour)})
+				loadRules(b, g, Options{From: midnight, Until: midnight.Add(time.Duration(hours) * time.Hour)})
 			}
 		})
 	}

@@ -17,27 +17,27 @@ import (
 
 // iptFamily is what differs between the families in a rule.
 type iptFamily struct {
-	flag   string // before a rule, for iptables-restore
-	ipv6   bool
-	start  string // the start of the UDP header for u32: an expression
-	offset int    // and what is added to it
-	nobody string // the mask under which all addresses are one
+	flag    string // before a rule, for iptables-restore
+	ipv6    bool
+	start   string // the start of the UDP header for u32: an expression
+	offset  int    // and what is added to it
+	anyMask string // the mask under which all addresses are one
 }
 
 // An IPv6 packet with extension headers is no token: u32 cannot skip them.
 var iptFamilies = []iptFamily{
-	{flag: "-4 ", start: "0>>22&0x3C@", nobody: "0.0.0.0"},
-	{flag: "-6 ", ipv6: true, offset: 40, nobody: "::"},
+	{flag: "-4 ", start: "0>>22&0x3C@", anyMask: "0.0.0.0"},
+	{flag: "-6 ", ipv6: true, offset: 40, anyMask: "::"},
 }
 
 // at is an expression of u32 for the 32 bits at an offset from the UDP header.
-func (f iptFamily) at(offset int) string { return fmt.Sprintf("%s%d", f.start, f.offset+offset) }
+func (f iptFamily) u32At(offset int) string { return fmt.Sprintf("%s%d", f.start, f.offset+offset) }
 
 // payload matches a datagram that carries a token.
-func (f iptFamily) payload(token []byte) string {
+func (f iptFamily) tokenMatch(token []byte) string {
 	var tests []string
 	for i := 0; i < len(token); i += 4 {
-		tests = append(tests, fmt.Sprintf("%s=0x%08x", f.at(udpHeader+i), binary.BigEndian.Uint32(token[i:])))
+		tests = append(tests, fmt.Sprintf("%s=0x%08x", f.u32At(udpHeader+i), binary.BigEndian.Uint32(token[i:])))
 	}
 	return fmt.Sprintf(`-p udp -m u32 --u32 "%s"`, strings.Join(tests, "&&"))
 }
@@ -46,14 +46,14 @@ func (f iptFamily) payload(token []byte) string {
 func iptTokenMatches(g guard) []string {
 	var all []string
 	for _, f := range iptFamilies {
-		all = append(all, fmt.Sprintf(`%s-p udp --dport %d -m u32 --u32 "%s>>16=%d"`, f.flag, g.TokenPort, f.at(4), udpHeader+knock.TokenSize))
+		all = append(all, fmt.Sprintf(`%s-p udp --dport %d -m u32 --u32 "%s>>16=%d"`, f.flag, g.TokenPort, f.u32At(4), udpHeader+knock.TokenSize))
 	}
 	return all
 }
 
 // iptSlots is after how many windows the lists of the first serve again. What is
 // in them then has been there for longer than it is remembered, two periods.
-const iptSlots = 4
+const iptTokenListCycle = 4
 
 // iptTokenPeriod is the longest: the module counts ticks of the kernel's clock in
 // 32 bits, of which there may be 1000 a second.
@@ -61,16 +61,16 @@ const iptTokenPeriod = 7 * 24 * time.Hour
 
 // tokens returns the chains of a guard that tokens open. Of the two trees one has
 // the windows of even number, which around a boundary overlap those of the other.
-func (r iptRules) tokens(g guard) []iptChain {
-	slot := func(w window, n int) int { return int(w.number()%iptSlots)*len(w.Tokens) + n }
+func (r iptRules) tokenChains(g guard) []iptChain {
+	slotOf := func(w window, n int) int { return int(w.number()%iptTokenListCycle)*len(w.Tokens) + n }
 	var leaves, spent []iptChain
 	var spans [2][]iptSpan
 	for i, w := range g.Windows {
-		c, span := iptLeaf(g, i)
+		c, span := iptWindowChain(g, i)
 		for _, f := range iptFamilies {
 			for n, token := range w.Tokens {
 				if knock.IsTokenOf(f.ipv6, n) {
-					c.add("%s%s -g %s", f.flag, f.payload(token), iptSpent(g, slot(w, n)))
+					c.add("%s%s -g %s", f.flag, f.tokenMatch(token), iptTokenChainName(g, slotOf(w, n)))
 				}
 			}
 		}
@@ -79,48 +79,48 @@ func (r iptRules) tokens(g guard) []iptChain {
 		spans[odd] = append(spans[odd], span)
 		for n := range w.Tokens {
 			for _, f := range iptFamilies {
-				if i < iptSlots && knock.IsTokenOf(f.ipv6, n) {
-					spent = append(spent, iptSpend(g, slot(w, n), f, len(spent) == 0))
+				if i < iptTokenListCycle && knock.IsTokenOf(f.ipv6, n) {
+					spent = append(spent, iptTokenChain(g, slotOf(w, n), f, len(spent) == 0))
 				}
 			}
 		}
 	}
-	root, even, odd := iptChain{name: iptName(g, "")}, iptChain{name: iptName(g, "-even")}, iptChain{name: iptName(g, "-odd")}
+	root, even, odd := iptChain{name: iptChainName(g, "")}, iptChain{name: iptChainName(g, "-even")}, iptChain{name: iptChainName(g, "-odd")}
 	root.note(g.Name + ": a packet goes to the windows of the moment, in UTC, and is one of their tokens.")
 	root.add("-j %s", even.name)
 	root.add("-j %s", odd.name)
-	in, no := iptChain{name: iptName(g, "-in")}, iptChain{name: iptName(g, "-no")}
-	in.add("-m recent --name %s --set", iptOpen(g))
-	no.add(`-m limit --limit 10/minute -j LOG --log-prefix "portknock refused: "`)
+	admit, refused := iptChain{name: iptChainName(g, "-in")}, iptChain{name: iptChainName(g, "-no")}
+	admit.add("-m recent --name %s --set", iptOpenList(g))
+	refused.add(`-m limit --limit 10/minute -j LOG --log-prefix "portknock refused: "`)
 	if r.options.Consume {
-		in.add("-j DROP")
-		no.add("-j DROP")
+		admit.add("-j DROP")
+		refused.add("-j DROP")
 	}
 	nodes := new(int)
 	trees := append(iptTree(g, even, spans[0], nodes, ""), iptTree(g, odd, spans[1], nodes, "")...)
-	return slices.Concat([]iptChain{root}, trees, leaves, spent, []iptChain{in, no})
+	return slices.Concat([]iptChain{root}, trees, leaves, spent, []iptChain{admit, refused})
 }
 
 // iptSpent is the chain for a valid token, by its slot.
-func iptSpent(g guard, slot int) string { return iptName(g, fmt.Sprint("-u", slot)) }
+func iptTokenChainName(g guard, slot int) string { return iptChainName(g, fmt.Sprint("-u", slot)) }
 
 // iptSpend returns the chain that spends a token, or says that somebody else has.
 // The first of these chains explains them all.
-func iptSpend(g guard, slot int, f iptFamily, first bool) iptChain {
-	c := iptChain{name: iptSpent(g, slot)}
+func iptTokenChain(g guard, slot int, f iptFamily, first bool) iptChain {
+	c := iptChain{name: iptTokenChainName(g, slot)}
 	if first {
 		c.note("Who has spent a token may again, others may not. Four windows share the lists.")
 	}
-	in, no := iptName(g, "-in"), iptName(g, "-no")
+	admit, refused := iptChainName(g, "-in"), iptChainName(g, "-no")
 	remembered := 2 * g.Windows[0].End.Sub(g.Windows[0].Start) / time.Second
 	// A name that no knock's list has, in a file before or after: a list keeps the
 	// mask it was made with, and is emptied when a rule asks for more hits than
 	// those before.
 	list := fmt.Sprintf("portknock_%s_t%d", g.ID, slot)
-	c.add("-m recent --name %s_by --rcheck --seconds %d -g %s", list, remembered, in)
+	c.add("-m recent --name %s_by --rcheck --seconds %d -g %s", list, remembered, admit)
 	// Of two that come at the same moment, neither is the first.
-	c.add("%s-m recent --name %s --set --mask %s", f.flag, list, f.nobody)
-	c.add("%s-m recent --name %s --rcheck --seconds %d --hitcount 2 --mask %s -g %s", f.flag, list, remembered, f.nobody, no)
-	c.add("-m recent --name %s_by --set -g %s", list, in)
+	c.add("%s-m recent --name %s --set --mask %s", f.flag, list, f.anyMask)
+	c.add("%s-m recent --name %s --rcheck --seconds %d --hitcount 2 --mask %s -g %s", f.flag, list, remembered, f.anyMask, refused)
+	c.add("-m recent --name %s_by --set -g %s", list, admit)
 	return c
 }

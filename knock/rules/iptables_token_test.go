@@ -11,7 +11,7 @@ import (
 
 // A list of xt_recent keeps the mask it was made with. So when a profile's scheme
 // changes, the only list that goes on to serve is that of who is in.
-func TestIptablesListsDiffer(t *testing.T) {
+func TestIptablesSchemesUseDifferentLists(t *testing.T) {
 	key := knock.NewKey()
 	ports := knock.PortRange{Transport: knock.UDP, First: 1000, Last: 9999}
 	lists := map[string]string{}
@@ -33,7 +33,7 @@ func TestIptablesListsDiffer(t *testing.T) {
 			lists[m[1]] = name
 		}
 	}
-	if len(lists) < 2*iptSlots*knock.MaxTokens {
+	if len(lists) < 2*iptTokenListCycle*knock.MaxTokens {
 		t.Errorf("only %d lists", len(lists))
 	}
 }

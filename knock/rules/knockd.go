@@ -37,17 +37,17 @@ others, it forgets attempts that are under way; who is in stays in.`)
 	b.add("%s\n[options]\n\tUseSyslog", d.body)
 	for _, g := range guards {
 		for _, w := range g.Windows {
-			name := knockdName(g, w)
+			name := knockdSection(g, w)
 			// In seconds, from the first knock to the last.
 			timeout := math.Ceil((g.KnockTimeout * time.Duration(max(len(w.Steps)-1, 1))).Seconds())
-			section := func(name string, s knock.Sequence) {
+			addSection := func(name string, s knock.Sequence) {
 				steps := join(s, ",", func(step knock.Step) string { return fmt.Sprintf("%d:%s", step.Port, step.Transport) })
 				b.add("\n[%s]\n\tsequence = %s\n\tseq_timeout = %.0f\n\ttcpflags = syn", name, steps, timeout)
 			}
-			section(name, w.Steps)
-			b.add("\tstart_command = %s\n\tstart_command_6 = %s", knockdOpen(g, "4"), knockdOpen(g, "6"))
-			if trap := g.trap(w, guarded(guards)); len(trap) > 0 {
-				section(name+"_trap", trap)
+			addSection(name, w.Steps)
+			b.add("\tstart_command = %s\n\tstart_command_6 = %s", knockdOpenCommand(g, "4"), knockdOpenCommand(g, "6"))
+			if trap := g.trap(w, guardedPorts(guards)); len(trap) > 0 {
+				addSection(name+"_trap", trap)
 			}
 		}
 	}
@@ -78,7 +78,7 @@ func checkSections(guards []guard) error {
 
 // knockdName names the section that opens a guard in one window. A port may come
 // twice in a sequence, and several sections may share ports, but for the first.
-func knockdName(g guard, w window) string {
+func knockdSection(g guard, w window) string {
 	switch {
 	case g.timed():
 		return fmt.Sprintf("%s_%d", g.ID, w.number())
@@ -92,22 +92,22 @@ func knockdName(g guard, w window) string {
 // that nobody sends: knockd then sees the ports, and takes them for wrong knocks. The
 // knocks of other windows it sees anyway. A try at a port that is closed is not
 // one, whoever guards it.
-func (g guard) trap(w window, closed []knock.PortRange) knock.Sequence {
+func (g guard) trap(w window, guarded []knock.PortRange) knock.Sequence {
 	var trap knock.Sequence
-	taken := slices.Concat(closed, g.IgnorePorts)
-	take := func(s knock.Step) {
+	taken := slices.Concat(guarded, g.IgnorePorts)
+	markTaken := func(s knock.Step) {
 		taken = append(taken, knock.PortRange{Transport: s.Transport, First: s.Port, Last: s.Port})
 	}
 	for _, w := range g.Windows {
 		for _, step := range w.Steps {
-			take(step)
+			markTaken(step)
 		}
 	}
 	for _, step := range w.Steps {
 		for _, port := range []int{int(step.Port) + 1, int(step.Port) - 1} {
 			t := knock.Step{Transport: step.Transport, Port: uint16(port)}
 			if port >= 1 && port <= 65535 && !contains(taken, t) {
-				take(t)
+				markTaken(t)
 				trap = append(trap, t)
 			}
 		}
@@ -117,7 +117,7 @@ func (g guard) trap(w window, closed []knock.PortRange) knock.Sequence {
 
 // knockdOpen returns the command that lets an address in. An element keeps its
 // first timeout when it is added again, so it is made anew.
-func knockdOpen(g guard, family string) string {
+func knockdOpenCommand(g guard, family string) string {
 	return fmt.Sprintf(`nft "add %[1]s { %%IP%% }; delete %[1]s { %%IP%% }; add %[1]s { %%IP%% timeout %[2]s }"`,
-		nftOpening(g, family), nftTime(g.OpenFor))
+		nftOpenElement(g, family), nftTime(g.OpenFor))
 }

@@ -12,20 +12,20 @@ import (
 func emitNftables(guards []guard, o Options) (document, error) {
 	file := quote(o.File)
 	d := nftDocument(nftRules{guards, o, true}, "nft ", file)
-	d.parts = when(hasParts(d.body),
+	d.parts = textIf(hasParts(d.body),
 		`awk "/^`+partMark+`/ && close(\"nft -f -\") { exit 1 } { print | \"nft -f -\" } END { exit close(\"nft -f -\") != 0 }" `+file)
 	d.notes = []string{
 		`"flush ruleset" removes the guard and leaves the port open. Debian's
 /etc/nftables.conf begins with it, and stopping its service does it: end that
 file with the line  include "` + o.File + `"`,
 		`Keep this file rather than the output of "nft list ruleset", which would
-freeze who is in at that moment` + when(slices.ContainsFunc(guards, guard.timed), `, and outside UTC would
+freeze who is in at that moment` + textIf(slices.ContainsFunc(guards, guard.timed), `, and outside UTC would
 move the windows when clocks change`) + ".",
 		nftVersionNote(guards),
-		when(d.parts != "", `An unprivileged container may refuse so much at once ("Message too long"):
+		textIf(d.parts != "", `An unprivileged container may refuse so much at once ("Message too long"):
 there load in parts, of which the guard itself is the last.`),
 		floodNote(guards),
-		when(slices.ContainsFunc(guards, guard.tokens), `A token serves the address that spends it first. From any other it is refused
+		textIf(slices.ContainsFunc(guards, guard.tokens), `A token serves the address that spends it first. From any other it is refused
 and logged as "portknock refused". A restart of the server, an undo or a flush
 forgets what is spent.`),
 	}
@@ -37,7 +37,7 @@ forgets what is spent.`),
 func nftDocument(r nftRules, nft, file string) document {
 	load, sets := nft+"-f "+file, ""
 	for _, g := range r.guards {
-		sets += nftFill(g, r.options, "", " openN_ID")
+		sets += nftExpand(g, r.options, "", " openN_ID")
 	}
 	return document{
 		check:  nft + "-c -f " + file,
@@ -105,8 +105,8 @@ var nftFamilies = []nftFamily{{"4", "ip saddr", "ipv4"}, {"6", "ip6 saddr", "ipv
 func nftMatches(ranges []knock.PortRange) []string {
 	var all []string
 	for _, t := range []knock.Transport{knock.TCP, knock.UDP} {
-		if r := of(t, merged(ranges)); len(r) > 0 {
-			words := join(r, ", ", func(r knock.PortRange) string { return numbers(r, "-") })
+		if r := ofTransport(t, mergePorts(ranges)); len(r) > 0 {
+			words := join(r, ", ", func(r knock.PortRange) string { return portNumbers(r, "-") })
 			all = append(all, fmt.Sprintf("%s dport { %s }", t, words))
 		}
 	}
@@ -134,7 +134,7 @@ func nftTime(d time.Duration) string {
 // in capitals stand for what differs from guard to guard, and in each the words N,
 // SADDR and PROTO stand for what differs from family to family. It replaces them in
 // one pass, so that a name in capitals stays as it is.
-func nftFill(g guard, o Options, once, each string) string {
+func nftExpand(g guard, o Options, perGuard, perFamily string) string {
 	repeat, consume := "return", ""
 	if o.Consume {
 		repeat, consume = "drop", "\n\t\tdrop"
@@ -146,11 +146,11 @@ func nftFill(g guard, o Options, once, each string) string {
 		"NAME", g.Name, "ID", g.ID, "SIZE", fmt.Sprint(setSize), "OPENFOR", nftTime(g.OpenFor), "KNOCKTIMEOUT", nftTime(g.KnockTimeout),
 		"REMEMBERED", nftTime(remembered), "REPEAT", repeat, "CONSUME", consume,
 	}
-	filled := strings.NewReplacer(words...).Replace(once)
+	expanded := strings.NewReplacer(words...).Replace(perGuard)
 	for _, f := range nftFamilies {
-		filled += strings.NewReplacer(append(words, "N_", f.n+"_", "SADDR", f.addr, "PROTO", f.proto)...).Replace(each)
+		expanded += strings.NewReplacer(append(words, "N_", f.n+"_", "SADDR", f.addr, "PROTO", f.proto)...).Replace(perFamily)
 	}
-	return filled
+	return expanded
 }
 
 // text returns the rules, from the first table line on. Sets and their elements
@@ -169,15 +169,15 @@ func (r nftRules) text() string {
 		}
 	}
 	b.add("flush table inet portknock\ntable inet portknock {")
-	closed := guarded(r.guards)
-	doors := func(t knock.Transport, begins string) {
+	guarded := guardedPorts(r.guards)
+	guardRules := func(t knock.Transport, beginsFlow string) {
 		for _, g := range r.guards {
-			for _, m := range nftMatches(of(t, g.OpenPorts)) {
-				b.add("\t\t%s%s jump door_%s", m, begins, g.ID)
+			for _, m := range nftMatches(ofTransport(t, g.OpenPorts)) {
+				b.add("\t\t%s%s jump door_%s", m, beginsFlow, g.ID)
 			}
 		}
-		for _, m := range nftMatches(of(t, closed)) {
-			b.add("\t\t%s%s fib daddr type { local, broadcast, anycast, multicast } counter drop", m, begins)
+		for _, m := range nftMatches(ofTransport(t, guarded)) {
+			b.add("\t\t%s%s fib daddr type { local, broadcast, anycast, multicast } counter drop", m, beginsFlow)
 		}
 	}
 	b.add(`	# Before NAT, so that published ports are guarded too. A SYN is judged even where
@@ -187,14 +187,14 @@ func (r nftRules) text() string {
 		iif lo accept`)
 	// A TCP packet without a SYN belongs to a session, perhaps to one older than the
 	// rules. UDP has no such mark: the rule on established flows goes before.
-	doors(knock.TCP, " tcp flags & (fin|syn|rst|ack) == syn")
+	guardRules(knock.TCP, " tcp flags & (fin|syn|rst|ack) == syn")
 	b.add(`		ct state established,related accept comment "also makes the kernel put fragments together first"`)
-	doors(knock.UDP, "")
+	guardRules(knock.UDP, "")
 	b.add("\t\tfib daddr type != local accept")
 	if r.automaton {
 		b.add("\t\ttcp flags & (fin|syn|rst|ack) != syn accept")
 		for _, g := range r.guards {
-			b.WriteString(r.knocks(g))
+			b.WriteString(r.knockJumps(g))
 		}
 		b.add("\t\tmeta priority set 0:0")
 	}
@@ -203,7 +203,7 @@ func (r nftRules) text() string {
 		b.add("%s", r.chains(g))
 	}
 	if r.options.DropPolicy {
-		r.input(&b, closed)
+		r.inputChain(&b, guarded)
 	} else {
 		// A file with the drop policy may have been loaded before.
 		b.add("\n\tchain input {\n\t}\n}\ndelete chain inet portknock input")
@@ -217,19 +217,19 @@ func (r nftRules) text() string {
 // the spent tokens. Each dynamic set declares its timeout although every element
 // has one: nft 1.0.2 drops the timeout of a map's element without an error.
 func (r nftRules) sets(g guard) string {
-	once, each := "\t# NAME", nftOpen
+	perGuard, perFamily := "\t# NAME", nftOpenSet
 	switch {
 	case !r.automaton:
 	case g.tokens():
-		once, each = once+nftWindowMaps+nftTokens, each+nftSpent
+		perGuard, perFamily = perGuard+nftWindowMaps+nftTokenSets, perFamily+nftSpentSets
 	default:
-		once, each = once+nftWindowMaps+nftMaps, each+nftKnockers
+		perGuard, perFamily = perGuard+nftWindowMaps+nftStageMaps, perFamily+nftClientSets
 	}
-	return nftFill(g, r.options, once, each)
+	return nftExpand(g, r.options, perGuard, perFamily)
 }
 
 // knocks returns the rules for what counts as a knock, right or wrong.
-func (r nftRules) knocks(g guard) string {
+func (r nftRules) knockJumps(g guard) string {
 	if g.tokens() {
 		return fmt.Sprintf("\t\tudp dport %d udp length %d jump token_%s\n", g.TokenPort, udpHeader+knock.TokenSize, g.ID)
 	}
@@ -237,23 +237,23 @@ func (r nftRules) knocks(g guard) string {
 	if len(matches) == 0 {
 		matches = []string{"meta l4proto { tcp, udp }"}
 	}
-	return nftFill(g, r.options, "", join(matches, "", func(m string) string {
+	return nftExpand(g, r.options, "", join(matches, "", func(m string) string {
 		return "\t\tmeta nfproto PROTO " + m + " jump knockN_ID\n"
 	}))
 }
 
 // chains returns the chains of one guard.
 func (r nftRules) chains(g guard) string {
-	text := nftFill(g, r.options, "\n\t# NAME\n\tchain door_ID {\n", "\t\tSADDR @openN_ID accept\n")
+	text := nftExpand(g, r.options, "\n\t# NAME\n\tchain door_ID {\n", "\t\tSADDR @openN_ID accept\n")
 	if g.timed() && r.options.OpenAtEnd {
-		text += fmt.Sprintf("\t\tmeta time >= %d accept comment \"the last window has ended\"\n", g.until().Unix())
+		text += fmt.Sprintf("\t\tmeta time >= %d accept comment \"the last window has ended\"\n", g.end().Unix())
 	}
 	text += "\t}"
 	switch {
 	case !r.automaton:
 		return text
 	case g.tokens():
-		return text + nftFill(g, r.options, nftTokenChains, "")
+		return text + nftExpand(g, r.options, nftTokenChains, "")
 	}
 	// The first knock in each of the windows of the present moment. There are two in
 	// the time around a boundary: one map cannot say that, so that even and odd ones
@@ -267,7 +267,7 @@ func (r nftRules) chains(g guard) string {
 		first = "meta priority . meta l4proto . th dport @last_ID goto admitN_ID"
 	}
 	start := join(windows, "", func(w string) string { return "\n\t\tmeta priority set " + w + " " + first })
-	return text + nftFill(g, r.options, "", nftKnocked+start+nftAdvance)
+	return text + nftExpand(g, r.options, "", nftStageChains+start+nftAdvanceChains)
 }
 
 const udpHeader = 8 // bytes
@@ -287,10 +287,10 @@ func nftElements(b *lines, g guard) {
 		b.add("flush %s inet portknock %s_%s", kind, name, g.ID)
 	}
 	elements := map[string][]string{}
-	put := func(set, format string, args ...any) {
+	addElement := func(set, format string, args ...any) {
 		elements[set] = append(elements[set], fmt.Sprintf(format, args...))
 	}
-	write := func() {
+	writeElements := func() {
 		for _, set := range sets {
 			if all := elements[set]; len(all) > 0 {
 				b.add("add element inet portknock %s_%s { %s }", set[len("map "):], g.ID, strings.Join(all, ", "))
@@ -298,36 +298,36 @@ func nftElements(b *lines, g guard) {
 		}
 		clear(elements)
 	}
-	for _, r := range merged(g.IgnorePorts) {
-		put("set ignore", "%v . %s", r.Transport, numbers(r, "-"))
+	for _, r := range mergePorts(g.IgnorePorts) {
+		addElement("set ignore", "%v . %s", r.Transport, portNumbers(r, "-"))
 	}
-	write()
-	most := nftPartElements / (1 + len(g.Windows[0].Steps) + len(g.Windows[0].Tokens))
-	for windows := range slices.Chunk(g.Windows, most) {
+	writeElements()
+	windowsPerPart := nftPartElements / (1 + len(g.Windows[0].Steps) + len(g.Windows[0].Tokens))
+	for windows := range slices.Chunk(g.Windows, windowsPerPart) {
 		for _, w := range windows {
 			if g.timed() {
-				put(sets[w.number()&1], "%d-%d : %s", w.from(g.Skew), w.until(g.Skew), w.nftStage(0))
+				addElement(sets[w.number()&1], "%d-%d : %s", w.startSecond(g.Skew), w.endSecond(g.Skew), w.nftStage(0))
 			}
 			for i, s := range w.Steps { // a stage and its knock, which lead on
 				if i < len(w.Steps)-1 {
-					put("map next", "%s . %v . %d : %s", w.nftStage(i), s.Transport, s.Port, w.nftStage(i+1))
+					addElement("map next", "%s . %v . %d : %s", w.nftStage(i), s.Transport, s.Port, w.nftStage(i+1))
 				} else {
-					put("set last", "%s . %v . %d", w.nftStage(i), s.Transport, s.Port)
+					addElement("set last", "%s . %v . %d", w.nftStage(i), s.Transport, s.Port)
 				}
 			}
 			for _, token := range w.Tokens {
-				put("set tokens", "%s . 0x%x", w.nftStage(0), token)
+				addElement("set tokens", "%s . 0x%x", w.nftStage(0), token)
 			}
 		}
-		write()
-		if len(g.Windows) > most {
+		writeElements()
+		if len(g.Windows) > windowsPerPart {
 			b.add(partMark)
 		}
 	}
 }
 
 // input writes the chain that closes everything else, and ends the table.
-func (r nftRules) input(b *lines, closed []knock.PortRange) {
+func (r nftRules) inputChain(b *lines, guarded []knock.PortRange) {
 	b.add(`
 	chain input {
 		type filter hook input priority 0; policy drop;
@@ -337,7 +337,7 @@ func (r nftRules) input(b *lines, closed []knock.PortRange) {
 		udp sport 67 udp dport 68 accept comment "DHCP"
 		udp dport 546 accept comment "DHCPv6"
 		tcp flags & (fin|syn|rst|ack) != syn accept comment "sessions older than the rules"`)
-	for _, m := range nftMatches(closed) {
+	for _, m := range nftMatches(guarded) {
 		b.add("\t\t%s accept comment \"judged by the guard\"", m)
 	}
 	for _, m := range nftMatches(r.options.Allow) {
@@ -353,26 +353,26 @@ const (
 	map even_ID { typeof meta time : meta priority; flags interval; }
 	map odd_ID { typeof meta time : meta priority; flags interval; }`
 
-	nftMaps = `
+	nftStageMaps = `
 	# The stage of a knocker and its knock lead to the next stage.
 	map next_ID { typeof meta priority . meta l4proto . th dport : meta priority; }
 	set last_ID { typeof meta priority . meta l4proto . th dport; }
 	set ignore_ID { typeof meta l4proto . th dport; flags interval; }`
 
-	nftOpen = `
+	nftOpenSet = `
 	set openN_ID { typeof SADDR; flags dynamic,timeout; timeout OPENFOR; size SIZE; }`
 
-	nftKnockers = `
+	nftClientSets = `
 	map atN_ID { typeof SADDR : meta priority; flags dynamic,timeout; timeout KNOCKTIMEOUT; size SIZE; }
 	set madeN_ID { typeof SADDR . meta l4proto . th dport; flags dynamic,timeout; timeout KNOCKTIMEOUT; size SIZE; }
 	set paceN_ID { typeof SADDR; flags dynamic,timeout; timeout 10s; size SIZE; }`
 
-	nftTokens = `
+	nftTokenSets = `
 	# A window and what opens in it; of that, what has been spent, and by whom.
 	set tokens_ID { typeof meta priority . @th,64,128; } # needs a later nft than 1.0.2
 	set used_ID { typeof @th,64,128; flags dynamic,timeout; timeout REMEMBERED; size SIZE; }`
 
-	nftSpent = `
+	nftSpentSets = `
 	set usedbyN_ID { typeof @th,64,128 . SADDR; flags dynamic,timeout; timeout REMEMBERED; size SIZE; }`
 
 	// Two addresses may send one token at the same moment. The kernel makes only one
@@ -398,7 +398,7 @@ const (
 	}`
 
 	// The rules for a first knock stand between the two.
-	nftKnocked = `
+	nftStageChains = `
 	chain knockN_ID {
 		meta priority set SADDR map @atN_ID goto midN_ID
 		goto startN_ID
@@ -412,7 +412,7 @@ const (
 		goto startN_ID
 	}
 	chain startN_ID {`
-	nftAdvance = `
+	nftAdvanceChains = `
 	}
 	chain beginN_ID {
 		update @paceN_ID { SADDR timeout 10s limit rate over 20/second burst 60 packets } REPEAT

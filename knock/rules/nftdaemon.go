@@ -27,6 +27,6 @@ guard and leaves the port open: load again after it, and when the server starts.
 }
 
 // nftOpening names the set of admitted addresses for "nft add" and its like.
-func nftOpening(g guard, family string) string {
+func nftOpenElement(g guard, family string) string {
 	return fmt.Sprintf("element inet portknock open%s_%s", family, g.ID)
 }

@@ -62,7 +62,7 @@ type Options struct {
 func checkAll(guards []Guard, o Options, f format) ([]guard, error) {
 	checked := make([]guard, len(guards))
 	for i, g := range guards {
-		checked[i] = guard{Guard: g, ID: ident(g.Name)}
+		checked[i] = guard{Guard: g, ID: firewallName(g.Name)}
 		other := slices.IndexFunc(checked[:i], func(before guard) bool { return before.ID == checked[i].ID })
 		switch {
 		case other < 0:
@@ -73,7 +73,7 @@ func checkAll(guards []Guard, o Options, f format) ([]guard, error) {
 		}
 	}
 	for i := range checked {
-		if err := checked[i].check(o, f, guarded(checked)); err != nil {
+		if err := checked[i].check(o, f, guardedPorts(checked)); err != nil {
 			return nil, fmt.Errorf("%s: %w", guards[i].Name, err)
 		}
 	}
@@ -87,7 +87,7 @@ func checkAll(guards []Guard, o Options, f format) ([]guard, error) {
 // drops them. What two sequences have in common that are drawn by different keys
 // is for one window, and not looked for.
 func checkConsume(guards []guard) error {
-	takes := map[string]string{}
+	droppedBy := map[string]string{}
 	for _, g := range guards {
 		w := g.Windows[len(g.Windows)-1]
 		packets := strings.Fields(w.Steps.String())
@@ -95,11 +95,11 @@ func checkConsume(guards []guard) error {
 			packets = []string{fmt.Sprint(w, g.TokenPort)}
 		}
 		for _, packet := range packets {
-			if other := takes[packet]; other != "" && other != g.Name {
+			if other := droppedBy[packet]; other != "" && other != g.Name {
 				return refuse("Consume", nil,
 					"%s: profile %s shares a knock with it and would drop that knock first; use other knocks", g.Name, other)
 			}
-			takes[packet] = g.Name
+			droppedBy[packet] = g.Name
 		}
 	}
 	return nil
@@ -131,7 +131,7 @@ func (g guard) forwards() bool { return g.SPA != nil && g.SPA.NAT.IsValid() }
 func (g guard) timed() bool { return g.Windows[0].Window != knock.Window{} }
 
 // until returns when the last sequence ends; never, the zero Time.
-func (g guard) until() time.Time { return g.Windows[len(g.Windows)-1].End }
+func (g guard) end() time.Time { return g.Windows[len(g.Windows)-1].End }
 
 // number counts a window from 1970, in its own length: it is the same in every
 // file that has the window.
@@ -144,12 +144,12 @@ func (w window) number() int64 {
 
 // from and until are the edges within which a window's sequence is accepted,
 // in seconds since 1970.
-func (w window) from(skew time.Duration) int64  { return w.Start.Add(-skew).Unix() }
-func (w window) until(skew time.Duration) int64 { return w.End.Add(skew).Unix() }
+func (w window) startSecond(skew time.Duration) int64 { return w.Start.Add(-skew).Unix() }
+func (w window) endSecond(skew time.Duration) int64   { return w.End.Add(skew).Unix() }
 
 // check fills in the windows of a guard and refuses what the format cannot carry,
 // or what would never open.
-func (g *guard) check(o Options, f format, closed []knock.PortRange) error {
+func (g *guard) check(o Options, f format, guarded []knock.PortRange) error {
 	switch {
 	case strings.ContainsFunc(g.Name, unicode.IsControl):
 		return errors.New("the name contains control characters")
@@ -163,16 +163,16 @@ func (g *guard) check(o Options, f format, closed []knock.PortRange) error {
 		return refuse("", func(f format) bool { return !f.spa }, "format %s is for Scheme fwknop only", f.name)
 	case g.SPA != nil:
 		g.Windows = []window{{}} // one, for ever, with nothing of ours to hear in it
-		return g.checkSPA(o, closed)
+		return g.checkSPA(o, guarded)
 	}
-	err := g.walk(o, f)
+	err := g.collectWindows(o, f)
 	to := knock.Step{Transport: knock.UDP, Port: g.TokenPort}
 	switch {
 	case err != nil:
 		return err
 	case !g.tokens():
-		return g.checkKnocks(o, closed)
-	case contains(closed, to):
+		return g.checkKnocks(o, guarded)
+	case contains(guarded, to):
 		return fmt.Errorf("tokens go to %v, which is a guarded port", to)
 	}
 	return nil
@@ -180,11 +180,11 @@ func (g *guard) check(o Options, f format, closed []knock.PortRange) error {
 
 // checkKnocks refuses knocks that would never open, since no firewall of ours sees
 // one to a port that is closed, and those that anybody may send by chance.
-func (g *guard) checkKnocks(o Options, closed []knock.PortRange) error {
-	overlooked := func(s knock.Step) bool {
-		return contains(closed, s) || contains(g.IgnorePorts, s) || len(g.KnockPorts) > 0 && !contains(g.KnockPorts, s)
+func (g *guard) checkKnocks(o Options, guarded []knock.PortRange) error {
+	notCounted := func(s knock.Step) bool {
+		return contains(guarded, s) || contains(g.IgnorePorts, s) || len(g.KnockPorts) > 0 && !contains(g.KnockPorts, s)
 	}
-	for _, c := range closed {
+	for _, c := range guarded {
 		for _, k := range g.KnockPorts {
 			// Sooner or later a draw would hit it, when nobody is there to read the error.
 			if g.timed() && c.Transport == k.Transport && c.First <= k.Last && k.First <= c.Last {
@@ -200,7 +200,7 @@ func (g *guard) checkKnocks(o Options, closed []knock.PortRange) error {
 			switch {
 			case len(step.Payload) > 0:
 				return fmt.Errorf("knock %d of %d has a payload, which no format can verify", i+1, len(w.Steps))
-			case contains(closed, step):
+			case contains(guarded, step):
 				return fmt.Errorf("knock %d of %d goes to a guarded port", i+1, len(w.Steps))
 			}
 		}
@@ -212,10 +212,10 @@ func (g *guard) checkKnocks(o Options, closed []knock.PortRange) error {
 				"set Knocks to 3 or more", len(w.Steps))
 		case len(w.Steps) == 1:
 			return refuse("Force", nil, "a scan of all ports sends this sequence; use three knocks or more")
-		case g.timed() && g.guesses() < fewGuesses:
+		case g.timed() && g.possibleSequences() < minSequences:
 			return refuse("Force", nil, "an attacker can guess %d knocks (%.0f sequences); "+
-				"raise Knocks or PortRange", len(w.Steps), g.guesses())
-		case !w.Steps.SweepFinds(overlooked):
+				"raise Knocks or PortRange", len(w.Steps), g.possibleSequences())
+		case !w.Steps.SweepFinds(notCounted):
 		case g.timed():
 			return refuse("Force", nil, "a scan in order opens the window from %s; raise Knocks or PortRange",
 				w.Start.UTC().Format(time.RFC3339))
@@ -228,10 +228,10 @@ func (g *guard) checkKnocks(o Options, closed []knock.PortRange) error {
 
 // fewGuesses is what a stranger who sends 100,000 packets a second sends in four
 // months.
-const fewGuesses = 1e12
+const minSequences = 1e12
 
 // guesses returns how many sequences there are of as many knocks as open.
-func (g guard) guesses() float64 {
+func (g guard) possibleSequences() float64 {
 	ports := 0
 	for _, r := range g.KnockPorts {
 		ports += int(r.Last) - int(r.First) + 1
@@ -246,13 +246,13 @@ func (g guard) guesses() float64 {
 // clock is behind, to the one that Until falls into. A format that knows no time
 // also needs the one that may be knocked by then, by a client whose clock is
 // ahead.
-func (g *guard) walk(o Options, f format) error {
+func (g *guard) collectWindows(o Options, f format) error {
 	entries, until := 0, o.Until
 	if !f.clock {
 		until = until.Add(g.Skew)
 	}
-	for at := o.From.Add(-g.Skew); ; {
-		next, err := g.window(at)
+	for moment := o.From.Add(-g.Skew); ; {
+		next, err := g.windowAt(moment)
 		if err != nil {
 			return err
 		}
@@ -260,9 +260,9 @@ func (g *guard) walk(o Options, f format) error {
 			g.Windows = []window{next}
 			return nil
 		}
-		change, what := "the sequence changes", "knocks"
+		reason, unit := "the sequence changes", "knocks"
 		if next.Tokens != nil {
-			change, what = "tokens change", "tokens"
+			reason, unit = "tokens change", "tokens"
 		}
 		period := next.End.Sub(next.Start)
 		entries += len(next.Steps) + len(next.Tokens)
@@ -271,11 +271,11 @@ func (g *guard) walk(o Options, f format) error {
 			return refuse("", format.verifiesTokens, "format %s cannot verify tokens", f.name)
 		case !f.clock && (!o.From.Before(o.Until) || len(g.Windows) == f.windows):
 			return refuse("Until", format.knowsTime, "%s with time, and format %s has no clock: a file lasts at most %v",
-				change, f.name, time.Duration(f.windows-1)*period-2*g.Skew)
+				reason, f.name, time.Duration(f.windows-1)*period-2*g.Skew)
 		case !f.clock && o.OpenAtEnd:
 			return refuse("", format.knowsTime, "format %s has no clock, so it cannot open the ports at the end", f.name)
 		case !o.From.Before(o.Until):
-			return refuse("Until", nil, "%s with time, so the rules need an end time", change)
+			return refuse("Until", nil, "%s with time, so the rules need an end time", reason)
 		case period%time.Second != 0 || g.Skew%time.Second != 0:
 			return fmt.Errorf("Skew (%v) and Period (%v) must be whole seconds", g.Skew, period)
 		case 2*g.Skew >= period:
@@ -285,30 +285,30 @@ func (g *guard) walk(o Options, f format) error {
 				o.Until.UTC().Format(time.RFC3339), f.windows, f.name)
 		case f.entries > 0 && entries > f.entries:
 			return refuse("Until", nil, "until %s there are more than %d %s, the limit of format %s",
-				o.Until.UTC().Format(time.RFC3339), f.entries, what, f.name)
+				o.Until.UTC().Format(time.RFC3339), f.entries, unit, f.name)
 		}
 		g.Windows = append(g.Windows, next)
-		if at = next.End; !at.Before(until) {
+		if moment = next.End; !moment.Before(until) {
 			return nil
 		}
 	}
 }
 
 // window returns the window around a moment, and notes where tokens go.
-func (g *guard) window(at time.Time) (window, error) {
-	seqs, w, err := g.Schedule.At(at)
+func (g *guard) windowAt(moment time.Time) (window, error) {
+	seqs, bounds, err := g.Schedule.At(moment)
 	if err != nil {
 		return window{}, err
 	}
 	tokens, port := asTokens(seqs)
 	switch {
-	case tokens != nil && w != knock.Window{}:
+	case tokens != nil && bounds != knock.Window{}:
 		g.TokenPort = port
-		return window{Window: w, Tokens: tokens}, nil
+		return window{Window: bounds, Tokens: tokens}, nil
 	case len(seqs) != 1:
 		return window{}, errors.New("the schedule has several sequences at once, which no format supports")
 	}
-	return window{Window: w, Steps: seqs[0]}, nil
+	return window{Window: bounds, Steps: seqs[0]}, nil
 }
 
 // asTokens returns what single datagrams to one port carry, and the port, if that
@@ -330,23 +330,23 @@ func contains(ranges []knock.PortRange, s knock.Step) bool {
 // ident turns a profile's name into what every firewall takes as part of a
 // name. Names are kept short for iptables, which allows a chain 28 bytes; one
 // that had to be changed carries a hash, so that two never meet.
-func ident(name string) string {
-	const most = 12
+func firewallName(name string) string {
+	const maxBytes = 12
 	id := strings.Map(func(r rune) rune {
 		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
 			return r
 		}
 		return '_'
 	}, name)
-	if id == name && len(id) <= most {
+	if id == name && len(id) <= maxBytes {
 		return id
 	}
-	return fmt.Sprintf("%.5s_%x", id, sha256.Sum256([]byte(name)))[:most]
+	return fmt.Sprintf("%.5s_%x", id, sha256.Sum256([]byte(name)))[:maxBytes]
 }
 
 // merged returns ranges in order, those of TCP first. Those that touch become one:
 // nftables refuses overlaps.
-func merged(ranges []knock.PortRange) []knock.PortRange {
+func mergePorts(ranges []knock.PortRange) []knock.PortRange {
 	sorted := slices.SortedFunc(slices.Values(ranges), func(a, b knock.PortRange) int {
 		return cmp.Or(cmp.Compare(a.Transport, b.Transport), cmp.Compare(a.First, b.First))
 	})
@@ -362,12 +362,12 @@ func merged(ranges []knock.PortRange) []knock.PortRange {
 }
 
 // of returns the ranges of one transport.
-func of(t knock.Transport, ranges []knock.PortRange) []knock.PortRange {
+func ofTransport(t knock.Transport, ranges []knock.PortRange) []knock.PortRange {
 	return slices.DeleteFunc(slices.Clone(ranges), func(r knock.PortRange) bool { return r.Transport != t })
 }
 
 // guarded returns what all guards together close.
-func guarded(guards []guard) []knock.PortRange {
+func guardedPorts(guards []guard) []knock.PortRange {
 	var all []knock.PortRange
 	for _, g := range guards {
 		all = append(all, g.OpenPorts...)
@@ -377,7 +377,7 @@ func guarded(guards []guard) []knock.PortRange {
 
 // numbers returns a range without its transport: "22", or "60000-61000" with
 // that separator.
-func numbers(r knock.PortRange, separator string) string {
+func portNumbers(r knock.PortRange, separator string) string {
 	if r.First == r.Last {
 		return strconv.Itoa(int(r.First))
 	}
@@ -399,7 +399,7 @@ func join[T any](list []T, separator string, word func(T) string) string {
 }
 
 // when returns a note that holds under a condition.
-func when(condition bool, note string) string {
+func textIf(condition bool, note string) string {
 	if condition {
 		return note
 	}

@@ -52,7 +52,7 @@ func tokenGuard(t testing.TB, name string) Guard {
 
 // The golden files are what the firewalls themselves are asked about in the
 // lab. A change of one is a change of what runs on servers: read it.
-func TestGolden(t *testing.T) {
+func TestEmitMatchesGoldenFiles(t *testing.T) {
 	vps := mustGuard(t, "vps", "7001/udp 8003/tcp 9005/udp", "22/tcp")
 	hourlyVPS := mustGuard(t, "hourly", "1", "2222/tcp")
 	hourlyVPS.Schedule, hourlyVPS.Skew, hourlyVPS.Fingerprint = hourly(3), 2*time.Minute, "0123456789abcdef"
@@ -95,7 +95,7 @@ func TestGolden(t *testing.T) {
 		},
 		// In the second window a knock is one of the first's, too.
 		"rotating": {
-			guards: []Guard{mustTurns(t, "vps", time.Hour, 2*time.Minute,
+			guards: []Guard{mustRotation(t, "vps", time.Hour, 2*time.Minute,
 				"20001/udp 27000/udp 23456/udp", "21234/udp 29998/udp 27000/udp", "28000/udp 20202/udp 24000/udp")},
 			o: Options{From: midnight.Add(30 * time.Minute), Until: midnight.Add(150 * time.Minute)},
 		},
@@ -166,14 +166,14 @@ func TestDynamicSetsDeclareTimeouts(t *testing.T) {
 	}
 }
 
-func TestEmitRefuses(t *testing.T) {
+func TestEmitRefusesBadGuards(t *testing.T) {
 	good := func() Guard { return mustGuard(t, "vps", "7001/udp 8003/tcp", "22") }
 	with := func(change func(*Guard)) []Guard { g := good(); change(&g); return []Guard{g} }
 	web, _ := knock.ParsePortRanges("80")
 	until := func(d time.Duration) Options { return Options{From: noon, Until: noon.Add(d)} }
 	token := func(change func(*Guard)) []Guard { g := tokenGuard(t, "vps"); change(&g); return []Guard{g} }
-	payload := func(n int) choice {
-		return choice{
+	payload := func(n int) severalAtOnce {
+		return severalAtOnce{
 			{{Transport: knock.UDP, Port: 9, Payload: make([]byte, n)}},
 			{{Transport: knock.UDP, Port: 9, Payload: make([]byte, 16)}},
 		}
@@ -200,7 +200,7 @@ func TestEmitRefuses(t *testing.T) {
 		},
 		"one firewall name": {
 			format: "nftables",
-			guards: []Guard{mustGuard(t, "VPS", "7001 9002 8003", "22"), mustGuard(t, ident("VPS"), "7001 9002 8003", "23")},
+			guards: []Guard{mustGuard(t, "VPS", "7001 9002 8003", "22"), mustGuard(t, firewallName("VPS"), "7001 9002 8003", "23")},
 			want:   "map to the same firewall name; rename one",
 		},
 		"allow": {
@@ -268,14 +268,14 @@ func TestEmitRefuses(t *testing.T) {
 			format: "nftables",
 			guards: []Guard{
 				mustGuard(t, "mosh", "1 3", "22 29000-30000/udp"),
-				mustTurns(t, "vps", time.Hour, 0, "20001/udp 20005/udp 20003/udp"),
+				mustRotation(t, "vps", time.Hour, 0, "20001/udp 20005/udp 20003/udp"),
 			},
 			o:    Options{From: midnight, Until: midnight.Add(1)},
 			want: "vps: PortRange and Protocol include 29000-30000/udp; a guarded port cannot be a knock",
 		},
 		"drawn in order": {
 			format: "nftables",
-			guards: []Guard{mustTurns(t, "vps", time.Hour, 0, "20001/udp 20009/udp 20005/udp", "20001/udp 20002/udp 20003/udp")},
+			guards: []Guard{mustRotation(t, "vps", time.Hour, 0, "20001/udp 20009/udp 20005/udp", "20001/udp 20002/udp 20003/udp")},
 			o:      Options{From: midnight, Until: midnight.Add(2 * time.Hour)},
 			want:   "vps: a scan in order opens the window from 2026-11-21T01:00:00Z; raise Knocks or PortRange",
 		},
@@ -332,7 +332,7 @@ func TestEmitRefuses(t *testing.T) {
 		},
 		"choice": {
 			format: "nftables",
-			guards: with(func(g *Guard) { g.Schedule = choice{{{Port: 1}, {Port: 9}}, {{Port: 1}, {Port: 5}}} }),
+			guards: with(func(g *Guard) { g.Schedule = severalAtOnce{{{Port: 1}, {Port: 9}}, {{Port: 1}, {Port: 5}}} }),
 			o:      until(time.Hour),
 			want:   "several sequences at once",
 		},
@@ -380,7 +380,7 @@ func TestEmitRefuses(t *testing.T) {
 		},
 		"fraction of skew": {
 			format: "nftables",
-			guards: with(func(g *Guard) { g.Schedule, g.Skew = every(time.Second), 400*time.Millisecond }),
+			guards: with(func(g *Guard) { g.Schedule, g.Skew = fixedSequence(time.Second), 400*time.Millisecond }),
 			o:      until(time.Minute),
 			want:   "vps: Skew (400ms) and Period (1s) must be whole seconds",
 		},
@@ -432,7 +432,7 @@ func TestEmitRefuses(t *testing.T) {
 		},
 		"many windows": {
 			format: "iptables",
-			guards: with(func(g *Guard) { g.Schedule = changing{} }),
+			guards: with(func(g *Guard) { g.Schedule = windowFromNow{} }),
 			o:      Options{From: midnight, Until: midnight.Add(722*time.Hour + 1)},
 			want:   "until 2026-12-21T02:00:00Z there are more than 722 windows, the limit of format iptables",
 		},
@@ -474,7 +474,7 @@ func TestEmitRefuses(t *testing.T) {
 
 // TestRefusalNamesOption: a refusal names the option to change and the formats
 // that suit, so that a caller can say what to do in words of its own.
-func TestRefusalNamesOption(t *testing.T) {
+func TestRefusalNamesOptionAndFormats(t *testing.T) {
 	changing := mustGuard(t, "vps", "1", "22")
 	changing.Schedule = hourly(3)
 	packets := spaGuard(t, "spa", spa.Keys{}, "443")
@@ -518,12 +518,12 @@ func (n hourly) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
 
 // The windows are those of which a server whose clock differs by Skew may see
 // any moment from From to Until.
-func TestWalk(t *testing.T) {
+func TestWindowsCoverHorizonAndSkew(t *testing.T) {
 	for _, tt := range []struct {
 		from, until time.Duration // since noon
 		skew        time.Duration
 		want        string
-		stale       bool
+		noClock     bool
 	}{
 		{0, 1, 0, "12", false},
 		{0, time.Hour, 0, "12", false},
@@ -543,7 +543,7 @@ func TestWalk(t *testing.T) {
 	} {
 		g := guard{Guard: Guard{Schedule: hourly(3), Skew: tt.skew}}
 		o := Options{From: noon.Add(tt.from), Until: noon.Add(tt.until)}
-		if err := g.walk(o, format{windows: 10, clock: !tt.stale}); err != nil {
+		if err := g.collectWindows(o, format{windows: 10, clock: !tt.noClock}); err != nil {
 			t.Fatal(err)
 		}
 		var got []string
@@ -552,8 +552,8 @@ func TestWalk(t *testing.T) {
 			if seqs, _, _ := hourly(3).At(w.Start); w.Steps.String() != seqs[0].String() {
 				t.Errorf("hour %d has another's sequence", w.Start.Hour())
 			}
-			if w.from(tt.skew) != w.Start.Add(-tt.skew).Unix() || w.until(tt.skew) != w.End.Add(tt.skew).Unix() {
-				t.Errorf("hour %d opens at %d and closes at %d", w.Start.Hour(), w.from(tt.skew), w.until(tt.skew))
+			if w.startSecond(tt.skew) != w.Start.Add(-tt.skew).Unix() || w.endSecond(tt.skew) != w.End.Add(tt.skew).Unix() {
+				t.Errorf("hour %d opens at %d and closes at %d", w.Start.Hour(), w.startSecond(tt.skew), w.endSecond(tt.skew))
 			}
 			if want := w.Start.Unix() / 3600; w.number() != want {
 				t.Errorf("hour %d is window %d, want %d", w.Start.Hour(), w.number(), want)
@@ -567,7 +567,7 @@ func TestWalk(t *testing.T) {
 
 // TestKeep: how often rules are written, and for how long, so that one refresh
 // may fail and a format that knows no time still has few windows.
-func TestKeep(t *testing.T) {
+func TestWriteUnitsRefreshTimes(t *testing.T) {
 	units := func(f Format, guards []Guard, o Options) (string, error) {
 		var text strings.Builder
 		command := func(file, horizon string) []string { return []string{"write", file, horizon} }
@@ -590,14 +590,14 @@ func TestKeep(t *testing.T) {
 		{"knockd", time.Second, 0, time.Second, 3 * time.Second},
 	} {
 		g := mustGuard(t, "vps", "1", "22")
-		g.Schedule, g.Skew = every(tt.period), tt.skew
+		g.Schedule, g.Skew = fixedSequence(tt.period), tt.skew
 		for i := range 10 { // wherever in a window
 			from := noon.Add(time.Duration(i) * tt.period / 10)
 			slow := mustGuard(t, "slow", "1", "23")
-			slow.Schedule, slow.Skew = every(400*24*time.Hour), time.Hour
+			slow.Schedule, slow.Skew = fixedSequence(400*24*time.Hour), time.Hour
 			o := Options{From: from, Until: from}
 			row, _ := tt.format.row()
-			every, horizon, err := row.rhythm([]Guard{slow, g}, o)
+			every, horizon, err := row.refreshTimes([]Guard{slow, g}, o)
 			if err != nil || every != tt.every || horizon != tt.horizon {
 				t.Errorf("%s, %v, %v: every %v for %v, %v", tt.format, tt.period, tt.skew, every, horizon, err)
 			}
@@ -605,14 +605,14 @@ func TestKeep(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%s, %v, %v: %v", tt.format, tt.period, tt.skew, err)
 			}
-			command := fmt.Sprintf("write %s %s; ", row.file, span(tt.horizon))
-			if !strings.Contains(text, command) || !strings.Contains(text, "\nOnUnitActiveSec="+span(tt.every)+"\n") {
+			command := fmt.Sprintf("write %s %s; ", row.file, formatSpan(tt.horizon))
+			if !strings.Contains(text, command) || !strings.Contains(text, "\nOnUnitActiveSec="+formatSpan(tt.every)+"\n") {
 				t.Errorf("%s, %v, %v:\n%s", tt.format, tt.period, tt.skew, text)
 			}
 		}
 	}
 	static, hour := mustGuard(t, "vps", "7001 8003", "22"), mustGuard(t, "vps", "1", "22")
-	hour.Schedule = every(time.Hour)
+	hour.Schedule = fixedSequence(time.Hour)
 	// A profile and systemd know no fractions of a second.
 	fraction := Options{From: noon, Until: noon.Add(2*time.Hour + time.Millisecond)}
 	if text, err := units("nftables", []Guard{hour}, fraction); err != nil || !strings.Contains(text, "write /etc/portknock.nft 2h; ") {
@@ -640,23 +640,23 @@ func TestKeep(t *testing.T) {
 }
 
 // every is a schedule of windows of that length, of one sequence.
-type every time.Duration
+type fixedSequence time.Duration
 
-func (e every) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
+func (e fixedSequence) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
 	return []knock.Sequence{{{Port: 1}, {Port: 9}, {Port: 5}}}, knock.WindowAt(t, time.Duration(e)), nil
 }
 
 // choice is a schedule of hourly windows, all with these sequences.
-type choice []knock.Sequence
+type severalAtOnce []knock.Sequence
 
-func (c choice) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
+func (c severalAtOnce) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
 	return c, knock.WindowAt(t, time.Hour), nil
 }
 
 // changing is a schedule of windows of an hour, from any moment on.
-type changing struct{}
+type windowFromNow struct{}
 
-func (changing) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
+func (windowFromNow) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
 	return []knock.Sequence{{{Port: 1}, {Port: 9}, {Port: 5}}}, knock.Window{Start: t, End: t.Add(time.Hour)}, nil
 }
 
@@ -677,14 +677,14 @@ type failing struct{ err error }
 
 func (f failing) Write([]byte) (int, error) { return 0, f.err }
 
-func TestIdent(t *testing.T) {
+func TestFirewallNameIsShortAndUnique(t *testing.T) {
 	names := []string{
 		"vps", "web.corp.example", "web-corp-example", "web_corp_example", "WEB.corp.example",
 		"a-very-long-name-1", "a-very-long-name-2", "*", "日本",
 	}
 	seen := map[string]string{}
 	for _, name := range names {
-		id := ident(name)
+		id := firewallName(name)
 		if len(id) > 12 || strings.Trim(id, "abcdefghijklmnopqrstuvwxyz0123456789_") != "" {
 			t.Errorf("ident(%q) = %q", name, id)
 		}
@@ -698,17 +698,17 @@ func TestIdent(t *testing.T) {
 	}
 }
 
-func TestPortsMerge(t *testing.T) {
+func TestMergePorts(t *testing.T) {
 	ranges, _ := knock.ParsePortRanges("30 22 10-20 21 15-18 5/udp 65535 65530-65534")
-	if got, want := spaced(merged(ranges)), "10-22/tcp 30/tcp 65530-65535/tcp 5/udp"; got != want {
+	if got, want := rangeList(mergePorts(ranges)), "10-22/tcp 30/tcp 65530-65535/tcp 5/udp"; got != want {
 		t.Errorf("merged = %q, want %q", got, want)
 	}
-	if got, want := spaced(of(knock.UDP, ranges)), "5/udp"; got != want {
+	if got, want := rangeList(ofTransport(knock.UDP, ranges)), "5/udp"; got != want {
 		t.Errorf("of UDP = %q, want %q", got, want)
 	}
 }
 
-func TestQuote(t *testing.T) {
+func TestQuoteMakesOneShellWord(t *testing.T) {
 	for text, want := range map[string]string{
 		"/etc/portknock.nft": "/etc/portknock.nft",
 		"":                   "''",
@@ -721,7 +721,7 @@ func TestQuote(t *testing.T) {
 	}
 }
 
-func TestKnockdTrap(t *testing.T) {
+func TestKnockdTrapSkipsPortsInUse(t *testing.T) {
 	seq, _ := knock.ParseSequence("81 65535/udp 7000 7001")
 	other, _ := knock.ParseSequence("83 65534/udp 9000 9100")
 	g := guard{Guard: mustGuard(t, "x", "81 65535/udp 7000 7001", "22 6999"), Windows: []window{{Steps: seq}, {Steps: other}}}
@@ -734,7 +734,7 @@ func TestKnockdTrap(t *testing.T) {
 }
 
 // TestNames: what the files have of their own is no name of a profile.
-func TestNames(t *testing.T) {
+func TestReservedNamesWorkAsProfileNames(t *testing.T) {
 	both := []Guard{mustGuard(t, "a", "7001 9000 8000", "22"), mustGuard(t, "b", "7001 9000 8000", "80")}
 	if err := Format("knockd").Emit(io.Discard, both, Options{}); err != nil {
 		t.Errorf("one sequence for two profiles: %v", err)
@@ -755,7 +755,7 @@ func TestNames(t *testing.T) {
 
 // TestPartsNote: a file that can be loaded in parts says what these are for, and
 // no other speaks of them.
-func TestPartsNote(t *testing.T) {
+func TestPartsCommandOnlyInLargeFiles(t *testing.T) {
 	for _, name := range []string{"nftables", "iptables"} {
 		for hours, want := range map[int]bool{1: false, 700: true} {
 			var text strings.Builder

@@ -24,7 +24,7 @@ type Upkeep struct {
 // rhythm returns how often a server writes its rules, and the time that they are
 // for, both in whole seconds. That time is the one from o.From until o.Until, or
 // chosen here if that is not positive. It fails if the rules need no upkeep.
-func (f format) rhythm(guards []Guard, o Options) (every, horizon time.Duration, err error) {
+func (f format) refreshTimes(guards []Guard, o Options) (every, horizon time.Duration, err error) {
 	for _, g := range guards {
 		if g.SPA != nil { // whose key is all the server needs
 			continue
@@ -39,11 +39,11 @@ func (f format) rhythm(guards []Guard, o Options) (every, horizon time.Duration,
 		// Where the firewall knows the time, it is a matter of how long a server may be
 		// down. One that does not opens a sequence for that much longer than Skew.
 		period := w.End.Sub(w.Start)
-		own := min(max(period, time.Minute), 24*time.Hour)
+		interval := min(max(period, time.Minute), 24*time.Hour)
 		if !f.clock {
-			own = max(min(max(g.Skew, 30*time.Second), period/4).Truncate(time.Second), time.Second)
+			interval = max(min(max(g.Skew, 30*time.Second), period/4).Truncate(time.Second), time.Second)
 		}
-		every = min(cmp.Or(every, own), own)
+		every = min(cmp.Or(every, interval), interval)
 	}
 	horizon = o.Until.Sub(o.From).Truncate(time.Second)
 	switch {
@@ -72,7 +72,7 @@ const unitsFile = "/etc/portknock.units"
 // The timer needs no calendar. It also runs when the clock is set, as happens
 // some time after the start of a machine whose clock has no battery, and once more
 // a minute after the start, should the first time have come too early.
-const units = `# portknock: keeps RULES fresh, for NAMES, on the server itself
+const unitsTemplate = `# portknock: keeps RULES fresh, for NAMES, on the server itself
 #   every EVERY it writes the rules of the next HORIZON, and loads them
 #   needs CONFIG and the key it names, both root's own
 # There is no secret in here.
@@ -152,7 +152,7 @@ func (f Format) WriteUnits(w io.Writer, guards []Guard, o Options, u Upkeep) err
 	if err != nil {
 		return err
 	}
-	every, horizon, err := row.rhythm(guards, o)
+	every, horizon, err := row.refreshTimes(guards, o)
 	if err != nil {
 		return err
 	}
@@ -162,22 +162,22 @@ func (f Format) WriteUnits(w io.Writer, guards []Guard, o Options, u Upkeep) err
 		return err
 	}
 	file := cmp.Or(o.File, row.file)
-	byHand := join(u.Command(file, span(horizon)), " ", quote)
+	writeCommand := join(u.Command(file, formatSpan(horizon)), " ", quote)
 	// Rules that cannot be written anew are no reason not to load those that are
 	// there, at the start of the machine above all.
-	start := unitCommand(byHand + "; s=$?; { " + d.reload + "; } || s=$?; exit $s")
-	end := "If the refresh stops, the rules end " + span(horizon) + " later, and the ports are open\n# to "
+	start := unitCommand(writeCommand + "; s=$?; { " + d.reload + "; } || s=$?; exit $s")
+	endNote := "If the refresh stops, the rules end " + formatSpan(horizon) + " later, and the ports are open\n# to "
 	switch {
 	case d.changed != "":
 		// A checksum, since a copy would hold secrets.
 		start += "\n" + unitCommand(fmt.Sprintf("sha256sum -c %[1]s >/dev/null 2>&1 || { %[2]s; sha256sum %[3]s >%[1]s; }",
 			"/run/portknock.sum", d.changed, quote(file)))
-		end = "If the refresh stops, sequences of the past go on opening, and new ones do\n# not. knockd itself is run by its own service: let that read " + file +
+		endNote = "If the refresh stops, sequences of the past go on opening, and new ones do\n# not. knockd itself is run by its own service: let that read " + file +
 			",\n# and give it the interface by its option -i."
 	case o.OpenAtEnd:
-		end += "everybody from then on."
+		endNote += "everybody from then on."
 	default:
-		end += "nobody from then on; with --at-end open, to everybody."
+		endNote += "nobody from then on; with --at-end open, to everybody."
 	}
 	capabilities, calls := "CAP_NET_ADMIN CAP_NET_RAW", "@system-service"
 	if row.modules {
@@ -190,16 +190,16 @@ func (f Format) WriteUnits(w io.Writer, guards []Guard, o Options, u Upkeep) err
 		"UNITSFILE", unitsFile, "UNDO", d.undo,
 		"RULES", file, "FOLDER", unitWord(filepath.Dir(file)),
 		"CONFIG", u.Config, "NAMES", names, "DESCRIPTION", unitText(names),
-		"EVERY", span(every), "HORIZON", span(horizon), "END", end,
-		"BYHAND", byHand, "EXECSTARTS", start,
+		"EVERY", formatSpan(every), "HORIZON", formatSpan(horizon), "END", endNote,
+		"BYHAND", writeCommand, "EXECSTARTS", start,
 		"CAPABILITIES", capabilities, "CALLS", calls,
 		"FLUSHERS", "nftables.service netfilter-persistent.service iptables.service ip6tables.service firewalld.service",
-	).WriteString(w, units)
+	).WriteString(w, unitsTemplate)
 	return err
 }
 
 // span writes whole seconds as systemd and a profile read them: 1h30m, 45s.
-func span(d time.Duration) string {
+func formatSpan(d time.Duration) string {
 	return strings.NewReplacer("h0m0s", "h", "m0s", "m").Replace(d.String())
 }
 
