@@ -12,24 +12,24 @@ import (
 	"github.com/portknock/portknock/knock/spa"
 )
 
-// fwknopdConf is where the load line writes what fwknopd wants in a file of its
-// own.
+// fwknopdConf is the file that the load line writes for fwknopd, with the settings
+// that do not belong to the access.conf.
 const fwknopdConf = "/run/portknock.fwknopd.conf"
 
-// emitFwknop writes an access.conf. The fwknopd.conf, too, is in comments of the
-// same file. What fwknopd forwards needs no guard: without the rules that it makes
-// for that, no packet gets there.
+// emitFwknop writes an access.conf. Comments in the same file hold the fwknopd.conf.
+// Ports that fwknopd forwards do not need a guard: no packet reaches them without the
+// rules that fwknopd makes.
 func emitFwknop(guards []guard, o Options) (document, error) {
 	if err := checkFwknopd(guards, o); err != nil {
 		return document{}, err
 	}
 	conf := `sed -n "s/^#; //p" ` + quote(o.File) + " >" + fwknopdConf + " && chmod 600 " + fwknopdConf
 	args := " -a " + quote(o.File) + " -c " + fwknopdConf
-	// An fwknopd that has nothing to listen at ends without a word, a moment after it
-	// has gone into the background.
+	// An fwknopd that cannot listen ends without a message, shortly after it has gone
+	// into the background.
 	start := conf + " && { pkill -HUP -x fwknopd || { fwknopd" + args + " && sleep 1 && pkill -0 -x fwknopd; }" +
 		` || { echo "fwknopd does not run: its log says why" >&2; false; }; }`
-	// A load right behind it must not take the dying one for one that runs.
+	// The next load must not mistake an fwknopd that is ending for a running one.
 	stop := `timeout 5 sh -c "while pkill -x fwknopd; do sleep 0.1; done"`
 	const watchNote = `fwknopd watches one interface, eth0 unless you name another: PCAP_INTF, below.
 One that runs already keeps its own fwknopd.conf and is only told to read this
@@ -76,7 +76,7 @@ a web server at the port, whatever it answers.`))
 	return d, nil
 }
 
-// checkFwknopd refuses what one fwknopd cannot do for all guards together.
+// checkFwknopd refuses guards that one fwknopd cannot serve together.
 func checkFwknopd(guards []guard, o Options) error {
 	if o.Consume {
 		return refuse("Consume", nil, "fwknopd only listens, so it cannot drop the packets")
@@ -100,10 +100,10 @@ func checkFwknopd(guards []guard, o Options) error {
 	return nil
 }
 
-// checkSPA refuses what fwknopd cannot do.
+// checkSPA refuses a guard that fwknopd cannot serve.
 func (g *guard) checkSPA(o Options, guarded []knock.PortRange) error {
 	keys := g.SPA
-	connection := knock.Step{Transport: knock.TCP, Port: keys.Port} // that brings the packet
+	connection := knock.Step{Transport: knock.TCP, Port: keys.Port} // carries the packet
 	switch {
 	case g.forwards() && len(g.OpenPorts) > 1:
 		return fmt.Errorf("fwknopd forwards one port, but OpenPorts has %d", len(g.OpenPorts))
@@ -124,7 +124,7 @@ func (g *guard) checkSPA(o Options, guarded []knock.PortRange) error {
 	return nil
 }
 
-// fwknopdLines returns the fwknopd.conf.
+// fwknopdConfText returns the text of the fwknopd.conf.
 func fwknopdConfText(guards []guard) string {
 	var filters []string
 	lines := []string{"PCAP_INTF eth0;"}
@@ -155,14 +155,14 @@ func fwknopdConfText(guards []guard) string {
 			addNew(&lines, "ENABLE_IPT_FORWARDING Y;")
 		}
 	}
-	// In microseconds: a client that has sent its packet does not wait long
-	// before it tries again.
+	// PCAP_LOOP_SLEEP is in microseconds. It is short because a client connects again
+	// soon after its packet.
 	lines = append(lines, "PCAP_FILTER "+strings.Join(filters, " or ")+";", "PCAP_LOOP_SLEEP 20000;")
 	return strings.Join(lines, "\n") + "\n"
 }
 
-// fwknopStanza writes a guard's part of the access.conf. The kernel closes a guard
-// that fwknopd has opened, even if it should be gone by then.
+// fwknopStanza writes a guard's part of the access.conf. The kernel ends an opening by
+// a timeout, so that the port closes even if fwknopd has ended.
 func fwknopStanza(b *lines, g guard) {
 	keys := g.SPA
 	set := func(name string, value any) { b.add("%-24s %v", name, value) }
@@ -172,7 +172,7 @@ func fwknopStanza(b *lines, g guard) {
 	set("FW_ACCESS_TIMEOUT", int(g.OpenFor/time.Second))
 	set("KEY_BASE64", base64.StdEncoding.EncodeToString(keys.Key.Bytes()))
 	switch keys.Mode {
-	case spa.CBC: // which is usual
+	case spa.CBC: // the usual mode, which needs no line
 	case spa.Legacy:
 		set("ENCRYPTION_MODE", "legacy")
 	default:
@@ -186,7 +186,8 @@ func fwknopStanza(b *lines, g guard) {
 		set("REQUIRE_SOURCE_ADDRESS", "Y")
 	}
 	if g.forwards() {
-		// Else the packet says where to, and whoever has the key chooses.
+		// Without FORCE_NAT the packet names the destination, so that everyone with the
+		// key could choose it.
 		set("FORCE_NAT", fmt.Sprintf("%v %d", keys.NAT.Addr(), keys.NAT.Port()))
 		return
 	}

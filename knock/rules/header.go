@@ -8,17 +8,19 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// trialMark exists while rules are on trial, and holds the moment it began: who
-// tries others meanwhile is not undone by the end of the first trial.
+// trialMark is a file that exists during a trial of rules. It contains the moment when
+// the trial began, so that the end of a first trial does not undo a second one.
 const trialMark = "/run/portknock.trial"
 
-// partMark is the line between the parts of a file that may be too much at once.
+// partMark is the line between two parts of a file. A container may be unable to load
+// all parts at once.
 const partMark = "# part"
 
-// hasParts reports whether rules have more than one.
+// hasParts reports whether a file has more than one part.
 func hasParts(text string) bool { return strings.Contains(text, "\n"+partMark+"\n") }
 
-// describe says of a guard what it closes, how it opens, and until when.
+// describe adds lines for the header: which ports the guard closes, what opens them,
+// and until when the rules are valid.
 func (f format) describe(b *lines, g guard, o Options) {
 	action := "guards " + rangeList(g.OpenPorts)
 	if g.forwards() {
@@ -49,8 +51,8 @@ func (f format) describe(b *lines, g guard, o Options) {
 	}
 }
 
-// header returns the comment that every file opens with: what it does and the
-// commands around it, each on one line that can be pasted into a shell.
+// header returns the comment at the start of every file: what the file does, and the
+// commands for it. Each command is one line that a user can paste into a shell.
 func (f format) header(guards []guard, d document, o Options) string {
 	var b lines
 	secret, onReload := "knocks", "sessions and openings go on."
@@ -97,9 +99,9 @@ sees which ports are silent: then leave out --consume.`),
 	return strings.ReplaceAll(comments("# ", b.String()), "# \n", "#\n")
 }
 
-// trial returns the command that loads the rules and undoes them after a minute.
-// It checks the rules first. If the load fails nothing is undone, since the rules
-// from before are still in force; an earlier trial goes on.
+// trial returns the command that checks the rules, loads them and undoes them after a
+// minute. If the load fails, the command undoes nothing, because the previous rules
+// are still in force. An earlier trial then goes on.
 func (d document) trial(load string) string {
 	return fmt.Sprintf(`%[1]s && { m=$(date +%%s%%N).$$; o=$(cat %[2]s 2>/dev/null); echo "$m" >%[2]s`+
 		` && { setsid sh -c 'sleep 60; [ "$(cat %[2]s)" = "$0" ] && rm %[2]s && { %[3]s; }' "$m" >/dev/null 2>&1 & %[4]s; }`+
@@ -107,15 +109,16 @@ func (d document) trial(load string) string {
 		d.check, trialMark, d.undo, load)
 }
 
+// rangeList returns the ranges with a space between two.
 func rangeList(ranges []knock.PortRange) string { return join(ranges, " ", knock.PortRange.String) }
 
-// comments returns a text of whole lines with a mark before each.
+// comments returns a text of whole lines with the mark before each line.
 func comments(mark, text string) string {
 	return mark + strings.ReplaceAll(strings.TrimSuffix(text, "\n"), "\n", "\n"+mark) + "\n"
 }
 
-// quote makes a text one word for a shell, also for one that somebody types into,
-// where double quotes would leave "!" its meaning.
+// quote returns a text as one word for a shell. It uses single quotes, because an
+// interactive shell expands "!" between double quotes.
 func quote(s string) string {
 	if s != "" && strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+,@:=%") == "" {
 		return s

@@ -9,7 +9,7 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// emitKnockd writes a knockd.conf. knockd only opens.
+// emitKnockd writes a knockd.conf. knockd only opens the ports; the guard closes them.
 func emitKnockd(guards []guard, o Options) (document, error) {
 	if o.Consume {
 		return document{}, refuse("", format.knowsTime, "knockd only listens, so it cannot drop the knocks")
@@ -38,7 +38,7 @@ others, it forgets attempts that are under way; who is in stays in.`)
 	for _, g := range guards {
 		for _, w := range g.Windows {
 			name := knockdSection(g, w)
-			// In seconds, from the first knock to the last.
+			// knockd's timeout is in seconds, from the first knock to the last.
 			timeout := math.Ceil((g.KnockTimeout * time.Duration(max(len(w.Steps)-1, 1))).Seconds())
 			addSection := func(name string, s knock.Sequence) {
 				steps := join(s, ",", func(step knock.Step) string { return fmt.Sprintf("%d:%s", step.Port, step.Transport) })
@@ -55,9 +55,10 @@ others, it forgets attempts that are under way; who is in stays in.`)
 	return d, nil
 }
 
-// checkSections refuses sequences that differ, but not in the first knock: knockd
-// forgets the attempts at one when it finds that they are none at the other. Of
-// sequences drawn from thousands of ports, few windows have that in common.
+// checkSections refuses different sequences that begin with the same knock. knockd
+// forgets a client's attempt at one sequence when the attempt fails at the other one.
+// Sequences drawn from thousands of ports share a first knock in few windows, so
+// checkSections ignores sequences that change.
 func checkSections(guards []guard) error {
 	first := map[string]guard{}
 	for _, g := range guards {
@@ -76,8 +77,8 @@ func checkSections(guards []guard) error {
 	return nil
 }
 
-// knockdName names the section that opens a guard in one window. A port may come
-// twice in a sequence, and several sections may share ports, but for the first.
+// knockdSection names the section that opens a guard in one window. A sequence may
+// use a port twice, and sections may share all knocks except the first.
 func knockdSection(g guard, w window) string {
 	switch {
 	case g.timed():
@@ -88,10 +89,11 @@ func knockdSection(g guard, w window) string {
 	return g.ID
 }
 
-// trap returns the ports before and behind every knock of a window, as a sequence
-// that nobody sends: knockd then sees the ports, and takes them for wrong knocks. The
-// knocks of other windows it sees anyway. A try at a port that is closed is not
-// one, whoever guards it.
+// trap returns the ports before and after every knock of a window, as a sequence that
+// no client sends. knockd sees only ports in its file, and thus counts a packet to
+// these ports as a wrong knock. The trap leaves out the knocks of all windows, because
+// knockd sees them anyway. It also leaves out IgnorePorts and the guarded ports of all
+// guards, because a connection to such a port is not a wrong knock.
 func (g guard) trap(w window, guarded []knock.PortRange) knock.Sequence {
 	var trap knock.Sequence
 	taken := slices.Concat(guarded, g.IgnorePorts)
@@ -115,8 +117,9 @@ func (g guard) trap(w window, guarded []knock.PortRange) knock.Sequence {
 	return trap[:min(len(trap), knock.MaxSteps)]
 }
 
-// knockdOpen returns the command that lets an address in. An element keeps its
-// first timeout when it is added again, so it is made anew.
+// knockdOpenCommand returns the command that admits an address. The command deletes
+// the element and adds it again, because an element that is only added again keeps
+// its first timeout.
 func knockdOpenCommand(g guard, family string) string {
 	return fmt.Sprintf(`nft "add %[1]s { %%IP%% }; delete %[1]s { %%IP%% }; add %[1]s { %%IP%% timeout %[2]s }"`,
 		nftOpenElement(g, family), nftTime(g.OpenFor))
