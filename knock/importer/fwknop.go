@@ -16,27 +16,27 @@ import (
 	"github.com/portknock/portknock/knock/profile"
 )
 
-// How fwknop's client reads its .fwknoprc was found out by asking fwknop 2.6.10.
-// Its manual differs. The limits are fwknop's, in bytes.
+// The limits are in bytes. They and the rest of this file follow what the client of
+// fwknop 2.6.10 does with its .fwknoprc, because its manual differs.
 const (
-	maxFile      = 4 << 20 // ours
-	maxLine      = 1022    // the rest of a longer line is another line to fwknop
+	maxFile      = 4 << 20 // the importer's own limit, not fwknop's
+	maxLine      = 1022    // fwknop reads the rest of a longer line as another line
 	maxUser      = 29
 	maxKey       = 32
 	maxLegacyKey = 16
 	maxHMACKey   = 128
 )
 
-// kind is how the values of some variables must look. A value that does not match
-// is one that fwknop does not read as a person does.
+// kind is a group of variables whose values must have the same form. If a value does
+// not match the pattern, fwknop reads it differently from how a person reads it.
 type kind struct {
-	expected  string
-	pattern   *regexp.Regexp // nil if every value matches
-	variables string         // NAME=KEYWORD if a setting takes the value as it is
+	expected  string         // form of a value, for errors
+	pattern   *regexp.Regexp // pattern of a value; nil if every value is allowed
+	variables string         // variables; NAME=KEYWORD if setting KEYWORD takes the value unchanged
 }
 
-// These are the variables that fwknop knows. SERVER_RESOLVE_IPV4 needs no setting:
-// portknock reaches every fwknopd by IPv4.
+// These kinds contain all variables that fwknop knows. SERVER_RESOLVE_IPV4 does not
+// need a setting, because portknock reaches every fwknopd by IPv4.
 var (
 	number = kind{"a plain number such as 30", regexp.MustCompile(`^(0|[1-9][0-9]*)$`),
 		`SPA_SERVER_PORT=SPAPort FW_TIMEOUT=SPATimeout NAT_PORT`}
@@ -45,16 +45,18 @@ var (
 		`RAND_PORT NAT_LOCAL USE_HMAC USE_GPG RESOLVE_IP_HTTP RESOLVE_IP_HTTPS RESOLVE_HTTP_ONLY SERVER_RESOLVE_IPV4`}
 	word = kind{variables: `SPA_SERVER SPA_SERVER_PROTO=SPAProtocol ACCESS ALLOW_IP RESOLVE_URL NAT_ACCESS SPOOF_USER=SPAUser
 		DIGEST_TYPE=SPADigest ENCRYPTION_MODE=SPAMode KEY KEY_BASE64 HMAC_KEY HMAC_KEY_BASE64 HMAC_DIGEST_TYPE=HMACDigest`}
-	// fwknop takes these for KEY, KEY_BASE64 or KEY_FILE.
+	// fwknop mistakes these variables for KEY, KEY_BASE64 or KEY_FILE.
 	misread = kind{variables: `GPG_SIGNING_PW GPG_SIGNING_PW_BASE64 HMAC_KEY_FILE`}
-	// No setting stands for these.
+	// A profile has no settings for these variables.
 	unsupported = kind{variables: `KEY_FILE NAT_RAND_PORT SPA_SOURCE_PORT SPOOF_SOURCE_IP HTTP_USER_AGENT USE_WGET_USER_AGENT WGET_CMD
 		USE_GPG_AGENT GPG_RECIPIENT GPG_SIGNER GPG_HOMEDIR GPG_EXE GPG_NO_SIGNING_PW NO_SAVE_ARGS VERBOSE`}
 )
 
-// kinds and keywords have the kind and the keyword of each variable.
+// kinds and keywords map each variable to its kind and to its keyword. The keyword is
+// "" if no setting takes the value unchanged.
 var kinds, keywords = byVariable(number, offset, yesNo, word, misread, unsupported)
 
+// byVariable returns the maps kinds and keywords.
 func byVariable(all ...kind) (kinds map[string]kind, keywords map[string]string) {
 	kinds, keywords = make(map[string]kind), make(map[string]string)
 	for _, k := range all {
@@ -69,22 +71,22 @@ func byVariable(all ...kind) (kinds map[string]kind, keywords map[string]string)
 var (
 	portPattern     = regexp.MustCompile(`(tcp|udp)/(0|[1-9][0-9]*)`)
 	portsPattern    = regexp.MustCompile(`^` + portPattern.String() + `(,` + portPattern.String() + `)*$`)
-	trailingComment = regexp.MustCompile(`[ \t][#;].*`) // behind a value
+	trailingComment = regexp.MustCompile(`[ \t][#;].*`) // a comment after a value
 	plainLine       = regexp.MustCompile(`^[ \t]*([A-Z_]+(?:64|4)?):?[ \t]+([^ \t]+)[ \t]*$`)
-	notInFileName   = regexp.MustCompile(`[^\pL\p{Nd}._-]`) // not every system has ":" and "%" in the names of files
+	notInFileName   = regexp.MustCompile(`[^\pL\p{Nd}._-]`) // some systems do not allow ":" and "%" in file names
 )
 
 // rcFile is a .fwknoprc.
 type rcFile struct {
 	name     string
 	stanzas  []*stanza
-	named    map[string]*stanza // by their names in lower case
+	named    map[string]*stanza // stanzas by name, in lower case
 	warnings []string
 }
 
-// stanza is a line [NAME] and the lines below it. Only its first error counts: what
-// follows the error has no effect. The error counts only if the stanza is asked for,
-// as with fwknop.
+// stanza is a line [NAME] and the lines below it. Only the first error of a stanza
+// counts: after the error, no call has an effect. As with fwknop, the error matters only
+// if the stanza is imported.
 type stanza struct {
 	file     *rcFile
 	name     string
@@ -95,27 +97,29 @@ type stanza struct {
 	err      error
 }
 
-// value is what a line gives to a variable.
+// value is a line that sets a variable.
 type value struct {
 	variable string
 	text     string
 	line     int // 0 if the stanza does not have the variable
 }
 
-// errLeftOut means that no profile can stand for a stanza; there is a warning.
+// errLeftOut means that a stanza cannot become a profile. A warning says why.
 var errLeftOut = errors.New("left out")
 
-// Fwknop reads the .fwknoprc of fwknop's client: the stanza of that name, or all
-// if the name is "". [default] applies to all others. It is imported itself only
-// if it is asked for or alone, and its profile is called like its server.
+// Fwknop converts the .fwknoprc of fwknop's client. It converts the stanza stanzaName,
+// or all stanzas if stanzaName is "". The stanza [default] applies to all others.
+// Fwknop converts [default] itself only if it is chosen by name or is the only stanza.
+// The profile of [default] gets the name of its server.
 //
-// The reader takes what fwknop itself saves: comments, [NAME], and a variable and
-// its value on each line. A line that fwknop does not read as it looks is an
-// error, and so is a value that no setting takes. A stanza that no profile can
-// stand for is left out with a warning. If no stanza is left, that is an error.
+// Fwknop accepts the form that fwknop itself saves: comments, [NAME], and one variable
+// with its value on each line. It returns an error for a line that fwknop reads
+// differently from how it looks, and for a value that no setting accepts. It leaves out
+// a stanza that cannot become a profile, with a warning. If no stanza remains, it
+// returns an error.
 //
-// Warnings and errors begin "NAME:LINE: " and never hold any part of a key. There
-// may be warnings beside an error.
+// Warnings and errors begin with "FILE:LINE: ", or "FILE: " without a line, and never
+// contain any part of a key. Fwknop may return warnings together with an error.
 func Fwknop(file string, data []byte, stanzaName string) (imports []Import, warnings []string, err error) {
 	r := &rcFile{name: file, named: make(map[string]*stanza)}
 	if err = r.read(data); err == nil {
@@ -124,11 +128,12 @@ func Fwknop(file string, data []byte, stanzaName string) (imports []Import, warn
 	return imports, r.warnings, err
 }
 
+// fault returns an error for a line.
 func (r *rcFile) fault(line int, format string, args ...any) error {
 	return fmt.Errorf("%s:%d: %w", r.name, line, fmt.Errorf(format, args...))
 }
 
-// read parts a file into stanzas.
+// read divides a file into stanzas.
 func (r *rcFile) read(data []byte) error {
 	if len(data) > maxFile {
 		return fmt.Errorf("%s: the file is larger than %d bytes", r.name, maxFile)
@@ -157,7 +162,7 @@ func (r *rcFile) read(data []byte) error {
 	return nil
 }
 
-// begin adds the stanza that a line begins.
+// beginStanza adds the stanza that a line begins.
 func (r *rcFile) beginStanza(line string, n int) error {
 	title := strings.TrimRight(trailingComment.ReplaceAllLiteralString(line, ""), " \t")
 	name := strings.Trim(title, "[] \t")
@@ -174,7 +179,7 @@ func (r *rcFile) beginStanza(line string, n int) error {
 	return nil
 }
 
-// imports converts the stanza of that name, or all.
+// convertStanzas converts the stanza with the name, or all stanzas if the name is "".
 func (r *rcFile) convertStanzas(name string) (imports []Import, err error) {
 	chosen, defaults := r.stanzas, cmp.Or(r.named["default"], new(stanza))
 	switch asked := r.named[strings.ToLower(name)]; {
@@ -189,7 +194,7 @@ func (r *rcFile) convertStanzas(name string) (imports []Import, err error) {
 		server, ok := defaults.values["SPA_SERVER"]
 		defaults.warn(ok, server, "applies to the other stanzas and is not imported; to import it, give its name")
 	}
-	found := map[string]string{} // the first profile of each server
+	found := map[string]string{} // name of the first profile for each server
 	for _, s := range chosen {
 		s.inherit(defaults)
 		if s.convert(); s.err == errLeftOut {
@@ -211,8 +216,8 @@ func (r *rcFile) convertStanzas(name string) (imports []Import, err error) {
 	return imports, nil
 }
 
-// warn adds a warning about a value when that is due; about the whole stanza if the
-// value is zero.
+// warn adds a warning if due is true. The warning is about a value, or about the whole
+// stanza if from is the zero value.
 func (s *stanza) warn(due bool, from value, format string, args ...any) {
 	if due && s.err == nil {
 		warning := s.file.fault(cmp.Or(from.line, s.line), "[%s] %w", s.name, fmt.Errorf(format, args...))
@@ -220,7 +225,7 @@ func (s *stanza) warn(due bool, from value, format string, args ...any) {
 	}
 }
 
-// leaveOut is warn for a stanza that no profile can stand for.
+// leaveOut is like warn, and also leaves out the stanza if due is true.
 func (s *stanza) leaveOut(due bool, from value, format string, args ...any) {
 	s.warn(due, from, "is left out: "+format, args...)
 	if due && s.err == nil {
@@ -228,14 +233,15 @@ func (s *stanza) leaveOut(due bool, from value, format string, args ...any) {
 	}
 }
 
-// refuse is warn for a fault in a value: the error is the stanza's.
+// refuse sets the stanza's error, about a value, if due is true.
 func (s *stanza) refuse(due bool, from value, format string, args ...any) {
 	if due && s.err == nil {
 		s.err = s.file.fault(from.line, from.variable+": "+format, args...)
 	}
 }
 
-// add reads a line below the first. No error quotes the line, which may hold a key.
+// addLine reads a line below the first line. Its errors never quote the whole line,
+// because the line may contain a key.
 func (s *stanza) addLine(line string, n int) {
 	words := plainLine.FindStringSubmatch(trailingComment.ReplaceAllLiteralString(line, ""))
 	if words == nil {
@@ -254,8 +260,9 @@ func (s *stanza) addLine(line string, n int) {
 	s.values[v.variable] = v
 }
 
-// inherit takes over the values of [default] that the stanza does not have. Of some
-// that it has, something of the value of [default] counts for fwknop all the same.
+// inherit copies the values of [default] that the stanza does not have. For some
+// variables, fwknop keeps a part of the value of [default] although the stanza sets the
+// variable again. inherit refuses these stanzas.
 func (s *stanza) inherit(defaults *stanza) {
 	for _, fromDefault := range defaults.sorted() {
 		v, has := s.values[fromDefault.variable]
@@ -268,7 +275,7 @@ func (s *stanza) inherit(defaults *stanza) {
 		case yesNo:
 			kept = defaultText == "y" && stanzaText == "n"
 		case offset:
-			kept = defaultText[0] == '-' // the minus
+			kept = defaultText[0] == '-' // fwknop keeps the minus
 		}
 		s.refuse(has && v != fromDefault && kept, v, "fwknop keeps the value of line %d; remove one of them", fromDefault.line)
 	}
@@ -279,14 +286,15 @@ func (s *stanza) sorted() []value {
 	return slices.SortedFunc(maps.Values(s.values), func(a, b value) int { return a.line - b.line })
 }
 
-// lower returns the text of a variable in lower case; "" if the stanza does not have
-// the variable.
+// lower returns the text of a variable in lower case. It returns "" if the stanza does
+// not have the variable.
 func (s *stanza) lower(variable string) string { return strings.ToLower(s.values[variable].text) }
 
+// isYes reports whether the text of a variable is Y or y.
 func (s *stanza) isYes(variable string) bool { return s.lower(variable) == "y" }
 
-// set adds the setting that a value becomes. Its text has no quotes, which a profile
-// would take off.
+// set adds the setting that a value becomes. It refuses a text with a double quote,
+// because a profile file would drop the quotes.
 func (s *stanza) set(from value, keyword, text string) {
 	s.refuse(strings.Contains(text, `"`), from, "%q cannot be written into a profile", from.text)
 	if s.err == nil {
@@ -297,7 +305,7 @@ func (s *stanza) set(from value, keyword, text string) {
 	}
 }
 
-// convert makes the Import.
+// convert makes the stanza's Import.
 func (s *stanza) convert() {
 	v, proto := s.values, s.lower("SPA_SERVER_PROTO")
 	server := v["SPA_SERVER"]
@@ -322,8 +330,8 @@ func (s *stanza) convert() {
 	}
 }
 
-// open says what to open, and where a server forwards the port to. What NAT_PORT
-// gives is asked for instead of the port of ACCESS.
+// addOpenPorts adds the settings for the ports to open and for the forwarding of a
+// port. A NAT_PORT replaces the port of ACCESS.
 func (s *stanza) addOpenPorts() {
 	access, natPort := s.values["ACCESS"], s.values["NAT_PORT"]
 	s.warn(access.text == "", access, "has no ACCESS (fwknop reads it from its command line); OpenPorts becomes 22/tcp")
@@ -353,7 +361,7 @@ func (s *stanza) addOpenPorts() {
 	}
 }
 
-// keys takes the key and the HMAC key.
+// addKeys adds the key and the HMAC key.
 func (s *stanza) addKeys() {
 	from, key := s.key("KEY", maxKey, "KeyFile", ".key")
 	legacy, useHMAC := s.lower("ENCRYPTION_MODE") == "legacy", s.values["USE_HMAC"]
@@ -371,9 +379,9 @@ func (s *stanza) addKeys() {
 
 const tooLong = "fwknop allows at most %d bytes in a key; this one has %d"
 
-// key returns the key of a variable, or of the same variable in base64, and which of
-// the two has it. The profile reads it from a file beside the profile file, which is
-// called like the profile.
+// key returns the key of a variable, or of the same variable in base64. It also returns
+// the value that has the key. It adds the setting for the key, and a key file that
+// stands beside the profile file and has the name of the profile.
 func (s *stanza) key(variable string, most int, keyword, suffix string) (from value, key []byte) {
 	plain, coded := s.values[variable], s.values[variable+"_BASE64"]
 	from = cmp.Or(coded, plain)
@@ -389,14 +397,15 @@ func (s *stanza) key(variable string, most int, keyword, suffix string) (from va
 	}
 	s.refuse(len(key) > most, from, tooLong, most, len(key))
 	file := notInFileName.ReplaceAllStringFunc(strings.ToLower(s.result.Name), func(c string) string { return fmt.Sprintf("_%x", []rune(c)[0]) })
-	// Not as it stands: it may be of any bytes, and end with a newline.
+	// The file holds the key in base64, because the key may have any bytes and may end
+	// with a newline.
 	text := "base64:" + base64.StdEncoding.EncodeToString(key) + "\n"
 	s.result.Keys = append(s.result.Keys, Key{file + suffix, []byte(text)})
 	s.settings = append(s.settings, profile.Setting{Keyword: keyword, Value: file + suffix})
 	return from, key
 }
 
-// allow says for whom to open.
+// addAllowIP adds the setting for the address to open the ports for.
 func (s *stanza) addAllowIP() {
 	allowIP, url := s.values["ALLOW_IP"], s.values["RESOLVE_URL"]
 	resolve := s.isYes("RESOLVE_IP_HTTPS") || s.isYes("RESOLVE_IP_HTTP")
@@ -406,14 +415,14 @@ func (s *stanza) addAllowIP() {
 		if s.isYes("RESOLVE_HTTP_ONLY") {
 			scheme = "http://"
 		}
-		// With a scheme it cannot be an option to curl either.
+		// The scheme also keeps curl from reading the address as an option.
 		if !strings.HasPrefix(address, "https://") && !strings.HasPrefix(address, "http://") {
 			address = scheme + address
 		}
 		s.warn(true, url, "becomes AllowIPCommand curl, so the web page must print only the address")
 		s.set(url, "AllowIPCommand", "curl -4 -fsS "+address)
 	case text == "", text == "0.0.0.0":
-		// fwknop does not save its option -s.
+		// fwknop does not save its option -s, so the text may be empty.
 		s.warn(text == "", allowIP, "has no ALLOW_IP (fwknop reads it from its command line); AllowIP becomes source")
 		s.set(allowIP, "AllowIP", "source")
 	default:
@@ -422,8 +431,8 @@ func (s *stanza) addAllowIP() {
 	}
 }
 
-// rest takes the values that carry over as they are, and warns about those that no
-// setting stands for.
+// addOtherVariables adds the settings for values that stay unchanged. It warns about
+// variables without a matching setting.
 func (s *stanza) addOtherVariables() {
 	if random := s.values["RAND_PORT"]; s.isYes("RAND_PORT") {
 		s.values["SPA_SERVER_PORT"] = value{"SPA_SERVER_PORT", "random", random.line}
@@ -434,7 +443,7 @@ func (s *stanza) addOtherVariables() {
 		s.refuse(k == misread, v, "fwknop reads it as KEY, KEY_BASE64 or KEY_FILE; remove it or use that name")
 		s.refuse(keyword == "SPAUser" && len(v.text) > maxUser, v, "fwknop cuts the name after %d bytes; shorten it", maxUser)
 		switch {
-		case k == unsupported, keyword == "SPAProtocol" && text == "udpraw": // udp looks the same to the server
+		case k == unsupported, keyword == "SPAProtocol" && text == "udpraw": // the server cannot distinguish udpraw from udp
 			ignored = append(ignored, fmt.Sprintf("%s (line %d)", v.variable, v.line))
 		case keyword == "SPAUser":
 			s.set(v, keyword, v.text)
