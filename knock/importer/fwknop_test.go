@@ -13,21 +13,21 @@ import (
 	"github.com/portknock/portknock/knock/spa"
 )
 
-// plain is a stanza that lacks nothing. What a test adds begins in line 6.
+// plain is a complete stanza. Lines that a test adds begin at line 6.
 const plain = "[h]\nSPA_SERVER 192.0.2.1\nACCESS tcp/22\nALLOW_IP 198.51.100.7\nKEY abc\n"
 
-// plainBlock is the block of plain.
+// plainBlock is the Host block that plain becomes.
 const plainBlock = "Host h\n    HostName 192.0.2.1\n    Scheme fwknop\n    OpenPorts 22/tcp\n    KeyFile h.key\n    AllowIP 198.51.100.7\n"
 
-// lacking returns plain without a variable.
+// plainWithout returns plain without a variable.
 func plainWithout(variable string) string {
 	lines := strings.SplitAfter(plain, "\n")
 	return strings.Join(slices.DeleteFunc(lines, func(l string) bool { return strings.HasPrefix(l, variable) }), "")
 }
 
-// outcome returns what a file's stanza h becomes: the lines of its block that are
-// not those of plain, and its keys if they are not that of plain; or the error. The
-// warnings follow, a line each.
+// outcome converts the stanza h of a file and describes how it differs from plain. The
+// first line of the outcome has the different lines of the block and the different
+// keys, or the error. Each warning follows on its own line.
 func outcome(file string) string {
 	imports, warnings, err := Fwknop("rc", []byte(file), "h")
 	var words []string
@@ -52,43 +52,43 @@ func outcome(file string) string {
 func TestFwknopReadsPlainForm(t *testing.T) {
 	imports, warnings, err := Fwknop("rc", []byte(plain), "")
 	if err != nil || len(imports) != 1 || warnings != nil || string(imports[0].Block) != plainBlock || imports[0].Name != "h" {
-		t.Errorf("%+v, %q, %v", imports, warnings, err)
+		t.Errorf("plain: imports %+v, warnings %q, error %v", imports, warnings, err)
 	}
 	for name, tt := range map[string]struct{ file, want string }{
 		"comments": {
 			file: "# x\n;x\n\n" + plain + "#KEY x\n;KEY x\r\n\r\n[x] # y\n# z\n",
 		},
-		"Windows lines": {
+		"Windows line ends": {
 			file: strings.ReplaceAll(plain, "\n", "\r\n"),
 		},
 		"no last newline": {
 			file: strings.TrimSuffix(plain, "\n"),
 		},
-		"blanks": {
+		"blanks around words": {
 			file: plain + "\t FW_TIMEOUT  \t 3 \t\n",
 			want: "SPATimeout 3",
 		},
-		"colon": {
+		"colon after variable": {
 			file: plain + "FW_TIMEOUT: 3\n",
 			want: "SPATimeout 3",
 		},
-		"comment behind": {
+		"comment after value": {
 			file: plain + "FW_TIMEOUT 3 # x\nSPA_SERVER_PORT 5\t;x\n",
 			want: "SPAPort 5, SPATimeout 3",
 		},
-		"other case": {
+		"stanza name in other case": {
 			file: strings.Replace(plain, "[h]", "[H]", 1),
 			want: "Host H",
 		},
-		"default": {
+		"default before stanza": {
 			file: "[default]\nKEY x\nFW_TIMEOUT 7\n" + plain,
 			want: "SPATimeout 7",
 		},
-		"default last": {
+		"default after stanza": {
 			file: plain + "[Default]\nKEY x\nFW_TIMEOUT 7\n",
 			want: "SPATimeout 7",
 		},
-		"other stanza": {
+		"fault in other stanza": {
 			file: plain + "[x]\nnonsense\nKEY = =\n",
 		},
 	} {
@@ -98,7 +98,7 @@ func TestFwknopReadsPlainForm(t *testing.T) {
 	}
 }
 
-// TestFwknopRefuses: what fwknop reads in another way than it looks.
+// fwknop reads these lines differently from how they look.
 func TestFwknopRefusesMisleadingLines(t *testing.T) {
 	const lineError = "rc:6: expected VARIABLE VALUE, without spaces in the value, such as SPA_SERVER vps.example"
 	const titleError = "rc:6: write the first line of a stanza as [NAME]"
@@ -119,11 +119,11 @@ func TestFwknopRefusesMisleadingLines(t *testing.T) {
 			file: plain + "FW_TIMEOUT 3\f\n",
 			want: "rc:6: remove the control character U+000C",
 		},
-		"before the first": {
+		"line before first stanza": {
 			file: "FW_TIMEOUT 3\n" + plain,
 			want: "rc:1: fwknop ignores a line before the first stanza; move it below [default]",
 		},
-		"BOM": {
+		"byte order mark before first stanza": {
 			file: "\ufeff[x]\n" + plain,
 			want: "rc:1: fwknop ignores a line before the first stanza; move it below [default]",
 		},
@@ -139,23 +139,23 @@ func TestFwknopRefusesMisleadingLines(t *testing.T) {
 			file: plain + " [x]\n",
 			want: titleError,
 		},
-		"stanza and more": {
+		"text after stanza name": {
 			file: plain + "[x] y\n",
 			want: titleError,
 		},
-		"stanza in two": {
+		"stanza name in double brackets": {
 			file: plain + "[[x]]\n",
 			want: titleError,
 		},
-		"blanks in a name": {
+		"blanks in stanza name": {
 			file: plain + "[ x ]\n",
 			want: titleError,
 		},
-		"escape in a name": {
+		"control character in stanza name": {
 			file: plain + "[\u009bx]\n",
 			want: titleError,
 		},
-		"no name": {
+		"empty stanza name": {
 			file: plain + "[]\n",
 			want: titleError,
 		},
@@ -171,27 +171,27 @@ func TestFwknopRefusesMisleadingLines(t *testing.T) {
 			file: plain + "USE_HMAC\n",
 			want: lineError,
 		},
-		"comment for value": {
+		"comment instead of value": {
 			file: plain + "USE_HMAC # Y\n",
 			want: lineError,
 		},
-		"equals": {
+		"equals sign between blanks": {
 			file: plain + "FW_TIMEOUT = 3\n",
 			want: lineError,
 		},
-		"tight equals": {
+		"equals sign without blanks": {
 			file: plain + "FW_TIMEOUT=3\n",
 			want: lineError,
 		},
-		"two words": {
+		"two words in value": {
 			file: plain + "SPOOF_USER a b\n",
 			want: lineError,
 		},
-		"equals before": {
+		"equals sign before value": {
 			file: plain + "SPOOF_USER =a\n",
 			want: `rc:6: SPOOF_USER: remove the "="; fwknop reads it as a part of the value`,
 		},
-		"colon before": {
+		"colon before value": {
 			file: plain + "SPOOF_USER :a\n",
 			want: `rc:6: SPOOF_USER: remove the ":"; fwknop reads it as a part of the value`,
 		},
@@ -199,23 +199,23 @@ func TestFwknopRefusesMisleadingLines(t *testing.T) {
 			file: plain + "HMAC_KEY a#c\n",
 			want: "rc:6: HMAC_KEY: fwknop ends a value at # or ; (put a space before a comment, or use base64)",
 		},
-		"semicolon": {
+		"semicolon in value": {
 			file: plain + "HMAC_KEY a;c\n",
 			want: "rc:6: HMAC_KEY: fwknop ends a value at # or ; (put a space before a comment, or use base64)",
 		},
-		"small letters": {
+		"variable in lower case": {
 			file: plain + "spoof_user x\n",
 			want: lineError,
 		},
-		"a key's line": {
+		"key instead of variable": {
 			file: plain + "c2VjcmV0 x\n",
 			want: lineError,
 		},
-		"unknown": {
+		"unknown variable": {
 			file: plain + "CLIENT_TIMEOUT 3\n",
 			want: "rc:6: CLIENT_TIMEOUT: fwknop does not know this variable",
 		},
-		"twice": {
+		"variable twice": {
 			file: plain + "KEY x\n",
 			want: "rc:6: KEY: line 5 sets it already; keep one of them",
 		},
@@ -227,15 +227,15 @@ func TestFwknopRefusesMisleadingLines(t *testing.T) {
 			file: "[x]\n",
 			want: `rc: the file has no stanza "h"`,
 		},
-		"Y not undone": {
+		"N does not undo Y of default": {
 			file: "[default]\nRAND_PORT Y\n" + plain + "RAND_PORT N\n",
 			want: "rc:8: RAND_PORT: fwknop keeps the value of line 2; remove one of them",
 		},
-		"IP not undone": {
+		"resolve does not undo address of default": {
 			file: "[default]\nALLOW_IP source\n" + plainWithout("ALLOW_IP") + "ALLOW_IP resolve\n",
 			want: "rc:7: ALLOW_IP: fwknop keeps the value of line 2; remove one of them",
 		},
-		"minus not undone": {
+		"minus of default stays": {
 			file: "[default]\nTIME_OFFSET -90\n" + plain + "TIME_OFFSET 5m\n",
 			want: "rc:8: TIME_OFFSET: fwknop keeps the value of line 2; remove one of them",
 		},
@@ -246,7 +246,6 @@ func TestFwknopRefusesMisleadingLines(t *testing.T) {
 	}
 }
 
-// TestFwknopVariables: what becomes of each variable.
 func TestFwknopConvertsVariables(t *testing.T) {
 	const noImport = "rc: the file has no stanza that can be imported\n"
 	tooLongText := strings.Repeat("h", 129)
@@ -577,26 +576,26 @@ func TestFwknopConvertsVariables(t *testing.T) {
 	}
 }
 
-// TestFwknopStanzas: which stanzas are imported, under which names.
+// The wanted names are those of the imported profiles.
 func TestFwknopChoosesStanzas(t *testing.T) {
 	body := strings.TrimPrefix(plain, "[h]\n")
 	const sameServer = "rc:7: [b] has the SPA_SERVER of profile a, which ssh's %h finds; to use it, name profile b"
 	for name, tt := range map[string]struct{ file, stanza, want, warned string }{
-		"all": {
+		"all stanzas": {
 			file:   "[default]\n[a]\n" + body + "[b]\n" + body,
 			want:   "a b",
 			warned: sameServer,
 		},
-		"other servers": {
+		"different servers": {
 			file: "[a]\n" + body + "[b]\n" + strings.Replace(body, "192.0.2.1", "vps.example", 1),
 			want: "a b",
 		},
-		"one": {
+		"one stanza by name": {
 			file:   "[a]\n" + body + "[b]\nfoo\n",
 			stanza: "A",
 			want:   "a",
 		},
-		"default below": {
+		"default with server before other stanza": {
 			file:   "[default]\n" + body + "[a]\nKEY y\n",
 			want:   "a",
 			warned: "rc:2: [default] applies to the other stanzas and is not imported; to import it, give its name",
@@ -610,27 +609,27 @@ func TestFwknopChoosesStanzas(t *testing.T) {
 			stanza: "Default",
 			want:   "192.0.2.1",
 		},
-		"names": {
+		"names that are not host names": {
 			file: "[*.a]\n" + body + "[my host]\n" + body + "[vps]\n" + body + "[\xffb]\n" + body,
 			want: "vps",
 			warned: "rc:1: [*.a] is left out: \"*.a\" is not a host name\n" +
 				"rc:6: [my host] is left out: \"my host\" is not a host name\n" +
 				"rc:16: [\xffb] is left out: \"\\xffb\" is not a host name",
 		},
-		"GnuPG among them": {
+		"GnuPG stanza among others": {
 			file:   "[a]\nUSE_GPG Y\n" + body + "[b]\n" + body,
 			want:   "b",
 			warned: "rc:2: [a] is left out: GnuPG is not supported",
 		},
-		"fault among them": {
+		"faulty stanza among others": {
 			file: "[b]\n" + body + "[a]\nUSE_GPG x\n",
 			want: `rc:7: USE_GPG: "x" is not Y or N`,
 		},
-		"none": {
+		"no stanza": {
 			file: "# nothing\n",
 			want: "rc: the file has no stanza that can be imported",
 		},
-		"key files": {
+		"IPv6 address as name": {
 			file: "[2001:db8::1]\n" + body,
 			want: "2001:db8::1",
 		},
@@ -645,12 +644,12 @@ func TestFwknopChoosesStanzas(t *testing.T) {
 			got = err.Error()
 		}
 		if got != tt.want || strings.Join(warned, "\n") != tt.warned {
-			t.Errorf("%s:\ngot  %s\nwant %s\nwarned: %s\nwant    %s", name, got, tt.want, strings.Join(warned, "\n"), tt.warned)
+			t.Errorf("%s:\ngot  %s\nwant %s\ngot  warnings: %s\nwant warnings: %s", name, got, tt.want, strings.Join(warned, "\n"), tt.warned)
 		}
 	}
 }
 
-// TestFwknopLargeFile takes hours if the time grows with the square of the size.
+// The test takes hours if the time grows with the square of the size.
 func TestFwknopReadsLargeFileInLinearTime(t *testing.T) {
 	const n = 100_000
 	var file strings.Builder
@@ -659,11 +658,11 @@ func TestFwknopReadsLargeFileInLinearTime(t *testing.T) {
 	}
 	_, warned, err := Fwknop("rc", []byte(file.String()), "")
 	if err == nil || len(warned) != n {
-		t.Errorf("%d warnings, %v", len(warned), err)
+		t.Errorf("%d warnings and error %v, want 100000 warnings and an error", len(warned), err)
 	}
 }
 
-// TestImportedKeyFiles: names that differ have files that do.
+// Profiles with different names get different key files.
 func TestKeyFileNames(t *testing.T) {
 	body := strings.TrimPrefix(plain, "[h]\n")
 	for name, want := range map[string]string{
@@ -672,13 +671,12 @@ func TestKeyFileNames(t *testing.T) {
 	} {
 		imports, _, err := Fwknop("rc", []byte("["+name+"]\n"+body), "")
 		if err != nil || imports[0].Keys[0].File != want {
-			t.Errorf("%s: %v, %v, want %s", name, imports, err, want)
+			t.Errorf("%s: imports %v, error %v, want key file %s", name, imports, err, want)
 		}
 	}
 }
 
-// TestImportedKeys: the profile reads the key that the stanza gives, whatever bytes
-// are in it.
+// The profile reads the same key that the stanza has, for keys of any bytes.
 func TestProfileReadsImportedKey(t *testing.T) {
 	for line, want := range map[string]string{
 		"KEY abc": "abc", "KEY base64:x": "base64:x", "KEY portknock-key-1:x": "portknock-key-1:x", "KEY_BASE64 AP8K": "\x00\xff\n",
@@ -706,12 +704,12 @@ func TestProfileReadsImportedKey(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got := picker.(*spa.Request).Key.Bytes(); !bytes.Equal(got, []byte(want)) {
-			t.Errorf("%s: got %q", line, got)
+			t.Errorf("%s: the profile has the wrong key %q", line, got)
 		}
 	}
 }
 
-// FuzzFwknop: what is imported is a profile.
+// FuzzFwknop checks that every imported block is a valid profile.
 func FuzzFwknop(f *testing.F) {
 	f.Add([]byte(plain))
 	f.Add([]byte("[default]\nALLOW_IP resolve\nRESOLVE_URL x{1,2}\"%\nRAND_PORT Y\n" + plainWithout("ALLOW_IP") +
@@ -722,7 +720,7 @@ func FuzzFwknop(f *testing.F) {
 		imports, _, err := Fwknop("rc", data, "")
 		if err != nil {
 			if !strings.HasPrefix(err.Error(), "rc:") {
-				t.Fatalf("no place: %v", err)
+				t.Fatalf("the error does not begin with the file: %v", err)
 			}
 			return
 		}
@@ -730,7 +728,7 @@ func FuzzFwknop(f *testing.F) {
 		for _, i := range imports {
 			blocks = append(blocks, i.Block)
 		}
-		// Insert parses what it has made, and looks it up.
+		// Insert parses the new profile file and looks up the profiles.
 		if _, err := profile.Insert("config", []byte("Host *\n    ConnectTimeout 20\n"), bytes.Join(blocks, []byte("\n"))); err != nil {
 			t.Fatalf("%v\n%s", err, bytes.Join(blocks, []byte("\n")))
 		}
