@@ -73,7 +73,7 @@ var (
 	portsPattern    = regexp.MustCompile(`^` + portPattern.String() + `(,` + portPattern.String() + `)*$`)
 	trailingComment = regexp.MustCompile(`[ \t][#;].*`) // a comment after a value
 	plainLine       = regexp.MustCompile(`^[ \t]*([A-Z_]+(?:64|4)?):?[ \t]+([^ \t]+)[ \t]*$`)
-	notInFileName   = regexp.MustCompile(`[^\pL\p{Nd}._-]`) // some systems do not allow ":" and "%" in file names
+	notInFileName   = regexp.MustCompile(`[^\pL\p{Nd}._-]`) // some systems refuse ":" or "%"
 )
 
 // rcFile is a .fwknoprc.
@@ -443,7 +443,7 @@ func (s *stanza) addOtherVariables() {
 		s.refuse(k == misread, v, "fwknop reads it as KEY, KEY_BASE64 or KEY_FILE; remove it or use that name")
 		s.refuse(keyword == "SPAUser" && len(v.text) > maxUser, v, "fwknop cuts the name after %d bytes; shorten it", maxUser)
 		switch {
-		case k == unsupported, keyword == "SPAProtocol" && text == "udpraw": // the server cannot distinguish udpraw from udp
+		case k == unsupported, keyword == "SPAProtocol" && text == "udpraw": // same packet as udp for the server
 			ignored = append(ignored, fmt.Sprintf("%s (line %d)", v.variable, v.line))
 		case keyword == "SPAUser":
 			s.set(v, keyword, v.text)

@@ -663,7 +663,7 @@ func TestFwknopReadsLargeFileInLinearTime(t *testing.T) {
 }
 
 // Profiles with different names get different key files.
-func TestKeyFileNames(t *testing.T) {
+func TestDifferentNamesGetDifferentKeyFiles(t *testing.T) {
 	body := strings.TrimPrefix(plain, "[h]\n")
 	for name, want := range map[string]string{
 		"VPS-1.example": "vps-1.example.key", "büro": "büro.key", "дом": "дом.key",

@@ -7,7 +7,7 @@
 // open the ports, or asks for something else.
 package importer
 
-// Import is one profile made from another program's file.
+// Import is a profile made from another program's file.
 type Import struct {
 	Name  string // host that the profile is for
 	Block []byte // Host block of the profile, for [profile.Insert]

@@ -22,7 +22,7 @@ type format struct {
 	emit    func([]guard, Options) (document, error)
 	windows int  // most windows in a file
 	entries int  // most knocks and tokens in all windows together; 0 if windows is the only limit
-	clock   bool // each window opens only in its time; else all windows open until another file is loaded
+	clock   bool // a window opens only in its time; without a clock, all open until another load
 	tokens  bool // the format can verify tokens
 	spa     bool // the format verifies SPA packets, and supports neither knocks nor tokens
 	modules bool // loading the rules may load kernel modules
@@ -69,12 +69,12 @@ func (f Format) row() (format, error) {
 }
 
 // document is the text that a format makes from guards, with the commands that its
-// header names. Each command is one line of shell.
+// header names. Each command is a single line of shell.
 type document struct {
 	check, load, watch, undo string
 
 	parts   string // command that loads the rules in parts, if a container refuses load; else ""
-	refuse  string // command that fails if load would open a guarded port; "" if load does not replace a guard
+	refuse  string // command that fails if load would open a guarded port; "" if load replaces no guard
 	reload  string // load command for a service: its output never contains knocks or tokens
 	changed string // command that a service runs after the rules changed; "" if it runs none
 

@@ -12,8 +12,8 @@ import (
 	"github.com/portknock/portknock/knock/spa"
 )
 
-// fwknopdConf is the file that the load line writes for fwknopd, with the settings
-// that do not belong to the access.conf.
+// fwknopdConf is the file that the load line writes, with the settings that fwknopd
+// reads from a file of their own.
 const fwknopdConf = "/run/portknock.fwknopd.conf"
 
 // emitFwknop writes an access.conf. Comments in the same file hold the fwknopd.conf.
@@ -25,8 +25,8 @@ func emitFwknop(guards []guard, o Options) (document, error) {
 	}
 	conf := `sed -n "s/^#; //p" ` + quote(o.File) + " >" + fwknopdConf + " && chmod 600 " + fwknopdConf
 	args := " -a " + quote(o.File) + " -c " + fwknopdConf
-	// An fwknopd that cannot listen ends without a message, shortly after it has gone
-	// into the background.
+	// An fwknopd that finds nothing to listen at ends without a message, shortly after
+	// it has gone into the background.
 	start := conf + " && { pkill -HUP -x fwknopd || { fwknopd" + args + " && sleep 1 && pkill -0 -x fwknopd; }" +
 		` || { echo "fwknopd does not run: its log says why" >&2; false; }; }`
 	// The next load must not mistake an fwknopd that is ending for a running one.
@@ -155,8 +155,8 @@ func fwknopdConfText(guards []guard) string {
 			addNew(&lines, "ENABLE_IPT_FORWARDING Y;")
 		}
 	}
-	// PCAP_LOOP_SLEEP is in microseconds. It is short because a client connects again
-	// soon after its packet.
+	// PCAP_LOOP_SLEEP is in microseconds. It is short because a client tries to connect
+	// again soon after it has sent its packet.
 	lines = append(lines, "PCAP_FILTER "+strings.Join(filters, " or ")+";", "PCAP_LOOP_SLEEP 20000;")
 	return strings.Join(lines, "\n") + "\n"
 }

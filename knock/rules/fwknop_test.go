@@ -12,6 +12,7 @@ import (
 	"github.com/portknock/portknock/knock/spa"
 )
 
+// spaGuard returns a guard that SPA packets to UDP port 62201 open.
 func spaGuard(t testing.TB, name string, a spa.Keys, open string) Guard {
 	t.Helper()
 	g := mustGuard(t, name, "1000", open)
@@ -141,7 +142,7 @@ func TestEmitFwknopRefusesUnsupported(t *testing.T) {
 			g, want = mustGuard(t, "vps", "7001 9005", "22"), "vps: format fwknop is for Scheme fwknop only"
 		}
 		if err := format.Emit(new(strings.Builder), []Guard{g}, Options{}); err == nil || err.Error() != want {
-			t.Errorf("%s: got %v", format, err)
+			t.Errorf("%s: got error %v, want a refusal for the scheme", format, err)
 		}
 	}
 }

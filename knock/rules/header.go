@@ -52,7 +52,7 @@ func (f format) describe(b *lines, g guard, o Options) {
 }
 
 // header returns the comment at the start of every file: what the file does, and the
-// commands for it. Each command is one line that a user can paste into a shell.
+// commands for it. Each command fits on one line that a user can paste into a shell.
 func (f format) header(guards []guard, d document, o Options) string {
 	var b lines
 	secret, onReload := "knocks", "sessions and openings go on."

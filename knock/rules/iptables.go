@@ -225,7 +225,7 @@ func (r iptRules) rootChain() iptChain {
 
 // iptPartRules is the most rules in a part, unless one chain has more. An unprivileged
 // container refuses more than about 250 rules at once, and loads the file in parts.
-// Elsewhere a load of the whole file is one transaction.
+// Elsewhere the whole file loads in one transaction.
 const iptPartRules = 150
 
 // parts returns the chains of all guards, divided into parts. The parts can be loaded
@@ -246,7 +246,7 @@ func (r iptRules) parts() [][]iptChain {
 	return append(parts, part)
 }
 
-// iptChain is one iptables chain.
+// iptChain is a chain with its rules.
 type iptChain struct {
 	name  string
 	lines []string // comments, and rules as iptables-restore reads them
@@ -278,9 +278,9 @@ func iptOpenList(g guard) string { return "portknock_" + g.ID + "_open" }
 // iptTime writes a second since 1970 in UTC, as the time match reads it.
 func iptTime(second int64) string { return time.Unix(second, 0).UTC().Format("2006-01-02T15:04:05") }
 
-// iptKnock is one knock. When match and timeMatch see the knock, an address moves from
-// list prev to list next. The first knock has prev "" and accepts every address. A
-// knock without a timeMatch counts whenever its chain is in force.
+// iptKnock is a knock of a window. When match and timeMatch see the knock, an address
+// moves from list prev to list next. The first knock has prev "" and accepts every
+// address. A knock without a timeMatch counts whenever its chain is in force.
 type iptKnock struct{ match, timeMatch, prev, next string }
 
 // iptKnocks returns the knocks of a window from the last to the first. In this order,
@@ -391,7 +391,7 @@ func iptAddWrongKnocks(c *iptChain, g guard, knocks []iptKnock) {
 // leads a packet to the chain of the current window. Around a boundary, the tree leads
 // to the even window, whose chain then leads to the odd one.
 //
-// All jumps are one-way (-g), because a right knock in either window must return to
+// All jumps between these chains are one-way (-g), because a right knock in either window must return to
 // the guards that follow.
 func (r iptRules) timedChains(g guard) []iptChain {
 	var leaves [2][]iptChain // chains of even windows, which lead to odd ones; chains of odd windows

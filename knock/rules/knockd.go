@@ -90,10 +90,12 @@ func knockdSection(g guard, w window) string {
 }
 
 // trap returns the ports before and after every knock of a window, as a sequence that
-// no client sends. knockd sees only ports in its file, and thus counts a packet to
-// these ports as a wrong knock. The trap leaves out the knocks of all windows, because
-// knockd sees them anyway. It also leaves out IgnorePorts and the guarded ports of all
-// guards, because a connection to such a port is not a wrong knock.
+// no client sends. knockd sees only ports that its file names. With the trap, knockd
+// sees these ports too, and counts packets to them as wrong knocks.
+//
+// The trap leaves out the knocks of all windows, because knockd sees them anyway. It
+// also leaves out IgnorePorts and the guarded ports of all guards, because a connection
+// to such a port is not a wrong knock.
 func (g guard) trap(w window, guarded []knock.PortRange) knock.Sequence {
 	var trap knock.Sequence
 	taken := slices.Concat(guarded, g.IgnorePorts)

@@ -66,8 +66,8 @@ func nftVersionNote(guards []guard) string {
 	return "These rules need nft 1.0.2 or later."
 }
 
-// setSize is the most addresses in a set. All versions of a file must use the same
-// number, because the size of a loaded set cannot change.
+// setSize is the most addresses in a set. Every file must use the same number, because
+// the size of a loaded set cannot change.
 const setSize = 65536
 
 // floodNote returns a note about floods of knocks that fill the sets. An element lives
@@ -277,8 +277,8 @@ func (r nftRules) chains(g guard) string {
 const udpHeader = 8 // bytes
 
 // nftPartElements is the most elements in a part. An unprivileged container refuses
-// more than about 130 kB at once, and loads the file in parts. Elsewhere a load of the
-// whole file is one transaction.
+// more than about 130 kB at once, and loads the file in parts. Elsewhere the whole file
+// loads in one transaction.
 const nftPartElements = 2000
 
 // nftElements writes the elements of a guard's sets: sequences, tokens and ports.

@@ -52,8 +52,8 @@ type Options struct {
 	// send by chance. It also accepts SPA packets without an HMAC.
 	Force bool
 	// From and Until bound the time in which changing sequences and tokens open the
-	// ports. The last window is the one that contains Until, and it stays complete.
-	// Sequences that never change need neither.
+	// ports. The rules are valid until the end of the window that contains Until.
+	// Sequences that never change need neither From nor Until.
 	From, Until time.Time
 	// OpenAtEnd opens the guarded ports to everybody when the last window ends.
 	// Without it, the ports are then closed to everybody.

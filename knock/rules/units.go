@@ -223,5 +223,5 @@ func unitWord(s string) string {
 
 // unitCommand returns the line of a unit that makes a shell run a script.
 func unitCommand(script string) string {
-	return "ExecStart=/bin/sh -c " + strings.ReplaceAll(unitWord(script), "$", "$$") // a single $ begins a variable of systemd
+	return "ExecStart=/bin/sh -c " + strings.ReplaceAll(unitWord(script), "$", "$$") // $ begins a variable
 }
