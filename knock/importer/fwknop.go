@@ -16,27 +16,27 @@ import (
 	"github.com/portknock/portknock/knock/profile"
 )
 
-// How fwknop's client reads its .fwknoprc was found out by asking fwknop 2.6.10.
-// Its manual differs. The limits are fwknop's, in bytes.
+// The limits are in bytes. They and the rest of this file follow what the client of
+// fwknop 2.6.10 does with its .fwknoprc, because its manual differs.
 const (
-	maxFile      = 4 << 20 // ours
-	maxLine      = 1022    // the rest of a longer line is another line to fwknop
+	maxFile      = 4 << 20 // the importer's own limit, not fwknop's
+	maxLine      = 1022    // fwknop reads the rest of a longer line as another line
 	maxUser      = 29
 	maxKey       = 32
 	maxLegacyKey = 16
 	maxHMACKey   = 128
 )
 
-// kind is how the values of some variables must look. A value that does not match
-// is one that fwknop does not read as a person does.
+// kind is a group of variables whose values must have the same form. If a value does
+// not match the pattern, fwknop reads it differently from how a person reads it.
 type kind struct {
-	plain     string
-	pattern   *regexp.Regexp // nil if every value matches
-	variables string         // NAME=KEYWORD if a setting takes the value as it is
+	expected  string         // form of a value, for errors
+	pattern   *regexp.Regexp // pattern of a value; nil if every value is allowed
+	variables string         // variables; NAME=KEYWORD if setting KEYWORD takes the value unchanged
 }
 
-// These are the variables that fwknop knows. SERVER_RESOLVE_IPV4 needs no setting:
-// portknock reaches every fwknopd by IPv4.
+// These kinds contain all variables that fwknop knows. SERVER_RESOLVE_IPV4 does not
+// need a setting, because portknock reaches every fwknopd by IPv4.
 var (
 	number = kind{"a plain number such as 30", regexp.MustCompile(`^(0|[1-9][0-9]*)$`),
 		`SPA_SERVER_PORT=SPAPort FW_TIMEOUT=SPATimeout NAT_PORT`}
@@ -45,16 +45,18 @@ var (
 		`RAND_PORT NAT_LOCAL USE_HMAC USE_GPG RESOLVE_IP_HTTP RESOLVE_IP_HTTPS RESOLVE_HTTP_ONLY SERVER_RESOLVE_IPV4`}
 	word = kind{variables: `SPA_SERVER SPA_SERVER_PROTO=SPAProtocol ACCESS ALLOW_IP RESOLVE_URL NAT_ACCESS SPOOF_USER=SPAUser
 		DIGEST_TYPE=SPADigest ENCRYPTION_MODE=SPAMode KEY KEY_BASE64 HMAC_KEY HMAC_KEY_BASE64 HMAC_DIGEST_TYPE=HMACDigest`}
-	// fwknop takes these for KEY, KEY_BASE64 or KEY_FILE.
+	// fwknop mistakes these variables for KEY, KEY_BASE64 or KEY_FILE.
 	misread = kind{variables: `GPG_SIGNING_PW GPG_SIGNING_PW_BASE64 HMAC_KEY_FILE`}
-	// No setting stands for these.
-	without = kind{variables: `KEY_FILE NAT_RAND_PORT SPA_SOURCE_PORT SPOOF_SOURCE_IP HTTP_USER_AGENT USE_WGET_USER_AGENT WGET_CMD
+	// A profile has no settings for these variables.
+	unsupported = kind{variables: `KEY_FILE NAT_RAND_PORT SPA_SOURCE_PORT SPOOF_SOURCE_IP HTTP_USER_AGENT USE_WGET_USER_AGENT WGET_CMD
 		USE_GPG_AGENT GPG_RECIPIENT GPG_SIGNER GPG_HOMEDIR GPG_EXE GPG_NO_SIGNING_PW NO_SAVE_ARGS VERBOSE`}
 )
 
-// kinds and keywords have the kind and the keyword of each variable.
-var kinds, keywords = byVariable(number, offset, yesNo, word, misread, without)
+// kinds and keywords map each variable to its kind and to its keyword. The keyword is
+// "" if no setting takes the value unchanged.
+var kinds, keywords = byVariable(number, offset, yesNo, word, misread, unsupported)
 
+// byVariable returns the maps kinds and keywords.
 func byVariable(all ...kind) (kinds map[string]kind, keywords map[string]string) {
 	kinds, keywords = make(map[string]kind), make(map[string]string)
 	for _, k := range all {
@@ -67,68 +69,71 @@ func byVariable(all ...kind) (kinds map[string]kind, keywords map[string]string)
 }
 
 var (
-	port      = regexp.MustCompile(`(tcp|udp)/(0|[1-9][0-9]*)`)
-	ports     = regexp.MustCompile(`^` + port.String() + `(,` + port.String() + `)*$`)
-	comment   = regexp.MustCompile(`[ \t][#;].*`) // behind a value
-	plainLine = regexp.MustCompile(`^[ \t]*([A-Z_]+(?:64|4)?):?[ \t]+([^ \t]+)[ \t]*$`)
-	notInFile = regexp.MustCompile(`[^\pL\p{Nd}._-]`) // not every system has ":" and "%" in the names of files
+	portPattern     = regexp.MustCompile(`(tcp|udp)/(0|[1-9][0-9]*)`)
+	portsPattern    = regexp.MustCompile(`^` + portPattern.String() + `(,` + portPattern.String() + `)*$`)
+	trailingComment = regexp.MustCompile(`[ \t][#;].*`) // a comment after a value
+	plainLine       = regexp.MustCompile(`^[ \t]*([A-Z_]+(?:64|4)?):?[ \t]+([^ \t]+)[ \t]*$`)
+	notInFileName   = regexp.MustCompile(`[^\pL\p{Nd}._-]`) // some systems refuse ":" or "%"
 )
 
 // rcFile is a .fwknoprc.
 type rcFile struct {
 	name     string
 	stanzas  []*stanza
-	named    map[string]*stanza // by their names in lower case
+	named    map[string]*stanza // stanzas by name, in lower case
 	warnings []string
 }
 
-// stanza is a line [NAME] and the lines below it. Only its first error counts: what
-// follows the error has no effect. The error counts only if the stanza is asked for,
-// as with fwknop.
+// stanza is a line [NAME] and the lines below it. Only the first error of a stanza
+// counts: after the error, no call has an effect. As with fwknop, the error matters only
+// if the stanza is imported.
 type stanza struct {
 	file     *rcFile
 	name     string
 	line     int
 	values   map[string]value
 	settings []profile.Setting
-	made     Import
+	result   Import
 	err      error
 }
 
-// value is what a line gives to a variable.
+// value is a line that sets a variable.
 type value struct {
 	variable string
 	text     string
 	line     int // 0 if the stanza does not have the variable
 }
 
-// errLeftOut means that no profile can stand for a stanza; there is a warning.
+// errLeftOut means that a stanza cannot become a profile. A warning says why.
 var errLeftOut = errors.New("left out")
 
-// Fwknop reads the .fwknoprc of fwknop's client: the stanza of that name, or all
-// if the name is "". [default] applies to all others. It is imported itself only
-// if it is asked for or alone, and its profile is called like its server.
+// Fwknop converts the .fwknoprc of fwknop's client. It converts the stanza stanzaName,
+// or all stanzas if stanzaName is "". The stanza [default] applies to all others.
+// Fwknop converts [default] itself only if it is chosen by name or is the only stanza.
+// The profile of [default] gets the name of its server.
 //
-// The reader takes what fwknop itself saves: comments, [NAME], and a variable and
-// its value on each line. A line that fwknop does not read as it looks is an
-// error, and so is a value that no setting takes. A stanza that no profile can
-// stand for is left out with a warning. If no stanza is left, that is an error.
+// Fwknop accepts the form that fwknop itself saves: comments, [NAME], and one variable
+// with its value on each line. It returns an error for a line that fwknop reads
+// differently from how it looks, and for a value that no setting accepts. It leaves out
+// a stanza that cannot become a profile, with a warning. If no stanza remains, it
+// returns an error.
 //
-// Warnings and errors begin "NAME:LINE: " and never hold any part of a key. There
-// may be warnings beside an error.
-func Fwknop(name string, data []byte, only string) (imports []Import, warnings []string, err error) {
-	r := &rcFile{name: name, named: make(map[string]*stanza)}
+// Warnings and errors begin with "FILE:LINE: ", or "FILE: " without a line, and never
+// contain any part of a key. Fwknop may return warnings together with an error.
+func Fwknop(file string, data []byte, stanzaName string) (imports []Import, warnings []string, err error) {
+	r := &rcFile{name: file, named: make(map[string]*stanza)}
 	if err = r.read(data); err == nil {
-		imports, err = r.imports(only)
+		imports, err = r.convertStanzas(stanzaName)
 	}
 	return imports, r.warnings, err
 }
 
+// fault returns an error for a line.
 func (r *rcFile) fault(line int, format string, args ...any) error {
 	return fmt.Errorf("%s:%d: %w", r.name, line, fmt.Errorf(format, args...))
 }
 
-// read parts a file into stanzas.
+// read divides a file into stanzas.
 func (r *rcFile) read(data []byte) error {
 	if len(data) > maxFile {
 		return fmt.Errorf("%s: the file is larger than %d bytes", r.name, maxFile)
@@ -145,25 +150,25 @@ func (r *rcFile) read(data []byte) error {
 			return r.fault(n, "remove the control character %U", line[control])
 		case line == "" || line[0] == '#' || line[0] == ';':
 		case strings.HasPrefix(strings.TrimLeft(line, " \t"), "["):
-			if err := r.begin(line, n); err != nil {
+			if err := r.beginStanza(line, n); err != nil {
 				return err
 			}
 		case len(r.stanzas) == 0:
 			return r.fault(n, "fwknop ignores a line before the first stanza; move it below [default]")
 		default:
-			r.stanzas[len(r.stanzas)-1].add(line, n)
+			r.stanzas[len(r.stanzas)-1].addLine(line, n)
 		}
 	}
 	return nil
 }
 
-// begin adds the stanza that a line begins.
-func (r *rcFile) begin(line string, n int) error {
-	title := strings.TrimRight(comment.ReplaceAllLiteralString(line, ""), " \t")
+// beginStanza adds the stanza that a line begins.
+func (r *rcFile) beginStanza(line string, n int) error {
+	title := strings.TrimRight(trailingComment.ReplaceAllLiteralString(line, ""), " \t")
 	name := strings.Trim(title, "[] \t")
-	odd := func(c rune) bool { return c == '[' || c == ']' || !unicode.IsPrint(c) }
+	notAllowed := func(c rune) bool { return c == '[' || c == ']' || !unicode.IsPrint(c) }
 	switch first := r.named[strings.ToLower(name)]; {
-	case name == "" || title != "["+name+"]" || strings.ContainsFunc(name, odd):
+	case name == "" || title != "["+name+"]" || strings.ContainsFunc(name, notAllowed):
 		return r.fault(n, "write the first line of a stanza as [NAME]")
 	case first != nil:
 		return r.fault(n, "stanza %s is there twice, and fwknop joins it to line %d; write it there", title, first.line)
@@ -174,24 +179,24 @@ func (r *rcFile) begin(line string, n int) error {
 	return nil
 }
 
-// imports converts the stanza of that name, or all.
-func (r *rcFile) imports(name string) (imports []Import, err error) {
-	chosen, byDefault := r.stanzas, cmp.Or(r.named["default"], new(stanza))
+// convertStanzas converts the stanza with the name, or all stanzas if the name is "".
+func (r *rcFile) convertStanzas(name string) (imports []Import, err error) {
+	chosen, defaults := r.stanzas, cmp.Or(r.named["default"], new(stanza))
 	switch asked := r.named[strings.ToLower(name)]; {
-	case byDefault.err != nil:
-		return nil, byDefault.err
+	case defaults.err != nil:
+		return nil, defaults.err
 	case name != "" && asked == nil:
 		return nil, fmt.Errorf("%s: the file has no stanza %q", r.name, name)
 	case name != "":
 		chosen = []*stanza{asked}
 	case len(chosen) > 1:
-		chosen = slices.DeleteFunc(slices.Clone(chosen), func(s *stanza) bool { return s == byDefault })
-		server, ok := byDefault.values["SPA_SERVER"]
-		byDefault.warn(ok, server, "applies to the other stanzas and is not imported; to import it, give its name")
+		chosen = slices.DeleteFunc(slices.Clone(chosen), func(s *stanza) bool { return s == defaults })
+		server, ok := defaults.values["SPA_SERVER"]
+		defaults.warn(ok, server, "applies to the other stanzas and is not imported; to import it, give its name")
 	}
-	found := map[string]string{} // the first profile of each server
+	found := map[string]string{} // name of the first profile for each server
 	for _, s := range chosen {
-		s.inherit(byDefault)
+		s.inherit(defaults)
 		if s.convert(); s.err == errLeftOut {
 			continue
 		}
@@ -199,11 +204,11 @@ func (r *rcFile) imports(name string) (imports []Import, err error) {
 			return nil, s.err
 		}
 		server := s.lower("SPA_SERVER")
-		first := cmp.Or(found[server], s.made.Name)
-		s.warn(first != s.made.Name, value{},
+		first := cmp.Or(found[server], s.result.Name)
+		s.warn(first != s.result.Name, value{},
 			"has the SPA_SERVER of profile %s, which ssh's %%h finds; to use it, name profile %s", first, s.name)
 		found[server] = first
-		imports = append(imports, s.made)
+		imports = append(imports, s.result)
 	}
 	if len(imports) == 0 {
 		return nil, fmt.Errorf("%s: the file has no stanza that can be imported", r.name)
@@ -211,33 +216,34 @@ func (r *rcFile) imports(name string) (imports []Import, err error) {
 	return imports, nil
 }
 
-// warn adds a warning about a value when that is due; about the whole stanza if the
-// value is zero.
-func (s *stanza) warn(due bool, at value, format string, args ...any) {
+// warn adds a warning if due is true. The warning is about a value, or about the whole
+// stanza if from is the zero value.
+func (s *stanza) warn(due bool, from value, format string, args ...any) {
 	if due && s.err == nil {
-		warning := s.file.fault(cmp.Or(at.line, s.line), "[%s] %w", s.name, fmt.Errorf(format, args...))
+		warning := s.file.fault(cmp.Or(from.line, s.line), "[%s] %w", s.name, fmt.Errorf(format, args...))
 		s.file.warnings = append(s.file.warnings, warning.Error())
 	}
 }
 
-// leaveOut is warn for a stanza that no profile can stand for.
-func (s *stanza) leaveOut(due bool, at value, format string, args ...any) {
-	s.warn(due, at, "is left out: "+format, args...)
+// leaveOut is like warn, and also leaves out the stanza if due is true.
+func (s *stanza) leaveOut(due bool, from value, format string, args ...any) {
+	s.warn(due, from, "is left out: "+format, args...)
 	if due && s.err == nil {
 		s.err = errLeftOut
 	}
 }
 
-// refuse is warn for a fault in a value: the error is the stanza's.
-func (s *stanza) refuse(due bool, at value, format string, args ...any) {
+// refuse sets the stanza's error, about a value, if due is true.
+func (s *stanza) refuse(due bool, from value, format string, args ...any) {
 	if due && s.err == nil {
-		s.err = s.file.fault(at.line, at.variable+": "+format, args...)
+		s.err = s.file.fault(from.line, from.variable+": "+format, args...)
 	}
 }
 
-// add reads a line below the first. No error quotes the line, which may hold a key.
-func (s *stanza) add(line string, n int) {
-	words := plainLine.FindStringSubmatch(comment.ReplaceAllLiteralString(line, ""))
+// addLine reads a line below the first line. Its errors never quote the whole line,
+// because the line may contain a key.
+func (s *stanza) addLine(line string, n int) {
+	words := plainLine.FindStringSubmatch(trailingComment.ReplaceAllLiteralString(line, ""))
 	if words == nil {
 		s.err = cmp.Or(s.err, s.file.fault(n,
 			"expected VARIABLE VALUE, without spaces in the value, such as SPA_SERVER vps.example"))
@@ -249,28 +255,29 @@ func (s *stanza) add(line string, n int) {
 	s.refuse(!known, v, "fwknop does not know this variable")
 	s.refuse(strings.ContainsAny(v.text, "#;"), v, "fwknop ends a value at # or ; (put a space before a comment, or use base64)")
 	s.refuse(strings.ContainsAny(v.text[:1], "=:"), v, "remove the %q; fwknop reads it as a part of the value", v.text[:1])
-	s.refuse(k.pattern != nil && !k.pattern.MatchString(v.text), v, "%q is not %s", v.text, k.plain)
+	s.refuse(k.pattern != nil && !k.pattern.MatchString(v.text), v, "%q is not %s", v.text, k.expected)
 	s.refuse(twice, v, "line %d sets it already; keep one of them", first.line)
 	s.values[v.variable] = v
 }
 
-// inherit takes over the values of [default] that the stanza does not have. Of some
-// that it has, something of the value of [default] counts for fwknop all the same.
-func (s *stanza) inherit(byDefault *stanza) {
-	for _, d := range byDefault.sorted() {
-		v, own := s.values[d.variable]
-		if !own {
-			s.values[d.variable] = d
+// inherit copies the values of [default] that the stanza does not have. For some
+// variables, fwknop keeps a part of the value of [default] although the stanza sets the
+// variable again. inherit refuses these stanzas.
+func (s *stanza) inherit(defaults *stanza) {
+	for _, fromDefault := range defaults.sorted() {
+		v, has := s.values[fromDefault.variable]
+		if !has {
+			s.values[fromDefault.variable] = fromDefault
 		}
-		was, is := strings.ToLower(d.text), strings.ToLower(v.text)
-		stays := is == "resolve" && was != "resolve"
-		switch kinds[d.variable] {
+		defaultText, stanzaText := strings.ToLower(fromDefault.text), strings.ToLower(v.text)
+		kept := stanzaText == "resolve" && defaultText != "resolve"
+		switch kinds[fromDefault.variable] {
 		case yesNo:
-			stays = was == "y" && is == "n"
+			kept = defaultText == "y" && stanzaText == "n"
 		case offset:
-			stays = was[0] == '-' // the minus
+			kept = defaultText[0] == '-' // fwknop keeps the minus
 		}
-		s.refuse(own && v != d && stays, v, "fwknop keeps the value of line %d; remove one of them", d.line)
+		s.refuse(has && v != fromDefault && kept, v, "fwknop keeps the value of line %d; remove one of them", fromDefault.line)
 	}
 }
 
@@ -279,14 +286,15 @@ func (s *stanza) sorted() []value {
 	return slices.SortedFunc(maps.Values(s.values), func(a, b value) int { return a.line - b.line })
 }
 
-// lower returns the text of a variable in lower case; "" if the stanza does not have
-// the variable.
+// lower returns the text of a variable in lower case. It returns "" if the stanza does
+// not have the variable.
 func (s *stanza) lower(variable string) string { return strings.ToLower(s.values[variable].text) }
 
-func (s *stanza) yes(variable string) bool { return s.lower(variable) == "y" }
+// isYes reports whether the text of a variable is Y or y.
+func (s *stanza) isYes(variable string) bool { return s.lower(variable) == "y" }
 
-// set adds the setting that a value becomes. Its text has no quotes, which a profile
-// would take off.
+// set adds the setting that a value becomes. It refuses a text with a double quote,
+// because a profile file would drop the quotes.
 func (s *stanza) set(from value, keyword, text string) {
 	s.refuse(strings.Contains(text, `"`), from, "%q cannot be written into a profile", from.text)
 	if s.err == nil {
@@ -297,71 +305,71 @@ func (s *stanza) set(from value, keyword, text string) {
 	}
 }
 
-// convert makes the Import.
+// convert makes the stanza's Import.
 func (s *stanza) convert() {
 	v, proto := s.values, s.lower("SPA_SERVER_PROTO")
 	server := v["SPA_SERVER"]
-	s.leaveOut(s.yes("USE_GPG"), v["USE_GPG"], "GnuPG is not supported")
+	s.leaveOut(s.isYes("USE_GPG"), v["USE_GPG"], "GnuPG is not supported")
 	s.leaveOut(s.lower("ENCRYPTION_MODE") == "asymmetric", v["ENCRYPTION_MODE"], "GnuPG is not supported")
 	s.leaveOut(proto == "icmp" || proto == "tcpraw", v["SPA_SERVER_PROTO"], "%s needs root and is not supported", proto)
 	s.leaveOut(server.text == "", value{}, "it has no SPA_SERVER")
 	s.set(server, "HostName", strings.ReplaceAll(server.text, "%", "%%"))
 	s.set(value{}, "Scheme", "fwknop")
-	if s.made.Name = s.name; strings.EqualFold(s.name, "default") {
-		s.made.Name = server.text
+	if s.result.Name = s.name; strings.EqualFold(s.name, "default") {
+		s.result.Name = server.text
 	}
-	err := profile.CheckHost(s.made.Name)
+	err := profile.CheckHost(s.result.Name)
 	s.leaveOut(err != nil, value{}, "%w", err)
-	s.open()
-	s.keys()
-	s.allow()
-	s.rest()
+	s.addOpenPorts()
+	s.addKeys()
+	s.addAllowIP()
+	s.addOtherVariables()
 	if s.err == nil {
-		s.made.Block, err = profile.Block(s.made.Name, s.settings)
+		s.result.Block, err = profile.Block(s.result.Name, s.settings)
 		s.leaveOut(err != nil, value{}, "%w", err)
 	}
 }
 
-// open says what to open, and where a server forwards the port to. What NAT_PORT
-// gives is asked for instead of the port of ACCESS.
-func (s *stanza) open() {
-	access, instead := s.values["ACCESS"], s.values["NAT_PORT"]
+// addOpenPorts adds the settings for the ports to open and for the forwarding of a
+// port. A NAT_PORT replaces the port of ACCESS.
+func (s *stanza) addOpenPorts() {
+	access, natPort := s.values["ACCESS"], s.values["NAT_PORT"]
 	s.warn(access.text == "", access, "has no ACCESS (fwknop reads it from its command line); OpenPorts becomes 22/tcp")
 	access.text = cmp.Or(access.text, "tcp/22")
-	s.refuse(!ports.MatchString(access.text), access, "%q is not a list of ports such as tcp/22,udp/53", access.text)
-	s.refuse(instead.line > 0 && strings.Contains(access.text, ","), instead, "fwknop does not allow it with several ports in ACCESS")
-	open := strings.Split(port.ReplaceAllString(access.text, "$2/$1"), ",")
+	s.refuse(!portsPattern.MatchString(access.text), access, "%q is not a list of ports such as tcp/22,udp/53", access.text)
+	s.refuse(natPort.line > 0 && strings.Contains(access.text, ","), natPort, "fwknop does not allow it with several ports in ACCESS")
+	open := strings.Split(portPattern.ReplaceAllString(access.text, "$2/$1"), ",")
 	forwarded, protocol, _ := strings.Cut(open[0], "/")
-	if instead.line > 0 {
-		open[0] = instead.text + "/" + protocol
+	if natPort.line > 0 {
+		open[0] = natPort.text + "/" + protocol
 	}
-	s.set(cmp.Or(instead, access), "OpenPorts", strings.Join(open, " "))
+	s.set(cmp.Or(natPort, access), "OpenPorts", strings.Join(open, " "))
 
-	to := s.values["NAT_ACCESS"]
-	if s.yes("NAT_LOCAL") {
-		to = cmp.Or(to, s.values["SPA_SERVER"])
+	forwardTo := s.values["NAT_ACCESS"]
+	if s.isYes("NAT_LOCAL") {
+		forwardTo = cmp.Or(forwardTo, s.values["SPA_SERVER"])
 		s.set(s.values["NAT_LOCAL"], "NATLocal", "yes")
 	}
-	if to.line > 0 {
-		host, port, ok := strings.Cut(strings.Replace(to.text, ":", ",", 1), ",")
+	if forwardTo.line > 0 {
+		host, port, ok := strings.Cut(strings.Replace(forwardTo.text, ":", ",", 1), ",")
 		if !ok {
 			port = forwarded
 		}
 		address, _ := netip.ParseAddr(host)
-		s.leaveOut(!address.Is4(), to, "NAT to %q is not supported: it is not an IPv4 address", host)
-		s.set(to, "NATAccess", host+","+port)
+		s.leaveOut(!address.Is4(), forwardTo, "NAT to %q is not supported: it is not an IPv4 address", host)
+		s.set(forwardTo, "NATAccess", host+","+port)
 	}
 }
 
-// keys takes the key and the HMAC key.
-func (s *stanza) keys() {
+// addKeys adds the key and the HMAC key.
+func (s *stanza) addKeys() {
 	from, key := s.key("KEY", maxKey, "KeyFile", ".key")
 	legacy, useHMAC := s.lower("ENCRYPTION_MODE") == "legacy", s.values["USE_HMAC"]
 	s.refuse(legacy && len(key) > maxLegacyKey, from, tooLong, maxLegacyKey, len(key))
 	s.leaveOut(key == nil, value{}, "it has no KEY or KEY_BASE64; other keys are not read")
 	from, hmac := s.key("HMAC_KEY", maxHMACKey, "HMACKeyFile", ".hmac")
 	if hmac == nil {
-		s.leaveOut(s.yes("USE_HMAC"), useHMAC, "it has no HMAC_KEY or HMAC_KEY_BASE64; other HMAC keys are not read")
+		s.leaveOut(s.isYes("USE_HMAC"), useHMAC, "it has no HMAC_KEY or HMAC_KEY_BASE64; other HMAC keys are not read")
 		return
 	}
 	s.refuse(legacy, from, "fwknop does not allow an HMAC key with ENCRYPTION_MODE legacy")
@@ -371,9 +379,9 @@ func (s *stanza) keys() {
 
 const tooLong = "fwknop allows at most %d bytes in a key; this one has %d"
 
-// key returns the key of a variable, or of the same variable in base64, and which of
-// the two has it. The profile reads it from a file beside the profile file, which is
-// called like the profile.
+// key returns the key of a variable, or of the same variable in base64. It also returns
+// the value that has the key. It adds the setting for the key, and a key file that
+// stands beside the profile file and has the name of the profile.
 func (s *stanza) key(variable string, most int, keyword, suffix string) (from value, key []byte) {
 	plain, coded := s.values[variable], s.values[variable+"_BASE64"]
 	from = cmp.Or(coded, plain)
@@ -388,59 +396,60 @@ func (s *stanza) key(variable string, most int, keyword, suffix string) (from va
 		s.refuse(err != nil, from, "not valid base64; it may be incomplete")
 	}
 	s.refuse(len(key) > most, from, tooLong, most, len(key))
-	file := notInFile.ReplaceAllStringFunc(strings.ToLower(s.made.Name), func(c string) string { return fmt.Sprintf("_%x", []rune(c)[0]) })
-	// Not as it stands: it may be of any bytes, and end with a newline.
+	file := notInFileName.ReplaceAllStringFunc(strings.ToLower(s.result.Name), func(c string) string { return fmt.Sprintf("_%x", []rune(c)[0]) })
+	// The file holds the key in base64, because the key may have any bytes and may end
+	// with a newline.
 	text := "base64:" + base64.StdEncoding.EncodeToString(key) + "\n"
-	s.made.Keys = append(s.made.Keys, Key{file + suffix, []byte(text)})
+	s.result.Keys = append(s.result.Keys, Key{file + suffix, []byte(text)})
 	s.settings = append(s.settings, profile.Setting{Keyword: keyword, Value: file + suffix})
 	return from, key
 }
 
-// allow says for whom to open.
-func (s *stanza) allow() {
-	allow, page := s.values["ALLOW_IP"], s.values["RESOLVE_URL"]
-	resolve := s.yes("RESOLVE_IP_HTTPS") || s.yes("RESOLVE_IP_HTTP")
-	switch text := strings.ToLower(allow.text); {
+// addAllowIP adds the setting for the address to open the ports for.
+func (s *stanza) addAllowIP() {
+	allowIP, url := s.values["ALLOW_IP"], s.values["RESOLVE_URL"]
+	resolve := s.isYes("RESOLVE_IP_HTTPS") || s.isYes("RESOLVE_IP_HTTP")
+	switch text := strings.ToLower(allowIP.text); {
 	case text == "resolve", text == "" && resolve:
-		address, scheme := cmp.Or(page.text, "www.cipherdyne.org/cgi-bin/myip"), "https://"
-		if s.yes("RESOLVE_HTTP_ONLY") {
+		address, scheme := cmp.Or(url.text, "www.cipherdyne.org/cgi-bin/myip"), "https://"
+		if s.isYes("RESOLVE_HTTP_ONLY") {
 			scheme = "http://"
 		}
-		// With a scheme it cannot be an option to curl either.
+		// The scheme also keeps curl from reading the address as an option.
 		if !strings.HasPrefix(address, "https://") && !strings.HasPrefix(address, "http://") {
 			address = scheme + address
 		}
-		s.warn(true, page, "becomes AllowIPCommand curl, so the web page must print only the address")
-		s.set(page, "AllowIPCommand", "curl -4 -fsS "+address)
+		s.warn(true, url, "becomes AllowIPCommand curl, so the web page must print only the address")
+		s.set(url, "AllowIPCommand", "curl -4 -fsS "+address)
 	case text == "", text == "0.0.0.0":
-		// fwknop does not save its option -s.
-		s.warn(text == "", allow, "has no ALLOW_IP (fwknop reads it from its command line); AllowIP becomes source")
-		s.set(allow, "AllowIP", "source")
+		// fwknop does not save its option -s, so the text may be empty.
+		s.warn(text == "", allowIP, "has no ALLOW_IP (fwknop reads it from its command line); AllowIP becomes source")
+		s.set(allowIP, "AllowIP", "source")
 	default:
-		s.refuse(resolve, allow, "prevents resolving; remove it, or RESOLVE_IP_HTTP and RESOLVE_IP_HTTPS")
-		s.set(allow, "AllowIP", text)
+		s.refuse(resolve, allowIP, "prevents resolving; remove it, or RESOLVE_IP_HTTP and RESOLVE_IP_HTTPS")
+		s.set(allowIP, "AllowIP", text)
 	}
 }
 
-// rest takes the values that carry over as they are, and warns about those that no
-// setting stands for.
-func (s *stanza) rest() {
-	if random := s.values["RAND_PORT"]; s.yes("RAND_PORT") {
+// addOtherVariables adds the settings for values that stay unchanged. It warns about
+// variables without a matching setting.
+func (s *stanza) addOtherVariables() {
+	if random := s.values["RAND_PORT"]; s.isYes("RAND_PORT") {
 		s.values["SPA_SERVER_PORT"] = value{"SPA_SERVER_PORT", "random", random.line}
 	}
-	var left []string
+	var ignored []string
 	for _, v := range s.sorted() {
 		k, keyword, text := kinds[v.variable], keywords[v.variable], strings.ToLower(v.text)
 		s.refuse(k == misread, v, "fwknop reads it as KEY, KEY_BASE64 or KEY_FILE; remove it or use that name")
 		s.refuse(keyword == "SPAUser" && len(v.text) > maxUser, v, "fwknop cuts the name after %d bytes; shorten it", maxUser)
 		switch {
-		case k == without, keyword == "SPAProtocol" && text == "udpraw": // udp looks the same to the server
-			left = append(left, fmt.Sprintf("%s (line %d)", v.variable, v.line))
+		case k == unsupported, keyword == "SPAProtocol" && text == "udpraw": // same packet as udp for the server
+			ignored = append(ignored, fmt.Sprintf("%s (line %d)", v.variable, v.line))
 		case keyword == "SPAUser":
 			s.set(v, keyword, v.text)
 		case keyword != "":
 			s.set(v, keyword, text)
 		}
 	}
-	s.warn(left != nil, value{}, "has variables without a matching setting: %s", strings.Join(left, ", "))
+	s.warn(ignored != nil, value{}, "has variables without a matching setting: %s", strings.Join(ignored, ", "))
 }

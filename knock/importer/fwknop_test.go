@@ -13,21 +13,21 @@ import (
 	"github.com/portknock/portknock/knock/spa"
 )
 
-// plain is a stanza that lacks nothing. What a test adds begins in line 6.
+// plain is a complete stanza. Lines that a test adds begin at line 6.
 const plain = "[h]\nSPA_SERVER 192.0.2.1\nACCESS tcp/22\nALLOW_IP 198.51.100.7\nKEY abc\n"
 
-// plainBlock is the block of plain.
+// plainBlock is the Host block that plain becomes.
 const plainBlock = "Host h\n    HostName 192.0.2.1\n    Scheme fwknop\n    OpenPorts 22/tcp\n    KeyFile h.key\n    AllowIP 198.51.100.7\n"
 
-// lacking returns plain without a variable.
-func lacking(variable string) string {
+// plainWithout returns plain without a variable.
+func plainWithout(variable string) string {
 	lines := strings.SplitAfter(plain, "\n")
 	return strings.Join(slices.DeleteFunc(lines, func(l string) bool { return strings.HasPrefix(l, variable) }), "")
 }
 
-// outcome returns what a file's stanza h becomes: the lines of its block that are
-// not those of plain, and its keys if they are not that of plain; or the error. The
-// warnings follow, a line each.
+// outcome converts the stanza h of a file and describes how it differs from plain. The
+// first line of the outcome has the different lines of the block and the different
+// keys, or the error. Each warning follows on its own line.
 func outcome(file string) string {
 	imports, warnings, err := Fwknop("rc", []byte(file), "h")
 	var words []string
@@ -49,46 +49,46 @@ func outcome(file string) string {
 	return strings.Join(slices.Concat([]string{strings.Join(words, ", ")}, warnings), "\n")
 }
 
-func TestFwknopPlainForm(t *testing.T) {
+func TestFwknopReadsPlainForm(t *testing.T) {
 	imports, warnings, err := Fwknop("rc", []byte(plain), "")
 	if err != nil || len(imports) != 1 || warnings != nil || string(imports[0].Block) != plainBlock || imports[0].Name != "h" {
-		t.Errorf("%+v, %q, %v", imports, warnings, err)
+		t.Errorf("plain: imports %+v, warnings %q, error %v", imports, warnings, err)
 	}
 	for name, tt := range map[string]struct{ file, want string }{
 		"comments": {
 			file: "# x\n;x\n\n" + plain + "#KEY x\n;KEY x\r\n\r\n[x] # y\n# z\n",
 		},
-		"Windows lines": {
+		"Windows line ends": {
 			file: strings.ReplaceAll(plain, "\n", "\r\n"),
 		},
 		"no last newline": {
 			file: strings.TrimSuffix(plain, "\n"),
 		},
-		"blanks": {
+		"blanks around words": {
 			file: plain + "\t FW_TIMEOUT  \t 3 \t\n",
 			want: "SPATimeout 3",
 		},
-		"colon": {
+		"colon after variable": {
 			file: plain + "FW_TIMEOUT: 3\n",
 			want: "SPATimeout 3",
 		},
-		"comment behind": {
+		"comment after value": {
 			file: plain + "FW_TIMEOUT 3 # x\nSPA_SERVER_PORT 5\t;x\n",
 			want: "SPAPort 5, SPATimeout 3",
 		},
-		"other case": {
+		"stanza name in other case": {
 			file: strings.Replace(plain, "[h]", "[H]", 1),
 			want: "Host H",
 		},
-		"default": {
+		"default before stanza": {
 			file: "[default]\nKEY x\nFW_TIMEOUT 7\n" + plain,
 			want: "SPATimeout 7",
 		},
-		"default last": {
+		"default after stanza": {
 			file: plain + "[Default]\nKEY x\nFW_TIMEOUT 7\n",
 			want: "SPATimeout 7",
 		},
-		"other stanza": {
+		"fault in other stanza": {
 			file: plain + "[x]\nnonsense\nKEY = =\n",
 		},
 	} {
@@ -98,10 +98,10 @@ func TestFwknopPlainForm(t *testing.T) {
 	}
 }
 
-// TestFwknopRefuses: what fwknop reads in another way than it looks.
-func TestFwknopRefuses(t *testing.T) {
-	const form = "rc:6: expected VARIABLE VALUE, without spaces in the value, such as SPA_SERVER vps.example"
-	const title = "rc:6: write the first line of a stanza as [NAME]"
+// fwknop reads these lines differently from how they look.
+func TestFwknopRefusesMisleadingLines(t *testing.T) {
+	const lineError = "rc:6: expected VARIABLE VALUE, without spaces in the value, such as SPA_SERVER vps.example"
+	const titleError = "rc:6: write the first line of a stanza as [NAME]"
 	for name, tt := range map[string]struct{ file, want string }{
 		"long line": {
 			file: plain + "#" + strings.Repeat("c", 1022) + "\n",
@@ -119,11 +119,11 @@ func TestFwknopRefuses(t *testing.T) {
 			file: plain + "FW_TIMEOUT 3\f\n",
 			want: "rc:6: remove the control character U+000C",
 		},
-		"before the first": {
+		"line before first stanza": {
 			file: "FW_TIMEOUT 3\n" + plain,
 			want: "rc:1: fwknop ignores a line before the first stanza; move it below [default]",
 		},
-		"BOM": {
+		"byte order mark before first stanza": {
 			file: "\ufeff[x]\n" + plain,
 			want: "rc:1: fwknop ignores a line before the first stanza; move it below [default]",
 		},
@@ -133,65 +133,65 @@ func TestFwknopRefuses(t *testing.T) {
 		},
 		"stanza not closed": {
 			file: plain + "[x\n",
-			want: title,
+			want: titleError,
 		},
 		"stanza indented": {
 			file: plain + " [x]\n",
-			want: title,
+			want: titleError,
 		},
-		"stanza and more": {
+		"text after stanza name": {
 			file: plain + "[x] y\n",
-			want: title,
+			want: titleError,
 		},
-		"stanza in two": {
+		"stanza name in double brackets": {
 			file: plain + "[[x]]\n",
-			want: title,
+			want: titleError,
 		},
-		"blanks in a name": {
+		"blanks in stanza name": {
 			file: plain + "[ x ]\n",
-			want: title,
+			want: titleError,
 		},
-		"escape in a name": {
+		"control character in stanza name": {
 			file: plain + "[\u009bx]\n",
-			want: title,
+			want: titleError,
 		},
-		"no name": {
+		"empty stanza name": {
 			file: plain + "[]\n",
-			want: title,
+			want: titleError,
 		},
 		"only blanks": {
 			file: plain + " \n",
-			want: form,
+			want: lineError,
 		},
 		"indented comment": {
 			file: plain + " # x\n",
-			want: form,
+			want: lineError,
 		},
 		"no value": {
 			file: plain + "USE_HMAC\n",
-			want: form,
+			want: lineError,
 		},
-		"comment for value": {
+		"comment instead of value": {
 			file: plain + "USE_HMAC # Y\n",
-			want: form,
+			want: lineError,
 		},
-		"equals": {
+		"equals sign between blanks": {
 			file: plain + "FW_TIMEOUT = 3\n",
-			want: form,
+			want: lineError,
 		},
-		"tight equals": {
+		"equals sign without blanks": {
 			file: plain + "FW_TIMEOUT=3\n",
-			want: form,
+			want: lineError,
 		},
-		"two words": {
+		"two words in value": {
 			file: plain + "SPOOF_USER a b\n",
-			want: form,
+			want: lineError,
 		},
-		"equals before": {
+		"equals sign before value": {
 			file: plain + "SPOOF_USER =a\n",
 			want: `rc:6: SPOOF_USER: remove the "="; fwknop reads it as a part of the value`,
 		},
-		"colon before": {
+		"colon before value": {
 			file: plain + "SPOOF_USER :a\n",
 			want: `rc:6: SPOOF_USER: remove the ":"; fwknop reads it as a part of the value`,
 		},
@@ -199,43 +199,43 @@ func TestFwknopRefuses(t *testing.T) {
 			file: plain + "HMAC_KEY a#c\n",
 			want: "rc:6: HMAC_KEY: fwknop ends a value at # or ; (put a space before a comment, or use base64)",
 		},
-		"semicolon": {
+		"semicolon in value": {
 			file: plain + "HMAC_KEY a;c\n",
 			want: "rc:6: HMAC_KEY: fwknop ends a value at # or ; (put a space before a comment, or use base64)",
 		},
-		"small letters": {
+		"variable in lower case": {
 			file: plain + "spoof_user x\n",
-			want: form,
+			want: lineError,
 		},
-		"a key's line": {
+		"key instead of variable": {
 			file: plain + "c2VjcmV0 x\n",
-			want: form,
+			want: lineError,
 		},
-		"unknown": {
+		"unknown variable": {
 			file: plain + "CLIENT_TIMEOUT 3\n",
 			want: "rc:6: CLIENT_TIMEOUT: fwknop does not know this variable",
 		},
-		"twice": {
+		"variable twice": {
 			file: plain + "KEY x\n",
 			want: "rc:6: KEY: line 5 sets it already; keep one of them",
 		},
 		"fault in default": {
 			file: plain + "[default]\nnonsense\n",
-			want: strings.Replace(form, "6", "7", 1),
+			want: strings.Replace(lineError, "6", "7", 1),
 		},
 		"no such stanza": {
 			file: "[x]\n",
 			want: `rc: the file has no stanza "h"`,
 		},
-		"Y not undone": {
+		"N does not undo Y of default": {
 			file: "[default]\nRAND_PORT Y\n" + plain + "RAND_PORT N\n",
 			want: "rc:8: RAND_PORT: fwknop keeps the value of line 2; remove one of them",
 		},
-		"IP not undone": {
-			file: "[default]\nALLOW_IP source\n" + lacking("ALLOW_IP") + "ALLOW_IP resolve\n",
+		"resolve does not undo address of default": {
+			file: "[default]\nALLOW_IP source\n" + plainWithout("ALLOW_IP") + "ALLOW_IP resolve\n",
 			want: "rc:7: ALLOW_IP: fwknop keeps the value of line 2; remove one of them",
 		},
-		"minus not undone": {
+		"minus of default stays": {
 			file: "[default]\nTIME_OFFSET -90\n" + plain + "TIME_OFFSET 5m\n",
 			want: "rc:8: TIME_OFFSET: fwknop keeps the value of line 2; remove one of them",
 		},
@@ -246,10 +246,9 @@ func TestFwknopRefuses(t *testing.T) {
 	}
 }
 
-// TestFwknopVariables: what becomes of each variable.
-func TestFwknopVariables(t *testing.T) {
-	const none = "rc: the file has no stanza that can be imported\n"
-	h := strings.Repeat("h", 129)
+func TestFwknopConvertsVariables(t *testing.T) {
+	const noImport = "rc: the file has no stanza that can be imported\n"
+	tooLongText := strings.Repeat("h", 129)
 	for _, tt := range []struct{ lines, want string }{
 		{
 			lines: "SPA_SERVER_PORT 443",
@@ -280,11 +279,11 @@ func TestFwknopVariables(t *testing.T) {
 		},
 		{
 			lines: "RAND_PORT Y\nSPA_SERVER_PROTO tcp",
-			want:  none + "rc:1: [h] is left out: SPAPort: random is only possible with SPAProtocol udp",
+			want:  noImport + "rc:1: [h] is left out: SPAPort: random is only possible with SPAProtocol udp",
 		},
 		{
 			lines: "SPA_SERVER_PORT 22\nSPA_SERVER_PROTO tcp",
-			want:  none + "rc:1: [h] is left out: SPAPort: 22/tcp is one of the OpenPorts; a guarded port cannot receive the packet",
+			want:  noImport + "rc:1: [h] is left out: SPAPort: 22/tcp is one of the OpenPorts; a guarded port cannot receive the packet",
 		},
 		{
 			lines: "SPA_SERVER_PROTO HTTP",
@@ -296,11 +295,11 @@ func TestFwknopVariables(t *testing.T) {
 		},
 		{
 			lines: "SPA_SERVER_PROTO icmp",
-			want:  none + "rc:6: [h] is left out: icmp needs root and is not supported",
+			want:  noImport + "rc:6: [h] is left out: icmp needs root and is not supported",
 		},
 		{
 			lines: "SPA_SERVER_PROTO tcpraw",
-			want:  none + "rc:6: [h] is left out: tcpraw needs root and is not supported",
+			want:  noImport + "rc:6: [h] is left out: tcpraw needs root and is not supported",
 		},
 		{
 			lines: "SPA_SERVER_PROTO https",
@@ -355,7 +354,7 @@ func TestFwknopVariables(t *testing.T) {
 		},
 		{
 			lines: "ENCRYPTION_MODE Asymmetric",
-			want:  none + "rc:6: [h] is left out: GnuPG is not supported",
+			want:  noImport + "rc:6: [h] is left out: GnuPG is not supported",
 		},
 		{
 			lines: "SPOOF_USER Bob",
@@ -366,7 +365,7 @@ func TestFwknopVariables(t *testing.T) {
 			want:  "SPAUser udpraw",
 		},
 		{
-			lines: "SPOOF_USER " + h,
+			lines: "SPOOF_USER " + tooLongText,
 			want:  "rc:6: SPOOF_USER: fwknop cuts the name after 29 bytes; shorten it",
 		},
 		{
@@ -399,12 +398,12 @@ func TestFwknopVariables(t *testing.T) {
 			want:  "rc:6: HMAC_KEY: fwknop does not allow an HMAC key that is the same as the key",
 		},
 		{
-			lines: "HMAC_KEY " + h,
+			lines: "HMAC_KEY " + tooLongText,
 			want:  "rc:6: HMAC_KEY: fwknop allows at most 128 bytes in a key; this one has 129",
 		},
 		{
 			lines: "USE_HMAC Y",
-			want:  none + "rc:6: [h] is left out: it has no HMAC_KEY or HMAC_KEY_BASE64; other HMAC keys are not read",
+			want:  noImport + "rc:6: [h] is left out: it has no HMAC_KEY or HMAC_KEY_BASE64; other HMAC keys are not read",
 		},
 		{
 			lines: "KEY_BASE64 eHl6",
@@ -412,7 +411,7 @@ func TestFwknopVariables(t *testing.T) {
 		},
 		{
 			lines: "USE_GPG Y\nGPG_SIGNING_PW x",
-			want:  none + "rc:6: [h] is left out: GnuPG is not supported",
+			want:  noImport + "rc:6: [h] is left out: GnuPG is not supported",
 		},
 		{
 			lines: "GPG_SIGNING_PW xyz",
@@ -445,7 +444,7 @@ func TestFwknopVariables(t *testing.T) {
 		},
 		{
 			lines: "NAT_ACCESS lan,22",
-			want:  none + `rc:6: [h] is left out: NAT to "lan" is not supported: it is not an IPv4 address`,
+			want:  noImport + `rc:6: [h] is left out: NAT to "lan" is not supported: it is not an IPv4 address`,
 		},
 		{
 			lines: "NAT_LOCAL Y",
@@ -464,110 +463,110 @@ func TestFwknopVariables(t *testing.T) {
 			t.Errorf("%s:\ngot  %s\nwant %s", tt.lines, got, tt.want)
 		}
 	}
-	const web = "\nrc:5: [h] becomes AllowIPCommand curl, so the web page must print only the address"
+	const pageWarning = "\nrc:5: [h] becomes AllowIPCommand curl, so the web page must print only the address"
 	for _, tt := range []struct{ file, want string }{
 		{
-			file: lacking("SPA_SERVER"),
-			want: none + "rc:1: [h] is left out: it has no SPA_SERVER",
+			file: plainWithout("SPA_SERVER"),
+			want: noImport + "rc:1: [h] is left out: it has no SPA_SERVER",
 		},
 		{
-			file: lacking("SPA_SERVER") + "SPA_SERVER fe80::1%eth0\n",
+			file: plainWithout("SPA_SERVER") + "SPA_SERVER fe80::1%eth0\n",
 			want: "HostName fe80::1%%eth0",
 		},
 		{
-			file: lacking("SPA_SERVER") + "SPA_SERVER a_?\n",
+			file: plainWithout("SPA_SERVER") + "SPA_SERVER a_?\n",
 			want: `rc:5: SPA_SERVER: HostName: "a_?" is not a host name`,
 		},
 		{
-			file: lacking("ACCESS"),
+			file: plainWithout("ACCESS"),
 			want: "\nrc:1: [h] has no ACCESS (fwknop reads it from its command line); OpenPorts becomes 22/tcp",
 		},
 		{
-			file: lacking("ACCESS") + "ACCESS tcp/22,udp/53\n",
+			file: plainWithout("ACCESS") + "ACCESS tcp/22,udp/53\n",
 			want: "OpenPorts 22/tcp 53/udp",
 		},
 		{
-			file: lacking("ACCESS") + "ACCESS tcp/22,tcp/23\nNAT_PORT 99\n",
+			file: plainWithout("ACCESS") + "ACCESS tcp/22,tcp/23\nNAT_PORT 99\n",
 			want: "rc:6: NAT_PORT: fwknop does not allow it with several ports in ACCESS",
 		},
 		{
-			file: lacking("ACCESS") + "ACCESS TCP/22\n",
+			file: plainWithout("ACCESS") + "ACCESS TCP/22\n",
 			want: `rc:5: ACCESS: "TCP/22" is not a list of ports such as tcp/22,udp/53`,
 		},
 		{
-			file: lacking("ACCESS") + "ACCESS tcp/022\n",
+			file: plainWithout("ACCESS") + "ACCESS tcp/022\n",
 			want: `rc:5: ACCESS: "tcp/022" is not a list of ports such as tcp/22,udp/53`,
 		},
 		{
-			file: lacking("ACCESS") + "ACCESS tcp/22,\n",
+			file: plainWithout("ACCESS") + "ACCESS tcp/22,\n",
 			want: `rc:5: ACCESS: "tcp/22," is not a list of ports such as tcp/22,udp/53`,
 		},
 		{
-			file: lacking("ACCESS") + "ACCESS tcp/0\n",
+			file: plainWithout("ACCESS") + "ACCESS tcp/0\n",
 			want: `rc:5: ACCESS: OpenPorts: "0/tcp": not a port from 1 to 65535`,
 		},
 		{
-			file: lacking("ALLOW_IP"),
+			file: plainWithout("ALLOW_IP"),
 			want: "AllowIP source\nrc:1: [h] has no ALLOW_IP (fwknop reads it from its command line); AllowIP becomes source",
 		},
 		{
-			file: lacking("ALLOW_IP") + "ALLOW_IP SOURCE\n",
+			file: plainWithout("ALLOW_IP") + "ALLOW_IP SOURCE\n",
 			want: "AllowIP source",
 		},
 		{
-			file: lacking("ALLOW_IP") + "ALLOW_IP 0.0.0.0\n",
+			file: plainWithout("ALLOW_IP") + "ALLOW_IP 0.0.0.0\n",
 			want: "AllowIP source",
 		},
 		{
-			file: lacking("ALLOW_IP") + "ALLOW_IP vps.example\n",
+			file: plainWithout("ALLOW_IP") + "ALLOW_IP vps.example\n",
 			want: `rc:5: ALLOW_IP: AllowIP: "vps.example" is not an IPv4 address or source`,
 		},
 		{
-			file: lacking("ALLOW_IP") + "ALLOW_IP resolve\n",
-			want: "AllowIPCommand curl -4 -fsS https://www.cipherdyne.org/cgi-bin/myip\nrc:1:" + web[6:],
+			file: plainWithout("ALLOW_IP") + "ALLOW_IP resolve\n",
+			want: "AllowIPCommand curl -4 -fsS https://www.cipherdyne.org/cgi-bin/myip\nrc:1:" + pageWarning[6:],
 		},
 		{
-			file: lacking("ALLOW_IP") + "RESOLVE_URL -o/x\nRESOLVE_IP_HTTP Y\nRESOLVE_HTTP_ONLY Y\n",
-			want: "AllowIPCommand curl -4 -fsS http://-o/x" + web,
+			file: plainWithout("ALLOW_IP") + "RESOLVE_URL -o/x\nRESOLVE_IP_HTTP Y\nRESOLVE_HTTP_ONLY Y\n",
+			want: "AllowIPCommand curl -4 -fsS http://-o/x" + pageWarning,
 		},
 		{
-			file: lacking("ALLOW_IP") + "RESOLVE_URL http://192.0.2.1/\nRESOLVE_IP_HTTPS Y\n",
-			want: "AllowIPCommand curl -4 -fsS http://192.0.2.1/" + web,
+			file: plainWithout("ALLOW_IP") + "RESOLVE_URL http://192.0.2.1/\nRESOLVE_IP_HTTPS Y\n",
+			want: "AllowIPCommand curl -4 -fsS http://192.0.2.1/" + pageWarning,
 		},
 		{
-			file: lacking("KEY"),
-			want: none + "rc:1: [h] is left out: it has no KEY or KEY_BASE64; other keys are not read",
+			file: plainWithout("KEY"),
+			want: noImport + "rc:1: [h] is left out: it has no KEY or KEY_BASE64; other keys are not read",
 		},
 		{
-			file: lacking("KEY") + "KEY_FILE /k\n",
-			want: none + "rc:1: [h] is left out: it has no KEY or KEY_BASE64; other keys are not read",
+			file: plainWithout("KEY") + "KEY_FILE /k\n",
+			want: noImport + "rc:1: [h] is left out: it has no KEY or KEY_BASE64; other keys are not read",
 		},
 		{
-			file: lacking("KEY") + "KEY_BASE64 YWI\n",
+			file: plainWithout("KEY") + "KEY_BASE64 YWI\n",
 			want: "h.key base64:YWI=",
 		},
 		{
-			file: lacking("KEY") + "KEY_BASE64 YWI=\n",
+			file: plainWithout("KEY") + "KEY_BASE64 YWI=\n",
 			want: "h.key base64:YWI=",
 		},
 		{
-			file: lacking("KEY") + "KEY_BASE64 YW=j\n",
+			file: plainWithout("KEY") + "KEY_BASE64 YW=j\n",
 			want: "rc:5: KEY_BASE64: not valid base64; it may be incomplete",
 		},
 		{
-			file: lacking("KEY") + "KEY_BASE64 YWJjZ\n",
+			file: plainWithout("KEY") + "KEY_BASE64 YWJjZ\n",
 			want: "rc:5: KEY_BASE64: not valid base64; it may be incomplete",
 		},
 		{
-			file: lacking("KEY") + "KEY_BASE64 ==\n",
+			file: plainWithout("KEY") + "KEY_BASE64 ==\n",
 			want: `rc:5: KEY_BASE64: remove the "="; fwknop reads it as a part of the value`,
 		},
 		{
-			file: lacking("KEY") + "KEY " + h[:33] + "\n",
+			file: plainWithout("KEY") + "KEY " + tooLongText[:33] + "\n",
 			want: "rc:5: KEY: fwknop allows at most 32 bytes in a key; this one has 33",
 		},
 		{
-			file: lacking("KEY") + "KEY " + h[:17] + "\nENCRYPTION_MODE legacy\n",
+			file: plainWithout("KEY") + "KEY " + tooLongText[:17] + "\nENCRYPTION_MODE legacy\n",
 			want: "rc:5: KEY: fwknop allows at most 16 bytes in a key; this one has 17",
 		},
 	} {
@@ -577,26 +576,26 @@ func TestFwknopVariables(t *testing.T) {
 	}
 }
 
-// TestFwknopStanzas: which stanzas are imported, under which names.
-func TestFwknopStanzas(t *testing.T) {
+// The wanted names are those of the imported profiles.
+func TestFwknopChoosesStanzas(t *testing.T) {
 	body := strings.TrimPrefix(plain, "[h]\n")
-	const same = "rc:7: [b] has the SPA_SERVER of profile a, which ssh's %h finds; to use it, name profile b"
+	const sameServer = "rc:7: [b] has the SPA_SERVER of profile a, which ssh's %h finds; to use it, name profile b"
 	for name, tt := range map[string]struct{ file, stanza, want, warned string }{
-		"all": {
+		"all stanzas": {
 			file:   "[default]\n[a]\n" + body + "[b]\n" + body,
 			want:   "a b",
-			warned: same,
+			warned: sameServer,
 		},
-		"other servers": {
+		"different servers": {
 			file: "[a]\n" + body + "[b]\n" + strings.Replace(body, "192.0.2.1", "vps.example", 1),
 			want: "a b",
 		},
-		"one": {
+		"one stanza by name": {
 			file:   "[a]\n" + body + "[b]\nfoo\n",
 			stanza: "A",
 			want:   "a",
 		},
-		"default below": {
+		"default with server before other stanza": {
 			file:   "[default]\n" + body + "[a]\nKEY y\n",
 			want:   "a",
 			warned: "rc:2: [default] applies to the other stanzas and is not imported; to import it, give its name",
@@ -610,27 +609,27 @@ func TestFwknopStanzas(t *testing.T) {
 			stanza: "Default",
 			want:   "192.0.2.1",
 		},
-		"names": {
+		"names that are not host names": {
 			file: "[*.a]\n" + body + "[my host]\n" + body + "[vps]\n" + body + "[\xffb]\n" + body,
 			want: "vps",
 			warned: "rc:1: [*.a] is left out: \"*.a\" is not a host name\n" +
 				"rc:6: [my host] is left out: \"my host\" is not a host name\n" +
 				"rc:16: [\xffb] is left out: \"\\xffb\" is not a host name",
 		},
-		"GnuPG among them": {
+		"GnuPG stanza among others": {
 			file:   "[a]\nUSE_GPG Y\n" + body + "[b]\n" + body,
 			want:   "b",
 			warned: "rc:2: [a] is left out: GnuPG is not supported",
 		},
-		"fault among them": {
+		"faulty stanza among others": {
 			file: "[b]\n" + body + "[a]\nUSE_GPG x\n",
 			want: `rc:7: USE_GPG: "x" is not Y or N`,
 		},
-		"none": {
+		"no stanza": {
 			file: "# nothing\n",
 			want: "rc: the file has no stanza that can be imported",
 		},
-		"key files": {
+		"IPv6 address as name": {
 			file: "[2001:db8::1]\n" + body,
 			want: "2001:db8::1",
 		},
@@ -645,13 +644,13 @@ func TestFwknopStanzas(t *testing.T) {
 			got = err.Error()
 		}
 		if got != tt.want || strings.Join(warned, "\n") != tt.warned {
-			t.Errorf("%s:\ngot  %s\nwant %s\nwarned: %s\nwant    %s", name, got, tt.want, strings.Join(warned, "\n"), tt.warned)
+			t.Errorf("%s:\ngot  %s\nwant %s\ngot  warnings: %s\nwant warnings: %s", name, got, tt.want, strings.Join(warned, "\n"), tt.warned)
 		}
 	}
 }
 
-// TestFwknopLargeFile takes hours if the time grows with the square of the size.
-func TestFwknopLargeFile(t *testing.T) {
+// The test takes hours if the time grows with the square of the size.
+func TestFwknopReadsLargeFileInLinearTime(t *testing.T) {
 	const n = 100_000
 	var file strings.Builder
 	for i := range n {
@@ -659,12 +658,12 @@ func TestFwknopLargeFile(t *testing.T) {
 	}
 	_, warned, err := Fwknop("rc", []byte(file.String()), "")
 	if err == nil || len(warned) != n {
-		t.Errorf("%d warnings, %v", len(warned), err)
+		t.Errorf("%d warnings and error %v, want 100000 warnings and an error", len(warned), err)
 	}
 }
 
-// TestImportedKeyFiles: names that differ have files that do.
-func TestImportedKeyFiles(t *testing.T) {
+// Profiles with different names get different key files.
+func TestDifferentNamesGetDifferentKeyFiles(t *testing.T) {
 	body := strings.TrimPrefix(plain, "[h]\n")
 	for name, want := range map[string]string{
 		"VPS-1.example": "vps-1.example.key", "büro": "büro.key", "дом": "дом.key",
@@ -672,18 +671,17 @@ func TestImportedKeyFiles(t *testing.T) {
 	} {
 		imports, _, err := Fwknop("rc", []byte("["+name+"]\n"+body), "")
 		if err != nil || imports[0].Keys[0].File != want {
-			t.Errorf("%s: %v, %v, want %s", name, imports, err, want)
+			t.Errorf("%s: imports %v, error %v, want key file %s", name, imports, err, want)
 		}
 	}
 }
 
-// TestImportedKeys: the profile reads the key that the stanza gives, whatever bytes
-// are in it.
-func TestImportedKeys(t *testing.T) {
+// The profile reads the same key that the stanza has, for keys of any bytes.
+func TestProfileReadsImportedKey(t *testing.T) {
 	for line, want := range map[string]string{
 		"KEY abc": "abc", "KEY base64:x": "base64:x", "KEY portknock-key-1:x": "portknock-key-1:x", "KEY_BASE64 AP8K": "\x00\xff\n",
 	} {
-		imports, _, err := Fwknop("rc", []byte(lacking("KEY")+line+"\n"), "")
+		imports, _, err := Fwknop("rc", []byte(plainWithout("KEY")+line+"\n"), "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -706,15 +704,15 @@ func TestImportedKeys(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got := picker.(*spa.Request).Key.Bytes(); !bytes.Equal(got, []byte(want)) {
-			t.Errorf("%s: got %q", line, got)
+			t.Errorf("%s: the profile has the wrong key %q", line, got)
 		}
 	}
 }
 
-// FuzzFwknop: what is imported is a profile.
+// FuzzFwknop checks that every imported block is a valid profile.
 func FuzzFwknop(f *testing.F) {
 	f.Add([]byte(plain))
-	f.Add([]byte("[default]\nALLOW_IP resolve\nRESOLVE_URL x{1,2}\"%\nRAND_PORT Y\n" + lacking("ALLOW_IP") +
+	f.Add([]byte("[default]\nALLOW_IP resolve\nRESOLVE_URL x{1,2}\"%\nRAND_PORT Y\n" + plainWithout("ALLOW_IP") +
 		"[h2]\nSPA_SERVER fe80::1%eth0\nNAT_ACCESS 10.0.0.1\nHMAC_KEY x\nTIME_OFFSET -3m\nSPOOF_USER a'b\n"))
 	f.Add([]byte(plain + "SPA_SERVER_PROTO tcp\nRAND_PORT Y\n"))
 	f.Add([]byte("[::1%a]\nSPA_SERVER %h\nKEY_BASE64 AAAA=\n[%h]\nSPA_SERVER a\xff\nKEY x"))
@@ -722,7 +720,7 @@ func FuzzFwknop(f *testing.F) {
 		imports, _, err := Fwknop("rc", data, "")
 		if err != nil {
 			if !strings.HasPrefix(err.Error(), "rc:") {
-				t.Fatalf("no place: %v", err)
+				t.Fatalf("the error does not begin with the file: %v", err)
 			}
 			return
 		}
@@ -730,7 +728,7 @@ func FuzzFwknop(f *testing.F) {
 		for _, i := range imports {
 			blocks = append(blocks, i.Block)
 		}
-		// Insert parses what it has made, and looks it up.
+		// Insert parses the new profile file and looks up the profiles.
 		if _, err := profile.Insert("config", []byte("Host *\n    ConnectTimeout 20\n"), bytes.Join(blocks, []byte("\n"))); err != nil {
 			t.Fatalf("%v\n%s", err, bytes.Join(blocks, []byte("\n")))
 		}

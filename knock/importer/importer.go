@@ -1,21 +1,21 @@
-// Package importer makes profiles out of the files of other programs, one Go file
-// for each program.
+// Package importer converts files of other programs into profiles. Each program has
+// its own Go file.
 //
-// An importer takes the plain form of a file. It refuses what the other program
-// reads in another way than a person does, with the place and the plain way to
-// write it: a profile that opens nothing, or asks for something else, would be
-// found out much later.
+// An importer reads the plain form of a file. It refuses every line that the other
+// program reads differently from how a person reads it. The error names the place and
+// the plain form. Otherwise a user would find out much later that a profile does not
+// open the ports, or asks for something else.
 package importer
 
-// Import is one profile out of another program's file.
+// Import is a profile made from another program's file.
 type Import struct {
-	Name  string // the host that the profile is for
-	Block []byte // its Host block, for [profile.Insert]
-	Keys  []Key  // the keys that the block refers to
+	Name  string // host that the profile is for
+	Block []byte // Host block of the profile, for [profile.Insert]
+	Keys  []Key  // keys that Block refers to
 }
 
 // Key is a key that an [Import] refers to, as a KeyFile or an HMACKeyFile.
 type Key struct {
-	File string // the name of its file, in the folder of the profile file
-	Text []byte // what to write into the file
+	File string // name of the key file, in the folder of the profile file
+	Text []byte // text of the key file
 }

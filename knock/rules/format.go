@@ -10,44 +10,44 @@ import (
 	"unicode"
 )
 
-// Format names a firewall, or a daemon with a firewall behind it, whose rules this
-// package writes. [Formats] lists them.
+// Format is the name of a firewall or daemon that this package writes rules for. A
+// daemon has a firewall behind it. [Formats] lists all formats.
 type Format string
 
-// format is a row of the table of formats: what it can carry, and the function
-// that writes it. A new format is a row and a file.
+// format is a row of the table of formats: its limits and the function that writes
+// its text. A new format needs a row and a Go file.
 type format struct {
 	name    Format
-	file    string // where its rules are usually kept
+	file    string // usual path of the rules
 	emit    func([]guard, Options) (document, error)
-	windows int  // how many windows of time it can carry
-	entries int  // how many knocks and tokens in all of these; 0 if windows is the only limit
-	clock   bool // it knows the time; without that, all windows in it open until it is given others
-	tokens  bool // it can verify tokens
-	spa     bool // it carries packets of fwknop, and nothing else
-	modules bool // its load may have to load modules of the kernel
+	windows int  // most windows in a file
+	entries int  // most knocks and tokens in all windows together; 0 if windows is the only limit
+	clock   bool // a window opens only in its time; without a clock, all open until another load
+	tokens  bool // the format can verify tokens
+	spa     bool // the format verifies SPA packets, and supports neither knocks nor tokens
+	modules bool // loading the rules may load kernel modules
 }
 
 // formats is the table of formats, sorted by name.
 func formats() []format {
 	return []format{
 		{name: "fwknop", file: "/etc/fwknop/access.conf", emit: emitFwknop, spa: true},
-		// 30 days of hours, and the two that these cut. More would load slowly and cost
-		// each packet more.
+		// 30 days of hourly windows, and the two windows at the ends that the 30 days
+		// cover in part. More windows would load slowly and slow down each packet.
 		{name: "iptables", file: "/etc/portknock.rules", emit: emitIptables,
 			windows: 722, entries: 10_000, clock: true, tokens: true, modules: true},
 		{name: "knockd", file: "/etc/knockd.conf", emit: emitKnockd, windows: 4},
-		// So many entries load in two seconds, or eight if most are windows, and take
-		// nft 500 MB.
+		// 300,000 entries load in two seconds, or in eight seconds if most of them are
+		// windows. nft needs 500 MB of memory for them.
 		{name: "nftables", file: "/etc/portknock.nft", emit: emitNftables,
 			windows: 150_000, entries: 300_000, clock: true, tokens: true},
 	}
 }
 
-// Formats returns all formats, sorted.
+// Formats returns all formats, sorted by name.
 func Formats() []Format { return formatsThat(func(format) bool { return true }) }
 
-// formatsThat returns the formats that can do something.
+// formatsThat returns the formats for which can returns true.
 func formatsThat(can func(format) bool) []Format {
 	var names []Format
 	for _, f := range formats() {
@@ -58,7 +58,7 @@ func formatsThat(can func(format) bool) []Format {
 	return names
 }
 
-// row returns the row of a format in the table.
+// row returns the format's row of the table.
 func (f Format) row() (format, error) {
 	all := formats()
 	if i := slices.IndexFunc(all, func(row format) bool { return row.name == f }); i >= 0 {
@@ -68,21 +68,22 @@ func (f Format) row() (format, error) {
 	return format{}, fmt.Errorf("unknown format %q; the formats are %s", string(f), known)
 }
 
-// document is what a format makes of guards. The commands are lines of shell.
+// document is the text that a format makes from guards, with the commands that its
+// header names. Each command is a single line of shell.
 type document struct {
 	check, load, watch, undo string
 
-	parts   string // loads in parts, where load is too much at once for a container; "" if it never is
-	refuse  string // fails if load would open a port that is guarded now; "" if load replaces no guard
-	reload  string // load for a service: it prints no sequence and no token
-	changed string // for a service, when the rules differ from those before; "" if there is nothing to do
+	parts   string // command that loads the rules in parts, if a container refuses load; else ""
+	refuse  string // command that fails if load would open a guarded port; "" if load replaces no guard
+	reload  string // load command for a service: its output never contains knocks or tokens
+	changed string // command that a service runs after the rules changed; "" if it runs none
 
-	notes []string // paragraphs for the header; an empty one is left out
-	body  string   // the text of the file; [format.document] puts the header before it
+	notes []string // paragraphs of the header; "" paragraphs are left out
+	body  string   // text of the file; format.document puts the header before it
 }
 
-// Emit writes the rules of all guards. It writes nothing when it returns an error
-// for a guard: the text is complete or absent.
+// Emit writes the rules of all guards. If it returns an error for a guard, it has not
+// written anything: the text is complete or absent.
 func (f Format) Emit(w io.Writer, guards []Guard, o Options) error {
 	row, err := f.row()
 	if err != nil {
@@ -96,7 +97,7 @@ func (f Format) Emit(w io.Writer, guards []Guard, o Options) error {
 	return err
 }
 
-// document checks the guards and makes the document of them.
+// document checks the guards and makes the document, with its header.
 func (f format) document(guards []Guard, o Options) (document, error) {
 	if o.File == "" {
 		o.File = f.file
@@ -120,8 +121,8 @@ func (f format) document(guards []Guard, o Options) (document, error) {
 	return d, err
 }
 
-// End returns when the rules of a guard end that [Format.Emit] writes, in UTC. It
-// is the zero Time if they never do, or if the format does not know when.
+// End returns when the rules that [Format.Emit] writes for the guard expire, in UTC.
+// End returns the zero Time if the rules never expire or if the format has no clock.
 func (f Format) End(g Guard, o Options) time.Time {
 	row, err := f.row()
 	if err != nil || g.SPA != nil || !row.clock {

@@ -12,29 +12,29 @@ import (
 	"github.com/portknock/portknock/knock/spa"
 )
 
-// fwknopdConf is where the load line writes what fwknopd wants in a file of its
-// own.
+// fwknopdConf is the file that the load line writes, with the settings that fwknopd
+// reads from a file of their own.
 const fwknopdConf = "/run/portknock.fwknopd.conf"
 
-// emitFwknop writes an access.conf. The fwknopd.conf, too, is in comments of the
-// same file. What fwknopd forwards needs no guard: without the rules that it makes
-// for that, no packet gets there.
+// emitFwknop writes an access.conf. Comments in the same file hold the fwknopd.conf.
+// Ports that fwknopd forwards do not need a guard: no packet reaches them without the
+// rules that fwknopd makes.
 func emitFwknop(guards []guard, o Options) (document, error) {
 	if err := checkFwknopd(guards, o); err != nil {
 		return document{}, err
 	}
 	conf := `sed -n "s/^#; //p" ` + quote(o.File) + " >" + fwknopdConf + " && chmod 600 " + fwknopdConf
 	args := " -a " + quote(o.File) + " -c " + fwknopdConf
-	// An fwknopd that has nothing to listen at ends without a word, a moment after it
-	// has gone into the background.
+	// An fwknopd that finds nothing to listen at ends without a message, shortly after
+	// it has gone into the background.
 	start := conf + " && { pkill -HUP -x fwknopd || { fwknopd" + args + " && sleep 1 && pkill -0 -x fwknopd; }" +
 		` || { echo "fwknopd does not run: its log says why" >&2; false; }; }`
-	// A load right behind it must not take the dying one for one that runs.
+	// The next load must not mistake an fwknopd that is ending for a running one.
 	stop := `timeout 5 sh -c "while pkill -x fwknopd; do sleep 0.1; done"`
-	const watched = `fwknopd watches one interface, eth0 unless you name another: PCAP_INTF, below.
+	const watchNote = `fwknopd watches one interface, eth0 unless you name another: PCAP_INTF, below.
 One that runs already keeps its own fwknopd.conf and is only told to read this
 file, if it is the one that it reads.`
-	const taken = `Packets are for IPv4; nobody gets in by IPv6. fwknopd takes a packet whose clock
+	const acceptNote = `Packets are for IPv4; nobody gets in by IPv6. fwknopd takes a packet whose clock
 is within 120 s of this server's, and each only once.`
 	var d document
 	if guards[0].forwards() {
@@ -48,8 +48,8 @@ is within 120 s of this server's, and each only once.`
 gets there without them. They take net.ipv4.ip_forward=1, and a firewall that
 lets established connections through. Nothing may listen here at the port itself:
 who comes right behind the packet, before the rule, would get there.`,
-				watched + `
-It ends unless it has the lines ENABLE_IPT_ of below.`, taken,
+				watchNote + `
+It ends unless it has the lines ENABLE_IPT_ of below.`, acceptNote,
 				`Where the answers do not come back through here, add ENABLE_IPT_SNAT Y; below, and
 SNAT_TRANSLATE_IP with an address of this host: without that, fwknopd lets only
 one connection through at a time.`,
@@ -57,18 +57,18 @@ one connection through at a time.`,
 		}
 	} else {
 		d = nftDaemon(guards, o, start, stop)
-		d.notes = append(d.notes, watched, taken,
+		d.notes = append(d.notes, watchNote, acceptNote,
 			`Where fwknopd is to make rules of its own instead, by iptables: leave out the
 lines CMD_CYCLE, do not load the guard, and give it the rest as its access.conf.`)
 		d.body += "\n"
 	}
-	passes := slices.ContainsFunc(guards, func(g guard) bool { return g.SPA.Via != spa.UDP })
-	d.notes = append(d.notes, when(!passes, `fwknopd sees a packet before any firewall does: its port needs no rule, and
-answers as it always has.`), when(passes, `By TCP or HTTP, fwknopd only sees what reaches somebody: a firewall must let
+	needsFirewallRule := slices.ContainsFunc(guards, func(g guard) bool { return g.SPA.Via != spa.UDP })
+	d.notes = append(d.notes, textIf(!needsFirewallRule, `fwknopd sees a packet before any firewall does: its port needs no rule, and
+answers as it always has.`), textIf(needsFirewallRule, `By TCP or HTTP, fwknopd only sees what reaches somebody: a firewall must let
 connections to that port pass. For TCP it listens itself; for HTTP there must be
 a web server at the port, whatever it answers.`))
 	var b lines
-	b.WriteString(d.body + comments("#; ", fwknopdLines(guards)))
+	b.WriteString(d.body + comments("#; ", fwknopdConfText(guards)))
 	for _, g := range guards {
 		fwknopStanza(&b, g)
 	}
@@ -76,44 +76,44 @@ a web server at the port, whatever it answers.`))
 	return d, nil
 }
 
-// checkFwknopd refuses what one fwknopd cannot do for all guards together.
+// checkFwknopd refuses guards that one fwknopd cannot serve together.
 func checkFwknopd(guards []guard, o Options) error {
 	if o.Consume {
 		return refuse("Consume", nil, "fwknopd only listens, so it cannot drop the packets")
 	}
 	forwards, listens := guards[0].forwards(), uint16(0)
 	for _, g := range guards {
-		a := g.SPA
+		keys := g.SPA
 		switch {
 		case g.forwards() != forwards:
 			return errors.New("profiles with and without NATAccess need two files: " +
 				"fwknopd forwards with its own rules")
 		case forwards && o.DropPolicy:
 			return errors.New("the drop policy would close the ports that fwknopd opens for a NATAccess")
-		case a.Via != spa.TCP:
-		case listens > 0 && a.Port != listens:
+		case keys.Via != spa.TCP:
+		case listens > 0 && keys.Port != listens:
 			return fmt.Errorf("%s: fwknopd listens at one TCP port, but another profile uses %d; use one SPAPort", g.Name, listens)
 		default:
-			listens = a.Port
+			listens = keys.Port
 		}
 	}
 	return nil
 }
 
-// checkSPA refuses what fwknopd cannot do.
-func (g *guard) checkSPA(o Options, closed []knock.PortRange) error {
-	a := g.SPA
-	connection := knock.Step{Transport: knock.TCP, Port: a.Port} // that brings the packet
+// checkSPA refuses a guard that fwknopd cannot serve.
+func (g *guard) checkSPA(o Options, guarded []knock.PortRange) error {
+	keys := g.SPA
+	connection := knock.Step{Transport: knock.TCP, Port: keys.Port} // carries the packet
 	switch {
 	case g.forwards() && len(g.OpenPorts) > 1:
 		return fmt.Errorf("fwknopd forwards one port, but OpenPorts has %d", len(g.OpenPorts))
-	case len(a.HMACKey.Bytes()) == 0 && !o.Force:
+	case len(keys.HMACKey.Bytes()) == 0 && !o.Force:
 		return refuse("Force", nil, "without an HMAC, fwknopd decrypts packets from everyone; set HMACKeyFile")
 	case g.OpenFor%time.Second != 0:
 		return fmt.Errorf("OpenFor (%v) must be whole seconds", g.OpenFor)
-	case a.Via != spa.UDP && contains(closed, connection):
+	case keys.Via != spa.UDP && contains(guarded, connection):
 		return errors.New("the packet goes to a guarded port")
-	case a.Via != spa.UDP && o.DropPolicy && !contains(o.Allow, connection):
+	case keys.Via != spa.UDP && o.DropPolicy && !contains(o.Allow, connection):
 		return refuse("Allow", nil, "the packet needs a connection to %v, which the drop policy closes", connection)
 	}
 	for _, p := range g.OpenPorts {
@@ -124,72 +124,73 @@ func (g *guard) checkSPA(o Options, closed []knock.PortRange) error {
 	return nil
 }
 
-// fwknopdLines returns the fwknopd.conf.
-func fwknopdLines(guards []guard) string {
+// fwknopdConfText returns the text of the fwknopd.conf.
+func fwknopdConfText(guards []guard) string {
 	var filters []string
 	lines := []string{"PCAP_INTF eth0;"}
-	once := func(list *[]string, format string, args ...any) {
+	addNew := func(list *[]string, format string, args ...any) {
 		if line := fmt.Sprintf(format, args...); !slices.Contains(*list, line) {
 			*list = append(*list, line)
 		}
 	}
 	for _, g := range guards {
-		a := g.SPA
+		keys := g.SPA
 		switch {
-		case a.Via == spa.TCP:
-			once(&filters, "tcp dst port %d", a.Port)
-			once(&lines, "ENABLE_TCP_SERVER Y;")
-			once(&lines, "TCPSERV_PORT %d;", a.Port)
-		case a.Via == spa.HTTP:
-			once(&filters, "tcp dst port %d", a.Port)
-			once(&lines, "ENABLE_SPA_OVER_HTTP Y;")
-		case a.Port == 0:
-			once(&filters, "udp dst portrange %d-%d", spa.RandomPorts.First, spa.RandomPorts.Last)
+		case keys.Via == spa.TCP:
+			addNew(&filters, "tcp dst port %d", keys.Port)
+			addNew(&lines, "ENABLE_TCP_SERVER Y;")
+			addNew(&lines, "TCPSERV_PORT %d;", keys.Port)
+		case keys.Via == spa.HTTP:
+			addNew(&filters, "tcp dst port %d", keys.Port)
+			addNew(&lines, "ENABLE_SPA_OVER_HTTP Y;")
+		case keys.Port == 0:
+			addNew(&filters, "udp dst portrange %d-%d", spa.RandomPorts.First, spa.RandomPorts.Last)
 		default:
-			once(&filters, "udp dst port %d", a.Port)
+			addNew(&filters, "udp dst port %d", keys.Port)
 		}
 		switch {
-		case a.NATLocal:
-			once(&lines, "ENABLE_IPT_LOCAL_NAT Y;")
-		case a.NAT.IsValid():
-			once(&lines, "ENABLE_IPT_FORWARDING Y;")
+		case keys.NATLocal:
+			addNew(&lines, "ENABLE_IPT_LOCAL_NAT Y;")
+		case keys.NAT.IsValid():
+			addNew(&lines, "ENABLE_IPT_FORWARDING Y;")
 		}
 	}
-	// In microseconds: a client that has sent its packet does not wait long
-	// before it tries again.
+	// PCAP_LOOP_SLEEP is in microseconds. It is short because a client tries to connect
+	// again soon after it has sent its packet.
 	lines = append(lines, "PCAP_FILTER "+strings.Join(filters, " or ")+";", "PCAP_LOOP_SLEEP 20000;")
 	return strings.Join(lines, "\n") + "\n"
 }
 
-// fwknopStanza writes a guard's part of the access.conf. The kernel closes a guard
-// that fwknopd has opened, even if it should be gone by then.
+// fwknopStanza writes a guard's part of the access.conf. The kernel ends an opening by
+// a timeout, so that the port closes even if fwknopd has ended.
 func fwknopStanza(b *lines, g guard) {
-	a := g.SPA
+	keys := g.SPA
 	set := func(name string, value any) { b.add("%-24s %v", name, value) }
 	b.add("\n# %s", g.Name)
 	set("SOURCE", "ANY")
 	set("OPEN_PORTS", join(g.OpenPorts, ",", func(p knock.PortRange) string { return fmt.Sprintf("%v/%d", p.Transport, p.First) }))
 	set("FW_ACCESS_TIMEOUT", int(g.OpenFor/time.Second))
-	set("KEY_BASE64", base64.StdEncoding.EncodeToString(a.Key.Bytes()))
-	switch a.Mode {
-	case spa.CBC: // which is usual
+	set("KEY_BASE64", base64.StdEncoding.EncodeToString(keys.Key.Bytes()))
+	switch keys.Mode {
+	case spa.CBC: // the usual mode, which needs no line
 	case spa.Legacy:
 		set("ENCRYPTION_MODE", "legacy")
 	default:
-		set("ENCRYPTION_MODE", strings.ToUpper(a.Mode.String()))
+		set("ENCRYPTION_MODE", strings.ToUpper(keys.Mode.String()))
 	}
-	if key := a.HMACKey.Bytes(); len(key) > 0 {
+	if key := keys.HMACKey.Bytes(); len(key) > 0 {
 		set("HMAC_KEY_BASE64", base64.StdEncoding.EncodeToString(key))
-		set("HMAC_DIGEST_TYPE", strings.ToUpper(strings.ReplaceAll(a.HMAC.String(), "-", "_")))
+		set("HMAC_DIGEST_TYPE", strings.ToUpper(strings.ReplaceAll(keys.HMAC.String(), "-", "_")))
 	}
-	if a.RequireSource {
+	if keys.RequireSource {
 		set("REQUIRE_SOURCE_ADDRESS", "Y")
 	}
 	if g.forwards() {
-		// Else the packet says where to, and whoever has the key chooses.
-		set("FORCE_NAT", fmt.Sprintf("%v %d", a.NAT.Addr(), a.NAT.Port()))
+		// Without FORCE_NAT the packet names the destination, so that everyone with the
+		// key could choose it.
+		set("FORCE_NAT", fmt.Sprintf("%v %d", keys.NAT.Addr(), keys.NAT.Port()))
 		return
 	}
-	set("CMD_CYCLE_OPEN", fmt.Sprintf("nft add %s { $SRC timeout %s }", nftOpening(g, "4"), nftTime(g.OpenFor)))
+	set("CMD_CYCLE_OPEN", fmt.Sprintf("nft add %s { $SRC timeout %s }", nftOpenElement(g, "4"), nftTime(g.OpenFor)))
 	set("CMD_CYCLE_CLOSE", "NONE")
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/portknock/portknock/knock/spa"
 )
 
+// spaGuard returns a guard that SPA packets to UDP port 62201 open.
 func spaGuard(t testing.TB, name string, a spa.Keys, open string) Guard {
 	t.Helper()
 	g := mustGuard(t, name, "1000", open)
@@ -23,7 +24,7 @@ func spaGuard(t testing.TB, name string, a spa.Keys, open string) Guard {
 
 var hmacKey = knock.KeyFrom(bytes.Repeat([]byte("h"), 64))
 
-func TestFwknopGolden(t *testing.T) {
+func TestEmitFwknopMatchesGoldenFiles(t *testing.T) {
 	vps := spaGuard(t, "vps", spa.Keys{HMACKey: hmacKey}, "22/tcp")
 	old := spaGuard(t, "old", spa.Keys{Mode: spa.Legacy, Via: spa.HTTP}, "2222/tcp 53/udp")
 	old.SPA.Port = 80
@@ -62,7 +63,7 @@ func TestFwknopGolden(t *testing.T) {
 	}
 }
 
-func TestFwknopRefuses(t *testing.T) {
+func TestEmitFwknopRefusesUnsupported(t *testing.T) {
 	forward := func(g *Guard) { g.SPA.NAT = netip.MustParseAddrPort("10.0.0.5:22") }
 	for _, tt := range []struct {
 		change func(*Guard)
@@ -141,7 +142,7 @@ func TestFwknopRefuses(t *testing.T) {
 			g, want = mustGuard(t, "vps", "7001 9005", "22"), "vps: format fwknop is for Scheme fwknop only"
 		}
 		if err := format.Emit(new(strings.Builder), []Guard{g}, Options{}); err == nil || err.Error() != want {
-			t.Errorf("%s: got %v", format, err)
+			t.Errorf("%s: got error %v, want a refusal for the scheme", format, err)
 		}
 	}
 }

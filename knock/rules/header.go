@@ -8,23 +8,25 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// trialMark exists while rules are on trial, and holds the moment it began: who
-// tries others meanwhile is not undone by the end of the first trial.
+// trialMark is a file that exists during a trial of rules. It contains the moment when
+// the trial began, so that the end of a first trial does not undo a second one.
 const trialMark = "/run/portknock.trial"
 
-// partMark is the line between the parts of a file that may be too much at once.
+// partMark is the line between two parts of a file. A container may be unable to load
+// all parts at once.
 const partMark = "# part"
 
-// hasParts reports whether rules have more than one.
+// hasParts reports whether a file has more than one part.
 func hasParts(text string) bool { return strings.Contains(text, "\n"+partMark+"\n") }
 
-// describe says of a guard what it closes, how it opens, and until when.
+// describe adds lines for the header: which ports the guard closes, what opens them,
+// and until when the rules are valid.
 func (f format) describe(b *lines, g guard, o Options) {
-	what := "guards " + spaced(g.OpenPorts)
+	action := "guards " + rangeList(g.OpenPorts)
 	if g.forwards() {
-		what = fmt.Sprintf("forwards %s to %v", spaced(g.OpenPorts), g.SPA.NAT)
+		action = fmt.Sprintf("forwards %s to %v", rangeList(g.OpenPorts), g.SPA.NAT)
 	}
-	b.add("portknock: %s for %s%s", what, g.Name, when(g.Fingerprint != "", ", key "+g.Fingerprint))
+	b.add("portknock: %s for %s%s", action, g.Name, textIf(g.Fingerprint != "", ", key "+g.Fingerprint))
 	switch w := g.Windows[0]; {
 	case g.SPA != nil:
 		b.add("  opens for %v after a packet of fwknop", g.OpenFor)
@@ -33,9 +35,9 @@ func (f format) describe(b *lines, g guard, o Options) {
 	default:
 		b.add("  opens for %v after %d knocks with at most %v between two", g.OpenFor, len(w.Steps), g.KnockTimeout)
 	}
-	end, after := g.until().UTC().Format(time.RFC3339), "to nobody"
+	end, afterEnd := g.end().UTC().Format(time.RFC3339), "to nobody"
 	if o.OpenAtEnd {
-		after = "to everybody"
+		afterEnd = "to everybody"
 	}
 	switch {
 	case g.SPA != nil:
@@ -45,49 +47,49 @@ func (f format) describe(b *lines, g guard, o Options) {
 	case !f.clock:
 		b.add("  its last window ends at %s: write it anew before that", end)
 	default:
-		b.add("  valid until %s, from when on it is open %s\n  for the profile: ValidUntil %[1]s", end, after)
+		b.add("  valid until %s, from when on it is open %s\n  for the profile: ValidUntil %[1]s", end, afterEnd)
 	}
 }
 
-// header returns the comment that every file opens with: what it does and the
-// commands around it, each on one line that can be pasted into a shell.
+// header returns the comment at the start of every file: what the file does, and the
+// commands for it. Each command fits on one line that a user can paste into a shell.
 func (f format) header(guards []guard, d document, o Options) string {
 	var b lines
-	secret, again := "knocks", "sessions and openings go on."
+	secret, onReload := "knocks", "sessions and openings go on."
 	for _, g := range guards {
 		f.describe(&b, g, o)
 		if g.SPA != nil {
 			secret = "keys"
 		}
 		if g.forwards() {
-			again = "sessions go on, openings end."
+			onReload = "sessions go on, openings end."
 		}
 	}
 	b.add("The %s are in here: keep it as secret as a password, mode 0600.\n", secret)
-	before := when(d.refuse != "", d.refuse+" && ")
+	guardCheck := textIf(d.refuse != "", d.refuse+" && ")
 	b.add("check: %s", d.check)
-	b.add("load: %s", before+d.load)
+	b.add("load: %s", guardCheck+d.load)
 	if d.parts != "" {
-		b.add("parts: %s", before+d.parts)
+		b.add("parts: %s", guardCheck+d.parts)
 	}
 	b.add("watch: %s", d.watch)
 	b.add("undo: %s", d.undo)
-	b.add("trial: %s", d.trial(before+d.load))
+	b.add("trial: %s", d.trial(guardCheck+d.load))
 	b.add("keep: rm %s", trialMark)
-	allowed := when(len(o.Allow) > 0, ", but for "+spaced(o.Allow))
+	allowed := textIf(len(o.Allow) > 0, ", but for "+rangeList(o.Allow))
 	for _, note := range append([]string{
 		`The first time, use the trial: it loads the rules and undoes them after a
 minute, and with them those that they replace: load these again. Leave your
 session open, log in from another terminal, and only if that works, keep
-them. Loading again replaces the rules; ` + again + `
+them. Loading again replaces the rules; ` + onReload + `
 Loading turns connection tracking on.`,
-		when(d.refuse != "", `Loading replaces all portknock rules on this server. If this would open a port
+		textIf(d.refuse != "", `Loading replaces all portknock rules on this server. If this would open a port
 that the loaded rules guard, the load and the trial name the port and load
 nothing. Put all profiles into one file (emit-rules NAME NAME...). To load
 anyway, run this first: export `+forceVariable+`=1`),
-		when(o.DropPolicy, "All other ports of this machine are closed too"+allowed+`.
+		textIf(o.DropPolicy, "All other ports of this machine are closed too"+allowed+`.
 What it forwards, as to containers, is not.`),
-		when(o.Consume, `Knocks are dropped here. If the server answers at other closed ports, a scan
+		textIf(o.Consume, `Knocks are dropped here. If the server answers at other closed ports, a scan
 sees which ports are silent: then leave out --consume.`),
 	}, d.notes...) {
 		if note != "" {
@@ -97,9 +99,9 @@ sees which ports are silent: then leave out --consume.`),
 	return strings.ReplaceAll(comments("# ", b.String()), "# \n", "#\n")
 }
 
-// trial returns the command that loads the rules and undoes them after a minute.
-// It checks the rules first. If the load fails nothing is undone, since the rules
-// from before are still in force; an earlier trial goes on.
+// trial returns the command that checks the rules, loads them and undoes them after a
+// minute. If the load fails, the command undoes nothing, because the previous rules
+// are still in force. An earlier trial then goes on.
 func (d document) trial(load string) string {
 	return fmt.Sprintf(`%[1]s && { m=$(date +%%s%%N).$$; o=$(cat %[2]s 2>/dev/null); echo "$m" >%[2]s`+
 		` && { setsid sh -c 'sleep 60; [ "$(cat %[2]s)" = "$0" ] && rm %[2]s && { %[3]s; }' "$m" >/dev/null 2>&1 & %[4]s; }`+
@@ -107,15 +109,16 @@ func (d document) trial(load string) string {
 		d.check, trialMark, d.undo, load)
 }
 
-func spaced(ranges []knock.PortRange) string { return join(ranges, " ", knock.PortRange.String) }
+// rangeList returns the ranges with a space between two.
+func rangeList(ranges []knock.PortRange) string { return join(ranges, " ", knock.PortRange.String) }
 
-// comments returns a text of whole lines with a mark before each.
+// comments returns a text of whole lines with the mark before each line.
 func comments(mark, text string) string {
 	return mark + strings.ReplaceAll(strings.TrimSuffix(text, "\n"), "\n", "\n"+mark) + "\n"
 }
 
-// quote makes a text one word for a shell, also for one that somebody types into,
-// where double quotes would leave "!" its meaning.
+// quote returns a text as one word for a shell. It uses single quotes, because an
+// interactive shell expands "!" between double quotes.
 func quote(s string) string {
 	if s != "" && strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+,@:=%") == "" {
 		return s

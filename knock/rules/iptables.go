@@ -9,11 +9,11 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// iptJump sends all packets to our chain.
+// iptJump is the rule that sends all packets to the chain PORTKNOCK.
 const iptJump = "PREROUTING -j PORTKNOCK"
 
-// emitIptables writes one text for iptables-restore and ip6tables-restore: it
-// names no address.
+// emitIptables writes one text for both iptables-restore and ip6tables-restore. Both
+// can read the text because no rule for both families names an address.
 func emitIptables(guards []guard, o Options) (document, error) {
 	for _, g := range guards {
 		if err := iptCheck(g); err != nil {
@@ -21,21 +21,21 @@ func emitIptables(guards []guard, o Options) (document, error) {
 		}
 	}
 	const restore = "$t-restore -w --noflush"
-	file, jumps := quote(o.File), iptJumps(o)
-	// It restores, then removes the jumps of earlier loads. Undoing first would open
-	// the port for a moment and forget who is in.
+	file, jumps := quote(o.File), iptRemoveOldJumps(o)
+	// The load line restores, and then removes the jumps of earlier loads. Undoing the
+	// old rules first would open the port for a moment and forget admitted addresses.
 	load := iptLoad(restore + " " + file + jumps)
 	body := iptRules{guards, o}.text()
-	parts := when(hasParts(body), iptLoad(`awk -v r="`+restore+`" "/^`+partMark+
+	parts := textIf(hasParts(body), iptLoad(`awk -v r="`+restore+`" "/^`+partMark+
 		`$/ { print \"COMMIT\" | r; if (close(r)) exit 1; print \"*mangle\" | r } { print | r } END { exit close(r) != 0 }" `+file+jumps))
 	knocks := slices.ContainsFunc(guards, func(g guard) bool { return !g.tokens() })
 	return document{
-		check:  iptBoth("$t-restore -w --test --noflush " + file),
+		check:  iptForBothOrFail("$t-restore -w --test --noflush " + file),
 		load:   load,
 		parts:  parts,
-		refuse: refuseToOpen(iptEach("$t -w -t mangle -S PORTKNOCK"), guards),
+		refuse: refuseToOpen(iptForBoth("$t -w -t mangle -S PORTKNOCK"), guards),
 		watch:  "cat /proc/net/xt_recent/portknock_*_open; iptables -t mangle -vnL PORTKNOCK",
-		undo:   iptEach(iptUndo()),
+		undo:   iptForBoth(iptUndo()),
 		reload: load,
 		notes: []string{
 			`Loading adds a second jump to our chain and then takes one away, so that the
@@ -46,13 +46,13 @@ leaves the port open: load again after it. firewalld flushes that table whenever
 it starts or reloads: load again after that, or use the format nftables.`,
 			`Loading makes the lists in /proc/net/xt_recent readable by root only. Otherwise
 other users of this server could learn the knocks from these lists.`,
-			when(parts != "", `An unprivileged container may refuse so many rules at once ("Message too
+			textIf(parts != "", `An unprivileged container may refuse so many rules at once ("Message too
 long"): there load in parts, of which the guard itself is the last. What is
 left of an earlier, longer file does nothing, and goes with the undo.`),
-			when(knocks, `xt_recent remembers 100 addresses a list: who sends first knocks from forged
+			textIf(knocks, `xt_recent remembers 100 addresses a list: who sends first knocks from forged
 addresses faster than that keeps others from knocking. Raise it with the
 module's parameter ip_list_tot, or use nftables.`),
-			when(slices.ContainsFunc(guards, guard.tokens), `A token serves the address that spends it first. From any other it is refused
+			textIf(slices.ContainsFunc(guards, guard.tokens), `A token serves the address that spends it first. From any other it is refused
 and logged as "portknock refused". IPv4 and IPv6 have tokens of their own, half
 of them each. A restart of the server, an undo or a flush forgets what is spent.`),
 		},
@@ -60,9 +60,9 @@ of them each. A restart of the server, an undo or a flush forgets what is spent.
 	}, nil
 }
 
-// iptCheck refuses what iptables cannot do.
+// iptCheck refuses guards that iptables cannot carry.
 func iptCheck(g guard) error {
-	// For what other firewalls can do.
+	// The other formats with a clock can carry these guards.
 	others := func(f format) bool { return f.clock && f.name != "iptables" }
 	w := g.Windows[0]
 	switch {
@@ -76,29 +76,32 @@ func iptCheck(g guard) error {
 	return nil
 }
 
-// iptEach runs a command for both families; it calls the program $t.
-func iptEach(command string) string {
+// iptForBoth runs a command for iptables and for ip6tables. The command calls the
+// program $t.
+func iptForBoth(command string) string {
 	return "for t in iptables ip6tables; do " + command + "; done"
 }
 
-// iptBoth is iptEach for what must succeed.
-func iptBoth(command string) string { return "(" + iptEach(command+" || exit") + ")" }
+// iptForBothOrFail is like iptForBoth, but stops with an error if the command fails.
+func iptForBothOrFail(command string) string { return "(" + iptForBoth(command+" || exit") + ")" }
 
-// iptLoad is iptBoth for a command that loads rules. The lists of xt_recent show
-// how far each address has got, and with that the knocks: only root may read them,
-// from the start if the module is loaded here, else as soon as the lists are there.
+// iptLoad is like iptForBothOrFail, for a command that loads rules. The lists of
+// xt_recent show the stage of each address, which reveals the knocks. Thus only root
+// may read the lists. If the command loads the module, this holds from the start, else
+// as soon as the lists exist.
 func iptLoad(command string) string {
-	return "{ modprobe -q xt_recent ip_list_perms=0600 2>/dev/null; " + iptBoth(command) +
+	return "{ modprobe -q xt_recent ip_list_perms=0600 2>/dev/null; " + iptForBothOrFail(command) +
 		" && { chmod 600 /proc/net/xt_recent/portknock_* || :; }; }"
 }
 
-// iptTables is the tables that rules can be in, with the jump to our first chain
-// in each.
+// iptTables lists the tables that can hold rules. Each has a jump to its chain
+// PORTKNOCK.
 var iptTables = []struct{ name, jump string }{{"mangle", iptJump}, {"filter", "INPUT -j PORTKNOCK"}}
 
-// iptJumps is what follows a load: it leaves one jump in each table, and none to
-// the drop policy of an earlier file if this one has none.
-func iptJumps(o Options) string {
+// iptRemoveOldJumps returns commands to run after a load. They leave one jump in each
+// table. If this file has no drop policy, they remove all jumps in the table filter,
+// which an earlier file's drop policy may have left.
+func iptRemoveOldJumps(o Options) string {
 	line := ""
 	for _, t := range iptTables {
 		jumps := 1
@@ -111,28 +114,29 @@ func iptJumps(o Options) string {
 	return line
 }
 
-// iptUndo removes the jumps, then all of our chains, which only the kernel knows:
-// of an earlier file some may be left.
+// iptUndo returns commands that remove the jumps and then all PORTKNOCK chains. They
+// ask the kernel for the chains, because chains of an earlier file may be left.
 func iptUndo() string {
 	var jumps, chains []string
 	for _, t := range iptTables {
 		jumps = append(jumps, fmt.Sprintf("while $t -w -t %s -D %s 2>/dev/null; do :; done", t.name, t.jump))
-		// Restoring a chain empties it. When all are empty, they can go.
+		// Restoring a chain empties the chain. Only empty chains can be removed.
 		chains = append(chains, fmt.Sprintf(`{ echo "*%[1]s"; $t-save -t %[1]s | `+
 			`sed -n "/^:PORTKNOCK[- ]/{s/ .*/ -/p;s/:\(.*\) -/-X \1/;H;};\${x;p;}"; echo COMMIT; } | $t-restore -w --noflush`, t.name))
 	}
 	return strings.Join(append(jumps, chains...), "; ")
 }
 
-// iptMatches returns matches for what begins a connection or a flow to ports.
+// iptMatches returns matches for the first packets of connections and flows to ports.
 func iptMatches(ranges []knock.PortRange) []string {
 	var all []string
-	for _, r := range merged(ranges) {
-		all = append(all, iptMatch(r.Transport, numbers(r, ":")))
+	for _, r := range mergePorts(ranges) {
+		all = append(all, iptMatch(r.Transport, portNumbers(r, ":")))
 	}
 	return all
 }
 
+// iptMatch returns the match for one port or range, such as "22" or "60000:61000".
 func iptMatch(t knock.Transport, ports string) string {
 	if t == knock.TCP {
 		return "-p tcp --syn --dport " + ports
@@ -140,6 +144,7 @@ func iptMatch(t knock.Transport, ports string) string {
 	return "-p udp --dport " + ports
 }
 
+// iptRules is the input for the iptables text.
 type iptRules struct {
 	guards  []guard
 	options Options
@@ -151,7 +156,7 @@ func (r iptRules) text() string {
 	b.add("\n# In mangle, before NAT, so that published ports are guarded too.\n*mangle")
 	parts := r.parts()
 	last := len(parts) - 1
-	parts[last] = slices.Insert(parts[last], 0, r.root())
+	parts[last] = slices.Insert(parts[last], 0, r.rootChain())
 	for i, chains := range parts {
 		for _, c := range chains {
 			b.add(":%s - [0:0]", c.name)
@@ -170,36 +175,36 @@ func (r iptRules) text() string {
 	}
 	b.add("COMMIT")
 	if r.options.DropPolicy {
-		r.filter(&b)
+		r.filterTable(&b)
 	}
 	return b.String()
 }
 
-// root returns the chain that every packet enters.
-func (r iptRules) root() iptChain {
+// rootChain returns the chain that every packet enters.
+func (r iptRules) rootChain() iptChain {
 	c := iptChain{name: "PORTKNOCK"}
-	doors := func(t knock.Transport, here ...string) {
+	guardRules := func(t knock.Transport, localMatches ...string) {
 		for _, g := range r.guards {
-			for _, m := range iptMatches(of(t, g.OpenPorts)) {
-				c.add("%s -m recent --name %s --rcheck --seconds %d -j RETURN", m, iptOpen(g), g.OpenFor/time.Second)
+			for _, m := range iptMatches(ofTransport(t, g.OpenPorts)) {
+				c.add("%s -m recent --name %s --rcheck --seconds %d -j RETURN", m, iptOpenList(g), g.OpenFor/time.Second)
 				if g.timed() && r.options.OpenAtEnd {
-					c.add("%s -m time --datestart %s -j RETURN", m, iptTime(g.until().Unix()))
+					c.add("%s -m time --datestart %s -j RETURN", m, iptTime(g.end().Unix()))
 				}
 			}
 		}
-		for _, m := range iptMatches(of(t, guarded(r.guards))) {
-			for _, h := range here {
-				c.add(h+" -j DROP", m)
+		for _, m := range iptMatches(ofTransport(t, guardedPorts(r.guards))) {
+			for _, local := range localMatches {
+				c.add(local+" -j DROP", m)
 			}
 		}
 	}
 	c.add("-i lo -j RETURN")
 	c.note("A SYN is judged even where the kernel remembers its ports from a session: who\n# was in could begin another.")
-	doors(knock.TCP, "%s -m addrtype --dst-type LOCAL")
+	guardRules(knock.TCP, "%s -m addrtype --dst-type LOCAL")
 	c.note("The state also makes the kernel put fragments together first.")
 	c.add("-m conntrack --ctstate ESTABLISHED,RELATED -j RETURN")
-	// Datagrams reach a service by these addresses too.
-	doors(knock.UDP, "-4 %s -m addrtype --dst-type LOCAL,BROADCAST,MULTICAST",
+	// Datagrams also reach a service by broadcast, multicast and anycast addresses.
+	guardRules(knock.UDP, "-4 %s -m addrtype --dst-type LOCAL,BROADCAST,MULTICAST",
 		"-6 %s -m addrtype --dst-type LOCAL,ANYCAST", "-6 %s -d ff00::/8")
 	c.add("-m addrtype ! --dst-type LOCAL -j RETURN")
 	c.add("-p tcp ! --syn -j RETURN")
@@ -212,19 +217,20 @@ func (r iptRules) root() iptChain {
 			knocks = []string{"-p tcp", "-p udp"}
 		}
 		for _, m := range knocks {
-			c.add("%s -j %s", m, iptName(g, ""))
+			c.add("%s -j %s", m, iptChainName(g, ""))
 		}
 	}
 	return c
 }
 
-// An unprivileged container refuses more than about 250 rules at once: there the
-// file is loaded in parts. Elsewhere it is one transaction.
+// iptPartRules is the most rules in a part, unless one chain has more. An unprivileged
+// container refuses more than about 250 rules at once, and loads the file in parts.
+// Elsewhere the whole file loads in one transaction.
 const iptPartRules = 150
 
-// parts returns the chains of all guards, in an order in which they can be
-// loaded one part after the other, beside a guard that is loaded already: what
-// leads to a chain comes in the same part or in a later one.
+// parts returns the chains of all guards, divided into parts. The parts can be loaded
+// one after the other while an earlier guard is in force. A rule that leads to a chain
+// is in the same part as the chain or in a later part.
 func (r iptRules) parts() [][]iptChain {
 	var parts [][]iptChain
 	var part []iptChain
@@ -240,17 +246,18 @@ func (r iptRules) parts() [][]iptChain {
 	return append(parts, part)
 }
 
-// iptChain is a chain of a guard.
+// iptChain is a chain with its rules.
 type iptChain struct {
 	name  string
-	lines []string // rules as iptables-restore reads them, and comments
-	rules int      // how many of the lines are rules
+	lines []string // comments, and rules as iptables-restore reads them
+	rules int      // number of rules in lines
 }
 
+// note appends a comment.
 func (c *iptChain) note(comment string) { c.lines = append(c.lines, "# "+comment) }
 
-// add appends a rule. What is for one family only begins with its flag, which
-// goes before.
+// add appends a rule. A rule for one address family begins with the flag of the
+// family; add moves the flag to the start of the line.
 func (c *iptChain) add(format string, args ...any) {
 	flag, rule := "", fmt.Sprintf(format, args...)
 	for _, f := range iptFamilies {
@@ -262,44 +269,47 @@ func (c *iptChain) add(format string, args ...any) {
 	c.rules++
 }
 
-// iptName is the name of a guard's chain. There are 6 bytes for which.
-func iptName(g guard, which string) string { return "PORTKNOCK-" + g.ID + which }
+// iptChainName returns the name of a guard's chain. The suffix has at most 6 bytes.
+func iptChainName(g guard, suffix string) string { return "PORTKNOCK-" + g.ID + suffix }
 
-// iptOpen is the list of who is in.
-func iptOpen(g guard) string { return "portknock_" + g.ID + "_open" }
+// iptOpenList returns the name of the list of admitted addresses.
+func iptOpenList(g guard) string { return "portknock_" + g.ID + "_open" }
 
-// iptTime is a second since 1970 as the time match reads it, in UTC.
+// iptTime writes a second since 1970 in UTC, as the time match reads it.
 func iptTime(second int64) string { return time.Unix(second, 0).UTC().Format("2006-01-02T15:04:05") }
 
-// iptKnock puts an address that is in the list before, if there is such, in list.
-type iptKnock struct{ match, when, before, list string }
+// iptKnock is a knock of a window. When match and timeMatch see the knock, an address
+// moves from list prev to list next. The first knock has prev "" and accepts every
+// address. A knock without a timeMatch counts whenever its chain is in force.
+type iptKnock struct{ match, timeMatch, prev, next string }
 
-// iptKnocks returns the knocks of a window from the last to the first, so that
-// a packet that could be two of them brings nobody on by two. Windows that are
-// in force at a time, or within KnockTimeout, have lists of their own.
+// iptKnocks returns the knocks of a window from the last to the first. In this order,
+// a packet that could be two knocks advances an address by one stage only. Windows
+// that are in force at the same time, or within KnockTimeout, use different lists.
 func iptKnocks(g guard, w window) []iptKnock {
-	of := ""
+	windowSuffix := ""
 	if g.timed() {
-		of = fmt.Sprintf("w%d", w.number()%iptLists(g))
+		windowSuffix = fmt.Sprintf("w%d", w.number()%iptListCycle(g))
 	}
-	list := func(n int) string { return fmt.Sprintf("portknock_%s_%d%s", g.ID, n, of) }
-	var all []iptKnock
+	listName := func(n int) string { return fmt.Sprintf("portknock_%s_%d%s", g.ID, n, windowSuffix) }
+	var knocks []iptKnock
 	for i := len(w.Steps) - 1; i >= 0; i-- {
-		k := iptKnock{match: iptMatch(w.Steps[i].Transport, fmt.Sprint(w.Steps[i].Port)), list: list(i + 1)}
+		k := iptKnock{match: iptMatch(w.Steps[i].Transport, fmt.Sprint(w.Steps[i].Port)), next: listName(i + 1)}
 		if i > 0 {
-			k.before = list(i)
+			k.prev = listName(i)
 		}
 		if i == len(w.Steps)-1 {
-			k.list = iptOpen(g)
+			k.next = iptOpenList(g)
 		}
-		all = append(all, k)
+		knocks = append(knocks, k)
 	}
-	return all
+	return knocks
 }
 
-// iptLists returns after how many windows the lists of the first serve again:
-// two, but for windows so short that a knocker of one would still be in them.
-func iptLists(g guard) int64 {
+// iptListCycle returns after how many windows the rules use the lists of the first
+// window again. The cycle is two windows. It is longer for windows so short that
+// addresses would still be in the lists of the first window.
+func iptListCycle(g guard) int64 {
 	period := g.Windows[0].End.Sub(g.Windows[0].Start)
 	n := int64(2)
 	for time.Duration(n-1)*period-2*g.Skew <= g.KnockTimeout {
@@ -308,66 +318,67 @@ func iptLists(g guard) int64 {
 	return n
 }
 
-// chains returns the chains of one guard; a packet enters the first.
+// chains returns the chains of one guard. A packet enters the first one.
 func (r iptRules) chains(g guard) []iptChain {
 	if g.tokens() {
-		return r.tokens(g)
+		return r.tokenChains(g)
 	}
 	if g.timed() {
-		return r.timed(g)
+		return r.timedChains(g)
 	}
-	c := iptChain{name: iptName(g, "")}
+	c := iptChain{name: iptChainName(g, "")}
 	c.note(g.Name + `: the right knock brings an address that is in one list into the next,
 # a wrong one takes it out of all. Repeats do no harm.`)
 	knocks := iptKnocks(g, g.Windows[0])
-	r.judge(&c, g, knocks)
-	iptWrong(&c, g, knocks)
+	r.addRightKnocks(&c, g, knocks)
+	iptAddWrongKnocks(&c, g, knocks)
 	return []iptChain{c}
 }
 
-// judge writes the rules for right knocks. One that could be several of them
-// counts as all: no verdict comes before the last, and then one for who is in
-// a list by it, just now or before.
-func (r iptRules) judge(c *iptChain, g guard, knocks []iptKnock) {
+// addRightKnocks adds the rules for right knocks. A packet that matches several knocks
+// counts as all of them: its rules have no verdict, so that the packet reaches every
+// one. Rules at the end then give the verdict, if the packet's address is in the list
+// of one of these knocks, by this packet or an earlier one.
+func (r iptRules) addRightKnocks(c *iptChain, g guard, knocks []iptKnock) {
 	verdict := " -j RETURN"
 	if r.options.Consume {
 		verdict = " -j DROP"
 	}
 	seconds := g.KnockTimeout / time.Second
-	several := map[string]int{}
+	uses := map[string]int{}
 	for _, k := range knocks {
-		several[k.match]++
+		uses[k.match]++
 	}
 	for _, k := range knocks {
-		then := verdict
-		if several[k.match] > 1 {
-			then = ""
+		jump := verdict
+		if uses[k.match] > 1 {
+			jump = ""
 		}
-		if k.before != "" {
-			c.add("%s -m recent --name %s --rcheck --seconds %d -m recent --name %s --set%s", k.match+k.when, k.before, seconds, k.list, then)
+		if k.prev != "" {
+			c.add("%s -m recent --name %s --rcheck --seconds %d -m recent --name %s --set%s", k.match+k.timeMatch, k.prev, seconds, k.next, jump)
 			continue
 		}
-		// At most 20 first knocks a second, which is as far as recent counts.
-		c.add("%s -m recent --name %s --rcheck --seconds 1 --hitcount 20%s", k.match+k.when, k.list, verdict)
-		c.add("%s -m recent --name %s --set%s", k.match+k.when, k.list, then)
+		// The limit is 20 first knocks per second, because xt_recent counts only to 20.
+		c.add("%s -m recent --name %s --rcheck --seconds 1 --hitcount 20%s", k.match+k.timeMatch, k.next, verdict)
+		c.add("%s -m recent --name %s --set%s", k.match+k.timeMatch, k.next, jump)
 	}
 	for _, k := range knocks {
-		if several[k.match] > 1 {
-			c.add("%s -m recent --name %s --rcheck --seconds %d%s", k.match, k.list, seconds, verdict)
+		if uses[k.match] > 1 {
+			c.add("%s -m recent --name %s --rcheck --seconds %d%s", k.match, k.next, seconds, verdict)
 		}
 	}
 }
 
-// iptWrong writes the rules for wrong knocks, which take an address out of the
-// lists of all knocks but the last.
-func iptWrong(c *iptChain, g guard, knocks []iptKnock) {
+// iptAddWrongKnocks adds the rules for wrong knocks. A wrong knock removes an address
+// from the lists of all knocks except the last.
+func iptAddWrongKnocks(c *iptChain, g guard, knocks []iptKnock) {
 	for _, m := range iptMatches(g.IgnorePorts) {
 		c.add("%s -j RETURN", m)
 	}
 	var lists []string
 	for _, k := range knocks {
-		if k.list != iptOpen(g) && !slices.Contains(lists, k.list) {
-			lists = append(lists, k.list)
+		if k.next != iptOpenList(g) && !slices.Contains(lists, k.next) {
+			lists = append(lists, k.next)
 		}
 	}
 	for _, list := range slices.Backward(lists) {
@@ -375,17 +386,19 @@ func iptWrong(c *iptChain, g guard, knocks []iptKnock) {
 	}
 }
 
-// timed returns the chains of a guard whose sequence changes with time. Most of
-// the time one window is in force; around a boundary it is two. A tree of spans
-// that do not overlap leads to the one, or to the even one of the two, whose
-// chain goes on to the odd one. None goes back, since a right knock in either
-// must return to the guards that follow.
-func (r iptRules) timed(g guard) []iptChain {
-	var leaves [2][]iptChain // of even windows, which lead on to odd ones, and of odd ones
+// timedChains returns the chains of a guard whose sequence changes with time. Usually
+// one window is in force; around a boundary, two are. A tree of spans without overlaps
+// leads a packet to the chain of the current window. Around a boundary, the tree leads
+// to the even window, whose chain then leads to the odd one.
+//
+// All jumps between these chains are one-way (-g), because a right knock in either window must return to
+// the guards that follow.
+func (r iptRules) timedChains(g guard) []iptChain {
+	var leaves [2][]iptChain // chains of even windows, which lead to odd ones; chains of odd windows
 	var spans []iptSpan
 	var all []iptKnock
 	for i, w := range g.Windows {
-		c, span := iptLeaf(g, i)
+		c, span := iptWindowChain(g, i)
 		knocks := iptKnocks(g, w)
 		all = append(all, knocks...)
 		odd := w.number() & 1
@@ -394,83 +407,85 @@ func (r iptRules) timed(g guard) []iptChain {
 			if n < 0 || n == len(g.Windows) {
 				continue
 			}
-			_, other := iptLeaf(g, n)
-			both := iptSpan{max(span.first, other.first), min(span.last, other.last), other.chain}
+			_, other := iptWindowChain(g, n)
+			overlap := iptSpan{max(span.first, other.first), min(span.last, other.last), other.chain}
 			switch {
 			case odd == 1 && n < i:
 				span.first = max(span.first, other.last+1)
 			case odd == 1:
 				span.last = min(span.last, other.first-1)
-			case both.first <= both.last:
-				jumps = append(jumps, both)
-				// A packet that is a knock of either window counts as both, while both are
-				// in force.
+			case overlap.first <= overlap.last:
+				jumps = append(jumps, overlap)
+				// While both windows are in force, a packet that is a knock of both counts
+				// in both.
 				for _, k := range iptKnocks(g, g.Windows[n]) {
-					if slices.ContainsFunc(knocks, func(own iptKnock) bool { return own.match == k.match }) {
-						k.when = " " + both.match()
+					if slices.ContainsFunc(knocks, func(mine iptKnock) bool { return mine.match == k.match }) {
+						k.timeMatch = " " + overlap.match()
 						knocks = append(knocks, k)
 					}
 				}
 			}
 		}
-		r.judge(&c, g, knocks)
+		r.addRightKnocks(&c, g, knocks)
 		for _, s := range jumps {
 			c.add("%s", s.jump())
 		}
-		c.add("-g %s", iptName(g, "-wrong"))
+		c.add("-g %s", iptChainName(g, "-wrong"))
 		leaves[odd] = append(leaves[odd], c)
 		if span.first <= span.last {
 			spans = append(spans, span)
 		}
 	}
-	root, wrong := iptChain{name: iptName(g, "")}, iptChain{name: iptName(g, "-wrong")}
+	root, wrong := iptChain{name: iptChainName(g, "")}, iptChain{name: iptChainName(g, "-wrong")}
 	root.note(g.Name + `: a packet goes to the window of the moment, in UTC. Around a
 # boundary there are two, and the even one, by its number since 1970, comes first.
 # There, the right knock brings an address that is in one list into the next. A
 # wrong one takes it out of all. Repeats do no harm.`)
 	wrong.note(g.Name + ", wrong knocks")
-	iptWrong(&wrong, g, all)
+	iptAddWrongKnocks(&wrong, g, all)
 	return slices.Concat(iptTree(g, root, spans, new(int), wrong.name), leaves[0], leaves[1], []iptChain{wrong})
 }
 
-// iptLeaf begins the chain of a window, and returns the span in which its knocks
-// are accepted. Of the second in which it closes nothing is left.
-func iptLeaf(g guard, i int) (iptChain, iptSpan) {
+// iptWindowChain starts the chain of a window. It also returns the span in which the
+// window's knocks are accepted. The span excludes the second in which the window ends.
+func iptWindowChain(g guard, i int) (iptChain, iptSpan) {
 	w := g.Windows[i]
-	c := iptChain{name: iptName(g, fmt.Sprint("-", i))}
+	c := iptChain{name: iptChainName(g, fmt.Sprint("-", i))}
 	c.note("from " + w.Start.UTC().Format(time.RFC3339))
-	return c, iptSpan{w.from(g.Skew), w.until(g.Skew) - 1, c.name}
+	return c, iptSpan{w.startSecond(g.Skew), w.endSecond(g.Skew) - 1, c.name}
 }
 
-// iptSpan is the chain for a span of time, both seconds included.
+// iptSpan is a span of time and the chain for it.
 type iptSpan struct {
-	first, last int64
+	first, last int64 // seconds since 1970, both included
 	chain       string
 }
 
+// match returns a match for the span, and jump a rule that leads to its chain.
 func (s iptSpan) match() string {
 	return fmt.Sprintf("-m time --datestart %s --datestop %s", iptTime(s.first), iptTime(s.last))
 }
 
 func (s iptSpan) jump() string { return s.match() + " -g " + s.chain }
 
-// iptFan is the most spans that a packet is compared with one after the other.
-const iptFan = 6
+// iptMaxFan is the most spans in one chain of a tree. A packet is compared with one
+// span after the other.
+const iptMaxFan = 6
 
-// iptTree completes a chain so that it leads to the span of the moment, and
-// returns it with the chains on the way. It counts them in nodes. A packet of no
-// span goes to the chain otherwise, or back if that is empty.
+// iptTree completes chain c so that c leads a packet to the chain of the current span.
+// It returns c and the chains in between, and adds their number to nodes. A packet
+// outside all spans goes to the chain otherwise, or returns if otherwise is "".
 func iptTree(g guard, c iptChain, spans []iptSpan, nodes *int, otherwise string) []iptChain {
 	var below []iptChain
-	if len(spans) > iptFan {
-		size := iptFan
-		for size*iptFan < len(spans) {
-			size *= iptFan
+	if len(spans) > iptMaxFan {
+		size := iptMaxFan
+		for size*iptMaxFan < len(spans) {
+			size *= iptMaxFan
 		}
 		var parts []iptSpan
 		for part := range slices.Chunk(spans, size) {
 			*nodes++
-			node := iptChain{name: iptName(g, fmt.Sprint("-t", *nodes))}
+			node := iptChain{name: iptChainName(g, fmt.Sprint("-t", *nodes))}
 			parts = append(parts, iptSpan{part[0].first, part[len(part)-1].last, node.name})
 			below = append(below, iptTree(g, node, part, nodes, otherwise)...)
 		}
@@ -485,8 +500,8 @@ func iptTree(g guard, c iptChain, spans []iptSpan, nodes *int, otherwise string)
 	return append([]iptChain{c}, below...)
 }
 
-// filter writes the table that closes everything else.
-func (r iptRules) filter(b *lines) {
+// filterTable writes the table filter, which closes all other ports.
+func (r iptRules) filterTable(b *lines) {
 	b.add(`*filter
 :PORTKNOCK - [0:0]
 -I INPUT -j PORTKNOCK
@@ -499,7 +514,7 @@ func (r iptRules) filter(b *lines) {
 # Sessions that are older than the rules.
 -A PORTKNOCK -p tcp ! --syn -j RETURN
 # What the guard in mangle has judged, and what is allowed.`)
-	for _, m := range slices.Concat(iptMatches(guarded(r.guards)), iptMatches(r.options.Allow)) {
+	for _, m := range slices.Concat(iptMatches(guardedPorts(r.guards)), iptMatches(r.options.Allow)) {
 		b.add("-A PORTKNOCK %s -j RETURN", m)
 	}
 	b.add("-A PORTKNOCK -j DROP\nCOMMIT")

@@ -13,24 +13,27 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// kernel judges packets by an iptables text, as far as ours need it.
-type kernel struct {
-	t      testing.TB
-	chains map[string][][]string
-	lists  map[string]map[string][]int64 // stamps of each source
-	now    int64
-	from   string // the source of the packets
-	rules  int    // looked at for the last packet
-	deep   int    // chains it went through
+// iptKernel simulates how the kernel judges packets with an iptables text. It knows only
+// the matches and options that these rules use.
+type iptKernel struct {
+	t         testing.TB
+	chains    map[string][][]string
+	lists     map[string]map[string][]int64 // seconds of the entries, by list and source
+	now       int64                         // time in seconds since 1970
+	source    string                        // source address of the packets
+	rulesSeen int                           // number of rules compared with the last packet
+	depth     int                           // most chains in a row for the last packet
 }
 
-func load(t testing.TB, g Guard, o Options) *kernel {
+// loadRules returns the kernel with the rules of a guard. It checks that each chain is
+// declared before a rule leads to it, and that each declared chain is used.
+func loadRules(t testing.TB, g Guard, o Options) *iptKernel {
 	t.Helper()
 	var text bytes.Buffer
 	if err := Format("iptables").Emit(&text, []Guard{g}, o); err != nil {
 		t.Fatal(err)
 	}
-	k := &kernel{t: t, chains: map[string][][]string{}, lists: map[string]map[string][]int64{}, from: "somebody"}
+	k := &iptKernel{t: t, chains: map[string][][]string{}, lists: map[string]map[string][]int64{}, source: "somebody"}
 	for line := range strings.Lines(text.String()) {
 		words := strings.Fields(line)
 		switch {
@@ -38,17 +41,17 @@ func load(t testing.TB, g Guard, o Options) *kernel {
 		case words[0][0] == ':':
 			name := words[0][1:]
 			if _, twice := k.chains[name]; twice || len(name) > 28 {
-				t.Errorf("a chain %q", name)
+				t.Errorf("chain %q is declared twice or longer than 28 bytes", name)
 			}
 			k.chains[name] = nil
 		case words[0] == "-A":
 			to := words[len(words)-1]
 			if _, declared := k.chains[to]; strings.HasPrefix(to, "PORTKNOCK") && !declared {
-				t.Errorf("%q comes before %s, which a load in parts does not know yet", line, to)
+				t.Errorf("rule %q comes before chain %s, so a load in parts would fail", line, to)
 			}
 			k.chains[words[1]] = append(k.chains[words[1]], words[2:])
 		default:
-			t.Fatalf("a line %q", line)
+			t.Fatalf("unexpected line %q", line)
 		}
 	}
 	used := map[string]bool{"PORTKNOCK": true}
@@ -60,21 +63,22 @@ func load(t testing.TB, g Guard, o Options) *kernel {
 		}
 	}
 	if declared := slices.Sorted(maps.Keys(k.chains)); !slices.Equal(declared, slices.Sorted(maps.Keys(used))) {
-		t.Errorf("chains declared and not used, or the other way round: %q, %v", declared, used)
+		t.Errorf("declared chains and used chains differ: declared %q, used %v", declared, used)
 	}
 	return k
 }
 
-// passes judges a packet, and reports whether it is not dropped.
-func (k *kernel) passes(s knock.Step) bool {
-	k.rules, k.deep = 0, 0
+// passes judges a packet and reports whether no rule drops it.
+func (k *iptKernel) passes(s knock.Step) bool {
+	k.rulesSeen, k.depth = 0, 0
 	return k.chain("PORTKNOCK", s, 1) != "DROP"
 }
 
-func (k *kernel) chain(name string, s knock.Step, depth int) string {
-	k.deep = max(k.deep, depth)
+// chain judges a packet with a chain. It returns DROP, RETURN, or "" at the end.
+func (k *iptKernel) chain(name string, s knock.Step, depth int) string {
+	k.depth = max(k.depth, depth)
 	for _, rule := range k.chains[name] {
-		k.rules++
+		k.rulesSeen++
 		then, to, ok := k.rule(rule, s)
 		switch {
 		case !ok || then == "":
@@ -91,8 +95,9 @@ func (k *kernel) chain(name string, s knock.Step, depth int) string {
 	return ""
 }
 
-// rule reports whether a packet matches, and what then.
-func (k *kernel) rule(words []string, s knock.Step) (then, to string, ok bool) {
+// rule reports whether a rule matches a packet. It also returns the rule's last option
+// (-j, -g or "") and its target.
+func (k *iptKernel) rule(words []string, s knock.Step) (then, to string, ok bool) {
 	list, seconds, hits := "", int64(0), 1
 	for i := 0; i < len(words); i++ {
 		word, arg := words[i], ""
@@ -105,7 +110,7 @@ func (k *kernel) rule(words []string, s knock.Step) (then, to string, ok bool) {
 		case "-m":
 			list, seconds, hits = "", 0, 1
 		case "-i", "--ctstate", "!":
-			return "", "", false // not lo, new, a SYN, local
+			return "", "", false // all packets here are new, local SYNs that do not come from lo
 		case "-p":
 			fits = arg == s.Transport.String()
 		case "--syn", "--dst-type":
@@ -124,7 +129,7 @@ func (k *kernel) rule(words []string, s knock.Step) (then, to string, ok bool) {
 			if k.lists[list] == nil {
 				k.lists[list] = map[string][]int64{}
 			}
-			// What the rule has besides stands behind.
+			// The other options of the match follow the name.
 			if i+3 < len(words) && words[i+2] == "--seconds" {
 				seconds = int64(k.number(words[i+3]))
 			}
@@ -134,21 +139,21 @@ func (k *kernel) rule(words []string, s knock.Step) (then, to string, ok bool) {
 		case "--seconds", "--hitcount":
 		case "--rcheck":
 			n := 0
-			for _, stamp := range k.lists[list][k.from] {
+			for _, stamp := range k.lists[list][k.source] {
 				if k.now-stamp <= seconds {
 					n++
 				}
 			}
 			fits = n >= hits
 		case "--set":
-			k.lists[list][k.from] = append(k.lists[list][k.from], k.now)
+			k.lists[list][k.source] = append(k.lists[list][k.source], k.now)
 		case "--remove":
-			_, fits = k.lists[list][k.from]
-			delete(k.lists[list], k.from)
+			_, fits = k.lists[list][k.source]
+			delete(k.lists[list], k.source)
 		case "-j", "-g":
 			return word, arg, true
 		default:
-			k.t.Fatalf("%q in %q", word, words)
+			k.t.Fatalf("unknown option %q in rule %q", word, words)
 		}
 		if !fits {
 			return "", "", false
@@ -157,7 +162,7 @@ func (k *kernel) rule(words []string, s knock.Step) (then, to string, ok bool) {
 	return "", "", true
 }
 
-func (k *kernel) number(word string) int {
+func (k *iptKernel) number(word string) int {
 	n, err := strconv.Atoi(word)
 	if err != nil {
 		k.t.Fatal(err)
@@ -165,7 +170,7 @@ func (k *kernel) number(word string) int {
 	return n
 }
 
-func (k *kernel) time(word string) int64 {
+func (k *iptKernel) time(word string) int64 {
 	at, err := time.Parse("2006-01-02T15:04:05", word)
 	if err != nil {
 		k.t.Fatal(err)
@@ -173,42 +178,43 @@ func (k *kernel) time(word string) int64 {
 	return at.Unix()
 }
 
-// opens reports whether knocks of a source that is new open port 22 to it.
-func (k *kernel) opens(knocks ...knock.Step) bool {
-	k.from += "'"
-	return k.opensFurther(knocks...)
+// opens reports whether knocks from a new source open port 22 to that source.
+func (k *iptKernel) opens(knocks ...knock.Step) bool {
+	k.source += "'"
+	return k.opensSameSource(knocks...)
 }
 
-// opensFurther is opens for the same source.
-func (k *kernel) opensFurther(knocks ...knock.Step) bool {
+// opensSameSource is like opens, but continues with the source of earlier knocks.
+func (k *iptKernel) opensSameSource(knocks ...knock.Step) bool {
 	for _, s := range knocks {
 		if !k.passes(s) {
-			k.t.Errorf("knock %v dropped", s)
+			k.t.Errorf("the rules drop knock %v", s)
 		}
 	}
 	return k.passes(knock.Step{Port: 22})
 }
 
-// midnight begins an even hour; an odd one follows.
+// midnight begins a window of even number if windows last an hour.
 var midnight = time.Date(2026, 11, 21, 0, 0, 0, 0, time.UTC)
 
-// turns is a schedule whose sequences take turns, from midnight on.
-type turns struct {
+// rotation is a schedule that uses its sequences in turn. The window at midnight has
+// the first sequence.
+type rotation struct {
 	period    time.Duration
 	sequences []knock.Sequence
 }
 
-func (s turns) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
+func (s rotation) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
 	w := knock.WindowAt(t, s.period)
 	n := int(w.Start.Sub(midnight)/s.period) % len(s.sequences)
 	return []knock.Sequence{s.sequences[(n+len(s.sequences))%len(s.sequences)]}, w, nil
 }
 
-// mustTurns returns a guard of knocks to UDP ports in 20000-29999 alone.
-func mustTurns(t testing.TB, name string, period, skew time.Duration, sequences ...string) Guard {
+// mustRotation returns a guard with a rotation. Its KnockPorts are UDP 20000-29999.
+func mustRotation(t testing.TB, name string, period, skew time.Duration, sequences ...string) Guard {
 	t.Helper()
 	g := mustGuard(t, name, "1 9", "22/tcp")
-	s := turns{period: period}
+	s := rotation{period: period}
 	for _, text := range sequences {
 		seq, err := knock.ParseSequence(text)
 		if err != nil {
@@ -221,7 +227,7 @@ func mustTurns(t testing.TB, name string, period, skew time.Duration, sequences 
 	return g
 }
 
-// drawn returns a guard whose sequences are drawn from a range.
+// drawn returns a guard whose sequences are drawn from a range of UDP ports.
 func drawn(t testing.TB, period, skew time.Duration, first, last uint16) Guard {
 	t.Helper()
 	g := mustGuard(t, "a-name-that-is-long", "1 9", "22/tcp")
@@ -235,102 +241,102 @@ func drawn(t testing.TB, period, skew time.Duration, first, last uint16) Guard {
 	return g
 }
 
-// windowsOf returns the windows that the rules of a guard carry.
+// windowsOf returns the windows in the rules of a guard.
 func windowsOf(t testing.TB, g Guard, o Options) []window {
 	t.Helper()
 	checked := guard{Guard: g}
-	if err := checked.walk(o, format{windows: 1000, clock: true}); err != nil {
+	if err := checked.collectWindows(o, format{windows: 1000, clock: true}); err != nil {
 		t.Fatal(err)
 	}
 	return checked.Windows
 }
 
-// TestIptablesWindows: at each second, those windows open that it belongs to,
-// and no others.
-func TestIptablesWindows(t *testing.T) {
+// At each second, a window's sequence opens exactly if the window, extended by Skew,
+// contains the second.
+func TestIptablesOpensOnlyCurrentWindows(t *testing.T) {
 	for name, tt := range map[string]struct {
 		period, skew time.Duration
-		from, long   time.Duration // after midnight
+		from, long   time.Duration // start after midnight, and how long the rules are valid
 	}{
-		"day":               {time.Hour, 2 * time.Minute, 30 * time.Minute, 24 * time.Hour},
-		"from an odd one":   {time.Hour, 2 * time.Minute, 90 * time.Minute, 24 * time.Hour},
-		"within skew":       {time.Hour, 2 * time.Minute, time.Hour, 5 * time.Hour},
-		"no skew":           {time.Minute, 0, 0, 20 * time.Minute},
-		"never alone":       {5 * time.Second, 2 * time.Second, 0, 2 * time.Minute},
-		"one second alone":  {6 * time.Second, 2 * time.Second, 0, 2 * time.Minute},
-		"one second long":   {time.Second, 0, 0, time.Minute},
-		"one window":        {time.Hour, 0, time.Minute, time.Minute},
-		"as many as may be": {time.Hour, 2 * time.Minute, time.Minute, 30 * 24 * time.Hour},
+		"one day":                     {time.Hour, 2 * time.Minute, 30 * time.Minute, 24 * time.Hour},
+		"start in an odd window":      {time.Hour, 2 * time.Minute, 90 * time.Minute, 24 * time.Hour},
+		"start at a boundary":         {time.Hour, 2 * time.Minute, time.Hour, 5 * time.Hour},
+		"no skew":                     {time.Minute, 0, 0, 20 * time.Minute},
+		"one second without overlap":  {5 * time.Second, 2 * time.Second, 0, 2 * time.Minute},
+		"two seconds without overlap": {6 * time.Second, 2 * time.Second, 0, 2 * time.Minute},
+		"windows of one second":       {time.Second, 0, 0, time.Minute},
+		"one window":                  {time.Hour, 0, time.Minute, time.Minute},
+		"most windows of a file":      {time.Hour, 2 * time.Minute, time.Minute, 30 * 24 * time.Hour},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			g := drawn(t, tt.period, tt.skew, 20000, 29999)
 			from := midnight.Add(tt.from)
 			o := Options{From: from, Until: from.Add(tt.long)}
-			k := load(t, g, o)
+			k := loadRules(t, g, o)
 			windows := windowsOf(t, g, o)
-			far, most := 0, 0
+			maxDepth, maxRules := 0, 0
 			for i, w := range windows {
 				if len(windows) > 100 && i%7 > 0 && i < len(windows)-7 {
-					continue // so that it takes a second
+					continue // the test then takes about a second
 				}
 				seconds := map[int64]bool{}
-				for _, edge := range []int64{w.from(0), w.until(0), w.from(g.Skew), w.until(g.Skew), w.from(-g.Skew), w.until(-g.Skew)} {
+				for _, edge := range []int64{w.startSecond(0), w.endSecond(0), w.startSecond(g.Skew), w.endSecond(g.Skew), w.startSecond(-g.Skew), w.endSecond(-g.Skew)} {
 					seconds[edge-1], seconds[edge], seconds[edge+1] = true, true, true
 				}
-				for at := range seconds {
-					k.now = at
+				for second := range seconds {
+					k.now = second
 					for n := max(0, i-2); n < min(len(windows), i+3); n++ {
 						other := windows[n]
-						want := other.from(g.Skew) <= at && at < other.until(g.Skew)
+						want := other.startSecond(g.Skew) <= second && second < other.endSecond(g.Skew)
 						if got := k.opens(other.Steps...); got != want {
-							t.Errorf("window %d opens at second %d: %v, want %v", n, at-w.from(0), got, want)
+							t.Errorf("sequence of window %d, second %d of another window: opens %v, want %v", n, second-w.startSecond(0), got, want)
 						}
 					}
 					k.passes(knock.Step{Transport: knock.UDP, Port: 20000})
-					far, most = max(far, k.deep), max(most, k.rules)
+					maxDepth, maxRules = max(maxDepth, k.depth), max(maxRules, k.rulesSeen)
 				}
 			}
 			// nftables allows 16 chains in a row.
-			if far > 10 || most > 75 {
-				t.Errorf("a stranger's packet passes %d chains and %d rules", far, most)
+			if maxDepth > 10 || maxRules > 75 {
+				t.Errorf("a scanner's packet passes %d chains and %d rules, want at most 10 and 75", maxDepth, maxRules)
 			}
-			t.Logf("%d windows: %d chains, at most %d in a row, at most %d rules for a stranger's packet",
-				len(windows), len(k.chains), far, most)
+			t.Logf("%d windows: %d chains, at most %d in a row, at most %d rules for a scanner's packet",
+				len(windows), len(k.chains), maxDepth, maxRules)
 		})
 	}
 }
 
-// TestIptablesFewPorts: ports that two windows share lead on in both, so that
-// who uses one is not in the way of who uses the other.
-func TestIptablesFewPorts(t *testing.T) {
+// If two windows share ports, a knock counts in both windows. Thus a client that uses
+// one window does not disturb a client with the same address that uses the other.
+func TestIptablesSharedPortsCountInBothWindows(t *testing.T) {
 	g := drawn(t, 10*time.Second, 4*time.Second, 20000, 20011)
 	o := Options{From: midnight, Until: midnight.Add(30 * time.Minute), Force: true}
-	k := load(t, g, o)
+	k := loadRules(t, g, o)
 	windows := windowsOf(t, g, o)
 	for i := range windows[1:] {
 		a, b := windows[i], windows[i+1]
-		k.now = b.from(g.Skew) - 1
+		k.now = b.startSecond(g.Skew) - 1
 		k.opens(b.Steps[0])
 		k.now++
-		if k.opensFurther(b.Steps[1:]...) {
-			t.Fatalf("window %d opens to who has begun too early", i+1)
+		if k.opensSameSource(b.Steps[1:]...) {
+			t.Fatalf("window %d opens although the first knock came one second too early", i+1)
 		}
-		for k.now = b.from(g.Skew); k.now < a.until(g.Skew); k.now++ {
+		for k.now = b.startSecond(g.Skew); k.now < a.endSecond(g.Skew); k.now++ {
 			if !k.opens(a.Steps...) || !k.opens(b.Steps...) {
-				t.Fatalf("windows %d and %d do not both open at %d", i, i+1, k.now)
+				t.Fatalf("the sequences of windows %d and %d do not both open at second %d", i, i+1, k.now)
 			}
 			for _, first := range [][]knock.Step{a.Steps, b.Steps} {
 				for n := 1; n < len(first); n++ {
-					var mixed []knock.Step // every knock at least is one of the two's
+					var mixed []knock.Step // knocks of both windows, alternately
 					for j := range first {
 						mixed = append(mixed, a.Steps[j], b.Steps[j])
 					}
 					if !k.opens(mixed...) {
-						t.Fatalf("windows %d and %d at the same time do not open at %d", i, i+1, k.now)
+						t.Fatalf("the mixed sequences of windows %d and %d do not open at second %d", i, i+1, k.now)
 					}
 					if k.opens(first[:n]...) {
-						t.Fatalf("%d knocks of window %d open at %d", n, i, k.now)
+						t.Fatalf("only %d knocks of window %d or the next one open at second %d", n, i, k.now)
 					}
 				}
 			}
@@ -338,99 +344,99 @@ func TestIptablesFewPorts(t *testing.T) {
 	}
 }
 
-// TestIptablesNextButOne: the lists of a window are not yet those of another
-// while a knocker may still be in them.
-func TestIptablesNextButOne(t *testing.T) {
+// No later window uses the lists of a window while an address may still be in them.
+func TestIptablesKnocksDoNotCarryIntoLaterWindow(t *testing.T) {
 	g := drawn(t, 2*time.Second, 0, 20000, 29999)
 	o := Options{From: midnight, Until: midnight.Add(time.Minute)}
-	k := load(t, g, o)
+	k := loadRules(t, g, o)
 	windows := windowsOf(t, g, o)
 	for i := range windows[3:] {
 		for n := i + 1; n <= i+3; n++ {
-			k.now = windows[i].until(0) - 1
+			k.now = windows[i].endSecond(0) - 1
 			k.opens(windows[i].Steps[:4]...)
-			k.now = windows[n].from(0)
-			if k.opensFurther(windows[n].Steps[4]) {
-				t.Errorf("four knocks of window %d and the last of window %d open", i, n)
+			k.now = windows[n].startSecond(0)
+			if k.opensSameSource(windows[n].Steps[4]) {
+				t.Errorf("four knocks of window %d and the last knock of window %d open the port", i, n)
 			}
 		}
 	}
 }
 
-// TestIptablesSequences: sequences of any shape open, doubled or not, alike
-// where they change and where they do not.
-func TestIptablesSequences(t *testing.T) {
+// Sequences of any shape open the port, with knocks doubled or not. Static sequences and
+// sequences that change behave alike.
+func TestIptablesSequenceOfAnyShapeOpens(t *testing.T) {
 	udp := func(port uint16) knock.Step { return knock.Step{Transport: knock.UDP, Port: port} }
 	a, b, c, d := udp(20001), udp(20005), udp(20009), udp(20015)
 	for _, seq := range []knock.Sequence{
 		{a, b, c, d}, {a, a, b}, {a, b, a}, {a, b, b}, {a, b, a, c}, {a, b, c, b, d},
 		{a, a, a, b}, {a, b, a, b, a}, {b, a, a, c, a}, {a, b, c, c},
 	} {
-		for _, kind := range []string{"static", "alone", "two", "consumed"} {
+		for _, kind := range []string{"static", "one window", "two windows", "consumed"} {
 			t.Run(kind+"/"+seq.String(), func(t *testing.T) {
-				g := mustTurns(t, "vps", time.Hour, 10*time.Minute, seq.String())
+				g := mustRotation(t, "vps", time.Hour, 10*time.Minute, seq.String())
 				o := Options{From: midnight, Until: midnight.Add(5 * time.Hour), Force: true}
-				at := midnight.Add(150 * time.Minute).Unix()
+				start := midnight.Add(150 * time.Minute).Unix()
 				switch kind {
 				case "static":
 					g.Schedule, g.Skew = seq, 0
-				case "two":
-					at = midnight.Add(120 * time.Minute).Unix()
+				case "two windows":
+					start = midnight.Add(120 * time.Minute).Unix()
 				}
-				k := load(t, g, o)
-				k.now = at
+				k := loadRules(t, g, o)
+				k.now = start
 				if !k.opens(seq...) {
-					t.Error("does not open")
+					t.Error("the sequence does not open")
 				}
 				var doubled []knock.Step
 				for i, s := range seq {
 					doubled = append(doubled, s, s)
 					rest := append(slices.Clone(seq[:i+1]), seq[i:]...)
 					if !k.opens(rest...) {
-						t.Errorf("with knock %d doubled it does not open", i+1)
+						t.Errorf("with knock %d doubled the sequence does not open", i+1)
 					}
 					if k.opens(seq[:i]...) {
-						t.Errorf("%d knocks open", i)
+						t.Errorf("only %d knocks open", i)
 					}
-					// After an attempt that broke off, a whole one; and one more, later.
-					k.now = at
+					// The client stops after some knocks, and then sends the whole sequence
+					// ten times.
+					k.now = start
 					k.opens(seq[:i]...)
 					for range 10 {
 						k.now += 3
-						for list := range k.lists { // as if nobody had got in yet
+						for list := range k.lists { // the kernel forgets admitted addresses
 							if strings.HasSuffix(list, "_open") {
-								delete(k.lists[list], k.from)
+								delete(k.lists[list], k.source)
 							}
 						}
-						if !k.opensFurther(seq...) {
-							t.Errorf("%d knocks, and %d s later all: closed", i, k.now-at)
+						if !k.opensSameSource(seq...) {
+							t.Errorf("%d knocks, and %d s later the whole sequence: does not open", i, k.now-start)
 						}
 					}
-					k.now = at
-					// A knock too late.
+					k.now = start
+					// The next knock comes too late.
 					k.opens(seq[:i]...)
 					k.now += 6
-					if i > 0 && k.opensFurther(seq[i:]...) {
-						t.Errorf("a pause of 6 s after knock %d does no harm", i)
+					if i > 0 && k.opensSameSource(seq[i:]...) {
+						t.Errorf("with a pause of 6 s after knock %d the sequence still opens", i)
 					}
-					k.now = at
+					k.now = start
 					stray := slices.Insert(slices.Clone(seq), i, knock.Step{Transport: knock.UDP, Port: 20003})
 					if i > 0 && k.opens(stray...) {
-						t.Errorf("a wrong knock after knock %d does no harm", i)
+						t.Errorf("with a wrong knock after knock %d the sequence still opens", i)
 					}
 					for _, harmless := range []knock.Step{{Port: 20003}, udp(19999), udp(443), {Port: 80}} {
 						stray := slices.Insert(slices.Clone(seq), i, harmless)
 						if !k.opens(stray...) {
-							t.Errorf("%v after knock %d does harm", harmless, i)
+							t.Errorf("with a packet to %v after knock %d the sequence does not open", harmless, i)
 						}
 					}
 				}
 				if !k.opens(doubled...) {
-					t.Error("with every knock doubled it does not open")
+					t.Error("with every knock doubled the sequence does not open")
 				}
 				for _, order := range [][]knock.Step{{a, b, c, d}, {d, c, b, a}} {
 					if knock.Sequence(order).String() != seq.String() && k.opens(order...) {
-						t.Errorf("%v opens", order)
+						t.Errorf("the knocks open in another order: %v", order)
 					}
 				}
 			})
@@ -438,39 +444,39 @@ func TestIptablesSequences(t *testing.T) {
 	}
 }
 
-// TestIptablesPace: of a flood of first knocks from one address, at most 20 a
-// second count.
-func TestIptablesPace(t *testing.T) {
-	g := mustTurns(t, "vps", time.Hour, 10*time.Minute, "20001/udp 20005/udp 20009/udp", "20005/udp 20001/udp 20009/udp")
-	k := load(t, g, Options{From: midnight, Until: midnight.Add(5 * time.Hour)})
+// In a flood of first knocks from one address, at most 20 per second count.
+func TestIptablesLimitsFirstKnocksPerSecond(t *testing.T) {
+	g := mustRotation(t, "vps", time.Hour, 10*time.Minute, "20001/udp 20005/udp 20009/udp", "20005/udp 20001/udp 20009/udp")
+	k := loadRules(t, g, Options{From: midnight, Until: midnight.Add(5 * time.Hour)})
 	k.now = midnight.Add(150 * time.Minute).Unix()
 	for range 1000 {
 		k.passes(knock.Step{Transport: knock.UDP, Port: 20001})
 	}
 	for name, list := range k.lists {
-		if n := len(list[k.from]); n > 20 {
-			t.Errorf("%s has %d stamps", name, n)
+		if n := len(list[k.source]); n > 20 {
+			t.Errorf("list %s has %d entries in one second, want at most 20", name, n)
 		}
 	}
 }
 
-// TestIptablesAtEnd: after the last window nobody is let in any more, or all.
-func TestIptablesAtEnd(t *testing.T) {
+// After the last window the port is closed to everybody, or with OpenAtEnd open to
+// everybody.
+func TestIptablesAfterLastWindow(t *testing.T) {
 	for _, open := range []bool{false, true} {
 		g := drawn(t, time.Hour, 2*time.Minute, 20000, 29999)
-		k := load(t, g, Options{From: midnight, Until: midnight.Add(5 * time.Hour), OpenAtEnd: open})
+		k := loadRules(t, g, Options{From: midnight, Until: midnight.Add(5 * time.Hour), OpenAtEnd: open})
 		end := midnight.Add(5 * time.Hour).Unix()
-		for at, want := range map[int64]bool{end - 1: false, end: open, end + 1e8: open} {
-			if k.now = at; k.opens() != want {
-				t.Errorf("%d s after the end it is open: %v, want %v", at-end, !want, want)
+		for second, want := range map[int64]bool{end - 1: false, end: open, end + 1e8: open} {
+			if k.now = second; k.opens() != want {
+				t.Errorf("%d s after the end: port open %v, want %v", second-end, !want, want)
 			}
 		}
 	}
 }
 
-// TestIptablesParts: a large file is in parts that are small, and what they are
-// marked by is in no other.
-func TestIptablesParts(t *testing.T) {
+// A large file has small parts, with a mark between two. A small file does not have the
+// mark.
+func TestIptablesSplitsLargeFile(t *testing.T) {
 	emit := func(g Guard) string {
 		var text bytes.Buffer
 		if err := Format("iptables").Emit(&text, []Guard{g}, Options{From: midnight, Until: midnight.Add(100 * time.Hour)}); err != nil {
@@ -481,7 +487,7 @@ func TestIptablesParts(t *testing.T) {
 	parts := strings.Split(emit(drawn(t, time.Hour, 2*time.Minute, 20000, 29999)), "\n# part\n")
 	for _, part := range parts {
 		if n := strings.Count(part, "\n-A "); n > 200 || len(parts) < 4 {
-			t.Errorf("%d parts, one of %d rules", len(parts), n)
+			t.Errorf("%d parts, one with %d rules; want at least 4 parts of at most 200 rules", len(parts), n)
 		}
 	}
 	for _, part := range parts[:len(parts)-1] {
@@ -491,7 +497,7 @@ func TestIptablesParts(t *testing.T) {
 	}
 	text := emit(mustGuard(t, "part", "7001 9000 8000", "22"))
 	if strings.Contains(text, "\n# part\n") || strings.Contains(text, "# parts:") {
-		t.Errorf("parts of a small file:\n%s", text)
+		t.Errorf("a small file has parts:\n%s", text)
 	}
 }
 
@@ -500,7 +506,7 @@ func BenchmarkIptables(b *testing.B) {
 	for _, hours := range []int{24, 719} {
 		b.Run(fmt.Sprint(hours), func(b *testing.B) {
 			for b.Loop() {
-				load(b, g, Options{From: midnight, Until: midnight.Add(time.Duration(hours) * time.Hour)})
+				loadRules(b, g, Options{From: midnight, Until: midnight.Add(time.Duration(hours) * time.Hour)})
 			}
 		})
 	}

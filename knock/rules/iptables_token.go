@@ -10,67 +10,73 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// Tokens by iptables: u32 compares the payload, and two lists of xt_recent say of
-// each token whether it has been spent, and by whom. Their entries are of one
-// family, so that a token spent by IPv4 would be fresh by IPv6: each family has
-// tokens of its own instead, IPv4 the even ones. A client begins with these.
+// This file writes the iptables rules for tokens. The match u32 compares the payload.
+// Two lists of xt_recent record for each token whether it is spent, and by which
+// address.
+//
+// An entry of a list belongs to one address family, so that a token spent over IPv4
+// would be unspent over IPv6. Thus each family accepts only its own tokens: IPv4 the
+// even ones, IPv6 the odd ones. A client begins with the tokens of its family.
 
-// iptFamily is what differs between the families in a rule.
+// iptFamily holds what differs between the address families in a rule.
 type iptFamily struct {
-	flag   string // before a rule, for iptables-restore
-	ipv6   bool
-	start  string // the start of the UDP header for u32: an expression
-	offset int    // and what is added to it
-	nobody string // the mask under which all addresses are one
+	flag    string // flag before a rule, for iptables-restore
+	ipv6    bool
+	start   string // u32 expression for the start of the UDP header; "" if offset is enough
+	offset  int    // number of bytes to add to start
+	anyMask string // mask that makes all addresses equal
 }
 
-// An IPv6 packet with extension headers is no token: u32 cannot skip them.
+// iptFamilies lists IPv4 and IPv6. The rules do not recognize a token in an IPv6 packet
+// with extension headers, because u32 cannot skip these headers.
 var iptFamilies = []iptFamily{
-	{flag: "-4 ", start: "0>>22&0x3C@", nobody: "0.0.0.0"},
-	{flag: "-6 ", ipv6: true, offset: 40, nobody: "::"},
+	{flag: "-4 ", start: "0>>22&0x3C@", anyMask: "0.0.0.0"},
+	{flag: "-6 ", ipv6: true, offset: 40, anyMask: "::"},
 }
 
-// at is an expression of u32 for the 32 bits at an offset from the UDP header.
-func (f iptFamily) at(offset int) string { return fmt.Sprintf("%s%d", f.start, f.offset+offset) }
+// u32At returns the u32 expression for the 32 bits at an offset from the UDP header.
+func (f iptFamily) u32At(offset int) string { return fmt.Sprintf("%s%d", f.start, f.offset+offset) }
 
-// payload matches a datagram that carries a token.
-func (f iptFamily) payload(token []byte) string {
+// tokenMatch returns the match for a datagram that carries the token.
+func (f iptFamily) tokenMatch(token []byte) string {
 	var tests []string
 	for i := 0; i < len(token); i += 4 {
-		tests = append(tests, fmt.Sprintf("%s=0x%08x", f.at(udpHeader+i), binary.BigEndian.Uint32(token[i:])))
+		tests = append(tests, fmt.Sprintf("%s=0x%08x", f.u32At(udpHeader+i), binary.BigEndian.Uint32(token[i:])))
 	}
 	return fmt.Sprintf(`-p udp -m u32 --u32 "%s"`, strings.Join(tests, "&&"))
 }
 
-// iptTokenMatches returns matches for what may be a token by its length.
+// iptTokenMatches returns matches for datagrams that have the length of a token.
 func iptTokenMatches(g guard) []string {
 	var all []string
 	for _, f := range iptFamilies {
-		all = append(all, fmt.Sprintf(`%s-p udp --dport %d -m u32 --u32 "%s>>16=%d"`, f.flag, g.TokenPort, f.at(4), udpHeader+knock.TokenSize))
+		all = append(all, fmt.Sprintf(`%s-p udp --dport %d -m u32 --u32 "%s>>16=%d"`, f.flag, g.TokenPort, f.u32At(4), udpHeader+knock.TokenSize))
 	}
 	return all
 }
 
-// iptSlots is after how many windows the lists of the first serve again. What is
-// in them then has been there for longer than it is remembered, two periods.
-const iptSlots = 4
+// iptTokenListCycle is the number of windows after which the rules use the lists of the
+// first window again. By then, all old entries are older than two periods, the time
+// for which the rules remember a spent token.
+const iptTokenListCycle = 4
 
-// iptTokenPeriod is the longest: the module counts ticks of the kernel's clock in
-// 32 bits, of which there may be 1000 a second.
+// iptTokenPeriod is the longest period for tokens. The module xt_recent counts ticks of
+// the kernel's clock in 32 bits, and there may be 1000 ticks a second.
 const iptTokenPeriod = 7 * 24 * time.Hour
 
-// tokens returns the chains of a guard that tokens open. Of the two trees one has
-// the windows of even number, which around a boundary overlap those of the other.
-func (r iptRules) tokens(g guard) []iptChain {
-	slot := func(w window, n int) int { return int(w.number()%iptSlots)*len(w.Tokens) + n }
+// tokenChains returns the chains of a guard that tokens open. It makes two trees: one
+// for windows of even number, one for windows of odd number. Around a boundary, an
+// even and an odd window overlap, but two windows of the same tree never do.
+func (r iptRules) tokenChains(g guard) []iptChain {
+	slotOf := func(w window, n int) int { return int(w.number()%iptTokenListCycle)*len(w.Tokens) + n }
 	var leaves, spent []iptChain
 	var spans [2][]iptSpan
 	for i, w := range g.Windows {
-		c, span := iptLeaf(g, i)
+		c, span := iptWindowChain(g, i)
 		for _, f := range iptFamilies {
 			for n, token := range w.Tokens {
 				if knock.IsTokenOf(f.ipv6, n) {
-					c.add("%s%s -g %s", f.flag, f.payload(token), iptSpent(g, slot(w, n)))
+					c.add("%s%s -g %s", f.flag, f.tokenMatch(token), iptTokenChainName(g, slotOf(w, n)))
 				}
 			}
 		}
@@ -79,48 +85,48 @@ func (r iptRules) tokens(g guard) []iptChain {
 		spans[odd] = append(spans[odd], span)
 		for n := range w.Tokens {
 			for _, f := range iptFamilies {
-				if i < iptSlots && knock.IsTokenOf(f.ipv6, n) {
-					spent = append(spent, iptSpend(g, slot(w, n), f, len(spent) == 0))
+				if i < iptTokenListCycle && knock.IsTokenOf(f.ipv6, n) {
+					spent = append(spent, iptTokenChain(g, slotOf(w, n), f, len(spent) == 0))
 				}
 			}
 		}
 	}
-	root, even, odd := iptChain{name: iptName(g, "")}, iptChain{name: iptName(g, "-even")}, iptChain{name: iptName(g, "-odd")}
+	root, even, odd := iptChain{name: iptChainName(g, "")}, iptChain{name: iptChainName(g, "-even")}, iptChain{name: iptChainName(g, "-odd")}
 	root.note(g.Name + ": a packet goes to the windows of the moment, in UTC, and is one of their tokens.")
 	root.add("-j %s", even.name)
 	root.add("-j %s", odd.name)
-	in, no := iptChain{name: iptName(g, "-in")}, iptChain{name: iptName(g, "-no")}
-	in.add("-m recent --name %s --set", iptOpen(g))
-	no.add(`-m limit --limit 10/minute -j LOG --log-prefix "portknock refused: "`)
+	admit, refused := iptChain{name: iptChainName(g, "-in")}, iptChain{name: iptChainName(g, "-no")}
+	admit.add("-m recent --name %s --set", iptOpenList(g))
+	refused.add(`-m limit --limit 10/minute -j LOG --log-prefix "portknock refused: "`)
 	if r.options.Consume {
-		in.add("-j DROP")
-		no.add("-j DROP")
+		admit.add("-j DROP")
+		refused.add("-j DROP")
 	}
 	nodes := new(int)
 	trees := append(iptTree(g, even, spans[0], nodes, ""), iptTree(g, odd, spans[1], nodes, "")...)
-	return slices.Concat([]iptChain{root}, trees, leaves, spent, []iptChain{in, no})
+	return slices.Concat([]iptChain{root}, trees, leaves, spent, []iptChain{admit, refused})
 }
 
-// iptSpent is the chain for a valid token, by its slot.
-func iptSpent(g guard, slot int) string { return iptName(g, fmt.Sprint("-u", slot)) }
+// iptTokenChainName returns the name of the chain for the valid token in a slot.
+func iptTokenChainName(g guard, slot int) string { return iptChainName(g, fmt.Sprint("-u", slot)) }
 
-// iptSpend returns the chain that spends a token, or says that somebody else has.
-// The first of these chains explains them all.
-func iptSpend(g guard, slot int, f iptFamily, first bool) iptChain {
-	c := iptChain{name: iptSpent(g, slot)}
+// iptTokenChain returns the chain that spends a token, or refuses the token if another
+// address has spent it. The first of these chains has a comment that explains all.
+func iptTokenChain(g guard, slot int, f iptFamily, first bool) iptChain {
+	c := iptChain{name: iptTokenChainName(g, slot)}
 	if first {
 		c.note("Who has spent a token may again, others may not. Four windows share the lists.")
 	}
-	in, no := iptName(g, "-in"), iptName(g, "-no")
+	admit, refused := iptChainName(g, "-in"), iptChainName(g, "-no")
 	remembered := 2 * g.Windows[0].End.Sub(g.Windows[0].Start) / time.Second
-	// A name that no knock's list has, in a file before or after: a list keeps the
-	// mask it was made with, and is emptied when a rule asks for more hits than
-	// those before.
+	// No list for knocks may have this name, in earlier or later files. A list keeps
+	// the mask of its first rule, and the kernel empties the list when a rule asks for
+	// more hits than earlier rules.
 	list := fmt.Sprintf("portknock_%s_t%d", g.ID, slot)
-	c.add("-m recent --name %s_by --rcheck --seconds %d -g %s", list, remembered, in)
-	// Of two that come at the same moment, neither is the first.
-	c.add("%s-m recent --name %s --set --mask %s", f.flag, list, f.nobody)
-	c.add("%s-m recent --name %s --rcheck --seconds %d --hitcount 2 --mask %s -g %s", f.flag, list, remembered, f.nobody, no)
-	c.add("-m recent --name %s_by --set -g %s", list, in)
+	c.add("-m recent --name %s_by --rcheck --seconds %d -g %s", list, remembered, admit)
+	// If two addresses send a token at the same moment, both are refused.
+	c.add("%s-m recent --name %s --set --mask %s", f.flag, list, f.anyMask)
+	c.add("%s-m recent --name %s --rcheck --seconds %d --hitcount 2 --mask %s -g %s", f.flag, list, remembered, f.anyMask, refused)
+	c.add("-m recent --name %s_by --set -g %s", list, admit)
 	return c
 }

@@ -9,9 +9,9 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// A list of xt_recent keeps the mask it was made with. So when a profile's scheme
-// changes, the only list that goes on to serve is that of who is in.
-func TestIptablesListsDiffer(t *testing.T) {
+// A list of xt_recent keeps the mask of its first rule. Thus two schemes of a profile
+// must not share a list, except the list of admitted addresses.
+func TestIptablesSchemesUseDifferentLists(t *testing.T) {
 	key := knock.NewKey()
 	ports := knock.PortRange{Transport: knock.UDP, First: 1000, Last: 9999}
 	lists := map[string]string{}
@@ -28,12 +28,12 @@ func TestIptablesListsDiffer(t *testing.T) {
 		}
 		for _, m := range regexp.MustCompile(`--name (\S+)`).FindAllStringSubmatch(text.String(), -1) {
 			if other, seen := lists[m[1]]; seen && other != name && m[1] != "portknock_vps_open" {
-				t.Errorf("%s is a list of %s and of %s", m[1], name, other)
+				t.Errorf("list %s is used by the schemes %s and %s", m[1], name, other)
 			}
 			lists[m[1]] = name
 		}
 	}
-	if len(lists) < 2*iptSlots*knock.MaxTokens {
-		t.Errorf("only %d lists", len(lists))
+	if len(lists) < 2*iptTokenListCycle*knock.MaxTokens {
+		t.Errorf("only %d lists, want at least twice as many as tokens in a cycle", len(lists))
 	}
 }

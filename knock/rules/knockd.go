@@ -9,7 +9,7 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// emitKnockd writes a knockd.conf. knockd only opens.
+// emitKnockd writes a knockd.conf. knockd only opens the ports; the guard closes them.
 func emitKnockd(guards []guard, o Options) (document, error) {
 	if o.Consume {
 		return document{}, refuse("", format.knowsTime, "knockd only listens, so it cannot drop the knocks")
@@ -37,17 +37,17 @@ others, it forgets attempts that are under way; who is in stays in.`)
 	b.add("%s\n[options]\n\tUseSyslog", d.body)
 	for _, g := range guards {
 		for _, w := range g.Windows {
-			name := knockdName(g, w)
-			// In seconds, from the first knock to the last.
+			name := knockdSection(g, w)
+			// knockd's timeout is in seconds, from the first knock to the last.
 			timeout := math.Ceil((g.KnockTimeout * time.Duration(max(len(w.Steps)-1, 1))).Seconds())
-			section := func(name string, s knock.Sequence) {
+			addSection := func(name string, s knock.Sequence) {
 				steps := join(s, ",", func(step knock.Step) string { return fmt.Sprintf("%d:%s", step.Port, step.Transport) })
 				b.add("\n[%s]\n\tsequence = %s\n\tseq_timeout = %.0f\n\ttcpflags = syn", name, steps, timeout)
 			}
-			section(name, w.Steps)
-			b.add("\tstart_command = %s\n\tstart_command_6 = %s", knockdOpen(g, "4"), knockdOpen(g, "6"))
-			if trap := g.trap(w, guarded(guards)); len(trap) > 0 {
-				section(name+"_trap", trap)
+			addSection(name, w.Steps)
+			b.add("\tstart_command = %s\n\tstart_command_6 = %s", knockdOpenCommand(g, "4"), knockdOpenCommand(g, "6"))
+			if trap := g.trap(w, guardedPorts(guards)); len(trap) > 0 {
+				addSection(name+"_trap", trap)
 			}
 		}
 	}
@@ -55,9 +55,10 @@ others, it forgets attempts that are under way; who is in stays in.`)
 	return d, nil
 }
 
-// checkSections refuses sequences that differ, but not in the first knock: knockd
-// forgets the attempts at one when it finds that they are none at the other. Of
-// sequences drawn from thousands of ports, few windows have that in common.
+// checkSections refuses different sequences that begin with the same knock. knockd
+// forgets a client's attempt at one sequence when the attempt fails at the other one.
+// Sequences drawn from thousands of ports share a first knock in few windows, so
+// checkSections ignores sequences that change.
 func checkSections(guards []guard) error {
 	first := map[string]guard{}
 	for _, g := range guards {
@@ -76,9 +77,9 @@ func checkSections(guards []guard) error {
 	return nil
 }
 
-// knockdName names the section that opens a guard in one window. A port may come
-// twice in a sequence, and several sections may share ports, but for the first.
-func knockdName(g guard, w window) string {
+// knockdSection names the section that opens a guard in one window. A sequence may
+// use a port twice, and sections may share all knocks except the first.
+func knockdSection(g guard, w window) string {
 	switch {
 	case g.timed():
 		return fmt.Sprintf("%s_%d", g.ID, w.number())
@@ -88,26 +89,29 @@ func knockdName(g guard, w window) string {
 	return g.ID
 }
 
-// trap returns the ports before and behind every knock of a window, as a sequence
-// that nobody sends: knockd then sees the ports, and takes them for wrong knocks. The
-// knocks of other windows it sees anyway. A try at a port that is closed is not
-// one, whoever guards it.
-func (g guard) trap(w window, closed []knock.PortRange) knock.Sequence {
+// trap returns the ports before and after every knock of a window, as a sequence that
+// no client sends. knockd sees only ports that its file names. With the trap, knockd
+// sees these ports too, and counts packets to them as wrong knocks.
+//
+// The trap leaves out the knocks of all windows, because knockd sees them anyway. It
+// also leaves out IgnorePorts and the guarded ports of all guards, because a connection
+// to such a port is not a wrong knock.
+func (g guard) trap(w window, guarded []knock.PortRange) knock.Sequence {
 	var trap knock.Sequence
-	taken := slices.Concat(closed, g.IgnorePorts)
-	take := func(s knock.Step) {
+	taken := slices.Concat(guarded, g.IgnorePorts)
+	markTaken := func(s knock.Step) {
 		taken = append(taken, knock.PortRange{Transport: s.Transport, First: s.Port, Last: s.Port})
 	}
 	for _, w := range g.Windows {
 		for _, step := range w.Steps {
-			take(step)
+			markTaken(step)
 		}
 	}
 	for _, step := range w.Steps {
 		for _, port := range []int{int(step.Port) + 1, int(step.Port) - 1} {
 			t := knock.Step{Transport: step.Transport, Port: uint16(port)}
 			if port >= 1 && port <= 65535 && !contains(taken, t) {
-				take(t)
+				markTaken(t)
 				trap = append(trap, t)
 			}
 		}
@@ -115,9 +119,10 @@ func (g guard) trap(w window, closed []knock.PortRange) knock.Sequence {
 	return trap[:min(len(trap), knock.MaxSteps)]
 }
 
-// knockdOpen returns the command that lets an address in. An element keeps its
-// first timeout when it is added again, so it is made anew.
-func knockdOpen(g guard, family string) string {
+// knockdOpenCommand returns the command that admits an address. The command deletes
+// the element and adds it again, because an element that is only added again keeps
+// its first timeout.
+func knockdOpenCommand(g guard, family string) string {
 	return fmt.Sprintf(`nft "add %[1]s { %%IP%% }; delete %[1]s { %%IP%% }; add %[1]s { %%IP%% timeout %[2]s }"`,
-		nftOpening(g, family), nftTime(g.OpenFor))
+		nftOpenElement(g, family), nftTime(g.OpenFor))
 }

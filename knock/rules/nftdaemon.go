@@ -5,14 +5,14 @@ import (
 	"strings"
 )
 
-// A daemon opens a guard like that of the format nftables, but without the knocks.
-// It stands in the daemon's own file as comments, which sed prints for nft, so that
-// there is one file to keep and to load.
-
-// nftDaemon returns the document of a daemon's file, with the guard as its body.
-// Start has the daemon read the file, and stop ends it. A daemon that does not
-// start, for want of its interface, is no reason to close the ports to everybody:
-// it comes first.
+// nftDaemon returns the document of a daemon's file, with the guard as its body. The
+// guard is like that of the format nftables, but does not judge knocks: the daemon
+// admits addresses. The daemon's file holds the guard as comments, which sed prints
+// for nft, so that an administrator keeps and loads one file.
+//
+// The command start makes the daemon read the file, and stop ends the daemon. The load
+// line runs start first: if the daemon does not start, for example because it lacks
+// its interface, the ports are not closed to everybody.
 func nftDaemon(guards []guard, o Options, start, stop string) document {
 	d := nftDocument(nftRules{guards, o, false}, `sed -n "s/^#: //p" `+quote(o.File)+" | nft ", "-")
 	d.load = start + " && " + d.load
@@ -26,7 +26,7 @@ guard and leaves the port open: load again after it, and when the server starts.
 	return d
 }
 
-// nftOpening names the set of admitted addresses for "nft add" and its like.
-func nftOpening(g guard, family string) string {
+// nftOpenElement names the set of admitted addresses, for "nft add" and "nft delete".
+func nftOpenElement(g guard, family string) string {
 	return fmt.Sprintf("element inet portknock open%s_%s", family, g.ID)
 }

@@ -2,14 +2,14 @@ package rules
 
 import "fmt"
 
-// Refusal is the error of [Format.Emit] for guards that a format cannot carry, or
-// that would not keep anybody out.
+// Refusal is the error of [Format.Emit] for guards that the format cannot carry, and
+// for guards that would not protect the ports.
 type Refusal struct {
-	// Option names the field of [Options] to change: Force, Consume, Allow, or
-	// Until, which is missing or too late. It is "" if none of them helps.
+	// Option names the field of [Options] to change: Force, Consume, Allow or Until.
+	// Until is then missing or too late. Option is "" if no other value of a field helps.
 	Option string
-	// Suits lists the formats without this limit. It is nil if no format is without
-	// it, or if the limit does not come from the format.
+	// Suits lists the formats that do not have this limit. Suits is nil if all formats
+	// have the limit, or if the limit does not come from the format.
 	Suits []Format
 
 	text string
@@ -17,8 +17,8 @@ type Refusal struct {
 
 func (r *Refusal) Error() string { return r.text }
 
-// refuse returns a [Refusal]. The formats for which can is true suit; can is nil if
-// the limit does not come from the format.
+// refuse returns a [Refusal]. Its Suits are the formats for which can returns true. A
+// caller passes nil for can if the limit does not come from the format.
 func refuse(option string, can func(format) bool, text string, args ...any) error {
 	r := &Refusal{Option: option, text: fmt.Sprintf(text, args...)}
 	if can != nil {
@@ -27,5 +27,6 @@ func refuse(option string, can func(format) bool, text string, args ...any) erro
 	return r
 }
 
+// knowsTime and verifiesTokens are functions for the parameter can of [refuse].
 func (f format) knowsTime() bool      { return f.clock }
 func (f format) verifiesTokens() bool { return f.tokens }

@@ -1,9 +1,9 @@
-// Package rules writes the server's half of a knock: the rules that guard a
-// port and open it for a moment to whoever knocks right.
+// Package rules writes the server's half of a knock: rules that guard ports, and
+// open them for a short time to each address that sent the right knocks.
 //
-// [Guard]s go in, text comes out, the same text for the same guards. Nothing
-// here reads a file, asks the time or runs a program: an administrator reads
-// the text, then loads it. Each firewall is one file.
+// [Format.Emit] turns [Guard]s into text. The same guards always give the same text.
+// The package does not read files, ask for the time or run programs: an
+// administrator reads the text and then loads it. Each firewall has its own Go file.
 package rules
 
 import (
@@ -22,47 +22,49 @@ import (
 	"github.com/portknock/portknock/knock/spa"
 )
 
-// Guard is one profile's half on the server.
+// Guard is the server's half of one profile.
 type Guard struct {
-	Name         string            // the profile's name
-	Schedule     knock.Schedule    // which sequences open; nil if packets of fwknop do
-	SPA          *spa.Keys         // of fwknop's packets; nil if sequences open
-	OpenPorts    []knock.PortRange // what is closed, and opens
-	OpenFor      time.Duration     // how long a knocker may start connections
-	KnockTimeout time.Duration     // the most between two knocks
-	Skew         time.Duration     // by how much a client's clock may differ
-	KnockPorts   []knock.PortRange // where wrong knocks count; everywhere if there are none
-	IgnorePorts  []knock.PortRange // where they do not
-	Fingerprint  string            // of the key, for the reader; "" if there is none
+	Name         string            // name of the profile
+	Schedule     knock.Schedule    // sequences that open the ports; nil if SPA packets open them
+	SPA          *spa.Keys         // keys of fwknop's SPA packets; nil if sequences open the ports
+	OpenPorts    []knock.PortRange // guarded ports
+	OpenFor      time.Duration     // time in which an admitted address may start connections
+	KnockTimeout time.Duration     // longest time between two knocks
+	Skew         time.Duration     // largest difference between the clocks of client and server
+	KnockPorts   []knock.PortRange // ports where wrong knocks count; all ports if empty
+	IgnorePorts  []knock.PortRange // ports where wrong knocks do not count
+	Fingerprint  string            // fingerprint of the key, shown in the header; "" without a key
 }
 
-// Options are what applies to all guards of a file.
+// Options apply to all guards of a file.
 type Options struct {
-	// File is the path the text will be stored at, for the commands in its
-	// header; empty for a conventional one.
+	// File is the path where the text will be stored. The commands in the header
+	// name it. If it is "", they name the usual path of the format.
 	File string
-	// DropPolicy closes every other port of the server too, but those of Allow.
+	// DropPolicy also closes all other ports of the server, except those in Allow.
 	DropPolicy bool
-	// Allow are the ports that DropPolicy leaves open to everybody.
+	// Allow lists the ports that DropPolicy leaves open to everybody.
 	Allow []knock.PortRange
-	// Consume drops the knocks instead of leaving them to the firewall that
-	// is there. On a server that answers at closed ports this betrays them.
+	// Consume drops the knocks instead of leaving them to the firewall that is
+	// there. If the server answers at closed ports, a scan then finds the knock ports.
 	Consume bool
-	// Force accepts a sequence that a scan of all ports would send by chance.
+	// Force accepts a sequence that a scan of all ports or an attacker's guesses could
+	// send by chance. It also accepts SPA packets without an HMAC.
 	Force bool
-	// From and Until are the time in which sequences that change open: until the
-	// end of the window that Until falls into. For others they are not needed.
+	// From and Until bound the time in which changing sequences and tokens open the
+	// ports. The rules are valid until the end of the window that contains Until.
+	// Sequences that never change need neither From nor Until.
 	From, Until time.Time
-	// OpenAtEnd opens the guarded ports to everybody when the last sequence ends,
-	// instead of to nobody.
+	// OpenAtEnd opens the guarded ports to everybody when the last window ends.
+	// Without it, the ports are then closed to everybody.
 	OpenAtEnd bool
 }
 
-// checkAll checks the guards of a file, each and together.
+// checkAll checks each guard of a file, and the guards together.
 func checkAll(guards []Guard, o Options, f format) ([]guard, error) {
 	checked := make([]guard, len(guards))
 	for i, g := range guards {
-		checked[i] = guard{Guard: g, ID: ident(g.Name)}
+		checked[i] = guard{Guard: g, ID: firewallName(g.Name)}
 		other := slices.IndexFunc(checked[:i], func(before guard) bool { return before.ID == checked[i].ID })
 		switch {
 		case other < 0:
@@ -73,7 +75,7 @@ func checkAll(guards []Guard, o Options, f format) ([]guard, error) {
 		}
 	}
 	for i := range checked {
-		if err := checked[i].check(o, f, guarded(checked)); err != nil {
+		if err := checked[i].check(o, f, guardedPorts(checked)); err != nil {
 			return nil, fmt.Errorf("%s: %w", guards[i].Name, err)
 		}
 	}
@@ -83,11 +85,11 @@ func checkAll(guards []Guard, o Options, f format) ([]guard, error) {
 	return checked, nil
 }
 
-// checkConsume refuses guards that knocks would never reach, since a guard before
-// drops them. What two sequences have in common that are drawn by different keys
-// is for one window, and not looked for.
+// checkConsume refuses guards whose knocks an earlier guard would drop. Sequences
+// from different keys may share a knock by chance, but only for one window:
+// checkConsume does not look for that.
 func checkConsume(guards []guard) error {
-	takes := map[string]string{}
+	droppedBy := map[string]string{}
 	for _, g := range guards {
 		w := g.Windows[len(g.Windows)-1]
 		packets := strings.Fields(w.Steps.String())
@@ -95,11 +97,11 @@ func checkConsume(guards []guard) error {
 			packets = []string{fmt.Sprint(w, g.TokenPort)}
 		}
 		for _, packet := range packets {
-			if other := takes[packet]; other != "" && other != g.Name {
+			if other := droppedBy[packet]; other != "" && other != g.Name {
 				return refuse("Consume", nil,
 					"%s: profile %s shares a knock with it and would drop that knock first; use other knocks", g.Name, other)
 			}
-			takes[packet] = g.Name
+			droppedBy[packet] = g.Name
 		}
 	}
 	return nil
@@ -108,33 +110,35 @@ func checkConsume(guards []guard) error {
 // guard is a Guard whose sequences are known and checked.
 type guard struct {
 	Guard
-	ID        string   // the name as firewalls accept it
-	Windows   []window // in order; just one, for ever, if the sequence never changes
-	TokenPort uint16   // where tokens go, by udp; 0 if there are none
+	ID        string   // name of the guard in the firewall
+	Windows   []window // windows in order; one window without bounds if the sequence never changes
+	TokenPort uint16   // UDP port that receives tokens; 0 if knocks or SPA packets open the ports
 }
 
-// window is a window of time and what opens in it: the knocks, in order, or any
-// one of the tokens. All windows of a guard have the same of the two.
+// window is a window of time and what opens the ports in it: either the knocks in
+// order, or any single one of the tokens. All windows of a guard have knocks, or all
+// have tokens.
 type window struct {
 	knock.Window
 	Steps  knock.Sequence
-	Tokens [][]byte // of [knock.TokenSize], which is as much as nftables compares at once
+	Tokens [][]byte // tokens of knock.TokenSize bytes, the most that nftables compares at once
 }
 
-// tokens reports whether it is tokens that open.
+// tokens reports whether tokens open the ports.
 func (g guard) tokens() bool { return g.TokenPort > 0 }
 
-// forwards reports whether fwknopd forwards the ports, and nothing of ours closes them.
+// forwards reports whether fwknopd forwards the ports. Then no rule of this package
+// closes them.
 func (g guard) forwards() bool { return g.SPA != nil && g.SPA.NAT.IsValid() }
 
 // timed reports whether the sequence changes with time.
 func (g guard) timed() bool { return g.Windows[0].Window != knock.Window{} }
 
-// until returns when the last sequence ends; never, the zero Time.
-func (g guard) until() time.Time { return g.Windows[len(g.Windows)-1].End }
+// end returns when the last window ends, or the zero Time if the sequence never changes.
+func (g guard) end() time.Time { return g.Windows[len(g.Windows)-1].End }
 
-// number counts a window from 1970, in its own length: it is the same in every
-// file that has the window.
+// number counts windows of this length since 1970. A window has the same number in
+// every file.
 func (w window) number() int64 {
 	if w.Window == (knock.Window{}) {
 		return 0
@@ -142,14 +146,14 @@ func (w window) number() int64 {
 	return w.Start.Unix() / int64(w.End.Sub(w.Start)/time.Second)
 }
 
-// from and until are the edges within which a window's sequence is accepted,
-// in seconds since 1970.
-func (w window) from(skew time.Duration) int64  { return w.Start.Add(-skew).Unix() }
-func (w window) until(skew time.Duration) int64 { return w.End.Add(skew).Unix() }
+// startSecond and endSecond return when a server starts and stops accepting the
+// window, in seconds since 1970. The time is longer than the window by skew at each end.
+func (w window) startSecond(skew time.Duration) int64 { return w.Start.Add(-skew).Unix() }
+func (w window) endSecond(skew time.Duration) int64   { return w.End.Add(skew).Unix() }
 
-// check fills in the windows of a guard and refuses what the format cannot carry,
-// or what would never open.
-func (g *guard) check(o Options, f format, closed []knock.PortRange) error {
+// check sets the windows of a guard. It refuses guards that the format cannot carry,
+// and guards that would never open.
+func (g *guard) check(o Options, f format, guarded []knock.PortRange) error {
 	switch {
 	case strings.ContainsFunc(g.Name, unicode.IsControl):
 		return errors.New("the name contains control characters")
@@ -162,31 +166,33 @@ func (g *guard) check(o Options, f format, closed []knock.PortRange) error {
 	case g.SPA == nil && f.spa:
 		return refuse("", func(f format) bool { return !f.spa }, "format %s is for Scheme fwknop only", f.name)
 	case g.SPA != nil:
-		g.Windows = []window{{}} // one, for ever, with nothing of ours to hear in it
-		return g.checkSPA(o, closed)
+		g.Windows = []window{{}} // one window without bounds or knocks: fwknopd receives the packets
+		return g.checkSPA(o, guarded)
 	}
-	err := g.walk(o, f)
+	err := g.collectWindows(o, f)
 	to := knock.Step{Transport: knock.UDP, Port: g.TokenPort}
 	switch {
 	case err != nil:
 		return err
 	case !g.tokens():
-		return g.checkKnocks(o, closed)
-	case contains(closed, to):
+		return g.checkKnocks(o, guarded)
+	case contains(guarded, to):
 		return fmt.Errorf("tokens go to %v, which is a guarded port", to)
 	}
 	return nil
 }
 
-// checkKnocks refuses knocks that would never open, since no firewall of ours sees
-// one to a port that is closed, and those that anybody may send by chance.
-func (g *guard) checkKnocks(o Options, closed []knock.PortRange) error {
-	overlooked := func(s knock.Step) bool {
-		return contains(closed, s) || contains(g.IgnorePorts, s) || len(g.KnockPorts) > 0 && !contains(g.KnockPorts, s)
+// checkKnocks refuses a knock to a guarded port, because no format sees such a knock
+// and the sequence would never open. It also refuses sequences that a scan sends by
+// chance, or that an attacker can guess.
+func (g *guard) checkKnocks(o Options, guarded []knock.PortRange) error {
+	notCounted := func(s knock.Step) bool {
+		return contains(guarded, s) || contains(g.IgnorePorts, s) || len(g.KnockPorts) > 0 && !contains(g.KnockPorts, s)
 	}
-	for _, c := range closed {
+	for _, c := range guarded {
 		for _, k := range g.KnockPorts {
-			// Sooner or later a draw would hit it, when nobody is there to read the error.
+			// Some later window would have a knock at this port, when nobody is there to
+			// read the error.
 			if g.timed() && c.Transport == k.Transport && c.First <= k.Last && k.First <= c.Last {
 				return fmt.Errorf("PortRange and Protocol include %v; a guarded port cannot be a knock", c)
 			}
@@ -200,22 +206,22 @@ func (g *guard) checkKnocks(o Options, closed []knock.PortRange) error {
 			switch {
 			case len(step.Payload) > 0:
 				return fmt.Errorf("knock %d of %d has a payload, which no format can verify", i+1, len(w.Steps))
-			case contains(closed, step):
+			case contains(guarded, step):
 				return fmt.Errorf("knock %d of %d goes to a guarded port", i+1, len(w.Steps))
 			}
 		}
 		switch {
 		case o.Force:
 		case g.timed() && len(w.Steps) < 3:
-			// Sooner or later a window has two neighbours.
+			// Some window will have two neighboring ports.
 			return refuse("Force", nil, "a scan of all ports in order finds %d knocks in some window; "+
 				"set Knocks to 3 or more", len(w.Steps))
 		case len(w.Steps) == 1:
 			return refuse("Force", nil, "a scan of all ports sends this sequence; use three knocks or more")
-		case g.timed() && g.guesses() < fewGuesses:
+		case g.timed() && g.possibleSequences() < minSequences:
 			return refuse("Force", nil, "an attacker can guess %d knocks (%.0f sequences); "+
-				"raise Knocks or PortRange", len(w.Steps), g.guesses())
-		case !w.Steps.SweepFinds(overlooked):
+				"raise Knocks or PortRange", len(w.Steps), g.possibleSequences())
+		case !w.Steps.SweepFinds(notCounted):
 		case g.timed():
 			return refuse("Force", nil, "a scan in order opens the window from %s; raise Knocks or PortRange",
 				w.Start.UTC().Format(time.RFC3339))
@@ -226,33 +232,34 @@ func (g *guard) checkKnocks(o Options, closed []knock.PortRange) error {
 	return nil
 }
 
-// fewGuesses is what a stranger who sends 100,000 packets a second sends in four
-// months.
-const fewGuesses = 1e12
+// minSequences is the number of packets that an attacker sends in four months, at
+// 100,000 packets a second.
+const minSequences = 1e12
 
-// guesses returns how many sequences there are of as many knocks as open.
-func (g guard) guesses() float64 {
+// possibleSequences returns the number of sequences that have as many knocks as the
+// guard's sequences.
+func (g guard) possibleSequences() float64 {
 	ports := 0
 	for _, r := range g.KnockPorts {
 		ports += int(r.Last) - int(r.First) + 1
 	}
 	if ports == 0 {
-		ports = 2 * 65535 // of TCP and of UDP
+		ports = 2 * 65535 // all ports of TCP and UDP
 	}
 	return math.Pow(float64(ports), float64(len(g.Windows[0].Steps)))
 }
 
-// walk fills in the windows from the one that is just over, for a server whose
-// clock is behind, to the one that Until falls into. A format that knows no time
-// also needs the one that may be knocked by then, by a client whose clock is
-// ahead.
-func (g *guard) walk(o Options, f format) error {
+// collectWindows sets g.Windows. The first window is the one at From minus Skew,
+// because the server's clock may be behind. The last window is the first that ends at
+// Until or later. A format without a clock also needs the windows until Skew after
+// Until, because a client whose clock is ahead may already knock in them.
+func (g *guard) collectWindows(o Options, f format) error {
 	entries, until := 0, o.Until
 	if !f.clock {
 		until = until.Add(g.Skew)
 	}
-	for at := o.From.Add(-g.Skew); ; {
-		next, err := g.window(at)
+	for moment := o.From.Add(-g.Skew); ; {
+		next, err := g.windowAt(moment)
 		if err != nil {
 			return err
 		}
@@ -260,9 +267,9 @@ func (g *guard) walk(o Options, f format) error {
 			g.Windows = []window{next}
 			return nil
 		}
-		change, what := "the sequence changes", "knocks"
+		reason, unit := "the sequence changes", "knocks"
 		if next.Tokens != nil {
-			change, what = "tokens change", "tokens"
+			reason, unit = "tokens change", "tokens"
 		}
 		period := next.End.Sub(next.Start)
 		entries += len(next.Steps) + len(next.Tokens)
@@ -271,11 +278,11 @@ func (g *guard) walk(o Options, f format) error {
 			return refuse("", format.verifiesTokens, "format %s cannot verify tokens", f.name)
 		case !f.clock && (!o.From.Before(o.Until) || len(g.Windows) == f.windows):
 			return refuse("Until", format.knowsTime, "%s with time, and format %s has no clock: a file lasts at most %v",
-				change, f.name, time.Duration(f.windows-1)*period-2*g.Skew)
+				reason, f.name, time.Duration(f.windows-1)*period-2*g.Skew)
 		case !f.clock && o.OpenAtEnd:
 			return refuse("", format.knowsTime, "format %s has no clock, so it cannot open the ports at the end", f.name)
 		case !o.From.Before(o.Until):
-			return refuse("Until", nil, "%s with time, so the rules need an end time", change)
+			return refuse("Until", nil, "%s with time, so the rules need an end time", reason)
 		case period%time.Second != 0 || g.Skew%time.Second != 0:
 			return fmt.Errorf("Skew (%v) and Period (%v) must be whole seconds", g.Skew, period)
 		case 2*g.Skew >= period:
@@ -285,34 +292,35 @@ func (g *guard) walk(o Options, f format) error {
 				o.Until.UTC().Format(time.RFC3339), f.windows, f.name)
 		case f.entries > 0 && entries > f.entries:
 			return refuse("Until", nil, "until %s there are more than %d %s, the limit of format %s",
-				o.Until.UTC().Format(time.RFC3339), f.entries, what, f.name)
+				o.Until.UTC().Format(time.RFC3339), f.entries, unit, f.name)
 		}
 		g.Windows = append(g.Windows, next)
-		if at = next.End; !at.Before(until) {
+		if moment = next.End; !moment.Before(until) {
 			return nil
 		}
 	}
 }
 
-// window returns the window around a moment, and notes where tokens go.
-func (g *guard) window(at time.Time) (window, error) {
-	seqs, w, err := g.Schedule.At(at)
+// windowAt returns the window around a moment. For tokens, it also sets g.TokenPort.
+func (g *guard) windowAt(moment time.Time) (window, error) {
+	seqs, bounds, err := g.Schedule.At(moment)
 	if err != nil {
 		return window{}, err
 	}
 	tokens, port := asTokens(seqs)
 	switch {
-	case tokens != nil && w != knock.Window{}:
+	case tokens != nil && bounds != knock.Window{}:
 		g.TokenPort = port
-		return window{Window: w, Tokens: tokens}, nil
+		return window{Window: bounds, Tokens: tokens}, nil
 	case len(seqs) != 1:
 		return window{}, errors.New("the schedule has several sequences at once, which no format supports")
 	}
-	return window{Window: w, Steps: seqs[0]}, nil
+	return window{Window: bounds, Steps: seqs[0]}, nil
 }
 
-// asTokens returns what single datagrams to one port carry, and the port, if that
-// is what the sequences are: each its own, all of the length of a token.
+// asTokens returns the tokens and their UDP port if each sequence is a single
+// datagram to that port, with a payload of knock.TokenSize bytes. Otherwise it
+// returns nil and 0.
 func asTokens(seqs []knock.Sequence) (tokens [][]byte, port uint16) {
 	for _, seq := range seqs {
 		if len(seq) != 1 || seq[0].Transport != knock.UDP || len(seq[0].Payload) != knock.TokenSize || seq[0].Port != seqs[0][0].Port {
@@ -323,30 +331,31 @@ func asTokens(seqs []knock.Sequence) (tokens [][]byte, port uint16) {
 	return tokens, port
 }
 
+// contains reports whether one of the ranges contains the destination of a step.
 func contains(ranges []knock.PortRange, s knock.Step) bool {
 	return slices.ContainsFunc(ranges, func(r knock.PortRange) bool { return r.Contains(s) })
 }
 
-// ident turns a profile's name into what every firewall takes as part of a
-// name. Names are kept short for iptables, which allows a chain 28 bytes; one
-// that had to be changed carries a hash, so that two never meet.
-func ident(name string) string {
-	const most = 12
+// firewallName turns a profile's name into text that every firewall accepts as part
+// of a name. It is short because iptables allows 28 bytes in the name of a chain. A
+// name that had to be changed gets a hash, so that it differs from other names.
+func firewallName(name string) string {
+	const maxBytes = 12
 	id := strings.Map(func(r rune) rune {
 		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
 			return r
 		}
 		return '_'
 	}, name)
-	if id == name && len(id) <= most {
+	if id == name && len(id) <= maxBytes {
 		return id
 	}
-	return fmt.Sprintf("%.5s_%x", id, sha256.Sum256([]byte(name)))[:most]
+	return fmt.Sprintf("%.5s_%x", id, sha256.Sum256([]byte(name)))[:maxBytes]
 }
 
-// merged returns ranges in order, those of TCP first. Those that touch become one:
-// nftables refuses overlaps.
-func merged(ranges []knock.PortRange) []knock.PortRange {
+// mergePorts returns the ranges in order, TCP before UDP. It joins ranges that
+// overlap or touch, because nftables refuses overlaps.
+func mergePorts(ranges []knock.PortRange) []knock.PortRange {
 	sorted := slices.SortedFunc(slices.Values(ranges), func(a, b knock.PortRange) int {
 		return cmp.Or(cmp.Compare(a.Transport, b.Transport), cmp.Compare(a.First, b.First))
 	})
@@ -361,13 +370,13 @@ func merged(ranges []knock.PortRange) []knock.PortRange {
 	return all
 }
 
-// of returns the ranges of one transport.
-func of(t knock.Transport, ranges []knock.PortRange) []knock.PortRange {
+// ofTransport returns the ranges of one transport.
+func ofTransport(t knock.Transport, ranges []knock.PortRange) []knock.PortRange {
 	return slices.DeleteFunc(slices.Clone(ranges), func(r knock.PortRange) bool { return r.Transport != t })
 }
 
-// guarded returns what all guards together close.
-func guarded(guards []guard) []knock.PortRange {
+// guardedPorts returns the guarded ports of all guards.
+func guardedPorts(guards []guard) []knock.PortRange {
 	var all []knock.PortRange
 	for _, g := range guards {
 		all = append(all, g.OpenPorts...)
@@ -375,9 +384,9 @@ func guarded(guards []guard) []knock.PortRange {
 	return all
 }
 
-// numbers returns a range without its transport: "22", or "60000-61000" with
-// that separator.
-func numbers(r knock.PortRange, separator string) string {
+// portNumbers returns a range without its transport: "22", or "60000-61000" with
+// separator "-".
+func portNumbers(r knock.PortRange, separator string) string {
 	if r.First == r.Last {
 		return strconv.Itoa(int(r.First))
 	}
@@ -387,9 +396,10 @@ func numbers(r knock.PortRange, separator string) string {
 // lines is a text that grows line by line.
 type lines struct{ strings.Builder }
 
+// add appends a line.
 func (l *lines) add(format string, args ...any) { fmt.Fprintf(l, format+"\n", args...) }
 
-// join returns the words for the elements of a list, with a separator between two.
+// join calls word for each element of a list, and joins the results with a separator.
 func join[T any](list []T, separator string, word func(T) string) string {
 	words := make([]string, len(list))
 	for i, e := range list {
@@ -398,8 +408,8 @@ func join[T any](list []T, separator string, word func(T) string) string {
 	return strings.Join(words, separator)
 }
 
-// when returns a note that holds under a condition.
-func when(condition bool, note string) string {
+// textIf returns the text if the condition is true, else "".
+func textIf(condition bool, note string) string {
 	if condition {
 		return note
 	}

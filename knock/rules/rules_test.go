@@ -17,8 +17,10 @@ import (
 	"github.com/portknock/portknock/knock/spa"
 )
 
+// update is for a change of the rules: the tests then write the golden files.
 var update = flag.Bool("update", false, "write the golden files anew")
 
+// mustGuard returns a guard with a static sequence, and web ports as IgnorePorts.
 func mustGuard(t testing.TB, name, sequence, open string) Guard {
 	t.Helper()
 	seq, err := knock.ParseSequence(sequence)
@@ -40,7 +42,7 @@ func mustGuard(t testing.TB, name, sequence, open string) Guard {
 	}
 }
 
-// tokenGuard is one of hourly windows, with three tokens in each.
+// tokenGuard returns a guard with hourly windows of three tokens each.
 func tokenGuard(t testing.TB, name string) Guard {
 	t.Helper()
 	key := knock.KeyFrom(bytes.Repeat([]byte(name), 32)[:32])
@@ -50,9 +52,9 @@ func tokenGuard(t testing.TB, name string) Guard {
 	return g
 }
 
-// The golden files are what the firewalls themselves are asked about in the
-// lab. A change of one is a change of what runs on servers: read it.
-func TestGolden(t *testing.T) {
+// Other tests load the golden files into the real firewalls. Servers run this text:
+// read every change of a golden file.
+func TestEmitMatchesGoldenFiles(t *testing.T) {
 	vps := mustGuard(t, "vps", "7001/udp 8003/tcp 9005/udp", "22/tcp")
 	hourlyVPS := mustGuard(t, "hourly", "1", "2222/tcp")
 	hourlyVPS.Schedule, hourlyVPS.Skew, hourlyVPS.Fingerprint = hourly(3), 2*time.Minute, "0123456789abcdef"
@@ -93,9 +95,9 @@ func TestGolden(t *testing.T) {
 			guards: []Guard{vps, tokenGuard(t, "Web.example"), tokenGuard(t, "other")},
 			o:      consumed,
 		},
-		// In the second window a knock is one of the first's, too.
+		// The first and the second window share the knock 27000/udp.
 		"rotating": {
-			guards: []Guard{mustTurns(t, "vps", time.Hour, 2*time.Minute,
+			guards: []Guard{mustRotation(t, "vps", time.Hour, 2*time.Minute,
 				"20001/udp 27000/udp 23456/udp", "21234/udp 29998/udp 27000/udp", "28000/udp 20202/udp 24000/udp")},
 			o: Options{From: midnight.Add(30 * time.Minute), Until: midnight.Add(150 * time.Minute)},
 		},
@@ -116,7 +118,7 @@ func TestGolden(t *testing.T) {
 	}
 }
 
-// golden compares the rules of guards with the file that holds them.
+// golden compares the rules of guards with their golden file.
 func golden(t *testing.T, name, format string, guards []Guard, o Options) {
 	t.Helper()
 	var got bytes.Buffer
@@ -134,12 +136,12 @@ func golden(t *testing.T, name, format string, guards []Guard, o Options) {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(got.Bytes(), want) {
-		t.Errorf("differs from %s:\n%s", file, got.String())
+		t.Errorf("the rules differ from %s:\n%s", file, got.String())
 	}
 }
 
-// TestDynamicSetsDeclareTimeouts: nft 1.0.2 drops the timeout of a map's element, so
-// that only the declaration makes the element expire.
+// nft 1.0.2 drops the timeout of a map's element. Only the timeout in the declaration
+// then makes the element expire.
 func TestDynamicSetsDeclareTimeouts(t *testing.T) {
 	files, err := filepath.Glob(filepath.Join("..", "..", "testdata", "rules", "*"))
 	if err != nil {
@@ -157,23 +159,23 @@ func TestDynamicSetsDeclareTimeouts(t *testing.T) {
 			}
 			dynamic++
 			if !strings.Contains(line, "; timeout ") || !strings.Contains(line, "; size ") {
-				t.Errorf("%s: %s", file, line)
+				t.Errorf("%s: set without timeout or size: %s", file, line)
 			}
 		}
 	}
 	if dynamic == 0 {
-		t.Error("no dynamic set")
+		t.Error("the golden files have no dynamic set")
 	}
 }
 
-func TestEmitRefuses(t *testing.T) {
+func TestEmitRefusesBadGuards(t *testing.T) {
 	good := func() Guard { return mustGuard(t, "vps", "7001/udp 8003/tcp", "22") }
 	with := func(change func(*Guard)) []Guard { g := good(); change(&g); return []Guard{g} }
 	web, _ := knock.ParsePortRanges("80")
 	until := func(d time.Duration) Options { return Options{From: noon, Until: noon.Add(d)} }
 	token := func(change func(*Guard)) []Guard { g := tokenGuard(t, "vps"); change(&g); return []Guard{g} }
-	payload := func(n int) choice {
-		return choice{
+	payload := func(n int) severalAtOnce {
+		return severalAtOnce{
 			{{Transport: knock.UDP, Port: 9, Payload: make([]byte, n)}},
 			{{Transport: knock.UDP, Port: 9, Payload: make([]byte, 16)}},
 		}
@@ -184,42 +186,42 @@ func TestEmitRefuses(t *testing.T) {
 		o      Options
 		want   string
 	}{
-		"format": {
+		"unknown format": {
 			format: "pf",
 			guards: []Guard{good()},
 			want:   "iptables, knockd, nftables",
 		},
-		"nothing": {
+		"no guards": {
 			format: "nftables",
 			want:   "no profile",
 		},
-		"twice": {
+		"same profile twice": {
 			format: "nftables",
 			guards: []Guard{good(), good()},
 			want:   `profile "vps" is given twice`,
 		},
 		"one firewall name": {
 			format: "nftables",
-			guards: []Guard{mustGuard(t, "VPS", "7001 9002 8003", "22"), mustGuard(t, ident("VPS"), "7001 9002 8003", "23")},
+			guards: []Guard{mustGuard(t, "VPS", "7001 9002 8003", "22"), mustGuard(t, firewallName("VPS"), "7001 9002 8003", "23")},
 			want:   "map to the same firewall name; rename one",
 		},
-		"allow": {
+		"Allow without DropPolicy": {
 			format: "nftables",
 			guards: []Guard{good()},
 			o:      Options{Allow: web},
 			want:   "drop policy",
 		},
-		"sweep": {
+		"neighboring ports": {
 			format: "nftables",
 			guards: []Guard{mustGuard(t, "vps", "7001 7002", "22")},
 			want:   "neighbors",
 		},
-		"single": {
+		"one knock": {
 			format: "nftables",
 			guards: []Guard{mustGuard(t, "vps", "7001", "22")},
 			want:   "scan",
 		},
-		"overlooked": {
+		"neighbors around a guarded port": {
 			format: "nftables",
 			guards: []Guard{mustGuard(t, "vps", "21 23", "22")},
 			want:   "scan",
@@ -234,7 +236,7 @@ func TestEmitRefuses(t *testing.T) {
 			guards: with(func(g *Guard) { g.OpenPorts = nil }),
 			want:   "no ports",
 		},
-		"no time": {
+		"OpenFor zero": {
 			format: "nftables",
 			guards: with(func(g *Guard) { g.OpenFor = 0 }),
 			want:   "one second",
@@ -244,14 +246,14 @@ func TestEmitRefuses(t *testing.T) {
 			guards: with(func(g *Guard) { g.Schedule = knock.Sequence{} }),
 			want:   "empty",
 		},
-		"payload": {
+		"payload of one byte": {
 			format: "nftables",
 			guards: with(func(g *Guard) {
 				g.Schedule = knock.Sequence{{Transport: knock.UDP, Port: 1, Payload: []byte("x")}, {Port: 9}}
 			}),
 			want: "payload",
 		},
-		"static token": {
+		"payload of a token without windows": {
 			format: "nftables",
 			guards: with(func(g *Guard) {
 				g.Schedule = knock.Sequence{{Transport: knock.UDP, Port: 1, Payload: make([]byte, 16)}}
@@ -259,56 +261,56 @@ func TestEmitRefuses(t *testing.T) {
 			o:    Options{Force: true},
 			want: "payload",
 		},
-		"knock at another's": {
+		"knock to another guard's port": {
 			format: "nftables",
 			guards: []Guard{good(), mustGuard(t, "web", "22 9", "80")},
 			want:   "web: knock 1 of 2 goes to a guarded port",
 		},
-		"drawn at another's": {
+		"KnockPorts with another guard's port": {
 			format: "nftables",
 			guards: []Guard{
 				mustGuard(t, "mosh", "1 3", "22 29000-30000/udp"),
-				mustTurns(t, "vps", time.Hour, 0, "20001/udp 20005/udp 20003/udp"),
+				mustRotation(t, "vps", time.Hour, 0, "20001/udp 20005/udp 20003/udp"),
 			},
 			o:    Options{From: midnight, Until: midnight.Add(1)},
 			want: "vps: PortRange and Protocol include 29000-30000/udp; a guarded port cannot be a knock",
 		},
-		"drawn in order": {
+		"neighboring ports in second window": {
 			format: "nftables",
-			guards: []Guard{mustTurns(t, "vps", time.Hour, 0, "20001/udp 20009/udp 20005/udp", "20001/udp 20002/udp 20003/udp")},
+			guards: []Guard{mustRotation(t, "vps", time.Hour, 0, "20001/udp 20009/udp 20005/udp", "20001/udp 20002/udp 20003/udp")},
 			o:      Options{From: midnight, Until: midnight.Add(2 * time.Hour)},
 			want:   "vps: a scan in order opens the window from 2026-11-21T01:00:00Z; raise Knocks or PortRange",
 		},
-		"tokens, no end": {
+		"tokens without Until": {
 			format: "nftables",
 			guards: token(func(*Guard) {}),
 			want:   "vps: tokens change with time, so the rules need an end",
 		},
-		"tokens, knockd": {
+		"tokens in knockd": {
 			format: "knockd",
 			guards: token(func(*Guard) {}),
 			o:      until(time.Hour),
 			want:   "vps: format knockd cannot verify tokens",
 		},
-		"tokens, too many": {
+		"too many tokens": {
 			format: "nftables",
 			guards: token(func(*Guard) {}),
 			o:      until(100_001 * time.Hour),
 			want:   "more than 300000 tokens",
 		},
-		"tokens, skew": {
+		"tokens with large Skew": {
 			format: "nftables",
 			guards: token(func(g *Guard) { g.Skew = 30 * time.Minute }),
 			o:      until(time.Hour),
 			want:   "more than twice Skew",
 		},
-		"tokens, too many for iptables": {
+		"too many token windows for iptables": {
 			format: "iptables",
 			guards: token(func(*Guard) {}),
 			o:      until(5_000 * time.Hour),
 			want:   "more than 722 windows",
 		},
-		"tokens, one for two families": {
+		"one token for two families": {
 			format: "iptables",
 			guards: token(func(g *Guard) {
 				g.Schedule = knock.Token{Key: knock.NewKey(), Port: 9, Period: time.Hour, Tokens: 1}
@@ -316,7 +318,7 @@ func TestEmitRefuses(t *testing.T) {
 			o:    until(time.Hour),
 			want: "vps: iptables needs separate tokens for IPv4 and IPv6; set TokensPerWindow to 2 or more",
 		},
-		"tokens, too long a time": {
+		"token Period too long for iptables": {
 			format: "iptables",
 			guards: token(func(g *Guard) {
 				g.Schedule = knock.Token{Key: knock.NewKey(), Port: 9, Period: 8 * 24 * time.Hour, Tokens: 8}
@@ -324,78 +326,78 @@ func TestEmitRefuses(t *testing.T) {
 			o:    until(time.Hour),
 			want: "vps: iptables remembers spent tokens for a Period of at most 168h0m0s; shorten the Period",
 		},
-		"tokens, guarded": {
+		"TokenPort is guarded": {
 			format: "nftables",
 			guards: append([]Guard{mustGuard(t, "mosh", "1 3", "60000-63000/udp")}, tokenGuard(t, "vps")),
 			o:      until(time.Hour),
 			want:   "vps: tokens go to 62202/udp, which is a guarded port",
 		},
-		"choice": {
+		"several sequences in a window": {
 			format: "nftables",
-			guards: with(func(g *Guard) { g.Schedule = choice{{{Port: 1}, {Port: 9}}, {{Port: 1}, {Port: 5}}} }),
+			guards: with(func(g *Guard) { g.Schedule = severalAtOnce{{{Port: 1}, {Port: 9}}, {{Port: 1}, {Port: 5}}} }),
 			o:      until(time.Hour),
 			want:   "several sequences at once",
 		},
-		"payloads, short": {
+		"payloads shorter than a token": {
 			format: "nftables",
 			guards: with(func(g *Guard) { g.Schedule = payload(15) }),
 			o:      until(time.Hour),
 			want:   "several sequences at once",
 		},
-		"payload, long": {
+		"payload longer than a token": {
 			format: "nftables",
 			guards: with(func(g *Guard) { g.Schedule = payload(17)[:1] }),
 			o:      until(time.Hour),
 			want:   "payload",
 		},
-		"no horizon": {
+		"changing sequence without Until": {
 			format: "nftables",
 			guards: with(func(g *Guard) { g.Schedule = hourly(3) }),
 			o:      Options{From: noon},
 			want:   "the sequence changes with time, so the rules need an end",
 		},
-		"no refresh": {
+		"changing sequence in knockd without Until": {
 			format: "knockd",
 			guards: with(func(g *Guard) { g.Schedule = hourly(3) }),
 			o:      Options{From: noon},
 			want:   "the sequence changes with time, and format knockd has no clock: a file lasts at most 3h0m0s",
 		},
-		"too long a refresh": {
+		"too many windows for knockd": {
 			format: "knockd",
 			guards: with(func(g *Guard) { g.Schedule, g.Skew = hourly(3), time.Minute }),
 			o:      Options{From: noon, Until: noon.Add(4 * time.Hour)},
 			want:   "a file lasts at most 2h58m0s",
 		},
-		"open, some time": {
+		"OpenAtEnd in knockd": {
 			format: "knockd",
 			guards: with(func(g *Guard) { g.Schedule = hourly(3) }),
 			o:      Options{From: noon, Until: noon.Add(1), OpenAtEnd: true},
 			want:   "cannot open the ports at the end",
 		},
-		"too long": {
+		"too many knocks": {
 			format: "nftables",
 			guards: with(func(g *Guard) { g.Schedule = hourly(3) }),
 			o:      Options{From: noon, Until: noon.Add(100_001 * time.Hour)},
 			want:   "there are more than 300000 knocks",
 		},
-		"fraction of skew": {
+		"Skew with a fraction of a second": {
 			format: "nftables",
-			guards: with(func(g *Guard) { g.Schedule, g.Skew = every(time.Second), 400*time.Millisecond }),
+			guards: with(func(g *Guard) { g.Schedule, g.Skew = fixedSequence(time.Second), 400*time.Millisecond }),
 			o:      until(time.Minute),
 			want:   "vps: Skew (400ms) and Period (1s) must be whole seconds",
 		},
-		"same beginning": {
+		"same first knock in knockd": {
 			format: "knockd",
 			guards: []Guard{good(), mustGuard(t, "web", "7001/udp 9005/tcp", "80")},
 			want:   "web: it has the same first knock as vps, which would confuse knockd; choose another one",
 		},
-		"consumed": {
+		"Consume with a shared knock": {
 			format: "nftables",
 			guards: []Guard{good(), mustGuard(t, "web", "9000 7001/udp", "80")},
 			o:      Options{Consume: true},
 			want:   "web: profile vps shares a knock with it and would drop that knock first; use other knocks",
 		},
-		"consumed, drawn": {
+		"Consume with the same windows": {
 			format: "iptables",
 			guards: slices.Concat(
 				with(func(g *Guard) { g.Schedule, g.Skew = hourly(3), time.Minute }),
@@ -404,25 +406,25 @@ func TestEmitRefuses(t *testing.T) {
 			o:    Options{From: noon, Until: noon.Add(time.Hour), Consume: true},
 			want: "web: profile vps shares a knock with it",
 		},
-		"consumed, tokens": {
+		"Consume with the same tokens": {
 			format: "nftables",
 			guards: append(token(func(*Guard) {}), token(func(g *Guard) { g.Name = "web" })...),
 			o:      Options{From: noon, Until: noon.Add(time.Hour), Consume: true},
 			want:   "web: profile vps shares a knock with it",
 		},
-		"skew": {
+		"Skew of half a window": {
 			format: "nftables",
 			guards: with(func(g *Guard) { g.Schedule, g.Skew = hourly(3), 30*time.Minute }),
 			o:      Options{From: noon, Until: noon.Add(1)},
 			want:   "Period must be more than twice Skew: Skew is 30m0s, Period is 1h0m0s",
 		},
-		"two knocks": {
+		"changing sequence of two knocks": {
 			format: "nftables",
 			guards: with(func(g *Guard) { g.Schedule = hourly(2) }),
 			o:      Options{From: noon, Until: noon.Add(1)},
 			want:   "Knocks to 3 or more",
 		},
-		"few ports": {
+		"too few KnockPorts": {
 			format: "nftables",
 			guards: with(func(g *Guard) {
 				g.Schedule, g.KnockPorts = hourly(3), []knock.PortRange{{Transport: knock.UDP, First: 20000, Last: 29998}}
@@ -430,29 +432,29 @@ func TestEmitRefuses(t *testing.T) {
 			o:    Options{From: noon, Until: noon.Add(1)},
 			want: "an attacker can guess 3 knocks (999700029999 sequences)",
 		},
-		"many windows": {
+		"too many windows for iptables": {
 			format: "iptables",
-			guards: with(func(g *Guard) { g.Schedule = changing{} }),
+			guards: with(func(g *Guard) { g.Schedule = hourFromAnyMoment{} }),
 			o:      Options{From: midnight, Until: midnight.Add(722*time.Hour + 1)},
 			want:   "until 2026-12-21T02:00:00Z there are more than 722 windows, the limit of format iptables",
 		},
-		"fraction": {
+		"KnockTimeout with a fraction of a second": {
 			format: "iptables",
 			guards: with(func(g *Guard) { g.KnockTimeout = 1500 * time.Millisecond }),
 			want:   "whole seconds",
 		},
-		"name": {
+		"control character in Name": {
 			format: "nftables",
 			guards: with(func(g *Guard) { g.Name = "a\nflush ruleset" }),
 			want:   "control",
 		},
-		"file": {
+		"control character in File": {
 			format: "nftables",
 			guards: []Guard{good()},
 			o:      Options{File: "/etc/a\nb"},
 			want:   "control",
 		},
-		"consume": {
+		"Consume in knockd": {
 			format: "knockd",
 			guards: []Guard{good()},
 			o:      Options{Consume: true},
@@ -466,15 +468,15 @@ func TestEmitRefuses(t *testing.T) {
 				t.Errorf("error %v, want one with %q", err, tt.want)
 			}
 			if out.Len() > 0 {
-				t.Errorf("text beside the error: %.200q", out.String())
+				t.Errorf("Emit wrote text in spite of the error: %.200q", out.String())
 			}
 		})
 	}
 }
 
-// TestRefusalNamesOption: a refusal names the option to change and the formats
-// that suit, so that a caller can say what to do in words of its own.
-func TestRefusalNamesOption(t *testing.T) {
+// A Refusal names the option to change and the formats that suit. A caller can thus
+// tell the user in its own words what to do.
+func TestRefusalNamesOptionAndFormats(t *testing.T) {
 	changing := mustGuard(t, "vps", "1", "22")
 	changing.Schedule = hourly(3)
 	packets := spaGuard(t, "spa", spa.Keys{}, "443")
@@ -497,14 +499,15 @@ func TestRefusalNamesOption(t *testing.T) {
 	} {
 		r, ok := errors.AsType[*Refusal](tt.format.Emit(io.Discard, []Guard{tt.guard}, tt.o))
 		if !ok || r.Option != tt.option || !slices.Equal(r.Suits, tt.suits) {
-			t.Errorf("%s, %s: %+v, want %q and %v", tt.format, tt.guard.Name, r, tt.option, tt.suits)
+			t.Errorf("%s, %s: got %+v, want Option %q and Suits %v", tt.format, tt.guard.Name, r, tt.option, tt.suits)
 		}
 	}
 }
 
 var noon = time.Date(2026, 11, 20, 12, 0, 0, 0, time.UTC)
 
-// hourly is a schedule of that many knocks, to ports that tell the hour.
+// hourly is a schedule with hourly windows. Its value is the number of knocks. Their
+// ports depend on the hour.
 type hourly int
 
 func (n hourly) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
@@ -516,14 +519,14 @@ func (n hourly) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
 	return []knock.Sequence{seq}, w, nil
 }
 
-// The windows are those of which a server whose clock differs by Skew may see
-// any moment from From to Until.
-func TestWalk(t *testing.T) {
+// The rules have all windows that a server sees from From to Until if its clock differs
+// by at most Skew.
+func TestWindowsCoverHorizonAndSkew(t *testing.T) {
 	for _, tt := range []struct {
-		from, until time.Duration // since noon
+		from, until time.Duration // time after noon
 		skew        time.Duration
 		want        string
-		stale       bool
+		noClock     bool
 	}{
 		{0, 1, 0, "12", false},
 		{0, time.Hour, 0, "12", false},
@@ -534,7 +537,7 @@ func TestWalk(t *testing.T) {
 		{time.Minute - 1, time.Hour, time.Minute, "11 12", false},
 		{time.Minute, time.Hour, time.Minute, "12", false},
 		{time.Minute, 4*time.Hour - 1, time.Minute, "12 13 14 15", false},
-		// Where nobody looks at a clock, all that may be knocked until then.
+		// Without a clock, the rules have all windows that clients may use before Until.
 		{0, 1, 0, "12", true},
 		{0, time.Hour - time.Minute, time.Minute, "11 12", true},
 		{time.Minute, time.Hour - time.Minute, time.Minute, "12", true},
@@ -543,17 +546,17 @@ func TestWalk(t *testing.T) {
 	} {
 		g := guard{Guard: Guard{Schedule: hourly(3), Skew: tt.skew}}
 		o := Options{From: noon.Add(tt.from), Until: noon.Add(tt.until)}
-		if err := g.walk(o, format{windows: 10, clock: !tt.stale}); err != nil {
+		if err := g.collectWindows(o, format{windows: 10, clock: !tt.noClock}); err != nil {
 			t.Fatal(err)
 		}
 		var got []string
 		for _, w := range g.Windows {
 			got = append(got, fmt.Sprint(w.Start.Hour()))
 			if seqs, _, _ := hourly(3).At(w.Start); w.Steps.String() != seqs[0].String() {
-				t.Errorf("hour %d has another's sequence", w.Start.Hour())
+				t.Errorf("hour %d has the sequence of another hour", w.Start.Hour())
 			}
-			if w.from(tt.skew) != w.Start.Add(-tt.skew).Unix() || w.until(tt.skew) != w.End.Add(tt.skew).Unix() {
-				t.Errorf("hour %d opens at %d and closes at %d", w.Start.Hour(), w.from(tt.skew), w.until(tt.skew))
+			if w.startSecond(tt.skew) != w.Start.Add(-tt.skew).Unix() || w.endSecond(tt.skew) != w.End.Add(tt.skew).Unix() {
+				t.Errorf("hour %d: startSecond is %d and endSecond is %d; want the edges of the hour, extended by Skew", w.Start.Hour(), w.startSecond(tt.skew), w.endSecond(tt.skew))
 			}
 			if want := w.Start.Unix() / 3600; w.number() != want {
 				t.Errorf("hour %d is window %d, want %d", w.Start.Hour(), w.number(), want)
@@ -565,9 +568,9 @@ func TestWalk(t *testing.T) {
 	}
 }
 
-// TestKeep: how often rules are written, and for how long, so that one refresh
-// may fail and a format that knows no time still has few windows.
-func TestKeep(t *testing.T) {
+// The interval and the horizon of a refresh leave room for one failed refresh. A format
+// without a clock still gets few windows.
+func TestWriteUnitsRefreshTimes(t *testing.T) {
 	units := func(f Format, guards []Guard, o Options) (string, error) {
 		var text strings.Builder
 		command := func(file, horizon string) []string { return []string{"write", file, horizon} }
@@ -590,33 +593,33 @@ func TestKeep(t *testing.T) {
 		{"knockd", time.Second, 0, time.Second, 3 * time.Second},
 	} {
 		g := mustGuard(t, "vps", "1", "22")
-		g.Schedule, g.Skew = every(tt.period), tt.skew
-		for i := range 10 { // wherever in a window
+		g.Schedule, g.Skew = fixedSequence(tt.period), tt.skew
+		for i := range 10 { // the start may be anywhere in a window
 			from := noon.Add(time.Duration(i) * tt.period / 10)
 			slow := mustGuard(t, "slow", "1", "23")
-			slow.Schedule, slow.Skew = every(400*24*time.Hour), time.Hour
+			slow.Schedule, slow.Skew = fixedSequence(400*24*time.Hour), time.Hour
 			o := Options{From: from, Until: from}
 			row, _ := tt.format.row()
-			every, horizon, err := row.rhythm([]Guard{slow, g}, o)
+			every, horizon, err := row.refreshTimes([]Guard{slow, g}, o)
 			if err != nil || every != tt.every || horizon != tt.horizon {
-				t.Errorf("%s, %v, %v: every %v for %v, %v", tt.format, tt.period, tt.skew, every, horizon, err)
+				t.Errorf("%s, Period %v, Skew %v: every %v, horizon %v, error %v", tt.format, tt.period, tt.skew, every, horizon, err)
 			}
 			text, err := units(tt.format, []Guard{slow, g}, o)
 			if err != nil {
-				t.Fatalf("%s, %v, %v: %v", tt.format, tt.period, tt.skew, err)
+				t.Fatalf("%s, Period %v, Skew %v: %v", tt.format, tt.period, tt.skew, err)
 			}
-			command := fmt.Sprintf("write %s %s; ", row.file, span(tt.horizon))
-			if !strings.Contains(text, command) || !strings.Contains(text, "\nOnUnitActiveSec="+span(tt.every)+"\n") {
-				t.Errorf("%s, %v, %v:\n%s", tt.format, tt.period, tt.skew, text)
+			command := fmt.Sprintf("write %s %s; ", row.file, formatSpan(tt.horizon))
+			if !strings.Contains(text, command) || !strings.Contains(text, "\nOnUnitActiveSec="+formatSpan(tt.every)+"\n") {
+				t.Errorf("%s, Period %v, Skew %v: wrong command or timer:\n%s", tt.format, tt.period, tt.skew, text)
 			}
 		}
 	}
 	static, hour := mustGuard(t, "vps", "7001 8003", "22"), mustGuard(t, "vps", "1", "22")
-	hour.Schedule = every(time.Hour)
-	// A profile and systemd know no fractions of a second.
+	hour.Schedule = fixedSequence(time.Hour)
+	// The horizon loses its fraction of a second, which profiles and systemd do not know.
 	fraction := Options{From: noon, Until: noon.Add(2*time.Hour + time.Millisecond)}
 	if text, err := units("nftables", []Guard{hour}, fraction); err != nil || !strings.Contains(text, "write /etc/portknock.nft 2h; ") {
-		t.Errorf("%s, %v", text, err)
+		t.Errorf("units for a horizon with a fraction of a second: %s, error %v", text, err)
 	}
 	skewed := hour
 	skewed.Skew = time.Hour
@@ -634,29 +637,30 @@ func TestKeep(t *testing.T) {
 		{"nftables", []Guard{skewed}, now, "Skew"},
 	} {
 		if text, err := units(tt.format, tt.guards, tt.o); err == nil || !strings.Contains(err.Error(), tt.want) || text != "" {
-			t.Errorf("%v, want %s", err, tt.want)
+			t.Errorf("error %v, want one with %q and no text", err, tt.want)
 		}
 	}
 }
 
-// every is a schedule of windows of that length, of one sequence.
-type every time.Duration
+// fixedSequence is a schedule with the same sequence in all windows. Its value is the
+// length of the windows.
+type fixedSequence time.Duration
 
-func (e every) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
+func (e fixedSequence) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
 	return []knock.Sequence{{{Port: 1}, {Port: 9}, {Port: 5}}}, knock.WindowAt(t, time.Duration(e)), nil
 }
 
-// choice is a schedule of hourly windows, all with these sequences.
-type choice []knock.Sequence
+// severalAtOnce is a schedule with hourly windows. All windows have all of its sequences.
+type severalAtOnce []knock.Sequence
 
-func (c choice) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
+func (c severalAtOnce) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
 	return c, knock.WindowAt(t, time.Hour), nil
 }
 
-// changing is a schedule of windows of an hour, from any moment on.
-type changing struct{}
+// hourFromAnyMoment is a schedule whose windows last an hour and start at the given time.
+type hourFromAnyMoment struct{}
 
-func (changing) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
+func (hourFromAnyMoment) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
 	return []knock.Sequence{{{Port: 1}, {Port: 9}, {Port: 5}}}, knock.Window{Start: t, End: t.Add(time.Hour)}, nil
 }
 
@@ -668,47 +672,48 @@ func TestEmitReportsWriteErrors(t *testing.T) {
 			guards = []Guard{spaGuard(t, "vps", spa.Keys{HMACKey: hmacKey}, "22")}
 		}
 		if err := Format(format).Emit(failing{full}, guards, Options{}); !errors.Is(err, full) {
-			t.Errorf("%s: %v", format, err)
+			t.Errorf("%s: error %v, want the writer's error", format, err)
 		}
 	}
 }
 
+// failing is a writer that always returns err.
 type failing struct{ err error }
 
 func (f failing) Write([]byte) (int, error) { return 0, f.err }
 
-func TestIdent(t *testing.T) {
+func TestFirewallNameIsShortAndUnique(t *testing.T) {
 	names := []string{
 		"vps", "web.corp.example", "web-corp-example", "web_corp_example", "WEB.corp.example",
 		"a-very-long-name-1", "a-very-long-name-2", "*", "日本",
 	}
 	seen := map[string]string{}
 	for _, name := range names {
-		id := ident(name)
+		id := firewallName(name)
 		if len(id) > 12 || strings.Trim(id, "abcdefghijklmnopqrstuvwxyz0123456789_") != "" {
-			t.Errorf("ident(%q) = %q", name, id)
+			t.Errorf("firewallName(%q) = %q, which is too long or has a character that a firewall refuses", name, id)
 		}
 		if other, taken := seen[id]; taken {
-			t.Errorf("%q and %q are both %q", name, other, id)
+			t.Errorf("%q and %q have the same firewall name %q", name, other, id)
 		}
 		seen[id] = name
 	}
 	if seen["vps"] != "vps" {
-		t.Error("a plain name is kept")
+		t.Error("the plain name vps was changed")
 	}
 }
 
-func TestPortsMerge(t *testing.T) {
+func TestMergePorts(t *testing.T) {
 	ranges, _ := knock.ParsePortRanges("30 22 10-20 21 15-18 5/udp 65535 65530-65534")
-	if got, want := spaced(merged(ranges)), "10-22/tcp 30/tcp 65530-65535/tcp 5/udp"; got != want {
-		t.Errorf("merged = %q, want %q", got, want)
+	if got, want := rangeList(mergePorts(ranges)), "10-22/tcp 30/tcp 65530-65535/tcp 5/udp"; got != want {
+		t.Errorf("mergePorts = %q, want %q", got, want)
 	}
-	if got, want := spaced(of(knock.UDP, ranges)), "5/udp"; got != want {
-		t.Errorf("of UDP = %q, want %q", got, want)
+	if got, want := rangeList(ofTransport(knock.UDP, ranges)), "5/udp"; got != want {
+		t.Errorf("ofTransport(UDP) = %q, want %q", got, want)
 	}
 }
 
-func TestQuote(t *testing.T) {
+func TestQuoteMakesOneShellWord(t *testing.T) {
 	for text, want := range map[string]string{
 		"/etc/portknock.nft": "/etc/portknock.nft",
 		"":                   "''",
@@ -721,23 +726,24 @@ func TestQuote(t *testing.T) {
 	}
 }
 
-func TestKnockdTrap(t *testing.T) {
+func TestKnockdTrapSkipsPortsInUse(t *testing.T) {
 	seq, _ := knock.ParseSequence("81 65535/udp 7000 7001")
 	other, _ := knock.ParseSequence("83 65534/udp 9000 9100")
 	g := guard{Guard: mustGuard(t, "x", "81 65535/udp 7000 7001", "22 6999"), Windows: []window{{Steps: seq}, {Steps: other}}}
 	web, _ := knock.ParsePortRanges("7002-7009")
-	// Without 80 (ignored), 65536, 6999 and 7002 (guarded), and the knocks themselves,
-	// also those of the other window.
+	// The trap leaves out 80 (ignored), 65536, 6999 and 7002 (guarded). It also leaves
+	// out the knocks of both windows.
 	if got, want := g.trap(g.Windows[0], append(web, g.OpenPorts...)).String(), "82/tcp"; got != want {
-		t.Errorf("Trap = %q, want %q", got, want)
+		t.Errorf("trap = %q, want %q", got, want)
 	}
 }
 
-// TestNames: what the files have of their own is no name of a profile.
-func TestNames(t *testing.T) {
+// The files use the names options and part themselves. Profiles may still have these
+// names.
+func TestReservedNamesWorkAsProfileNames(t *testing.T) {
 	both := []Guard{mustGuard(t, "a", "7001 9000 8000", "22"), mustGuard(t, "b", "7001 9000 8000", "80")}
 	if err := Format("knockd").Emit(io.Discard, both, Options{}); err != nil {
-		t.Errorf("one sequence for two profiles: %v", err)
+		t.Errorf("two profiles with the same sequence: %v", err)
 	}
 	for _, name := range []string{"options", "part"} {
 		guards := []Guard{mustGuard(t, name, "7001 9000 8000", "22")}
@@ -747,15 +753,15 @@ func TestNames(t *testing.T) {
 				t.Fatal(err)
 			}
 			if strings.Contains(text.String(), "\n# parts:") || strings.Count(text.String(), "\n[options]\n") > 1 {
-				t.Errorf("%s for %q:\n%s", format, name, text.String())
+				t.Errorf("%s mistakes the profile name %q for its own:\n%s", format, name, text.String())
 			}
 		}
 	}
 }
 
-// TestPartsNote: a file that can be loaded in parts says what these are for, and
-// no other speaks of them.
-func TestPartsNote(t *testing.T) {
+// A file with parts has the command for them and a note about it. Other files have
+// neither.
+func TestPartsCommandOnlyInLargeFiles(t *testing.T) {
 	for _, name := range []string{"nftables", "iptables"} {
 		for hours, want := range map[int]bool{1: false, 700: true} {
 			var text strings.Builder
@@ -765,7 +771,7 @@ func TestPartsNote(t *testing.T) {
 			}
 			command, note := strings.Contains(text.String(), "\n# parts: "), strings.Contains(text.String(), "load in parts")
 			if command != want || note != want {
-				t.Errorf("%s, %d hours: parts %v, explained %v, want %v", name, hours, command, note, want)
+				t.Errorf("%s, %d hours: parts command %v, note %v, want both %v", name, hours, command, note, want)
 			}
 		}
 	}

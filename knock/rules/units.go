@@ -12,21 +12,22 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// Upkeep says how a server that has the key can write its rules itself.
+// Upkeep describes how a server that has the key writes its own rules.
 type Upkeep struct {
-	// Command returns the command that writes the rules for the time horizon, such
-	// as 1h30m, to a file.
+	// Command returns the command that writes rules to file. The rules are valid for
+	// the time horizon, such as 1h30m.
 	Command func(file, horizon string) []string
-	Config  string   // the profile file that the command reads
-	Names   []string // the profiles that the rules are for
+	Config  string   // path of the profile file that Command reads
+	Names   []string // names of the profiles that the rules are for
 }
 
-// rhythm returns how often a server writes its rules, and the time that they are
-// for, both in whole seconds. That time is the one from o.From until o.Until, or
-// chosen here if that is not positive. It fails if the rules need no upkeep.
-func (f format) rhythm(guards []Guard, o Options) (every, horizon time.Duration, err error) {
+// refreshTimes returns how often a server writes its rules (every) and how long the
+// rules are valid (horizon), both in whole seconds. The horizon is the time from
+// o.From to o.Until. If that time is not positive, refreshTimes chooses the horizon.
+// It returns an error if the rules never need a refresh.
+func (f format) refreshTimes(guards []Guard, o Options) (every, horizon time.Duration, err error) {
 	for _, g := range guards {
-		if g.SPA != nil { // whose key is all the server needs
+		if g.SPA != nil { // fwknopd needs only the key, so the file never changes
 			continue
 		}
 		_, w, err := g.Schedule.At(o.From)
@@ -36,43 +37,44 @@ func (f format) rhythm(guards []Guard, o Options) (every, horizon time.Duration,
 		if w == (knock.Window{}) {
 			continue
 		}
-		// Where the firewall knows the time, it is a matter of how long a server may be
-		// down. One that does not opens a sequence for that much longer than Skew.
+		// With a clock in the firewall, the interval decides how long a server may be
+		// down. Without a clock, an old sequence opens for Skew plus this interval.
 		period := w.End.Sub(w.Start)
-		own := min(max(period, time.Minute), 24*time.Hour)
+		interval := min(max(period, time.Minute), 24*time.Hour)
 		if !f.clock {
-			own = max(min(max(g.Skew, 30*time.Second), period/4).Truncate(time.Second), time.Second)
+			interval = max(min(max(g.Skew, 30*time.Second), period/4).Truncate(time.Second), time.Second)
 		}
-		every = min(cmp.Or(every, own), own)
+		every = min(cmp.Or(every, interval), interval)
 	}
 	horizon = o.Until.Sub(o.From).Truncate(time.Second)
 	switch {
-	case len(guards) == 0: // which document refuses
+	case len(guards) == 0: // format.document returns the error
 	case every == 0:
 		return 0, 0, errors.New("the sequence never changes, so these rules need no refresh")
 	case horizon <= 0 && f.clock:
-		horizon = 4 * every // a refresh that fails, or comes late, does no harm, nor does the next
+		horizon = 4 * every // two refreshes in a row may fail or be late
 	case horizon <= 0:
-		horizon = 3 * every // it carries few windows
+		horizon = 3 * every // a format without a clock carries few windows
 	case horizon < 2*every:
 		return 0, 0, fmt.Errorf("a refresh every %v needs a horizon of at least %v", every, 2*every)
 	}
 	return every, horizon, nil
 }
 
-// unitsFile is where the text of [Format.WriteUnits] is to be saved.
+// unitsFile is the path where an administrator saves the text of [Format.WriteUnits].
 const unitsFile = "/etc/portknock.units"
 
-// units is a service and a timer for systemd, in the form in which systemctl cat
-// shows several. Words in capitals stand for what differs.
+// unitsTemplate is a systemd service and a timer, in the form in which systemctl cat
+// shows several units. WriteUnits replaces the words in capitals.
 //
-// The service is up before the network, like the firewalls that it follows: they
-// begin with a flush, and whenever one is started again, so is the service. It
-// has no default dependencies, as those of others would make that order a circle.
-// The timer needs no calendar. It also runs when the clock is set, as happens
-// some time after the start of a machine whose clock has no battery, and once more
-// a minute after the start, should the first time have come too early.
-const units = `# portknock: keeps RULES fresh, for NAMES, on the server itself
+// The service starts before the network and after the firewalls, because they flush
+// all rules when they start. If a firewall starts again, the service starts again too.
+// The service has no default dependencies, because they would make the order circular.
+//
+// The timer does not use a calendar. It also runs when the clock is set, because a
+// machine without a clock battery sets its clock some time after its start. It runs once
+// more a minute after the start, in case the first run was too early.
+const unitsTemplate = `# portknock: keeps RULES fresh, for NAMES, on the server itself
 #   every EVERY it writes the rules of the next HORIZON, and loads them
 #   needs CONFIG and the key it names, both root's own
 # There is no secret in here.
@@ -143,16 +145,19 @@ AccuracySec=1s
 WantedBy=timers.target
 `
 
-// WriteUnits writes a service and a timer for systemd: again and again, they write
-// the rules that [Format.Emit] writes of these guards, and load them. Each time, the
-// rules are for the time from o.From until o.Until, or for a time that suits if that
-// is not positive. An error is one of Emit's, or says why the rules need no upkeep.
+// WriteUnits writes a systemd service and a timer. At every interval, they write the
+// rules that [Format.Emit] writes for the guards, and load them. The rules are valid
+// for a time as long as from o.From to o.Until. If that time is not positive,
+// WriteUnits chooses a suitable one.
+//
+// WriteUnits returns an error if Emit would return one. It also returns an error if
+// the rules need no refresh, or if the time is shorter than two refresh intervals.
 func (f Format) WriteUnits(w io.Writer, guards []Guard, o Options, u Upkeep) error {
 	row, err := f.row()
 	if err != nil {
 		return err
 	}
-	every, horizon, err := row.rhythm(guards, o)
+	every, horizon, err := row.refreshTimes(guards, o)
 	if err != nil {
 		return err
 	}
@@ -162,22 +167,22 @@ func (f Format) WriteUnits(w io.Writer, guards []Guard, o Options, u Upkeep) err
 		return err
 	}
 	file := cmp.Or(o.File, row.file)
-	byHand := join(u.Command(file, span(horizon)), " ", quote)
-	// Rules that cannot be written anew are no reason not to load those that are
-	// there, at the start of the machine above all.
-	start := unitCommand(byHand + "; s=$?; { " + d.reload + "; } || s=$?; exit $s")
-	end := "If the refresh stops, the rules end " + span(horizon) + " later, and the ports are open\n# to "
+	writeCommand := join(u.Command(file, formatSpan(horizon)), " ", quote)
+	// If the rules cannot be written, the service loads the existing file. This matters
+	// most when the machine starts.
+	start := unitCommand(writeCommand + "; s=$?; { " + d.reload + "; } || s=$?; exit $s")
+	endNote := "If the refresh stops, the rules end " + formatSpan(horizon) + " later, and the ports are open\n# to "
 	switch {
 	case d.changed != "":
-		// A checksum, since a copy would hold secrets.
+		// The service keeps a checksum, because a copy of the file would hold secrets.
 		start += "\n" + unitCommand(fmt.Sprintf("sha256sum -c %[1]s >/dev/null 2>&1 || { %[2]s; sha256sum %[3]s >%[1]s; }",
 			"/run/portknock.sum", d.changed, quote(file)))
-		end = "If the refresh stops, sequences of the past go on opening, and new ones do\n# not. knockd itself is run by its own service: let that read " + file +
+		endNote = "If the refresh stops, sequences of the past go on opening, and new ones do\n# not. knockd itself is run by its own service: let that read " + file +
 			",\n# and give it the interface by its option -i."
 	case o.OpenAtEnd:
-		end += "everybody from then on."
+		endNote += "everybody from then on."
 	default:
-		end += "nobody from then on; with --at-end open, to everybody."
+		endNote += "nobody from then on; with --at-end open, to everybody."
 	}
 	capabilities, calls := "CAP_NET_ADMIN CAP_NET_RAW", "@system-service"
 	if row.modules {
@@ -190,24 +195,24 @@ func (f Format) WriteUnits(w io.Writer, guards []Guard, o Options, u Upkeep) err
 		"UNITSFILE", unitsFile, "UNDO", d.undo,
 		"RULES", file, "FOLDER", unitWord(filepath.Dir(file)),
 		"CONFIG", u.Config, "NAMES", names, "DESCRIPTION", unitText(names),
-		"EVERY", span(every), "HORIZON", span(horizon), "END", end,
-		"BYHAND", byHand, "EXECSTARTS", start,
+		"EVERY", formatSpan(every), "HORIZON", formatSpan(horizon), "END", endNote,
+		"BYHAND", writeCommand, "EXECSTARTS", start,
 		"CAPABILITIES", capabilities, "CALLS", calls,
 		"FLUSHERS", "nftables.service netfilter-persistent.service iptables.service ip6tables.service firewalld.service",
-	).WriteString(w, units)
+	).WriteString(w, unitsTemplate)
 	return err
 }
 
-// span writes whole seconds as systemd and a profile read them: 1h30m, 45s.
-func span(d time.Duration) string {
+// formatSpan writes whole seconds as systemd and a profile read them: 1h30m, 45s.
+func formatSpan(d time.Duration) string {
 	return strings.NewReplacer("h0m0s", "h", "m0s", "m").Replace(d.String())
 }
 
 // unitText keeps systemd from expanding a percent sign.
 func unitText(s string) string { return strings.ReplaceAll(s, "%", "%%") }
 
-// unitWord makes a text one word of a unit's setting. Systemd takes as it is what
-// a shell does.
+// unitWord returns a text as one word of a unit's setting. A text that needs no quotes
+// for a shell needs none for systemd.
 func unitWord(s string) string {
 	s = unitText(s)
 	if quote(s) == s {
@@ -216,7 +221,7 @@ func unitWord(s string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
 }
 
-// unitCommand returns the line of a unit that has a shell run a script.
+// unitCommand returns the line of a unit that makes a shell run a script.
 func unitCommand(script string) string {
-	return "ExecStart=/bin/sh -c " + strings.ReplaceAll(unitWord(script), "$", "$$") // where $ would begin a variable
+	return "ExecStart=/bin/sh -c " + strings.ReplaceAll(unitWord(script), "$", "$$") // $ begins a variable
 }
