@@ -25,7 +25,7 @@ type gate struct {
 	knocks     chan arrival   // knocks at all ports
 }
 
-// knockPort is one port to knock at.
+// knockPort is a port to knock at.
 type knockPort struct {
 	step  knock.Step
 	await func() (from netip.Addr, err error) // waits for the next knock
@@ -174,7 +174,7 @@ func (g *gate) run(ctx context.Context, serve func(net.Conn), report func(event)
 	}()
 	timer := time.NewTimer(0)
 	timer.Stop()
-	stages := make(map[netip.Addr]int) // stage of each address: how many knocks of the sequence it has made
+	stages := make(map[netip.Addr]int) // stage of each address: how many knocks it has made in order
 	for {
 		select {
 		case k := <-g.knocks:

@@ -89,7 +89,7 @@ func remove(dir string) error {
 	return err
 }
 
-// demo is one run of the demo.
+// demo has the state of one run.
 type demo struct {
 	out       io.Writer
 	dir       string // folder of all files of this run

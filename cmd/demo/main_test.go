@@ -73,7 +73,8 @@ N  you   connect to N: connection refused
 
 `
 	if runtime.GOOS == "windows" {
-		story = strings.ReplaceAll(story, "no answer", "connection refused") // some Windows versions drop a SYN to a port without a listener
+		// Some versions of Windows drop a SYN to a port without a listener.
+		story = strings.ReplaceAll(story, "no answer", "connection refused")
 	}
 	want = strings.ReplaceAll(want, "CLIENT ", client+strings.Repeat(" ", 4-len(client)))
 	if !strings.HasPrefix(story, want) {

@@ -17,7 +17,7 @@ import (
 	"golang.org/x/crypto/ssh/knownhosts"
 )
 
-// event is one line of the story.
+// event describes one line of the story.
 type event struct {
 	time  time.Time
 	kind  kind
