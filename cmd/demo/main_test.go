@@ -148,6 +148,6 @@ func TestLinesPassesCompleteLines(t *testing.T) {
 		l.Write([]byte(s))
 	}
 	if s := strings.Join(got, "|"); s != "ab|c|" {
-		t.Errorf("got %q", s)
+		t.Errorf("lines passed %q, want \"ab|c|\"", s)
 	}
 }

@@ -106,7 +106,7 @@ const interruptGrace = 200 * time.Millisecond
 func watchCaller(ctx context.Context, cancel context.CancelCauseFunc, stdout *os.File) (unwatch func()) {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM)
-	if !signal.Ignored(syscall.SIGHUP) { // nohup has set SIGHUP to be ignored
+	if !signal.Ignored(syscall.SIGHUP) { // nohup makes the process ignore SIGHUP
 		signal.Notify(signals, syscall.SIGHUP)
 	}
 	unwatch = func() { signal.Stop(signals) }

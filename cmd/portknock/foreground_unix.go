@@ -12,8 +12,9 @@ import (
 )
 
 // foreground lets the command c, which has its own process group, use the terminal: c may
-// have to ask for a passphrase, or to receive ^C. A terminal serves only one process group at a time. If it
-// serves portknock's group now, it serves the group of c until done is called.
+// have to ask for a passphrase, or to receive ^C. A terminal serves only one process group
+// at a time. If it serves portknock's group now, it serves the group of c until done is
+// called.
 func foreground(c *exec.Cmd) (done func()) {
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {
@@ -26,7 +27,7 @@ func foreground(c *exec.Cmd) (done func()) {
 		return func() {}
 	}
 	// A background process may change the terminal's group only if it ignores SIGTTOU.
-	// portknock is in the background until done.
+	// portknock is in the background until done is called.
 	signal.Ignore(syscall.SIGTTOU)
 	c.SysProcAttr.Foreground, c.SysProcAttr.Ctty = true, fd
 	return func() {

@@ -47,7 +47,7 @@ func (c *config) set(source string, options ...string) error {
 	return nil
 }
 
-// find returns the path of the profile file and an error, as [profile.Find] does.
+// find returns the path that -c gives, or else the path and the error of [profile.Find].
 func (c *config) find() (string, error) {
 	if c.path != "" {
 		return c.path, nil
@@ -56,7 +56,7 @@ func (c *config) find() (string, error) {
 }
 
 // file reads the profile file. Each error is a failure with exitProfile. If the file does
-// not exist, the error is fs.ErrNotExist.
+// not exist, the error wraps fs.ErrNotExist.
 func (c *config) file(ctx context.Context, a *app) (*profile.File, error) {
 	path, err := c.find()
 	if path == "" {
@@ -172,11 +172,11 @@ func durationVar(f *pflag.FlagSet, d *time.Duration, name, usage string) {
 	})
 }
 
-// expiryNear is how long before the rules expire the warnings begin.
+// expiryNear is the time before the rules expire in which portknock warns.
 const expiryNear = 14 * 24 * time.Hour
 
-// expiryWarning returns the warning for rules that expire at the time end. It returns "" if end
-// is unknown, or later than expiryNear from now.
+// expiryWarning returns the warning for rules that expire at the time end. It returns "" if
+// end is unknown, or later than expiryNear from now.
 func expiryWarning(end, now time.Time) string {
 	text := "the rules expire at %s; emit and load new rules, then set ValidUntil"
 	switch {

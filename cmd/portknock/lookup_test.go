@@ -31,7 +31,7 @@ func TestWarningBeforeAndAfterRulesExpire(t *testing.T) {
 	} {
 		want := strings.Replace(tt.text, "%s", tt.end.Format(time.RFC3339), 1)
 		if got := expiryWarning(tt.end, now); got != want {
-			t.Errorf("%v:\ngot  %s\nwant %s", tt.end, got, want)
+			t.Errorf("rules that expire at %v:\ngot  %s\nwant %s", tt.end, got, want)
 		}
 	}
 }

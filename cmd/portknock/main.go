@@ -124,7 +124,7 @@ func (r *row) members() []row {
 func main() {
 	// A write to a pipe without a reader must return an error and not end the process:
 	// a warning without a reader must not prevent the login. SIGPIPE is caught and not
-	// ignored, because a KeyCommand would inherit an ignored signal.
+	// ignored, because a KeyCommand inherits an ignored signal, but not a caught one.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 
 	a := &app{stdin: os.Stdin, stdout: os.Stdout}
@@ -281,7 +281,8 @@ func (a *app) flagSet(r *row) *pflag.FlagSet {
 
 // parse reads flags. A flag with an empty value is an error, because the value is a variable
 // that is not set, as in --output "$FILE". If portknock went on without the value, it would
-// do something other than the user asked for. Only --log-file may be empty, which turns the log off.
+// do something other than the user asked for. Only --log-file may be empty, which turns the
+// log off.
 func parse(f *pflag.FlagSet, args []string) error {
 	return f.ParseAll(args, func(flag *pflag.Flag, value string) error {
 		if value == "" && flag.Value.Type() == "string" && flag.Name != "log-file" {
@@ -318,8 +319,8 @@ func (a *app) report(ctx context.Context, err error) int {
 	return f.code
 }
 
-// oneLine returns a text on one line. A text from another program or library can have several
-// lines.
+// oneLine returns a text on one line. A text from another program or library can have
+// several lines.
 func oneLine(s string) string {
 	return strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == '\n' || r == '\r' }), " ")
 }

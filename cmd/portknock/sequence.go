@@ -88,7 +88,7 @@ func (c *sequence) run(ctx context.Context, a *app, args []string) error {
 		}
 		windows = append(windows, w)
 		text.WriteString(w.text)
-		if t = w.Until; t.IsZero() { // the sequence is valid forever
+		if t = w.Until; t.IsZero() { // this profile does not have windows
 			break
 		}
 	}
