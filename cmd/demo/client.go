@@ -18,9 +18,10 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// sshConfig is what a user would have in ~/.ssh/config, and what keeps that
-// file, the agent and the known hosts of this machine out of it. The files are
-// those of the folder in which ssh is started.
+// sshConfig returns a configuration for ssh -F, which replaces the user's ~/.ssh/config. It
+// has the lines that a user would write there, and options that keep the agent and the
+// known hosts of this machine out. Its file names are relative to the folder in which ssh
+// starts.
 func sshConfig(portknock string, service netip.AddrPort) string {
 	return fmt.Sprintf(`Host demo
     HostName %v
@@ -39,9 +40,9 @@ func sshConfig(portknock string, service netip.AddrPort) string {
 `, service.Addr(), service.Port(), quote(portknock))
 }
 
-// quote makes one word of a path for ProxyCommand: ssh replaces what begins
-// with %, and a shell reads the rest. On Windows there need not be a shell, and
-// if there is one it is Git's; both take slashes.
+// quote returns path as one word of a ProxyCommand. ssh replaces each % and the letter
+// after it, and then a shell reads the command. On Windows, ssh may run the command
+// without a shell; if there is a shell, it is Git's. Both accept slashes.
 func quote(path string) string {
 	path = strings.ReplaceAll(path, "%", "%%")
 	if runtime.GOOS == "windows" {
@@ -50,26 +51,26 @@ func quote(path string) string {
 	return `"` + strings.NewReplacer(`"`, `\"`, `\`, `\\`, "$", `\$`, "`", "\\`").Replace(path) + `"`
 }
 
-// sshCommand prepares a call of ssh in dir.
+// sshCommand returns a command that runs ssh in dir.
 func sshCommand(ctx context.Context, path, dir string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, path, append([]string{"-F", "ssh_config"}, args...)...)
 	cmd.Dir = dir
 	cmd.WaitDelay = 10 * time.Second
 	if runtime.GOOS != "windows" {
-		// ssh has ProxyCommand run by the user's shell, which may be nologin.
+		// ssh runs ProxyCommand with the user's shell, which may be nologin.
 		cmd.Env = append(os.Environ(), "SHELL=/bin/sh")
 	}
 	return cmd
 }
 
-// sshWorks reports whether ssh is there and of use. It refuses a user without
-// an entry in the password file, as is usual in containers.
+// sshWorks reports whether ssh is installed and works. ssh does not work for a user
+// without an entry in the password file, which is common in containers.
 func sshWorks(ctx context.Context, path, dir string) bool {
 	return path != "" && sshCommand(ctx, path, dir, "-G", "demo").Run() == nil
 }
 
-// runSSH runs a command on the server with the ssh of this machine. When it
-// returns, ssh and portknock have ended.
+// runSSH runs a command on the server with this machine's ssh. When runSSH returns, ssh
+// and portknock have ended.
 func runSSH(ctx context.Context, path, dir, command string, out io.Writer) error {
 	cmd := sshCommand(ctx, path, dir, "demo", command)
 	var stderr bytes.Buffer
@@ -77,8 +78,8 @@ func runSSH(ctx context.Context, path, dir, command string, out io.Writer) error
 	return explain("ssh", cmd.Run(), &stderr)
 }
 
-// runGoSSH does what runSSH does without ssh: as there, portknock makes the
-// connection, and the client speaks to its standard input and output.
+// runGoSSH runs a command on the server with Go's SSH client instead of ssh. As in runSSH,
+// portknock makes the connection; the client uses portknock's standard input and output.
 func runGoSSH(ctx context.Context, portknock, dir, command string, service netip.AddrPort, config *ssh.ClientConfig, out io.Writer) error {
 	cmd := exec.CommandContext(ctx, portknock, "-c", "config", service.Addr().String(), fmt.Sprint(service.Port()))
 	cmd.Dir = dir
@@ -95,22 +96,22 @@ func runGoSSH(ctx context.Context, portknock, dir, command string, service netip
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	ours, theirs := net.Pipe()
+	clientEnd, portknockEnd := net.Pipe()
 	go func() {
-		io.Copy(stdin, theirs)
+		io.Copy(stdin, portknockEnd)
 		stdin.Close()
 	}()
 	received := make(chan struct{})
 	go func() {
 		defer close(received)
-		defer theirs.Close()
-		io.Copy(theirs, stdout)
+		defer portknockEnd.Close()
+		io.Copy(portknockEnd, stdout)
 	}()
-	err = session(ours, command, config, out)
-	ours.Close()
+	err = session(clientEnd, command, config, out)
+	clientEnd.Close()
 	<-received
 	if wait := cmd.Wait(); wait != nil && err != nil {
-		err = wait // the cause: portknock has said why on stderr
+		err = wait // portknock's failure is the cause; stderr describes it
 	}
 	return explain("Go's SSH client", err, &stderr)
 }
@@ -130,7 +131,8 @@ func session(c net.Conn, command string, config *ssh.ClientConfig, out io.Writer
 	return s.Run(command)
 }
 
-// explain adds to the failure of a program what it said.
+// explain returns the failure of a program with the program's name. If the program wrote
+// to stderr, that text replaces the text of err.
 func explain(name string, err error, stderr *bytes.Buffer) error {
 	if err == nil {
 		return nil
@@ -141,12 +143,13 @@ func explain(name string, err error, stderr *bytes.Buffer) error {
 	return fmt.Errorf("%s: %w", name, err)
 }
 
-// oneLine joins what the lines of a text say.
+// oneLine joins the lines of a text that a user needs, with semicolons.
 func oneLine(s string) string {
 	var parts []string
 	for line := range strings.Lines(s) {
 		line = strings.TrimSpace(line)
-		// The go command announces what it downloads and which package fails.
+		// The go command prints a line for each download, and a line that starts with #
+		// for each package that fails.
 		if line != "" && !strings.HasPrefix(line, "#") && !strings.HasPrefix(line, "go: downloading") {
 			parts = append(parts, line)
 		}
@@ -154,10 +157,10 @@ func oneLine(s string) string {
 	return strings.Join(parts, "; ")
 }
 
-// lines passes on each line that is written to it.
+// lines is a writer that calls pass for each complete line, without the line's end.
 type lines struct {
 	pass func(string)
-	rest []byte
+	rest []byte // the text after the last complete line
 }
 
 func (l *lines) Write(b []byte) (int, error) {

@@ -14,38 +14,40 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// gate stands in for the firewall of a server. A firewall needs root and sees
-// every packet; the gate needs nothing, and sees those to the ports it listens
-// on. Nothing listens on the service's port until somebody has knocked.
+// gate stands in for the firewall of a server. A firewall needs root and sees every packet.
+// The gate needs no privileges and sees only packets to the ports on which it listens. It
+// does not listen on the service's port until a client has knocked.
 type gate struct {
 	addr       netip.Addr
-	knockPorts []knockPort // in the order in which to knock
-	service    netip.AddrPort
-	openFor    time.Duration
-	knocks     chan arrival
+	knockPorts []knockPort    // ports to knock at, in the order of the sequence
+	service    netip.AddrPort // address and port of the service that the gate guards
+	openFor    time.Duration  // duration of an opening
+	knocks     chan arrival   // knocks at all ports
 }
 
-// knockPort is one port to knock at.
+// knockPort is a port to knock at.
 type knockPort struct {
 	step  knock.Step
-	await func() (from netip.Addr, err error) // returns at the next knock
+	await func() (from netip.Addr, err error) // waits for the next knock
 	close func() error
 }
 
-// arrival is a knock at a port.
+// arrival is a knock that the gate has received.
 type arrival struct {
-	from  netip.Addr
-	place int // of the port in the sequence, from 0
+	from     netip.Addr
+	position int // position of the knock in the sequence, from 0
 }
 
-// errTaken says that another program has got hold of the service's port while
-// nothing listened on it. That is rare, and another port helps.
-var errTaken = errors.New("another program has taken the port")
+// errPortTaken means that another program has taken the service's port while the gate did not
+// listen on it. This is rare. Another port helps.
+var errPortTaken = errors.New("another program has taken the port")
 
-// transports is what the gate listens for. portknock sends a TCP knock as one
-// SYN and closes the socket. On Linux a listener on loopback has answered by
-// then and reports a connection; where the answer comes later, it finds nobody,
-// and the listener never hears of the knock as a firewall would.
+// transports returns the transports of the gate's knock ports: TCP only on Linux.
+//
+// portknock sends a TCP knock as one SYN and closes the socket. On Linux, a listener on
+// loopback has answered by then and reports a connection. On a system that answers later,
+// the answer finds the socket closed. The listener then never reports the knock, which a
+// firewall would see.
 func transports() []knock.Transport {
 	if runtime.GOOS == "linux" {
 		return []knock.Transport{knock.UDP, knock.TCP, knock.UDP}
@@ -53,8 +55,8 @@ func transports() []knock.Transport {
 	return []knock.Transport{knock.UDP, knock.UDP, knock.UDP}
 }
 
-// newGate returns a gate on loopback, with ports that the system has chosen. It
-// opens the service's port for openFor at a time.
+// newGate returns a gate on loopback, with ports that the system has chosen. Each opening
+// of the service's port lasts openFor.
 func newGate(openFor time.Duration) (*gate, error) {
 	g := &gate{openFor: openFor, knocks: make(chan arrival)}
 	var err error
@@ -70,8 +72,8 @@ func newGate(openFor time.Duration) (*gate, error) {
 		}
 		g.knockPorts = append(g.knockPorts, p)
 	}
-	// The gate overlooks all ports but its own, so a scan would find any
-	// sequence that goes steadily up or down.
+	// The gate does not see packets to other ports. So a scan of all ports would find a
+	// sequence whose ports only ascend or only descend: shuffle the ports.
 	overlooksAll := func(knock.Step) bool { return true }
 	for g.sequence().SweepFinds(overlooksAll) {
 		rand.Shuffle(len(g.knockPorts), func(i, j int) {
@@ -81,8 +83,8 @@ func newGate(openFor time.Duration) (*gate, error) {
 	return g, nil
 }
 
-// freePort returns a TCP port of loopback on which nothing listens, over IPv6
-// only on a machine without IPv4.
+// freePort returns a TCP port on loopback on which no program listens. It uses IPv6 only
+// on a machine without IPv4.
 func freePort() (netip.AddrPort, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -103,7 +105,7 @@ func openKnockPort(addr netip.Addr, t knock.Transport) (knockPort, error) {
 		if err != nil {
 			return knockPort{}, err
 		}
-		buf := make([]byte, 1<<16) // Windows reports a datagram that does not fit as an error
+		buf := make([]byte, 1<<16) // Windows reports an error for a datagram that does not fit
 		return knockPort{
 			step: knock.Step{Transport: t, Port: c.LocalAddr().(*net.UDPAddr).AddrPort().Port()},
 			await: func() (netip.Addr, error) {
@@ -134,7 +136,7 @@ func openKnockPort(addr netip.Addr, t knock.Transport) (knockPort, error) {
 	}, nil
 }
 
-// sequence returns the knocks that open.
+// sequence returns the sequence that opens the service's port.
 func (g *gate) sequence() knock.Sequence {
 	seq := make(knock.Sequence, len(g.knockPorts))
 	for i, p := range g.knockPorts {
@@ -143,16 +145,17 @@ func (g *gate) sequence() knock.Sequence {
 	return seq
 }
 
-// close is for a gate that does not run.
+// close closes the knock ports. A caller needs it only for a gate that does not run,
+// because run closes them too.
 func (g *gate) close() {
 	for _, p := range g.knockPorts {
 		p.close()
 	}
 }
 
-// run guards the port until ctx is done: then all that it listens on is closed.
-// Connections go to serve, which must not block, and are its own from then on.
-// What happens goes to report, in order.
+// run guards the service's port until ctx is done, and closes all its sockets before it
+// returns. run passes each connection to serve, which owns the connection and must not
+// block. It passes each event to report, in order.
 func (g *gate) run(ctx context.Context, serve func(net.Conn), report func(event)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var tasks sync.WaitGroup
@@ -171,12 +174,12 @@ func (g *gate) run(ctx context.Context, serve func(net.Conn), report func(event)
 	}()
 	timer := time.NewTimer(0)
 	timer.Stop()
-	stages := make(map[netip.Addr]int) // how many of the knocks an address has made
+	stages := make(map[netip.Addr]int) // stage of each address: how many knocks it has made in order
 	for {
 		select {
 		case k := <-g.knocks:
-			report(event{who: "gate", kind: knocked, text: fmt.Sprintf("knock at %v from %v", g.knockPorts[k.place].step, k.from)})
-			if stages[k.from] = advance(stages[k.from], k.place); stages[k.from] < len(g.knockPorts) {
+			report(event{actor: "gate", kind: knocked, text: fmt.Sprintf("received knock %v from %v", g.knockPorts[k.position].step, k.from)})
+			if stages[k.from] = advance(stages[k.from], k.position); stages[k.from] < len(g.knockPorts) {
 				continue
 			}
 			delete(stages, k.from)
@@ -186,49 +189,49 @@ func (g *gate) run(ctx context.Context, serve func(net.Conn), report func(event)
 			}
 			var err error
 			if service, err = net.Listen("tcp", g.service.String()); err != nil {
-				return fmt.Errorf("%w: %w", errTaken, err)
+				return fmt.Errorf("%w: %w", errPortTaken, err)
 			}
-			report(event{who: "gate", kind: opened, text: fmt.Sprintf("all in order: port %d opens for %v", g.service.Port(), g.openFor)})
-			tasks.Go(func() { admit(service, serve) })
+			report(event{actor: "gate", kind: opened, text: fmt.Sprintf("all knocks arrived in order: port %d opens for %v", g.service.Port(), g.openFor)})
+			tasks.Go(func() { acceptConnections(service, serve) })
 		case <-timer.C:
 			service.Close()
 			service = nil
-			report(event{who: "gate", kind: closed, text: fmt.Sprintf("%v are over: port %d closes", g.openFor, g.service.Port())})
+			report(event{actor: "gate", kind: closed, text: fmt.Sprintf("%v have passed: port %d closes", g.openFor, g.service.Port())})
 		case <-ctx.Done():
 			return nil
 		}
 	}
 }
 
-// advance returns how many knocks are made after one more. One that comes too
-// early sends back to the start; one that was made before changes nothing.
-func advance(stage, place int) int {
+// advance returns the stage of an address after a knock at a position of the sequence. A
+// knock that comes too early resets the stage to 0. A repeated knock does not change it.
+func advance(stage, position int) int {
 	switch {
-	case place == stage:
+	case position == stage:
 		return stage + 1
-	case place > stage:
+	case position > stage:
 		return 0
 	}
 	return stage
 }
 
-// watch passes on the knocks at a port until the port is closed.
-func (g *gate) watch(ctx context.Context, place int, p knockPort) {
+// watch sends each knock at p to g.knocks until p is closed or ctx is done.
+func (g *gate) watch(ctx context.Context, position int, p knockPort) {
 	for {
 		from, err := p.await()
 		if err != nil {
 			return
 		}
 		select {
-		case g.knocks <- arrival{from, place}:
+		case g.knocks <- arrival{from, position}:
 		case <-ctx.Done():
 			return
 		}
 	}
 }
 
-// admit accepts connections until the listener is closed.
-func admit(l net.Listener, serve func(net.Conn)) {
+// acceptConnections passes connections to serve until the listener is closed.
+func acceptConnections(l net.Listener, serve func(net.Conn)) {
 	for {
 		c, err := l.Accept()
 		if err != nil {

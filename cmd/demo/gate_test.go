@@ -12,13 +12,13 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// testGate is a gate that runs, and what it reports.
+// testGate is a running gate, with its events and the connections that it accepted.
 type testGate struct {
 	t      *testing.T
 	gate   *gate
 	events chan event
 	conns  chan net.Conn
-	done   chan error
+	done   chan error // receives the result of gate.run
 }
 
 func startGate(t *testing.T, openFor time.Duration) *testGate {
@@ -38,25 +38,26 @@ func startGate(t *testing.T, openFor time.Duration) *testGate {
 	return tg
 }
 
-// next waits for what the gate reports.
+// next waits for the gate's next event and returns the kind of the event.
 func (g *testGate) next() kind {
 	g.t.Helper()
 	select {
 	case e := <-g.events:
 		return e.kind
 	case <-time.After(10 * time.Second):
-		g.t.Fatal("the gate reports nothing")
+		g.t.Fatal("the gate reported no event within 10 s")
 		return 0
 	}
 }
 
-// knock knocks at ports by their place in the sequence, each after the gate has
-// noticed the one before, and returns how often the gate opened. In the end it
-// knocks at the first port, which never opens the service: with that knock reported, all
-// that came of the others has been.
-func (g *testGate) knock(places ...int) (openings int) {
+// knock sends the knocks at these positions of the sequence and returns how often the gate
+// opened. It sends each knock after the gate has reported the knock before.
+//
+// At the end, knock knocks at the first port, which never opens the service. When the gate
+// has reported this last knock, it has reported all results of the other knocks.
+func (g *testGate) knock(positions ...int) (openings int) {
 	g.t.Helper()
-	for _, p := range append(slices.Clone(places), 0) {
+	for _, p := range append(slices.Clone(positions), 0) {
 		if err := knockAt(g.gate, p); err != nil {
 			g.t.Fatal(err)
 		}
@@ -67,9 +68,10 @@ func (g *testGate) knock(places ...int) (openings int) {
 	return openings
 }
 
-// knockAt makes sure that a TCP knock arrives, as a lone SYN need not.
-func knockAt(g *gate, place int) error {
-	step := g.knockPorts[place].step
+// knockAt sends the knock at one position of the sequence. It makes a TCP knock a full
+// connection, because the gate does not always notice a lone SYN.
+func knockAt(g *gate, position int) error {
+	step := g.knockPorts[position].step
 	if step.Transport == knock.UDP {
 		return knock.Sender{From: g.addr}.Send(context.Background(), g.addr, knock.Sequence{step}, 0)
 	}
@@ -88,7 +90,7 @@ func (g *testGate) isOpen() bool {
 	return err == nil
 }
 
-func TestGateOrder(t *testing.T) {
+func TestGateOpensOnlyAfterKnocksInOrder(t *testing.T) {
 	for _, test := range []struct {
 		knocks []int
 		opens  bool
@@ -103,58 +105,58 @@ func TestGateOrder(t *testing.T) {
 		{[]int{0, 1}, false},
 		{[]int{0, 2}, false},
 		{[]int{1, 2}, false},
-		{[]int{0, 2, 1, 2}, false},      // sent back, and not just held
-		{[]int{0, 2, 0, 1, 2}, true},    // sent back, and again
-		{[]int{2, 2, 0, 1, 2}, true},    // noise before
-		{[]int{0, 0, 1, 0, 1, 2}, true}, // repeats, as of two clients at once
+		{[]int{0, 2, 1, 2}, false},      // a knock that comes too early resets the stage
+		{[]int{0, 2, 0, 1, 2}, true},    // after a reset, the whole sequence opens
+		{[]int{2, 2, 0, 1, 2}, true},    // wrong knocks before the sequence
+		{[]int{0, 0, 1, 0, 1, 2}, true}, // repeated knocks, as from two clients at once
 	} {
 		t.Run(fmt.Sprint(test.knocks), func(t *testing.T) {
 			g := startGate(t, time.Hour)
 			if got := g.knock(test.knocks...) == 1; got != test.opens {
-				t.Errorf("opened: %v", got)
+				t.Errorf("the gate reported one opening: %v", got)
 			}
 			if got := g.isOpen(); got != test.opens {
-				t.Errorf("is open: %v", got)
+				t.Errorf("the port is open afterwards: %v", got)
 			}
 		})
 	}
 }
 
-func TestGateCloses(t *testing.T) {
+func TestGateClosesPortButKeepsConnections(t *testing.T) {
 	g := startGate(t, 4*time.Second)
 	if g.isOpen() {
-		t.Error("open before the knocks")
+		t.Error("the port is open before the knocks")
 	}
-	for range 2 { // it opens again as well
+	for range 2 { // the gate can open the port again after it has closed the port
 		if g.knock(0, 1, 2) != 1 {
-			t.Fatal("did not open")
+			t.Fatal("the gate did not open the port after the sequence")
 		}
-		ours, err := net.Dial("tcp", g.gate.service.String())
+		clientConn, err := net.Dial("tcp", g.gate.service.String())
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer ours.Close()
-		theirs := <-g.conns
-		defer theirs.Close()
+		defer clientConn.Close()
+		serverConn := <-g.conns
+		defer serverConn.Close()
 		if g.next() != closed {
-			t.Fatal("did something else than close")
+			t.Fatal("the gate reported another event than closing the port")
 		}
 		if g.isOpen() {
-			t.Error("open afterwards")
+			t.Error("the port is open after the gate has closed it")
 		}
-		if _, err := theirs.Write([]byte("x")); err != nil {
+		if _, err := serverConn.Write([]byte("x")); err != nil {
 			t.Error(err)
 		}
-		if _, err := ours.Read(make([]byte, 1)); err != nil {
-			t.Errorf("the connection has not survived: %v", err)
+		if _, err := clientConn.Read(make([]byte, 1)); err != nil {
+			t.Errorf("the connection did not stay open when the gate closed the port: %v", err)
 		}
 	}
 }
 
-func TestGatePortTaken(t *testing.T) {
+func TestGateReportsTakenPort(t *testing.T) {
 	g := startGate(t, time.Hour)
 	l, err := net.Listen("tcp", g.gate.service.String())
-	for tries := 0; err != nil && tries < 10; tries++ { // somebody was faster
+	for tries := 0; err != nil && tries < 10; tries++ { // another program took the port first
 		g = startGate(t, time.Hour)
 		l, err = net.Listen("tcp", g.gate.service.String())
 	}
@@ -162,19 +164,20 @@ func TestGatePortTaken(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	for place := range g.gate.knockPorts {
-		if err := knockAt(g.gate, place); err != nil {
+	for position := range g.gate.knockPorts {
+		if err := knockAt(g.gate, position); err != nil {
 			t.Fatal(err)
 		}
 		g.next()
 	}
-	if err := <-g.done; !errors.Is(err, errTaken) {
-		t.Errorf("error %v", err)
+	if err := <-g.done; !errors.Is(err, errPortTaken) {
+		t.Errorf("the gate ended with error %v, want errPortTaken", err)
 	}
 }
 
-// No scan finds the sequence, whichever ports the system has chosen.
-func TestGateSequence(t *testing.T) {
+// TestScanCannotFindGateSequence: a scan does not find the sequence, whichever ports the
+// system has chosen.
+func TestScanCannotFindGateSequence(t *testing.T) {
 	for range 50 {
 		g, err := newGate(time.Hour)
 		if err != nil {

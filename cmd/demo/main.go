@@ -1,6 +1,7 @@
-// Command demo shows what portknock does, on this machine alone and without
-// any privilege: a gate and an SSH server on loopback, the portknock command
-// as it is in this module, and ssh, if there is one. It leaves nothing behind.
+// Command demo shows what portknock does. It uses only this machine and loopback, needs no
+// privileges, and leaves nothing behind. It runs a gate, which stands in for a server's
+// firewall, an SSH server, the portknock command built from this module, and ssh. If ssh
+// is not installed or does not work, Go's SSH client replaces it.
 package main
 
 import (
@@ -21,13 +22,14 @@ const (
 	openFor  = 2 * time.Second
 	watchdog = time.Minute
 
-	// UDP and TCP knocks reach the gate through different sockets. On a busy
-	// machine the default pause would leave open which it hears first.
+	// knockDelay is longer than the default. The gate receives UDP and TCP knocks on
+	// different sockets. On a busy machine, with the default pause, the gate could
+	// receive two knocks in the wrong order.
 	knockDelay = 20 * time.Millisecond
 )
 
 func main() {
-	// With SIGPIPE among them, `demo | head` cleans up too.
+	// SIGPIPE is included so that `demo | head` cleans up too.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 	path, err := exec.LookPath("ssh")
 	if err != nil {
@@ -41,7 +43,8 @@ func main() {
 	}
 }
 
-// run shows it all on out, with the ssh at a path, or with Go's if that is "".
+// run builds portknock and prints the whole demo to out. It uses the ssh at sshPath. If
+// sshPath is "" or that ssh does not work, it uses Go's SSH client.
 func run(ctx context.Context, out io.Writer, sshPath string) (err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, watchdog, fmt.Errorf("not done after %v", watchdog))
 	defer cancel()
@@ -51,7 +54,7 @@ func run(ctx context.Context, out io.Writer, sshPath string) (err error) {
 	}
 	defer func() {
 		if ctx.Err() != nil && err != nil {
-			err = context.Cause(ctx) // and not what came of it
+			err = context.Cause(ctx) // the cause, not an error that followed from it
 		}
 		if rest := remove(dir); err == nil {
 			err = rest
@@ -65,16 +68,16 @@ func run(ctx context.Context, out io.Writer, sshPath string) (err error) {
 		return err
 	}
 	for range 3 {
-		if err = d.play(ctx); !errors.Is(err, errTaken) {
+		if err = d.play(ctx); !errors.Is(err, errPortTaken) {
 			break
 		}
-		fmt.Fprintf(out, "\nAnother program has just taken that port. Once more with another.\n")
+		fmt.Fprintf(out, "\nAnother program has just taken that port. The demo starts again with another port.\n")
 	}
 	return err
 }
 
-// remove deletes the folder. Windows keeps a program's file for a moment after
-// its end.
+// remove deletes the folder. It tries several times, because Windows keeps a program's
+// file for a moment after the program has ended.
 func remove(dir string) error {
 	var err error
 	for range 20 {
@@ -86,22 +89,22 @@ func remove(dir string) error {
 	return err
 }
 
-// demo is one run.
+// demo has the state of one run.
 type demo struct {
 	out       io.Writer
-	dir       string // where all files are
-	ssh       string // its path, or ""
-	portknock string
+	dir       string // folder of all files of this run
+	ssh       string // path of ssh, "" if ssh is not installed
+	portknock string // path of the portknock command that build makes
 }
 
-// build makes the command that is shown.
+// build builds the portknock command at d.portknock.
 func (d *demo) build(ctx context.Context) error {
 	fmt.Fprint(d.out, "Building portknock ... ")
 	began := time.Now()
-	// Who has cloned the module may not be who runs this: git refuses to tell
-	// its state then, and the build would fail for want of it.
+	// With -buildvcs the build would fail if another user has cloned the module, because
+	// git then refuses to report the module's state.
 	cmd := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-o", d.portknock, "github.com/portknock/portknock/cmd/portknock")
-	cmd.Env = append(os.Environ(), "GOTMPDIR="+d.dir) // what an interrupted build leaves goes with the folder
+	cmd.Env = append(os.Environ(), "GOTMPDIR="+d.dir) // files of an interrupted build are removed with d.dir
 	cmd.WaitDelay = time.Second
 	text, err := cmd.CombinedOutput()
 	if err != nil {
@@ -109,7 +112,7 @@ func (d *demo) build(ctx context.Context) error {
 		if said := oneLine(string(text)); said != "" {
 			err = errors.New(said)
 		}
-		return fmt.Errorf("portknock does not build: %w", err)
+		return fmt.Errorf("cannot build portknock: %w", err)
 	}
 	fmt.Fprintf(d.out, "%.1f s\n", time.Since(began).Seconds())
 	return nil

@@ -13,8 +13,8 @@ import (
 	"testing"
 )
 
-// tempFolder has all temporary files go to a folder with an unusual name, and
-// fails the test if one is left.
+// tempFolder makes all temporary files of the test go to a folder with an unusual name.
+// The test fails if it leaves a file in that folder.
 func tempFolder(t *testing.T) {
 	name := "a b"
 	if runtime.GOOS != "windows" {
@@ -30,21 +30,22 @@ func tempFolder(t *testing.T) {
 	t.Cleanup(func() {
 		left, err := os.ReadDir(dir)
 		if err != nil || len(left) > 0 {
-			t.Errorf("left behind: %v, error %v", left, err)
+			t.Errorf("files left in the temporary folder: %v, error %v", left, err)
 		}
 	})
 }
 
-// numbers are what differs from run to run.
+// numbers matches the parts of the output that differ from run to run.
 var numbers = regexp.MustCompile(` *\d+\.\d m?s|127\.0\.0\.1(:\d+)?|\[?::1\]?(:\d+)?|\d+/(udp|tcp)|port \d+`)
 
-// On a busy machine knocks can take more than one round, and the next round can
-// begin before the connection is there.
-const knockLine = "N  gate  knock at N from N\n"
+// knockLine is the line for one knock, after numbers has been replaced by N. The number of
+// these lines varies: on a busy machine, portknock may need more than one round, and the
+// next round can begin before the connection is made.
+const knockLine = "N  gate  received knock N from N\n"
 
-var knocks = regexp.MustCompile("(" + knockLine + "){3,}(N  gate  all in order)")
+var knocks = regexp.MustCompile("(" + knockLine + "){3,}(N  gate  all knocks arrived in order)")
 
-func testStory(t *testing.T, ssh, who string) {
+func testDemo(t *testing.T, ssh, client string) {
 	tempFolder(t)
 	var out bytes.Buffer
 	if err := run(t.Context(), &out, ssh); err != nil {
@@ -53,42 +54,43 @@ func testStory(t *testing.T, ssh, who string) {
 	_, story, _ := strings.Cut(numbers.ReplaceAllString(out.String(), "N"), "\n1. ")
 	story = strings.ReplaceAll(knocks.ReplaceAllString(story, "KNOCKS\n$2"), knockLine, "")
 	want := `The port is closed
-N  you   connect to N: refused
+N  you   connect to N: connection refused
 
 2. ssh demo hello
-N  WHO   starts; portknock knocks for it
+N  CLIENT   starts; portknock sends the knocks
 KNOCKS
-N  gate  all in order: N opens for 2s
-N  WHO   Hello from behind a closed port.
+N  gate  all knocks arrived in order: N opens for 2s
+N  CLIENT   Hello from behind a closed port.
 
-3. The opening ends, the session does not
-N  gate  2s are over: N closes
-N  you   connect to N: refused
-N  WHO   Still here: a session outlives the opening.
-N  WHO   exit status 0
+3. The opening ends; the session stays open
+N  gate  2s have passed: N closes
+N  you   connect to N: connection refused
+N  CLIENT   This session is still open, although the port is closed again.
+N  CLIENT   exit status 0
 
 4. The port is closed again
-N  you   connect to N: refused
+N  you   connect to N: connection refused
 
 `
 	if runtime.GOOS == "windows" {
-		story = strings.ReplaceAll(story, "no answer", "refused") // some versions drop what nobody listens for
+		// Some versions of Windows drop a SYN to a port without a listener.
+		story = strings.ReplaceAll(story, "no answer", "connection refused")
 	}
-	want = strings.ReplaceAll(want, "WHO ", who+strings.Repeat(" ", 4-len(who)))
+	want = strings.ReplaceAll(want, "CLIENT ", client+strings.Repeat(" ", 4-len(client)))
 	if !strings.HasPrefix(story, want) {
-		t.Errorf("got:\n%s\nwant it to be:\n%s", &out, want)
+		t.Errorf("got:\n%s\nwant, with N for each number:\n%s", &out, want)
 	}
 }
 
-func TestStorySSH(t *testing.T) {
+func TestDemoWithSSH(t *testing.T) {
 	path, err := exec.LookPath("ssh")
 	if err != nil || !sshWorks(t.Context(), path, sshFolder(t)) {
 		if os.Getenv("PORTKNOCK_LAB") == "require" {
-			t.Fatal("no ssh that works")
+			t.Fatal("this machine has no working ssh")
 		}
-		t.Skip("no ssh that works")
+		t.Skip("this machine has no working ssh")
 	}
-	testStory(t, path, "ssh")
+	testDemo(t, path, "ssh")
 }
 
 func sshFolder(t *testing.T) string {
@@ -99,53 +101,53 @@ func sshFolder(t *testing.T) string {
 	return dir
 }
 
-func TestStoryGo(t *testing.T) { testStory(t, "", "go") }
+func TestDemoWithGoClient(t *testing.T) { testDemo(t, "", "go") }
 
-// An ssh that cannot be used is as good as none.
-func TestStoryBrokenSSH(t *testing.T) {
-	testStory(t, filepath.Join(t.TempDir(), "ssh"), "go")
+// TestDemoWithUnusableSSHUsesGoClient: the demo treats an ssh that cannot run like a missing ssh.
+func TestDemoWithUnusableSSHUsesGoClient(t *testing.T) {
+	testDemo(t, filepath.Join(t.TempDir(), "ssh"), "go")
 }
 
-// writerFunc is told what is written.
+// writerFunc is a writer: a function that gets the text of each write.
 type writerFunc func(string)
 
 func (f writerFunc) Write(b []byte) (int, error) { f(string(b)); return len(b), nil }
 
-func TestInterrupted(t *testing.T) {
-	for _, at := range []string{"Building", "starts", "opens for", "Hello", "Still here"} {
-		t.Run(at, func(t *testing.T) {
+func TestInterruptedDemoReturnsCauseAndCleansUp(t *testing.T) {
+	for _, text := range []string{"Building", "starts", "opens for", "Hello", "still open"} {
+		t.Run(text, func(t *testing.T) {
 			tempFolder(t)
 			ctx, cancel := context.WithCancelCause(t.Context())
 			defer cancel(nil)
-			enough := errors.New("enough")
+			interrupted := errors.New("interrupted")
 			out := writerFunc(func(s string) {
-				if strings.Contains(s, at) {
-					cancel(enough)
+				if strings.Contains(s, text) {
+					cancel(interrupted)
 				}
 			})
-			if err := run(ctx, out, ""); err != enough {
-				t.Errorf("error %v", err)
+			if err := run(ctx, out, ""); err != interrupted {
+				t.Errorf("the demo ended with error %v, want the cause of the cancellation", err)
 			}
 		})
 	}
 }
 
-func TestBuildFails(t *testing.T) {
+func TestBuildFailureIsOneLine(t *testing.T) {
 	tempFolder(t)
 	t.Chdir(t.TempDir())
 	err := run(t.Context(), &bytes.Buffer{}, "")
-	if err == nil || !strings.HasPrefix(err.Error(), "portknock does not build: ") || strings.Contains(err.Error(), "\n") {
-		t.Errorf("error %v", err)
+	if err == nil || !strings.HasPrefix(err.Error(), "cannot build portknock: ") || strings.Contains(err.Error(), "\n") {
+		t.Errorf("want one line that starts with \"cannot build portknock: \", got: %v", err)
 	}
 }
 
-func TestLines(t *testing.T) {
+func TestLinesPassesCompleteLines(t *testing.T) {
 	var got []string
 	l := &lines{pass: func(s string) { got = append(got, s) }}
 	for _, s := range []string{"a", "b\nc", "\r\n\n", "rest"} {
 		l.Write([]byte(s))
 	}
 	if s := strings.Join(got, "|"); s != "ab|c|" {
-		t.Errorf("got %q", s)
+		t.Errorf("lines passed %q, want \"ab|c|\"", s)
 	}
 }

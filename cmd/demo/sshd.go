@@ -12,24 +12,24 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// What the server has to say, whatever command it is given: it runs nothing.
+// The server answers every command with these two texts. It does not run the command.
 const (
 	greeting = "Hello from behind a closed port."
-	farewell = "Still here: a session outlives the opening."
+	farewell = "This session is still open, although the port is closed again."
 )
 
-// sshServer greets, and takes its leave when goOn is closed.
+// sshServer sends the greeting at once, and the farewell when finish is closed.
 type sshServer struct {
 	config ssh.ServerConfig
-	goOn   <-chan struct{}
+	finish <-chan struct{}
 }
 
-// newSSHServer returns a server that shows one key and accepts one.
-func newSSHServer(hostKey ssh.Signer, client ssh.PublicKey, goOn <-chan struct{}) *sshServer {
-	s := &sshServer{goOn: goOn}
+// newSSHServer returns a server with one host key that accepts one client key.
+func newSSHServer(hostKey ssh.Signer, client ssh.PublicKey, finish <-chan struct{}) *sshServer {
+	s := &sshServer{finish: finish}
 	s.config.PublicKeyCallback = func(_ ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
 		if !bytes.Equal(key.Marshal(), client.Marshal()) {
-			return nil, errors.New("not the key of this demo")
+			return nil, errors.New("this is not the key of the demo")
 		}
 		return nil, nil
 	}
@@ -37,7 +37,7 @@ func newSSHServer(hostKey ssh.Signer, client ssh.PublicKey, goOn <-chan struct{}
 	return s
 }
 
-// newKey returns a fresh key, as itself and as what signs with it.
+// newKey returns a new key, and a signer that uses the key.
 func newKey() (ed25519.PrivateKey, ssh.Signer, error) {
 	_, key, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
@@ -47,18 +47,18 @@ func newKey() (ed25519.PrivateKey, ssh.Signer, error) {
 	return key, signer, err
 }
 
-// serve speaks SSH until the client leaves or ctx is done.
+// serve speaks SSH on c until the client disconnects or ctx is done. It closes c.
 func (s *sshServer) serve(ctx context.Context, c net.Conn) {
 	defer context.AfterFunc(ctx, func() { c.Close() })()
 	defer c.Close()
 	conn, channels, requests, err := ssh.NewServerConn(c, &s.config)
 	if err != nil {
-		return // some other client: ours says itself what is wrong
+		return // not reported here: the demo's own client reports its errors
 	}
 	go ssh.DiscardRequests(requests)
 	for ch := range channels {
 		if ch.ChannelType() != "session" {
-			ch.Reject(ssh.UnknownChannelType, "only sessions here")
+			ch.Reject(ssh.UnknownChannelType, "only sessions are supported")
 			continue
 		}
 		session, requests, err := ch.Accept()
@@ -81,7 +81,7 @@ func (s *sshServer) session(ctx context.Context, session ssh.Channel, requests <
 		go ssh.DiscardRequests(requests)
 		io.WriteString(session, greeting+"\n")
 		select {
-		case <-s.goOn:
+		case <-s.finish:
 		case <-ctx.Done():
 			return
 		}

@@ -17,26 +17,27 @@ import (
 	"golang.org/x/crypto/ssh/knownhosts"
 )
 
-// event is something to tell.
+// event describes one line of the story.
 type event struct {
-	at   time.Time
-	kind kind
-	who  string
-	text string
-	err  error // with ended
+	time  time.Time
+	kind  kind
+	actor string // the program that acts: you, gate, ssh, or go for Go's SSH client
+	text  string
+	err   error // how ssh failed; set only if kind is ended
 }
 
 type kind int
 
 const (
-	knocked kind = iota // at the gate
-	opened
-	closed
-	said  // by the SSH server, through ssh
-	ended // ssh
+	knocked kind = iota // the gate received a knock
+	opened              // the gate opened the service's port
+	closed              // the gate closed the service's port
+	said                // the SSH server sent a line, and ssh printed it
+	ended               // ssh ended
 )
 
-// play sets the scene, tells the story, and ends all that took part in it.
+// play starts the gate, the SSH server and ssh, prints the story, and stops all of them
+// before it returns.
 func (d *demo) play(ctx context.Context) (err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	var tasks sync.WaitGroup
@@ -44,7 +45,7 @@ func (d *demo) play(ctx context.Context) (err error) {
 	defer cancel(nil)
 	events := make(chan event, 16)
 	report := func(e event) {
-		e.at = time.Now()
+		e.time = time.Now()
 		select {
 		case events <- e:
 		case <-ctx.Done():
@@ -59,8 +60,8 @@ func (d *demo) play(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	goOn := make(chan struct{})
-	server := newSSHServer(host, client.PublicKey(), goOn)
+	finish := make(chan struct{})
+	server := newSSHServer(host, client.PublicKey(), finish)
 	g, err := newGate(openFor)
 	if err != nil {
 		return err
@@ -88,19 +89,20 @@ func (d *demo) play(ctx context.Context) (err error) {
 		}
 	}
 
-	who, connect := "ssh", func(out io.Writer) error { return runSSH(ctx, d.ssh, d.dir, "hello", out) }
+	actor, connect := "ssh", func(out io.Writer) error { return runSSH(ctx, d.ssh, d.dir, "hello", out) }
 	if !sshWorks(ctx, d.ssh, d.dir) {
 		config := &ssh.ClientConfig{
 			User:            "demo",
 			Auth:            []ssh.AuthMethod{ssh.PublicKeys(client)},
 			HostKeyCallback: ssh.FixedHostKey(host.PublicKey()),
 		}
-		who, connect = "go", func(out io.Writer) error {
+		actor, connect = "go", func(out io.Writer) error {
 			return runGoSSH(ctx, d.portknock, d.dir, "hello", g.service, config, out)
 		}
-		fmt.Fprintln(d.out, "There is no ssh that works here, so Go's SSH client stands in for it.")
+		fmt.Fprintln(d.out, "This machine has no working ssh, so the demo uses Go's SSH client instead.")
 	}
-	fmt.Fprintf(d.out, "\nThe profile:\n\n%s\nThe line for ssh:\n\nProxyCommand portknock %%h %%p\n", profile)
+	fmt.Fprintf(d.out, "\nThe profile for portknock:\n\n%s\nThe line for ssh's configuration:\n\nProxyCommand portknock %%h %%p\n"+
+		"\n\"gate\" stands in for the server's firewall. \"you\" connects without knocks.\n", profile)
 
 	st := &story{out: d.out, events: events, began: time.Now()}
 	st.chapter("1. The port is closed")
@@ -108,22 +110,22 @@ func (d *demo) play(ctx context.Context) (err error) {
 		return err
 	}
 	st.chapter("2. ssh demo hello")
-	st.tell(event{at: time.Now(), who: who, text: "starts; portknock knocks for it"})
+	st.tell(event{time: time.Now(), actor: actor, text: "starts; portknock sends the knocks"})
 	tasks.Go(func() {
-		err := connect(&lines{pass: func(s string) { report(event{kind: said, who: who, text: s}) }})
-		report(event{kind: ended, who: who, text: "exit status 0", err: err})
+		err := connect(&lines{pass: func(s string) { report(event{kind: said, actor: actor, text: s}) }})
+		report(event{kind: ended, actor: actor, text: "exit status 0", err: err})
 	})
 	if err := st.until(ctx, func() bool { return st.said > 0 }); err != nil {
 		return err
 	}
-	st.chapter("3. The opening ends, the session does not")
+	st.chapter("3. The opening ends; the session stays open")
 	if err := st.until(ctx, func() bool { return !st.open }); err != nil {
 		return err
 	}
 	if err := st.tryPort(ctx, g.service); err != nil {
 		return err
 	}
-	close(goOn)
+	close(finish)
 	if err := st.until(ctx, func() bool { return st.ended }); err != nil {
 		return err
 	}
@@ -131,30 +133,30 @@ func (d *demo) play(ctx context.Context) (err error) {
 	if err := st.tryPort(ctx, g.service); err != nil {
 		return err
 	}
-	fmt.Fprint(d.out, "\nAll of it was on loopback, and nothing of it is left.\nWith a server of your own: README.md, Quick start.\n")
+	fmt.Fprint(d.out, "\nThe demo used only loopback and leaves nothing behind.\nTo use portknock with your own server, read \"Quick start\" in README.md.\n")
 	return nil
 }
 
-// story prints what happens and keeps where it stands.
+// story prints events and keeps the state that follows from them.
 type story struct {
 	out    io.Writer
 	events <-chan event
 	began  time.Time
 
-	open  bool // the service's port
-	said  int  // lines from the server
-	ended bool // ssh
+	open  bool // the service's port is open
+	said  int  // number of lines that ssh has printed
+	ended bool // ssh has ended
 }
 
 func (s *story) chapter(title string) { fmt.Fprintf(s.out, "\n%s\n", title) }
 
-// tell prints one line, with the milliseconds since the beginning.
+// tell prints one event, with the milliseconds since the story began.
 func (s *story) tell(e event) {
-	ms := float64(e.at.Sub(s.began)) / float64(time.Millisecond)
-	fmt.Fprintf(s.out, "%10.1f ms  %-4s  %s\n", ms, e.who, e.text)
+	ms := float64(e.time.Sub(s.began)) / float64(time.Millisecond)
+	fmt.Fprintf(s.out, "%10.1f ms  %-4s  %s\n", ms, e.actor, e.text)
 }
 
-// until tells what happens until done, which it asks before each event.
+// until prints events until done returns true. It calls done before each event.
 func (s *story) until(ctx context.Context, done func() bool) error {
 	for !done() {
 		select {
@@ -168,7 +170,7 @@ func (s *story) until(ctx context.Context, done func() bool) error {
 				s.said++
 			case ended:
 				if ctx.Err() != nil {
-					return context.Cause(ctx) // that has ended it
+					return context.Cause(ctx) // the end of ctx has ended ssh
 				}
 				if e.err != nil {
 					return e.err
@@ -177,7 +179,7 @@ func (s *story) until(ctx context.Context, done func() bool) error {
 			}
 			s.tell(e)
 			if s.ended && !done() {
-				return errors.New("ssh has ended before the server was done")
+				return errors.New("ssh ended before the SSH server had sent everything")
 			}
 		case <-ctx.Done():
 			return context.Cause(ctx)
@@ -186,22 +188,22 @@ func (s *story) until(ctx context.Context, done func() bool) error {
 	return nil
 }
 
-// tryPort tells that a connection to the service is refused; if it is not, the
-// port has become somebody else's.
+// tryPort connects to the service and prints how that fails. If it does not fail, another
+// program has taken the port, and the error is errPortTaken.
 func (s *story) tryPort(ctx context.Context, service netip.AddrPort) error {
 	dialer := net.Dialer{Timeout: 5 * time.Second}
 	c, err := dialer.DialContext(ctx, "tcp", service.String())
 	if err == nil {
 		c.Close()
-		return errTaken
+		return errPortTaken
 	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	answer := "refused"
+	answer := "connection refused"
 	if e := net.Error(nil); errors.As(err, &e) && e.Timeout() {
 		answer = "no answer"
 	}
-	s.tell(event{at: time.Now(), who: "you", text: fmt.Sprintf("connect to %v: %s", service, answer)})
+	s.tell(event{time: time.Now(), actor: "you", text: fmt.Sprintf("connect to %v: %s", service, answer)})
 	return nil
 }

@@ -17,7 +17,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// connect knocks and connects, with a command name or without.
+// connect is the command that knocks and connects. It also runs if no command is named.
 type connect struct {
 	remote
 	optional, fdpass bool
@@ -29,8 +29,8 @@ func (c *connect) flags(a *app, f *pflag.FlagSet) {
 	f.BoolVarP(&c.fdpass, "fdpass", "F", false, "pass the connected socket to ssh and exit, for ProxyUseFdpass")
 }
 
-// run is what ssh runs. Nothing but the stream, or with -F its socket,
-// goes to stdout.
+// run is what ssh starts as its ProxyCommand. It writes only the stream to stdout, or with
+// -F only the socket of the stream.
 func (c *connect) run(ctx context.Context, a *app, args []string) error {
 	if c.config.path == "-" {
 		return usageError("-c - cannot be used here: standard input carries the connection")
@@ -40,7 +40,8 @@ func (c *connect) run(ctx context.Context, a *app, args []string) error {
 		return err
 	}
 	if c.fdpass {
-		if err := proxy.CanPassFD(a.stdout); err != nil { // before a knock tells anybody that we are here
+		// Check this first, because a knock shows others that this client is here.
+		if err := proxy.CanPassFD(a.stdout); err != nil {
 			return &failure{exitUsage, fmt.Errorf("cannot pass the connection to standard output: %w", err),
 				"use -F only with ProxyUseFdpass yes in ~/.ssh/config"}
 		}
@@ -58,7 +59,7 @@ func (c *connect) run(ctx context.Context, a *app, args []string) error {
 	if err != nil {
 		return err
 	}
-	if text := notInOpenPorts(p, port); text != "" {
+	if text := openPortsWarning(p, port); text != "" {
 		a.log.say(always, "%s: %s", p.Name, text)
 	}
 	d, err := dialer(ctx, p, &a.log)
@@ -73,12 +74,13 @@ func (c *connect) run(ctx context.Context, a *app, args []string) error {
 	if c.fdpass {
 		err = proxy.PassFD(conn, a.stdout)
 	} else {
-		// ssh's master with ControlPersist lives on when ^C ends the command it
-		// was started for. From here on ssh decides when we end.
+		// With ControlPersist, ssh's master stays alive when ^C ends the command that
+		// started it. From here on, ssh decides when portknock ends.
 		signal.Ignore(interrupts...)
 		err = proxy.Splice(ctx, conn, a.stdin, a.stdout)
 	}
-	// The reader of stdout has gone. Splice does not return a peer's EPIPE.
+	// Both errors mean that the reader of stdout has gone: Splice does not return an EPIPE
+	// of conn.
 	if errors.Is(err, context.Canceled) || errors.Is(err, syscall.EPIPE) {
 		return nil
 	}
@@ -91,33 +93,35 @@ var (
 	errReaderGone = errors.New("the calling program no longer reads standard output")
 )
 
-// interruptGrace is how long a ^C may take to reach this program, after ssh has
-// ended by the same ^C.
+// interruptGrace is how long a ^C may take to reach portknock after the same ^C has ended
+// ssh.
 const interruptGrace = 200 * time.Millisecond
 
-// watchCaller cancels a context when the calling program gives up: by SIGHUP,
-// which ssh sends when its ConnectTimeout ends, by SIGTERM, or by closing the pipe
-// that is our stdout. After unwatch both signals act as usual again. The context
-// keeps the first cause. What waits here ends with the process.
+// watchCaller cancels ctx when the calling program gives up. The calling program may send
+// SIGHUP, as ssh does when its ConnectTimeout expires. It may also send SIGTERM, or close
+// the pipe that is portknock's stdout. The context keeps the first cause.
+//
+// After unwatch, both signals have their default effect again. The goroutines of
+// watchCaller end with the process.
 func watchCaller(ctx context.Context, cancel context.CancelCauseFunc, stdout *os.File) (unwatch func()) {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM)
-	if !signal.Ignored(syscall.SIGHUP) { // nohup ignores it
+	if !signal.Ignored(syscall.SIGHUP) { // nohup makes the process ignore SIGHUP
 		signal.Notify(signals, syscall.SIGHUP)
 	}
 	unwatch = func() { signal.Stop(signals) }
 	go func() {
 		<-signals
 		cancel(errStopped)
-		// A shell that ends repeats SIGHUP at once. A later signal ends even a
-		// call that does not watch ctx.
+		// A shell that ends sends SIGHUP again at once; ignore that for a second. A later
+		// signal ends portknock even in a call that does not watch ctx.
 		time.Sleep(time.Second)
 		unwatch()
 	}()
 	gone := proxy.ReaderGone(ctx, stdout)
 	go func() {
 		<-gone
-		// ^C ends ssh too, and the end of ssh may be noticed before the ^C.
+		// ^C also ends ssh. portknock may notice the end of ssh before the ^C.
 		time.Sleep(interruptGrace)
 		cancel(errReaderGone)
 	}()

@@ -13,8 +13,8 @@ import (
 	"github.com/portknock/portknock/proxy"
 )
 
-// connectFailure says what a Dialer's error means: for whom, with which exit code,
-// and what to do about it. Without an error there is no failure.
+// connectFailure turns a Dialer's error into a failure with the profile's name, an exit
+// code and a hint. It returns nil if err is nil.
 func connectFailure(p *profile.Profile, err error) error {
 	if err == nil {
 		return nil
@@ -44,9 +44,9 @@ func connectFailure(p *profile.Profile, err error) error {
 
 const noRouteHint = "this machine has no route to the server: check the network or the VPN"
 
-// notInOpenPorts returns the warning for a port that ssh asks for and the profile
-// does not open; "" for any other port, and for a profile that opens none.
-func notInOpenPorts(p *profile.Profile, port uint16) string {
+// openPortsWarning returns a warning if the profile does not open the port that ssh asks for.
+// It returns "" if the profile opens the port, or if the profile has no OpenPorts.
+func openPortsWarning(p *profile.Profile, port uint16) string {
 	step := knock.Step{Transport: knock.TCP, Port: port}
 	opens := func(r knock.PortRange) bool { return r.Contains(step) }
 	if len(p.OpenPorts) == 0 || slices.ContainsFunc(p.OpenPorts, opens) {
@@ -56,28 +56,28 @@ func notInOpenPorts(p *profile.Profile, port uint16) string {
 		step, strings.Trim(fmt.Sprint(p.OpenPorts), "[]"))
 }
 
-// utc writes a time as a profile and a flag take it.
+// utc formats a time as profiles and flags accept it.
 func utc(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
-// closedHint says where to look when a port stays closed. The last answer decides.
-// If no answer came and the sequence follows the clock, the clock is the first
-// suspect.
+// closedHint returns what to check when a port stays closed. The last answer of the network
+// decides. If no answer came and the sequence depends on the time, the hint names the
+// clocks first.
 func closedHint(p *profile.Profile, closed *proxy.ClosedError, now time.Time) string {
-	until := ""
+	untilKnocks := ""
 	if p.Scheme != "" {
-		until = " until the knocks are right"
+		untilKnocks = " until the knocks are right"
 	}
-	elsewhere := notInOpenPorts(p, closed.Port)
+	unguarded := openPortsWarning(p, closed.Port)
 	switch {
 	case proxy.IsNoRoute(closed):
 		return noRouteHint
 	case closed.Rejected:
-		return "the host may be off or in another network, or a firewall rejects connections" + until
-	case elsewhere != "":
-		return elsewhere
+		return "the host may be off or in another network, or a firewall rejects connections" + untilKnocks
+	case unguarded != "":
+		return unguarded
 	case closed.Refused:
 		return fmt.Sprintf("the server answered: check that sshd listens on port %d\nif sshd listens there, a firewall rejects connections%s",
-			closed.Port, until)
+			closed.Port, untilKnocks)
 	case p.Scheme == "":
 		return "portknock has no profile for this host, so it did not knock"
 	case p.Facts().SingleUse:

@@ -19,18 +19,19 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// emitRules prints or writes the server's rules, or what keeps them fresh.
+// emitRules is the command that prints the server's rules or writes them to a file. With
+// --refresh it prints the systemd units that keep the rules fresh.
 type emitRules struct {
 	config
 	format, policy, allow, output string
 	atEnd, refresh                string
 	horizon                       time.Duration
 	consume, force                bool
-	given                         *pflag.FlagSet // all flags, for upkeep
+	allFlags                      *pflag.FlagSet // all flags of the command, for upkeep
 }
 
 func (c *emitRules) flags(a *app, f *pflag.FlagSet) {
-	c.given = f
+	c.allFlags = f
 	c.config.flags(a, f)
 	f.StringVar(&c.format, "format", "nftables", "`NAME` of the format: "+formatList(rules.Formats(), ", "))
 	f.StringVar(&c.policy, "policy", "guard", "`POLICY` for other ports: guard leaves them alone, drop closes\nthem")
@@ -67,7 +68,7 @@ func (c *emitRules) run(ctx context.Context, a *app, args []string) error {
 		err = format.Emit(&text, guards, o)
 	}
 	if err != nil {
-		return c.refused(err)
+		return c.emitFailure(err)
 	}
 	a.log.warn(warnings)
 	switch {
@@ -79,11 +80,11 @@ func (c *emitRules) run(ctx context.Context, a *app, args []string) error {
 	if err := secret.Replace(o.File, text.Bytes(), nil); err != nil {
 		return err
 	}
-	return c.printEnds(a, guards, o)
+	return c.printValidUntil(a, guards, o)
 }
 
-// guards returns the server's half of several profiles for one server, and what
-// to warn of: a key that opens another server, too, is lost with either.
+// guards returns the guards that the profiles of hosts describe for one server. It warns of
+// a key that also opens another server, because a leak on either server exposes that key.
 func (c *emitRules) guards(ctx context.Context, a *app, hosts []string) (guards []rules.Guard, warnings []string, err error) {
 	file, profiles, err := c.profiles(ctx, a, hosts...)
 	if err != nil {
@@ -101,19 +102,19 @@ func (c *emitRules) guards(ctx context.Context, a *app, hosts []string) (guards 
 			return slices.ContainsFunc(guards, func(g rules.Guard) bool { return g.Name == name })
 		})
 		if len(others) > 0 {
-			own := "use a separate key"
+			advice := "use a separate key"
 			if p.Facts().DerivesKeys {
-				own += ", such as DeriveHostKey makes"
+				advice += ", such as DeriveHostKey makes"
 			}
-			warnings = append(warnings, fmt.Sprintf("%s: this key also opens %s: %s", p.Name, strings.Join(others, ", "), own))
+			warnings = append(warnings, fmt.Sprintf("%s: this key also opens %s: %s", p.Name, strings.Join(others, ", "), advice))
 		}
 	}
 	return guards, warnings, nil
 }
 
-// refused makes a failure of an error of the package rules. The hint is the way
-// out in flags.
-func (c *emitRules) refused(err error) error {
+// emitFailure turns an error of the package rules into a failure. The hint names the flags
+// that help.
+func (c *emitRules) emitFailure(err error) error {
 	f := &failure{code: exitUsage, err: err}
 	r, ok := errors.AsType[*rules.Refusal](err)
 	if !ok {
@@ -131,17 +132,18 @@ func (c *emitRules) refused(err error) error {
 		f.hint = "use --refresh systemd, a shorter --horizon, or " + others
 	case r.Suits != nil:
 		f.hint = "use " + others
-	case r.Option == "Until" && c.horizon == 0 && c.refresh == "": // no end was given
+	case r.Option == "Until" && c.horizon == 0 && c.refresh == "": // the user gave no end time
 		f.hint = "give the rules an end time, such as --horizon 30d"
 	}
 	return f
 }
 
+// formatList joins the names of formats.
 func formatList(names []rules.Format, separator string) string {
 	return strings.ReplaceAll(strings.Trim(fmt.Sprint(names), "[]"), " ", separator)
 }
 
-// ruleOptions returns what the flags say.
+// ruleOptions returns the options that the flags select.
 func (c *emitRules) ruleOptions() (o rules.Options, err error) {
 	switch {
 	case c.policy != "guard" && c.policy != "drop":
@@ -167,9 +169,10 @@ func (c *emitRules) ruleOptions() (o rules.Options, err error) {
 	return o, err
 }
 
-// printEnds prints when rules end, as lines for the profile file; a block each,
-// to be put before the others, if there are several.
-func (c *emitRules) printEnds(a *app, guards []rules.Guard, o rules.Options) error {
+// printValidUntil prints when the rules expire, as ValidUntil lines for the profile file.
+// For several guards it prints a Host block for each; the user puts these blocks before
+// the other blocks of the file.
+func (c *emitRules) printValidUntil(a *app, guards []rules.Guard, o rules.Options) error {
 	text := ""
 	for _, g := range guards {
 		end := rules.Format(c.format).End(g, o)
@@ -182,13 +185,13 @@ func (c *emitRules) printEnds(a *app, guards []rules.Guard, o rules.Options) err
 		}
 		text += line + "\n"
 	}
-	_, err := strings.NewReader(text).WriteTo(a.stdout) // does not write an empty text
+	_, err := strings.NewReader(text).WriteTo(a.stdout) // WriteTo does not write an empty text
 	return err
 }
 
-// upkeep returns how a server emits these rules again.
+// upkeep returns how a server regenerates the rules of these hosts.
 func (c *emitRules) upkeep(hosts []string) (u rules.Upkeep, err error) {
-	program, err := ownPath()
+	program, err := programPath()
 	if err != nil {
 		return u, err
 	}
@@ -206,7 +209,7 @@ func (c *emitRules) upkeep(hosts []string) (u rules.Upkeep, err error) {
 		}
 		words = append(words, "--format", c.format, "--horizon", horizon, "--output", file)
 		for _, name := range []string{"policy", "allow", "at-end", "consume", "force"} {
-			switch f := c.given.Lookup(name); {
+			switch f := c.allFlags.Lookup(name); {
 			case f.Value.String() == f.DefValue:
 			case f.Value.Type() == "bool":
 				words = append(words, "--"+name)
@@ -219,9 +222,9 @@ func (c *emitRules) upkeep(hosts []string) (u rules.Upkeep, err error) {
 	return rules.Upkeep{Command: command, Config: config, Names: hosts}, err
 }
 
-// ownPath returns where this program is, as it was called: what a symbolic link
-// points at may go away with the next version.
-func ownPath() (string, error) {
+// programPath returns the path of this program, as it was called. It does not follow a
+// symbolic link, because the link's target may disappear with the next version.
+func programPath() (string, error) {
 	path, err := exec.LookPath(os.Args[0])
 	if err == nil {
 		path, err = filepath.Abs(path)

@@ -4,5 +4,5 @@ package main
 
 import "os/exec"
 
-// foreground changes nothing: every command can use the console.
+// foreground does nothing, because every command can use the console on these systems.
 func foreground(*exec.Cmd) (done func()) { return func() {} }

@@ -11,9 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// foreground lets a command that has a process group of its own use the terminal:
-// it may want a passphrase, or ^C. A terminal talks to one group only, so if that
-// is ours now, it is the command's until done is called.
+// foreground lets the command c, which has its own process group, use the terminal: c may
+// have to ask for a passphrase, or to receive ^C. A terminal serves only one process group
+// at a time. If it serves portknock's group now, it serves the group of c until done is
+// called.
 func foreground(c *exec.Cmd) (done func()) {
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {
@@ -25,7 +26,8 @@ func foreground(c *exec.Cmd) (done func()) {
 		tty.Close()
 		return func() {}
 	}
-	// Whoever is in the background may not change that, unless it ignores this.
+	// A background process may change the terminal's group only if it ignores SIGTTOU.
+	// portknock is in the background until done is called.
 	signal.Ignore(syscall.SIGTTOU)
 	c.SysProcAttr.Foreground, c.SysProcAttr.Ctty = true, fd
 	return func() {

@@ -12,14 +12,15 @@ import (
 	"github.com/portknock/portknock/proxy"
 )
 
-// This file is the only place that knows a profile, a Dialer and a Guard.
+// This file turns a profile into a Guard or a Dialer. No other file knows both profiles and
+// Guards.
 
-// keyFailure is the failure to read what a profile needs.
+// keyFailure returns the failure for a profile whose keys portknock cannot read or use.
 func keyFailure(p *profile.Profile, err error) error {
 	return &failure{code: exitProfile, err: fmt.Errorf("%s: %w", p.Name, err)}
 }
 
-// guard returns the server's half of a profile.
+// guard returns the Guard that a profile describes: the half for the server.
 func guard(ctx context.Context, p *profile.Profile) (rules.Guard, error) {
 	s, err := p.Server(ctx)
 	if err != nil {
@@ -39,12 +40,13 @@ func guard(ctx context.Context, p *profile.Profile) (rules.Guard, error) {
 	}, nil
 }
 
-// dialer returns the client's half of a profile. Without a Scheme it connects and
-// does not knock.
+// dialer returns the Dialer that a profile describes: the half for the client. If the
+// profile has no Scheme, the Dialer connects without knocking.
 func dialer(ctx context.Context, p *profile.Profile, log *logger) (*proxy.Dialer, error) {
 	d := &proxy.Dialer{Timeout: p.ConnectTimeout, Trace: log.trace}
 	switch {
-	case p.AddressFamily == "inet", p.Facts().IPv4Only: // IPv6 could win the race to a port that stays shut
+	// With IPv4Only, the port stays closed for IPv6, but IPv6 could win the race.
+	case p.AddressFamily == "inet", p.Facts().IPv4Only:
 		d.Family = "ip4"
 	case p.AddressFamily == "inet6":
 		d.Family = "ip6"
@@ -68,7 +70,7 @@ type knocker struct {
 	log     *logger
 }
 
-// source returns the address that knocks and connection leave from.
+// source returns the address from which the knocks and the connection to an address leave.
 func (k *knocker) source(to netip.Addr) (netip.Addr, error) {
 	bind := k.profile.BindAddress
 	switch {
@@ -82,8 +84,9 @@ func (k *knocker) source(to netip.Addr) (netip.Addr, error) {
 	return knock.Source(to)
 }
 
-// interfaceAddr returns an interface's address to reach another from: like ssh,
-// the first of the family that is not link-local, unless the other is.
+// interfaceAddr returns the address of an interface from which to reach the address to.
+// Like ssh, it returns the first address of the same family that is not link-local. If to
+// is link-local, it returns the first link-local address instead.
 func interfaceAddr(name string, to netip.Addr) (netip.Addr, error) {
 	ifi, err := net.InterfaceByName(name)
 	var addrs []net.Addr
@@ -100,14 +103,14 @@ func interfaceAddr(name string, to netip.Addr) (netip.Addr, error) {
 			continue
 		}
 		if addr.IsLinkLocalUnicast() {
-			addr = addr.WithZone(name) // which IPv4 does not have
+			addr = addr.WithZone(name) // IPv4 addresses do not have a zone and stay as they are
 		}
 		return addr, nil
 	}
 	return netip.Addr{}, fmt.Errorf("BindInterface %q has no address that can reach %v", name, to)
 }
 
-// knock sends one round.
+// knock sends the knocks of one round.
 func (k *knocker) knock(ctx context.Context, from, to netip.Addr, round int) error {
 	r, err := k.picker.Round(now(), from, to, round)
 	if err != nil {

@@ -41,7 +41,7 @@ and in ~/.config/portknock/config (mode 0600):
       HostName 203.0.113.7
       Sequence 7000/udp 8000/tcp 9000/udp`
 
-// printHelp prints the usage text, or the page of one command.
+// printHelp is the command that prints the usage text, or the help of one command.
 type printHelp struct{ noFlags }
 
 func (*printHelp) run(_ context.Context, a *app, args []string) error {
@@ -62,9 +62,10 @@ func (*printHelp) run(_ context.Context, a *app, args []string) error {
 	return a.print("%s", text)
 }
 
-// version is set when a release is linked.
+// version is the version of a release. The linker sets it; it is "" in any other build.
 var version string
 
+// printVersion is the command that prints the version.
 type printVersion struct{ noFlags }
 
 func (*printVersion) run(_ context.Context, a *app, _ []string) error {

@@ -15,15 +15,15 @@ import (
 	"time"
 )
 
-// TestInterruptedReading: ^C and ^\ end what waits for a terminal, a pipe or a
-// command.
-func TestInterruptedReading(t *testing.T) {
+// TestInterruptEndsBlockedRead: ^C and ^\ end a portknock that waits for standard input, a
+// pipe or a key command.
+func TestInterruptEndsBlockedRead(t *testing.T) {
 	for _, sig := range []os.Signal{os.Interrupt, syscall.SIGQUIT} {
-		t.Run(sig.String(), func(t *testing.T) { testInterruptedReading(t, sig) })
+		t.Run(sig.String(), func(t *testing.T) { testInterruptEndsBlockedRead(t, sig) })
 	}
 }
 
-func testInterruptedReading(t *testing.T, sig os.Signal) {
+func testInterruptEndsBlockedRead(t *testing.T, sig os.Signal) {
 	for _, command := range []string{
 		"sequence -c - vps",
 		"sequence -c FIFO vps",
@@ -58,7 +58,7 @@ func testInterruptedReading(t *testing.T, sig os.Signal) {
 			c.Env = append(os.Environ(), "HOME="+t.TempDir())
 			var stderr bytes.Buffer
 			c.Stderr = &stderr
-			c.WaitDelay = 10 * time.Second // a KeyCommand that goes on holds it open
+			c.WaitDelay = 10 * time.Second // a KeyCommand that continues to run keeps stderr open
 			var in io.Writer = w
 			if strings.Contains(command, " - ") || strings.HasSuffix(command, " -") {
 				if in, err = c.StdinPipe(); err != nil {
@@ -68,7 +68,8 @@ func testInterruptedReading(t *testing.T, sig os.Signal) {
 			if err := c.Start(); err != nil {
 				t.Fatal(err)
 			}
-			// More than a pipe holds: when all is written, somebody is reading.
+			// The text is larger than a pipe holds: when all of it is written, a process is
+			// reading.
 			_ = w.SetWriteDeadline(time.Now().Add(10 * time.Second))
 			if _, err := in.Write(bytes.Repeat([]byte("#\n"), 1<<16)); err != nil {
 				t.Error(err)
@@ -78,7 +79,7 @@ func testInterruptedReading(t *testing.T, sig os.Signal) {
 			}
 			_ = c.Wait()
 			if code := c.ProcessState.ExitCode(); code != 1 || stderr.String() != "portknock: interrupted\n" {
-				t.Errorf("exit code %d, %q", code, stderr.String())
+				t.Errorf("exit code %d, stderr %q; want 1 and the message that portknock was interrupted", code, stderr.String())
 			}
 		})
 	}

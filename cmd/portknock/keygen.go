@@ -9,7 +9,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// keygen makes a key.
+// keygen is the command that makes a key.
 type keygen struct{ from, host string }
 
 func (c *keygen) flags(_ *app, f *pflag.FlagSet) {
@@ -17,7 +17,7 @@ func (c *keygen) flags(_ *app, f *pflag.FlagSet) {
 	f.StringVar(&c.host, "host", "", "with --from, the profile's `NAME`")
 }
 
-// run prints a key, or writes it to a file that is not there yet.
+// run prints a new key, or writes it to a file that does not exist yet.
 func (c *keygen) run(_ context.Context, a *app, args []string) error {
 	_, err := netip.ParseAddr(c.host)
 	switch {
@@ -25,7 +25,7 @@ func (c *keygen) run(_ context.Context, a *app, args []string) error {
 		return usageError("--from and --host must be used together")
 	case err == nil:
 		return usageError("--host %s: use the profile's name; a key is never derived for an address", c.host)
-	case c.host != "" && profile.CheckHost(c.host) != nil: // no profile can be called so
+	case c.host != "" && profile.CheckHost(c.host) != nil: // no profile can have this name
 		return usageError("--host %.300q is not a host name", c.host)
 	}
 	key := knock.NewKey()

@@ -12,7 +12,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// knockOnly sends knocks for another program that connects.
+// knockOnly is the command that sends knocks for another program, which connects.
 type knockOnly struct {
 	remote
 	wait bool
@@ -49,8 +49,8 @@ func (c *knockOnly) run(ctx context.Context, a *app, args []string) error {
 	return connectFailure(p, err)
 }
 
-// knockOnce sends one round to the first address of each family: which one the
-// program that comes next will use, nobody knows.
+// knockOnce sends one round of knocks to the first address of each family. It cannot know
+// which of these addresses the next program will use.
 func knockOnce(ctx context.Context, d *proxy.Dialer, host string, log *logger) error {
 	ctx, cancel := context.WithTimeout(ctx, d.Timeout)
 	defer cancel()
@@ -60,7 +60,7 @@ func knockOnce(ctx context.Context, d *proxy.Dialer, host string, log *logger) e
 		return err
 	}
 	log.trace(proxy.Event{Kind: proxy.Resolved, At: time.Since(began), Addrs: addrs})
-	sent := map[bool]bool{} // by whether the address is IPv4
+	sent := map[bool]bool{} // families that have their knocks; the key is true for IPv4
 	for _, to := range addrs {
 		if sent[to.Is4()] {
 			continue
@@ -82,8 +82,9 @@ func knockOnce(ctx context.Context, d *proxy.Dialer, host string, log *logger) e
 	return err
 }
 
-// askSSH returns what ssh would connect to for an alias: the HostName and Port
-// of ~/.ssh/config. Without ssh the alias stands for itself.
+// askSSH returns the host and the port to which ssh would connect for an alias: the HostName
+// and Port in ~/.ssh/config. It keeps a port that is not 0. Without ssh, the host is the
+// alias itself.
 func askSSH(ctx context.Context, alias string, port uint16) (string, uint16) {
 	if _, err := netip.ParseAddr(alias); err == nil {
 		return alias, port

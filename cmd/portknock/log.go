@@ -13,21 +13,21 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// The levels of what is said.
+// The levels of messages.
 const (
-	always  = iota
-	verbose // -v
-	secrets // -vv: what is sent, too
+	always  = iota // printed unless -q is given
+	verbose        // printed with -v
+	secrets        // printed with -vv: the knocks that are sent
 )
 
-// logger writes lines to stderr and to a file. ssh with ControlPersist sends
-// our stderr to /dev/null, which is what the file is for.
+// logger writes lines to stderr and to a file. The file is needed because ssh with
+// ControlPersist sends portknock's stderr to /dev/null.
 type logger struct {
 	level  int
 	quiet  bool
-	path   string
-	opened bool
-	file   *os.File // nil if there is no path
+	path   string   // path of the log file, "" for no file
+	opened bool     // open was called
+	file   *os.File // the log file, nil if path is ""
 }
 
 func (l *logger) flags(f *pflag.FlagSet) {
@@ -36,7 +36,7 @@ func (l *logger) flags(f *pflag.FlagSet) {
 	f.StringVar(&l.path, "log-file", os.Getenv("PORTKNOCK_LOG"), "also append what happens to this `FILE`; or set PORTKNOCK_LOG")
 }
 
-// open opens what the flags name.
+// open opens the log file that the flags name, and checks the flags.
 func (l *logger) open(ctx context.Context) (err error) {
 	l.opened = true
 	if l.path != "" {
@@ -53,30 +53,30 @@ func (l *logger) open(ctx context.Context) (err error) {
 	return nil
 }
 
-// say writes a line if its level is asked for, to the file first. The file gets
-// what -v says even without -v, and a time.
+// say writes a line to the file and then to stderr, if the flags ask for its level. The
+// file gets the lines of -v even without -v. In the file, each line starts with the time.
 func (l *logger) say(level int, format string, args ...any) {
 	line := fmt.Sprintf(format, args...)
 	if l.file != nil && level <= max(l.level, verbose) {
 		now := time.Now().UTC().Format("2006-01-02T15:04:05.000Z")
 		fmt.Fprintf(l.file, "%s [%d] %s\n", now, os.Getpid(), strings.TrimSpace(line))
 	}
-	if level <= l.level && (!l.quiet || l.level > 0) { // -q beside -v is an error, which must be seen
+	if level <= l.level && (!l.quiet || l.level > 0) { // -q with -v is an error, which the user must see
 		fmt.Fprintf(os.Stderr, "portknock: %s\n", line)
 	}
 }
 
-// warn says what is no failure.
+// warn writes warnings, which are not failures.
 func (l *logger) warn(lines []string) {
 	for _, line := range lines {
 		l.say(always, "%s", line)
 	}
 }
 
-// trace says what the dialer does.
+// trace writes what the Dialer does.
 func (l *logger) trace(e proxy.Event) {
 	if op, ok := errors.AsType[*net.OpError](e.Err); ok {
-		e.Err = op.Err // the rest stands in the line already
+		e.Err = op.Err // the line already has the other fields of op
 	}
 	text := fmt.Sprintf("round %d: %v %v", e.Round, e.Kind, e.To)
 	switch {

@@ -16,15 +16,15 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// now is the clock that windows are told by. Tests set it.
+// now is the clock that decides which window is current. Tests replace it.
 var now = time.Now
 
-// config has the flags of every command that reads profiles. It says where profiles
-// are looked up and keeps none, so that one process can use several configs.
+// config has the flags of every command that reads profiles. It says where to look up
+// profiles, but does not store profiles. So one process can use several configs.
 type config struct {
-	path     string            // of the profile file; "" for that of [profile.Find], - for standard input
-	options  []string          // -o, as given
-	settings []profile.Setting // check makes them of options; they go before the file's
+	path     string            // path of the profile file; "" to call [profile.Find], - for standard input
+	options  []string          // values of -o, as given
+	settings []profile.Setting // settings from flags, made by check; they override the file
 }
 
 func (c *config) flags(a *app, f *pflag.FlagSet) {
@@ -35,7 +35,7 @@ func (c *config) flags(a *app, f *pflag.FlagSet) {
 
 func (c *config) check() error { return c.set("-o", c.options...) }
 
-// set adds settings. Errors name their source.
+// set adds settings. Its errors name the source.
 func (c *config) set(source string, options ...string) error {
 	for _, text := range options {
 		s, err := profile.ParseSetting(source, text)
@@ -47,7 +47,7 @@ func (c *config) set(source string, options ...string) error {
 	return nil
 }
 
-// find returns the path of the profile file, as [profile.Find] does.
+// find returns the path that -c gives, or else the path and the error of [profile.Find].
 func (c *config) find() (string, error) {
 	if c.path != "" {
 		return c.path, nil
@@ -55,8 +55,8 @@ func (c *config) find() (string, error) {
 	return profile.Find()
 }
 
-// file reads the profile file. An error in it is a failure with the code for
-// profiles; that there is none is fs.ErrNotExist.
+// file reads the profile file. Each error is a failure with exitProfile. If the file does
+// not exist, the error wraps fs.ErrNotExist.
 func (c *config) file(ctx context.Context, a *app) (*profile.File, error) {
 	path, err := c.find()
 	if path == "" {
@@ -68,7 +68,7 @@ func (c *config) file(ctx context.Context, a *app) (*profile.File, error) {
 			if path != "-" {
 				return profile.Load(path)
 			}
-			text, err := a.readForeign(path)
+			text, err := a.readInput(path)
 			if err != nil {
 				return nil, err
 			}
@@ -78,8 +78,8 @@ func (c *config) file(ctx context.Context, a *app) (*profile.File, error) {
 	return file, profileFailure(err, fs.ErrNotExist, "portknock help shows how to write one")
 }
 
-// profileFailure is the failure to find or read a profile, with a hint for when it
-// is missing. Without an error there is no failure.
+// profileFailure returns the failure to find or read a profile. The failure has the hint
+// only if err wraps the error missing. profileFailure returns nil if err is nil.
 func profileFailure(err, missing error, hint string) error {
 	switch {
 	case err == nil:
@@ -90,7 +90,7 @@ func profileFailure(err, missing error, hint string) error {
 	return &failure{code: exitProfile, err: err}
 }
 
-// profiles returns the profiles of hosts, and the file that has them.
+// profiles returns the profiles of hosts, and the file that contains these profiles.
 func (c *config) profiles(ctx context.Context, a *app, hosts ...string) (file *profile.File, all []*profile.Profile, err error) {
 	if file, err = c.file(ctx, a); err != nil {
 		return nil, nil, err
@@ -106,26 +106,26 @@ func (c *config) profiles(ctx context.Context, a *app, hosts ...string) (file *p
 	return file, all, nil
 }
 
-// profile returns the profile of a host for a command that relies on the server's
-// rules: it warns of their end. What it says is no failure, since ssh may get
-// through.
+// profile returns the profile of a host for a command that relies on the server's rules. It
+// warns if these rules expire soon or have expired. This is not a failure, because ssh may
+// still connect.
 func (c *config) profile(ctx context.Context, a *app, host string) (*profile.Profile, error) {
 	_, all, err := c.profiles(ctx, a, host)
 	if err != nil {
 		return nil, err
 	}
-	if end := endOfRules(all[0].ValidUntil, now()); end != "" {
+	if end := expiryWarning(all[0].ValidUntil, now()); end != "" {
 		a.log.say(always, "%s: %s", all[0].Name, end)
 	}
 	return all[0], nil
 }
 
-// remote has the flags of the commands that send something.
+// remote has the flags of the commands that send packets.
 type remote struct {
 	config config
-	name   string // of the profile, if it is not the host's
+	name   string // name of the profile; "" to look up the host
 	v4, v6 bool
-	family string // check makes it of v4 and v6; "" if neither is given
+	family string // inet for v4, inet6 for v6, else ""; check sets it
 }
 
 func (r *remote) flags(a *app, f *pflag.FlagSet) {
@@ -136,7 +136,7 @@ func (r *remote) flags(a *app, f *pflag.FlagSet) {
 }
 
 func (r *remote) check() (err error) {
-	switch { // before the others: a flag of its own outranks -o
+	switch { // before the settings of -o: -4 and -6 override them
 	case r.v4 && r.v6:
 		return usageError("-4 and -6 cannot be used together")
 	case r.v4:
@@ -154,9 +154,9 @@ func (r *remote) withoutKnocks(host string) *profile.Profile {
 	return &profile.Profile{Name: host, AddressFamily: r.family, ConnectTimeout: profile.DefaultConnectTimeout}
 }
 
-// target returns where to connect. A host that names its profile stands for
-// the profile's HostName; any other is an address that the caller, with
-// --profile, has found out already.
+// target returns the host to which to connect. A host that names its profile means the
+// profile's HostName. With --profile, any other host is an address that the caller has
+// already found.
 func (r *remote) target(host string, p *profile.Profile) string {
 	if p.HostName == "" || r.name != "" && !strings.EqualFold(host, r.name) {
 		return host
@@ -164,7 +164,7 @@ func (r *remote) target(host string, p *profile.Profile) string {
 	return p.HostName
 }
 
-// durationVar adds a flag in the words of a profile: 250ms, 30d, 1h30m.
+// durationVar adds a flag for a duration as it is written in a profile: 250ms, 30d, 1h30m.
 func durationVar(f *pflag.FlagSet, d *time.Duration, name, usage string) {
 	f.Func(name, usage, func(s string) (err error) {
 		*d, err = profile.ParseDuration(s)
@@ -172,15 +172,15 @@ func durationVar(f *pflag.FlagSet, d *time.Duration, name, usage string) {
 	})
 }
 
-// endNear is how long before the end of the rules the warnings begin.
-const endNear = 14 * 24 * time.Hour
+// expiryNear is the time before the rules expire in which portknock warns.
+const expiryNear = 14 * 24 * time.Hour
 
-// endOfRules returns what is to be said of rules that end at a time; "" if that
-// is unknown or far away.
-func endOfRules(end, now time.Time) string {
+// expiryWarning returns the warning for rules that expire at the time end. It returns "" if
+// end is unknown, or later than expiryNear from now.
+func expiryWarning(end, now time.Time) string {
 	text := "the rules expire at %s; emit and load new rules, then set ValidUntil"
 	switch {
-	case end.IsZero() || end.Sub(now) > endNear:
+	case end.IsZero() || end.Sub(now) > expiryNear:
 		return ""
 	case !end.After(now):
 		text = "the rules expired at %s; emit and load new rules, then set ValidUntil"
@@ -188,10 +188,11 @@ func endOfRules(end, now time.Time) string {
 	return fmt.Sprintf(text, utc(end))
 }
 
-const maxForeign = 4 << 20 // bytes
+const maxInput = 4 << 20 // largest input that is read, in bytes
 
-// readForeign reads a file to import, or standard input for "-".
-func (a *app) readForeign(path string) ([]byte, error) {
+// readInput reads a file to import, or standard input for "-". Standard input can also be
+// a profile file.
+func (a *app) readInput(path string) ([]byte, error) {
 	in := a.stdin
 	if path != "-" {
 		f, err := os.Open(path)
@@ -201,5 +202,6 @@ func (a *app) readForeign(path string) ([]byte, error) {
 		defer f.Close()
 		in = f
 	}
-	return io.ReadAll(io.LimitReader(in, maxForeign+1)) // the reader says that it is too large
+	// One byte more than maxInput lets the parser report input that is too large.
+	return io.ReadAll(io.LimitReader(in, maxInput+1))
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/portknock/portknock/knock/profile"
 )
 
-func TestEndOfRules(t *testing.T) {
+func TestWarningBeforeAndAfterRulesExpire(t *testing.T) {
 	now := time.Date(2027, 11, 1, 0, 0, 0, 0, time.UTC)
 	const day = 24 * time.Hour
 	const (
@@ -20,24 +20,24 @@ func TestEndOfRules(t *testing.T) {
 	)
 	for _, tt := range []struct {
 		end  time.Time
-		text string // "" if nothing is said
+		text string // "" if a warning is not expected
 	}{
 		{time.Time{}, ""},
-		{now.Add(endNear + 1), ""},
-		{now.Add(endNear), ends},
+		{now.Add(expiryNear + 1), ""},
+		{now.Add(expiryNear), ends},
 		{now.Add(time.Second), ends},
 		{now, ended},
 		{now.Add(-400 * day), ended},
 	} {
 		want := strings.Replace(tt.text, "%s", tt.end.Format(time.RFC3339), 1)
-		if got := endOfRules(tt.end, now); got != want {
-			t.Errorf("%v:\ngot  %s\nwant %s", tt.end, got, want)
+		if got := expiryWarning(tt.end, now); got != want {
+			t.Errorf("rules that expire at %v:\ngot  %s\nwant %s", tt.end, got, want)
 		}
 	}
 }
 
-// TestConfigsAreIndependent: one process looks up two profiles of the same name in
-// two files, with options of their own.
+// TestConfigsAreIndependent: one process looks up profiles of the same name in two files,
+// with other options for each file.
 func TestConfigsAreIndependent(t *testing.T) {
 	a := &app{}
 	for _, tt := range []struct {
@@ -61,14 +61,14 @@ func TestConfigsAreIndependent(t *testing.T) {
 			t.Fatal(err)
 		}
 		if p.Port != tt.port {
-			t.Errorf("port %d, want %d", p.Port, tt.port)
+			t.Errorf("the profile has port %d, want %d", p.Port, tt.port)
 		}
 	}
 }
 
-// TestConnectTimeout: with a profile and without, portknock gives up before an ssh
-// whose ConnectTimeout is 10 s.
-func TestConnectTimeout(t *testing.T) {
+// TestTimeoutIsBelowTenSeconds: portknock gives up before an ssh whose ConnectTimeout is
+// 10 s. This holds with and without a profile.
+func TestTimeoutIsBelowTenSeconds(t *testing.T) {
 	f, err := profile.Parse("file", []byte("Host vps\n    Sequence 7001/udp 8003\n"))
 	if err != nil {
 		t.Fatal(err)
@@ -83,13 +83,14 @@ func TestConnectTimeout(t *testing.T) {
 			t.Fatal(err)
 		}
 		if d.Timeout != 9*time.Second {
-			t.Errorf("scheme %q: %v", p.Scheme, d.Timeout)
+			t.Errorf("scheme %q: the timeout is %v, want 9s", p.Scheme, d.Timeout)
 		}
 	}
 }
 
-// TestEndlessInput: what is too large to be a profile file is not read to its end.
-func TestEndlessInput(t *testing.T) {
+// TestTooLargeProfileIsNotReadToItsEnd: portknock stops reading input that is too large to
+// be a profile file.
+func TestTooLargeProfileIsNotReadToItsEnd(t *testing.T) {
 	endless, err := os.Create(filepath.Join(t.TempDir(), "endless"))
 	if err != nil {
 		t.Fatal(err)
@@ -100,9 +101,9 @@ func TestEndlessInput(t *testing.T) {
 	}
 	a := &app{stdin: endless}
 	if err := a.main(t.Context(), []string{"profile", "list", "-c", "-"}); err == nil || !strings.Contains(err.Error(), "-: the file is larger than") {
-		t.Errorf("got %v", err)
+		t.Errorf("the error is %v, want one that says that the file is too large", err)
 	}
 	if read, err := endless.Seek(0, io.SeekCurrent); err != nil || read > 8<<20 {
-		t.Errorf("%d bytes were read, %v", read, err)
+		t.Errorf("%d bytes were read, error %v; want at most 8 MiB", read, err)
 	}
 }

@@ -1,5 +1,5 @@
-// Command portknock knocks at a closed port and connects to it. It is made for
-// ssh's ProxyCommand; the server's rules come out of the same profile.
+// Command portknock knocks at a closed port and connects to it. It is made for ssh's
+// ProxyCommand. It also generates the rules for the server, from the same profile.
 package main
 
 import (
@@ -22,17 +22,17 @@ import (
 // The exit codes.
 const (
 	exitFailed  = 1 // connecting, splicing or writing failed
-	exitUsage   = 2
-	exitProfile = 3
+	exitUsage   = 2 // the command line is wrong
+	exitProfile = 3 // the profile or a key is missing or wrong
 	exitKnock   = 4 // the knocks could not be sent
 	exitClosed  = 5 // the port did not open in time
 )
 
-// failure is an error with what main makes of it.
+// failure is an error with its exit code and a hint for the user.
 type failure struct {
 	code int
 	err  error
-	hint string // the way out, a step on each line; "" if there is none
+	hint string // what the user can do, a step on each line; "" for no hint
 }
 
 func (f *failure) Error() string { return f.err.Error() }
@@ -42,16 +42,16 @@ func usageError(format string, args ...any) error {
 	return &failure{code: exitUsage, err: fmt.Errorf(format, args...), hint: helpHint}
 }
 
-const helpHint = "portknock help" // report adds the command
+const helpHint = "portknock help" // report adds the name of the command
 
-// app is one call of the program: what its commands share.
+// app has the state of one run of the program. All commands share it.
 type app struct {
 	stdin, stdout *os.File
 	log           logger
-	command       string // the name of the command, once it is known
+	command       string // name of the command; "" until start sets it
 }
 
-// command is a command with its flags.
+// command is a command of portknock, with its flags.
 type command interface {
 	flags(a *app, f *pflag.FlagSet)
 	run(ctx context.Context, a *app, args []string) error
@@ -62,20 +62,20 @@ type noFlags struct{}
 
 func (noFlags) flags(*app, *pflag.FlagSet) {}
 
-// row is one row of the table of commands.
+// row describes a command, or a group of commands, in the table of commands.
 type row struct {
-	name     string  // two words for a command of a group
-	synopsis string  // its flags and operands
-	min, max int     // how many operands it takes
-	takes    string  // the error for any other number of operands
-	command  command // nil for a group, whose commands follow
-	about    string
+	name          string  // name of the command; two words for a command of a group
+	synopsis      string  // flags and operands of the command
+	min, max      int     // smallest and largest number of operands
+	operandsError string  // error text for any other number of operands
+	command       command // nil for a group; the commands of the group follow in the table
+	about         string  // description for the help
 }
 
-const profileTakes = "profile needs list, show HOST or import FILE"
+const profileOperandsError = "profile needs list, show HOST or import FILE"
 
-// table returns the commands, with their flags unset. The struct of a command is in
-// a file of its own.
+// table returns all commands, with their flags unset. The struct of each command is in
+// another file.
 func table() []row {
 	return []row{
 		{"connect", "[FLAGS] HOST PORT", 2, 2, "connect needs HOST and PORT", &connect{},
@@ -88,14 +88,14 @@ func table() []row {
 		{"emit-rules", "[FLAGS] HOST...", 1, math.MaxInt, "emit-rules needs one HOST or more", &emitRules{},
 			"Print the rules that guard the ports of these profiles on a server. The comment above\n" +
 				"the rules has the commands that check them, load them, try them for a minute and undo\nthem."},
-		{"profile", "list|show|import [FLAGS] [HOST|FILE]", 1, math.MaxInt, profileTakes, nil,
+		{"profile", "list|show|import [FLAGS] [HOST|FILE]", 1, math.MaxInt, profileOperandsError, nil,
 			"List the profiles, show one with its defaults, or import the profiles in the\n" +
 				".fwknoprc of fwknop's client."},
-		{"profile list", "[FLAGS]", 0, 0, profileTakes, &profileList{}, "List the profiles, without their secrets."},
-		{"profile show", "[FLAGS] HOST", 1, 1, profileTakes, &profileShow{},
+		{"profile list", "[FLAGS]", 0, 0, profileOperandsError, &profileList{}, "List the profiles, without their secrets."},
+		{"profile show", "[FLAGS] HOST", 1, 1, profileOperandsError, &profileShow{},
 			"Show the profile of HOST with its defaults, as a block of the profile file. The\n" +
 				"output contains the sequence."},
-		{"profile import", "[FLAGS] FILE", 1, 1, profileTakes, &profileImport{},
+		{"profile import", "[FLAGS] FILE", 1, 1, profileOperandsError, &profileImport{},
 			"Import the profiles in the .fwknoprc of fwknop's client. Profiles go to the profile\n" +
 				"file, keys to new files beside it."},
 		{"keygen", "[--from FILE --host NAME] [FILE]", 0, 1, "keygen needs at most one FILE", &keygen{},
@@ -106,6 +106,7 @@ func table() []row {
 	}
 }
 
+// find returns the row of a command or a group, nil if the name is unknown.
 func find(name string) *row {
 	for _, r := range table() {
 		if r.name == name {
@@ -121,9 +122,9 @@ func (r *row) members() []row {
 }
 
 func main() {
-	// A write to a pipe without a reader must fail, and not end the process: a
-	// warning that nobody reads does not cost the login. A KeyCommand would
-	// inherit an ignored signal, but it does not inherit a caught one.
+	// A write to a pipe without a reader must return an error and not end the process:
+	// a warning without a reader must not prevent the login. SIGPIPE is caught and not
+	// ignored, because a KeyCommand inherits an ignored signal, but not a caught one.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 
 	a := &app{stdin: os.Stdin, stdout: os.Stdout}
@@ -139,13 +140,13 @@ func main() {
 	os.Exit(a.report(ctx, a.main(ctx, os.Args[1:])))
 }
 
-// interrupts are the signals of ^C and ^\. Go's own answer to ^\ is a traceback.
+// interrupts are the signals of ^C and ^\. By default, Go prints a traceback for ^\.
 var interrupts = []os.Signal{os.Interrupt, syscall.SIGQUIT}
 
 var errInterrupted = errors.New("interrupted")
 
-// await returns what f returns, or at once when ctx ends, with the cause: f may
-// wait for a terminal, or for the other end of a pipe.
+// await returns what f returns. If ctx ends first, await returns the cause at once and does
+// not wait for f: f may still wait for a terminal, or for the other end of a pipe.
 func await[T any](ctx context.Context, f func() (T, error)) (T, error) {
 	var value T
 	var err error
@@ -162,9 +163,9 @@ func await[T any](ctx context.Context, f func() (T, error)) (T, error) {
 	}
 }
 
-// main finds out what is asked for. ssh gives a host and a port, and a host
-// may be called like a command: so two operands of which the second is a
-// number are a host and a port, whatever the first is.
+// main finds the command that args ask for, and starts it. ssh gives a host and a port, and
+// a host may have the name of a command. So two operands are always a host and a port if
+// the second is a number.
 func (a *app) main(ctx context.Context, args []string) error {
 	r := find("connect")
 	flags := a.flagSet(r)
@@ -185,12 +186,12 @@ func (a *app) main(ctx context.Context, args []string) error {
 	if r = find(flags.Arg(0)); r == nil {
 		return unknownCommand(operands)
 	}
-	// What stood before the command is for the command too.
+	// The flags before the name of the command belong to the command too.
 	return a.start(ctx, r, slices.Concat(args[:len(args)-len(operands)], operands[1:]))
 }
 
-// start runs a command with its flags and operands. The command of a group has the
-// second word of its name in front of its operands.
+// start runs a command with the flags and operands in args. For a command of a group, the
+// second word of its name comes before its operands.
 func (a *app) start(ctx context.Context, r *row, args []string) error {
 	a.command = r.name
 	flags := a.flagSet(r)
@@ -212,18 +213,18 @@ func (a *app) start(ctx context.Context, r *row, args []string) error {
 	}
 	operands := flags.Args()[strings.Count(r.name, " "):]
 	if len(operands) < r.min || len(operands) > r.max {
-		return usageError("%s", r.takes)
+		return usageError("%s", r.operandsError)
 	}
 	return r.command.run(ctx, a, operands)
 }
 
-// startMember starts the command of a group that the first operand names. all are
-// the flags of the group, which have read args.
+// startMember starts the command of a group that the first operand names. The flag set all
+// has the flags of the whole group and has parsed args.
 func (a *app) startMember(ctx context.Context, group *row, all *pflag.FlagSet, args []string) (err error) {
 	name := all.Arg(0)
 	r := find(group.name + " " + name)
 	if r == nil {
-		return usageError("%s", group.takes)
+		return usageError("%s", group.operandsError)
 	}
 	all.Visit(func(f *pflag.Flag) {
 		var takers []string
@@ -242,7 +243,8 @@ func (a *app) startMember(ctx context.Context, group *row, all *pflag.FlagSet, a
 	return a.start(ctx, r, args)
 }
 
-// unknownCommand guesses what was meant.
+// unknownCommand returns the error for operands without a known command. Its hint guesses
+// what the user meant.
 func unknownCommand(operands []string) error {
 	switch {
 	case len(operands) == 0 || len(operands) == 1 && operands[0] == "":
@@ -277,9 +279,10 @@ func (a *app) flagSet(r *row) *pflag.FlagSet {
 	return f
 }
 
-// parse reads flags. One with an empty value is refused: it is a variable that is
-// not set, as in --output "$FILE", and to go on without it would do another thing
-// than what was asked for. Only a log can be turned off like that.
+// parse reads flags. A flag with an empty value is an error, because the value is a variable
+// that is not set, as in --output "$FILE". If portknock went on without the value, it would
+// do something other than the user asked for. Only --log-file may be empty, which turns the
+// log off.
 func parse(f *pflag.FlagSet, args []string) error {
 	return f.ParseAll(args, func(flag *pflag.Flag, value string) error {
 		if value == "" && flag.Value.Type() == "string" && flag.Name != "log-file" {
@@ -289,22 +292,22 @@ func parse(f *pflag.FlagSet, args []string) error {
 	})
 }
 
-// report says on stderr why it failed and returns the exit code.
+// report writes why the command failed to stderr and the log. It returns the exit code.
 func (a *app) report(ctx context.Context, err error) int {
 	if err == nil {
 		return 0
 	}
 	if ctx.Err() != nil {
-		err = context.Cause(ctx) // whatever has come of it
+		err = context.Cause(ctx) // the cause, not an error that followed from it
 	}
 	if e, ok := errors.AsType[*fs.PathError](err); ok && e.Path == os.Stdout.Name() && errors.Is(e, syscall.EPIPE) {
-		return exitFailed // the reader, such as head(1), has all that it wants
+		return exitFailed // a reader such as head(1) has read all that it needs
 	}
 	f := &failure{code: exitFailed, err: err}
 	errors.As(err, &f)
-	if !a.log.opened { // the flags could not be read, so neither could -q
+	if !a.log.opened { // the flags were not read to their end, so -q does not count
 		a.log.quiet = false
-		_ = a.log.open(ctx) // this one error is enough
+		_ = a.log.open(ctx) // report only err, not a second error
 	}
 	if f.hint == helpHint {
 		f.hint = strings.TrimSpace(helpHint + " " + a.command)
@@ -316,7 +319,8 @@ func (a *app) report(ctx context.Context, err error) int {
 	return f.code
 }
 
-// oneLine keeps a text to a line: what comes from elsewhere can hold several.
+// oneLine returns a text on one line. A text from another program or library can have
+// several lines.
 func oneLine(s string) string {
 	return strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == '\n' || r == '\r' }), " ")
 }

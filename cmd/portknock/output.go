@@ -21,9 +21,9 @@ func (a *app) printJSON(v any) error {
 	return e.Encode(v)
 }
 
-// printSecret writes rules or a key to standard output. It warns if that is a file
-// that other users can read: a shell's redirection makes such files. The way out
-// is the argument that names a file.
+// printSecret writes rules or a key to standard output. It warns if standard output is a
+// file that other users can read, because a shell's redirection makes such files. The
+// warning suggests argument, with which portknock writes the file itself.
 func (a *app) printSecret(text []byte, argument string) error {
 	info, err := a.stdout.Stat()
 	if err == nil && runtime.GOOS != "windows" && info.Mode().IsRegular() && info.Mode().Perm()&0o077 != 0 {
@@ -34,7 +34,7 @@ func (a *app) printSecret(text []byte, argument string) error {
 	return err
 }
 
-// createSecret is [secret.Create] with the exit code for a file that exists.
+// createSecret calls [secret.Create]. If the file exists, the error has the code exitUsage.
 func createSecret(path string, text []byte) error {
 	err := secret.Create(path, text)
 	if errors.Is(err, fs.ErrExist) {

@@ -16,7 +16,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// profileImport takes profiles over from another program's file.
+// profileImport is the command that imports profiles from another program's file.
 type profileImport struct {
 	config
 	stanza string
@@ -31,7 +31,7 @@ func (c *profileImport) run(ctx context.Context, a *app, args []string) error {
 	if c.path == "-" {
 		return usageError("profile import writes to the profile file, so -c - cannot be used")
 	}
-	foreign, err := await(ctx, func() ([]byte, error) { return a.readForeign(args[0]) })
+	foreign, err := await(ctx, func() ([]byte, error) { return a.readInput(args[0]) })
 	if err != nil {
 		return &failure{code: exitProfile, err: err}
 	}
@@ -41,28 +41,28 @@ func (c *profileImport) run(ctx context.Context, a *app, args []string) error {
 		return &failure{code: exitProfile, err: err}
 	}
 	path, err := c.find()
-	if path == "" { // or else the file need not be there
+	if path == "" { // an error with a path only means that the file does not exist yet
 		return &failure{code: exitProfile, err: err}
 	}
-	text, like, err := growProfile(path, imports)
+	text, info, err := insertImports(path, imports)
 	if err != nil {
 		return &failure{code: exitProfile, err: err}
 	}
-	done, err := writeImports(path, text, like, imports)
+	done, err := writeImports(path, text, info, imports)
 	if err != nil {
 		return err
 	}
 	return a.print("%s", done)
 }
 
-// growProfile returns the text of the profile file at path with imports in it, and what the
-// file is like; nil if there is none yet.
-func growProfile(path string, imports []importer.Import) (text []byte, like fs.FileInfo, err error) {
-	like, err = os.Stat(path)
+// insertImports returns the text of the profile file at path with imports inserted, and the
+// file's info before the import. info is nil if the file does not exist yet.
+func insertImports(path string, imports []importer.Import) (text []byte, info fs.FileInfo, err error) {
+	info, err = os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		err = nil
-	case err == nil && !like.Mode().IsRegular():
+	case err == nil && !info.Mode().IsRegular():
 		err = fmt.Errorf("%s: not a regular file", path)
 	case err == nil:
 		if _, err = profile.Load(path); err == nil {
@@ -77,14 +77,14 @@ func growProfile(path string, imports []importer.Import) (text []byte, like fs.F
 		blocks = append(blocks, i.Block)
 	}
 	text, err = profile.Insert(path, text, bytes.Join(blocks, []byte("\n")))
-	return text, like, err
+	return text, info, err
 }
 
-// writeImports writes the keys of imports into files beside the profile file at path, and
-// then its text. It returns what it has done, a line each. If anything fails, all is
-// as it was before.
-func writeImports(path string, text []byte, like fs.FileInfo, imports []importer.Import) (done string, err error) {
-	var made []string // folders and files, in this order
+// writeImports writes the keys of imports to files beside the profile file at path, and then
+// writes text to the profile file. It returns a line for each thing that it has done. If
+// anything fails, it removes all files and folders that it has made.
+func writeImports(path string, text []byte, info fs.FileInfo, imports []importer.Import) (done string, err error) {
+	var made []string // folders and files that were made, in this order
 	defer func() {
 		for _, m := range slices.Backward(made) {
 			if err != nil {
@@ -114,5 +114,5 @@ func writeImports(path string, text []byte, like fs.FileInfo, imports []importer
 		}
 		added += "added Host " + i.Name + " to " + path + "\n"
 	}
-	return done + added, secret.Replace(path, text, like)
+	return done + added, secret.Replace(path, text, info)
 }

@@ -12,19 +12,20 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// printed has the flags of profile list and show.
-type printed struct {
+// printFlags has the flags of profile list and profile show.
+type printFlags struct {
 	config
 	json bool
 }
 
-func (c *printed) flags(a *app, f *pflag.FlagSet) {
+func (c *printFlags) flags(a *app, f *pflag.FlagSet) {
 	c.config.flags(a, f)
 	f.BoolVar(&c.json, "json", false, "print JSON")
 }
 
-// profileList prints the blocks of the file, without their secrets.
-type profileList struct{ printed }
+// profileList is the command that prints the blocks of the profile file, without their
+// secrets.
+type profileList struct{ printFlags }
 
 func (c *profileList) run(ctx context.Context, a *app, args []string) error {
 	file, err := c.file(ctx, a)

@@ -4,9 +4,9 @@ import (
 	"context"
 )
 
-// profileShow prints what applies to a host, defaults and all, as a block that
-// could stand in the file. It shows the sequence.
-type profileShow struct{ printed }
+// profileShow is the command that prints all settings of a host, including the defaults, as
+// a block for the profile file. The block contains the sequence.
+type profileShow struct{ printFlags }
 
 func (c *profileShow) run(ctx context.Context, a *app, args []string) error {
 	p, err := c.profile(ctx, a, args[0])

@@ -16,14 +16,14 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-var updateScripts = flag.Bool("update", false, "write what the scripts compare with anew")
+var updateScripts = flag.Bool("update", false, "rewrite the output that the scripts expect")
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"portknock": main})
 }
 
-// TestScripts runs the scripts in testdata/scripts: one behaviour each, against
-// the real command.
+// TestScripts runs the scripts in testdata/scripts with the real command. Each script tests
+// one behavior.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 filepath.Join("..", "..", "testdata", "scripts"),
@@ -35,8 +35,8 @@ func TestScripts(t *testing.T) {
 			for name, days := range map[string]int{"IN_13_DAYS": 13, "IN_15_DAYS": 15} {
 				e.Setenv(name, time.Now().UTC().AddDate(0, 0, days).Format(time.RFC3339))
 			}
-			// Files of a script are made readable by all, which the profile
-			// must not be.
+			// testscript makes all files of a script readable by every user, but portknock
+			// does not accept such a profile.
 			if runtime.GOOS == "windows" {
 				return nil
 			}
@@ -54,7 +54,7 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// exits runs a command that must end with an exit code: exits CODE COMMAND...
+// exits runs a command and checks its exit code and its messages: exits CODE COMMAND...
 func exits(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: exits CODE COMMAND...")
@@ -73,15 +73,16 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	if code != 0 {
 		lines := strings.Count(ts.ReadFile("stderr"), "\n")
 		if hints := strings.Count(ts.ReadFile("stderr"), "portknock: hint: "); lines-hints > 1 || hints > 5 {
-			ts.Fatalf("a failure is one line and a hint of a few lines")
+			ts.Fatalf("a failure must print one line and at most 5 lines of hints")
 		}
 		if out := ts.ReadFile("stdout"); out != "" {
-			ts.Fatalf("a failure printed nothing on stdout, but: %q", out)
+			ts.Fatalf("a failure must print nothing on stdout, but it printed %q", out)
 		}
 	}
 }
 
-// mode checks the permissions of a file, where there are such: mode 600 FILE.
+// mode checks the permissions of a file: mode 600 FILE. Windows does not have such
+// permissions; there, the file only has to exist.
 func mode(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: mode MODE FILE")

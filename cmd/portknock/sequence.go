@@ -12,17 +12,17 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// sequence prints what a client sends.
+// sequence is the command that prints what a client sends.
 type sequence struct {
 	config
-	at      string
-	windows int // 0 if the flag is not given
-	json    bool
+	startTime string // value of --at; "" for now
+	windows   int    // value of --windows; 0 if the flag is not given
+	json      bool
 }
 
 func (c *sequence) flags(a *app, f *pflag.FlagSet) {
 	c.config.flags(a, f)
-	f.StringVar(&c.at, "at", "", "show the sequence for this `TIME`, such as 2006-01-02T15:04:05Z, instead of now")
+	f.StringVar(&c.startTime, "at", "", "show the sequence for this `TIME`, such as 2006-01-02T15:04:05Z, instead of now")
 	f.Func("windows", "show the sequences of `N` windows from that time on, as the server expects them", func(s string) (err error) {
 		if c.windows, err = strconv.Atoi(s); err != nil || c.windows < 1 || c.windows > maxWindows {
 			return fmt.Errorf("not a number from 1 to %d", maxWindows)
@@ -32,27 +32,27 @@ func (c *sequence) flags(a *app, f *pflag.FlagSet) {
 	f.BoolVar(&c.json, "json", false, "print JSON; with --windows, a list")
 }
 
-const maxWindows = 100_000 // of --windows: more than eleven years of hours
+const maxWindows = 100_000 // limit of --windows: more than 11 years of windows of an hour
 
-// answer is what is said of one window.
-type answer struct {
+// windowOutput is the output for one window.
+type windowOutput struct {
 	Name      string    `json:"name"`
 	Scheme    string    `json:"scheme"`
-	Sequences []string  `json:"sequences"` // any one opens; the second half may be of the window before
+	Sequences []string  `json:"sequences"` // each one opens; the second half may be of the previous window
 	From      time.Time `json:"from,omitzero"`
 	Until     time.Time `json:"until,omitzero"`
-	Once      time.Time `json:"once,omitzero"` // for a single use at about that time
+	Once      time.Time `json:"once,omitzero"` // about when the SPA packet, which works once, is valid
 
-	text string // a line for each of Sequences
+	text string // the text to print, a line for each of Sequences
 }
 
-// add adds a sequence, and says when it is valid.
-func (w *answer) add(sequence, valid string) {
+// add adds a sequence. The text valid tells when the sequence is valid.
+func (w *windowOutput) add(sequence, valid string) {
 	w.Sequences = append(w.Sequences, sequence)
 	w.text += fmt.Sprintf("%s  (%s, %s)\n", sequence, w.Scheme, valid)
 }
 
-// packet is the knock of the scheme fwknop with its payload as text.
+// packet formats the knock of the scheme fwknop, with its payload as text.
 func packet(s knock.Sequence) string {
 	step, payload := s[0], string(s[0].Payload)
 	step.Payload = nil
@@ -62,13 +62,13 @@ func packet(s knock.Sequence) string {
 	return step.String() + " " + payload
 }
 
-// run prints the sequence of a host: it is a secret, and asked for.
+// run prints the sequence of a host. The sequence is secret, but the user asks for it here.
 func (c *sequence) run(ctx context.Context, a *app, args []string) error {
-	at := now()
-	if c.at != "" {
+	t := now()
+	if c.startTime != "" {
 		var err error
-		if at, err = time.Parse(time.RFC3339, c.at); err != nil {
-			return usageError("--at %q is not a time such as 2006-01-02T15:04:05Z", c.at)
+		if t, err = time.Parse(time.RFC3339, c.startTime); err != nil {
+			return usageError("--at %q is not a time such as 2006-01-02T15:04:05Z", c.startTime)
 		}
 	}
 	p, err := c.profile(ctx, a, args[0])
@@ -79,41 +79,41 @@ func (c *sequence) run(ctx context.Context, a *app, args []string) error {
 	if err != nil {
 		return keyFailure(p, err)
 	}
-	var answers []answer
+	var windows []windowOutput
 	var text strings.Builder
 	for range max(c.windows, 1) {
-		w := answer{Name: p.Name, Scheme: p.Scheme}
-		if err := w.addAt(picker, at, c.windows == 0); err != nil {
+		w := windowOutput{Name: p.Name, Scheme: p.Scheme}
+		if err := w.addAt(picker, t, c.windows == 0); err != nil {
 			return keyFailure(p, err)
 		}
-		answers = append(answers, w)
+		windows = append(windows, w)
 		text.WriteString(w.text)
-		if at = w.Until; at.IsZero() { // for ever
+		if t = w.Until; t.IsZero() { // this profile does not have windows
 			break
 		}
 	}
 	switch {
 	case c.json && c.windows > 0:
-		return a.printJSON(answers)
+		return a.printJSON(windows)
 	case c.json:
-		return a.printJSON(answers[0])
+		return a.printJSON(windows[0])
 	}
 	return a.print("%s", &text)
 }
 
-// addAt adds the sequences that open at a time. With overlap, it also adds the
-// sequences of the previous window that still open.
-func (w *answer) addAt(picker knock.Picker, at time.Time, overlap bool) error {
+// addAt adds the sequences that open the port at the time t. With overlap, it also adds the
+// sequences of the previous window that still open the port at t.
+func (w *windowOutput) addAt(picker knock.Picker, t time.Time, overlap bool) error {
 	client, scheduled := picker.(knock.Client)
 	if !scheduled {
-		r, err := picker.Round(at, netip.IPv4Unspecified(), netip.IPv4Unspecified(), 0)
+		r, err := picker.Round(t, netip.IPv4Unspecified(), netip.IPv4Unspecified(), 0)
 		if err == nil {
-			w.Once = at.UTC().Truncate(time.Second)
+			w.Once = t.UTC().Truncate(time.Second)
 			w.add(packet(r.Send), "once, at about "+utc(w.Once))
 		}
 		return err
 	}
-	current, previous, window, err := client.Open(at)
+	current, previous, window, err := client.Open(t)
 	w.From, w.Until = window.Start, window.End
 	valid := "always"
 	if !w.Until.IsZero() {

@@ -16,10 +16,10 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// libraries are the folders of the packages that others can import.
+// libraries are the folders of the packages that other modules can import.
 var libraries = []string{"knock", "knock/importer", "knock/profile", "knock/rules", "knock/secret", "knock/spa", "proxy"}
 
-// eachFile calls f for each file of the product in a folder, but for tests.
+// eachFile calls f for each Go file in a folder except tests.
 func eachFile(t *testing.T, dir string, f func(name string, set *token.FileSet, file *ast.File)) {
 	t.Helper()
 	for _, name := range goFiles(t, filepath.Join("..", "..", filepath.FromSlash(dir))) {
@@ -32,8 +32,8 @@ func eachFile(t *testing.T, dir string, f func(name string, set *token.FileSet, 
 	}
 }
 
-// compared returns the string literals that a file compares with something, by ==,
-// != or a switch.
+// compared returns the string literals that a file compares with something, with ==, != or a
+// case of a switch. The map's values are the strings without quotes.
 func compared(file *ast.File) map[*ast.BasicLit]string {
 	found := map[*ast.BasicLit]string{}
 	note := func(exprs ...ast.Expr) {
@@ -57,13 +57,13 @@ func compared(file *ast.File) map[*ast.BasicLit]string {
 	return found
 }
 
-// TestSchemesAreKnownToProfileOnly: what differs from scheme to scheme is in
-// knock/profile. Nobody else compares with a scheme's name.
-func TestSchemesAreKnownToProfileOnly(t *testing.T) {
+// TestOnlyProfileComparesSchemeNames: knock/profile has everything that differs from scheme
+// to scheme. No other package compares a string with a scheme's name.
+func TestOnlyProfileComparesSchemeNames(t *testing.T) {
 	_, err := profile.ParseSetting("-o", "Scheme=?")
 	_, names, ok := strings.Cut(err.Error(), "the schemes are ")
 	if !ok {
-		t.Fatalf("the error names no schemes: %v", err)
+		t.Fatalf("the error does not list the schemes: %v", err)
 	}
 	schemes := strings.Split(names, ", ")
 	for _, dir := range append(slices.Clone(libraries), "cmd/portknock") {
@@ -73,31 +73,32 @@ func TestSchemesAreKnownToProfileOnly(t *testing.T) {
 		eachFile(t, dir, func(name string, set *token.FileSet, file *ast.File) {
 			for lit, text := range compared(file) {
 				if slices.Contains(schemes, text) {
-					t.Errorf("%v: compares with the scheme %q", set.Position(lit.Pos()), text)
+					t.Errorf("%v: compares a string with the scheme %q; only knock/profile may", set.Position(lit.Pos()), text)
 				}
 			}
 		})
 	}
 }
 
-// TestFormatsAreKnownToTheTableOnly: the name of a format stands in the table of
-// formats and in the format's own file.
-func TestFormatsAreKnownToTheTableOnly(t *testing.T) {
+// TestOnlyFormatFilesCompareFormatNames: only the table of formats, and the files whose names
+// begin with a format's name, compare a string with that name.
+func TestOnlyFormatFilesCompareFormatNames(t *testing.T) {
 	for _, dir := range []string{"knock/rules", "cmd/portknock"} {
 		eachFile(t, dir, func(name string, set *token.FileSet, file *ast.File) {
 			base := filepath.Base(name)
 			for lit, text := range compared(file) {
 				if slices.Contains(rules.Formats(), rules.Format(text)) && base != "format.go" && !strings.HasPrefix(base, text) {
-					t.Errorf("%v: compares with the format %q", set.Position(lit.Pos()), text)
+					t.Errorf("%v: compares a string with the format %q; only format.go and the format's file may", set.Position(lit.Pos()), text)
 				}
 			}
 		})
 	}
 }
 
-// TestLibrariesNameNoFlags: a user of a library has no flags. Errors and doc
-// comments of the libraries name none. Text that is emitted for a server may.
-func TestLibrariesNameNoFlags(t *testing.T) {
+// TestLibrariesDoNotNameFlags: a program that uses a library does not have portknock's flags.
+// So errors and doc comments of the libraries do not name flags. Text that is emitted for a
+// server may name flags.
+func TestLibrariesDoNotNameFlags(t *testing.T) {
 	var names []string
 	for _, r := range table() {
 		new(app).flagSet(&r).VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
@@ -108,7 +109,7 @@ func TestLibrariesNameNoFlags(t *testing.T) {
 		eachFile(t, dir, func(name string, set *token.FileSet, file *ast.File) {
 			check := func(pos token.Pos, text string) {
 				if found := flag.FindString(text); found != "" {
-					t.Errorf("%v: names the flag %q", set.Position(pos), strings.TrimSpace(found))
+					t.Errorf("%v: the text of a library names the flag %q", set.Position(pos), strings.TrimSpace(found))
 				}
 			}
 			if file.Doc != nil {

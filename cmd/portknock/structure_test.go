@@ -12,8 +12,8 @@ import (
 	"testing"
 )
 
-// dependencies are the modules that the command is linked with, each for a
-// reason that stands in the README's table.
+// dependencies lists the modules that the command may be linked with. The README's table
+// gives the reason for each module.
 var dependencies = []string{
 	"github.com/adrg/xdg",
 	"github.com/kevinburke/ssh_config",
@@ -22,29 +22,30 @@ var dependencies = []string{
 	"golang.org/x/sys",
 }
 
-// TestDependencies holds down what the command is linked with, on every system.
-func TestDependencies(t *testing.T) {
+// TestCommandLinksOnlyListedModules checks the modules of the command on every system.
+func TestCommandLinksOnlyListedModules(t *testing.T) {
 	for _, system := range []string{"linux", "darwin", "windows", "freebsd", "openbsd"} {
 		c := exec.Command("go", "list", "-buildvcs=false", "-deps", "-f", "{{with .Module}}{{.Path}}{{end}}", ".")
 		c.Env = append(os.Environ(), "GOOS="+system, "CGO_ENABLED=0")
-		var said strings.Builder
-		c.Stderr = &said
+		var stderr strings.Builder
+		c.Stderr = &stderr
 		out, err := c.Output()
 		if err != nil {
-			t.Fatalf("%v\n%s", err, said.String())
+			t.Fatalf("%v\n%s", err, stderr.String())
 		}
 		got := strings.Fields(string(out))
 		slices.Sort(got)
 		for _, module := range slices.Compact(got) {
 			if !slices.Contains(dependencies, module) {
-				t.Errorf("%s: linked with %s, which is not on the list", system, module)
+				t.Errorf("%s: the command is linked with %s, which is not in dependencies", system, module)
 			}
 		}
 	}
 }
 
-// TestArrows holds down who may import whom.
-func TestArrows(t *testing.T) {
+// TestPackagesImportOnlyAllowedPackages checks which packages of this module may import which
+// others.
+func TestPackagesImportOnlyAllowedPackages(t *testing.T) {
 	const ours = "github.com/portknock/portknock/"
 	allowed := map[string][]string{
 		"knock":          nil,
@@ -56,17 +57,17 @@ func TestArrows(t *testing.T) {
 		"knock/rules":    {"knock", "knock/spa"},
 		"cmd/portknock":  {"knock", "knock/importer", "knock/profile", "knock/rules", "knock/secret", "knock/spa", "proxy"},
 	}
-	for dir, may := range allowed {
+	for dir, mayImport := range allowed {
 		for _, imported := range imports(t, filepath.Join("..", "..", filepath.FromSlash(dir))) {
-			if name, is := strings.CutPrefix(imported, ours); is && !slices.Contains(may, name) {
-				t.Errorf("%s imports %s", dir, name)
+			if name, isOurs := strings.CutPrefix(imported, ours); isOurs && !slices.Contains(mayImport, name) {
+				t.Errorf("%s imports %s, which is not allowed", dir, name)
 			}
 		}
 	}
 }
 
-// TestWire: only halves.go turns a profile into a Dialer or a Guard.
-func TestWire(t *testing.T) {
+// TestOnlyHalvesImportsProfileAndRules: only halves.go turns a profile into a Dialer or a Guard.
+func TestOnlyHalvesImportsProfileAndRules(t *testing.T) {
 	for _, file := range goFiles(t, ".") {
 		got := fileImports(t, file)
 		rules, profile := false, false
@@ -75,13 +76,13 @@ func TestWire(t *testing.T) {
 			profile = profile || strings.HasSuffix(i, "/knock/profile")
 		}
 		if rules && profile && filepath.Base(file) != "halves.go" {
-			t.Errorf("%s knows profiles and guards at once", file)
+			t.Errorf("%s imports both knock/profile and knock/rules; only halves.go may", file)
 		}
 	}
 }
 
-// TestPackageComments: each package says what it is for, in one place.
-func TestPackageComments(t *testing.T) {
+// TestEachPackageHasOnePackageComment: each package describes its purpose in exactly one file.
+func TestEachPackageHasOnePackageComment(t *testing.T) {
 	err := filepath.WalkDir(filepath.Join("..", ".."), func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() {
 			return err
@@ -101,7 +102,7 @@ func TestPackageComments(t *testing.T) {
 			}
 		}
 		if len(files) > 0 && comments != 1 {
-			t.Errorf("%s has %d package comments", path, comments)
+			t.Errorf("%s has %d package comments, want 1", path, comments)
 		}
 		return nil
 	})
@@ -110,7 +111,7 @@ func TestPackageComments(t *testing.T) {
 	}
 }
 
-// goFiles returns the Go files of a folder that are no tests.
+// goFiles returns the Go files of a folder except tests.
 func goFiles(t *testing.T, dir string) []string {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(dir, "*.go"))
@@ -144,9 +145,9 @@ func fileImports(t *testing.T, file string) (all []string) {
 	return all
 }
 
-// TestBinarySize: people copy the binary to machines without much room.
-func TestBinarySize(t *testing.T) {
-	const most = 5_000_000
+// TestStrippedBinaryIsSmall: users copy the binary to machines with little storage.
+func TestStrippedBinaryIsSmall(t *testing.T) {
+	const maxSize = 5_000_000 // bytes
 	file := filepath.Join(t.TempDir(), "portknock")
 	c := exec.Command("go", "build", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w", "-o", file, ".")
 	c.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -158,7 +159,7 @@ func TestBinarySize(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("%d bytes", info.Size())
-	if info.Size() > most {
-		t.Errorf("the stripped binary has %d bytes, more than %d", info.Size(), most)
+	if info.Size() > maxSize {
+		t.Errorf("the stripped binary has %d bytes, more than %d", info.Size(), maxSize)
 	}
 }
