@@ -13,7 +13,7 @@ import (
 )
 
 // enter is the first thing a process does: it may be one of the lab's hosts.
-func enter() { lab.Main() }
+func runLabHost() { lab.Main() }
 
 const oneWay = 20 * time.Millisecond
 
@@ -41,14 +41,14 @@ var (
 		link:        "IPv6 black-holed",
 		wan:         lab.WAN{Delay: oneWay},
 		server:      nftables,
-		contestants: []contestant{both, onlyIPv4},
+		contestants: []contestant{portknockBoth, portknockIPv4},
 		prepare:     blackHole,
 	}
 	steered = grid{
 		link:        "receive-steered",
 		wan:         lab.WAN{Delay: oneWay},
 		server:      nftables,
-		contestants: []contestant{ncOpen, portknock3, portknock10, token, cheap(knockNC)},
+		contestants: []contestant{ncOpen, portknock3, portknock10, token, notNeeded(knockNC)},
 		prepare:     steer,
 	}
 	noDelay = grid{
@@ -56,7 +56,7 @@ var (
 		server:      nftables,
 		contestants: []contestant{ncOpen, portknock3, ncatOpen, socatOpen},
 	}
-	quiet = []grid{cleanNftables, cleanKnockd, cleanFwknopd, blackHoled, steered, noDelay}
+	sequentialGrids = []grid{cleanNftables, cleanKnockd, cleanFwknopd, blackHoled, steered, noDelay}
 )
 
 // The grids in which a run is mostly spent waiting, measured a few at a time.
@@ -71,37 +71,37 @@ var (
 		link:        "loss 20 %",
 		wan:         lab.WAN{Delay: oneWay, Loss: .20, Seed: 2},
 		server:      nftables,
-		contestants: []contestant{ncOpen, portknock3, cheap(knockNC)},
+		contestants: []contestant{ncOpen, portknock3, notNeeded(knockNC)},
 	}
 	reordered = grid{
 		link:        "reordered 20 %",
 		wan:         lab.WAN{Delay: oneWay, Reorder: .20, ReorderBy: 5 * time.Millisecond, Seed: 3},
 		server:      nftables,
-		contestants: []contestant{ncOpen, portknock3, portknock10, token, cheap(knockNC)},
+		contestants: []contestant{ncOpen, portknock3, portknock10, token, notNeeded(knockNC)},
 	}
 	duplicated = grid{
 		link:        "duplicated 10 %",
 		wan:         lab.WAN{Delay: oneWay, Duplicate: .10, Seed: 4},
 		server:      nftables,
-		contestants: []contestant{ncOpen, portknock3, portknock10, token, cheap(knockNC)},
+		contestants: []contestant{ncOpen, portknock3, portknock10, token, notNeeded(knockNC)},
 	}
 	slow = grid{
 		link:        "slow, 300 ms",
 		wan:         lab.WAN{Delay: 150 * time.Millisecond},
 		server:      nftables,
-		contestants: []contestant{ncOpen, portknock3, cheap(knockNC)},
+		contestants: []contestant{ncOpen, portknock3, notNeeded(knockNC)},
 	}
 	jittery = grid{
 		link:        "jitter 20 ms",
 		wan:         lab.WAN{Delay: oneWay, Jitter: oneWay, Seed: 5},
 		server:      nftables,
-		contestants: []contestant{ncOpen, portknock3, cheap(knockNC)},
+		contestants: []contestant{ncOpen, portknock3, notNeeded(knockNC)},
 	}
 	loss5Knockd = grid{
 		link:        "loss 5 %",
 		wan:         lab.WAN{Delay: oneWay, Loss: .05, Seed: 6},
 		server:      knockd,
-		contestants: []contestant{portknock3, cheap(knockNC)},
+		contestants: []contestant{portknock3, notNeeded(knockNC)},
 	}
 	loss5Fwknopd = grid{
 		link:        "loss 5 %",
@@ -109,14 +109,14 @@ var (
 		server:      fwknopd,
 		contestants: []contestant{portknockSPA, fwknopNC},
 	}
-	bad = []grid{loss5, loss20, reordered, duplicated, slow, jittery, loss5Knockd, loss5Fwknopd}
+	parallelGrids = []grid{loss5, loss20, reordered, duplicated, slow, jittery, loss5Knockd, loss5Fwknopd}
 )
 
-// atATime is how many of the bad grids are measured at a time.
-const atATime = 3
+// parallelLimit is how many of the bad grids are measured at a time.
+const parallelLimit = 3
 
 // cheap has a contestant drop out when it is slow.
-func cheap(c contestant) contestant {
+func notNeeded(c contestant) contestant {
 	c.needed = false
 	return c
 }
@@ -149,12 +149,12 @@ func measure(ctx context.Context, o *options) (*Report, error) {
 		if err := build(ctx, t, o); err != nil {
 			return err
 		}
-		for _, g := range quiet {
+		for _, g := range sequentialGrids {
 			if err := r.addCells(g.cells(ctx, o)); err != nil {
 				return err
 			}
 		}
-		if err := r.disturbed(ctx, o); err != nil {
+		if err := r.measureParallel(ctx, o); err != nil {
 			return err
 		}
 		return r.costs(ctx, o)
@@ -175,16 +175,16 @@ func (r *Report) addCells(cells []Cell, missing []string, err error) error {
 }
 
 // disturbed measures the bad grids, some at a time, and reports them in order.
-func (r *Report) disturbed(ctx context.Context, o *options) error {
+func (r *Report) measureParallel(ctx context.Context, o *options) error {
 	type result struct {
 		cells   []Cell
 		missing []string
 		err     error
 	}
-	results := make([]result, len(bad))
+	results := make([]result, len(parallelGrids))
 	var all sync.WaitGroup
-	slots := make(chan struct{}, atATime)
-	for i, g := range bad {
+	slots := make(chan struct{}, parallelLimit)
+	for i, g := range parallelGrids {
 		slots <- struct{}{}
 		all.Go(func() {
 			defer func() { <-slots }()

@@ -12,8 +12,8 @@ import (
 	"github.com/portknock/portknock/cmd/internal/lab"
 )
 
-// TestRun measures a cell and looks at the report's shape, not at its figures.
-func TestRun(t *testing.T) {
+// TestMeasureSelectedCells measures a cell and looks at the report's shape, not at its figures.
+func TestMeasureSelectedCells(t *testing.T) {
 	lab.Require(t, "nft", "nc")
 	lab.NewHost(t, "any") // or it is skipped: measure would call it a failure
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -62,7 +62,7 @@ func TestRun(t *testing.T) {
 	t.Logf("%+v", r)
 }
 
-func TestJudge(t *testing.T) {
+func TestJudgeSetsVerdicts(t *testing.T) {
 	t.Parallel()
 	r := sample()
 	r.judge()
@@ -88,14 +88,16 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// TestUnmeasuredCell: a target about what no run measures is a fault of the program,
+// TestTargetOfUnmeasuredCellPanics: a target about what no run measures is a fault of the program,
 // and does not pass for one that was not measured.
-func TestUnmeasuredCell(t *testing.T) {
+func TestTargetOfUnmeasuredCellPanics(t *testing.T) {
 	t.Parallel()
 	for name, ask := range map[string]func(*Report){
 		"contestant": func(r *Report) { r.median(cleanKnockd, fwknopNC) },
 		"renamed":    func(r *Report) { r.median(cleanNftables, portknock(", 4 knocks", "vps", guardedPort)) },
-		"grid":       func(r *Report) { r.succeed(grid{link: "loss 6 %", server: nftables, contestants: loss5.contestants}) },
+		"grid": func(r *Report) {
+			r.allSucceed(grid{link: "loss 6 %", server: nftables, contestants: loss5.contestants})
+		},
 	} {
 		func() {
 			defer func() {
@@ -108,9 +110,9 @@ func TestUnmeasuredCell(t *testing.T) {
 	}
 }
 
-// TestGuarded: a fault ends what is measured, cleans up in reverse order, and is
+// TestGuardedCleansUpAndReturnsFailure: a fault ends what is measured, cleans up in reverse order, and is
 // returned.
-func TestGuarded(t *testing.T) {
+func TestGuardedCleansUpAndReturnsFailure(t *testing.T) {
 	t.Parallel()
 	var order []int
 	err := guarded(func(t *tb) error {
@@ -130,7 +132,7 @@ func TestGuarded(t *testing.T) {
 	}
 }
 
-func TestKernelVersion(t *testing.T) {
+func TestKernelVersionOmitsSuffix(t *testing.T) {
 	t.Parallel()
 	for release, want := range map[string]string{"6.18.44": "6.18.44", "6.1.0-13-amd64": "6.1.0", "5.15-acme+": "5.15"} {
 		if got := kernelVersion(release); got != want {

@@ -12,11 +12,11 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	enter()
+	runLabHost()
 	os.Exit(m.Run())
 }
 
-func TestQuantile(t *testing.T) {
+func TestQuantileAndMedian(t *testing.T) {
 	t.Parallel()
 	twenty := make([]float64, 20)
 	for i := range twenty {
@@ -68,7 +68,7 @@ func sample() *Report {
 	}
 }
 
-func TestPrint(t *testing.T) {
+func TestPrintAlignsTables(t *testing.T) {
 	t.Parallel()
 	var b bytes.Buffer
 	if err := sample().print(&b); err != nil {
@@ -88,7 +88,7 @@ func TestPrint(t *testing.T) {
 	}
 }
 
-func TestWrite(t *testing.T) {
+func TestWriteJSONAndMarkdown(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	for path, base := range map[string]string{dir: "bench", filepath.Join(dir, "other"): "other"} {
@@ -124,7 +124,7 @@ func TestWrite(t *testing.T) {
 	}
 }
 
-func TestParse(t *testing.T) {
+func TestParseFlags(t *testing.T) {
 	t.Parallel()
 	o, err := parse([]string{"--quick", "--only", "^clean/", "--output", "x"})
 	if err != nil || o.runs != 1 || !o.wants("clean/a") || o.wants("unclean/a") || o.output != "x" {

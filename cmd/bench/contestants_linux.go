@@ -31,7 +31,7 @@ const twoFamilies = "both.example"
 
 // fresh has the server forget which tokens are spent, before the clock starts:
 // no user comes from another address each second, as a contestant does.
-func fresh(c contestant) contestant {
+func forgetSpentTokens(c contestant) contestant {
 	argv := c.argv
 	c.argv = func(r *rig, from netip.Addr) []string {
 		for _, set := range []string{"used", "usedby4"} {
@@ -76,11 +76,11 @@ func ncTo(port uint16) contestant {
 var (
 	portknock3  = portknock(", 3 knocks", "vps", guardedPort)
 	portknock10 = portknock(", 10 knocks", "long", longPort)
-	token       = fresh(portknock(", token", "token", guardedPort))
+	token       = forgetSpentTokens(portknock(", token", "token", guardedPort))
 	// The same server, keys and packets as those of the fwknop client.
-	portknockSPA = portknock(", fwknop", "fwknop", guardedPort)
-	both         = portknock("", twoFamilies, guardedPort)
-	onlyIPv4     = portknock(" -4", twoFamilies, guardedPort, "-4")
+	portknockSPA  = portknock(", fwknop", "fwknop", guardedPort)
+	portknockBoth = portknock("", twoFamilies, guardedPort)
+	portknockIPv4 = portknock(" -4", twoFamilies, guardedPort, "-4")
 
 	ncOpen   = ncTo(openPort)
 	ncatOpen = contestant{

@@ -43,7 +43,7 @@ func (r *Report) costs(ctx context.Context, o *options) error {
 	return nil
 }
 
-func (r *Report) figureIs(name string, value float64, unit string) {
+func (r *Report) addFigure(name string, value float64, unit string) {
 	r.Figures = append(r.Figures, Figure{name, value, unit})
 }
 
@@ -66,7 +66,7 @@ func (r *Report) startUp(ctx context.Context, o *options) error {
 		}
 		for i, name := range []string{"portknock version", "nc -h"} {
 			if len(times[i]) > 0 {
-				r.figureIs("start and end of "+name, median(times[i]), "ms")
+				r.addFigure("start and end of "+name, median(times[i]), "ms")
 			}
 		}
 		return nil
@@ -81,16 +81,16 @@ func (r *Report) keystroke(ctx context.Context, o *options) error {
 		keys = 20
 	}
 	return guarded(func(t *tb) error {
-		hosts := newCable(t, o.portknock)
+		hosts := newDirectRig(t, o.portknock)
 		hosts.server.Serve(t, echoPort, func(c net.Conn) { _, _ = io.Copy(c, c) })
-		var typists []contestant
+		var selected []contestant
 		for _, c := range []contestant{ncTo(echoPort), portknockTo(echoPort)} {
 			if installed(c.programs) {
-				typists = append(typists, c)
+				selected = append(selected, c)
 			}
 		}
-		sessions, times := make([]*process, len(typists)), make([][]float64, len(typists))
-		for i, c := range typists {
+		sessions, times := make([]*process, len(selected)), make([][]float64, len(selected))
+		for i, c := range selected {
 			p, err := start(hosts.client, c.argv(hosts, netip.Addr{}))
 			if err != nil {
 				return err
@@ -109,7 +109,7 @@ func (r *Report) keystroke(ctx context.Context, o *options) error {
 					_, err = io.ReadFull(p.out, key)
 				}
 				if err != nil {
-					return errors.Join(fmt.Errorf("%s: %w", typists[i].name, err), p.said())
+					return errors.Join(fmt.Errorf("%s: %w", selected[i].name, err), p.stderrError())
 				}
 				if n > 0 { // the first waits for the connection
 					times[i] = append(times[i], float64(time.Since(began).Nanoseconds())/1000)
@@ -119,9 +119,9 @@ func (r *Report) keystroke(ctx context.Context, o *options) error {
 				return context.Cause(ctx)
 			}
 		}
-		for i, c := range typists {
-			r.figureIs("a keystroke and its echo, "+c.name+", median", median(times[i]), "µs")
-			r.figureIs("a keystroke and its echo, "+c.name+", p95", quantile(times[i], 0.95), "µs")
+		for i, c := range selected {
+			r.addFigure("a keystroke and its echo, "+c.name+", median", median(times[i]), "µs")
+			r.addFigure("a keystroke and its echo, "+c.name+", p95", quantile(times[i], 0.95), "µs")
 		}
 		return nil
 	})
@@ -136,7 +136,7 @@ func (r *Report) stalled(ctx context.Context, o *options) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	return guarded(func(t *tb) error {
-		hosts := newCable(t, o.portknock)
+		hosts := newDirectRig(t, o.portknock)
 		full := make(chan struct{})
 		hosts.server.Serve(t, down.port, func(c net.Conn) {
 			for err := error(nil); err == nil; {
@@ -167,14 +167,14 @@ func (r *Report) stalled(ctx context.Context, o *options) error {
 		if err != nil {
 			return err
 		}
-		r.figureIs(figureStalled, 100*float64(after-before)/float64(span), "%")
+		r.addFigure(figureStalled, 100*float64(after-before)/float64(span), "%")
 		return nil
 	})
 }
 
 // crowd has many connect at once from one address, through one server's rules.
 func (r *Report) crowd(ctx context.Context, o *options) error {
-	size := crowd
+	size := crowdSize
 	if o.quick {
 		size = 10
 	}
@@ -183,7 +183,7 @@ func (r *Report) crowd(ctx context.Context, o *options) error {
 			lab.LinkWAN(t, client, server, lab.WAN{Delay: oneWay})
 		})
 		nftables.start(t, hosts)
-		from := hosts.move(t)
+		from := hosts.useNewAddress(t)
 		var all []*process
 		defer func() {
 			for _, p := range all {
@@ -199,7 +199,7 @@ func (r *Report) crowd(ctx context.Context, o *options) error {
 			all = append(all, p)
 		}
 		connected := 0
-		var each []float64
+		var memories []float64
 		for _, p := range all {
 			if _, err := p.banner(2 * runLimit); err != nil || ctx.Err() != nil {
 				continue
@@ -209,15 +209,15 @@ func (r *Report) crowd(ctx context.Context, o *options) error {
 			if err != nil {
 				return err
 			}
-			each = append(each, mb)
+			memories = append(memories, mb)
 		}
-		if size == crowd {
-			r.figureIs(figureCrowd, float64(connected), fmt.Sprintf("of %d", size))
-			r.figureIs(figureCrowdMemory, quantile(each, 1), "MB")
+		if size == crowdSize {
+			r.addFigure(figureCrowd, float64(connected), fmt.Sprintf("of %d", size))
+			r.addFigure(figureCrowdMemory, quantile(memories, 1), "MB")
 		} else {
-			r.figureIs(fmt.Sprintf("connected, of %d at once", size), float64(connected), "")
+			r.addFigure(fmt.Sprintf("connected, of %d at once", size), float64(connected), "")
 		}
-		r.figureIs("all of them connected after", milliseconds(time.Since(began)), "ms")
+		r.addFigure("all of them connected after", milliseconds(time.Since(began)), "ms")
 		return nil
 	})
 }
@@ -225,17 +225,17 @@ func (r *Report) crowd(ctx context.Context, o *options) error {
 // guesses is what wrong tokens do to a server that has the rules of a year: open
 // nothing, at a cost. All packets are sent and received by one processor.
 func (r *Report) guesses(ctx context.Context, o *options) error {
-	n := guesses
+	n := guessCount
 	if o.quick {
 		n /= 100
 	}
 	return guarded(func(t *tb) error {
-		hosts := newCable(t, o.portknock)
+		hosts := newDirectRig(t, o.portknock)
 		src := netip.AddrPortFrom(hosts.client.Addr(lab.IPv4), 10000)
 		dst := netip.AddrPortFrom(hosts.server.Addr(lab.IPv4), 62202)
 		guess := make([]byte, 16)
 		random := rand.NewChaCha8([32]byte{})
-		each := func() float64 {
+		perPacket := func() float64 {
 			var times []float64
 			for range 10 {
 				began := time.Now()
@@ -248,20 +248,20 @@ func (r *Report) guesses(ctx context.Context, o *options) error {
 			return median(times)
 		}
 		// So that nobody answers, in either case.
-		hosts.drop(t, guardedPort, longPort, openPort)
-		r.figureIs("sending and receiving a datagram, no rules", each(), "µs")
+		hosts.dropExcept(t, guardedPort, longPort, openPort)
+		r.addFigure("sending and receiving a datagram, no rules", perPacket(), "µs")
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 		hosts.server.Run(t, "nft", "delete table inet server") // load makes it anew
 		hosts.load(t, "nftables")
-		r.figureIs("sending and receiving a wrong token, rules of a year", each(), "µs")
-		if n == guesses {
-			in := 0.
+		r.addFigure("sending and receiving a wrong token, rules of a year", perPacket(), "µs")
+		if n == guessCount {
+			admitted := 0.
 			if hosts.client.Probe(t, netip.AddrPortFrom(dst.Addr(), guardedPort)) != lab.Dropped {
-				in = 1
+				admitted = 1
 			}
-			r.figureIs(figureGuesses, in, "let in")
+			r.addFigure(figureGuesses, admitted, "let in")
 		}
 		return nil
 	})
@@ -271,13 +271,13 @@ func (r *Report) guesses(ctx context.Context, o *options) error {
 func (r *Report) size(_ context.Context, o *options) error {
 	info, err := os.Stat(o.portknock)
 	if err == nil {
-		r.figureIs(figureSize, float64(info.Size())/1e6, "MB")
+		r.addFigure(figureSize, float64(info.Size())/1e6, "MB")
 	}
 	return err
 }
 
 // said is what the process has written to stderr. The process is ended.
-func (p *process) said() error {
+func (p *process) stderrError() error {
 	p.cmd.End()
 	if s := strings.TrimSpace(p.stderr.String()); s != "" {
 		return fmt.Errorf("%s", s)

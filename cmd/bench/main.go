@@ -87,14 +87,14 @@ func (o *options) limit() time.Duration {
 }
 
 func main() {
-	enter()
+	runLabHost()
 	o, err := parse(os.Args[1:])
 	switch {
 	case errors.Is(err, errHelp):
 		fmt.Print(usage)
 		return
 	case err != nil:
-		say("%v", err)
+		printError("%v", err)
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
@@ -103,12 +103,12 @@ func main() {
 	cancel()
 	stop()
 	if err != nil {
-		say("%v", err)
+		printError("%v", err)
 		os.Exit(1)
 	}
 }
 
-func say(format string, args ...any) { fmt.Fprintf(os.Stderr, "bench: "+format+"\n", args...) }
+func printError(format string, args ...any) { fmt.Fprintf(os.Stderr, "bench: "+format+"\n", args...) }
 
 // run measures, prints the tables, and writes the files.
 func run(ctx context.Context, o *options, out io.Writer) error {

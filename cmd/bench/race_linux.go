@@ -28,7 +28,7 @@ type grid struct {
 func (g grid) cell(c contestant) Cell {
 	cell := Cell{Link: g.link, Server: g.server.name, Contestant: c.name}
 	if c.direct {
-		cell.Server = none.name
+		cell.Server = unguarded.name
 	}
 	return cell
 }
@@ -36,7 +36,7 @@ func (g grid) cell(c contestant) Cell {
 // cells runs all contestants that are wanted and installed, in turn, so that
 // what else the machine does hits all alike.
 func (g grid) cells(ctx context.Context, o *options) (cells []Cell, missing []string, err error) {
-	var entered []contestant
+	var selected []contestant
 	for _, c := range g.contestants {
 		cell := g.cell(c)
 		switch {
@@ -44,10 +44,10 @@ func (g grid) cells(ctx context.Context, o *options) (cells []Cell, missing []st
 		case !installed(append(c.programs, g.server.programs...)):
 			missing = append(missing, cell.name()+": not installed")
 		default:
-			entered, cells = append(entered, c), append(cells, cell)
+			selected, cells = append(selected, c), append(cells, cell)
 		}
 	}
-	if len(entered) == 0 {
+	if len(selected) == 0 {
 		return nil, missing, nil
 	}
 	err = guarded(func(t *tb) error {
@@ -56,7 +56,7 @@ func (g grid) cells(ctx context.Context, o *options) (cells []Cell, missing []st
 		if g.prepare != nil {
 			g.prepare(t, r)
 		}
-		return g.race(ctx, t, o, r, entered, cells)
+		return g.race(ctx, t, o, r, selected, cells)
 	})
 	if err != nil {
 		missing = append(missing, fmt.Sprintf("%s/%s: %v", g.link, g.server.name, err))
@@ -66,11 +66,11 @@ func (g grid) cells(ctx context.Context, o *options) (cells []Cell, missing []st
 
 // race runs the contestants in turn. One that is not needed and slow drops out
 // when it has had its time.
-func (g grid) race(ctx context.Context, t *tb, o *options, r *rig, entered []contestant, cells []Cell) error {
+func (g grid) race(ctx context.Context, t *tb, o *options, r *rig, selected []contestant, cells []Cell) error {
 	budget := time.Duration(o.runs) * 500 * time.Millisecond
-	spent := make([]time.Duration, len(entered))
+	spent := make([]time.Duration, len(selected))
 	for n := range o.runs {
-		for i, c := range entered {
+		for i, c := range selected {
 			if !c.needed && spent[i] > budget && n >= 3 { // enough for a median
 				continue
 			}
@@ -78,7 +78,7 @@ func (g grid) race(ctx context.Context, t *tb, o *options, r *rig, entered []con
 				return context.Cause(ctx)
 			}
 			start := time.Now()
-			took, err := r.attempt(c.argv(r, r.move(t)))
+			took, err := r.attempt(c.argv(r, r.useNewAddress(t)))
 			if err != nil && time.Since(start) < runLimit/2 && n == 0 && g.wan.Loss == 0 {
 				return fmt.Errorf("%s: %w", c.name, err)
 			}
@@ -98,7 +98,7 @@ func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 
 
 // move gives the client an address that it has not had before, so that no run
 // finds what the one before has opened.
-func (r *rig) move(t *tb) netip.Addr {
+func (r *rig) useNewAddress(t *tb) netip.Addr {
 	r.sources++
 	from := r.client.Source(lab.IPv4, r.sources)
 	r.client.Run(t, "ip", "route", "replace", r.addr, "dev", "eth0", "src", from.String())

@@ -108,16 +108,16 @@ func (r *Report) tables() []table {
 		head:  []string{"link", "server", "contestant", "median ms", "p95 ms", "succeeded"},
 	}
 	for _, c := range r.Cells {
-		cells.rows = append(cells.rows, []string{c.Link, c.Server, c.Contestant, number(median(c.Times)),
-			number(quantile(c.Times, 0.95)), fmt.Sprintf("%d of %d", len(c.Times), c.Runs)})
+		cells.rows = append(cells.rows, []string{c.Link, c.Server, c.Contestant, formatNumber(median(c.Times)),
+			formatNumber(quantile(c.Times, 0.95)), fmt.Sprintf("%d of %d", len(c.Times), c.Runs)})
 	}
 	streams := table{"A stream", []string{"direction", "contestant", "CPU-s/GiB", "MB/s", "MB resident"}, nil}
 	for _, s := range r.Streams {
-		streams.rows = append(streams.rows, []string{s.Direction, s.Contestant, fmt.Sprintf("%.3f", s.CPU), number(s.Rate), number(s.Memory)})
+		streams.rows = append(streams.rows, []string{s.Direction, s.Contestant, fmt.Sprintf("%.3f", s.CPU), formatNumber(s.Rate), formatNumber(s.Memory)})
 	}
 	figures := table{"Footprint", []string{"what", "value", "unit"}, nil}
 	for _, f := range r.Figures {
-		figures.rows = append(figures.rows, []string{f.Name, number(f.Value), f.Unit})
+		figures.rows = append(figures.rows, []string{f.Name, formatNumber(f.Value), f.Unit})
 	}
 	targets := table{"Targets", []string{"what", "target", "measured", "verdict"}, nil}
 	for _, t := range r.Targets {
@@ -137,7 +137,7 @@ func (r *Report) tables() []table {
 }
 
 // number prints a value with three digits or more, and NaN as a dash.
-func number(v float64) string {
+func formatNumber(v float64) string {
 	switch {
 	case math.IsNaN(v):
 		return "-"
@@ -150,7 +150,7 @@ func number(v float64) string {
 }
 
 // where is the report's headline.
-func (r *Report) where() string {
+func (r *Report) headline() string {
 	m := r.Machine
 	return fmt.Sprintf("%s, %d cores, Linux %s, %s, on %s; up to %d runs of each, in turn", m.CPU, m.Cores, m.Kernel, m.Go, m.Date, r.Runs)
 }
@@ -158,7 +158,7 @@ func (r *Report) where() string {
 // print writes aligned tables.
 func (r *Report) print(w io.Writer) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, r.where())
+	fmt.Fprintln(tw, r.headline())
 	for _, t := range r.tables() {
 		fmt.Fprintf(tw, "\n%s\n", t.title)
 		for _, row := range append([][]string{t.head}, t.rows...) {
@@ -170,7 +170,7 @@ func (r *Report) print(w io.Writer) error {
 
 func (r *Report) printMarkdown(w io.Writer) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "# portknock beside its peers\n\n%s.\n", r.where())
+	fmt.Fprintf(&b, "# portknock beside its peers\n\n%s.\n", r.headline())
 	for _, t := range r.tables() {
 		fmt.Fprintf(&b, "\n## %s\n\n| %s |\n|%s\n", t.title, strings.Join(t.head, " | "), strings.Repeat("---|", len(t.head)))
 		for _, row := range t.rows {

@@ -20,10 +20,10 @@ type server struct {
 }
 
 var (
-	none     = server{"open port", nil, func(*tb, *rig) {}}
-	nftables = server{"nftables", []string{"nft"}, func(t *tb, r *rig) { r.load(t, "nftables") }}
-	knockd   = server{"knockd", []string{"nft", "knockd", "stdbuf"}, startKnockd}
-	fwknopd  = server{"fwknopd", []string{"nft", "iptables", "fwknopd"}, startFwknopd}
+	unguarded = server{"open port", nil, func(*tb, *rig) {}}
+	nftables  = server{"nftables", []string{"nft"}, func(t *tb, r *rig) { r.load(t, "nftables") }}
+	knockd    = server{"knockd", []string{"nft", "knockd", "stdbuf"}, startKnockd}
+	fwknopd   = server{"fwknopd", []string{"nft", "iptables", "fwknopd"}, startFwknopd}
 )
 
 // installed reports whether all of the programs are there.
@@ -46,8 +46,8 @@ type rig struct {
 	sources        uint16 // of the client's addresses, used up
 }
 
-// newCable is newRig with a link that adds nothing.
-func newCable(t *tb, portknock string) *rig {
+// newDirectRig is newRig with a link that adds nothing.
+func newDirectRig(t *tb, portknock string) *rig {
 	return newRig(t, portknock, func(client, server *lab.Host) { lab.Link(t, client, server) })
 }
 
@@ -75,7 +75,7 @@ func newRig(t *tb, portknock string, link func(client, server *lab.Host)) *rig {
 // load puts the rules that portknock writes in force, and a firewall that
 // drops what is for no open port, as most servers' does.
 func (r *rig) load(t *tb, format string) {
-	r.drop(t, guardedPort, longPort, openPort)
+	r.dropExcept(t, guardedPort, longPort, openPort)
 	r.rules = filepath.Join(t.TempDir(), "rules")
 	args := []string{"emit-rules", "-c", r.profile, "--format", format, "--horizon", horizon, "--output", r.rules, "vps", "long"}
 	if format == "nftables" {
@@ -89,7 +89,7 @@ func (r *rig) load(t *tb, format string) {
 const horizon = "365d"
 
 // drop drops new packets but to some TCP ports.
-func (r *rig) drop(t *tb, ports ...int) {
+func (r *rig) dropExcept(t *tb, ports ...int) {
 	open := strings.Trim(strings.ReplaceAll(fmt.Sprint(ports), " ", ", "), "[]")
 	r.server.Run(t, "nft", "add table inet server; add chain inet server input { type filter hook input priority 10; policy drop; };"+
 		"add rule inet server input iif lo accept; add rule inet server input ct state established,related accept;"+

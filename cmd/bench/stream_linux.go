@@ -46,7 +46,7 @@ func (r *Report) streams(ctx context.Context, o *options) error {
 		size, rounds = 64<<20, 1
 	}
 	return guarded(func(t *tb) error {
-		hosts := newCable(t, o.portknock)
+		hosts := newDirectRig(t, o.portknock)
 		hosts.server.Serve(t, down.port, func(c net.Conn) {
 			_, _ = io.CopyN(c, zeros{}, size)
 			_, _ = io.Copy(io.Discard, c)
@@ -76,7 +76,7 @@ func (r *Report) streams(ctx context.Context, o *options) error {
 			}
 			for _, list := range runs {
 				if len(list) > 0 {
-					r.Streams = append(r.Streams, middle(list))
+					r.Streams = append(r.Streams, medians(list))
 				}
 			}
 		}
@@ -84,8 +84,8 @@ func (r *Report) streams(ctx context.Context, o *options) error {
 	})
 }
 
-// middle returns the median of each figure.
-func middle(list []Stream) Stream {
+// medians returns the median of each figure.
+func medians(list []Stream) Stream {
 	pick := func(get func(Stream) float64) float64 {
 		var values []float64
 		for _, s := range list {
@@ -111,7 +111,7 @@ func (s *Stream) measure(h *lab.Host, argv []string, run func(*process, int64) e
 	defer stuck.Stop()
 	began := time.Now()
 	if err := run(p, size); err != nil {
-		return errors.Join(err, p.said())
+		return errors.Join(err, p.stderrError())
 	}
 	s.Rate = float64(size) / 1e6 / time.Since(began).Seconds()
 	cpu, err := cpuTime(p.cmd.Process.Pid)

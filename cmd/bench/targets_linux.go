@@ -7,10 +7,10 @@ import (
 )
 
 // guesses is how many tokens a stranger tries.
-const guesses = 1_000_000
+const guessCount = 1_000_000
 
 // crowd is how many connect at once.
-const crowd = 200
+const crowdSize = 200
 
 // judge fills in the targets.
 func (r *Report) judge() {
@@ -22,19 +22,19 @@ func (r *Report) judge() {
 	r.ratio("clean link, token: median to nc on the open port", 1.05, r.median(cleanNftables, token), limit)
 	r.ratio("real knockd: median to knock + nc", 0.30, r.median(cleanKnockd, portknock3), r.median(cleanKnockd, knockNC))
 	r.ratio("real fwknopd: median to fwknop + nc", 0.35, r.median(cleanFwknopd, portknockSPA), r.median(cleanFwknopd, fwknopNC))
-	r.succeed(loss5)
+	r.allSucceed(loss5)
 	r.ratio("loss 5 %: p95 to nc's on the open port", 0.60, r.p95(loss5, portknock3), r.p95(loss5, ncOpen))
-	r.succeed(loss20)
-	r.succeed(reordered)
+	r.allSucceed(loss20)
+	r.allSucceed(reordered)
 	r.ratio("reordered 20 %: p95 to the clean median", 4, r.p95(reordered, portknock3), clean)
-	r.succeed(duplicated)
+	r.allSucceed(duplicated)
 	r.ratio("stream down: CPU to nc's", 0.30, r.cpu(down, portknockTo(down.port)), r.cpu(down, ncTo(down.port)))
 	r.ratio("stream up: CPU to nc's", 0.75, r.cpu(up, portknockTo(up.port)), r.cpu(up, ncTo(up.port)))
 	r.atMost("stalled reader: CPU", 1, r.figure(figureStalled), "%")
 	r.atMost("IPv6 black-holed: median more than with IPv4 alone", 300,
-		r.median(blackHoled, both)-r.median(blackHoled, onlyIPv4), "ms")
-	r.share(fmt.Sprintf("%d connections at once", crowd), r.figure(figureCrowd), crowd)
-	r.atMost(fmt.Sprintf("%d connections at once: resident memory of each", crowd), 12, r.figure(figureCrowdMemory), "MB")
+		r.median(blackHoled, portknockBoth)-r.median(blackHoled, portknockIPv4), "ms")
+	r.allOf(fmt.Sprintf("%d connections at once", crowdSize), r.figure(figureCrowd), crowdSize)
+	r.atMost(fmt.Sprintf("%d connections at once: resident memory of each", crowdSize), 12, r.figure(figureCrowdMemory), "MB")
 	r.atMost("a million guesses at a token", 0, r.figure(figureGuesses), "let in")
 	r.atMost("a year of hourly windows: to write", 1, r.figure(figureEmit), "s")
 	r.atMost("a year of hourly windows: to load by nft", 5, r.figure(figureLoad), "s")
@@ -51,7 +51,7 @@ func (r *Report) cell(g grid, c contestant) Cell {
 	measured := func(g grid) bool {
 		return slices.ContainsFunc(g.contestants, func(c contestant) bool { return is(g.cell(c)) })
 	}
-	if !slices.ContainsFunc(quiet, measured) && !slices.ContainsFunc(bad, measured) {
+	if !slices.ContainsFunc(sequentialGrids, measured) && !slices.ContainsFunc(parallelGrids, measured) {
 		panic("no run measures " + empty.name())
 	}
 	if i := slices.IndexFunc(r.Cells, is); i >= 0 {
@@ -83,26 +83,26 @@ func (r *Report) ratio(what string, most, a, b float64) {
 }
 
 func (r *Report) atMost(what string, most, got float64, unit string) {
-	r.target(what, fmt.Sprintf("at most %.0f %s", most, unit), number(got)+" "+unit, got <= most, math.IsNaN(got))
+	r.target(what, fmt.Sprintf("at most %.0f %s", most, unit), formatNumber(got)+" "+unit, got <= most, math.IsNaN(got))
 }
 
 // succeed wants that portknock always did in a grid.
-func (r *Report) succeed(g grid) {
+func (r *Report) allSucceed(g grid) {
 	got, of := math.NaN(), r.Runs
 	if c := r.cell(g, portknock3); c.Runs > 0 {
 		got, of = float64(len(c.Times)), c.Runs
 	}
-	r.share(g.link+": successes", got, of)
+	r.allOf(g.link+": successes", got, of)
 }
 
-func (r *Report) share(what string, got float64, of int) {
+func (r *Report) allOf(what string, got float64, of int) {
 	r.target(what, fmt.Sprintf("all %d", of), fmt.Sprintf("%.0f", got), got == float64(of), math.IsNaN(got))
 }
 
-func (r *Report) target(what, want, got string, ok, none bool) {
+func (r *Report) target(what, want, got string, ok, unmeasured bool) {
 	t := Target{what, want, got, missed}
 	switch {
-	case none:
+	case unmeasured:
 		t.Got, t.Verdict = "-", unknown
 	case ok:
 		t.Verdict = met

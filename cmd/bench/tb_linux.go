@@ -11,7 +11,7 @@ import (
 type tb struct {
 	cleanups []func()
 	failed   bool
-	why      []any
+	messages []any
 }
 
 // ended is what a tb panics with.
@@ -51,10 +51,10 @@ func (t *tb) Logf(string, ...any) {} // what a daemon said is a test's business
 
 func (t *tb) Errorf(format string, args ...any) {
 	t.failed = true
-	t.why = append(t.why, fmt.Sprintf(format, args...))
+	t.messages = append(t.messages, fmt.Sprintf(format, args...))
 }
 
-func (t *tb) FailNow() { t.Fatal(t.why...) }
+func (t *tb) FailNow() { t.Fatal(t.messages...) }
 
 func (t *tb) Fatal(args ...any) {
 	t.failed = true

@@ -71,17 +71,17 @@ var probes atomic.Uint32
 // processor. Its error is that of the reading: too late, most likely.
 func (c *Capture) settle(t TB, timeout time.Duration) error {
 	t.Helper()
-	asked := map[[6]byte]bool{}
+	unanswered := map[[6]byte]bool{}
 	raw, err := c.file.SyscallConn()
 	must(t, err)
 	onThread(func() {
 		for _, cpu := range processors() {
-			token := [6]byte{0x06, byte(c.host.number)}
-			binary.BigEndian.PutUint32(token[2:], probes.Add(1))
-			asked[token] = true
+			hwaddr := [6]byte{0x06, byte(c.host.number)}
+			binary.BigEndian.PutUint32(hwaddr[2:], probes.Add(1))
+			unanswered[hwaddr] = true
 			pin(cpu)
 			_ = raw.Write(func(fd uintptr) bool {
-				err = unix.Send(int(fd), c.probe(token), 0)
+				err = unix.Send(int(fd), c.probe(hwaddr), 0)
 				return err != unix.EAGAIN
 			})
 			if err != nil {
@@ -92,8 +92,8 @@ func (c *Capture) settle(t TB, timeout time.Duration) error {
 	must(t, err)
 	must(t, c.file.SetReadDeadline(time.Now().Add(timeout)))
 	buf := make([]byte, 65536+14)
-	for len(asked) > 0 {
-		frame, at, out, err := receive(c.file, buf)
+	for len(unanswered) > 0 {
+		frame, seen, out, err := receive(c.file, buf)
 		if err != nil {
 			return err
 		}
@@ -101,10 +101,10 @@ func (c *Capture) settle(t TB, timeout time.Duration) error {
 			continue
 		}
 		if kind := binary.BigEndian.Uint16(frame[12:]); kind == unix.ETH_P_ARP && !out {
-			delete(asked, [6]byte(frame))
+			delete(unanswered, [6]byte(frame))
 		} else if p, ok := parse(frame[14:]); ok && kind != unix.ETH_P_ARP {
 			p.Payload = append([]byte(nil), p.Payload...)
-			p.Time, p.Out = at, out
+			p.Time, p.Out = seen, out
 			c.packets = append(c.packets, p)
 		}
 	}
@@ -113,18 +113,18 @@ func (c *Capture) settle(t TB, timeout time.Duration) error {
 
 // probe is an ARP probe (RFC 5227): asking on behalf of no address, it leaves
 // no trace with the one who answers.
-func (c *Capture) probe(token [6]byte) []byte {
+func (c *Capture) probe(hwaddr [6]byte) []byte {
 	b := append(append(append([]byte(nil), c.peer...), c.self...), 0x08, 0x06)
 	b = append(b, 0, 1, 0x08, 0, 6, 4, 0, 1) // Ethernet, IPv4, their lengths, a request
-	b = append(append(b, token[:]...), 0, 0, 0, 0)
+	b = append(append(b, hwaddr[:]...), 0, 0, 0, 0)
 	return append(append(b, 0, 0, 0, 0, 0, 0), c.host.peers[0].Addr(IPv4).AsSlice()...)
 }
 
 // receive reads a frame, the time the kernel saw it, and whether it went out.
-func receive(f *os.File, buf []byte) (frame []byte, at time.Time, out bool, err error) {
+func receive(f *os.File, buf []byte) (frame []byte, seen time.Time, out bool, err error) {
 	raw, err := f.SyscallConn()
 	if err != nil {
-		return nil, at, false, err
+		return nil, seen, false, err
 	}
 	var n, oobn int
 	var from unix.Sockaddr
@@ -138,7 +138,7 @@ func receive(f *os.File, buf []byte) (frame []byte, at time.Time, out bool, err 
 		err = failed
 	}
 	if err != nil {
-		return nil, at, false, err
+		return nil, seen, false, err
 	}
 	if link, ok := from.(*unix.SockaddrLinklayer); ok {
 		out = link.Pkttype == unix.PACKET_OUTGOING
@@ -146,11 +146,11 @@ func receive(f *os.File, buf []byte) (frame []byte, at time.Time, out bool, err 
 	if messages, err := unix.ParseSocketControlMessage(oob[:oobn]); err == nil {
 		for _, m := range messages {
 			if m.Header.Type == unix.SO_TIMESTAMPNS && len(m.Data) >= 16 {
-				at = time.Unix(int64(binary.NativeEndian.Uint64(m.Data)), int64(binary.NativeEndian.Uint64(m.Data[8:])))
+				seen = time.Unix(int64(binary.NativeEndian.Uint64(m.Data)), int64(binary.NativeEndian.Uint64(m.Data[8:])))
 			}
 		}
 	}
-	return buf[:n], at, out, nil
+	return buf[:n], seen, out, nil
 }
 
 // dropped returns an error if the kernel could not keep everything.

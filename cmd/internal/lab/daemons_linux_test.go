@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-func TestSSH(t *testing.T) {
+func TestSSHLogsInOverBothFamilies(t *testing.T) {
 	t.Parallel()
 	n := New(t)
 	s := n.Server.SSHD(t, []uint16{22, 2222})
@@ -20,7 +20,7 @@ func TestSSH(t *testing.T) {
 	}
 }
 
-func TestIptables(t *testing.T) {
+func TestIptablesVariantOpensAfterKnock(t *testing.T) {
 	t.Parallel()
 	for _, f := range Firewalls {
 		if !strings.HasPrefix(f.Name, "iptables") {
@@ -48,11 +48,11 @@ ip6tables-save | ip6tables-restore`)
 			}
 			for _, family := range Families {
 				to := n.Server.Addr(family)
-				if got := n.Client.Probe(t, port(to, 22)); got != Dropped {
+				if got := n.Client.Probe(t, addrPort(to, 22)); got != Dropped {
 					t.Errorf("%v: port 22 is %v before the knock", family, got)
 				}
-				n.Client.Send(t, Packet{Dst: port(to, 7000)})
-				if got := n.Client.Probe(t, port(to, 22)); got != Open {
+				n.Client.Send(t, Packet{Dst: addrPort(to, 7000)})
+				if got := n.Client.Probe(t, addrPort(to, 22)); got != Open {
 					t.Errorf("%v: port 22 is %v after the knock", family, got)
 				}
 			}
@@ -66,7 +66,7 @@ ip6tables-save | ip6tables-restore`)
 	}
 }
 
-func TestKnockd(t *testing.T) {
+func TestKnockdSeesKnocksOfBothFamilies(t *testing.T) {
 	t.Parallel()
 	n := New(t)
 	d := n.Server.Knockd(t, File(t, "knockd.conf", `[options]
@@ -84,7 +84,7 @@ func TestKnockd(t *testing.T) {
 	for _, f := range Families {
 		for _, from := range []*Host{n.Client, n.Attacker} {
 			to := n.Server.Addr(f)
-			from.Send(t, Packet{Dst: port(to, 7001)}, Packet{Dst: port(to, 8003), Flags: SYN})
+			from.Send(t, Packet{Dst: addrPort(to, 7001)}, Packet{Dst: addrPort(to, 8003), Flags: SYN})
 			d.Log.Await(t, "opened for "+from.Addr(f).String(), 1)
 		}
 	}

@@ -25,14 +25,14 @@ const limit = 30 * time.Second
 type Host struct {
 	Name string
 
-	pid    int
-	spaces map[int]*os.File // namespaces by clone flag
-	path   string           // PATH of its commands
-	ctx    context.Context
+	pid        int
+	namespaces map[int]*os.File // namespaces by clone flag
+	path       string           // PATH of its commands
+	ctx        context.Context
 
-	number int     // on its segment, from 1; 0 without a link
-	peers  []*Host // the others on it
-	ports  atomic.Uint32
+	number    int     // on its segment, from 1; 0 without a link
+	peers     []*Host // the others on it
+	portsUsed atomic.Uint32
 
 	mu       sync.Mutex
 	commands []*Cmd
@@ -43,9 +43,9 @@ type Host struct {
 func NewHost(t TB, name string) *Host {
 	t.Helper()
 	Require(t, "ip")
-	stdin, alive, err := os.Pipe()
+	stdin, keepAlive, err := os.Pipe()
 	must(t, err)
-	said, stdout, err := os.Pipe()
+	output, stdout, err := os.Pipe()
 	must(t, err)
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Args = []string{"lab-" + name}
@@ -58,18 +58,18 @@ func NewHost(t TB, name string) *Host {
 	err = cmd.Start()
 	_, _ = stdin.Close(), stdout.Close()
 	if err != nil {
-		_, _ = alive.Close(), said.Close()
+		_, _ = keepAlive.Close(), output.Close()
 		if unsupported(err) {
 			Missing(t, "namespaces: "+err.Error())
 		}
 		t.Fatal(err)
 	}
-	h := &Host{Name: name, pid: cmd.Process.Pid, path: systemPath(), spaces: map[int]*os.File{}}
+	h := &Host{Name: name, pid: cmd.Process.Pid, path: systemPath(), namespaces: map[int]*os.File{}}
 	var cancel context.CancelFunc
 	h.ctx, cancel = context.WithCancel(context.Background())
 	t.Cleanup(func() {
 		cancel()
-		_, _ = alive.Close(), said.Close() // its init ends, and with it all others
+		_, _ = keepAlive.Close(), output.Close() // its init ends, and with it all others
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		for _, c := range h.commands {
@@ -78,24 +78,24 @@ func NewHost(t TB, name string) *Host {
 		stuck := time.AfterFunc(limit, func() { _ = cmd.Process.Kill() })
 		_ = cmd.Wait()
 		stuck.Stop()
-		for _, ns := range h.spaces {
+		for _, ns := range h.namespaces {
 			_ = ns.Close()
 		}
 	})
-	must(t, said.SetReadDeadline(time.Now().Add(limit)))
+	must(t, output.SetReadDeadline(time.Now().Add(limit)))
 	answer := make([]byte, 1000)
-	if n, err := said.Read(answer); string(answer[:n]) != ready {
+	if n, err := output.Read(answer); string(answer[:n]) != ready {
 		t.Fatalf("host %s does not start (does TestMain call lab.Main?): %s %v", name, answer[:n], err)
 	}
-	for kind, name := range spaceNames {
-		h.spaces[kind], err = os.Open(fmt.Sprintf("/proc/%d/ns/%s", h.pid, name))
+	for kind, name := range namespaceNames {
+		h.namespaces[kind], err = os.Open(fmt.Sprintf("/proc/%d/ns/%s", h.pid, name))
 		must(t, err)
 	}
 	return h
 }
 
-// spaceNames are the namespaces of a host as /proc names them.
-var spaceNames = map[int]string{
+// namespaceNames are the namespaces of a host as /proc names them.
+var namespaceNames = map[int]string{
 	unix.CLONE_NEWNET: "net", unix.CLONE_NEWPID: "pid", unix.CLONE_NEWUTS: "uts", unix.CLONE_NEWNS: "mnt",
 }
 
@@ -103,8 +103,8 @@ var spaceNames = map[int]string{
 // namespaces of the host.
 func (h *Host) enter(kinds ...int) error {
 	for _, kind := range kinds {
-		if err := unix.Setns(int(h.spaces[kind].Fd()), kind); err != nil {
-			return fmt.Errorf("enter the %s namespace of %s: %w", spaceNames[kind], h.Name, err)
+		if err := unix.Setns(int(h.namespaces[kind].Fd()), kind); err != nil {
+			return fmt.Errorf("enter the %s namespace of %s: %w", namespaceNames[kind], h.Name, err)
 		}
 	}
 	return nil

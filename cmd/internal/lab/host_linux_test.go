@@ -15,7 +15,7 @@ import (
 // childVariable makes this test binary a test process to be killed.
 const childVariable = "PORTKNOCK_LAB_TEST_CHILD"
 
-func TestNothingRemainsAfterKill(t *testing.T) {
+func TestKilledTestLeavesNoProcesses(t *testing.T) {
 	if os.Getenv(childVariable) != "" {
 		n := New(t)
 		sleep := n.Server.Command("sleep", "1000")
@@ -30,14 +30,14 @@ func TestNothingRemainsAfterKill(t *testing.T) {
 	}
 	t.Parallel()
 	NewHost(t, "any") // the child's being skipped would tell nothing
-	child := exec.Command("/proc/self/exe", "-test.run=^TestNothingRemainsAfterKill$")
+	child := exec.Command("/proc/self/exe", "-test.run=^TestKilledTestLeavesNoProcesses$")
 	child.Env = append(os.Environ(), childVariable+"=1")
-	var said Log
-	child.Stdout, child.Stderr = &said, &said
+	var output Log
+	child.Stdout, child.Stderr = &output, &output
 	must(t, child.Start())
-	said.Await(t, "ready", 1)
+	output.Await(t, "ready", 1)
 	pids := map[int]int{}
-	for _, word := range strings.Fields(said.String()) {
+	for _, word := range strings.Fields(output.String()) {
 		pid, err := strconv.Atoi(word)
 		if err != nil {
 			break
@@ -47,7 +47,7 @@ func TestNothingRemainsAfterKill(t *testing.T) {
 		defer func() { _ = unix.Close(pids[pid]) }()
 	}
 	if len(pids) != 4 {
-		t.Fatalf("the child said %s", said.String())
+		t.Fatalf("the child printed %s", output.String())
 	}
 	must(t, child.Process.Kill())
 	_ = child.Wait()
@@ -63,25 +63,25 @@ func TestNothingRemainsAfterKill(t *testing.T) {
 	}
 }
 
-// TestHostEndsAtOnce has a command and a daemon leave children that hold their
+// TestHostEndsWhileChildrenHoldPipes has a command and a daemon leave children that hold their
 // pipes.
-func TestHostEndsAtOnce(t *testing.T) {
+func TestHostEndsWhileChildrenHoldPipes(t *testing.T) {
 	t.Parallel()
-	var ending time.Time
+	var endBegan time.Time
 	t.Run("host", func(t *testing.T) {
 		h := NewHost(t, "server")
 		const script = "sleep 1000 & echo ready; wait"
-		c, said := h.Command("sh", "-c", script), &Log{}
-		c.Stdout = said
+		c, output := h.Command("sh", "-c", script), &Log{}
+		c.Stdout = output
 		must(t, c.Start())
-		said.Await(t, "ready", 1)
+		output.Await(t, "ready", 1)
 		h.Daemon(t, "sh", "-c", script).Log.Await(t, "ready", 1)
-		ending = time.Now()
+		endBegan = time.Now()
 	})
-	if ending.IsZero() {
+	if endBegan.IsZero() {
 		t.SkipNow() // as the host has been
 	}
-	if d := time.Since(ending); d > limit/2 {
+	if d := time.Since(endBegan); d > limit/2 {
 		t.Errorf("it took %v", d)
 	}
 }
@@ -98,7 +98,7 @@ func TestHostsArePrivate(t *testing.T) {
 	}
 	a.Server.Listen(t, 22)
 	for _, f := range Families {
-		if got := b.Client.Probe(t, port(b.Server.Addr(f), 22)); got != Refused {
+		if got := b.Client.Probe(t, addrPort(b.Server.Addr(f), 22)); got != Refused {
 			t.Errorf("%v: another network's port 22 is %v", f, got)
 		}
 	}

@@ -12,7 +12,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-func port(a netip.Addr, p uint16) netip.AddrPort { return netip.AddrPortFrom(a, p) }
+func addrPort(a netip.Addr, p uint16) netip.AddrPort { return netip.AddrPortFrom(a, p) }
 
 // recorder notes how a test ends.
 type recorder struct {
@@ -28,7 +28,7 @@ func (r *recorder) Fatalf(format string, args ...any) {
 	r.failed = fmt.Sprintf(format, args...)
 }
 
-func TestRequire(t *testing.T) {
+func TestRequireNamesAllMissingPrograms(t *testing.T) {
 	for mode, want := range map[string]recorder{
 		"":        {skipped: "the lab needs no-such-a, no-such-b"},
 		"require": {failed: "the lab needs no-such-a, no-such-b, and PORTKNOCK_LAB=require"},
@@ -45,8 +45,8 @@ func TestRequire(t *testing.T) {
 	}
 }
 
-// TestEditFile: an edit that changes nothing fails the test.
-func TestEditFile(t *testing.T) {
+// TestEditFileFailsWithoutChange: an edit that changes nothing fails the test.
+func TestEditFileFailsWithoutChange(t *testing.T) {
 	t.Parallel()
 	file := File(t, "file", "a b")
 	EditFile(t, file, "a", "c")

@@ -67,23 +67,23 @@ func familyOf(a netip.Addr) Family {
 // an address of both families, and reaches every address of the others.
 func Link(t TB, hosts ...*Host) {
 	t.Helper()
-	seat(hosts)
-	where, batch := hosts[0], ""
+	assignNumbers(hosts)
+	owner, batch := hosts[0], ""
 	if len(hosts) == 2 {
 		batch = fmt.Sprintf("link add eth0 address %s type veth peer name eth0 address %s netns %d\n",
 			mac(1), mac(2), hosts[1].pid) + addressing(hosts[0], hosts)
 	} else {
-		where = NewHost(t, "switch")
+		owner = NewHost(t, "switch")
 		batch = "link add br0 type bridge forward_delay 0 mcast_snooping 0\nlink set br0 up\n"
 		for _, h := range hosts {
 			batch += fmt.Sprintf("link add port%d type veth peer name eth0 address %s netns %d\n"+
 				"link set port%[1]d master br0 up\n", h.number, mac(h.number), h.pid)
 		}
 	}
-	where.ip(t, batch)
+	owner.ip(t, batch)
 	var all sync.WaitGroup
 	for _, h := range hosts {
-		if h != where {
+		if h != owner {
 			all.Go(func() { h.ip(t, addressing(h, hosts)) })
 		}
 	}
@@ -97,7 +97,7 @@ func Link(t TB, hosts ...*Host) {
 }
 
 // seat gives hosts that have no link yet their places on one segment.
-func seat(hosts []*Host) {
+func assignNumbers(hosts []*Host) {
 	for i, h := range hosts {
 		h.number = i + 1
 		for _, peer := range hosts {

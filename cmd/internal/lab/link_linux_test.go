@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-func TestHostsSeeEachOther(t *testing.T) {
+func TestLinkedHostsReachAllAddresses(t *testing.T) {
 	t.Parallel()
 	start := time.Now()
 	a, b := NewHost(t, "a"), NewHost(t, "b")
@@ -22,7 +22,7 @@ func TestHostsSeeEachOther(t *testing.T) {
 			from *Host
 			to   netip.Addr
 		}{{a, b.Addr(f)}, {a, b.Source(f, 3)}, {n.Client, n.Server.Addr(f)}, {n.Attacker, n.Server.Source(f, 9)}} {
-			c.from.Dial(t, "tcp", port(c.to, 80).String())
+			c.from.Dial(t, "tcp", addrPort(c.to, 80).String())
 		}
 	}
 }

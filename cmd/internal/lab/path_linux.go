@@ -31,10 +31,10 @@ const queueLimit = 200 * time.Millisecond
 
 // path is one direction of a WAN, without any I/O.
 type path struct {
-	wan    WAN
-	random *rand.Rand
-	free   time.Duration // when the packet before has left, under the Rate
-	last   time.Duration // when the packet before arrives
+	wan      WAN
+	random   *rand.Rand
+	linkFree time.Duration // when the packet before has left, under the Rate
+	lastDue  time.Duration // when the packet before arrives
 }
 
 func newPath(w WAN, direction uint64) *path {
@@ -59,18 +59,18 @@ func (p *path) carry(now time.Duration, size int) fate {
 	twice := p.random.Float64() < p.wan.Duplicate
 	jitter := time.Duration(p.random.Float64() * float64(p.wan.Jitter))
 	if p.wan.Rate > 0 {
-		start := max(p.free, now)
+		start := max(p.linkFree, now)
 		if start-now > queueLimit {
 			return fate{}
 		}
-		p.free = start + time.Duration(size)*time.Second/time.Duration(p.wan.Rate)
-		now = p.free
+		p.linkFree = start + time.Duration(size)*time.Second/time.Duration(p.wan.Rate)
+		now = p.linkFree
 	}
 	if lost {
 		return fate{}
 	}
-	p.last = max(p.last, now+p.wan.Delay+jitter)
-	f := fate{copies: 1, due: p.last, late: late}
+	p.lastDue = max(p.lastDue, now+p.wan.Delay+jitter)
+	f := fate{copies: 1, due: p.lastDue, late: late}
 	if late {
 		f.due += p.wan.ReorderBy
 	}

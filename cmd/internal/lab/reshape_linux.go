@@ -68,8 +68,8 @@ func join(header, rest []byte, proto uint8) []byte {
 	return b
 }
 
-// fragmented counts packets, for fragments of IPv6 to carry.
-var fragmented atomic.Uint32
+// fragmentIDs counts packets, for fragments of IPv6 to carry.
+var fragmentIDs atomic.Uint32
 
 // Fragments cuts what follows the header of IPv4 or IPv6 at these offsets, which
 // are multiples of 8. Without one it is all in one fragment.
@@ -77,7 +77,7 @@ func Fragments(cuts ...int) Reshape {
 	return func(packet []byte) (all [][]byte) {
 		header, rest, proto := split(packet)
 		cuts := append(slices.Clone(cuts), len(rest))
-		begin, number := 0, fragmented.Add(1)
+		begin, id := 0, fragmentIDs.Add(1)
 		for i, end := range cuts {
 			more := uint16(0)
 			if i < len(cuts)-1 {
@@ -91,7 +91,7 @@ func Fragments(cuts ...int) Reshape {
 				f := make([]byte, 8)
 				f[0] = proto
 				binary.BigEndian.PutUint16(f[2:], uint16(begin)|more)
-				binary.BigEndian.PutUint32(f[4:], number)
+				binary.BigEndian.PutUint32(f[4:], id)
 				all = append(all, join(header, append(f, rest[begin:end]...), unix.IPPROTO_FRAGMENT))
 			}
 			begin = end

@@ -12,10 +12,10 @@ import (
 )
 
 // Source ports of raw packets stay below those the kernel picks.
-const firstPort, ports = 10000, 20000
+const firstPort, portCount = 10000, 20000
 
 // port returns a source port that the host has not used for long.
-func (h *Host) port() uint16 { return uint16(firstPort + h.ports.Add(1)%ports) }
+func (h *Host) port() uint16 { return uint16(firstPort + h.portsUsed.Add(1)%portCount) }
 
 // Send puts packets on the wire in order, past the host's own TCP and UDP:
 // nothing is repeated, and the source address may be anybody's. What a packet

@@ -133,14 +133,14 @@ func (tr *Trace) parseLine(number int, fields []string) (err error) {
 	return err
 }
 
-func (tr *Trace) parseAction(a *action, who string, args []string) (err error) {
+func (tr *Trace) parseAction(a *action, host string, args []string) (err error) {
 	var source string
-	var further bool
-	a.host, source, further = strings.Cut(who, "+")
+	var hasSource bool
+	a.host, source, hasSource = strings.Cut(host, "+")
 	if a.host != "client" && a.host != "attacker" {
-		return fmt.Errorf("no %q in a trace", who)
+		return fmt.Errorf("no %q in a trace", host)
 	}
-	if further {
+	if hasSource {
 		n, err := strconv.ParseUint(source, 10, 16)
 		if err != nil || n == 0 || n >= settleSources {
 			return fmt.Errorf("%q is no address number from 1 to %d", source, settleSources-1)
@@ -206,7 +206,7 @@ func (tr *Trace) play(t TB, f Firewall, family Family, load func(server *Host)) 
 	f.Install(t, n.Server)
 	n.Server.Listen(t, GuardedPort)
 	load(n.Server)
-	p := &player{t: t, net: n, trace: tr, async: f.Async, family: family, fresh: settleSources}
+	p := &player{t: t, net: n, trace: tr, async: f.Async, family: family, lastSource: settleSources}
 	for _, a := range tr.actions {
 		if err := p.do(a); err != nil {
 			return fmt.Errorf("%s:%d: %s: %w (%s, %v)", tr.File, a.line, a.text, err, f.Name, family)
@@ -220,12 +220,12 @@ const settleSources = 60000
 
 // player plays one trace on its network.
 type player struct {
-	t      TB
-	net    *Net
-	trace  *Trace
-	async  bool // the firewall lets in a moment after the last knock
-	family Family
-	fresh  uint16 // the last of settle's addresses that is used up
+	t          TB
+	net        *Net
+	trace      *Trace
+	async      bool // the firewall lets in a moment after the last knock
+	family     Family
+	lastSource uint16 // the last of settle's addresses that is used up
 }
 
 func (p *player) do(a action) error {
@@ -278,8 +278,8 @@ func (p *player) settle() error {
 	if !p.async {
 		return nil
 	}
-	p.fresh++
-	from := p.net.Client.Source(p.family, p.fresh)
+	p.lastSource++
+	from := p.net.Client.Source(p.family, p.lastSource)
 	p.net.Client.KnockFrom(p.t, from, p.net.Server.Addr(p.family), p.trace.Sequence...)
 	if p.await(p.net.Client, from) != Open {
 		return errors.New("the daemon lets in nobody any more")

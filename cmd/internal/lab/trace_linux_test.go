@@ -109,9 +109,9 @@ func knockdConfig(t *testing.T, tr *Trace) string {
 `)
 }
 
-// TestTraces plays the traces against firewalls that are as small as can be: they
+// TestTracesPassOnMinimalRules plays the traces against firewalls that are as small as can be: they
 // say nothing that only our own rules do. One sweep is enough for that.
-func TestTraces(t *testing.T) {
+func TestTracesPassOnMinimalRules(t *testing.T) {
 	t.Parallel()
 	load := map[string]func(t *testing.T, server *Host, tr *Trace){
 		"nftables": func(t *testing.T, server *Host, tr *Trace) {
@@ -140,7 +140,7 @@ func TestTraces(t *testing.T) {
 	}
 }
 
-func TestTraceTellsWhatIsWrong(t *testing.T) {
+func TestTraceErrorNamesLineAndFirewall(t *testing.T) {
 	t.Parallel()
 	const text = "sequence 1/udp\nclient closed\n"
 	tr, err := ParseTrace("x.txt", text)
@@ -152,14 +152,14 @@ func TestTraceTellsWhatIsWrong(t *testing.T) {
 	}
 }
 
-func TestParseTraceRefuses(t *testing.T) {
+func TestParseTraceErrors(t *testing.T) {
 	t.Parallel()
 	const seq = "sequence 1/udp 2/tcp\n"
 	for text, want := range map[string]string{
 		"":                            "x: no sequence",
 		seq + "client":                "x:2: client what?",
 		seq + "clinet open":           `x:2: no "clinet" in a trace`,
-		seq + "client+0 open":         `x:2: "0" is no address number from 1 to 59999`,
+		seq + "client+0 open":         `x:2: address number "0" is not from 1 to 59999`,
 		seq + "client knock 3":        `x:2: no knock "3" in a sequence of 2`,
 		"client knock 1\n" + seq:      `x:1: no knock "1" in a sequence of 0`,
 		seq + "client dance":          `x:2: nobody can "dance"`,

@@ -18,21 +18,21 @@ import (
 func LinkWAN(t TB, client, server *Host, w WAN) {
 	t.Helper()
 	hosts := []*Host{client, server}
-	seat(hosts)
+	assignNumbers(hosts)
 	var taps [2]int
 	for i, h := range hosts {
 		taps[i] = h.tap(t)
 	}
 	stop, stopper, err := os.Pipe()
 	must(t, err)
-	var ways sync.WaitGroup
+	var forwarders sync.WaitGroup
 	for i := range hosts {
-		d := &way{from: taps[i], to: taps[1-i], stop: int(stop.Fd()), path: newPath(w, uint64(i))}
-		ways.Go(func() { onThread(d.run) })
+		d := &forwarder{from: taps[i], to: taps[1-i], stop: int(stop.Fd()), path: newPath(w, uint64(i))}
+		forwarders.Go(func() { onThread(d.run) })
 	}
 	t.Cleanup(func() {
 		_ = stopper.Close()
-		ways.Wait()
+		forwarders.Wait()
 		_ = stop.Close()
 	})
 	for _, h := range hosts {
@@ -72,7 +72,7 @@ func (h *Host) tap(t TB) int {
 
 // way forwards the packets of one direction. It has a thread to itself, since
 // the runtime's timers are precise to a millisecond only.
-type way struct {
+type forwarder struct {
 	path     *path
 	from, to int // devices
 	stop     int // readable when it is time to end
@@ -90,7 +90,7 @@ type packet struct {
 // batch bounds what is read before it is looked whether something is due.
 const batch = 32
 
-func (d *way) run() {
+func (d *forwarder) run() {
 	// 1 ns rather than 50 µs; without it the link is less precise, no more.
 	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0)
 	began := time.Now()
@@ -124,7 +124,7 @@ func (d *way) run() {
 
 // next returns the queue whose first packet is due first, nil if nothing is
 // under way.
-func (d *way) next() *fifo {
+func (d *forwarder) next() *fifo {
 	switch {
 	case d.late.empty() && d.onTime.empty():
 		return nil
@@ -135,7 +135,7 @@ func (d *way) next() *fifo {
 }
 
 // read takes one packet, and returns whether there may be more.
-func (d *way) read(began time.Time) bool {
+func (d *forwarder) read(began time.Time) bool {
 	if len(d.spare) == 0 {
 		d.spare = append(d.spare, make([]byte, 1<<11)) // more than an Ethernet frame
 	}
@@ -159,7 +159,7 @@ func (d *way) read(began time.Time) bool {
 }
 
 // write delivers a packet. A device that does not take it is one that is down.
-func (d *way) write(p packet) {
+func (d *forwarder) write(p packet) {
 	for range p.fate.copies {
 		_, _ = unix.Write(d.to, p.bytes)
 	}

@@ -20,7 +20,7 @@ func fates(w WAN, n int) []fate {
 	return list
 }
 
-func TestPathShares(t *testing.T) {
+func TestPathSharesOfLostLateAndDuplicatedPackets(t *testing.T) {
 	t.Parallel()
 	const n = 10_000
 	near := func(what string, got int, share float64) {
@@ -53,7 +53,7 @@ func TestPathShares(t *testing.T) {
 	}
 }
 
-func TestPathRepeats(t *testing.T) {
+func TestPathRepeatsWithSameSeedAndDirection(t *testing.T) {
 	t.Parallel()
 	w := WAN{Delay: time.Second, Jitter: time.Second, Loss: .3, Reorder: .3, ReorderBy: time.Second, Duplicate: .3, Seed: 7}
 	if !slices.Equal(fates(w, 1000), fates(w, 1000)) {
@@ -64,17 +64,17 @@ func TestPathRepeats(t *testing.T) {
 	if slices.Equal(fates(w, 1000), fates(other, 1000)) {
 		t.Error("two seeds, one story")
 	}
-	back := newPath(w, 1)
-	var there []fate
+	backward := newPath(w, 1)
+	var backwardFates []fate
 	for i := range 1000 {
-		there = append(there, back.carry(time.Duration(i)*time.Millisecond, 1000))
+		backwardFates = append(backwardFates, backward.carry(time.Duration(i)*time.Millisecond, 1000))
 	}
-	if slices.Equal(fates(w, 1000), there) {
+	if slices.Equal(fates(w, 1000), backwardFates) {
 		t.Error("both directions meet the same")
 	}
 }
 
-func TestPathOrder(t *testing.T) {
+func TestPathKeepsOrderExceptForLatePackets(t *testing.T) {
 	t.Parallel()
 	w := WAN{Delay: 20 * time.Millisecond, Jitter: 10 * time.Millisecond, Reorder: .2, ReorderBy: 5 * time.Millisecond, Seed: 3}
 	var last [2]time.Duration
@@ -99,7 +99,7 @@ func TestPathOrder(t *testing.T) {
 	}
 }
 
-func TestPathRate(t *testing.T) {
+func TestPathLosesPacketsAboveRate(t *testing.T) {
 	t.Parallel()
 	// 1000 bytes each millisecond, over a link that takes twice as long.
 	lost := 0
@@ -127,7 +127,7 @@ func wanPair(t testing.TB, f Family, w WAN) (client, server *net.UDPConn) {
 	LinkWAN(t, c, s, w)
 	listen := func(h *Host) *net.UDPConn {
 		conn := Socket(t, h, func() (*net.UDPConn, error) {
-			return net.ListenUDP("udp", net.UDPAddrFromAddrPort(port(h.Addr(f), 7)))
+			return net.ListenUDP("udp", net.UDPAddrFromAddrPort(addrPort(h.Addr(f), 7)))
 		})
 		must(t, conn.SetDeadline(time.Now().Add(limit)))
 		must(t, conn.SetReadBuffer(1<<20))
@@ -136,11 +136,11 @@ func wanPair(t testing.TB, f Family, w WAN) (client, server *net.UDPConn) {
 	return listen(c), listen(s)
 }
 
-// number sends numbered packets, some at a time, each lot once the one before
+// number sends numbered packets, some at a time, each group once the one before
 // has arrived or been lost, and returns the numbers as they arrive.
-func number(t *testing.T, client, server *net.UDPConn, n int) (arrived []int) {
+func sendNumbered(t *testing.T, client, server *net.UDPConn, n int) (arrived []int) {
 	t.Helper()
-	const lot, mark = 250, 1 << 30
+	const group, mark = 250, 1 << 30
 	to := server.LocalAddr().(*net.UDPAddr).AddrPort()
 	send := func(i int) {
 		_, err := client.WriteToUDPAddrPort(binary.BigEndian.AppendUint32(nil, uint32(i)), to)
@@ -152,8 +152,8 @@ func number(t *testing.T, client, server *net.UDPConn, n int) (arrived []int) {
 		_, err := server.Read(b)
 		return int(binary.BigEndian.Uint32(b)), err == nil
 	}
-	for i := 0; i < n; i += lot {
-		for j := range lot {
+	for i := 0; i < n; i += group {
+		for j := range group {
 			send(i + j)
 		}
 		// What comes after the mark is late. A lost mark is sent again.
@@ -178,7 +178,7 @@ func number(t *testing.T, client, server *net.UDPConn, n int) (arrived []int) {
 	return arrived
 }
 
-func TestWANDelay(t *testing.T) {
+func TestWANDelaysBothDirections(t *testing.T) {
 	t.Parallel()
 	for _, f := range Families {
 		t.Run(f.String(), func(t *testing.T) {
@@ -208,11 +208,11 @@ func TestWANDelay(t *testing.T) {
 	}
 }
 
-func TestWANLoss(t *testing.T) {
+func TestWANLosesPacketsWithoutReordering(t *testing.T) {
 	t.Parallel()
 	client, server := wanPair(t, IPv4, WAN{Loss: .05, Seed: 5})
 	const n = 10_000
-	arrived := number(t, client, server, n)
+	arrived := sendNumbered(t, client, server, n)
 	if lost := n - len(arrived); lost < 400 || lost > 600 {
 		t.Errorf("%d of %d lost, want about 500", lost, n)
 	}
@@ -221,12 +221,12 @@ func TestWANLoss(t *testing.T) {
 	}
 }
 
-func TestWANReorders(t *testing.T) {
+func TestWANReordersPackets(t *testing.T) {
 	t.Parallel()
 	for share, most := range map[float64]int{0: 0, .2: 500} {
 		client, server := wanPair(t, IPv6, WAN{Reorder: share, ReorderBy: 5 * time.Millisecond, Jitter: time.Millisecond, Seed: 5})
 		const n = 2000
-		arrived := number(t, client, server, n)
+		arrived := sendNumbered(t, client, server, n)
 		overtaken, highest := 0, -1
 		for _, i := range arrived {
 			if i < highest {
@@ -240,16 +240,16 @@ func TestWANReorders(t *testing.T) {
 	}
 }
 
-func TestWANDuplicates(t *testing.T) {
+func TestWANDuplicatesPackets(t *testing.T) {
 	t.Parallel()
 	client, server := wanPair(t, IPv4, WAN{Duplicate: .1, Seed: 5})
 	const n = 2000
-	if twice := len(number(t, client, server, n)) - n; twice < 140 || twice > 260 {
+	if twice := len(sendNumbered(t, client, server, n)) - n; twice < 140 || twice > 260 {
 		t.Errorf("%d of %d arrive twice, want about 200", twice, n)
 	}
 }
 
-func TestWANRate(t *testing.T) {
+func TestWANLimitsRate(t *testing.T) {
 	t.Parallel()
 	// No more than a socket's buffer holds, should its reader come late.
 	const packets = 50
@@ -269,7 +269,7 @@ func TestWANRate(t *testing.T) {
 }
 
 // knockd reads the device, in both families.
-func TestWANKnockd(t *testing.T) {
+func TestKnockdSeesKnocksOverWAN(t *testing.T) {
 	t.Parallel()
 	Require(t, "knockd")
 	c, s := NewHost(t, "client"), NewHost(t, "server")
@@ -277,7 +277,7 @@ func TestWANKnockd(t *testing.T) {
 	d := s.Knockd(t, File(t, "knockd.conf", "[options]", "[door]", "sequence = 7001:udp,8003:udp", "seq_timeout = 5", "command = true"))
 	for i, f := range Families {
 		for _, p := range []uint16{7001, 8003} {
-			_, err := c.Dial(t, "udp", port(s.Addr(f), p).String()).Write(nil)
+			_, err := c.Dial(t, "udp", addrPort(s.Addr(f), p).String()).Write(nil)
 			must(t, err)
 		}
 		d.Log.Await(t, "OPEN SESAME", i+1)
