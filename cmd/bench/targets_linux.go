@@ -22,18 +22,18 @@ func (r *Report) judge() {
 	r.ratio("clean link, token: median to nc on the open port", 1.05, r.median(cleanNftables, token), limit)
 	r.ratio("real knockd: median to knock + nc", 0.30, r.median(cleanKnockd, portknock3), r.median(cleanKnockd, knockNC))
 	r.ratio("real fwknopd: median to fwknop + nc", 0.35, r.median(cleanFwknopd, portknockSPA), r.median(cleanFwknopd, fwknopNC))
-	r.allSucceed(loss5)
+	r.wantAll(loss5)
 	r.ratio("loss 5 %: p95 to nc's on the open port", 0.60, r.p95(loss5, portknock3), r.p95(loss5, ncOpen))
-	r.allSucceed(loss20)
-	r.allSucceed(reordered)
+	r.wantAll(loss20)
+	r.wantAll(reordered)
 	r.ratio("reordered 20 %: p95 to the clean median", 4, r.p95(reordered, portknock3), clean)
-	r.allSucceed(duplicated)
+	r.wantAll(duplicated)
 	r.ratio("stream down: CPU to nc's", 0.30, r.cpu(down, portknockTo(down.port)), r.cpu(down, ncTo(down.port)))
 	r.ratio("stream up: CPU to nc's", 0.75, r.cpu(up, portknockTo(up.port)), r.cpu(up, ncTo(up.port)))
 	r.atMost("stalled reader: CPU", 1, r.figure(figureStalled), "%")
 	r.atMost("IPv6 black-holed: median more than with IPv4 alone", 300,
 		r.median(blackHoled, portknockBoth)-r.median(blackHoled, portknockIPv4), "ms")
-	r.allOf(fmt.Sprintf("%d connections at once", crowdSize), r.figure(figureCrowd), crowdSize)
+	r.wantCount(fmt.Sprintf("%d connections at once", crowdSize), r.figure(figureCrowd), crowdSize)
 	r.atMost(fmt.Sprintf("%d connections at once: resident memory of each", crowdSize), 12, r.figure(figureCrowdMemory), "MB")
 	r.atMost("a million guesses at a token", 0, r.figure(figureGuesses), "let in")
 	r.atMost("a year of hourly windows: to write", 1, r.figure(figureEmit), "s")
@@ -87,15 +87,15 @@ func (r *Report) atMost(what string, most, got float64, unit string) {
 }
 
 // succeed wants that portknock always did in a grid.
-func (r *Report) allSucceed(g grid) {
+func (r *Report) wantAll(g grid) {
 	got, of := math.NaN(), r.Runs
 	if c := r.cell(g, portknock3); c.Runs > 0 {
 		got, of = float64(len(c.Times)), c.Runs
 	}
-	r.allOf(g.link+": successes", got, of)
+	r.wantCount(g.link+": successes", got, of)
 }
 
-func (r *Report) allOf(what string, got float64, of int) {
+func (r *Report) wantCount(what string, got float64, of int) {
 	r.target(what, fmt.Sprintf("all %d", of), fmt.Sprintf("%.0f", got), got == float64(of), math.IsNaN(got))
 }
 

@@ -12,11 +12,11 @@ func TestSSHLogsInOverBothFamilies(t *testing.T) {
 	for _, f := range Families {
 		config := s.ClientConfig(t, "Host vps", "HostName "+n.Server.Addr(f).String(), "Port 2222")
 		if got := n.Client.Run(t, "ssh", "-F", config, "vps", "hostname"); got != "server\n" {
-			t.Errorf("%v: hostname is %q", f, got)
+			t.Errorf("%v: hostname over ssh is %q, want \"server\\n\"", f, got)
 		}
 	}
 	if !strings.Contains(s.Log.String(), "Accepted publickey for root") {
-		t.Errorf("the log lacks the login: %s", s.Log)
+		t.Errorf("the login is not in sshd's log: %s", s.Log)
 	}
 }
 
@@ -44,7 +44,7 @@ done
 iptables-save | iptables-restore
 ip6tables-save | ip6tables-restore`)
 			if got := n.Server.Shell(t, "iptables -V"); strings.Contains(got, "legacy") != (f.variant == "-legacy") {
-				t.Errorf("%s runs %s", f.Name, got)
+				t.Errorf("after Install of %s, iptables is %s", f.Name, got)
 			}
 			for _, family := range Families {
 				to := n.Server.Addr(family)
@@ -57,10 +57,10 @@ ip6tables-save | ip6tables-restore`)
 				}
 			}
 			if got := n.Server.Shell(t, "cat /proc/net/xt_recent/iniptables"); !strings.Contains(got, n.Client.Addr(IPv4).String()) {
-				t.Errorf("xt_recent of the server: %q", got)
+				t.Errorf("the server's xt_recent list does not contain the client: %q", got)
 			}
 			if got := n.Attacker.Shell(t, "ls /proc/net/xt_recent 2>/dev/null || :"); got != "" {
-				t.Errorf("xt_recent of another host: %q", got)
+				t.Errorf("the attacker has xt_recent lists of another host: %q", got)
 			}
 		})
 	}
@@ -71,7 +71,7 @@ func TestKnockdSeesKnocksOfBothFamilies(t *testing.T) {
 	n := New(t)
 	d := n.Server.Knockd(t, File(t, "knockd.conf", `[options]
 	logfile = /run/knockd.log
-[door]
+[ssh]
 	sequence = 7001:udp,8003:tcp
 	seq_timeout = 2
 	tcpflags = syn

@@ -12,7 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// childVariable makes this test binary a test process to be killed.
+// childVariable is an environment variable. It makes this test binary the child process
+// that TestKilledTestLeavesNoProcesses kills.
 const childVariable = "PORTKNOCK_LAB_TEST_CHILD"
 
 func TestKilledTestLeavesNoProcesses(t *testing.T) {
@@ -25,11 +26,11 @@ func TestKilledTestLeavesNoProcesses(t *testing.T) {
 		}
 		fmt.Println(sleep.Process.Pid)
 		fmt.Println("ready")
-		time.Sleep(limit) // until killed
+		time.Sleep(limit) // the parent kills this process
 		return
 	}
 	t.Parallel()
-	NewHost(t, "any") // the child's being skipped would tell nothing
+	NewHost(t, "any") // skips the test here; a skip in the child would go unnoticed
 	child := exec.Command("/proc/self/exe", "-test.run=^TestKilledTestLeavesNoProcesses$")
 	child.Env = append(os.Environ(), childVariable+"=1")
 	var output Log
@@ -54,17 +55,17 @@ func TestKilledTestLeavesNoProcesses(t *testing.T) {
 	for pid, fd := range pids {
 		ended := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 		n, err := unix.Poll(ended, int(limit.Milliseconds()))
-		for err == unix.EINTR { // Go's own signals
+		for err == unix.EINTR { // the Go runtime sends itself signals
 			n, err = unix.Poll(ended, int(limit.Milliseconds()))
 		}
 		if n != 1 {
-			t.Errorf("process %d lives on: %v", pid, err)
+			t.Errorf("process %d still lives: %v", pid, err)
 		}
 	}
 }
 
-// TestHostEndsWhileChildrenHoldPipes has a command and a daemon leave children that hold their
-// pipes.
+// TestHostEndsWhileChildrenHoldPipes ends a host that runs a command and a daemon. Both
+// have children that hold the pipes of their parent.
 func TestHostEndsWhileChildrenHoldPipes(t *testing.T) {
 	t.Parallel()
 	var endBegan time.Time
@@ -79,10 +80,10 @@ func TestHostEndsWhileChildrenHoldPipes(t *testing.T) {
 		endBegan = time.Now()
 	})
 	if endBegan.IsZero() {
-		t.SkipNow() // as the host has been
+		t.SkipNow() // the host was skipped too
 	}
 	if d := time.Since(endBegan); d > limit/2 {
-		t.Errorf("it took %v", d)
+		t.Errorf("the host took %v to end", d)
 	}
 }
 
@@ -91,15 +92,15 @@ func TestHostsArePrivate(t *testing.T) {
 	a, b := New(t), New(t)
 	a.Server.Run(t, "sh", "-c", "echo a >/run/file; [ $(hostname) = server ]")
 	if out, err := b.Server.Try("cat", "/run/file"); err == nil {
-		t.Errorf("/run is shared: %s", out)
+		t.Errorf("/run is shared by two hosts: %s", out)
 	}
 	if got := strings.Fields(a.Server.Run(t, "sh", "-c", "cd /proc; echo [0-9]*")); len(got) != 2 {
-		t.Errorf("processes of the host and its shell: %v", got)
+		t.Errorf("the host has processes %v, want its init and the shell", got)
 	}
 	a.Server.Listen(t, 22)
 	for _, f := range Families {
 		if got := b.Client.Probe(t, addrPort(b.Server.Addr(f), 22)); got != Refused {
-			t.Errorf("%v: another network's port 22 is %v", f, got)
+			t.Errorf("%v: port 22 in the second network is %v, want refused", f, got)
 		}
 	}
 }

@@ -14,10 +14,10 @@ func TestMain(m *testing.M) {
 
 func addrPort(a netip.Addr, p uint16) netip.AddrPort { return netip.AddrPortFrom(a, p) }
 
-// recorder notes how a test ends.
+// recorder is a test that records how it ends.
 type recorder struct {
 	testing.TB
-	skipped, failed string
+	skipped, failed string // messages of Skipf and Fatalf
 }
 
 func (r *recorder) Helper() {}
@@ -35,26 +35,25 @@ func TestRequireNamesAllMissingPrograms(t *testing.T) {
 	} {
 		t.Setenv("PORTKNOCK_LAB", mode)
 		if os.Geteuid() != 0 {
-			t.Skip("would also name root")
+			t.Skip("without root, the message would also name root")
 		}
 		r := recorder{}
 		Require(&r, "sh", "no-such-a", "ls", "no-such-b")
 		if r != want {
-			t.Errorf("PORTKNOCK_LAB=%s: %+v", mode, r)
+			t.Errorf("PORTKNOCK_LAB=%s: Require recorded %+v", mode, r)
 		}
 	}
 }
 
-// TestEditFileFailsWithoutChange: an edit that changes nothing fails the test.
 func TestEditFileFailsWithoutChange(t *testing.T) {
 	t.Parallel()
 	file := File(t, "file", "a b")
 	EditFile(t, file, "a", "c")
 	if got := ReadFile(t, file); got != "c b\n" {
-		t.Errorf("%q", got)
+		t.Errorf("the edited file is %q", got)
 	}
 	r := recorder{}
 	if EditFile(&r, file, "z", "c"); r.failed == "" {
-		t.Error("no failure")
+		t.Error("an edit without a change did not fail the test")
 	}
 }

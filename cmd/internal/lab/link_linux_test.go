@@ -27,7 +27,7 @@ func TestLinkedHostsReachAllAddresses(t *testing.T) {
 	}
 }
 
-// BenchmarkLink makes two hosts and the cable between them.
+// BenchmarkLink measures how long two hosts and the link between them take to create.
 func BenchmarkLink(b *testing.B) {
 	for b.Loop() {
 		Link(b, NewHost(b, "a"), NewHost(b, "b"))

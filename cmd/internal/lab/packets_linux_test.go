@@ -60,7 +60,8 @@ func TestSweepArrivesWholeAndInOrder(t *testing.T) {
 func TestCaptureRecordsSentPackets(t *testing.T) {
 	t.Parallel()
 	n := New(t)
-	// The kernel repeats its multicast report some time in its first second.
+	// sentByTests leaves out multicast, because the kernel repeats its multicast report
+	// at some time in the first second of a host.
 	sentByTests := func(c *Capture) []Packet {
 		return slices.DeleteFunc(slices.Clone(c.Packets(t)), func(p Packet) bool { return p.Dst.Addr().IsMulticast() })
 	}
@@ -76,7 +77,7 @@ func TestCaptureRecordsSentPackets(t *testing.T) {
 		for name, c := range map[string]*Capture{"server": atServer, "client": atClient} {
 			got := slices.DeleteFunc(sentByTests(c), func(p Packet) bool { return p.Out != (name == "client") })
 			if len(got) != len(sent) {
-				t.Errorf("%s: %v", name, got)
+				t.Errorf("%s: captured %v, want the packets sent", name, got)
 				continue
 			}
 			for i, p := range got {
@@ -84,17 +85,17 @@ func TestCaptureRecordsSentPackets(t *testing.T) {
 					t.Errorf("%s: got %v, want %v", name, p, sent[i])
 				}
 				if time.Since(p.Time) > limit {
-					t.Errorf("%s: it came at %v", name, p.Time)
+					t.Errorf("%s: the packet's time is %v", name, p.Time)
 				}
 			}
 		}
 		if got := sentByTests(n.Attacker.Capture(t)); len(got) != 0 {
-			t.Errorf("the attacker sees %v", got)
+			t.Errorf("the attacker captures packets between client and server: %v", got)
 		}
 	}
 }
 
-// The kernel of the other side checks the checksums.
+// The server's kernel checks the checksums before it delivers a datagram.
 func TestRawDatagramsHaveValidChecksums(t *testing.T) {
 	t.Parallel()
 	n := New(t)
@@ -116,15 +117,14 @@ func TestRawDatagramsHaveValidChecksums(t *testing.T) {
 			n.Server.Capture(t).Packets(t)
 			buf := make([]byte, 100)
 			if got, _, err := unix.Recvfrom(fd, buf, 0); err != nil || string(buf[:max(got, 0)]) != payload {
-				t.Errorf("%v: %q arrives as %q, %v", f, payload, buf[:max(got, 0)], err)
+				t.Errorf("%v: payload %q arrives as %q, error %v", f, payload, buf[:max(got, 0)], err)
 			}
 		}
 		_ = unix.Close(fd)
 	}
 }
 
-// Without connection tracking nothing puts the fragments together before a
-// rule looks for the flags.
+// Only connection tracking reassembles fragments before a rule looks for the TCP flags.
 func TestFragmentedSYNBypassesRuleWithoutConntrack(t *testing.T) {
 	t.Parallel()
 	Require(t, "nft")
@@ -139,10 +139,10 @@ func TestFragmentedSYNBypassesRuleWithoutConntrack(t *testing.T) {
 	}{{"", Open}, {"ct state invalid drop;", Dropped}} {
 		n.Server.RunInput(t, strings.NewReader(fmt.Sprintf(rules, c.rule)), "nft", "-f", "-")
 		if got := n.Client.Probe(t, to); got != Dropped {
-			t.Errorf("%q: a SYN: %v", c.rule, got)
+			t.Errorf("with the rule %q, the port is %v for a whole SYN, want dropped", c.rule, got)
 		}
 		if got := n.Client.ProbeAs(t, Packet{Dst: to, Flags: SYN}, Fragments(8)); got != c.want {
-			t.Errorf("%q: a SYN in two fragments: %v, want %v", c.rule, got, c.want)
+			t.Errorf("with the rule %q, the port is %v for a SYN in two fragments, want %v", c.rule, got, c.want)
 		}
 	}
 }
@@ -154,7 +154,7 @@ func FuzzParsePacket(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if p, ok := parse(b); ok && len(p.Payload) > len(b) {
-			t.Errorf("%d bytes of payload in %d", len(p.Payload), len(b))
+			t.Errorf("%d bytes of payload in a packet of %d bytes", len(p.Payload), len(b))
 		}
 	})
 }
