@@ -15,7 +15,7 @@ import (
 	"github.com/portknock/portknock/cmd/internal/lab"
 )
 
-// costs measures what has no cells.
+// costs measures everything that does not belong to a cell: streams and single figures.
 func (r *Report) costs(ctx context.Context, o *options) error {
 	for _, part := range []struct {
 		name string
@@ -30,7 +30,7 @@ func (r *Report) costs(ctx context.Context, o *options) error {
 		{"guesses", r.guesses},
 		{"size", r.size},
 	} {
-		if !o.wants(part.name) && part.name != "stream" { // which looks itself
+		if !o.wants(part.name) && part.name != "stream" { // streams checks each stream's name itself
 			continue
 		}
 		if err := part.do(ctx, o); err != nil {
@@ -47,7 +47,7 @@ func (r *Report) addFigure(name string, value float64, unit string) {
 	r.Figures = append(r.Figures, Figure{name, value, unit})
 }
 
-// startUp is a process that does nothing, from its start to its end.
+// startUp measures how long a process that does nothing takes from its start to its end.
 func (r *Report) startUp(ctx context.Context, o *options) error {
 	return guarded(func(t *tb) error {
 		h := lab.NewHost(t, "client")
@@ -66,15 +66,15 @@ func (r *Report) startUp(ctx context.Context, o *options) error {
 		}
 		for i, name := range []string{"portknock version", "nc -h"} {
 			if len(times[i]) > 0 {
-				r.addFigure("start and end of "+name, median(times[i]), "ms")
+				r.addFigure("run time of "+name, median(times[i]), "ms")
 			}
 		}
 		return nil
 	})
 }
 
-// keystroke is how long a byte takes to the server and back to the terminal, on a
-// link that adds nothing. The contestants take turns, each with one session.
+// keystroke measures how long a byte takes to the server and back to the terminal, on a
+// link without delay. The contestants take turns, and each has one session.
 func (r *Report) keystroke(ctx context.Context, o *options) error {
 	keys := 2000
 	if o.quick {
@@ -102,7 +102,7 @@ func (r *Report) keystroke(ctx context.Context, o *options) error {
 		key := make([]byte, 1)
 		for n := range keys {
 			for i, p := range sessions {
-				time.Sleep(time.Millisecond) // nobody types faster than all can fall asleep
+				time.Sleep(time.Millisecond) // between the keystrokes of a user, all processes fall asleep
 				began := time.Now()
 				_, err := p.in.Write(key)
 				if err == nil {
@@ -111,7 +111,7 @@ func (r *Report) keystroke(ctx context.Context, o *options) error {
 				if err != nil {
 					return errors.Join(fmt.Errorf("%s: %w", selected[i].name, err), p.stderrError())
 				}
-				if n > 0 { // the first waits for the connection
+				if n > 0 { // the first keystroke waits for the connection
 					times[i] = append(times[i], float64(time.Since(began).Nanoseconds())/1000)
 				}
 			}
@@ -127,7 +127,8 @@ func (r *Report) keystroke(ctx context.Context, o *options) error {
 	})
 }
 
-// stalled is a session whose reader has stopped: it must cost nothing.
+// stalled measures the CPU use of a session whose reader has stopped. Such a session must
+// not use CPU.
 func (r *Report) stalled(ctx context.Context, o *options) error {
 	span := 2 * time.Second
 	if o.quick {
@@ -143,7 +144,7 @@ func (r *Report) stalled(ctx context.Context, o *options) error {
 				_ = c.SetWriteDeadline(time.Now().Add(500 * time.Millisecond))
 				_, err = c.Write(make([]byte, 1<<20))
 			}
-			close(full) // nothing moves any more
+			close(full) // all buffers are full, so the transfer has stopped
 			<-ctx.Done()
 		})
 		p, err := start(hosts.client, portknockTo(down.port).argv(hosts, hosts.client.Addr(lab.IPv4)))
@@ -156,13 +157,13 @@ func (r *Report) stalled(ctx context.Context, o *options) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-time.After(runLimit):
-			return fmt.Errorf("it goes on reading")
+			return fmt.Errorf("the client still reads, although its reader has stopped")
 		}
 		before, err := cpuTime(p.cmd.Process.Pid)
 		if err != nil {
 			return err
 		}
-		time.Sleep(span) // over which is measured
+		time.Sleep(span) // the measured time span
 		after, err := cpuTime(p.cmd.Process.Pid)
 		if err != nil {
 			return err
@@ -172,7 +173,8 @@ func (r *Report) stalled(ctx context.Context, o *options) error {
 	})
 }
 
-// crowd has many connect at once from one address, through one server's rules.
+// crowd measures many clients that connect at once, from one address, through the rules
+// of one server.
 func (r *Report) crowd(ctx context.Context, o *options) error {
 	size := crowdSize
 	if o.quick {
@@ -215,15 +217,16 @@ func (r *Report) crowd(ctx context.Context, o *options) error {
 			r.addFigure(figureCrowd, float64(connected), fmt.Sprintf("of %d", size))
 			r.addFigure(figureCrowdMemory, quantile(memories, 1), "MB")
 		} else {
-			r.addFigure(fmt.Sprintf("connected, of %d at once", size), float64(connected), "")
+			r.addFigure(fmt.Sprintf("connections at once, of %d", size), float64(connected), "")
 		}
-		r.addFigure("all of them connected after", milliseconds(time.Since(began)), "ms")
+		r.addFigure("connections at once, time until the last", milliseconds(time.Since(began)), "ms")
 		return nil
 	})
 }
 
-// guesses is what wrong tokens do to a server that has the rules of a year: open
-// nothing, at a cost. All packets are sent and received by one processor.
+// guesses measures what wrong tokens do to a server that has the rules for a year. They
+// must not open the port, but each of them costs time. One processor sends and receives
+// all packets.
 func (r *Report) guesses(ctx context.Context, o *options) error {
 	n := guessCount
 	if o.quick {
@@ -247,27 +250,27 @@ func (r *Report) guesses(ctx context.Context, o *options) error {
 			}
 			return median(times)
 		}
-		// So that nobody answers, in either case.
+		// The server drops the packets, so that it does not answer with or without rules.
 		hosts.dropExcept(t, guardedPort, longPort, openPort)
 		r.addFigure("sending and receiving a datagram, no rules", perPacket(), "µs")
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		hosts.server.Run(t, "nft", "delete table inet server") // load makes it anew
+		hosts.server.Run(t, "nft", "delete table inet server") // load creates the table again
 		hosts.load(t, "nftables")
-		r.addFigure("sending and receiving a wrong token, rules of a year", perPacket(), "µs")
+		r.addFigure("sending and receiving a wrong token, rules for a year", perPacket(), "µs")
 		if n == guessCount {
 			admitted := 0.
 			if hosts.client.Probe(t, netip.AddrPortFrom(dst.Addr(), guardedPort)) != lab.Dropped {
 				admitted = 1
 			}
-			r.addFigure(figureGuesses, admitted, "let in")
+			r.addFigure(figureGuesses, admitted, "admitted")
 		}
 		return nil
 	})
 }
 
-// size is that of the program file.
+// size measures the size of the program file.
 func (r *Report) size(_ context.Context, o *options) error {
 	info, err := os.Stat(o.portknock)
 	if err == nil {
@@ -276,7 +279,8 @@ func (r *Report) size(_ context.Context, o *options) error {
 	return err
 }
 
-// said is what the process has written to stderr. The process is ended.
+// stderrError ends the process, and returns what the process has written to stderr as an
+// error.
 func (p *process) stderrError() error {
 	p.cmd.End()
 	if s := strings.TrimSpace(p.stderr.String()); s != "" {

@@ -10,5 +10,5 @@ import (
 func runLabHost() {}
 
 func measure(context.Context, *options) (*Report, error) {
-	return nil, errors.New("it takes Linux, for its network namespaces")
+	return nil, errors.New("Linux is required, for network namespaces")
 }

@@ -11,8 +11,8 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// rules is what a year of hourly windows costs a server: to write, to load, and
-// for each packet of a stranger.
+// rules measures what the rules for a year of hourly windows cost a server: to write, to
+// load, and for each packet of a scanner.
 func (r *Report) rules(ctx context.Context, o *options) error {
 	sweeps := 5
 	if o.quick {
@@ -45,8 +45,8 @@ func (r *Report) rules(ctx context.Context, o *options) error {
 		r.addFigure(figureLoad, median(loaded), "s")
 		r.addFigure(figureLoadMemory, quantile(memory, 1), "MB")
 
-		// What arrives is judged while it is being sent, on the same processor.
-		// The three take turns; of each the best counts.
+		// The rules handle a packet while the packet is sent, on the same processor.
+		// The three sets of rules take turns. The best sweep of each set counts.
 		to := hosts.server.Addr(lab.IPv4)
 		cost := [3]float64{1e9, 1e9, 1e9}
 		for range sweeps {
@@ -67,7 +67,7 @@ func (r *Report) rules(ctx context.Context, o *options) error {
 				}
 			}
 		}
-		r.addFigure("a stranger's packet, no rules", cost[0], "µs")
+		r.addFigure("a scanner's packet, no rules", cost[0], "µs")
 		r.addFigure(figureDay, cost[1], "µs")
 		r.addFigure(figureYear, cost[2], "µs")
 		return nil

@@ -3,20 +3,20 @@
 // If they are missing, a test that asks for a host is skipped, or fails if
 // PORTKNOCK_LAB is "require".
 //
-// A host is a second process of the test binary, in network, PID, UTS and mount
-// namespaces of its own, with a private /run. The host ends when its standard
-// input ends. The kernel therefore cleans up however the test ends, even by
-// kill -9. The TestMain of a package that uses the lab calls [Main] first.
+// A host is another process that runs the test binary, in network, PID, UTS and
+// mount namespaces of its own, with a private /run. The host ends when its
+// standard input ends. The kernel therefore cleans up however the test ends, even
+// by kill -9. The TestMain of a package that uses the lab calls [Main] first.
 //
 // # Order on the wire
 //
 // The lab never sleeps to find out that a packet did not arrive. A virtual link
 // delivers a packet on the processor that sent the packet, first in, first out.
-// An ARP probe that is sent after a packet is therefore answered last: after
-// everything that the packet causes in the kernels along the way. No firewall
-// rule sees the ARP probe. For this order, all raw packets leave from one
-// processor. A [Capture] sends a probe from every processor, and is complete as
-// soon as all probes are answered.
+// An ARP probe that is sent after a packet is therefore answered after everything
+// that the packet causes in the kernels along the way. No firewall rule sees the
+// ARP probe. To keep this order, all raw packets leave from one processor. A
+// [Capture] sends a probe from every processor, and is complete as soon as all
+// probes are answered.
 //
 // # Wide-area links
 //

@@ -132,8 +132,8 @@ func addressing(h *Host, hosts []*Host) string {
 
 func mac(host int) string { return fmt.Sprintf("02:00:00:00:00:%02x", host) }
 
-// ip runs ip(8) in the host's network namespace only. It stays in our PID namespace,
-// because the PIDs in the batch are those that this process sees.
+// ip runs ip(8) in the host's network namespace only. ip(8) stays in the PID namespace of
+// this process, because the PIDs in the batch belong to that namespace.
 func (h *Host) ip(t TB, batch string) {
 	t.Helper()
 	var out lockedBuffer

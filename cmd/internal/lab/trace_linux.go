@@ -36,7 +36,7 @@ type Trace struct {
 	File     string // name of the trace's file, for errors
 	Sequence knock.Sequence
 	Settings []Setting
-	On, Not  []string // firewalls of the trace; empty On means all. Not excludes firewalls
+	On, Not  []string // names of firewalls: On selects them (all if On is empty), Not excludes them
 
 	actions []action
 }
@@ -44,7 +44,7 @@ type Trace struct {
 // Setting is a keyword of a profile and its value.
 type Setting struct{ Keyword, Value string }
 
-// action is one line of a trace.
+// action is a parsed line of a trace.
 type action struct {
 	line   int             // line number in the file
 	text   string          // text of the line
