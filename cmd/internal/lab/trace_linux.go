@@ -217,8 +217,8 @@ func (tr *Trace) play(t TB, f Firewall, family Family, load func(server *Host)) 
 	return nil
 }
 
-// settleSources is the number after which all further addresses are for [player.settle]
-// only.
+// settleSources is the number of the first further address that is only for
+// [player.settle].
 const settleSources = 60000
 
 // player plays one trace on its network.

@@ -114,7 +114,8 @@ func TestPathLosesPacketsAboveRate(t *testing.T) {
 		}
 		last = f.due
 	}
-	// In one second, half of the packets arrive, and the packets in a queue of 200 ms.
+	// In one second, half of the packets arrive. The queue holds the packets of another
+	// 200 ms.
 	if lost < 395 || lost > 405 {
 		t.Errorf("%d packets lost, want about 400", lost)
 	}
