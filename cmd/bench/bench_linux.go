@@ -12,12 +12,14 @@ import (
 	"github.com/portknock/portknock/cmd/internal/lab"
 )
 
-// enter is the first thing a process does: it may be one of the lab's hosts.
-func enter() { lab.Main() }
+// runLabHost runs this process as a host if the lab started it as one, and then never
+// returns. main and TestMain call runLabHost first.
+func runLabHost() { lab.Main() }
 
 const oneWay = 20 * time.Millisecond
 
-// The grids that are measured one after the other, since there milliseconds count.
+// The sequential grids are measured one after the other, because milliseconds count in
+// them.
 var (
 	cleanNftables = grid{
 		link:        "clean",
@@ -41,14 +43,14 @@ var (
 		link:        "IPv6 black-holed",
 		wan:         lab.WAN{Delay: oneWay},
 		server:      nftables,
-		contestants: []contestant{both, onlyIPv4},
+		contestants: []contestant{portknockBoth, portknockIPv4},
 		prepare:     blackHole,
 	}
 	steered = grid{
 		link:        "receive-steered",
 		wan:         lab.WAN{Delay: oneWay},
 		server:      nftables,
-		contestants: []contestant{ncOpen, portknock3, portknock10, token, cheap(knockNC)},
+		contestants: []contestant{ncOpen, portknock3, portknock10, token, notNeeded(knockNC)},
 		prepare:     steer,
 	}
 	noDelay = grid{
@@ -56,10 +58,10 @@ var (
 		server:      nftables,
 		contestants: []contestant{ncOpen, portknock3, ncatOpen, socatOpen},
 	}
-	quiet = []grid{cleanNftables, cleanKnockd, cleanFwknopd, blackHoled, steered, noDelay}
+	sequentialGrids = []grid{cleanNftables, cleanKnockd, cleanFwknopd, blackHoled, steered, noDelay}
 )
 
-// The grids in which a run is mostly spent waiting, measured a few at a time.
+// The parallel grids are measured a few at a time, because a run in them mostly waits.
 var (
 	loss5 = grid{
 		link:        "loss 5 %",
@@ -71,37 +73,37 @@ var (
 		link:        "loss 20 %",
 		wan:         lab.WAN{Delay: oneWay, Loss: .20, Seed: 2},
 		server:      nftables,
-		contestants: []contestant{ncOpen, portknock3, cheap(knockNC)},
+		contestants: []contestant{ncOpen, portknock3, notNeeded(knockNC)},
 	}
 	reordered = grid{
 		link:        "reordered 20 %",
 		wan:         lab.WAN{Delay: oneWay, Reorder: .20, ReorderBy: 5 * time.Millisecond, Seed: 3},
 		server:      nftables,
-		contestants: []contestant{ncOpen, portknock3, portknock10, token, cheap(knockNC)},
+		contestants: []contestant{ncOpen, portknock3, portknock10, token, notNeeded(knockNC)},
 	}
 	duplicated = grid{
 		link:        "duplicated 10 %",
 		wan:         lab.WAN{Delay: oneWay, Duplicate: .10, Seed: 4},
 		server:      nftables,
-		contestants: []contestant{ncOpen, portknock3, portknock10, token, cheap(knockNC)},
+		contestants: []contestant{ncOpen, portknock3, portknock10, token, notNeeded(knockNC)},
 	}
 	slow = grid{
 		link:        "slow, 300 ms",
 		wan:         lab.WAN{Delay: 150 * time.Millisecond},
 		server:      nftables,
-		contestants: []contestant{ncOpen, portknock3, cheap(knockNC)},
+		contestants: []contestant{ncOpen, portknock3, notNeeded(knockNC)},
 	}
 	jittery = grid{
 		link:        "jitter 20 ms",
 		wan:         lab.WAN{Delay: oneWay, Jitter: oneWay, Seed: 5},
 		server:      nftables,
-		contestants: []contestant{ncOpen, portknock3, cheap(knockNC)},
+		contestants: []contestant{ncOpen, portknock3, notNeeded(knockNC)},
 	}
 	loss5Knockd = grid{
 		link:        "loss 5 %",
 		wan:         lab.WAN{Delay: oneWay, Loss: .05, Seed: 6},
 		server:      knockd,
-		contestants: []contestant{portknock3, cheap(knockNC)},
+		contestants: []contestant{portknock3, notNeeded(knockNC)},
 	}
 	loss5Fwknopd = grid{
 		link:        "loss 5 %",
@@ -109,38 +111,39 @@ var (
 		server:      fwknopd,
 		contestants: []contestant{portknockSPA, fwknopNC},
 	}
-	bad = []grid{loss5, loss20, reordered, duplicated, slow, jittery, loss5Knockd, loss5Fwknopd}
+	parallelGrids = []grid{loss5, loss20, reordered, duplicated, slow, jittery, loss5Knockd, loss5Fwknopd}
 )
 
-// atATime is how many of the bad grids are measured at a time.
-const atATime = 3
+// parallelLimit is how many of the parallel grids are measured at a time.
+const parallelLimit = 3
 
-// cheap has a contestant drop out when it is slow.
-func cheap(c contestant) contestant {
+// notNeeded returns c without its needed flag, so that the contestant drops out if it is
+// slow.
+func notNeeded(c contestant) contestant {
 	c.needed = false
 	return c
 }
 
-// blackHole has the server hear nothing by IPv6, and gives it a name with an
-// address of each family.
+// blackHole makes the server drop all IPv6 packets. It also gives the server a name with
+// an address of each family.
 func blackHole(t *tb, r *rig) {
 	r.server.Run(t, "nft", "add table ip6 hole; add chain ip6 hole c { type filter hook prerouting priority -400; policy drop; }")
 	hosts := lab.File(t, "hosts", r.server.Addr(lab.IPv6).String()+" "+twoFamilies, r.addr+" "+twoFamilies)
 	r.client.Run(t, "mount", "--bind", hosts, "/etc/hosts")
 }
 
-// steer has the server spread what it receives over its processors, so that
-// packets of two flows may overtake each other: what KnockDelay is for.
+// steer makes the server distribute the packets that it receives over its processors.
+// Packets of two flows may then overtake each other. KnockDelay exists for such servers.
 func steer(t *tb, r *rig) {
 	r.server.Shell(t, "printf %x $(( (1 << $(nproc)) - 1 )) >/sys/class/net/eth0/queues/rx-0/rps_cpus")
 }
 
-// measure does everything that is wanted, and judges it.
+// measure measures everything that the options select, and compares it with the targets.
 func measure(ctx context.Context, o *options) (*Report, error) {
 	if os.Geteuid() != 0 {
-		return nil, fmt.Errorf("it takes root, to make networks of its own")
+		return nil, fmt.Errorf("root is required, to create network namespaces")
 	}
-	// Where an administrator's programs are, which sudo may leave out.
+	// sudo may remove these folders of an administrator's programs from PATH.
 	if err := os.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin:/sbin"); err != nil {
 		return nil, err
 	}
@@ -149,12 +152,12 @@ func measure(ctx context.Context, o *options) (*Report, error) {
 		if err := build(ctx, t, o); err != nil {
 			return err
 		}
-		for _, g := range quiet {
+		for _, g := range sequentialGrids {
 			if err := r.addCells(g.cells(ctx, o)); err != nil {
 				return err
 			}
 		}
-		if err := r.disturbed(ctx, o); err != nil {
+		if err := r.measureParallel(ctx, o); err != nil {
 			return err
 		}
 		return r.costs(ctx, o)
@@ -162,8 +165,8 @@ func measure(ctx context.Context, o *options) (*Report, error) {
 	if err != nil && ctx.Err() == nil {
 		return nil, err
 	}
-	if err != nil { // what there is, is worth seeing
-		r.Missing = append(r.Missing, "the rest: "+err.Error())
+	if err != nil { // the measurements so far are worth a report
+		r.Missing = append(r.Missing, "everything that no table lists: "+err.Error())
 	}
 	r.judge()
 	return r, nil
@@ -174,17 +177,17 @@ func (r *Report) addCells(cells []Cell, missing []string, err error) error {
 	return err
 }
 
-// disturbed measures the bad grids, some at a time, and reports them in order.
-func (r *Report) disturbed(ctx context.Context, o *options) error {
+// measureParallel measures the parallel grids, some at a time, and reports them in order.
+func (r *Report) measureParallel(ctx context.Context, o *options) error {
 	type result struct {
 		cells   []Cell
 		missing []string
 		err     error
 	}
-	results := make([]result, len(bad))
+	results := make([]result, len(parallelGrids))
 	var all sync.WaitGroup
-	slots := make(chan struct{}, atATime)
-	for i, g := range bad {
+	slots := make(chan struct{}, parallelLimit)
+	for i, g := range parallelGrids {
 		slots <- struct{}{}
 		all.Go(func() {
 			defer func() { <-slots }()
@@ -202,7 +205,7 @@ func (r *Report) disturbed(ctx context.Context, o *options) error {
 	return failed
 }
 
-// build makes the program as a release has it, unless there is one given.
+// build builds the program as a release contains it, unless --portknock gives a program.
 func build(ctx context.Context, t *tb, o *options) error {
 	if o.portknock != "" {
 		path, err := filepath.Abs(o.portknock)

@@ -12,10 +12,11 @@ import (
 	"github.com/portknock/portknock/cmd/internal/lab"
 )
 
-// TestRun measures a cell and looks at the report's shape, not at its figures.
-func TestRun(t *testing.T) {
+// TestMeasureSelectedCells measures some cells and costs. It checks the form of the report,
+// not how good its figures are.
+func TestMeasureSelectedCells(t *testing.T) {
 	lab.Require(t, "nft", "nc")
-	lab.NewHost(t, "any") // or it is skipped: measure would call it a failure
+	lab.NewHost(t, "any") // skips the test here if needed; in measure, a skip is an error
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	only := "^(clean/(nftables/portknock, (3|token)|open port/nc$)|crowd|stream/down|keystroke|stalled|guesses)"
@@ -30,26 +31,26 @@ func TestRun(t *testing.T) {
 	}
 	want := []string{"clean/open port/nc", "clean/nftables/portknock, 3 knocks", "clean/nftables/portknock, token"}
 	if !slices.Equal(names, want) {
-		t.Fatalf("%q", names)
+		t.Fatalf("measured the cells %q", names)
 	}
 	for _, c := range r.Cells {
 		if c.Runs != 2 || len(c.Times) != 2 {
-			t.Errorf("%s: %d of %d", c.name(), len(c.Times), c.Runs)
+			t.Errorf("%s: %d of %d runs succeeded, want 2 of 2", c.name(), len(c.Times), c.Runs)
 		}
 		for _, ms := range c.Times {
-			if ms < 2*milliseconds(2*oneWay) { // handshake and banner
+			if ms < 2*milliseconds(2*oneWay) { // the handshake and the banner each take a round trip
 				t.Errorf("%s: %v ms", c.name(), ms)
 			}
 		}
 	}
 	if len(r.Streams) != 2 {
-		t.Fatalf("%+v", r.Streams)
+		t.Fatalf("measured the streams %+v, want two", r.Streams)
 	}
 	if s := r.Streams[1]; s.Contestant != "portknock" || s.CPU <= 0 || s.Rate <= 0 || s.Memory <= 0 {
-		t.Errorf("%+v", s)
+		t.Errorf("the stream of portknock is %+v", s)
 	}
-	if got := r.figure("connected, of 10 at once"); got != 10 {
-		t.Errorf("%v of 10 connected", got)
+	if got := r.figure("connections at once, of 10"); got != 10 {
+		t.Errorf("%v of 10 clients connected", got)
 	}
 	for _, name := range []string{"nc", "portknock"} {
 		if us := r.figure("a keystroke and its echo, " + name + ", median"); !(us > 0) {
@@ -62,40 +63,40 @@ func TestRun(t *testing.T) {
 	t.Logf("%+v", r)
 }
 
-func TestJudge(t *testing.T) {
+func TestJudgeSetsVerdicts(t *testing.T) {
 	t.Parallel()
 	r := sample()
 	r.judge()
 	for _, want := range []Target{
-		{"clean link, 3 knocks: median to nc on the open port", "at most 1.05", "1.02", met},
-		{"clean link, 10 knocks: median to nc on the open port", "at most 1.05", "1.12", missed},
-		{"real knockd: median to knock + nc", "at most 0.30", "-", unknown},
-		{"real fwknopd: median to fwknop + nc", "at most 0.35", "-", unknown},
+		{"clean link, 3 knocks: median, relative to nc on the open port", "at most 1.05", "1.02", met},
+		{"clean link, 10 knocks: median, relative to nc on the open port", "at most 1.05", "1.12", missed},
+		{"real knockd: median, relative to knock + nc", "at most 0.30", "-", unknown},
+		{"real fwknopd: median, relative to fwknop + nc", "at most 0.35", "-", unknown},
 		{"loss 5 %: successes", "all 2", "1", missed},
-		{"loss 5 %: p95 to nc's on the open port", "at most 0.60", "0.09", met},
-		{"stream down: CPU to nc's", "at most 0.30", "0.30", met},
+		{"loss 5 %: p95, relative to nc on the open port", "at most 0.60", "0.09", met},
+		{"stream down: CPU time, relative to nc", "at most 0.30", "0.30", met},
 		{"200 connections at once", "all 200", "200", met},
-		{"200 connections at once: resident memory of each", "at most 12 MB", "12.5 MB", missed},
+		{"200 connections at once: resident memory of the largest client", "at most 12 MB", "12.5 MB", missed},
 		{"binary, stripped", "at most 5 MB", "-", unknown},
 	} {
 		if !slices.Contains(r.Targets, want) {
-			t.Errorf("no %+v among\n%+v", want, r.Targets)
+			t.Errorf("target %+v is missing in\n%+v", want, r.Targets)
 		}
 	}
 	n := len(r.Targets)
 	if r.judge(); len(r.Targets) != n {
-		t.Error("judging twice doubles the targets")
+		t.Error("a second call of judge changes the number of targets")
 	}
 }
 
-// TestUnmeasuredCell: a target about what no run measures is a fault of the program,
-// and does not pass for one that was not measured.
-func TestUnmeasuredCell(t *testing.T) {
+// A target about a cell that no grid contains is a fault of the program. It must not look
+// like a target that was not measured in this run.
+func TestTargetOfUnmeasuredCellPanics(t *testing.T) {
 	t.Parallel()
 	for name, ask := range map[string]func(*Report){
-		"contestant": func(r *Report) { r.median(cleanKnockd, fwknopNC) },
-		"renamed":    func(r *Report) { r.median(cleanNftables, portknock(", 4 knocks", "vps", guardedPort)) },
-		"grid":       func(r *Report) { r.succeed(grid{link: "loss 6 %", server: nftables, contestants: loss5.contestants}) },
+		"contestant of another grid": func(r *Report) { r.median(cleanKnockd, fwknopNC) },
+		"renamed contestant":         func(r *Report) { r.median(cleanNftables, portknock(", 4 knocks", "vps", guardedPort)) },
+		"unknown grid":               func(r *Report) { r.wantAll(grid{link: "loss 6 %", server: nftables, contestants: loss5.contestants}) },
 	} {
 		func() {
 			defer func() {
@@ -108,9 +109,9 @@ func TestUnmeasuredCell(t *testing.T) {
 	}
 }
 
-// TestGuarded: a fault ends what is measured, cleans up in reverse order, and is
-// returned.
-func TestGuarded(t *testing.T) {
+// A failure ends the measured function. guarded then cleans up in reverse order, and
+// returns the failure.
+func TestGuardedCleansUpAndReturnsFailure(t *testing.T) {
 	t.Parallel()
 	var order []int
 	err := guarded(func(t *tb) error {
@@ -122,7 +123,7 @@ func TestGuarded(t *testing.T) {
 		return nil
 	})
 	if err == nil || err.Error() != "one" || len(order) != 2 || order[0] != 2 {
-		t.Errorf("%v, %v", err, order)
+		t.Errorf("guarded returned %v, and cleaned up in the order %v; want one, [2 1]", err, order)
 	}
 	want := errors.New("two")
 	if err := guarded(func(*tb) error { return want }); err != want {
@@ -130,11 +131,11 @@ func TestGuarded(t *testing.T) {
 	}
 }
 
-func TestKernelVersion(t *testing.T) {
+func TestKernelVersionOmitsSuffix(t *testing.T) {
 	t.Parallel()
 	for release, want := range map[string]string{"6.18.44": "6.18.44", "6.1.0-13-amd64": "6.1.0", "5.15-acme+": "5.15"} {
 		if got := kernelVersion(release); got != want {
-			t.Errorf("%s: %s, want %s", release, got, want)
+			t.Errorf("kernelVersion(%q) = %s, want %s", release, got, want)
 		}
 	}
 }

@@ -12,11 +12,11 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	enter()
+	runLabHost()
 	os.Exit(m.Run())
 }
 
-func TestQuantile(t *testing.T) {
+func TestQuantileAndMedian(t *testing.T) {
 	t.Parallel()
 	twenty := make([]float64, 20)
 	for i := range twenty {
@@ -35,10 +35,10 @@ func TestQuantile(t *testing.T) {
 		}
 	}
 	if twenty[0] != 20 {
-		t.Error("quantile sorts its argument")
+		t.Error("quantile changes its argument")
 	}
 	if !math.IsNaN(quantile(nil, 0.5)) || !math.IsNaN(median(nil)) {
-		t.Error("a quantile of nothing")
+		t.Error("the quantile or median of no values is not NaN")
 	}
 	for want, values := range map[float64][]float64{2: {3, 1, 2}, 2.5: {4, 1, 3, 2}, 5: {5}} {
 		if got := median(values); got != want {
@@ -47,7 +47,7 @@ func TestQuantile(t *testing.T) {
 	}
 }
 
-// sample is a report in which some targets are met, missed or not measured.
+// sample returns a report in which some targets are met, missed or not measured.
 func sample() *Report {
 	cell := func(link, server, contestant string, runs int, times ...float64) Cell {
 		return Cell{Link: link, Server: server, Contestant: contestant, Runs: runs, Times: times}
@@ -68,14 +68,14 @@ func sample() *Report {
 	}
 }
 
-func TestPrint(t *testing.T) {
+func TestPrintAlignsTables(t *testing.T) {
 	t.Parallel()
 	var b bytes.Buffer
 	if err := sample().print(&b); err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		"Some CPU, 2 cores, Linux 6.18, go1.26, on 2026-11-21; up to 2 runs of each, in turn\n",
+		"Some CPU, 2 cores, Linux 6.18, go1.26, on 2026-11-21; up to 2 runs of each contestant, in turn\n",
 		"link      server     contestant            median ms  p95 ms  succeeded\n",
 		"loss 5 %  nftables   portknock, 3 knocks   90.0       90.0    1 of 2\n",
 		"down       portknock   0.300      900.0  6.00\n",
@@ -83,12 +83,12 @@ func TestPrint(t *testing.T) {
 		"clean/fwknopd/fwknop + nc: not installed\n",
 	} {
 		if !strings.Contains(b.String(), want) {
-			t.Errorf("no %q in\n%s", want, &b)
+			t.Errorf("%q is missing in\n%s", want, &b)
 		}
 	}
 }
 
-func TestWrite(t *testing.T) {
+func TestWriteJSONAndMarkdown(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	for path, base := range map[string]string{dir: "bench", filepath.Join(dir, "other"): "other"} {
@@ -103,7 +103,7 @@ func TestWrite(t *testing.T) {
 		var back Report
 		err = json.Unmarshal(text, &back)
 		if err != nil || len(back.Targets) != len(r.Targets) || back.Cells[0].name() != "clean/open port/nc" {
-			t.Errorf("%v: %s", err, text)
+			t.Errorf("the JSON file does not contain the report: %v: %s", err, text)
 		}
 		markdown, err := os.ReadFile(filepath.Join(dir, base+".md"))
 		if err != nil {
@@ -115,30 +115,30 @@ func TestWrite(t *testing.T) {
 			"|---|---|",
 		} {
 			if !strings.Contains(string(markdown), want) {
-				t.Errorf("no %q in\n%s", want, markdown)
+				t.Errorf("%q is missing in\n%s", want, markdown)
 			}
 		}
 	}
 	if err := sample().write(filepath.Join(dir, "no", "such")); err == nil {
-		t.Error("written nowhere")
+		t.Error("write into a missing folder did not fail")
 	}
 }
 
-func TestParse(t *testing.T) {
+func TestParseFlags(t *testing.T) {
 	t.Parallel()
 	o, err := parse([]string{"--quick", "--only", "^clean/", "--output", "x"})
 	if err != nil || o.runs != 1 || !o.wants("clean/a") || o.wants("unclean/a") || o.output != "x" {
-		t.Errorf("%+v, %v", o, err)
+		t.Errorf("parse of --quick --only --output: %+v, error %v", o, err)
 	}
 	if o, err := parse([]string{"--quick", "-n", "3"}); err != nil || o.runs != 3 || !o.wants("anything") {
-		t.Errorf("%+v, %v", o, err)
+		t.Errorf("parse of --quick -n 3: %+v, error %v", o, err)
 	}
 	if _, err := parse([]string{"--help"}); !errors.Is(err, errHelp) {
 		t.Error(err)
 	}
 	for _, args := range [][]string{{"-n", "0"}, {"--only", "("}, {"x"}, {"--nothing"}} {
 		if _, err := parse(args); err == nil {
-			t.Errorf("%q passes", args)
+			t.Errorf("parse accepts %q", args)
 		}
 	}
 }

@@ -9,64 +9,66 @@ import (
 // contestant is a way to reach an SSH server.
 type contestant struct {
 	name     string
-	programs []string
-	// needed: a target is about it, so it has all its runs however slow it is.
+	programs []string // programs that must be installed
+	// needed means that a target is about the contestant, so that the contestant gets
+	// all its runs even if it is slow.
 	needed bool
-	direct bool // it goes to a port that is open, whatever the server
-	slow   bool // it takes seconds each time
-	// argv returns the command, for a client at an address.
+	direct bool // the contestant connects to an open port, whatever the server
+	slow   bool // every run of the contestant takes seconds
+	// argv returns the contestant's command, for a client whose address is from.
 	argv func(r *rig, from netip.Addr) []string
 }
 
-// The ports of the server. The guarded ones open to their sequence; all but
-// these three drop what comes.
+// The ports of the server. A sequence opens each guarded port. The server drops packets
+// to all ports except these three.
 const (
-	guardedPort = 22   // three knocks
-	longPort    = 2210 // ten knocks
+	guardedPort = 22   // guarded port with three knocks
+	longPort    = 2210 // guarded port with ten knocks
 	openPort    = 2222
 )
 
-// twoFamilies is a server's name with an address of each.
+// twoFamilies is the server's name that has an address of each family.
 const twoFamilies = "both.example"
 
-// fresh has the server forget which tokens are spent, before the clock starts:
-// no user comes from another address each second, as a contestant does.
-func fresh(c contestant) contestant {
+// forgetSpentTokens makes the server forget which tokens are spent, before the clock
+// starts. A contestant comes from another address each second, but a user does not.
+func forgetSpentTokens(c contestant) contestant {
 	argv := c.argv
 	c.argv = func(r *rig, from netip.Addr) []string {
 		for _, set := range []string{"used", "usedby4"} {
-			_, _ = r.server.Try("nft", "flush set inet portknock "+set+"_token") // or else the run says so
+			_, _ = r.server.Try("nft", "flush set inet portknock "+set+"_token") // the run shows if this fails
 		}
 		return argv(r, from)
 	}
 	return c
 }
 
-// sequence is of TCP knocks, since the shell's recipe knows no other.
+// sequence has only TCP knocks, because the contestant shellNC cannot send others.
 var (
 	sequence     = []string{"7001/tcp", "8003/tcp", "9005/tcp"}
 	longSequence = []string{"10421/udp", "10697/tcp", "10556/udp", "10459/tcp", "10205/udp",
 		"10333/tcp", "10918/udp", "10777/tcp", "10132/udp", "10845/tcp"}
 )
 
-// shell is a command of /bin/sh in which HOST is the server.
+// shell returns the argv of a line for /bin/sh. In the line, HOST stands for the server's
+// address and FROM for the client's.
 func shell(line string) func(*rig, netip.Addr) []string {
 	return func(r *rig, from netip.Addr) []string {
 		return []string{"sh", "-c", strings.NewReplacer("HOST", r.addr, "FROM", from.String()).Replace(line)}
 	}
 }
 
-// portknock connects by a profile to a port, with further flags.
+// portknock connects to a port with a profile and further flags.
 func portknock(name, profile string, port uint16, flags ...string) contestant {
 	return contestant{name: "portknock" + name, needed: true, argv: func(r *rig, _ netip.Addr) []string {
 		return append(append([]string{r.portknock, "-c", r.profile}, flags...), profile, fmt.Sprint(port))
 	}}
 }
 
-// portknockTo knocks three times, and connects to a port that is open.
+// portknockTo sends three knocks, and connects to an open port.
 func portknockTo(port uint16) contestant { return portknock("", "vps", port) }
 
-// ncTo connects by netcat to a port that is open.
+// ncTo connects to an open port with nc.
 func ncTo(port uint16) contestant {
 	return contestant{name: "nc", programs: []string{"nc"}, needed: true, direct: true, argv: func(r *rig, _ netip.Addr) []string {
 		return []string{"nc", r.addr, fmt.Sprint(port)}
@@ -76,11 +78,11 @@ func ncTo(port uint16) contestant {
 var (
 	portknock3  = portknock(", 3 knocks", "vps", guardedPort)
 	portknock10 = portknock(", 10 knocks", "long", longPort)
-	token       = fresh(portknock(", token", "token", guardedPort))
-	// The same server, keys and packets as those of the fwknop client.
-	portknockSPA = portknock(", fwknop", "fwknop", guardedPort)
-	both         = portknock("", twoFamilies, guardedPort)
-	onlyIPv4     = portknock(" -4", twoFamilies, guardedPort, "-4")
+	token       = forgetSpentTokens(portknock(", token", "token", guardedPort))
+	// portknockSPA uses the same server, keys and packets as the fwknop client.
+	portknockSPA  = portknock(", fwknop", "fwknop", guardedPort)
+	portknockBoth = portknock("", twoFamilies, guardedPort)
+	portknockIPv4 = portknock(" -4", twoFamilies, guardedPort, "-4")
 
 	ncOpen   = ncTo(openPort)
 	ncatOpen = contestant{
@@ -118,7 +120,7 @@ var (
 	}
 )
 
-// The keys of fwknop and its server.
+// The keys of the fwknop client and its server.
 const (
 	rijndaelKey = "VGhlc2UgMzIgYnl0ZXMgZ3VhcmQgYSB0ZXN0IG9ubHk="
 	hmacKey     = "QW5kIHRoZXNlIGFyZSBmb3IgaXRzIG1lc3NhZ2UgY29kZS4="

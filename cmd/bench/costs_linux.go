@@ -15,7 +15,7 @@ import (
 	"github.com/portknock/portknock/cmd/internal/lab"
 )
 
-// costs measures what has no cells.
+// costs measures everything that does not belong to a cell: streams and single figures.
 func (r *Report) costs(ctx context.Context, o *options) error {
 	for _, part := range []struct {
 		name string
@@ -30,7 +30,7 @@ func (r *Report) costs(ctx context.Context, o *options) error {
 		{"guesses", r.guesses},
 		{"size", r.size},
 	} {
-		if !o.wants(part.name) && part.name != "stream" { // which looks itself
+		if !o.wants(part.name) && part.name != "stream" { // streams checks each stream's name itself
 			continue
 		}
 		if err := part.do(ctx, o); err != nil {
@@ -43,11 +43,11 @@ func (r *Report) costs(ctx context.Context, o *options) error {
 	return nil
 }
 
-func (r *Report) figureIs(name string, value float64, unit string) {
+func (r *Report) addFigure(name string, value float64, unit string) {
 	r.Figures = append(r.Figures, Figure{name, value, unit})
 }
 
-// startUp is a process that does nothing, from its start to its end.
+// startUp measures how long a process that does nothing takes from its start to its end.
 func (r *Report) startUp(ctx context.Context, o *options) error {
 	return guarded(func(t *tb) error {
 		h := lab.NewHost(t, "client")
@@ -66,31 +66,31 @@ func (r *Report) startUp(ctx context.Context, o *options) error {
 		}
 		for i, name := range []string{"portknock version", "nc -h"} {
 			if len(times[i]) > 0 {
-				r.figureIs("start and end of "+name, median(times[i]), "ms")
+				r.addFigure("run time of "+name, median(times[i]), "ms")
 			}
 		}
 		return nil
 	})
 }
 
-// keystroke is how long a byte takes to the server and back to the terminal, on a
-// link that adds nothing. The contestants take turns, each with one session.
+// keystroke measures how long a byte takes to the server and back to the terminal, on a
+// link without delay. The contestants take turns, and each has one session.
 func (r *Report) keystroke(ctx context.Context, o *options) error {
 	keys := 2000
 	if o.quick {
 		keys = 20
 	}
 	return guarded(func(t *tb) error {
-		hosts := newCable(t, o.portknock)
+		hosts := newDirectRig(t, o.portknock)
 		hosts.server.Serve(t, echoPort, func(c net.Conn) { _, _ = io.Copy(c, c) })
-		var typists []contestant
+		var selected []contestant
 		for _, c := range []contestant{ncTo(echoPort), portknockTo(echoPort)} {
 			if installed(c.programs) {
-				typists = append(typists, c)
+				selected = append(selected, c)
 			}
 		}
-		sessions, times := make([]*process, len(typists)), make([][]float64, len(typists))
-		for i, c := range typists {
+		sessions, times := make([]*process, len(selected)), make([][]float64, len(selected))
+		for i, c := range selected {
 			p, err := start(hosts.client, c.argv(hosts, netip.Addr{}))
 			if err != nil {
 				return err
@@ -102,16 +102,16 @@ func (r *Report) keystroke(ctx context.Context, o *options) error {
 		key := make([]byte, 1)
 		for n := range keys {
 			for i, p := range sessions {
-				time.Sleep(time.Millisecond) // nobody types faster than all can fall asleep
+				time.Sleep(time.Millisecond) // between the keystrokes of a user, all processes fall asleep
 				began := time.Now()
 				_, err := p.in.Write(key)
 				if err == nil {
 					_, err = io.ReadFull(p.out, key)
 				}
 				if err != nil {
-					return errors.Join(fmt.Errorf("%s: %w", typists[i].name, err), p.said())
+					return errors.Join(fmt.Errorf("%s: %w", selected[i].name, err), p.stderrError())
 				}
-				if n > 0 { // the first waits for the connection
+				if n > 0 { // the first keystroke waits for the connection
 					times[i] = append(times[i], float64(time.Since(began).Nanoseconds())/1000)
 				}
 			}
@@ -119,15 +119,16 @@ func (r *Report) keystroke(ctx context.Context, o *options) error {
 				return context.Cause(ctx)
 			}
 		}
-		for i, c := range typists {
-			r.figureIs("a keystroke and its echo, "+c.name+", median", median(times[i]), "µs")
-			r.figureIs("a keystroke and its echo, "+c.name+", p95", quantile(times[i], 0.95), "µs")
+		for i, c := range selected {
+			r.addFigure("a keystroke and its echo, "+c.name+", median", median(times[i]), "µs")
+			r.addFigure("a keystroke and its echo, "+c.name+", p95", quantile(times[i], 0.95), "µs")
 		}
 		return nil
 	})
 }
 
-// stalled is a session whose reader has stopped: it must cost nothing.
+// stalled measures the CPU use of a session whose reader has stopped. Such a session must
+// not use CPU.
 func (r *Report) stalled(ctx context.Context, o *options) error {
 	span := 2 * time.Second
 	if o.quick {
@@ -136,14 +137,14 @@ func (r *Report) stalled(ctx context.Context, o *options) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	return guarded(func(t *tb) error {
-		hosts := newCable(t, o.portknock)
+		hosts := newDirectRig(t, o.portknock)
 		full := make(chan struct{})
 		hosts.server.Serve(t, down.port, func(c net.Conn) {
 			for err := error(nil); err == nil; {
 				_ = c.SetWriteDeadline(time.Now().Add(500 * time.Millisecond))
 				_, err = c.Write(make([]byte, 1<<20))
 			}
-			close(full) // nothing moves any more
+			close(full) // all buffers are full, so the transfer has stopped
 			<-ctx.Done()
 		})
 		p, err := start(hosts.client, portknockTo(down.port).argv(hosts, hosts.client.Addr(lab.IPv4)))
@@ -156,25 +157,26 @@ func (r *Report) stalled(ctx context.Context, o *options) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-time.After(runLimit):
-			return fmt.Errorf("it goes on reading")
+			return fmt.Errorf("the client still reads, although its reader has stopped")
 		}
 		before, err := cpuTime(p.cmd.Process.Pid)
 		if err != nil {
 			return err
 		}
-		time.Sleep(span) // over which is measured
+		time.Sleep(span) // the measured time span
 		after, err := cpuTime(p.cmd.Process.Pid)
 		if err != nil {
 			return err
 		}
-		r.figureIs(figureStalled, 100*float64(after-before)/float64(span), "%")
+		r.addFigure(figureStalled, 100*float64(after-before)/float64(span), "%")
 		return nil
 	})
 }
 
-// crowd has many connect at once from one address, through one server's rules.
+// crowd measures many clients that connect at once, from one address, through the rules
+// of one server.
 func (r *Report) crowd(ctx context.Context, o *options) error {
-	size := crowd
+	size := crowdSize
 	if o.quick {
 		size = 10
 	}
@@ -183,7 +185,7 @@ func (r *Report) crowd(ctx context.Context, o *options) error {
 			lab.LinkWAN(t, client, server, lab.WAN{Delay: oneWay})
 		})
 		nftables.start(t, hosts)
-		from := hosts.move(t)
+		from := hosts.useNewAddress(t)
 		var all []*process
 		defer func() {
 			for _, p := range all {
@@ -199,7 +201,7 @@ func (r *Report) crowd(ctx context.Context, o *options) error {
 			all = append(all, p)
 		}
 		connected := 0
-		var each []float64
+		var memories []float64
 		for _, p := range all {
 			if _, err := p.banner(2 * runLimit); err != nil || ctx.Err() != nil {
 				continue
@@ -209,33 +211,34 @@ func (r *Report) crowd(ctx context.Context, o *options) error {
 			if err != nil {
 				return err
 			}
-			each = append(each, mb)
+			memories = append(memories, mb)
 		}
-		if size == crowd {
-			r.figureIs(figureCrowd, float64(connected), fmt.Sprintf("of %d", size))
-			r.figureIs(figureCrowdMemory, quantile(each, 1), "MB")
+		if size == crowdSize {
+			r.addFigure(figureCrowd, float64(connected), fmt.Sprintf("of %d", size))
+			r.addFigure(figureCrowdMemory, quantile(memories, 1), "MB")
 		} else {
-			r.figureIs(fmt.Sprintf("connected, of %d at once", size), float64(connected), "")
+			r.addFigure(fmt.Sprintf("connections at once, of %d", size), float64(connected), "")
 		}
-		r.figureIs("all of them connected after", milliseconds(time.Since(began)), "ms")
+		r.addFigure("connections at once, time until the last", milliseconds(time.Since(began)), "ms")
 		return nil
 	})
 }
 
-// guesses is what wrong tokens do to a server that has the rules of a year: open
-// nothing, at a cost. All packets are sent and received by one processor.
+// guesses measures what wrong tokens do to a server that has the rules for a year. They
+// must not open the port, but each of them costs time. One processor sends and receives
+// all packets.
 func (r *Report) guesses(ctx context.Context, o *options) error {
-	n := guesses
+	n := guessCount
 	if o.quick {
 		n /= 100
 	}
 	return guarded(func(t *tb) error {
-		hosts := newCable(t, o.portknock)
+		hosts := newDirectRig(t, o.portknock)
 		src := netip.AddrPortFrom(hosts.client.Addr(lab.IPv4), 10000)
 		dst := netip.AddrPortFrom(hosts.server.Addr(lab.IPv4), 62202)
 		guess := make([]byte, 16)
 		random := rand.NewChaCha8([32]byte{})
-		each := func() float64 {
+		perPacket := func() float64 {
 			var times []float64
 			for range 10 {
 				began := time.Now()
@@ -247,37 +250,38 @@ func (r *Report) guesses(ctx context.Context, o *options) error {
 			}
 			return median(times)
 		}
-		// So that nobody answers, in either case.
-		hosts.drop(t, guardedPort, longPort, openPort)
-		r.figureIs("sending and receiving a datagram, no rules", each(), "µs")
+		// The server drops the packets, so that it does not answer with or without rules.
+		hosts.dropExcept(t, guardedPort, longPort, openPort)
+		r.addFigure("sending and receiving a datagram, no rules", perPacket(), "µs")
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		hosts.server.Run(t, "nft", "delete table inet server") // load makes it anew
+		hosts.server.Run(t, "nft", "delete table inet server") // load creates the table again
 		hosts.load(t, "nftables")
-		r.figureIs("sending and receiving a wrong token, rules of a year", each(), "µs")
-		if n == guesses {
-			in := 0.
+		r.addFigure("sending and receiving a wrong token, rules for a year", perPacket(), "µs")
+		if n == guessCount {
+			admitted := 0.
 			if hosts.client.Probe(t, netip.AddrPortFrom(dst.Addr(), guardedPort)) != lab.Dropped {
-				in = 1
+				admitted = 1
 			}
-			r.figureIs(figureGuesses, in, "let in")
+			r.addFigure(figureGuesses, admitted, "admitted")
 		}
 		return nil
 	})
 }
 
-// size is that of the program file.
+// size measures the size of the program file.
 func (r *Report) size(_ context.Context, o *options) error {
 	info, err := os.Stat(o.portknock)
 	if err == nil {
-		r.figureIs(figureSize, float64(info.Size())/1e6, "MB")
+		r.addFigure(figureSize, float64(info.Size())/1e6, "MB")
 	}
 	return err
 }
 
-// said is what the process has written to stderr. The process is ended.
-func (p *process) said() error {
+// stderrError ends the process, and returns what the process has written to stderr as an
+// error.
+func (p *process) stderrError() error {
 	p.cmd.End()
 	if s := strings.TrimSpace(p.stderr.String()); s != "" {
 		return fmt.Errorf("%s", s)

@@ -10,7 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// thisMachine says where and when, with nothing that names the machine itself.
+// thisMachine describes this machine, and the date. The description does not contain the
+// name of the machine.
 func thisMachine() Machine {
 	m := Machine{Date: time.Now().UTC().Format(time.DateOnly), CPU: "unknown CPU", Cores: runtime.NumCPU(), Go: runtime.Version()}
 	text, _ := os.ReadFile("/proc/cpuinfo")
@@ -24,7 +25,7 @@ func thisMachine() Machine {
 	return m
 }
 
-// kernelVersion leaves out what a distribution or a company adds.
+// kernelVersion returns the release without the suffix of a distribution or a company.
 func kernelVersion(release string) string {
 	return regexp.MustCompile(`^[0-9]+(\.[0-9]+)*`).FindString(release)
 }

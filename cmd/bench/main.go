@@ -1,7 +1,7 @@
-// Command bench measures portknock beside the programs that people use today,
-// in one run on one machine: how soon the SSH banner is there, on a good link
-// and on bad ones, and what a connection costs. It needs Linux and root; the
-// networks are namespaces of its own, the links emulated.
+// Command bench measures portknock and the programs that people use today, in one run on
+// one machine. It measures how soon the SSH banner arrives, on a good link and on bad
+// links, and what a connection costs. bench needs Linux and root, because it creates
+// network namespaces and emulates the links.
 package main
 
 import (
@@ -21,31 +21,34 @@ import (
 
 const usage = `Usage: go run ./cmd/bench [flags]
 
-Measure portknock beside its peers, as root on Linux.
+Measure portknock and comparable programs in one run. bench needs Linux and root.
 
-  -n, --runs N         runs of each contestant in each cell (30)
-      --only REGEXP    only what matches, such as ^clean/ or portknock$
-      --quick          a smoke test: one run, small transfers, few at once
-      --output PATH    write PATH.json and PATH.md; in a folder, bench.json and
-                       bench.md
+  -n, --runs N         run each contestant N times in each cell (default 30)
+      --only REGEXP    measure only the names that match, such as ^clean/ or
+                       portknock$. The names are LINK/SERVER/CONTESTANT,
+                       stream/DIRECTION/CONTESTANT, start, keystroke, stalled,
+                       crowd, rules, guesses and size
+      --quick          smoke test: one run, small transfers, few connections
+      --output PATH    write PATH.json and PATH.md; if PATH is a folder, write
+                       bench.json and bench.md into it
       --portknock FILE measure this program instead of building one
 
 Example: go run ./cmd/bench --runs 200 --output report
 `
 
-// options is the command line.
+// options holds the flags of the command line.
 type options struct {
 	runs      int
 	quick     bool
-	only      *regexp.Regexp // nil: everything
+	only      *regexp.Regexp // nil selects everything
 	output    string
 	portknock string
 }
 
-// wants reports whether something is to be measured.
+// wants reports whether --only selects name.
 func (o *options) wants(name string) bool { return o.only == nil || o.only.MatchString(name) }
 
-// errHelp has the usage shown.
+// errHelp means that main must print the usage.
 var errHelp = errors.New("help")
 
 func parse(args []string) (*options, error) {
@@ -65,7 +68,7 @@ func parse(args []string) (*options, error) {
 	case err != nil:
 		return nil, err
 	case f.NArg() > 0:
-		return nil, fmt.Errorf("unexpected %q", f.Arg(0))
+		return nil, fmt.Errorf("unexpected argument %q", f.Arg(0))
 	case o.runs < 1:
 		return nil, errors.New("--runs must be at least 1")
 	}
@@ -81,36 +84,36 @@ func parse(args []string) (*options, error) {
 	return o, nil
 }
 
-// limit is the time that everything together may take.
+// limit is the time that the whole program may take.
 func (o *options) limit() time.Duration {
 	return 10 * time.Minute * time.Duration(max(30, o.runs)) / 30
 }
 
 func main() {
-	enter()
+	runLabHost()
 	o, err := parse(os.Args[1:])
 	switch {
 	case errors.Is(err, errHelp):
 		fmt.Print(usage)
 		return
 	case err != nil:
-		say("%v", err)
+		printError("%v", err)
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	ctx, cancel := context.WithTimeoutCause(ctx, o.limit(), fmt.Errorf("not done after %v", o.limit()))
+	ctx, cancel := context.WithTimeoutCause(ctx, o.limit(), fmt.Errorf("not finished after %v", o.limit()))
 	err = run(ctx, o, os.Stdout)
 	cancel()
 	stop()
 	if err != nil {
-		say("%v", err)
+		printError("%v", err)
 		os.Exit(1)
 	}
 }
 
-func say(format string, args ...any) { fmt.Fprintf(os.Stderr, "bench: "+format+"\n", args...) }
+func printError(format string, args ...any) { fmt.Fprintf(os.Stderr, "bench: "+format+"\n", args...) }
 
-// run measures, prints the tables, and writes the files.
+// run measures, prints the tables, and writes the files of --output.
 func run(ctx context.Context, o *options, out io.Writer) error {
 	r, err := measure(ctx, o)
 	if err != nil {
@@ -125,7 +128,8 @@ func run(ctx context.Context, o *options, out io.Writer) error {
 	return r.write(o.output)
 }
 
-// write puts the report into a folder, or beside a file's name.
+// write writes the report as path.json and path.md. If path is a folder, the files are
+// bench.json and bench.md in that folder.
 func (r *Report) write(path string) error {
 	if info, err := os.Stat(path); err == nil && info.IsDir() {
 		path = filepath.Join(path, "bench")

@@ -7,8 +7,8 @@ import (
 	"errors"
 )
 
-func enter() {}
+func runLabHost() {}
 
 func measure(context.Context, *options) (*Report, error) {
-	return nil, errors.New("it takes Linux, for its network namespaces")
+	return nil, errors.New("Linux is required, for network namespaces")
 }

@@ -11,32 +11,32 @@ import (
 	"github.com/portknock/portknock/cmd/internal/lab"
 )
 
-// runLimit is how long a contestant may take: portknock's own ConnectTimeout,
-// and a little for its message.
+// runLimit is how long a contestant may take. It is portknock's own ConnectTimeout, and a
+// little time for portknock's message.
 const runLimit = 10500 * time.Millisecond
 
-// grid is the cells of one link and one server.
+// grid describes the cells of one link and one server.
 type grid struct {
 	link        string
 	wan         lab.WAN
 	server      server
 	contestants []contestant
-	prepare     func(t *tb, r *rig) // nil: nothing more
+	prepare     func(t *tb, r *rig) // further setup after the server's start; may be nil
 }
 
 // cell returns the cell of a contestant before its first run.
 func (g grid) cell(c contestant) Cell {
 	cell := Cell{Link: g.link, Server: g.server.name, Contestant: c.name}
 	if c.direct {
-		cell.Server = none.name
+		cell.Server = unguarded.name
 	}
 	return cell
 }
 
-// cells runs all contestants that are wanted and installed, in turn, so that
-// what else the machine does hits all alike.
+// cells measures all contestants that are selected and installed. The contestants take
+// turns, so that other load of the machine affects all alike.
 func (g grid) cells(ctx context.Context, o *options) (cells []Cell, missing []string, err error) {
-	var entered []contestant
+	var selected []contestant
 	for _, c := range g.contestants {
 		cell := g.cell(c)
 		switch {
@@ -44,10 +44,10 @@ func (g grid) cells(ctx context.Context, o *options) (cells []Cell, missing []st
 		case !installed(append(c.programs, g.server.programs...)):
 			missing = append(missing, cell.name()+": not installed")
 		default:
-			entered, cells = append(entered, c), append(cells, cell)
+			selected, cells = append(selected, c), append(cells, cell)
 		}
 	}
-	if len(entered) == 0 {
+	if len(selected) == 0 {
 		return nil, missing, nil
 	}
 	err = guarded(func(t *tb) error {
@@ -56,7 +56,7 @@ func (g grid) cells(ctx context.Context, o *options) (cells []Cell, missing []st
 		if g.prepare != nil {
 			g.prepare(t, r)
 		}
-		return g.race(ctx, t, o, r, entered, cells)
+		return g.race(ctx, t, o, r, selected, cells)
 	})
 	if err != nil {
 		missing = append(missing, fmt.Sprintf("%s/%s: %v", g.link, g.server.name, err))
@@ -64,21 +64,21 @@ func (g grid) cells(ctx context.Context, o *options) (cells []Cell, missing []st
 	return cells, missing, context.Cause(ctx)
 }
 
-// race runs the contestants in turn. One that is not needed and slow drops out
-// when it has had its time.
-func (g grid) race(ctx context.Context, t *tb, o *options, r *rig, entered []contestant, cells []Cell) error {
+// race runs the contestants in turn. A contestant that is not needed drops out when it has
+// used up its time budget.
+func (g grid) race(ctx context.Context, t *tb, o *options, r *rig, selected []contestant, cells []Cell) error {
 	budget := time.Duration(o.runs) * 500 * time.Millisecond
-	spent := make([]time.Duration, len(entered))
+	spent := make([]time.Duration, len(selected))
 	for n := range o.runs {
-		for i, c := range entered {
-			if !c.needed && spent[i] > budget && n >= 3 { // enough for a median
+		for i, c := range selected {
+			if !c.needed && spent[i] > budget && n >= 3 { // three runs are enough for a median
 				continue
 			}
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
 			start := time.Now()
-			took, err := r.attempt(c.argv(r, r.move(t)))
+			took, err := r.attempt(c.argv(r, r.useNewAddress(t)))
 			if err != nil && time.Since(start) < runLimit/2 && n == 0 && g.wan.Loss == 0 {
 				return fmt.Errorf("%s: %w", c.name, err)
 			}
@@ -96,35 +96,35 @@ func (g grid) race(ctx context.Context, t *tb, o *options, r *rig, entered []con
 
 func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
-// move gives the client an address that it has not had before, so that no run
-// finds what the one before has opened.
-func (r *rig) move(t *tb) netip.Addr {
+// useNewAddress gives the client an address that the client has not used before. The
+// opening of an earlier run is for another address, so it does not affect the next run.
+func (r *rig) useNewAddress(t *tb) netip.Addr {
 	r.sources++
 	from := r.client.Source(lab.IPv4, r.sources)
 	r.client.Run(t, "ip", "route", "replace", r.addr, "dev", "eth0", "src", from.String())
 	return from
 }
 
-// attempt runs a contestant until it prints a banner, and says how long that
-// took from its start.
+// attempt runs a contestant until the contestant prints a banner. It returns the time from
+// the start of the contestant.
 func (r *rig) attempt(argv []string) (time.Duration, error) {
 	p, err := start(r.client, argv)
 	if err != nil {
 		return 0, err
 	}
 	defer p.end()
-	// As ssh does, which does not wait for the server's. It also makes up for a
-	// lost last ACK of the handshake.
+	// attempt sends a banner at once, as ssh does, which does not wait for the server's
+	// banner. The banner also replaces the last ACK of the handshake if that ACK is lost.
 	if _, err := p.in.WriteString(banner); err != nil {
 		return 0, err
 	}
 	return p.banner(runLimit)
 }
 
-// banner is what both sides of SSH say first.
+// banner is the first line that both sides of SSH send.
 const banner = "SSH-2.0-bench\r\n"
 
-// process is a contestant that runs.
+// process is a running contestant.
 type process struct {
 	cmd     *lab.Cmd
 	began   time.Time
@@ -161,7 +161,8 @@ func (p *process) end() {
 	_ = p.out.Close()
 }
 
-// banner waits for it, and returns the time since the start.
+// banner waits for the server's banner, and returns the time since the start of the
+// process.
 func (p *process) banner(limit time.Duration) (time.Duration, error) {
 	_ = p.out.SetReadDeadline(p.began.Add(limit))
 	var got []byte
@@ -172,8 +173,8 @@ func (p *process) banner(limit time.Duration) (time.Duration, error) {
 			return time.Since(p.began), p.out.SetReadDeadline(time.Time{})
 		}
 		if err != nil {
-			p.cmd.End() // or else stderr is still written to
-			return 0, fmt.Errorf("no banner: %w: %s", err, bytes.TrimSpace(p.stderr.Bytes()))
+			p.cmd.End() // a running process might still write to stderr
+			return 0, fmt.Errorf("no SSH banner: %w: %s", err, bytes.TrimSpace(p.stderr.Bytes()))
 		}
 	}
 }

@@ -9,57 +9,57 @@ import (
 	"text/tabwriter"
 )
 
-// Report is what was measured in one run.
+// Report holds everything that one run of bench measured.
 type Report struct {
 	Machine Machine
-	Runs    int // of each contestant in each cell, at most
+	Runs    int // maximum number of runs of each contestant in each cell
 	Cells   []Cell
 	Streams []Stream
 	Figures []Figure
 	Targets []Target
-	Missing []string `json:",omitempty"` // what was not measured, and why
+	Missing []string `json:",omitempty"` // names of what was not measured, and the reasons
 }
 
-// Machine is where.
+// Machine describes the machine that measured, and the date.
 type Machine struct {
 	Date   string // YYYY-MM-DD
-	CPU    string // model
+	CPU    string // model of the processor
 	Cores  int
 	Kernel string
 	Go     string
 }
 
-// Cell is how long a contestant took from the start of its process to the SSH
-// banner on its standard output. A run that took more than ten seconds failed.
+// Cell tells how long a contestant took from the start of its process to the SSH banner on
+// its standard output. A run that took more than ten seconds failed.
 type Cell struct {
 	Link, Server, Contestant string
 	Runs                     int
-	Times                    []float64 // of the runs that succeeded, in ms
-	Failures                 []string  `json:",omitempty"` // of the others, what they said
+	Times                    []float64 // times of the successful runs, in ms
+	Failures                 []string  `json:",omitempty"` // errors of the failed runs
 }
 
 func (c *Cell) name() string { return c.Link + "/" + c.Server + "/" + c.Contestant }
 
-// Stream is what it costs a contestant to carry a stream on a link that adds
-// nothing. Each figure is the median of some runs.
+// Stream tells what a contestant needs to carry a stream on a link without delay. Each
+// figure is the median of some runs.
 type Stream struct {
 	Contestant string
 	Direction  string  // down or up
-	CPU        float64 // seconds per GiB, of user and system together
-	Rate       float64 // MB/s
-	Memory     float64 // MB, the most that was resident
+	CPU        float64 // CPU time, seconds per GiB, user and system together
+	Rate       float64 // throughput, MB/s
+	Memory     float64 // peak resident memory, MB
 }
 
 func (s *Stream) name() string { return "stream/" + s.Direction + "/" + s.Contestant }
 
-// Figure is a single one.
+// Figure is a single measured value.
 type Figure struct {
 	Name  string
 	Value float64
 	Unit  string
 }
 
-// figure returns a figure, or NaN.
+// figure returns the value of a figure, or NaN if it was not measured.
 func (r *Report) figure(name string) float64 {
 	for _, f := range r.Figures {
 		if f.Name == name {
@@ -69,21 +69,21 @@ func (r *Report) figure(name string) float64 {
 	return math.NaN()
 }
 
-// The figures that targets are about.
+// The names of the figures that have targets.
 const (
-	figureStalled     = "a stalled reader, CPU"
-	figureCrowd       = "connected at once"
-	figureCrowdMemory = "connected at once, resident memory of the largest"
-	figureGuesses     = "a million guesses at a token"
-	figureEmit        = "a year of hourly windows, to write"
-	figureLoad        = "a year of hourly windows, to load by nft"
+	figureStalled     = "stalled reader, CPU use"
+	figureCrowd       = "connections at once"
+	figureCrowdMemory = "connections at once, resident memory of the largest client"
+	figureGuesses     = "a million guessed tokens, admitted addresses"
+	figureEmit        = "a year of hourly windows, time to write the rules"
+	figureLoad        = "a year of hourly windows, time to load the rules with nft"
 	figureLoadMemory  = "a year of hourly windows, resident memory of nft"
-	figureDay         = "a stranger's packet, rules of a day"
-	figureYear        = "a stranger's packet, rules of a year"
+	figureDay         = "a scanner's packet, rules for a day"
+	figureYear        = "a scanner's packet, rules for a year"
 	figureSize        = "binary, stripped"
 )
 
-// Target is what portknock is to reach, beside what was measured.
+// Target is a figure that portknock should reach, with the measured value.
 type Target struct {
 	What, Want, Got, Verdict string
 }
@@ -95,7 +95,7 @@ const (
 	unknown = "not measured"
 )
 
-// table is a heading and rows, all cells text.
+// table is a table of text for the report.
 type table struct {
 	title string
 	head  []string
@@ -108,16 +108,16 @@ func (r *Report) tables() []table {
 		head:  []string{"link", "server", "contestant", "median ms", "p95 ms", "succeeded"},
 	}
 	for _, c := range r.Cells {
-		cells.rows = append(cells.rows, []string{c.Link, c.Server, c.Contestant, number(median(c.Times)),
-			number(quantile(c.Times, 0.95)), fmt.Sprintf("%d of %d", len(c.Times), c.Runs)})
+		cells.rows = append(cells.rows, []string{c.Link, c.Server, c.Contestant, formatNumber(median(c.Times)),
+			formatNumber(quantile(c.Times, 0.95)), fmt.Sprintf("%d of %d", len(c.Times), c.Runs)})
 	}
-	streams := table{"A stream", []string{"direction", "contestant", "CPU-s/GiB", "MB/s", "MB resident"}, nil}
+	streams := table{"Streams", []string{"direction", "contestant", "CPU-s/GiB", "MB/s", "MB resident"}, nil}
 	for _, s := range r.Streams {
-		streams.rows = append(streams.rows, []string{s.Direction, s.Contestant, fmt.Sprintf("%.3f", s.CPU), number(s.Rate), number(s.Memory)})
+		streams.rows = append(streams.rows, []string{s.Direction, s.Contestant, fmt.Sprintf("%.3f", s.CPU), formatNumber(s.Rate), formatNumber(s.Memory)})
 	}
 	figures := table{"Footprint", []string{"what", "value", "unit"}, nil}
 	for _, f := range r.Figures {
-		figures.rows = append(figures.rows, []string{f.Name, number(f.Value), f.Unit})
+		figures.rows = append(figures.rows, []string{f.Name, formatNumber(f.Value), f.Unit})
 	}
 	targets := table{"Targets", []string{"what", "target", "measured", "verdict"}, nil}
 	for _, t := range r.Targets {
@@ -136,8 +136,8 @@ func (r *Report) tables() []table {
 	return list
 }
 
-// number prints a value with three digits or more, and NaN as a dash.
-func number(v float64) string {
+// formatNumber formats a value with three digits or more, and NaN as a dash.
+func formatNumber(v float64) string {
 	switch {
 	case math.IsNaN(v):
 		return "-"
@@ -149,16 +149,16 @@ func number(v float64) string {
 	return fmt.Sprintf("%.0f", v)
 }
 
-// where is the report's headline.
-func (r *Report) where() string {
+// headline returns the report's first line: the machine, the date and the number of runs.
+func (r *Report) headline() string {
 	m := r.Machine
-	return fmt.Sprintf("%s, %d cores, Linux %s, %s, on %s; up to %d runs of each, in turn", m.CPU, m.Cores, m.Kernel, m.Go, m.Date, r.Runs)
+	return fmt.Sprintf("%s, %d cores, Linux %s, %s, on %s; up to %d runs of each contestant, in turn", m.CPU, m.Cores, m.Kernel, m.Go, m.Date, r.Runs)
 }
 
-// print writes aligned tables.
+// print writes the report as aligned tables.
 func (r *Report) print(w io.Writer) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, r.where())
+	fmt.Fprintln(tw, r.headline())
 	for _, t := range r.tables() {
 		fmt.Fprintf(tw, "\n%s\n", t.title)
 		for _, row := range append([][]string{t.head}, t.rows...) {
@@ -170,7 +170,7 @@ func (r *Report) print(w io.Writer) error {
 
 func (r *Report) printMarkdown(w io.Writer) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "# portknock beside its peers\n\n%s.\n", r.where())
+	fmt.Fprintf(&b, "# portknock and comparable programs\n\n%s.\n", r.headline())
 	for _, t := range r.tables() {
 		fmt.Fprintf(&b, "\n## %s\n\n| %s |\n|%s\n", t.title, strings.Join(t.head, " | "), strings.Repeat("---|", len(t.head)))
 		for _, row := range t.rows {

@@ -11,15 +11,15 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// rules is what a year of hourly windows costs a server: to write, to load, and
-// for each packet of a stranger.
+// rules measures what the rules for a year of hourly windows cost a server: to write, to
+// load, and for each packet of a scanner.
 func (r *Report) rules(ctx context.Context, o *options) error {
 	sweeps := 5
 	if o.quick {
 		sweeps = 1
 	}
 	return guarded(func(t *tb) error {
-		hosts := newCable(t, o.portknock)
+		hosts := newDirectRig(t, o.portknock)
 		key := lab.File(t, "key", knock.NewKey().Reveal())
 		profile := lab.File(t, "config", "Host vps", "Scheme rotating", "KeyFile "+key)
 		file := filepath.Join(t.TempDir(), "rules")
@@ -41,12 +41,12 @@ func (r *Report) rules(ctx context.Context, o *options) error {
 			memory = append(memory, float64(c.ProcessState.SysUsage().(*syscall.Rusage).Maxrss)/1e3)
 			hosts.server.Run(t, "nft", "delete table inet portknock")
 		}
-		r.figureIs(figureEmit, median(emit), "s")
-		r.figureIs(figureLoad, median(loaded), "s")
-		r.figureIs(figureLoadMemory, quantile(memory, 1), "MB")
+		r.addFigure(figureEmit, median(emit), "s")
+		r.addFigure(figureLoad, median(loaded), "s")
+		r.addFigure(figureLoadMemory, quantile(memory, 1), "MB")
 
-		// What arrives is judged while it is being sent, on the same processor.
-		// The three take turns; of each the best counts.
+		// The rules handle a packet while the packet is sent, on the same processor.
+		// The three sets of rules take turns. The best sweep of each set counts.
 		to := hosts.server.Addr(lab.IPv4)
 		cost := [3]float64{1e9, 1e9, 1e9}
 		for range sweeps {
@@ -67,9 +67,9 @@ func (r *Report) rules(ctx context.Context, o *options) error {
 				}
 			}
 		}
-		r.figureIs("a stranger's packet, no rules", cost[0], "µs")
-		r.figureIs(figureDay, cost[1], "µs")
-		r.figureIs(figureYear, cost[2], "µs")
+		r.addFigure("a scanner's packet, no rules", cost[0], "µs")
+		r.addFigure(figureDay, cost[1], "µs")
+		r.addFigure(figureYear, cost[2], "µs")
 		return nil
 	})
 }

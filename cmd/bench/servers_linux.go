@@ -12,21 +12,21 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// server is how a guarded port opens.
+// server is a firewall or daemon that opens a guarded port.
 type server struct {
 	name     string
 	programs []string
-	start    func(t *tb, r *rig) // on the rig's server, once its ports are up
+	start    func(t *tb, r *rig) // starts it on the rig's server, whose ports already listen
 }
 
 var (
-	none     = server{"open port", nil, func(*tb, *rig) {}}
-	nftables = server{"nftables", []string{"nft"}, func(t *tb, r *rig) { r.load(t, "nftables") }}
-	knockd   = server{"knockd", []string{"nft", "knockd", "stdbuf"}, startKnockd}
-	fwknopd  = server{"fwknopd", []string{"nft", "iptables", "fwknopd"}, startFwknopd}
+	unguarded = server{"open port", nil, func(*tb, *rig) {}}
+	nftables  = server{"nftables", []string{"nft"}, func(t *tb, r *rig) { r.load(t, "nftables") }}
+	knockd    = server{"knockd", []string{"nft", "knockd", "stdbuf"}, startKnockd}
+	fwknopd   = server{"fwknopd", []string{"nft", "iptables", "fwknopd"}, startFwknopd}
 )
 
-// installed reports whether all of the programs are there.
+// installed reports whether all of the programs are installed.
 func installed(programs []string) bool {
 	for _, p := range programs {
 		if _, err := exec.LookPath(p); err != nil {
@@ -36,22 +36,23 @@ func installed(programs []string) bool {
 	return true
 }
 
-// rig is a client, a server, and a link.
+// rig is a client, a server, and the link between them.
 type rig struct {
 	client, server *lab.Host
-	addr           string // the server's, IPv4
-	portknock      string // the program
-	profile        string // its profile file
-	rules          string // the rules file in force
-	sources        uint16 // of the client's addresses, used up
+	addr           string // IPv4 address of the server
+	portknock      string // path of the portknock program
+	profile        string // path of portknock's profile file
+	rules          string // path of the rules file that is loaded
+	sources        uint16 // number of the client's further addresses that are used up
 }
 
-// newCable is newRig with a link that adds nothing.
-func newCable(t *tb, portknock string) *rig {
+// newDirectRig is newRig with a link without delay.
+func newDirectRig(t *tb, portknock string) *rig {
 	return newRig(t, portknock, func(client, server *lab.Host) { lab.Link(t, client, server) })
 }
 
-// newRig makes hosts that are joined by link, and a server with its ports up.
+// newRig creates a client and a server, joins them with link, and makes the server listen
+// on its ports.
 func newRig(t *tb, portknock string, link func(client, server *lab.Host)) *rig {
 	r := &rig{client: lab.NewHost(t, "client"), server: lab.NewHost(t, "server"), portknock: portknock}
 	link(r.client, r.server)
@@ -72,10 +73,10 @@ func newRig(t *tb, portknock string, link func(client, server *lab.Host)) *rig {
 	return r
 }
 
-// load puts the rules that portknock writes in force, and a firewall that
-// drops what is for no open port, as most servers' does.
+// load loads the rules that portknock writes. It also loads a firewall that drops packets
+// to ports that are not open, as most servers do.
 func (r *rig) load(t *tb, format string) {
-	r.drop(t, guardedPort, longPort, openPort)
+	r.dropExcept(t, guardedPort, longPort, openPort)
 	r.rules = filepath.Join(t.TempDir(), "rules")
 	args := []string{"emit-rules", "-c", r.profile, "--format", format, "--horizon", horizon, "--output", r.rules, "vps", "long"}
 	if format == "nftables" {
@@ -85,11 +86,11 @@ func (r *rig) load(t *tb, format string) {
 	r.server.Shell(t, lab.RulesLine(t, r.rules, "load"))
 }
 
-// horizon is for how long the rules hold tokens.
+// horizon is how long the rules stay valid, and for how long they contain tokens.
 const horizon = "365d"
 
-// drop drops new packets but to some TCP ports.
-func (r *rig) drop(t *tb, ports ...int) {
+// dropExcept makes the server drop new packets, except to these TCP ports.
+func (r *rig) dropExcept(t *tb, ports ...int) {
 	open := strings.Trim(strings.ReplaceAll(fmt.Sprint(ports), " ", ", "), "[]")
 	r.server.Run(t, "nft", "add table inet server; add chain inet server input { type filter hook input priority 10; policy drop; };"+
 		"add rule inet server input iif lo accept; add rule inet server input ct state established,related accept;"+
@@ -101,7 +102,7 @@ func startKnockd(t *tb, r *rig) {
 	r.server.Knockd(t, r.rules)
 }
 
-// startFwknopd has the real one open the port by iptables.
+// startFwknopd starts the real fwknopd, which opens the port with iptables.
 func startFwknopd(t *tb, r *rig) {
 	dir := t.TempDir()
 	access := lab.File(t, "access.conf", "SOURCE ANY", "KEY_BASE64 "+rijndaelKey, "HMAC_KEY_BASE64 "+hmacKey, "FW_ACCESS_TIMEOUT 30")

@@ -5,8 +5,8 @@ import (
 	"slices"
 )
 
-// quantile returns the value below which a share q of the values lies, by
-// nearest rank, which is one of the values. It is NaN if there is none.
+// quantile returns the value below which a share q of the values lies, by nearest rank.
+// It returns NaN if values is empty, else an element of values.
 func quantile(values []float64, q float64) float64 {
 	if len(values) == 0 {
 		return math.NaN()
@@ -16,8 +16,8 @@ func quantile(values []float64, q float64) float64 {
 	return sorted[min(max(rank, 1), len(sorted))-1]
 }
 
-// median is the quantile 0.5; of an even number of values, the mean of the two
-// in the middle.
+// median returns the quantile 0.5. For an even number of values, it returns the mean of
+// the two values in the middle.
 func median(values []float64) float64 {
 	if n := len(values); n > 0 && n%2 == 0 {
 		sorted := slices.Sorted(slices.Values(values))

@@ -17,21 +17,21 @@ import (
 
 // The ports of the servers that stream or echo.
 var (
-	down = direction{"down", 5001, download} // the server sends some bytes, and waits for the end
-	up   = direction{"up", 5002, upload}     // the server takes as many, and confirms with one
+	down = direction{"down", 5001, download} // the server sends size bytes, then waits for the end
+	up   = direction{"up", 5002, upload}     // the server receives size bytes, then sends one byte
 )
 
-// echoPort is that of a server that sends back what it receives.
+// echoPort is the port of a server that sends back what it receives.
 const echoPort = 5003
 
-// direction is one of a stream.
+// direction is a direction of a stream.
 type direction struct {
 	name string
 	port uint16
 	run  func(p *process, size int64) error
 }
 
-// streamOf returns the stream of a contestant before it is measured.
+// streamOf returns a contestant's stream without measured values.
 func (d direction) streamOf(c contestant) Stream {
 	return Stream{Contestant: c.name, Direction: d.name}
 }
@@ -39,14 +39,14 @@ func (d direction) streamOf(c contestant) Stream {
 // streamLimit is how long one stream may take.
 const streamLimit = time.Minute
 
-// streams measures what streams cost, on a link that adds nothing.
+// streams measures what streams cost, on a link without delay.
 func (r *Report) streams(ctx context.Context, o *options) error {
 	size, rounds := int64(1<<30), 3
 	if o.quick {
 		size, rounds = 64<<20, 1
 	}
 	return guarded(func(t *tb) error {
-		hosts := newCable(t, o.portknock)
+		hosts := newDirectRig(t, o.portknock)
 		hosts.server.Serve(t, down.port, func(c net.Conn) {
 			_, _ = io.CopyN(c, zeros{}, size)
 			_, _ = io.Copy(io.Discard, c)
@@ -76,7 +76,7 @@ func (r *Report) streams(ctx context.Context, o *options) error {
 			}
 			for _, list := range runs {
 				if len(list) > 0 {
-					r.Streams = append(r.Streams, middle(list))
+					r.Streams = append(r.Streams, medians(list))
 				}
 			}
 		}
@@ -84,8 +84,8 @@ func (r *Report) streams(ctx context.Context, o *options) error {
 	})
 }
 
-// middle returns the median of each figure.
-func middle(list []Stream) Stream {
+// medians returns the median of each figure.
+func medians(list []Stream) Stream {
 	pick := func(get func(Stream) float64) float64 {
 		var values []float64
 		for _, s := range list {
@@ -100,7 +100,7 @@ func middle(list []Stream) Stream {
 	return s
 }
 
-// measure runs one stream. What the process used up before it is taken off.
+// measure runs one stream. CPU and Memory include the start of the process.
 func (s *Stream) measure(h *lab.Host, argv []string, run func(*process, int64) error, size int64) error {
 	p, err := start(h, argv)
 	if err != nil {
@@ -111,7 +111,7 @@ func (s *Stream) measure(h *lab.Host, argv []string, run func(*process, int64) e
 	defer stuck.Stop()
 	began := time.Now()
 	if err := run(p, size); err != nil {
-		return errors.Join(err, p.said())
+		return errors.Join(err, p.stderrError())
 	}
 	s.Rate = float64(size) / 1e6 / time.Since(began).Seconds()
 	cpu, err := cpuTime(p.cmd.Process.Pid)
@@ -123,13 +123,13 @@ func (s *Stream) measure(h *lab.Host, argv []string, run func(*process, int64) e
 	return err
 }
 
-// download reads all that comes down.
+// download reads the bytes that the server sends.
 func download(p *process, size int64) error {
 	_, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, io.LimitReader(p.out, size), make([]byte, 1<<20))
 	return err
 }
 
-// upload writes, and reads the confirmation.
+// upload writes the bytes, and reads the server's confirmation.
 func upload(p *process, size int64) error {
 	if _, err := io.CopyBuffer(struct{ io.Writer }{p.in}, io.LimitReader(zeros{}, size), make([]byte, 1<<20)); err != nil {
 		return err
@@ -138,14 +138,15 @@ func upload(p *process, size int64) error {
 	return err
 }
 
-// zeros is an endless stream.
+// zeros is an endless stream of bytes without meaning.
 type zeros struct{}
 
 func (zeros) Read(b []byte) (int, error) { return len(b), nil }
 
-// cpuTime returns what a process has used so far, of user and system.
+// cpuTime returns the CPU time that a process has used so far, user and system together.
 func cpuTime(pid int) (time.Duration, error) {
-	// In nanoseconds, for each thread: /proc/PID/stat counts hundredths of seconds.
+	// schedstat has nanoseconds, for each thread. /proc/PID/stat has only hundredths of a
+	// second.
 	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
 	if err != nil {
 		return 0, err
@@ -166,7 +167,7 @@ func cpuTime(pid int) (time.Duration, error) {
 	return sum, nil
 }
 
-// memory returns a line of a process's status in MB of a million bytes.
+// memory returns a field of a process's status, in MB (a million bytes).
 func memory(pid int, field string) (float64, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
@@ -178,5 +179,5 @@ func memory(pid int, field string) (float64, error) {
 			return kB * 1024 / 1e6, err
 		}
 	}
-	return 0, fmt.Errorf("no %s", field)
+	return 0, fmt.Errorf("the process status has no field %s", field)
 }

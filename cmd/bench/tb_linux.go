@@ -6,18 +6,19 @@ import (
 	"slices"
 )
 
-// tb is what the lab takes for a test. What it is told to end is the function
-// that [guarded] runs.
+// tb acts as a test for the lab. Its methods that end a test end the function that
+// [guarded] runs.
 type tb struct {
 	cleanups []func()
 	failed   bool
-	why      []any
+	messages []any
 }
 
-// ended is what a tb panics with.
+// ended is the value with which a tb panics.
 type ended struct{ error }
 
-// guarded runs f, cleans up after it, and returns why it ended early.
+// guarded runs f, cleans up after f, and returns the error of f or the reason why f ended
+// early.
 func guarded(f func(t *tb) error) (err error) {
 	t := &tb{}
 	defer func() {
@@ -47,14 +48,14 @@ func (t *tb) TempDir() string {
 	return dir
 }
 
-func (t *tb) Logf(string, ...any) {} // what a daemon said is a test's business
+func (t *tb) Logf(string, ...any) {} // only tests need the logs of daemons
 
 func (t *tb) Errorf(format string, args ...any) {
 	t.failed = true
-	t.why = append(t.why, fmt.Sprintf(format, args...))
+	t.messages = append(t.messages, fmt.Sprintf(format, args...))
 }
 
-func (t *tb) FailNow() { t.Fatal(t.why...) }
+func (t *tb) FailNow() { t.Fatal(t.messages...) }
 
 func (t *tb) Fatal(args ...any) {
 	t.failed = true

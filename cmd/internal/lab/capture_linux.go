@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Capture records what passes a host's eth0. The kernel keeps the record
-// until it is asked for.
+// Capture records all packets that pass a host's eth0. The kernel keeps the record until
+// a test asks for the packets.
 type Capture struct {
 	host       *Host
 	file       *os.File
@@ -21,7 +21,7 @@ type Capture struct {
 	packets    []Packet
 }
 
-// Capture starts one, which ends with the test unless closed before.
+// Capture starts a capture, which ends with the test unless it is closed before.
 func (h *Host) Capture(t TB) *Capture {
 	t.Helper()
 	if len(h.peers) == 0 {
@@ -41,7 +41,7 @@ func (h *Host) Capture(t TB) *Capture {
 	t.Cleanup(c.Close)
 	c.self, _ = net.ParseMAC(mac(h.number))
 	c.peer, _ = net.ParseMAC(mac(h.peers[0].number))
-	// Room for a sweep of all ports and the answers.
+	// The buffer has room for a sweep of all ports and the answers to it.
 	must(t, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 256<<20))
 	must(t, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1))
 	must(t, unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: bigEndian(unix.ETH_P_ALL), Ifindex: index}))
@@ -53,8 +53,8 @@ func bigEndian(n uint16) uint16 { return n<<8 | n>>8 }
 // Close ends the capture.
 func (c *Capture) Close() { _ = c.file.Close() }
 
-// Packets returns all IP packets so far, in order: at least those that left
-// any host of the segment before the call.
+// Packets returns all IP packets captured so far, in order. They include all packets
+// that left any host of the segment before the call and reached this host.
 func (c *Capture) Packets(t TB) []Packet {
 	t.Helper()
 	if err := c.settle(t, limit); err != nil {
@@ -63,25 +63,25 @@ func (c *Capture) Packets(t TB) []Packet {
 	return c.packets
 }
 
-// A probe is told from others by the hardware address that it asks an answer
-// for, which nobody has.
+// probes counts the probes of all captures. The count is part of the hardware address to
+// which the answer is sent. No host has that address, so the address identifies the probe.
 var probes atomic.Uint32
 
-// settle reads until an answer has come to a probe sent now from each
-// processor. Its error is that of the reading: too late, most likely.
+// settle sends a probe from each processor, and reads until all are answered. It
+// returns the error of reading, most likely a timeout.
 func (c *Capture) settle(t TB, timeout time.Duration) error {
 	t.Helper()
-	asked := map[[6]byte]bool{}
+	unanswered := map[[6]byte]bool{}
 	raw, err := c.file.SyscallConn()
 	must(t, err)
 	onThread(func() {
 		for _, cpu := range processors() {
-			token := [6]byte{0x06, byte(c.host.number)}
-			binary.BigEndian.PutUint32(token[2:], probes.Add(1))
-			asked[token] = true
+			hwaddr := [6]byte{0x06, byte(c.host.number)}
+			binary.BigEndian.PutUint32(hwaddr[2:], probes.Add(1))
+			unanswered[hwaddr] = true
 			pin(cpu)
 			_ = raw.Write(func(fd uintptr) bool {
-				err = unix.Send(int(fd), c.probe(token), 0)
+				err = unix.Send(int(fd), c.probe(hwaddr), 0)
 				return err != unix.EAGAIN
 			})
 			if err != nil {
@@ -92,8 +92,8 @@ func (c *Capture) settle(t TB, timeout time.Duration) error {
 	must(t, err)
 	must(t, c.file.SetReadDeadline(time.Now().Add(timeout)))
 	buf := make([]byte, 65536+14)
-	for len(asked) > 0 {
-		frame, at, out, err := receive(c.file, buf)
+	for len(unanswered) > 0 {
+		frame, seen, out, err := receive(c.file, buf)
 		if err != nil {
 			return err
 		}
@@ -101,30 +101,31 @@ func (c *Capture) settle(t TB, timeout time.Duration) error {
 			continue
 		}
 		if kind := binary.BigEndian.Uint16(frame[12:]); kind == unix.ETH_P_ARP && !out {
-			delete(asked, [6]byte(frame))
+			delete(unanswered, [6]byte(frame))
 		} else if p, ok := parse(frame[14:]); ok && kind != unix.ETH_P_ARP {
 			p.Payload = append([]byte(nil), p.Payload...)
-			p.Time, p.Out = at, out
+			p.Time, p.Out = seen, out
 			c.packets = append(c.packets, p)
 		}
 	}
 	return c.dropped()
 }
 
-// probe is an ARP probe (RFC 5227): asking on behalf of no address, it leaves
-// no trace with the one who answers.
-func (c *Capture) probe(token [6]byte) []byte {
+// probe returns an ARP probe (RFC 5227). Its sender IP address is 0.0.0.0, so that the
+// host that answers does not remember the sender.
+func (c *Capture) probe(hwaddr [6]byte) []byte {
 	b := append(append(append([]byte(nil), c.peer...), c.self...), 0x08, 0x06)
 	b = append(b, 0, 1, 0x08, 0, 6, 4, 0, 1) // Ethernet, IPv4, their lengths, a request
-	b = append(append(b, token[:]...), 0, 0, 0, 0)
+	b = append(append(b, hwaddr[:]...), 0, 0, 0, 0)
 	return append(append(b, 0, 0, 0, 0, 0, 0), c.host.peers[0].Addr(IPv4).AsSlice()...)
 }
 
-// receive reads a frame, the time the kernel saw it, and whether it went out.
-func receive(f *os.File, buf []byte) (frame []byte, at time.Time, out bool, err error) {
+// receive reads a frame. It returns when the kernel saw the frame, and whether the host
+// sent it.
+func receive(f *os.File, buf []byte) (frame []byte, seen time.Time, out bool, err error) {
 	raw, err := f.SyscallConn()
 	if err != nil {
-		return nil, at, false, err
+		return nil, seen, false, err
 	}
 	var n, oobn int
 	var from unix.Sockaddr
@@ -138,7 +139,7 @@ func receive(f *os.File, buf []byte) (frame []byte, at time.Time, out bool, err 
 		err = failed
 	}
 	if err != nil {
-		return nil, at, false, err
+		return nil, seen, false, err
 	}
 	if link, ok := from.(*unix.SockaddrLinklayer); ok {
 		out = link.Pkttype == unix.PACKET_OUTGOING
@@ -146,14 +147,14 @@ func receive(f *os.File, buf []byte) (frame []byte, at time.Time, out bool, err 
 	if messages, err := unix.ParseSocketControlMessage(oob[:oobn]); err == nil {
 		for _, m := range messages {
 			if m.Header.Type == unix.SO_TIMESTAMPNS && len(m.Data) >= 16 {
-				at = time.Unix(int64(binary.NativeEndian.Uint64(m.Data)), int64(binary.NativeEndian.Uint64(m.Data[8:])))
+				seen = time.Unix(int64(binary.NativeEndian.Uint64(m.Data)), int64(binary.NativeEndian.Uint64(m.Data[8:])))
 			}
 		}
 	}
-	return buf[:n], at, out, nil
+	return buf[:n], seen, out, nil
 }
 
-// dropped returns an error if the kernel could not keep everything.
+// dropped returns an error if the kernel could not keep all packets.
 func (c *Capture) dropped() error {
 	raw, err := c.file.SyscallConn()
 	if err != nil {
@@ -167,26 +168,27 @@ func (c *Capture) dropped() error {
 		err = failed
 	}
 	if err == nil && stats.Drops > 0 {
-		err = fmt.Errorf("%d packets lost: too many at once", stats.Drops)
+		err = fmt.Errorf("the capture lost %d packets: too many at once", stats.Drops)
 	}
 	return err
 }
 
-// State is how a TCP port answers a SYN.
+// State is the answer of a TCP port to a SYN.
 type State int
 
 // The states of a port.
 const (
 	Dropped State = iota // no answer
-	Refused              // RST
-	Open                 // SYN, ACK
+	Refused              // rejected with RST
+	Open                 // answered with SYN and ACK
 )
 
 // String returns "dropped", "refused" or "open".
 func (s State) String() string { return [...]string{"dropped", "refused", "open"}[s] }
 
-// Probe asks one TCP port with one SYN. It sees the effect of everything sent
-// before, and does not wait for an answer that will not come.
+// Probe sends one SYN to one TCP port, and returns the port's state. The state includes
+// the effect of everything sent before. Probe does not wait for an answer that will not
+// come.
 func (h *Host) Probe(t TB, to netip.AddrPort) State {
 	t.Helper()
 	return h.ProbeFrom(t, h.Addr(familyOf(to.Addr())), to)
@@ -201,7 +203,7 @@ func (h *Host) ProbeFrom(t TB, from netip.Addr, to netip.AddrPort) State {
 	})
 }
 
-// answer returns how p is answered when send sends it.
+// answer returns the answer to p, after send has sent p.
 func (h *Host) answer(t TB, p Packet, send func() error) State {
 	t.Helper()
 	c := h.Capture(t)

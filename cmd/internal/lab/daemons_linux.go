@@ -10,15 +10,15 @@ import (
 	"time"
 )
 
-// Listen makes the host accept TCP connections to a port, over both families,
-// and close them.
+// Listen makes the host accept TCP connections to a port, over both families. The host
+// closes each connection at once.
 func (h *Host) Listen(t TB, port uint16) {
 	t.Helper()
 	h.Serve(t, port, func(net.Conn) {})
 }
 
-// Serve is [Host.Listen] with something to do before a connection is closed, for
-// each in a goroutine.
+// Serve is [Host.Listen], but calls serve before the host closes a connection. Each
+// connection has its own goroutine.
 func (h *Host) Serve(t TB, port uint16, serve func(net.Conn)) {
 	t.Helper()
 	l := Socket(t, h, func() (net.Listener, error) { return net.Listen("tcp", fmt.Sprintf(":%d", port)) })
@@ -36,10 +36,10 @@ func (h *Host) Serve(t TB, port uint16, serve func(net.Conn)) {
 	}()
 }
 
-// Daemon is a program that runs until the host ends, or [Cmd.End].
+// Daemon is a program that runs until the host ends or [Cmd.End] is called.
 type Daemon struct {
 	*Cmd
-	Log *Log // stdout and stderr
+	Log *Log // stdout and stderr of the daemon
 }
 
 // Daemon starts a program that stays in the foreground.
@@ -47,25 +47,27 @@ func (h *Host) Daemon(t TB, name string, args ...string) *Daemon {
 	t.Helper()
 	d := &Daemon{h.Command(name, args...), &Log{}}
 	d.Stdout, d.Stderr = d.Log, d.Log
-	d.WaitDelay = 100 * time.Millisecond // killed, it has said all; its children may hold the pipes
+	// A killed daemon has printed everything, but its children may hold the pipes.
+	d.WaitDelay = 100 * time.Millisecond
 	must(t, d.Start())
 	t.Cleanup(func() {
 		d.End()
 		if t.Failed() {
-			t.Logf("%s: %s said:\n%s", h.Name, name, d.Log)
+			t.Logf("%s: output of %s:\n%s", h.Name, name, d.Log)
 		}
 	})
 	return d
 }
 
-// SSHD is a running OpenSSH server that lets root in with one key.
+// SSHD is a running OpenSSH server. root can log in with one key.
 type SSHD struct {
 	*Daemon
 	key, known string
 }
 
-// SSHD starts a server on the ports, and waits until it listens on all. Lines
-// of sshd_config in options come first, and so win.
+// SSHD starts an OpenSSH server on the ports, and waits until it listens on all of them.
+// options are lines of sshd_config. They come before the lab's lines, so they take
+// precedence.
 func (h *Host) SSHD(t TB, ports []uint16, options ...string) *SSHD {
 	t.Helper()
 	Require(t, "sshd", "ssh", "ssh-keygen")
@@ -85,15 +87,16 @@ func (h *Host) SSHD(t TB, ports []uint16, options ...string) *SSHD {
 	lines = append(lines, "HostKey "+file("host"), "AuthorizedKeysFile "+file("user.pub"), "PidFile none",
 		"PermitRootLogin prohibit-password", "StrictModes no", "UsePAM no", "UseDNS no", "PrintMotd no",
 		"MaxStartups 1000", "LogLevel VERBOSE", "Subsystem sftp internal-sftp")
-	sshd, err := lookPath(h.path, "sshd") // it wants to be run by its absolute path
+	sshd, err := lookPath(h.path, "sshd") // sshd must be run by its absolute path
 	must(t, err)
 	s.Daemon = h.Daemon(t, sshd, "-D", "-e", "-f", File(t, "sshd_config", lines...))
 	s.Log.Await(t, "Server listening on ", len(ports)*len(Families))
 	return s
 }
 
-// ClientConfig writes a file for ssh -F that logs in to this server under any
-// name, with the lines given first: HostName, ProxyCommand, a Host block.
+// ClientConfig writes a file for ssh -F, and returns its path. With the file, ssh logs in
+// to this server under any name. lines come first in the file: HostName, ProxyCommand, a
+// Host block.
 func (s *SSHD) ClientConfig(t TB, lines ...string) string {
 	t.Helper()
 	return File(t, "ssh_config", append(slices.Clone(lines), "Host *", "User root", "IdentityFile "+s.key, "IdentitiesOnly yes",
@@ -101,19 +104,19 @@ func (s *SSHD) ClientConfig(t TB, lines ...string) string {
 		"BatchMode yes", "ControlMaster no", "ConnectTimeout 20", "LogLevel ERROR")...)
 }
 
-// Knockd runs knockd on eth0 with a configuration file, and waits until it sees
-// packets. Its log says what it makes of each.
+// Knockd runs knockd on eth0 with a configuration file, and waits until knockd sees
+// packets. The daemon's Log tells how knockd treats each packet.
 func (h *Host) Knockd(t TB, file string) *Daemon {
 	t.Helper()
 	Require(t, "knockd")
-	// It says nothing through a pipe before its buffer is full.
+	// Without stdbuf, knockd does not write to a pipe before its buffer is full.
 	d := h.Daemon(t, "stdbuf", "-oL", "knockd", "-i", "eth0", "-v", "-D", "-c", file, "-p", "/run/knockd.pid", "-g", "/run/knockd.log")
 	d.Log.Await(t, "istening on eth0", 1)
 	return d
 }
 
-// Fwknopd runs fwknopd on eth0 with an access.conf and an fwknopd.conf, and waits
-// until it sees packets. Its log says what it makes of each.
+// Fwknopd runs fwknopd on eth0 with the texts of an access.conf and an fwknopd.conf, and
+// waits until fwknopd sees packets. The daemon's Log tells how fwknopd treats each packet.
 func (h *Host) Fwknopd(t TB, access, config string, args ...string) *Daemon {
 	t.Helper()
 	d := h.Daemon(t, "fwknopd", append(h.FwknopdArgs(t, access, config), append([]string{"-i", "eth0"}, args...)...)...)
@@ -121,8 +124,9 @@ func (h *Host) Fwknopd(t TB, access, config string, args ...string) *Daemon {
 	return d
 }
 
-// FwknopdArgs writes the files of an fwknopd, and returns the arguments with
-// which it runs in the foreground, says all and leaves nothing behind.
+// FwknopdArgs writes the files of an fwknopd, and returns its arguments. With them,
+// fwknopd runs in the foreground, logs everything, and keeps its files in folders of
+// the test.
 func (h *Host) FwknopdArgs(t TB, access, config string) []string {
 	t.Helper()
 	Require(t, "fwknopd")
@@ -131,17 +135,18 @@ func (h *Host) FwknopdArgs(t TB, access, config string) []string {
 		"-r", dir, "-p", filepath.Join(dir, "pid"), "-d", filepath.Join(dir, "digests")}
 }
 
-// Firewall is a way to guard a port, and what it takes to run it here.
+// Firewall is a firewall or daemon that can guard a port in the lab.
 type Firewall struct {
 	Name     string   // nftables, iptables-nft, iptables-legacy or knockd
-	Programs []string // what must be installed
-	// Async: it opens a moment after the last knock.
+	Programs []string // programs that must be installed to run the firewall
+	// Async means that the firewall lets through connections only a moment after the
+	// last knock.
 	Async bool
-	// the suffix of the iptables programs that its rules mean
+	// variant is the suffix of the iptables programs that the firewall's rules use.
 	variant string
 }
 
-// Firewalls are all of them.
+// Firewalls lists all firewalls of the lab.
 var Firewalls = []Firewall{
 	{Name: "nftables", Programs: []string{"nft"}},
 	{Name: "iptables-nft", Programs: []string{"iptables-nft", "ip6tables-nft"}, variant: "-nft"},
@@ -149,8 +154,8 @@ var Firewalls = []Firewall{
 	{Name: "knockd", Programs: []string{"knockd", "stdbuf", "nft", "iptables-nft", "ip6tables-nft"}, variant: "-nft", Async: true},
 }
 
-// Install makes iptables, ip6tables and their -save and -restore mean this
-// firewall's on a host, and skips the test if a program is missing.
+// Install makes the commands iptables and ip6tables, with their -save and -restore, run
+// this firewall's variant on a host. It skips the test if a program is missing.
 func (f Firewall) Install(t TB, h *Host) {
 	t.Helper()
 	Require(t, f.Programs...)
@@ -160,7 +165,7 @@ func (f Firewall) Install(t TB, h *Host) {
 	dir := t.TempDir()
 	for _, family := range []string{"iptables", "ip6tables"} {
 		for _, job := range []string{"", "-save", "-restore"} {
-			// One program does all, by the name it is called by.
+			// All these are one program, which acts by the name it is called by.
 			program, err := lookPath(h.path, family+f.variant+job)
 			must(t, err)
 			must(t, os.Symlink(program, filepath.Join(dir, family+job)))
@@ -169,8 +174,7 @@ func (f Firewall) Install(t TB, h *Host) {
 	h.path = dir + ":" + h.path
 }
 
-// Shell runs a line of shell that must succeed, such as a rules file's load
-// line.
+// Shell runs a line of shell that must succeed, such as the load line of a rules file.
 func (h *Host) Shell(t TB, line string) string {
 	t.Helper()
 	return h.Run(t, "sh", "-c", line)

@@ -5,22 +5,22 @@ import (
 	"testing"
 )
 
-func TestSSH(t *testing.T) {
+func TestSSHLogsInOverBothFamilies(t *testing.T) {
 	t.Parallel()
 	n := New(t)
 	s := n.Server.SSHD(t, []uint16{22, 2222})
 	for _, f := range Families {
 		config := s.ClientConfig(t, "Host vps", "HostName "+n.Server.Addr(f).String(), "Port 2222")
 		if got := n.Client.Run(t, "ssh", "-F", config, "vps", "hostname"); got != "server\n" {
-			t.Errorf("%v: hostname is %q", f, got)
+			t.Errorf("%v: hostname over ssh is %q, want \"server\\n\"", f, got)
 		}
 	}
 	if !strings.Contains(s.Log.String(), "Accepted publickey for root") {
-		t.Errorf("the log lacks the login: %s", s.Log)
+		t.Errorf("the login is not in sshd's log: %s", s.Log)
 	}
 }
 
-func TestIptables(t *testing.T) {
+func TestIptablesVariantOpensAfterKnock(t *testing.T) {
 	t.Parallel()
 	for _, f := range Firewalls {
 		if !strings.HasPrefix(f.Name, "iptables") {
@@ -44,34 +44,34 @@ done
 iptables-save | iptables-restore
 ip6tables-save | ip6tables-restore`)
 			if got := n.Server.Shell(t, "iptables -V"); strings.Contains(got, "legacy") != (f.variant == "-legacy") {
-				t.Errorf("%s runs %s", f.Name, got)
+				t.Errorf("after Install of %s, iptables is %s", f.Name, got)
 			}
 			for _, family := range Families {
 				to := n.Server.Addr(family)
-				if got := n.Client.Probe(t, port(to, 22)); got != Dropped {
+				if got := n.Client.Probe(t, addrPort(to, 22)); got != Dropped {
 					t.Errorf("%v: port 22 is %v before the knock", family, got)
 				}
-				n.Client.Send(t, Packet{Dst: port(to, 7000)})
-				if got := n.Client.Probe(t, port(to, 22)); got != Open {
+				n.Client.Send(t, Packet{Dst: addrPort(to, 7000)})
+				if got := n.Client.Probe(t, addrPort(to, 22)); got != Open {
 					t.Errorf("%v: port 22 is %v after the knock", family, got)
 				}
 			}
 			if got := n.Server.Shell(t, "cat /proc/net/xt_recent/iniptables"); !strings.Contains(got, n.Client.Addr(IPv4).String()) {
-				t.Errorf("xt_recent of the server: %q", got)
+				t.Errorf("the server's xt_recent list does not contain the client: %q", got)
 			}
 			if got := n.Attacker.Shell(t, "ls /proc/net/xt_recent 2>/dev/null || :"); got != "" {
-				t.Errorf("xt_recent of another host: %q", got)
+				t.Errorf("the attacker has xt_recent lists of another host: %q", got)
 			}
 		})
 	}
 }
 
-func TestKnockd(t *testing.T) {
+func TestKnockdSeesKnocksOfBothFamilies(t *testing.T) {
 	t.Parallel()
 	n := New(t)
 	d := n.Server.Knockd(t, File(t, "knockd.conf", `[options]
 	logfile = /run/knockd.log
-[door]
+[ssh]
 	sequence = 7001:udp,8003:tcp
 	seq_timeout = 2
 	tcpflags = syn
@@ -84,7 +84,7 @@ func TestKnockd(t *testing.T) {
 	for _, f := range Families {
 		for _, from := range []*Host{n.Client, n.Attacker} {
 			to := n.Server.Addr(f)
-			from.Send(t, Packet{Dst: port(to, 7001)}, Packet{Dst: port(to, 8003), Flags: SYN})
+			from.Send(t, Packet{Dst: addrPort(to, 7001)}, Packet{Dst: addrPort(to, 8003), Flags: SYN})
 			d.Log.Await(t, "opened for "+from.Addr(f).String(), 1)
 		}
 	}

@@ -24,20 +24,20 @@ func ReadFile(t TB, path string) string {
 	return string(text)
 }
 
-// EditFile replaces each of some texts in a file by the one after it, and fails the
-// test if this changes nothing.
+// EditFile replaces texts in a file. oldNew lists pairs: a text and its replacement.
+// EditFile fails the test if the file does not change.
 func EditFile(t TB, path string, oldNew ...string) {
 	t.Helper()
 	text := ReadFile(t, path)
 	edited := strings.NewReplacer(oldNew...).Replace(text)
 	if edited == text {
-		t.Fatalf("none of %q in\n%s", oldNew, text)
+		t.Fatalf("no text to replace, of the pairs %q, in\n%s", oldNew, text)
 	}
 	must(t, os.WriteFile(path, []byte(edited), 0o600))
 }
 
-// RulesLine returns a command from the header of a file that portknock emit-rules
-// has written: check, load, undo and so on.
+// RulesLine returns the command with this name (check, load, undo and so on) from the
+// header of a file that portknock emit-rules has written.
 func RulesLine(t TB, rules, name string) string {
 	t.Helper()
 	text := ReadFile(t, rules)

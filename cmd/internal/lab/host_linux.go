@@ -17,39 +17,39 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// limit is the time anything in the lab may take that ought to be quick.
+// limit bounds every step of the lab that should be quick.
 const limit = 30 * time.Second
 
-// Host is a machine of its own as far as network, processes and mounts go. Its
-// files, but for /run, are those of the test.
+// Host acts like a separate machine: it has its own network, processes and mounts.
+// It shares the files of the test, except for /run.
 type Host struct {
 	Name string
 
-	pid    int
-	spaces map[int]*os.File // namespaces by clone flag
-	path   string           // PATH of its commands
-	ctx    context.Context
+	pid        int
+	namespaces map[int]*os.File // namespaces by clone flag
+	path       string           // PATH of its commands
+	ctx        context.Context
 
-	number int     // on its segment, from 1; 0 without a link
-	peers  []*Host // the others on it
-	ports  atomic.Uint32
+	number    int           // number of the host on its segment, from 1; 0 without a link
+	peers     []*Host       // the other hosts on the segment
+	portsUsed atomic.Uint32 // number of source ports that raw packets have used
 
 	mu       sync.Mutex
 	commands []*Cmd
 }
 
-// NewHost starts a host that ends with the test, and with it all it runs. It
-// has a loopback interface and nothing else until [Link] connects it.
+// NewHost starts a host. The host and all its programs end with the test. The host
+// has only a loopback interface until [Link] connects it.
 func NewHost(t TB, name string) *Host {
 	t.Helper()
 	Require(t, "ip")
-	stdin, alive, err := os.Pipe()
+	stdin, keepAlive, err := os.Pipe()
 	must(t, err)
-	said, stdout, err := os.Pipe()
+	output, stdout, err := os.Pipe()
 	must(t, err)
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Args = []string{"lab-" + name}
-	// The race detector would let every host linger for a second.
+	// By default, the race detector delays the exit of every host by one second.
 	cmd.Env = []string{hostVariable + "=" + name, "GORACE=atexit_sleep_ms=0"}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{
@@ -58,53 +58,53 @@ func NewHost(t TB, name string) *Host {
 	err = cmd.Start()
 	_, _ = stdin.Close(), stdout.Close()
 	if err != nil {
-		_, _ = alive.Close(), said.Close()
+		_, _ = keepAlive.Close(), output.Close()
 		if unsupported(err) {
 			Missing(t, "namespaces: "+err.Error())
 		}
 		t.Fatal(err)
 	}
-	h := &Host{Name: name, pid: cmd.Process.Pid, path: systemPath(), spaces: map[int]*os.File{}}
+	h := &Host{Name: name, pid: cmd.Process.Pid, path: systemPath(), namespaces: map[int]*os.File{}}
 	var cancel context.CancelFunc
 	h.ctx, cancel = context.WithCancel(context.Background())
 	t.Cleanup(func() {
 		cancel()
-		_, _ = alive.Close(), said.Close() // its init ends, and with it all others
+		_, _ = keepAlive.Close(), output.Close() // the host's init ends, and with it all its processes
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		for _, c := range h.commands {
-			_ = c.Wait() // the kernel keeps a PID namespace until its last process is waited for
+			_ = c.Wait() // the kernel keeps a PID namespace until its last process has been waited for
 		}
 		stuck := time.AfterFunc(limit, func() { _ = cmd.Process.Kill() })
 		_ = cmd.Wait()
 		stuck.Stop()
-		for _, ns := range h.spaces {
+		for _, ns := range h.namespaces {
 			_ = ns.Close()
 		}
 	})
-	must(t, said.SetReadDeadline(time.Now().Add(limit)))
+	must(t, output.SetReadDeadline(time.Now().Add(limit)))
 	answer := make([]byte, 1000)
-	if n, err := said.Read(answer); string(answer[:n]) != ready {
+	if n, err := output.Read(answer); string(answer[:n]) != ready {
 		t.Fatalf("host %s does not start (does TestMain call lab.Main?): %s %v", name, answer[:n], err)
 	}
-	for kind, name := range spaceNames {
-		h.spaces[kind], err = os.Open(fmt.Sprintf("/proc/%d/ns/%s", h.pid, name))
+	for kind, name := range namespaceNames {
+		h.namespaces[kind], err = os.Open(fmt.Sprintf("/proc/%d/ns/%s", h.pid, name))
 		must(t, err)
 	}
 	return h
 }
 
-// spaceNames are the namespaces of a host as /proc names them.
-var spaceNames = map[int]string{
+// namespaceNames maps the clone flags of a host's namespaces to their names in /proc.
+var namespaceNames = map[int]string{
 	unix.CLONE_NEWNET: "net", unix.CLONE_NEWPID: "pid", unix.CLONE_NEWUTS: "uts", unix.CLONE_NEWNS: "mnt",
 }
 
-// enter moves the calling thread, which must be one to throw away, into
-// namespaces of the host.
+// enter moves the calling thread into namespaces of the host. The caller must throw
+// the thread away afterwards.
 func (h *Host) enter(kinds ...int) error {
 	for _, kind := range kinds {
-		if err := unix.Setns(int(h.spaces[kind].Fd()), kind); err != nil {
-			return fmt.Errorf("enter the %s namespace of %s: %w", spaceNames[kind], h.Name, err)
+		if err := unix.Setns(int(h.namespaces[kind].Fd()), kind); err != nil {
+			return fmt.Errorf("enter the %s namespace of %s: %w", namespaceNames[kind], h.Name, err)
 		}
 	}
 	return nil
@@ -117,9 +117,9 @@ func must(t TB, err error) {
 	}
 }
 
-// Do runs f on a thread of the host's network: sockets that f itself makes
-// belong to the host for as long as they live. Goroutines that f starts are
-// not in it, so dial literal addresses. f must not call t.Fatal.
+// Do runs f on a thread in the host's network. Sockets that f itself makes belong to
+// the host for as long as they live. Goroutines that f starts run outside the host's
+// network, so f must dial literal addresses. f must not call t.Fatal.
 func (h *Host) Do(f func()) {
 	onThread(func() {
 		if err := h.enter(unix.CLONE_NEWNET); err != nil {
@@ -129,8 +129,9 @@ func (h *Host) Do(f func()) {
 	})
 }
 
-// Socket returns what open makes in a host's network: a connection or a listener. It
-// is closed with the test. Dial literal addresses, as in [Host.Do].
+// Socket calls open in a host's network, and returns the connection or listener that
+// open makes. The socket is closed when the test ends. open must dial literal addresses,
+// as in [Host.Do].
 func Socket[S io.Closer](t TB, h *Host, open func() (S, error)) S {
 	t.Helper()
 	var s S
@@ -141,22 +142,24 @@ func Socket[S io.Closer](t TB, h *Host, open func() (S, error)) S {
 	return s
 }
 
-// Dial connects from a host. The connection is closed with the test.
+// Dial connects from the host to a literal address. The connection is closed when the
+// test ends.
 func (h *Host) Dial(t TB, network, address string) net.Conn {
 	t.Helper()
 	return Socket(t, h, func() (net.Conn, error) { return net.DialTimeout(network, address, limit) })
 }
 
-// onThread runs f on a thread that is thrown away afterwards, since f changes
-// what belongs to the thread.
+// onThread runs f on a thread and throws the thread away afterwards, because f changes
+// properties of the thread.
 func onThread(f func()) {
 	done := make(chan struct{})
 	go func() {
-		runtime.LockOSThread() // and never unlock: the thread ends with the goroutine
+		runtime.LockOSThread() // without an unlock, the thread ends with the goroutine
 		defer close(done)
 		if unix.Gettid() == unix.Getpid() {
-			// The main thread cannot end, and /proc/self describes it: stand
-			// on it while another thread does the work.
+			// The main thread cannot end, and /proc/self describes it. This
+			// goroutine therefore occupies the main thread while another
+			// thread runs f.
 			onThread(f)
 			runtime.UnlockOSThread()
 			return
@@ -166,8 +169,8 @@ func onThread(f func()) {
 	<-done
 }
 
-// Cmd is an exec.Cmd that starts inside a host. Nothing but Stdin, Stdout,
-// Stderr, Env (added to the host's) and Dir should be set.
+// Cmd is an exec.Cmd that starts inside a host. A caller may set only Stdin, Stdout,
+// Stderr, Dir and Env, and should add to Env.
 type Cmd struct {
 	*exec.Cmd
 	host   *Host
@@ -175,7 +178,7 @@ type Cmd struct {
 	wait   func() error
 }
 
-// Command returns a command of the host, found in the host's PATH. It is
+// Command returns a command of the host, found in the host's PATH. The command is
 // killed when the host ends.
 func (h *Host) Command(name string, args ...string) *Cmd {
 	ctx, cancel := context.WithCancel(h.ctx)
@@ -186,8 +189,9 @@ func (h *Host) command(ctx context.Context, cancel context.CancelFunc, name stri
 	c := &Cmd{Cmd: exec.CommandContext(ctx, name, args...), host: h, cancel: cancel}
 	c.Path, c.Err = lookPath(h.path, name)
 	c.Env = append(os.Environ(), "PATH="+h.path)
-	// Children may hold the pipes. So may, on a busy machine, any other command
-	// that is about to start: until it does it has a copy of all files.
+	// Children may hold the pipes after the command has ended. On a busy machine,
+	// another command that is about to start may hold them too: it has a copy of
+	// all open files until it starts.
 	c.WaitDelay = limit
 	c.wait = sync.OnceValue(func() error {
 		defer cancel()
@@ -196,14 +200,15 @@ func (h *Host) command(ctx context.Context, cancel context.CancelFunc, name stri
 	return c
 }
 
-// Start is that of exec.Cmd.
+// Start is like exec.Cmd.Start, inside the host.
 func (c *Cmd) Start() (err error) {
 	if c.Dir == "" {
-		c.Dir, _ = os.Getwd() // entering a mount namespace goes to its root
+		c.Dir, _ = os.Getwd() // a thread that enters a mount namespace is moved to its root
 	}
 	h := c.host
 	onThread(func() {
-		// Threads share their working directory, and with it the mounts.
+		// Threads share their working directory and root. A thread that shares them
+		// cannot enter another mount namespace.
 		if err = unix.Unshare(unix.CLONE_FS); err != nil {
 			return
 		}
@@ -222,10 +227,10 @@ func (c *Cmd) Start() (err error) {
 	return nil
 }
 
-// Wait is that of exec.Cmd, and may be called more than once.
+// Wait is like exec.Cmd.Wait, but may be called more than once.
 func (c *Cmd) Wait() error { return c.wait() }
 
-// Run is that of exec.Cmd.
+// Run is like exec.Cmd.Run, inside the host.
 func (c *Cmd) Run() error {
 	if err := c.Start(); err != nil {
 		return err
@@ -233,8 +238,8 @@ func (c *Cmd) Run() error {
 	return c.Wait()
 }
 
-// Output is that of exec.Cmd; what the command says on stderr goes where
-// Stderr points.
+// Output is like exec.Cmd.Output, inside the host. Stderr gets all that the command
+// prints there.
 func (c *Cmd) Output() ([]byte, error) {
 	var out lockedBuffer
 	c.Stdout = &out
@@ -242,7 +247,7 @@ func (c *Cmd) Output() ([]byte, error) {
 	return out.bytes(), err
 }
 
-// CombinedOutput is that of exec.Cmd.
+// CombinedOutput is like exec.Cmd.CombinedOutput, inside the host.
 func (c *Cmd) CombinedOutput() ([]byte, error) {
 	var out lockedBuffer
 	c.Stdout, c.Stderr = &out, &out
@@ -256,10 +261,10 @@ func (c *Cmd) End() {
 	_ = c.Wait()
 }
 
-// runLimit is how long [Host.Run] and its like may take.
+// runLimit bounds [Host.Try], [Host.Run], [Host.RunInput] and [Host.Shell].
 const runLimit = 3 * time.Minute
 
-// Try runs a command to its end and returns all it printed.
+// Try runs a command to its end and returns all that the command printed.
 func (h *Host) Try(name string, args ...string) (string, error) {
 	return h.run(nil, name, args)
 }
@@ -270,7 +275,7 @@ func (h *Host) Run(t TB, name string, args ...string) string {
 	return h.RunInput(t, nil, name, args...)
 }
 
-// RunInput is [Host.Run] with something to read.
+// RunInput is [Host.Run] for a command that reads stdin.
 func (h *Host) RunInput(t TB, stdin io.Reader, name string, args ...string) string {
 	t.Helper()
 	out, err := h.run(stdin, name, args)
@@ -286,7 +291,7 @@ func (h *Host) run(stdin io.Reader, name string, args []string) (string, error) 
 	c.Stdin = stdin
 	out, err := c.CombinedOutput()
 	if ctx.Err() == context.DeadlineExceeded {
-		err = fmt.Errorf("not done after %v", runLimit)
+		err = fmt.Errorf("not finished after %v", runLimit)
 	}
 	return string(out), err
 }
@@ -294,6 +299,6 @@ func (h *Host) run(stdin io.Reader, name string, args []string) (string, error) 
 // Addr returns the host's address on its segment.
 func (h *Host) Addr(f Family) netip.Addr { return f.addr(h.number) }
 
-// Source returns the nth of 65,535 further addresses of the host, from 1. It
-// needs no setting up: the whole range is the host's, and its peers know.
+// Source returns the nth of 65,535 further addresses of the host, from 1. An address
+// needs no setup, because the whole range is routed to the host.
 func (h *Host) Source(f Family, n uint16) netip.Addr { return f.source(h.number, n) }

@@ -12,10 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// childVariable makes this test binary a test process to be killed.
+// childVariable is an environment variable. It makes this test binary the child process
+// that TestKilledTestLeavesNoProcesses kills.
 const childVariable = "PORTKNOCK_LAB_TEST_CHILD"
 
-func TestNothingRemainsAfterKill(t *testing.T) {
+func TestKilledTestLeavesNoProcesses(t *testing.T) {
 	if os.Getenv(childVariable) != "" {
 		n := New(t)
 		sleep := n.Server.Command("sleep", "1000")
@@ -25,19 +26,19 @@ func TestNothingRemainsAfterKill(t *testing.T) {
 		}
 		fmt.Println(sleep.Process.Pid)
 		fmt.Println("ready")
-		time.Sleep(limit) // until killed
+		time.Sleep(limit) // the parent kills this process
 		return
 	}
 	t.Parallel()
-	NewHost(t, "any") // the child's being skipped would tell nothing
-	child := exec.Command("/proc/self/exe", "-test.run=^TestNothingRemainsAfterKill$")
+	NewHost(t, "any") // skips the test here; a skip in the child would go unnoticed
+	child := exec.Command("/proc/self/exe", "-test.run=^TestKilledTestLeavesNoProcesses$")
 	child.Env = append(os.Environ(), childVariable+"=1")
-	var said Log
-	child.Stdout, child.Stderr = &said, &said
+	var output Log
+	child.Stdout, child.Stderr = &output, &output
 	must(t, child.Start())
-	said.Await(t, "ready", 1)
+	output.Await(t, "ready", 1)
 	pids := map[int]int{}
-	for _, word := range strings.Fields(said.String()) {
+	for _, word := range strings.Fields(output.String()) {
 		pid, err := strconv.Atoi(word)
 		if err != nil {
 			break
@@ -47,42 +48,42 @@ func TestNothingRemainsAfterKill(t *testing.T) {
 		defer func() { _ = unix.Close(pids[pid]) }()
 	}
 	if len(pids) != 4 {
-		t.Fatalf("the child said %s", said.String())
+		t.Fatalf("the child printed %s", output.String())
 	}
 	must(t, child.Process.Kill())
 	_ = child.Wait()
 	for pid, fd := range pids {
 		ended := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 		n, err := unix.Poll(ended, int(limit.Milliseconds()))
-		for err == unix.EINTR { // Go's own signals
+		for err == unix.EINTR { // the Go runtime sends itself signals
 			n, err = unix.Poll(ended, int(limit.Milliseconds()))
 		}
 		if n != 1 {
-			t.Errorf("process %d lives on: %v", pid, err)
+			t.Errorf("process %d still lives: %v", pid, err)
 		}
 	}
 }
 
-// TestHostEndsAtOnce has a command and a daemon leave children that hold their
-// pipes.
-func TestHostEndsAtOnce(t *testing.T) {
+// TestHostEndsWhileChildrenHoldPipes ends a host that runs a command and a daemon. Both
+// have children that hold the pipes of their parent.
+func TestHostEndsWhileChildrenHoldPipes(t *testing.T) {
 	t.Parallel()
-	var ending time.Time
+	var endBegan time.Time
 	t.Run("host", func(t *testing.T) {
 		h := NewHost(t, "server")
 		const script = "sleep 1000 & echo ready; wait"
-		c, said := h.Command("sh", "-c", script), &Log{}
-		c.Stdout = said
+		c, output := h.Command("sh", "-c", script), &Log{}
+		c.Stdout = output
 		must(t, c.Start())
-		said.Await(t, "ready", 1)
+		output.Await(t, "ready", 1)
 		h.Daemon(t, "sh", "-c", script).Log.Await(t, "ready", 1)
-		ending = time.Now()
+		endBegan = time.Now()
 	})
-	if ending.IsZero() {
-		t.SkipNow() // as the host has been
+	if endBegan.IsZero() {
+		t.SkipNow() // the host was skipped too
 	}
-	if d := time.Since(ending); d > limit/2 {
-		t.Errorf("it took %v", d)
+	if d := time.Since(endBegan); d > limit/2 {
+		t.Errorf("the host took %v to end", d)
 	}
 }
 
@@ -91,15 +92,15 @@ func TestHostsArePrivate(t *testing.T) {
 	a, b := New(t), New(t)
 	a.Server.Run(t, "sh", "-c", "echo a >/run/file; [ $(hostname) = server ]")
 	if out, err := b.Server.Try("cat", "/run/file"); err == nil {
-		t.Errorf("/run is shared: %s", out)
+		t.Errorf("/run is shared by two hosts: %s", out)
 	}
 	if got := strings.Fields(a.Server.Run(t, "sh", "-c", "cd /proc; echo [0-9]*")); len(got) != 2 {
-		t.Errorf("processes of the host and its shell: %v", got)
+		t.Errorf("the host has processes %v, want its init and the shell", got)
 	}
 	a.Server.Listen(t, 22)
 	for _, f := range Families {
-		if got := b.Client.Probe(t, port(b.Server.Addr(f), 22)); got != Refused {
-			t.Errorf("%v: another network's port 22 is %v", f, got)
+		if got := b.Client.Probe(t, addrPort(b.Server.Addr(f), 22)); got != Refused {
+			t.Errorf("%v: port 22 in the second network is %v, want refused", f, got)
 		}
 	}
 }

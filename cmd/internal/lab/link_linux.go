@@ -13,20 +13,19 @@ import (
 // Family is a version of the Internet protocol.
 type Family int
 
-// The families, which every link carries both.
+// The two families. Every link carries both.
 const (
 	IPv4 Family = 4
 	IPv6 Family = 6
 )
 
-// Families are both, to range over.
+// Families lists both families.
 var Families = []Family{IPv4, IPv6}
 
 // String returns "ipv4" or "ipv6".
 func (f Family) String() string { return fmt.Sprintf("ipv%d", int(f)) }
 
-// Addresses come from the documentation prefixes; further ones from prefixes
-// routed to their host, so that nothing on the segment needs to look them up.
+// addr returns the address of a host on its segment, from a documentation prefix.
 func (f Family) addr(host int) netip.Addr {
 	if f == IPv4 {
 		return netip.AddrFrom4([4]byte{192, 0, 2, byte(host)})
@@ -34,6 +33,8 @@ func (f Family) addr(host int) netip.Addr {
 	return netip.AddrFrom16([16]byte{0: 0x20, 1: 0x01, 2: 0x0d, 3: 0xb8, 15: byte(host)})
 }
 
+// source returns the nth further address of a host. The prefix of these addresses is
+// routed to the host, so that no host on the segment needs to look them up.
 func (f Family) source(host int, n uint16) netip.Addr {
 	if f == IPv4 {
 		return netip.AddrFrom4([4]byte{10, byte(host), byte(n >> 8), byte(n)})
@@ -62,28 +63,28 @@ func familyOf(a netip.Addr) Family {
 	return IPv6
 }
 
-// Link puts hosts that have no link yet on one Ethernet segment: a virtual
-// cable between two, a switch among more. Each has one interface, eth0, with
-// an address of both families, and reaches every address of the others.
+// Link puts hosts that have no link yet on one Ethernet segment. Two hosts get a veth
+// pair, more hosts get a switch. Each host has one interface, eth0, with an address
+// of each family, and reaches every address of the other hosts.
 func Link(t TB, hosts ...*Host) {
 	t.Helper()
-	seat(hosts)
-	where, batch := hosts[0], ""
+	assignNumbers(hosts)
+	owner, batch := hosts[0], ""
 	if len(hosts) == 2 {
 		batch = fmt.Sprintf("link add eth0 address %s type veth peer name eth0 address %s netns %d\n",
 			mac(1), mac(2), hosts[1].pid) + addressing(hosts[0], hosts)
 	} else {
-		where = NewHost(t, "switch")
+		owner = NewHost(t, "switch")
 		batch = "link add br0 type bridge forward_delay 0 mcast_snooping 0\nlink set br0 up\n"
 		for _, h := range hosts {
 			batch += fmt.Sprintf("link add port%d type veth peer name eth0 address %s netns %d\n"+
 				"link set port%[1]d master br0 up\n", h.number, mac(h.number), h.pid)
 		}
 	}
-	where.ip(t, batch)
+	owner.ip(t, batch)
 	var all sync.WaitGroup
 	for _, h := range hosts {
-		if h != where {
+		if h != owner {
 			all.Go(func() { h.ip(t, addressing(h, hosts)) })
 		}
 	}
@@ -96,8 +97,9 @@ func Link(t TB, hosts ...*Host) {
 	}
 }
 
-// seat gives hosts that have no link yet their places on one segment.
-func seat(hosts []*Host) {
+// assignNumbers numbers the hosts of a new segment from 1, and tells each host its
+// peers. The hosts must not have a link yet.
+func assignNumbers(hosts []*Host) {
 	for i, h := range hosts {
 		h.number = i + 1
 		for _, peer := range hosts {
@@ -108,9 +110,9 @@ func seat(hosts []*Host) {
 	}
 }
 
-// addressing returns the lines for ip(8) that make h one of hosts. Everybody
-// knows everybody from the start: a capture shows no neighbour discovery, and
-// a sweep loses nothing while waiting for one.
+// addressing returns the lines for ip(8) that make h one of hosts. Every host knows
+// the hardware addresses of all others from the start. A capture therefore does not
+// show neighbor discovery, and a sweep does not lose packets while a host waits for it.
 func addressing(h *Host, hosts []*Host) string {
 	var b strings.Builder
 	b.WriteString("link set eth0 up\n")
@@ -130,7 +132,8 @@ func addressing(h *Host, hosts []*Host) string {
 
 func mac(host int) string { return fmt.Sprintf("02:00:00:00:00:%02x", host) }
 
-// ip runs ip(8) in the host's network only: the PIDs in the batch are ours.
+// ip runs ip(8) in the host's network namespace only. ip(8) stays in the PID namespace of
+// this process, because the PIDs in the batch belong to that namespace.
 func (h *Host) ip(t TB, batch string) {
 	t.Helper()
 	var out lockedBuffer
@@ -147,14 +150,14 @@ func (h *Host) ip(t TB, batch string) {
 }
 
 // awaitCarrier waits until packets pass between the host and its first peer.
-// Linux opens an interface that waited for its other end a moment later, and
-// until then loses what it is given.
+// When the second end of a link comes up, Linux opens the first end a moment later.
+// Until then the first end loses all packets.
 func (h *Host) awaitCarrier(t TB) {
 	t.Helper()
 	c := h.Capture(t)
 	defer c.Close()
-	// An answer that comes later than one waits for it counts for nothing: on a
-	// busy machine, wait longer.
+	// settle ignores an answer that comes after the wait. Each try therefore waits
+	// twice as long as the one before, for the sake of busy machines.
 	for wait := 2 * time.Millisecond; wait < limit; wait *= 2 {
 		if c.settle(t, wait) == nil {
 			return
@@ -180,7 +183,7 @@ func New(t TB) *Net {
 	return n
 }
 
-// processors are those this process may run on.
+// processors returns the processors that this process may run on.
 var processors = sync.OnceValue(func() (list []int) {
 	var set unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &set); err != nil {
@@ -194,8 +197,8 @@ var processors = sync.OnceValue(func() (list []int) {
 	return list
 })
 
-// pin keeps the calling thread, which must be one to throw away, on a
-// processor.
+// pin keeps the calling thread on one processor. The caller must throw the thread
+// away afterwards.
 func pin(cpu int) {
 	var set unix.CPUSet
 	set.Set(cpu)

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-func TestHostsSeeEachOther(t *testing.T) {
+func TestLinkedHostsReachAllAddresses(t *testing.T) {
 	t.Parallel()
 	start := time.Now()
 	a, b := NewHost(t, "a"), NewHost(t, "b")
@@ -22,12 +22,12 @@ func TestHostsSeeEachOther(t *testing.T) {
 			from *Host
 			to   netip.Addr
 		}{{a, b.Addr(f)}, {a, b.Source(f, 3)}, {n.Client, n.Server.Addr(f)}, {n.Attacker, n.Server.Source(f, 9)}} {
-			c.from.Dial(t, "tcp", port(c.to, 80).String())
+			c.from.Dial(t, "tcp", addrPort(c.to, 80).String())
 		}
 	}
 }
 
-// BenchmarkLink makes two hosts and the cable between them.
+// BenchmarkLink measures how long two hosts and the link between them take to create.
 func BenchmarkLink(b *testing.B) {
 	for b.Loop() {
 		Link(b, NewHost(b, "a"), NewHost(b, "b"))

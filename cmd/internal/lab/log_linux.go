@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// lockedBuffer collects what a program prints.
+// lockedBuffer collects the output of a program.
 type lockedBuffer struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -24,14 +24,14 @@ func (b *lockedBuffer) bytes() []byte {
 	return bytes.Clone(b.buf.Bytes())
 }
 
-// Log is what a daemon says, as it says it.
+// Log collects the output of a daemon while the daemon runs.
 type Log struct {
 	mu      sync.Mutex
 	buf     bytes.Buffer
 	changed chan struct{}
 }
 
-// Write adds to the log.
+// Write adds output to the log.
 func (l *Log) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -72,8 +72,8 @@ func (l *Log) Await(t TB, text string, n int) {
 	}
 }
 
-// Await asks pending, at first every millisecond and then less often, until it
-// returns "". After the time within it ends the test with the last answer.
+// Await calls pending until pending returns "", at first every millisecond and then less
+// often. After the time within, Await ends the test with the last answer of pending.
 func Await(t TB, within time.Duration, pending func() string) {
 	t.Helper()
 	pause := time.Millisecond

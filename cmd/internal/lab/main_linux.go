@@ -10,11 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hostVariable is set to the host's name in the process that is a host.
+// hostVariable is an environment variable. A process that is a host has its name there.
 const hostVariable = "PORTKNOCK_LAB_HOST"
 
-// Main returns at once in a test process. In a process started by [NewHost] it
-// is that host and never returns. Call it first in TestMain.
+// Main returns at once in a test process. In a process that [NewHost] started, Main
+// runs the host and never returns. Call Main first in TestMain.
 func Main() {
 	name, isHost := os.LookupEnv(hostVariable)
 	if !isHost {
@@ -27,10 +27,10 @@ func Main() {
 	go reap()
 	fmt.Print(ready)
 	_, _ = io.Copy(io.Discard, os.Stdin)
-	os.Exit(0) // the kernel kills all that runs in this PID namespace
+	os.Exit(0) // the kernel then kills all processes in this PID namespace
 }
 
-// ready is what a host writes once it can be used; anything else is an error.
+// ready is what a host prints as soon as it can be used. Any other text is an error.
 const ready = "ready"
 
 func setUp(name string) error {
@@ -44,8 +44,8 @@ func setUp(name string) error {
 		{"mount /sys", func() error { return unix.Mount("sysfs", "/sys", "sysfs", 0, "") }},
 		{"mount /run", func() error { return unix.Mount("tmpfs", "/run", "tmpfs", 0, "mode=755") }},
 		{"make /run/sshd", func() error { return os.Mkdir("/run/sshd", 0o755) }},
-		// Without link-local addresses a host says nothing that a test has not made
-		// it say, but for which multicast groups it is in.
+		// Without link-local addresses, a host sends only what a test has made it
+		// send, except for reports of its multicast groups.
 		{"switch off link-local addresses", func() error {
 			return os.WriteFile("/proc/sys/net/ipv6/conf/default/addr_gen_mode", []byte("1"), 0)
 		}},
@@ -73,7 +73,8 @@ func bringUpLoopback() error {
 	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo)
 }
 
-// reap collects the orphans of the namespace, whose parent PID 1 becomes.
+// reap waits for the orphans of the namespace. The host is PID 1, so it becomes their
+// parent.
 func reap() {
 	ended := make(chan os.Signal, 1)
 	signal.Notify(ended, syscall.SIGCHLD)

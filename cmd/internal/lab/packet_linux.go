@@ -10,15 +10,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Packet is an IP packet, sent or captured.
+// Packet is an IP packet that a test sends or captures.
 type Packet struct {
-	Src, Dst netip.AddrPort // ports are 0 for neither TCP nor UDP
-	Proto    uint8          // unix.IPPROTO_TCP and so on
-	Flags    Flags          // of TCP
-	Payload  []byte         // what follows the TCP or UDP header
+	Src, Dst netip.AddrPort // source and destination; ports are 0 unless Proto is TCP or UDP
+	Proto    uint8          // IP protocol, such as unix.IPPROTO_TCP
+	Flags    Flags          // TCP flags
+	Payload  []byte         // bytes after the TCP or UDP header
 
-	Time time.Time // when the kernel saw it
-	Out  bool      // it left the capturing host
+	Time time.Time // time at which the kernel saw the captured packet
+	Out  bool      // the packet left the capturing host
 }
 
 // String returns the packet in one line, without the time.
@@ -31,7 +31,7 @@ func (p Packet) String() string {
 	return fmt.Sprintf("%s > %s %s %d bytes", p.Src, p.Dst, name, len(p.Payload))
 }
 
-// Flags are those of a TCP segment.
+// Flags are the flags of a TCP segment.
 type Flags uint8
 
 // The flags in the order of RFC 9293.
@@ -55,15 +55,15 @@ func (f Flags) String() string {
 	return strings.Join(set, "|")
 }
 
-// marshal returns the packet with its IP header; the kernel fills in the
-// checksum of an IPv4 header, and nothing else.
+// marshal returns the packet with its IP header. The kernel later fills in only the
+// checksum of an IPv4 header.
 func (p Packet) marshal() []byte {
 	var transport []byte
-	sum := 0 // where the checksum stands
+	sum := 0 // offset of the checksum
 	if p.Proto == unix.IPPROTO_TCP {
 		transport = make([]byte, 20, 20+len(p.Payload))
 		transport[4] = 1       // a sequence number that is not 0
-		transport[12] = 5 << 4 // 32-bit words of header
+		transport[12] = 5 << 4 // header length in 32-bit words
 		transport[13] = byte(p.Flags)
 		binary.BigEndian.PutUint16(transport[14:], 64240) // window
 		sum = 16
@@ -94,7 +94,7 @@ func (p Packet) marshal() []byte {
 	return append(append(append(header, src...), dst...), transport...)
 }
 
-// checksum is that of TCP and UDP over their pseudo header.
+// checksum returns the checksum of TCP and UDP, over the pseudo header too.
 func checksum(src, dst, proto, transport []byte) uint16 {
 	sum := uint32(len(transport))
 	for _, part := range [][]byte{src, dst, proto, transport} {
@@ -106,12 +106,13 @@ func checksum(src, dst, proto, transport []byte) uint16 {
 		sum = sum>>16 + sum&0xffff
 	}
 	if sum == 0xffff {
-		return 0xffff // 0 would say that there is none
+		return 0xffff // the checksum 0 would mean that the packet has no checksum
 	}
 	return ^uint16(sum)
 }
 
-// parse reads a packet from its IP header on, and reports whether it is one.
+// parse reads an IP packet, starting at its IP header. ok is false if b is not an IP
+// packet.
 func parse(b []byte) (p Packet, ok bool) {
 	var rest []byte
 	var src, dst netip.Addr

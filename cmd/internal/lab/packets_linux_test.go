@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestPortsAreOpenRefusedOrDropped(t *testing.T) {
+func TestProbeTellsOpenRefusedAndDropped(t *testing.T) {
 	t.Parallel()
 	Require(t, "nft")
 	n := New(t)
@@ -24,7 +24,7 @@ func TestPortsAreOpenRefusedOrDropped(t *testing.T) {
 	for _, f := range Families {
 		for p, want := range map[uint16]State{22: Open, 23: Refused, 2222: Dropped, 2223: Dropped} {
 			for _, from := range []netip.Addr{n.Client.Addr(f), n.Client.Source(f, 7), n.Client.Source(f, 65535)} {
-				if got := n.Client.ProbeFrom(t, from, port(n.Server.Addr(f), p)); got != want {
+				if got := n.Client.ProbeFrom(t, from, addrPort(n.Server.Addr(f), p)); got != want {
 					t.Errorf("%v port %d from %v: %v, want %v", f, p, from, got, want)
 				}
 			}
@@ -57,26 +57,27 @@ func TestSweepArrivesWholeAndInOrder(t *testing.T) {
 	}
 }
 
-func TestCaptureSeesWhatIsSent(t *testing.T) {
+func TestCaptureRecordsSentPackets(t *testing.T) {
 	t.Parallel()
 	n := New(t)
-	// The kernel repeats its multicast report some time in its first second.
-	ofTests := func(c *Capture) []Packet {
+	// sentByTests leaves out multicast, because the kernel repeats its multicast report
+	// at some time in the first second of a host.
+	sentByTests := func(c *Capture) []Packet {
 		return slices.DeleteFunc(slices.Clone(c.Packets(t)), func(p Packet) bool { return p.Dst.Addr().IsMulticast() })
 	}
 	for _, f := range Families {
-		at, from := n.Server.Capture(t), n.Client.Capture(t)
+		atServer, atClient := n.Server.Capture(t), n.Client.Capture(t)
 		to := n.Server.Addr(f)
 		sent := []Packet{
-			{Src: port(n.Client.Addr(f), 1234), Dst: port(to, 7000), Proto: unix.IPPROTO_UDP, Payload: []byte("token")},
-			{Src: port(n.Client.Addr(f), 1235), Dst: port(to, 7001), Proto: unix.IPPROTO_TCP, Flags: SYN},
-			{Src: port(n.Client.Source(f, 300), 1236), Dst: port(to, 7002), Proto: unix.IPPROTO_TCP, Flags: FIN | PSH | URG},
+			{Src: addrPort(n.Client.Addr(f), 1234), Dst: addrPort(to, 7000), Proto: unix.IPPROTO_UDP, Payload: []byte("token")},
+			{Src: addrPort(n.Client.Addr(f), 1235), Dst: addrPort(to, 7001), Proto: unix.IPPROTO_TCP, Flags: SYN},
+			{Src: addrPort(n.Client.Source(f, 300), 1236), Dst: addrPort(to, 7002), Proto: unix.IPPROTO_TCP, Flags: FIN | PSH | URG},
 		}
 		n.Client.Send(t, sent...)
-		for name, c := range map[string]*Capture{"server": at, "client": from} {
-			got := slices.DeleteFunc(ofTests(c), func(p Packet) bool { return p.Out != (name == "client") })
+		for name, c := range map[string]*Capture{"server": atServer, "client": atClient} {
+			got := slices.DeleteFunc(sentByTests(c), func(p Packet) bool { return p.Out != (name == "client") })
 			if len(got) != len(sent) {
-				t.Errorf("%s: %v", name, got)
+				t.Errorf("%s: captured %v, want the packets sent", name, got)
 				continue
 			}
 			for i, p := range got {
@@ -84,18 +85,18 @@ func TestCaptureSeesWhatIsSent(t *testing.T) {
 					t.Errorf("%s: got %v, want %v", name, p, sent[i])
 				}
 				if time.Since(p.Time) > limit {
-					t.Errorf("%s: it came at %v", name, p.Time)
+					t.Errorf("%s: the packet's time is %v", name, p.Time)
 				}
 			}
 		}
-		if got := ofTests(n.Attacker.Capture(t)); len(got) != 0 {
-			t.Errorf("the attacker sees %v", got)
+		if got := sentByTests(n.Attacker.Capture(t)); len(got) != 0 {
+			t.Errorf("the attacker captures packets between client and server: %v", got)
 		}
 	}
 }
 
-// The kernel of the other side checks the checksums.
-func TestDatagramArrives(t *testing.T) {
+// The server's kernel checks the checksums before it delivers a datagram.
+func TestRawDatagramsHaveValidChecksums(t *testing.T) {
 	t.Parallel()
 	n := New(t)
 	for _, f := range Families {
@@ -116,21 +117,20 @@ func TestDatagramArrives(t *testing.T) {
 			n.Server.Capture(t).Packets(t)
 			buf := make([]byte, 100)
 			if got, _, err := unix.Recvfrom(fd, buf, 0); err != nil || string(buf[:max(got, 0)]) != payload {
-				t.Errorf("%v: %q arrives as %q, %v", f, payload, buf[:max(got, 0)], err)
+				t.Errorf("%v: payload %q arrives as %q, error %v", f, payload, buf[:max(got, 0)], err)
 			}
 		}
 		_ = unix.Close(fd)
 	}
 }
 
-// Without connection tracking nothing puts the fragments together before a
-// rule looks for the flags.
-func TestFragmentSlipsThrough(t *testing.T) {
+// Only connection tracking reassembles fragments before a rule looks for the TCP flags.
+func TestFragmentedSYNBypassesRuleWithoutConntrack(t *testing.T) {
 	t.Parallel()
 	Require(t, "nft")
 	n := New(t)
 	n.Server.Listen(t, 22)
-	to := port(n.Server.Addr(IPv4), 22)
+	to := addrPort(n.Server.Addr(IPv4), 22)
 	const rules = `table inet f; delete table inet f; table inet f { chain c { type filter hook prerouting priority mangle;
 		%s tcp dport 22 tcp flags & (fin|syn|rst|ack) == syn drop; }; }`
 	for _, c := range []struct {
@@ -139,22 +139,22 @@ func TestFragmentSlipsThrough(t *testing.T) {
 	}{{"", Open}, {"ct state invalid drop;", Dropped}} {
 		n.Server.RunInput(t, strings.NewReader(fmt.Sprintf(rules, c.rule)), "nft", "-f", "-")
 		if got := n.Client.Probe(t, to); got != Dropped {
-			t.Errorf("%q: a SYN: %v", c.rule, got)
+			t.Errorf("with the rule %q, the port is %v for a whole SYN, want dropped", c.rule, got)
 		}
 		if got := n.Client.ProbeAs(t, Packet{Dst: to, Flags: SYN}, Fragments(8)); got != c.want {
-			t.Errorf("%q: a SYN in two fragments: %v, want %v", c.rule, got, c.want)
+			t.Errorf("with the rule %q, the port is %v for a SYN in two fragments, want %v", c.rule, got, c.want)
 		}
 	}
 }
 
 func FuzzParsePacket(f *testing.F) {
 	for _, family := range Families {
-		f.Add(Packet{Src: port(family.addr(1), 1), Dst: port(family.addr(2), 2), Proto: unix.IPPROTO_TCP, Flags: SYN}.marshal())
-		f.Add(Packet{Src: netip.AddrPortFrom(family.addr(1), 1), Dst: port(family.addr(2), 2), Proto: unix.IPPROTO_UDP}.marshal())
+		f.Add(Packet{Src: addrPort(family.addr(1), 1), Dst: addrPort(family.addr(2), 2), Proto: unix.IPPROTO_TCP, Flags: SYN}.marshal())
+		f.Add(Packet{Src: netip.AddrPortFrom(family.addr(1), 1), Dst: addrPort(family.addr(2), 2), Proto: unix.IPPROTO_UDP}.marshal())
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if p, ok := parse(b); ok && len(p.Payload) > len(b) {
-			t.Errorf("%d bytes of payload in %d", len(p.Payload), len(b))
+			t.Errorf("%d bytes of payload in a packet of %d bytes", len(p.Payload), len(b))
 		}
 	})
 }

@@ -5,72 +5,73 @@ import (
 	"time"
 )
 
-// WAN is what packets meet on a long way, the same in both directions. On the
-// zero WAN that is nothing.
+// WAN describes what a wide-area link does to packets. It does so in both directions.
+// The zero WAN does not change anything.
 type WAN struct {
-	Delay  time.Duration // one way
-	Jitter time.Duration // up to so much is added to Delay; packets stay in order
-	Loss   float64       // the share of packets that do not arrive, 0 to 1
+	Delay  time.Duration // delay in one direction
+	Jitter time.Duration // maximum random addition to Delay; packets stay in order
+	Loss   float64       // share of packets that do not arrive, 0 to 1
 
-	// The share of packets that arrive ReorderBy later than they would have,
-	// so that those behind overtake them.
+	// Reorder is the share of packets, 0 to 1, that arrive later by ReorderBy, so
+	// that the packets behind overtake them.
 	Reorder   float64
-	ReorderBy time.Duration
+	ReorderBy time.Duration // additional delay of a reordered packet
 
-	Duplicate float64 // the share of packets that arrive twice
-	Rate      int     // bytes per second, all headers included; 0 is no limit
+	Duplicate float64 // share of packets that arrive twice, 0 to 1
+	Rate      int     // bytes per second, all headers included; 0 means unlimited
 
-	// Seed makes a run repeat: the nth packet of a direction always meets the
-	// same. The two directions differ.
+	// Seed makes a run repeatable: the link always treats the nth packet of a
+	// direction in the same way. The two directions differ.
 	Seed uint64
 }
 
-// queueLimit is how long packets may wait for their turn under a Rate. A
-// packet that would wait longer is lost, as at a router.
+// queueLimit is how long a packet may wait under a Rate before it leaves. A packet
+// that would wait longer is lost, as at a router.
 const queueLimit = 200 * time.Millisecond
 
-// path is one direction of a WAN, without any I/O.
+// path decides for one direction of a WAN which packets arrive, and when. It does not
+// perform I/O.
 type path struct {
-	wan    WAN
-	random *rand.Rand
-	free   time.Duration // when the packet before has left, under the Rate
-	last   time.Duration // when the packet before arrives
+	wan      WAN
+	random   *rand.Rand
+	linkFree time.Duration // time at which the previous packet has left, under the Rate
+	lastDue  time.Duration // time at which the previous packet arrives, without ReorderBy
 }
 
 func newPath(w WAN, direction uint64) *path {
 	return &path{wan: w, random: rand.New(rand.NewPCG(w.Seed, direction))}
 }
 
-// fate is what becomes of a packet.
+// fate tells whether and when a packet arrives.
 type fate struct {
-	copies int // that arrive: 0, 1 or 2
-	due    time.Duration
-	late   bool // those behind may overtake it
+	copies int           // number of copies that arrive: 0, 1 or 2
+	due    time.Duration // time of arrival
+	late   bool          // the packets behind may overtake this packet
 }
 
-// carry decides about a packet that comes at a time, which must not be before
-// that of the packet before. Packets that are late arrive in order among
-// themselves, and so do the others.
+// carry decides the fate of a packet of size bytes that enters the path at now.
+// now must not be earlier than for the previous packet. Late packets stay in order
+// among themselves, and so do all others.
 func (p *path) carry(now time.Duration, size int) fate {
-	// Each packet takes the same number of draws, whatever becomes of it: two
-	// WANs with one seed that differ in Loss still jitter alike.
+	// Every packet draws the same number of random values, whatever its fate. Two
+	// WANs with the same Seed therefore have the same jitter even if Loss differs.
 	lost := p.random.Float64() < p.wan.Loss
 	late := p.random.Float64() < p.wan.Reorder
 	twice := p.random.Float64() < p.wan.Duplicate
 	jitter := time.Duration(p.random.Float64() * float64(p.wan.Jitter))
 	if p.wan.Rate > 0 {
-		start := max(p.free, now)
+		start := max(p.linkFree, now)
 		if start-now > queueLimit {
 			return fate{}
 		}
-		p.free = start + time.Duration(size)*time.Second/time.Duration(p.wan.Rate)
-		now = p.free
+		p.linkFree = start + time.Duration(size)*time.Second/time.Duration(p.wan.Rate)
+		now = p.linkFree
 	}
 	if lost {
 		return fate{}
 	}
-	p.last = max(p.last, now+p.wan.Delay+jitter)
-	f := fate{copies: 1, due: p.last, late: late}
+	p.lastDue = max(p.lastDue, now+p.wan.Delay+jitter)
+	f := fate{copies: 1, due: p.lastDue, late: late}
 	if late {
 		f.due += p.wan.ReorderBy
 	}

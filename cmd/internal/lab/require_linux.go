@@ -9,9 +9,9 @@ import (
 	"syscall"
 )
 
-// Require skips the test unless it runs as root and the programs exist; under
-// PORTKNOCK_LAB=require it fails the test instead. Either way it says all that
-// is missing.
+// Require skips the test unless it runs as root and the programs exist. Under
+// PORTKNOCK_LAB=require, it fails the test instead. Either way the message names
+// all that is missing.
 func Require(t TB, programs ...string) {
 	t.Helper()
 	var lacking []string
@@ -28,7 +28,8 @@ func Require(t TB, programs ...string) {
 	}
 }
 
-// Missing ends the test because of what the machine lacks.
+// Missing ends the test because the machine lacks what. It skips the test, or fails it
+// under PORTKNOCK_LAB=require.
 func Missing(t TB, what string) {
 	t.Helper()
 	if os.Getenv("PORTKNOCK_LAB") == "require" {
@@ -38,11 +39,11 @@ func Missing(t TB, what string) {
 	t.Skipf("the lab needs %s", what)
 }
 
-// systemPath is PATH and the folders of an administrator's programs, which a
+// systemPath returns PATH with the folders of an administrator's programs, which a
 // user's PATH may lack.
 func systemPath() string { return os.Getenv("PATH") + ":/usr/sbin:/sbin" }
 
-// lookPath is exec.LookPath for a PATH that is not this process's own.
+// lookPath is exec.LookPath with path instead of the PATH of this process.
 func lookPath(path, name string) (string, error) {
 	if strings.Contains(name, "/") {
 		return exec.LookPath(name)
@@ -55,8 +56,8 @@ func lookPath(path, name string) (string, error) {
 	return "", &exec.Error{Name: name, Err: exec.ErrNotFound}
 }
 
-// unsupported reports whether the kernel, or the container around us, refuses
-// to make namespaces.
+// unsupported reports whether err means that the kernel, or a container around this
+// process, does not allow new namespaces.
 func unsupported(err error) bool {
 	return errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOSYS) || errors.Is(err, syscall.EINVAL)
 }

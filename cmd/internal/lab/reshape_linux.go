@@ -9,18 +9,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Reshape makes of an IP packet what a network may carry instead of it, or what
-// somebody may send who looks for a way around a rule.
+// Reshape turns an IP packet into the packets that a network may carry instead, or that
+// an attacker may send to bypass a rule.
 type Reshape func(packet []byte) [][]byte
 
-// SendAs is [Host.Send] for one packet that is reshaped; nil leaves it as it is.
-// It goes to the host's first peer, whatever its destination.
+// SendAs is [Host.Send] for one packet that r reshapes first. A nil r does not change
+// the packet. The packet goes to the host's first peer, whatever its destination.
 func (h *Host) SendAs(t TB, p Packet, r Reshape) {
 	t.Helper()
 	must(t, h.sendAs(h.complete(p), r))
 }
 
-// ProbeAs is [Host.Probe] with any SYN, sent as by [Host.SendAs].
+// ProbeAs is [Host.Probe] with any SYN, reshaped and sent as by [Host.SendAs].
 func (h *Host) ProbeAs(t TB, p Packet, r Reshape) State {
 	t.Helper()
 	p = h.complete(p)
@@ -36,7 +36,7 @@ func (h *Host) sendAs(p Packet, r Reshape) error {
 	return h.sendRaw(func(i int) ([]byte, netip.Addr) { return packets[i], via }, len(packets))
 }
 
-// Then reshapes all that r makes.
+// Then returns a Reshape that applies next to every packet that r makes.
 func (r Reshape) Then(next Reshape) Reshape {
 	return func(packet []byte) (all [][]byte) {
 		for _, p := range r(packet) {
@@ -46,7 +46,7 @@ func (r Reshape) Then(next Reshape) Reshape {
 	}
 }
 
-// split cuts a packet after the header of IPv4 or IPv6, and says what follows it.
+// split cuts a packet after its IPv4 or IPv6 header, and returns the protocol of the rest.
 func split(packet []byte) (header, rest []byte, proto uint8) {
 	if packet[0]>>4 == 4 {
 		n := int(packet[0]&15) * 4
@@ -68,16 +68,17 @@ func join(header, rest []byte, proto uint8) []byte {
 	return b
 }
 
-// fragmented counts packets, for fragments of IPv6 to carry.
-var fragmented atomic.Uint32
+// fragmentIDs counts packets. The count is the identification in the IPv6 fragments of
+// a packet.
+var fragmentIDs atomic.Uint32
 
-// Fragments cuts what follows the header of IPv4 or IPv6 at these offsets, which
-// are multiples of 8. Without one it is all in one fragment.
+// Fragments cuts the part after the IPv4 or IPv6 header at these offsets, which must be
+// multiples of 8. Without offsets, the packet becomes one fragment.
 func Fragments(cuts ...int) Reshape {
 	return func(packet []byte) (all [][]byte) {
 		header, rest, proto := split(packet)
 		cuts := append(slices.Clone(cuts), len(rest))
-		begin, number := 0, fragmented.Add(1)
+		begin, id := 0, fragmentIDs.Add(1)
 		for i, end := range cuts {
 			more := uint16(0)
 			if i < len(cuts)-1 {
@@ -91,7 +92,7 @@ func Fragments(cuts ...int) Reshape {
 				f := make([]byte, 8)
 				f[0] = proto
 				binary.BigEndian.PutUint16(f[2:], uint16(begin)|more)
-				binary.BigEndian.PutUint32(f[4:], number)
+				binary.BigEndian.PutUint32(f[4:], id)
 				all = append(all, join(header, append(f, rest[begin:end]...), unix.IPPROTO_FRAGMENT))
 			}
 			begin = end
@@ -100,7 +101,7 @@ func Fragments(cuts ...int) Reshape {
 	}
 }
 
-// Options adds options to the header of IPv4.
+// Options adds options to the IPv4 header. Their length must be a multiple of 4 bytes.
 func Options(options ...byte) Reshape {
 	return func(packet []byte) [][]byte {
 		header, rest, proto := split(packet)
@@ -110,7 +111,8 @@ func Options(options ...byte) Reshape {
 	}
 }
 
-// Extension puts an extension header, 8 bytes with these 6, after that of IPv6.
+// Extension puts an extension header of 8 bytes, with these 6 bytes of content, after
+// the IPv6 header.
 func Extension(kind uint8, content ...byte) Reshape {
 	return func(packet []byte) [][]byte {
 		header, rest, proto := split(packet)
@@ -118,7 +120,7 @@ func Extension(kind uint8, content ...byte) Reshape {
 	}
 }
 
-// As says that the packet is of another protocol.
+// As changes the protocol in the IP header.
 func As(proto uint8) Reshape {
 	return func(packet []byte) [][]byte {
 		header, rest, _ := split(packet)
@@ -126,8 +128,8 @@ func As(proto uint8) Reshape {
 	}
 }
 
-// Inside puts the packet into one between the same hosts, behind a header of
-// another protocol.
+// Inside puts the packet into another packet between the same hosts, behind a header
+// (before) of the protocol proto.
 func Inside(proto uint8, before ...byte) Reshape {
 	return func(packet []byte) [][]byte {
 		header, _, _ := split(packet)
@@ -135,7 +137,7 @@ func Inside(proto uint8, before ...byte) Reshape {
 	}
 }
 
-// Patch replaces bytes from an offset after the header of IPv4 or IPv6 on.
+// Patch replaces bytes. The offset counts from the end of the IPv4 or IPv6 header.
 func Patch(offset int, bytes ...byte) Reshape {
 	return func(packet []byte) [][]byte {
 		header, rest, proto := split(slices.Clone(packet))
@@ -144,7 +146,7 @@ func Patch(offset int, bytes ...byte) Reshape {
 	}
 }
 
-// Cut leaves out all but so many bytes after the header of IPv4 or IPv6.
+// Cut keeps only n bytes after the IPv4 or IPv6 header.
 func Cut(n int) Reshape {
 	return func(packet []byte) [][]byte {
 		header, rest, proto := split(packet)

@@ -11,16 +11,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Source ports of raw packets stay below those the kernel picks.
-const firstPort, ports = 10000, 20000
+// Raw packets have source ports from firstPort on, which are below those that the
+// kernel picks.
+const firstPort, portCount = 10000, 20000
 
-// port returns a source port that the host has not used for long.
-func (h *Host) port() uint16 { return uint16(firstPort + h.ports.Add(1)%ports) }
+// port returns the next source port. A host uses portCount ports before it uses one of
+// them again.
+func (h *Host) port() uint16 { return uint16(firstPort + h.portsUsed.Add(1)%portCount) }
 
-// Send puts packets on the wire in order, past the host's own TCP and UDP:
-// nothing is repeated, and the source address may be anybody's. What a packet
-// leaves out is filled in: the host's address, a fresh source port, UDP or,
-// with Flags, TCP.
+// Send puts packets on the wire in order, without the host's own TCP and UDP. No packet
+// is sent again, and the source address may be that of another host. Send fills in what
+// a packet leaves out: the host's address, an unused source port, and the protocol.
+// The protocol is TCP if the packet has Flags, else UDP.
 func (h *Host) Send(t TB, packets ...Packet) {
 	t.Helper()
 	raw := make([][]byte, len(packets))
@@ -30,8 +32,8 @@ func (h *Host) Send(t TB, packets ...Packet) {
 	must(t, h.sendRaw(func(i int) ([]byte, netip.Addr) { return raw[i], packets[i].Dst.Addr() }, len(raw)))
 }
 
-// Flood is [Host.Send] for more packets than one keeps: each is asked for when it
-// is its turn.
+// Flood is [Host.Send] for n packets, too many to keep in memory. It calls packet for
+// each when it is about to send that packet.
 func (h *Host) Flood(t TB, n int, packet func(i int) Packet) {
 	t.Helper()
 	must(t, h.sendRaw(func(i int) ([]byte, netip.Addr) {
@@ -58,8 +60,9 @@ func (h *Host) complete(p Packet) Packet {
 	return p
 }
 
-// sendRaw sends n IP packets from the processor all raw packets leave from.
-// The kernel makes it wait when too many are on their way: none is lost.
+// sendRaw sends n IP packets from the one processor from which all raw packets leave.
+// The kernel makes sendRaw wait when too many packets are on their way, so that the
+// kernel does not lose a packet.
 func (h *Host) sendRaw(packet func(i int) ([]byte, netip.Addr), n int) (err error) {
 	h.Do(func() {
 		pin(processors()[0])
@@ -97,7 +100,7 @@ func (h *Host) sendRaw(packet func(i int) ([]byte, netip.Addr), n int) (err erro
 	return err
 }
 
-// knockPacket is the packet of one knock.
+// knockPacket returns the packet of one knock.
 func knockPacket(from, to netip.Addr, s knock.Step) Packet {
 	p := Packet{Src: netip.AddrPortFrom(from, 0), Dst: netip.AddrPortFrom(to, s.Port), Payload: s.Payload}
 	if s.Transport == knock.TCP {
@@ -106,7 +109,7 @@ func knockPacket(from, to netip.Addr, s knock.Step) Packet {
 	return p
 }
 
-// Knock sends knocks from the host's own address without a pause.
+// Knock sends knocks from the host's own address, without pauses.
 func (h *Host) Knock(t TB, to netip.Addr, steps ...knock.Step) {
 	t.Helper()
 	h.KnockFrom(t, h.Addr(familyOf(to)), to, steps...)
@@ -122,10 +125,10 @@ func (h *Host) KnockFrom(t TB, from, to netip.Addr, steps ...knock.Step) {
 	h.Send(t, packets...)
 }
 
-// Order is that of the ports in a sweep.
+// Order is the order of the ports in a sweep.
 type Order string
 
-// The orders of a sweep; a random one is the same in every run.
+// The orders of a sweep. Random is the same order in every run.
 const (
 	Ascending  Order = "ascending"
 	Descending Order = "descending"

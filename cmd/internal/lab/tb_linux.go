@@ -1,7 +1,7 @@
 package lab
 
-// TB is what the lab asks of a test: any testing.TB will do, and so will a
-// program that measures, which is none.
+// TB has the methods of a test that the lab uses. Every testing.TB has them. A program
+// that measures can implement them too.
 type TB interface {
 	Helper()
 	Cleanup(func())
@@ -9,7 +9,7 @@ type TB interface {
 	Failed() bool
 	Errorf(format string, args ...any)
 	Logf(format string, args ...any)
-	// These do not return.
+	// FailNow, Fatal, Fatalf and Skipf do not return.
 	FailNow()
 	Fatal(args ...any)
 	Fatalf(format string, args ...any)

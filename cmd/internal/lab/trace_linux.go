@@ -13,10 +13,10 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// Trace is a story that every firewall must play alike: who sends what, waits
-// how long, is let in or not.
+// Trace is a list of actions that must have the same results on every firewall. Hosts
+// send packets, wait, and find the guarded port open or closed.
 //
-//	# a stranger's knock in between
+//	# the attacker knocks in between
 //	sequence 7001/udp 8003/tcp 9005/udp
 //	set      KnockTimeout 2s
 //	not      knockd
@@ -27,15 +27,16 @@ import (
 //	wait     2500ms
 //	client+7 closed
 //
-// A host does one of: knock N... (or all), send PORT/TRANSPORT..., sweep
-// TRANSPORT ORDER, open, closed. The last two ask for port 22, which the trace
-// guards and the server answers on. client+7 is the client at its seventh
-// further address. "on" and "not" name firewalls.
+// A host (client or attacker) does one of these: knock N... (or knock all),
+// send PORT/TRANSPORT..., sweep TRANSPORT ORDER, open, closed. "open" and "closed" check
+// port 22, which is the guarded port and on which the server listens. client+7 is the
+// client at its seventh further address. "on" and "not" name firewalls: the trace is
+// only for these, or for all except these.
 type Trace struct {
-	File     string
+	File     string // name of the trace's file, for errors
 	Sequence knock.Sequence
 	Settings []Setting
-	On, Not  []string
+	On, Not  []string // names of firewalls: On selects them (all if On is empty), Not excludes them
 
 	actions []action
 }
@@ -43,22 +44,23 @@ type Trace struct {
 // Setting is a keyword of a profile and its value.
 type Setting struct{ Keyword, Value string }
 
+// action is a parsed line of a trace.
 type action struct {
-	line   int
-	text   string
-	host   string // empty: wait
-	source uint16 // 0: the host's own address
-	verb   string
-	steps  []knock.Step
-	sweep  knock.Transport
-	order  Order
-	wait   time.Duration
+	line   int             // line number in the file
+	text   string          // text of the line
+	host   string          // client or attacker; empty for wait
+	source uint16          // number of a further address; 0 for the host's own address
+	verb   string          // knock, send, sweep, open or closed
+	steps  []knock.Step    // packets of knock and send
+	sweep  knock.Transport // transport of sweep
+	order  Order           // order of sweep
+	wait   time.Duration   // duration of wait
 }
 
-// GuardedPort is the TCP port a trace is about.
+// GuardedPort is the guarded TCP port of every trace.
 const GuardedPort = 22
 
-// maxWait bounds what a trace may wait at a time.
+// maxWait bounds a single wait of a trace.
 const maxWait = time.Minute
 
 // ReadTraces reads all traces of a folder.
@@ -77,7 +79,7 @@ func ReadTraces(t TB, dir string) []*Trace {
 	return traces
 }
 
-// ParseTrace reads a trace; file is for its errors.
+// ParseTrace reads a trace from text. Errors name file.
 func ParseTrace(file, text string) (*Trace, error) {
 	tr := &Trace{File: file}
 	for i, line := range strings.Split(text, "\n") {
@@ -99,7 +101,7 @@ func ParseTrace(file, text string) (*Trace, error) {
 func (tr *Trace) parseLine(number int, fields []string) (err error) {
 	word, args := fields[0], fields[1:]
 	if len(args) == 0 {
-		return fmt.Errorf("%s what?", word)
+		return fmt.Errorf("%s needs arguments", word)
 	}
 	a := action{line: number, text: strings.Join(fields, " ")}
 	switch word {
@@ -112,7 +114,7 @@ func (tr *Trace) parseLine(number int, fields []string) (err error) {
 	case "on", "not":
 		for _, name := range args {
 			if !slices.ContainsFunc(Firewalls, func(f Firewall) bool { return f.Name == name }) {
-				return fmt.Errorf("no firewall %q", name)
+				return fmt.Errorf("unknown firewall %q", name)
 			}
 		}
 		if word == "on" {
@@ -124,7 +126,7 @@ func (tr *Trace) parseLine(number int, fields []string) (err error) {
 	case "wait":
 		a.wait, err = time.ParseDuration(args[0])
 		if err == nil && (a.wait <= 0 || a.wait > maxWait || len(args) > 1) {
-			err = fmt.Errorf("wait once, up to %v", maxWait)
+			err = fmt.Errorf("wait needs one duration above 0 and up to %v", maxWait)
 		}
 	default:
 		err = tr.parseAction(&a, word, args)
@@ -133,17 +135,17 @@ func (tr *Trace) parseLine(number int, fields []string) (err error) {
 	return err
 }
 
-func (tr *Trace) parseAction(a *action, who string, args []string) (err error) {
+func (tr *Trace) parseAction(a *action, host string, args []string) (err error) {
 	var source string
-	var further bool
-	a.host, source, further = strings.Cut(who, "+")
+	var hasSource bool
+	a.host, source, hasSource = strings.Cut(host, "+")
 	if a.host != "client" && a.host != "attacker" {
-		return fmt.Errorf("no %q in a trace", who)
+		return fmt.Errorf("unknown keyword or host %q", host)
 	}
-	if further {
+	if hasSource {
 		n, err := strconv.ParseUint(source, 10, 16)
 		if err != nil || n == 0 || n >= settleSources {
-			return fmt.Errorf("%q is no address number from 1 to %d", source, settleSources-1)
+			return fmt.Errorf("address number %q is not from 1 to %d", source, settleSources-1)
 		}
 		a.source = uint16(n)
 	}
@@ -151,7 +153,7 @@ func (tr *Trace) parseAction(a *action, who string, args []string) (err error) {
 	switch a.verb {
 	case "open", "closed":
 		if len(args) > 0 {
-			return fmt.Errorf("%s takes nothing", a.verb)
+			return fmt.Errorf("%s does not take arguments", a.verb)
 		}
 	case "knock":
 		a.steps, err = tr.pick(args)
@@ -159,12 +161,12 @@ func (tr *Trace) parseAction(a *action, who string, args []string) (err error) {
 		a.steps, err = knock.ParseSequence(strings.Join(args, " "))
 	case "sweep":
 		if len(args) != 2 || !slices.Contains([]Order{Ascending, Descending, Random}, Order(args[1])) {
-			return errors.New("sweep tcp or udp, ascending, descending or random")
+			return errors.New("sweep needs tcp or udp, and ascending, descending or random")
 		}
 		a.order = Order(args[1])
 		a.sweep, err = knock.ParseTransport(args[0])
 	default:
-		return fmt.Errorf("nobody can %q", a.verb)
+		return fmt.Errorf("unknown action %q", a.verb)
 	}
 	return err
 }
@@ -178,7 +180,7 @@ func (tr *Trace) pick(numbers []string) ([]knock.Step, error) {
 	for _, word := range numbers {
 		n, err := strconv.Atoi(word)
 		if err != nil || n < 1 || n > len(tr.Sequence) {
-			return nil, fmt.Errorf("no knock %q in a sequence of %d", word, len(tr.Sequence))
+			return nil, fmt.Errorf("unknown knock %q: the sequence has %d knocks", word, len(tr.Sequence))
 		}
 		steps = append(steps, tr.Sequence[n-1])
 	}
@@ -190,8 +192,8 @@ func (tr *Trace) For(f Firewall) bool {
 	return (len(tr.On) == 0 || slices.Contains(tr.On, f.Name)) && !slices.Contains(tr.Not, f.Name)
 }
 
-// Run plays the trace in a new network, once load has put the rules for it in
-// force on the server.
+// Run plays the trace in a new network. load must load the trace's rules on the server;
+// Run calls load first.
 func (tr *Trace) Run(t TB, f Firewall, family Family, load func(server *Host)) {
 	t.Helper()
 	if err := tr.play(t, f, family, load); err != nil {
@@ -206,7 +208,7 @@ func (tr *Trace) play(t TB, f Firewall, family Family, load func(server *Host)) 
 	f.Install(t, n.Server)
 	n.Server.Listen(t, GuardedPort)
 	load(n.Server)
-	p := &player{t: t, net: n, trace: tr, async: f.Async, family: family, fresh: settleSources}
+	p := &player{t: t, net: n, trace: tr, async: f.Async, family: family, lastSource: settleSources}
 	for _, a := range tr.actions {
 		if err := p.do(a); err != nil {
 			return fmt.Errorf("%s:%d: %s: %w (%s, %v)", tr.File, a.line, a.text, err, f.Name, family)
@@ -215,23 +217,24 @@ func (tr *Trace) play(t TB, f Firewall, family Family, load func(server *Host)) 
 	return nil
 }
 
-// settleSources are the first of the addresses that only settling uses.
+// settleSources is the number of the first further address that is only for
+// [player.settle].
 const settleSources = 60000
 
 // player plays one trace on its network.
 type player struct {
-	t      TB
-	net    *Net
-	trace  *Trace
-	async  bool // the firewall lets in a moment after the last knock
-	family Family
-	fresh  uint16 // the last of settle's addresses that is used up
+	t          TB
+	net        *Net
+	trace      *Trace
+	async      bool // the firewall lets through connections a moment after the last knock
+	family     Family
+	lastSource uint16 // number of the last further address that settle has used
 }
 
 func (p *player) do(a action) error {
 	host := map[string]*Host{"client": p.net.Client, "attacker": p.net.Attacker}[a.host]
 	if host == nil {
-		time.Sleep(a.wait) // the kernel's clock cannot be faked
+		time.Sleep(a.wait) // a real sleep, because a test cannot set the kernel's clock
 		return nil
 	}
 	from := host.Addr(p.family)
@@ -263,7 +266,8 @@ func (p *player) probe(host *Host, from netip.Addr) State {
 	return host.ProbeFrom(p.t, from, netip.AddrPortFrom(p.net.Server.Addr(p.family), GuardedPort))
 }
 
-// await probes until the port is open, for as long as the firewall may take.
+// await probes until the port is open, or until limit has passed. It probes only once if
+// the firewall is not async.
 func (p *player) await(host *Host, from netip.Addr) State {
 	for end := time.Now().Add(limit); ; time.Sleep(5 * time.Millisecond) {
 		if got := p.probe(host, from); got == Open || !p.async || time.Now().After(end) {
@@ -272,17 +276,17 @@ func (p *player) await(host *Host, from netip.Addr) State {
 	}
 }
 
-// settle makes sure that a daemon has worked through everything sent so far:
-// it has if it lets in somebody who knocks now, at an address new to it.
+// settle makes sure that a daemon has processed all packets sent so far. It knocks from
+// an unused address and waits until the daemon admits that address.
 func (p *player) settle() error {
 	if !p.async {
 		return nil
 	}
-	p.fresh++
-	from := p.net.Client.Source(p.family, p.fresh)
+	p.lastSource++
+	from := p.net.Client.Source(p.family, p.lastSource)
 	p.net.Client.KnockFrom(p.t, from, p.net.Server.Addr(p.family), p.trace.Sequence...)
 	if p.await(p.net.Client, from) != Open {
-		return errors.New("the daemon lets in nobody any more")
+		return errors.New("the daemon does not admit an address that sent the whole sequence")
 	}
 	return nil
 }

@@ -9,8 +9,9 @@ import (
 	"time"
 )
 
-// setting returns one of a trace's settings, in whole seconds: what a profile
-// has by default, or more where no time is to end.
+// setting returns one of a trace's settings, in whole seconds. The default is 30. This is
+// a profile's default OpenFor, and more than its default KnockTimeout, so that no knock
+// of the trace expires.
 func (tr *Trace) setting(t *testing.T, keyword string) string {
 	t.Helper()
 	for _, s := range tr.Settings {
@@ -23,8 +24,8 @@ func (tr *Trace) setting(t *testing.T, keyword string) string {
 	return "30"
 }
 
-// nftRules returns the smallest rules that the traces of a synchronous
-// firewall should pass.
+// nftRules returns the smallest rules with which a synchronous firewall should pass the
+// traces.
 func nftRules(t *testing.T, tr *Trace) string {
 	var steps []string
 	for i, s := range tr.Sequence {
@@ -38,7 +39,7 @@ func nftRules(t *testing.T, tr *Trace) string {
 	chain guard {
 		type filter hook prerouting priority mangle
 		ct state established,related accept
-		tcp dport 22 tcp flags & (fin|syn|rst|ack) == syn goto door
+		tcp dport 22 tcp flags & (fin|syn|rst|ack) == syn goto guarded
 		tcp flags & (fin|syn|rst|ack) != syn accept
 		meta l4proto != { tcp, udp } accept
 		th dport { 80, 443 } accept
@@ -46,7 +47,7 @@ func nftRules(t *testing.T, tr *Trace) string {
 		meta nfproto ipv6 jump knock6
 		meta priority set 0:0
 	}
-	chain door {
+	chain guarded {
 		ip saddr @open4 accept
 		ip6 saddr @open6 accept
 		drop
@@ -78,22 +79,23 @@ func nftRules(t *testing.T, tr *Trace) string {
 	return text + "}\n"
 }
 
-// knockdConfig returns a door, and a second one of the ports beside the
-// knocks, so that knockd sees a sweep's wrong ones.
+// knockdConfig returns a knockd.conf with two sections: the sequence of the trace, and a
+// trap. The trap has the ports beside the knocks, because knockd ignores ports that no
+// section has. With the trap, knockd sees the wrong ports of a sweep.
 func knockdConfig(t *testing.T, tr *Trace) string {
-	var door, trap []string
+	var steps, trap []string
 	for _, s := range tr.Sequence {
-		door = append(door, fmt.Sprintf("%d:%s", s.Port, s.Transport))
+		steps = append(steps, fmt.Sprintf("%d:%s", s.Port, s.Transport))
 		trap = append(trap, fmt.Sprintf("%d:%s", s.Port-1, s.Transport), fmt.Sprintf("%d:%[2]s", s.Port+1, s.Transport))
 	}
 	slices.Reverse(trap)
-	// knockd counts from the first knock to the last, by the second.
+	// knockd counts in whole seconds, from the first knock to the last.
 	each, err := strconv.Atoi(tr.setting(t, "KnockTimeout"))
 	must(t, err)
 	timeout := strconv.Itoa(each * (len(tr.Sequence) - 1))
-	return strings.NewReplacer("DOOR", strings.Join(door, ","), "TRAP", strings.Join(trap, ","),
-		"TIMEOUT", timeout, "OPENFOR", tr.setting(t, "OpenFor")).Replace(`[door]
-	sequence = DOOR
+	return strings.NewReplacer("STEPS", strings.Join(steps, ","), "TRAP", strings.Join(trap, ","),
+		"TIMEOUT", timeout, "OPENFOR", tr.setting(t, "OpenFor")).Replace(`[ssh]
+	sequence = STEPS
 	seq_timeout = TIMEOUT
 	tcpflags = syn
 	start_command = iptables -I INPUT -s %IP% -p tcp --dport 22 -j ACCEPT
@@ -109,9 +111,10 @@ func knockdConfig(t *testing.T, tr *Trace) string {
 `)
 }
 
-// TestTraces plays the traces against firewalls that are as small as can be: they
-// say nothing that only our own rules do. One sweep is enough for that.
-func TestTraces(t *testing.T) {
+// TestTracesPassOnMinimalRules plays the traces against the smallest possible rules. The
+// traces must not require anything that only our own rules do. One sweep is enough to
+// show this.
+func TestTracesPassOnMinimalRules(t *testing.T) {
 	t.Parallel()
 	load := map[string]func(t *testing.T, server *Host, tr *Trace){
 		"nftables": func(t *testing.T, server *Host, tr *Trace) {
@@ -140,7 +143,7 @@ func TestTraces(t *testing.T) {
 	}
 }
 
-func TestTraceTellsWhatIsWrong(t *testing.T) {
+func TestTraceErrorNamesLineAndFirewall(t *testing.T) {
 	t.Parallel()
 	const text = "sequence 1/udp\nclient closed\n"
 	tr, err := ParseTrace("x.txt", text)
@@ -148,29 +151,29 @@ func TestTraceTellsWhatIsWrong(t *testing.T) {
 	err = tr.play(t, Firewalls[0], IPv6, func(*Host) {})
 	const want = "x.txt:2: client closed: port 22 is open (nftables, ipv6)"
 	if err == nil || err.Error() != want {
-		t.Errorf("got %v, want %s", err, want)
+		t.Errorf("error %v, want %s", err, want)
 	}
 }
 
-func TestParseTraceRefuses(t *testing.T) {
+func TestParseTraceErrors(t *testing.T) {
 	t.Parallel()
 	const seq = "sequence 1/udp 2/tcp\n"
 	for text, want := range map[string]string{
 		"":                            "x: no sequence",
-		seq + "client":                "x:2: client what?",
-		seq + "clinet open":           `x:2: no "clinet" in a trace`,
-		seq + "client+0 open":         `x:2: "0" is no address number from 1 to 59999`,
-		seq + "client knock 3":        `x:2: no knock "3" in a sequence of 2`,
-		"client knock 1\n" + seq:      `x:1: no knock "1" in a sequence of 0`,
-		seq + "client dance":          `x:2: nobody can "dance"`,
-		seq + "client sweep tcp up":   "x:2: sweep tcp or udp, ascending, descending or random",
-		seq + "client open 22":        "x:2: open takes nothing",
-		seq + "\n# c\non pf":          `x:4: no firewall "pf"`,
-		seq + "wait 2h":               "x:2: wait once, up to 1m0s",
+		seq + "client":                "x:2: client needs arguments",
+		seq + "clinet open":           `x:2: unknown keyword or host "clinet"`,
+		seq + "client+0 open":         `x:2: address number "0" is not from 1 to 59999`,
+		seq + "client knock 3":        `x:2: unknown knock "3": the sequence has 2 knocks`,
+		"client knock 1\n" + seq:      `x:1: unknown knock "1": the sequence has 0 knocks`,
+		seq + "client dance":          `x:2: unknown action "dance"`,
+		seq + "client sweep tcp up":   "x:2: sweep needs tcp or udp, and ascending, descending or random",
+		seq + "client open 22":        "x:2: open does not take arguments",
+		seq + "\n# c\non pf":          `x:4: unknown firewall "pf"`,
+		seq + "wait 2h":               "x:2: wait needs one duration above 0 and up to 1m0s",
 		seq + "client send 99999/tcp": "x:2: knock 1 of 1: not a port from 1 to 65535",
 	} {
 		if _, err := ParseTrace("x", text); err == nil || err.Error() != want {
-			t.Errorf("%q: %v, want %s", text, err, want)
+			t.Errorf("%q: error %v, want %s", text, err, want)
 		}
 	}
 }
@@ -184,7 +187,7 @@ func FuzzParseTrace(f *testing.F) {
 		}
 		for _, a := range tr.actions {
 			if a.host == "" && a.wait <= 0 || a.host != "" && a.verb == "" {
-				t.Errorf("%q does nothing: %+v", text, a)
+				t.Errorf("%q: an action neither waits nor has a verb: %+v", text, a)
 			}
 		}
 	})

@@ -9,34 +9,35 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// LinkWAN joins two hosts that have no link yet by a long way, which ends with
-// the test. Like [Link] it gives each an interface eth0 with an address of both
-// families, and has it reach every address of the other. The interfaces are
-// Ethernet devices of the TUN driver, since knockd sees IPv6 on no other kind.
+// LinkWAN joins two hosts that have no link yet by an emulated wide-area link, which
+// ends with the test. Like [Link], it gives each host an interface eth0 with an address
+// of each family. Each host reaches every address of the other. The interfaces are
+// Ethernet devices (TAP) of the TUN driver, because knockd does not see IPv6 on TUN's
+// other kind of device.
 //
-// Packets are late by some 100 µs on an idle machine, and never early.
+// On an idle machine, packets arrive late by about 100 µs, and never early.
 func LinkWAN(t TB, client, server *Host, w WAN) {
 	t.Helper()
 	hosts := []*Host{client, server}
-	seat(hosts)
+	assignNumbers(hosts)
 	var taps [2]int
 	for i, h := range hosts {
 		taps[i] = h.tap(t)
 	}
 	stop, stopper, err := os.Pipe()
 	must(t, err)
-	var ways sync.WaitGroup
+	var forwarders sync.WaitGroup
 	for i := range hosts {
-		d := &way{from: taps[i], to: taps[1-i], stop: int(stop.Fd()), path: newPath(w, uint64(i))}
-		ways.Go(func() { onThread(d.run) })
+		d := &forwarder{from: taps[i], to: taps[1-i], stop: int(stop.Fd()), path: newPath(w, uint64(i))}
+		forwarders.Go(func() { onThread(d.run) })
 	}
 	t.Cleanup(func() {
 		_ = stopper.Close()
-		ways.Wait()
+		forwarders.Wait()
 		_ = stop.Close()
 	})
 	for _, h := range hosts {
-		// The queue holds what comes while the thread does not run.
+		// The queue holds the packets that come while the thread does not run.
 		h.ip(t, "link set eth0 address "+mac(h.number)+" txqueuelen 10000\n"+addressing(h, hosts))
 	}
 	if t.Failed() {
@@ -44,13 +45,13 @@ func LinkWAN(t TB, client, server *Host, w WAN) {
 	}
 }
 
-// tap makes a host's eth0 a device whose frames are read from and written to
-// the descriptor returned, until the test ends.
+// tap creates a host's eth0 as a TAP device. The device's frames are read from and
+// written to the returned descriptor, until the test ends.
 func (h *Host) tap(t TB) int {
 	t.Helper()
 	const clone = "/dev/net/tun"
 	fd, err := -1, error(nil)
-	h.Do(func() { // the device is made in the network that opens it
+	h.Do(func() { // the device belongs to the network in which it is opened
 		if fd, err = unix.Open(clone, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0); err != nil {
 			return
 		}
@@ -70,33 +71,35 @@ func (h *Host) tap(t TB) int {
 	return fd
 }
 
-// way forwards the packets of one direction. It has a thread to itself, since
-// the runtime's timers are precise to a millisecond only.
-type way struct {
+// forwarder forwards the packets of one direction. It has its own thread, because the
+// runtime's timers are only precise to a millisecond.
+type forwarder struct {
 	path     *path
-	from, to int // devices
-	stop     int // readable when it is time to end
-	onTime   fifo
-	late     fifo
-	spare    [][]byte
+	from, to int      // descriptors of the two devices
+	stop     int      // descriptor that becomes readable when the forwarder must end
+	onTime   fifo     // packets that stay in order
+	late     fifo     // packets that others may overtake
+	spare    [][]byte // buffers to use again
 }
 
-// packet is one under way.
+// packet is a packet on its way.
 type packet struct {
 	fate  fate
 	bytes []byte
 }
 
-// batch bounds what is read before it is looked whether something is due.
+// batch is how many packets the forwarder reads at most before it delivers the packets
+// that are due.
 const batch = 32
 
-func (d *way) run() {
-	// 1 ns rather than 50 µs; without it the link is less precise, no more.
+func (d *forwarder) run() {
+	// The timer slack becomes 1 ns instead of 50 µs. If this fails, the link is only
+	// less precise.
 	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0)
 	began := time.Now()
 	ready := []unix.PollFd{{Fd: int32(d.from), Events: unix.POLLIN}, {Fd: int32(d.stop), Events: unix.POLLIN}}
 	for {
-		var timeout *unix.Timespec // none: until something comes
+		var timeout *unix.Timespec // nil: wait until a packet comes
 		if next := d.next(); next != nil {
 			wait := unix.NsecToTimespec(int64(max(0, next.head().fate.due-time.Since(began))))
 			timeout = &wait
@@ -122,9 +125,8 @@ func (d *way) run() {
 	}
 }
 
-// next returns the queue whose first packet is due first, nil if nothing is
-// under way.
-func (d *way) next() *fifo {
+// next returns the queue whose first packet is due first, or nil if both are empty.
+func (d *forwarder) next() *fifo {
 	switch {
 	case d.late.empty() && d.onTime.empty():
 		return nil
@@ -134,8 +136,8 @@ func (d *way) next() *fifo {
 	return &d.late
 }
 
-// read takes one packet, and returns whether there may be more.
-func (d *way) read(began time.Time) bool {
+// read reads one packet, and reports whether there may be more.
+func (d *forwarder) read(began time.Time) bool {
 	if len(d.spare) == 0 {
 		d.spare = append(d.spare, make([]byte, 1<<11)) // more than an Ethernet frame
 	}
@@ -158,8 +160,8 @@ func (d *way) read(began time.Time) bool {
 	return true
 }
 
-// write delivers a packet. A device that does not take it is one that is down.
-func (d *way) write(p packet) {
+// write delivers a packet. It ignores errors: a device that rejects a packet is down.
+func (d *forwarder) write(p packet) {
 	for range p.fate.copies {
 		_, _ = unix.Write(d.to, p.bytes)
 	}

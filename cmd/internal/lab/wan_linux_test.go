@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// fates returns what becomes of n packets of 1000 bytes, one each millisecond.
+// fates returns the fates of n packets of 1000 bytes, one each millisecond.
 func fates(w WAN, n int) []fate {
 	p, list := newPath(w, 0), make([]fate, n)
 	for i := range list {
@@ -20,12 +20,12 @@ func fates(w WAN, n int) []fate {
 	return list
 }
 
-func TestPathShares(t *testing.T) {
+func TestPathSharesOfLostLateAndDuplicatedPackets(t *testing.T) {
 	t.Parallel()
 	const n = 10_000
 	near := func(what string, got int, share float64) {
 		t.Helper()
-		// Four standard deviations; the seed is fixed.
+		// The limit is four standard deviations. The seed is fixed.
 		if want := share * n; math.Abs(float64(got)-want) > 4*math.Sqrt(want*(1-share)) {
 			t.Errorf("%s: %d of %d, want about %.0f", what, got, n, want)
 		}
@@ -36,7 +36,7 @@ func TestPathShares(t *testing.T) {
 			if f.copies == 0 {
 				lost++
 			} else if want := time.Duration(i) * time.Millisecond; f.due != want {
-				t.Fatalf("due at %v, want %v", f.due, want)
+				t.Fatalf("the packet is due at %v, want %v", f.due, want)
 			}
 		}
 		for _, f := range fates(WAN{Reorder: share, Duplicate: share, Seed: 2}, n) {
@@ -53,28 +53,28 @@ func TestPathShares(t *testing.T) {
 	}
 }
 
-func TestPathRepeats(t *testing.T) {
+func TestPathRepeatsWithSameSeedAndDirection(t *testing.T) {
 	t.Parallel()
 	w := WAN{Delay: time.Second, Jitter: time.Second, Loss: .3, Reorder: .3, ReorderBy: time.Second, Duplicate: .3, Seed: 7}
 	if !slices.Equal(fates(w, 1000), fates(w, 1000)) {
-		t.Error("one seed, two stories")
+		t.Error("the same seed gave different fates")
 	}
 	other := w
 	other.Seed = 8
 	if slices.Equal(fates(w, 1000), fates(other, 1000)) {
-		t.Error("two seeds, one story")
+		t.Error("two seeds gave the same fates")
 	}
-	back := newPath(w, 1)
-	var there []fate
+	backward := newPath(w, 1)
+	var backwardFates []fate
 	for i := range 1000 {
-		there = append(there, back.carry(time.Duration(i)*time.Millisecond, 1000))
+		backwardFates = append(backwardFates, backward.carry(time.Duration(i)*time.Millisecond, 1000))
 	}
-	if slices.Equal(fates(w, 1000), there) {
-		t.Error("both directions meet the same")
+	if slices.Equal(fates(w, 1000), backwardFates) {
+		t.Error("both directions gave the same fates")
 	}
 }
 
-func TestPathOrder(t *testing.T) {
+func TestPathKeepsOrderExceptForLatePackets(t *testing.T) {
 	t.Parallel()
 	w := WAN{Delay: 20 * time.Millisecond, Jitter: 10 * time.Millisecond, Reorder: .2, ReorderBy: 5 * time.Millisecond, Seed: 3}
 	var last [2]time.Duration
@@ -85,7 +85,7 @@ func TestPathOrder(t *testing.T) {
 			k = 1
 		}
 		if f.due < last[k] {
-			t.Fatalf("packet %d overtakes one of its like", i)
+			t.Fatalf("packet %d overtakes an earlier packet with the same value of late", i)
 		}
 		last[k] = f.due
 		took := f.due - time.Duration(i)*time.Millisecond
@@ -95,13 +95,13 @@ func TestPathOrder(t *testing.T) {
 		least, most = min(least, took), max(most, took)
 	}
 	if least < w.Delay || least > w.Delay+time.Millisecond || most > w.Delay+w.Jitter || most < w.Delay+w.Jitter*9/10 {
-		t.Errorf("from %v to %v", least, most)
+		t.Errorf("delays without ReorderBy are from %v to %v, want 20 ms to 30 ms", least, most)
 	}
 }
 
-func TestPathRate(t *testing.T) {
+func TestPathLosesPacketsAboveRate(t *testing.T) {
 	t.Parallel()
-	// 1000 bytes each millisecond, over a link that takes twice as long.
+	// The test sends 1000 bytes each millisecond over a link that needs twice as long.
 	lost := 0
 	var last time.Duration
 	for _, f := range fates(WAN{Rate: 500_000}, 1000) {
@@ -110,24 +110,25 @@ func TestPathRate(t *testing.T) {
 			continue
 		}
 		if last > 0 && f.due-last < 2*time.Millisecond {
-			t.Fatalf("%v after %v", f.due, last)
+			t.Fatalf("packets are due at %v and %v, want 2 ms between them", f.due, last)
 		}
 		last = f.due
 	}
-	// In a second half arrive, and a queue of 200 ms.
+	// In one second, half of the packets arrive. The queue holds the packets of another
+	// 200 ms.
 	if lost < 395 || lost > 405 {
-		t.Errorf("%d lost", lost)
+		t.Errorf("%d packets lost, want about 400", lost)
 	}
 }
 
-// wanPair is two hosts on a WAN and a UDP socket of each, in the family.
+// wanPair joins two hosts by a WAN and returns a UDP socket of each host, in the family.
 func wanPair(t testing.TB, f Family, w WAN) (client, server *net.UDPConn) {
 	t.Helper()
 	c, s := NewHost(t, "client"), NewHost(t, "server")
 	LinkWAN(t, c, s, w)
 	listen := func(h *Host) *net.UDPConn {
 		conn := Socket(t, h, func() (*net.UDPConn, error) {
-			return net.ListenUDP("udp", net.UDPAddrFromAddrPort(port(h.Addr(f), 7)))
+			return net.ListenUDP("udp", net.UDPAddrFromAddrPort(addrPort(h.Addr(f), 7)))
 		})
 		must(t, conn.SetDeadline(time.Now().Add(limit)))
 		must(t, conn.SetReadBuffer(1<<20))
@@ -136,11 +137,11 @@ func wanPair(t testing.TB, f Family, w WAN) (client, server *net.UDPConn) {
 	return listen(c), listen(s)
 }
 
-// number sends numbered packets, some at a time, each lot once the one before
-// has arrived or been lost, and returns the numbers as they arrive.
-func number(t *testing.T, client, server *net.UDPConn, n int) (arrived []int) {
+// sendNumbered sends numbered packets in groups. It sends a group as soon as all packets
+// of the previous group have arrived or are lost. It returns the numbers as they arrive.
+func sendNumbered(t *testing.T, client, server *net.UDPConn, n int) (arrived []int) {
 	t.Helper()
-	const lot, mark = 250, 1 << 30
+	const group, mark = 250, 1 << 30
 	to := server.LocalAddr().(*net.UDPAddr).AddrPort()
 	send := func(i int) {
 		_, err := client.WriteToUDPAddrPort(binary.BigEndian.AppendUint32(nil, uint32(i)), to)
@@ -152,14 +153,15 @@ func number(t *testing.T, client, server *net.UDPConn, n int) (arrived []int) {
 		_, err := server.Read(b)
 		return int(binary.BigEndian.Uint32(b)), err == nil
 	}
-	for i := 0; i < n; i += lot {
-		for j := range lot {
+	for i := 0; i < n; i += group {
+		for j := range group {
 			send(i + j)
 		}
-		// What comes after the mark is late. A lost mark is sent again.
+		// The mark shows the end of a group. Packets that arrive after the mark are
+		// late. A lost mark is sent again.
 		for tries, marked := 0, false; !marked; tries++ {
 			if tries == 20 {
-				t.Fatal("nothing arrives")
+				t.Fatal("the mark did not arrive in 20 tries")
 			}
 			send(mark + i)
 			for {
@@ -178,7 +180,7 @@ func number(t *testing.T, client, server *net.UDPConn, n int) (arrived []int) {
 	return arrived
 }
 
-func TestWANDelay(t *testing.T) {
+func TestWANDelaysBothDirections(t *testing.T) {
 	t.Parallel()
 	for _, f := range Families {
 		t.Run(f.String(), func(t *testing.T) {
@@ -199,34 +201,35 @@ func TestWANDelay(t *testing.T) {
 				took = append(took, time.Since(start))
 			}
 			slices.Sort(took)
-			t.Logf("round trips: least %v, median %v, most %v", took[0], took[25], took[49])
-			// A busy machine adds to each; one delay too many would add 20 ms.
+			t.Logf("round trips: shortest %v, median %v, longest %v", took[0], took[25], took[49])
+			// A busy machine makes each round trip longer. An additional Delay would
+			// add 20 ms.
 			if took[0] < 40*time.Millisecond || took[0] > 58*time.Millisecond {
-				t.Errorf("%v there and back, want 40 ms", took[0])
+				t.Errorf("the shortest round trip is %v, want 40 ms to 58 ms", took[0])
 			}
 		})
 	}
 }
 
-func TestWANLoss(t *testing.T) {
+func TestWANLosesPacketsWithoutReordering(t *testing.T) {
 	t.Parallel()
 	client, server := wanPair(t, IPv4, WAN{Loss: .05, Seed: 5})
 	const n = 10_000
-	arrived := number(t, client, server, n)
+	arrived := sendNumbered(t, client, server, n)
 	if lost := n - len(arrived); lost < 400 || lost > 600 {
-		t.Errorf("%d of %d lost, want about 500", lost, n)
+		t.Errorf("%d of %d packets lost, want about 500", lost, n)
 	}
 	if !slices.IsSorted(arrived) {
-		t.Error("out of order")
+		t.Error("packets arrived out of order")
 	}
 }
 
-func TestWANReorders(t *testing.T) {
+func TestWANReordersPackets(t *testing.T) {
 	t.Parallel()
 	for share, most := range map[float64]int{0: 0, .2: 500} {
 		client, server := wanPair(t, IPv6, WAN{Reorder: share, ReorderBy: 5 * time.Millisecond, Jitter: time.Millisecond, Seed: 5})
 		const n = 2000
-		arrived := number(t, client, server, n)
+		arrived := sendNumbered(t, client, server, n)
 		overtaken, highest := 0, -1
 		for _, i := range arrived {
 			if i < highest {
@@ -235,23 +238,23 @@ func TestWANReorders(t *testing.T) {
 			highest = max(highest, i)
 		}
 		if len(arrived) != n || overtaken > most || overtaken < most/2 {
-			t.Errorf("%.0f %%: %d of %d overtaken", share*100, overtaken, len(arrived))
+			t.Errorf("with %.0f %% reordered, %d of %d packets were overtaken", share*100, overtaken, len(arrived))
 		}
 	}
 }
 
-func TestWANDuplicates(t *testing.T) {
+func TestWANDuplicatesPackets(t *testing.T) {
 	t.Parallel()
 	client, server := wanPair(t, IPv4, WAN{Duplicate: .1, Seed: 5})
 	const n = 2000
-	if twice := len(number(t, client, server, n)) - n; twice < 140 || twice > 260 {
-		t.Errorf("%d of %d arrive twice, want about 200", twice, n)
+	if twice := len(sendNumbered(t, client, server, n)) - n; twice < 140 || twice > 260 {
+		t.Errorf("%d of %d packets arrived twice, want about 200", twice, n)
 	}
 }
 
-func TestWANRate(t *testing.T) {
+func TestWANLimitsRate(t *testing.T) {
 	t.Parallel()
-	// No more than a socket's buffer holds, should its reader come late.
+	// A socket's buffer holds all packets, in case the reader is late.
 	const packets = 50
 	client, server := wanPair(t, IPv6, WAN{Rate: 500_000})
 	packet, start := make([]byte, 1000-14-40-8), time.Now()
@@ -264,27 +267,27 @@ func TestWANRate(t *testing.T) {
 		must(t, err)
 	}
 	if took := time.Since(start); took < 100*time.Millisecond || took > time.Second {
-		t.Errorf("50 kB in %v at 500 kB/s", took)
+		t.Errorf("50 kB took %v at 500 kB/s, want 100 ms to 1 s", took)
 	}
 }
 
-// knockd reads the device, in both families.
-func TestWANKnockd(t *testing.T) {
+// knockd reads from the WAN's device, in both families.
+func TestKnockdSeesKnocksOverWAN(t *testing.T) {
 	t.Parallel()
 	Require(t, "knockd")
 	c, s := NewHost(t, "client"), NewHost(t, "server")
 	LinkWAN(t, c, s, WAN{Delay: time.Millisecond})
-	d := s.Knockd(t, File(t, "knockd.conf", "[options]", "[door]", "sequence = 7001:udp,8003:udp", "seq_timeout = 5", "command = true"))
+	d := s.Knockd(t, File(t, "knockd.conf", "[options]", "[ssh]", "sequence = 7001:udp,8003:udp", "seq_timeout = 5", "command = true"))
 	for i, f := range Families {
 		for _, p := range []uint16{7001, 8003} {
-			_, err := c.Dial(t, "udp", port(s.Addr(f), p).String()).Write(nil)
+			_, err := c.Dial(t, "udp", addrPort(s.Addr(f), p).String()).Write(nil)
 			must(t, err)
 		}
 		d.Log.Await(t, "OPEN SESAME", i+1)
 	}
 }
 
-// BenchmarkWAN is how much the link carries when it adds nothing.
+// BenchmarkWAN measures the throughput of a zero WAN.
 func BenchmarkWAN(b *testing.B) {
 	c, s := NewHost(b, "client"), NewHost(b, "server")
 	LinkWAN(b, c, s, WAN{})
