@@ -83,10 +83,10 @@ func closedHint(p *profile.Profile, closed *proxy.ClosedError, now time.Time) st
 	case p.Facts().SingleUse:
 		forward := ""
 		if to := p.SPA.NATAccess; to.IsValid() {
-			forward = fmt.Sprintf(" or forward to it\nif fwknopd made its rules, check that %v answers through the server", to)
+			forward = fmt.Sprintf("\nfwknopd must also allow forwarding\nif fwknopd made its rules, check that %v answers through the server", to)
 		}
-		return fmt.Sprintf("read fwknopd's log on the server, which says why\nfwknopd's clock may differ by more than 120 s from this one (%s with TimeOffset)\n"+
-			"fwknopd may have another key, HMAC key or HMACDigest, or may not open this port%s", utc(now.Add(p.SPA.TimeOffset)), forward)
+		return fmt.Sprintf("read fwknopd's log on the server, which says why\nfwknopd's clock must be within 120 s of %s (TimeOffset included)\n"+
+			"the key, HMAC key and HMACDigest must match, and fwknopd must allow this port%s", utc(now.Add(p.SPA.TimeOffset)), forward)
 	case !p.ValidUntil.IsZero() && !now.Before(p.ValidUntil):
 		return "the server's rules have expired, and the port is closed to everyone\nload new rules from an open session or the server's console"
 	case p.Period == 0:

@@ -7,11 +7,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
@@ -49,6 +51,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": exits,
+			"fits":  fits,
 			"mode":  mode,
 		},
 	})
@@ -70,6 +73,7 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	if strconv.Itoa(code) != args[0] {
 		ts.Fatalf("exit code %d, want %s", code, args[0])
 	}
+	fits(ts, false, []string{"stderr"})
 	if code != 0 {
 		lines := strings.Count(ts.ReadFile("stderr"), "\n")
 		if hints := strings.Count(ts.ReadFile("stderr"), "portknock: hint: "); lines-hints > 1 || hints > 5 {
@@ -77,6 +81,26 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 		}
 		if out := ts.ReadFile("stdout"); out != "" {
 			ts.Fatalf("a failure must print nothing on stdout, but it printed %q", out)
+		}
+	}
+}
+
+// given matches what a line repeats of what the user gave: the place or the name at its
+// start, quoted words and paths.
+var given = regexp.MustCompile(`(?m)(^portknock: )[^ :]+(?::\d+)?: |"[^"]*"| /\S+`)
+
+// fits checks that no line of an output is wider than 100 columns: fits FILE. What the
+// user gave does not count.
+func fits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: fits FILE")
+	}
+	// "hint" is not a name that the user gave.
+	text := strings.ReplaceAll(ts.ReadFile(args[0]), "portknock: hint: ", "portknock, hint: ")
+	text = strings.ReplaceAll(text, ts.Getenv("WORK"), "")
+	for line := range strings.Lines(given.ReplaceAllString(text, "$1")) {
+		if n := utf8.RuneCountInString(strings.TrimRight(line, "\n")); n > 100 {
+			ts.Fatalf("a line of %s has %d columns: %s", args[0], n, line)
 		}
 	}
 }

@@ -33,7 +33,7 @@ var tokenSettings = &group{
 		token := knock.Step{Transport: knock.UDP, Port: p.TokenPort}
 		for _, open := range p.OpenPorts {
 			if open.Contains(token) {
-				return "OpenPorts", fmt.Errorf("%v includes TokenPort (%d); a guarded port cannot receive tokens", open, p.TokenPort)
+				return "OpenPorts", fmt.Errorf("%v includes TokenPort (%d), which must not be a guarded port", open, p.TokenPort)
 			}
 		}
 		return "", nil

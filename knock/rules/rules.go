@@ -277,7 +277,7 @@ func (g *guard) collectWindows(o Options, f format) error {
 		case next.Tokens != nil && !f.tokens:
 			return refuse("", format.verifiesTokens, "format %s cannot verify tokens", f.name)
 		case !f.clock && (!o.From.Before(o.Until) || len(g.Windows) == f.windows):
-			return refuse("Until", format.knowsTime, "%s with time, and format %s has no clock: a file lasts at most %v",
+			return refuse("Until", format.knowsTime, "%s, and format %s has no clock: a file lasts at most %v",
 				reason, f.name, time.Duration(f.windows-1)*period-2*g.Skew)
 		case !f.clock && o.OpenAtEnd:
 			return refuse("", format.knowsTime, "format %s has no clock, so it cannot open the ports at the end", f.name)
@@ -288,10 +288,10 @@ func (g *guard) collectWindows(o Options, f format) error {
 		case 2*g.Skew >= period:
 			return fmt.Errorf("Period must be more than twice Skew: Skew is %v, Period is %v", g.Skew, period)
 		case len(g.Windows) == f.windows:
-			return refuse("Until", nil, "until %s there are more than %d windows, the limit of format %s",
+			return refuse("Until", nil, "until %s there are over %d windows, the limit of format %s",
 				o.Until.UTC().Format(time.RFC3339), f.windows, f.name)
 		case f.entries > 0 && entries > f.entries:
-			return refuse("Until", nil, "until %s there are more than %d %s, the limit of format %s",
+			return refuse("Until", nil, "until %s there are over %d %s, the limit of format %s",
 				o.Until.UTC().Format(time.RFC3339), f.entries, unit, f.name)
 		}
 		g.Windows = append(g.Windows, next)

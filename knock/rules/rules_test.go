@@ -296,7 +296,7 @@ func TestEmitRefusesBadGuards(t *testing.T) {
 			format: "nftables",
 			guards: token(func(*Guard) {}),
 			o:      until(100_001 * time.Hour),
-			want:   "more than 300000 tokens",
+			want:   "over 300000 tokens",
 		},
 		"tokens with large Skew": {
 			format: "nftables",
@@ -308,7 +308,7 @@ func TestEmitRefusesBadGuards(t *testing.T) {
 			format: "iptables",
 			guards: token(func(*Guard) {}),
 			o:      until(5_000 * time.Hour),
-			want:   "more than 722 windows",
+			want:   "over 722 windows",
 		},
 		"one token for two families": {
 			format: "iptables",
@@ -360,7 +360,7 @@ func TestEmitRefusesBadGuards(t *testing.T) {
 			format: "knockd",
 			guards: with(func(g *Guard) { g.Schedule = hourly(3) }),
 			o:      Options{From: noon},
-			want:   "the sequence changes with time, and format knockd has no clock: a file lasts at most 3h0m0s",
+			want:   "the sequence changes, and format knockd has no clock: a file lasts at most 3h0m0s",
 		},
 		"too many windows for knockd": {
 			format: "knockd",
@@ -378,7 +378,7 @@ func TestEmitRefusesBadGuards(t *testing.T) {
 			format: "nftables",
 			guards: with(func(g *Guard) { g.Schedule = hourly(3) }),
 			o:      Options{From: noon, Until: noon.Add(100_001 * time.Hour)},
-			want:   "there are more than 300000 knocks",
+			want:   "there are over 300000 knocks",
 		},
 		"Skew with a fraction of a second": {
 			format: "nftables",
@@ -436,7 +436,7 @@ func TestEmitRefusesBadGuards(t *testing.T) {
 			format: "iptables",
 			guards: with(func(g *Guard) { g.Schedule = hourFromAnyMoment{} }),
 			o:      Options{From: midnight, Until: midnight.Add(722*time.Hour + 1)},
-			want:   "until 2026-12-21T02:00:00Z there are more than 722 windows, the limit of format iptables",
+			want:   "until 2026-12-21T02:00:00Z there are over 722 windows, the limit of format iptables",
 		},
 		"KnockTimeout with a fraction of a second": {
 			format: "iptables",
