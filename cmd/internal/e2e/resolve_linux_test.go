@@ -11,9 +11,9 @@ import (
 	"github.com/portknock/portknock/cmd/internal/lab"
 )
 
-// TestOneFamilyGetsNoAnswer: a name server that drops every question for one
+// TestConnectsWhenDNSAnswersForOneFamilyOnly: a name server that drops every question for one
 // family does not keep portknock from the address of the other.
-func TestOneFamilyGetsNoAnswer(t *testing.T) {
+func TestConnectsWhenDNSAnswersForOneFamilyOnly(t *testing.T) {
 	t.Parallel()
 	for _, addr := range []string{"127.0.0.1", "::1"} {
 		t.Run(addr, func(t *testing.T) {

@@ -9,10 +9,10 @@ import (
 	"github.com/portknock/portknock/cmd/internal/lab"
 )
 
-// TestRouteLostForAMoment: the client's link goes down after the first SYN has left,
+// TestConnectsAfterShortLinkOutage: the client's link goes down after the first SYN has left,
 // and comes up again about 0.9 s later. portknock gets through, whatever part of it
 // meets the outage.
-func TestRouteLostForAMoment(t *testing.T) {
+func TestConnectsAfterShortLinkOutage(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		name    string
@@ -33,7 +33,7 @@ func TestRouteLostForAMoment(t *testing.T) {
 			t.Parallel()
 			r := newRig(t, nftables, lab.IPv4, threeKnocks)
 			// The server does not answer knocks and SYNs until the link is back.
-			r.server.Shell(t, silence)
+			r.server.Shell(t, dropAllInput)
 			capture := r.server.Capture(t)
 			var out, said lab.Log
 			c := r.client.Command("portknock", append([]string{"-v"}, append(tt.args(r), "22")...)...)
@@ -52,7 +52,7 @@ func TestRouteLostForAMoment(t *testing.T) {
 			said.Await(t, ": unreachable ", 2)
 			said.Await(t, "round 3: ", 1) // begins 0.9 s after the start
 			if tt.guarded {
-				r.header(t, "load")
+				r.runHeaderLine(t, "load")
 			}
 			r.server.Shell(t, "nft delete table inet silent")
 			r.client.Shell(t, "ip link set eth0 up")

@@ -8,13 +8,13 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// TestNoOracle: on a server that answers at closed ports, a scanner sees no
+// TestScannerCannotTellKnockPorts: on a server that answers at closed ports, a scanner sees no
 // difference between a knock port and any other, at any stage.
-func TestNoOracle(t *testing.T) {
+func TestScannerCannotTellKnockPorts(t *testing.T) {
 	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		lab.Require(t, "nmap")
 		r := newRig(t, f, family, "Sequence 7001/tcp 8003/udp 9005/tcp", "KnockTimeout 1m") // nmap takes its time
-		r.header(t, "load")
+		r.runHeaderLine(t, "load")
 		// Linux answers at a closed UDP port only so often.
 		r.server.Shell(t, "echo 0 >/proc/sys/net/ipv4/icmp_ratelimit; echo 0 >/proc/sys/net/ipv6/icmp/ratelimit")
 		knocks := sequence("7001/tcp 8003/udp 9005/tcp")
@@ -43,11 +43,11 @@ func TestNoOracle(t *testing.T) {
 	})
 }
 
-// TestNmapSweep has nmap itself scan all ports; it opens nothing.
-func TestNmapSweep(t *testing.T) {
+// TestNmapScanOfAllPortsOpensNothing has nmap itself scan all ports; it opens nothing.
+func TestNmapScanOfAllPortsOpensNothing(t *testing.T) {
 	t.Parallel()
 	lab.Require(t, "nmap")
-	r := newGuarded(t, nftables, lab.IPv4, "Sequence 7001/tcp 8003/tcp 9005/tcp")
+	r := newGuardedRig(t, nftables, lab.IPv4, "Sequence 7001/tcp 8003/tcp 9005/tcp")
 	out := r.client.Run(t, "nmap", "-sS", "-Pn", "-n", "-T5", "-p-", r.addr().String())
 	if !strings.Contains(out, "22/tcp filtered") || strings.Contains(out, "7001/tcp filtered") {
 		t.Errorf("nmap says\n%s", out)

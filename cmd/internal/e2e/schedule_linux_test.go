@@ -40,7 +40,7 @@ var (
 
 // standing returns a period whose window has the present moment there. A few
 // seconds have none: then it waits for the next.
-func standing(t testing.TB, p place) time.Duration {
+func periodWithNowAt(t testing.TB, p place) time.Duration {
 	t.Helper()
 	for range 60 {
 		now := time.Duration(time.Now().Unix()) * time.Second
@@ -56,11 +56,11 @@ func standing(t testing.TB, p place) time.Duration {
 	return 0
 }
 
-// newTokens is newGuarded for tokens, in the middle of a window.
-func newTokens(t testing.TB, f lab.Firewall, family lab.Family, more ...string) (*rig, knock.Token) {
+// newTokenRig is newGuardedRig for tokens, in the middle of a window.
+func newTokenRig(t testing.TB, f lab.Firewall, family lab.Family, more ...string) (*rig, knock.Token) {
 	t.Helper()
-	settings, s := tokens(t, standing(t, middle), time.Minute)
-	return newGuarded(t, f, family, append(settings, more...)...), s
+	settings, s := tokens(t, periodWithNowAt(t, middle), time.Minute)
+	return newGuardedRig(t, f, family, append(settings, more...)...), s
 }
 
 // sleepInto waits until the window has begun whose start is given, also by the
@@ -74,7 +74,7 @@ func schedule(t testing.TB, period, skew time.Duration) (key knock.Key, settings
 	if err != nil {
 		t.Fatal(err)
 	}
-	return key, []string{keyFile(t), fmt.Sprintf("Period %d", period/time.Second), fmt.Sprintf("Skew %d", skew/time.Second)}
+	return key, []string{keyFileSetting(t), fmt.Sprintf("Period %d", period/time.Second), fmt.Sprintf("Skew %d", skew/time.Second)}
 }
 
 // rotating returns the settings of a scheme with this period and skew, and its
@@ -91,9 +91,9 @@ func rotating(t testing.TB, period, skew time.Duration) (settings []string, s kn
 }
 
 // opens reports whether a schedule's sequence of some time lets a new visitor in.
-func (r *rig) opens(t testing.TB, s knock.Schedule, when time.Time) bool {
+func (r *rig) sequenceOpens(t testing.TB, s knock.Schedule, when time.Time) bool {
 	t.Helper()
-	return r.admits(t, r.visitor(), at(t, s, when)...)
+	return r.admits(t, r.freshAddr(), stepsAt(t, s, when)...)
 }
 
 // tokens returns the settings of a profile with this period and skew, and its
@@ -105,7 +105,7 @@ func tokens(t testing.TB, period, skew time.Duration) (settings []string, s knoc
 }
 
 // at returns the knocks of a moment, or all its tokens.
-func at(t testing.TB, s knock.Schedule, when time.Time) []knock.Step {
+func stepsAt(t testing.TB, s knock.Schedule, when time.Time) []knock.Step {
 	t.Helper()
 	seqs, _, err := s.At(when)
 	if err != nil {
@@ -116,9 +116,9 @@ func at(t testing.TB, s knock.Schedule, when time.Time) []knock.Step {
 
 // own returns the tokens of a moment that the rig's family begins with: every other
 // one. iptables accepts only these from that family.
-func (r *rig) own(t testing.TB, s knock.Schedule, when time.Time) (own []knock.Step) {
+func (r *rig) familyTokens(t testing.TB, s knock.Schedule, when time.Time) (own []knock.Step) {
 	t.Helper()
-	for n, step := range at(t, s, when) {
+	for n, step := range stepsAt(t, s, when) {
 		if knock.IsTokenOf(r.family == lab.IPv6, n) {
 			own = append(own, step)
 		}
@@ -138,13 +138,13 @@ func (a alternating) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
 	return []knock.Sequence{a.sequences[w.Start.Unix()/int64(a.period/time.Second)&1]}, w, nil
 }
 
-// places are those in time at which a window can stand: alone in force, or with
+// windowRoles are those in time at which a window can stand: alone in force, or with
 // the one before, as the even one of the two or the odd one.
-var places = []string{"alone", "even of two", "odd of two"}
+var windowRoles = []string{"alone", "even of two", "odd of two"}
 
-// alternate returns a guard in one of the places now, and for a while, in which
+// alternate returns a guard in one of the windowRoles now, and for a while, in which
 // one sequence opens, and the other belongs to the windows beside.
-func alternate(place string, sequence, other knock.Sequence) rules.Guard {
+func alternatingGuard(place string, sequence, other knock.Sequence) rules.Guard {
 	g := rules.Guard{
 		Name:         "vps",
 		OpenPorts:    []knock.PortRange{{First: lab.GuardedPort, Last: lab.GuardedPort}},
@@ -180,6 +180,6 @@ func loadGuard(t testing.TB, h *lab.Host, f lab.Firewall, g rules.Guard, horizon
 	if err := os.WriteFile(file, []byte(text.String()), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	header(t, h, file, "load")
+	runHeaderLine(t, h, file, "load")
 	return file
 }

@@ -31,22 +31,22 @@ func (r *rig) proxyConfig(t testing.TB, command string, more ...string) string {
 	return r.sshd.ClientConfig(t, append(lines, "Host direct", addr)...)
 }
 
-// passSocket says whether portknock hands ssh the socket from now on.
-func (r *rig) passSocket(t testing.TB, pass bool) {
+// setFDPass says whether portknock hands ssh the socket from now on.
+func (r *rig) setFDPass(t testing.TB, pass bool) {
 	t.Helper()
 	r.fdpass = pass
 	r.config = r.sshConfig(t, r.profile)
 }
 
-// bothWays runs a test on a journey of portknock's own stream, and on one of a
+// withAndWithoutFDPass runs a test on a journey of portknock's own stream, and on one of a
 // socket that is ssh's.
-func bothWays(t *testing.T, test func(*testing.T, *rig)) {
+func withAndWithoutFDPass(t *testing.T, test func(*testing.T, *rig)) {
 	t.Parallel()
 	for _, fdpass := range []bool{false, true} {
 		t.Run(fmt.Sprintf("fdpass=%v", fdpass), func(t *testing.T) {
 			t.Parallel()
-			r := newJourney(t)
-			r.passSocket(t, fdpass)
+			r := newDefaultRig(t)
+			r.setFDPass(t, fdpass)
 			test(t, r)
 		})
 	}
@@ -108,7 +108,7 @@ func transfer(t *testing.T, r *rig) {
 
 // quiet waits until every segment of the sessions has been acknowledged: from
 // then on neither side sends anything by itself.
-func (r *rig) quiet(t testing.TB) {
+func (r *rig) awaitAllAcknowledged(t testing.TB) {
 	t.Helper()
 	lab.Await(t, 10*time.Second, func() (unacknowledged string) {
 		for _, h := range []*lab.Host{r.client, r.server} {
@@ -118,8 +118,8 @@ func (r *rig) quiet(t testing.TB) {
 	})
 }
 
-// noneLeft waits until no portknock runs on the client any more.
-func (r *rig) noneLeft(t testing.TB) {
+// awaitNoPortknock waits until no portknock runs on the client any more.
+func (r *rig) awaitNoPortknock(t testing.TB) {
 	t.Helper()
 	lab.Require(t, "pgrep")
 	lab.Await(t, 10*time.Second, func() string {
@@ -132,27 +132,27 @@ func (r *rig) noneLeft(t testing.TB) {
 }
 
 // echo is an ssh session with a program that repeats what it is told.
-type echo struct {
+type echoSession struct {
 	in  io.Writer
 	out *lab.Log
 	n   int // how many lines it was told
 }
 
 // echo starts an ssh session with cat.
-func (r *rig) echo(t testing.TB, host string) *echo {
+func (r *rig) openEcho(t testing.TB, host string) *echoSession {
 	t.Helper()
 	return startEcho(t, r.client.Command("ssh", "-F", r.config, host, "cat"))
 }
 
 // startEcho starts a command that repeats its input, and has it do so once.
-func startEcho(t testing.TB, c *lab.Cmd) *echo {
+func startEcho(t testing.TB, c *lab.Cmd) *echoSession {
 	t.Helper()
 	// A real pipe: with any other reader the end of c would wait for its end.
 	in, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &echo{in: w, out: &lab.Log{}}
+	e := &echoSession{in: w, out: &lab.Log{}}
 	c.Stdin, c.Stdout, c.Stderr = in, e.out, e.out
 	err = c.Start()
 	in.Close()
@@ -165,7 +165,7 @@ func startEcho(t testing.TB, c *lab.Cmd) *echo {
 }
 
 // say has the session repeat a line.
-func (e *echo) say(t testing.TB, what string) {
+func (e *echoSession) say(t testing.TB, what string) {
 	t.Helper()
 	e.n++
 	line := fmt.Sprintf("%d %s\n", e.n, what)

@@ -18,13 +18,13 @@ import (
 	"github.com/portknock/portknock/cmd/internal/lab"
 )
 
-// TestCallerGivesUp: if the calling program gives up before the connection, the
+// TestReasonIsPrintedWhenCallerGivesUp: if the calling program gives up before the connection, the
 // usual lines appear on stderr and in the log. After ^C or ^\ one line is enough.
-func TestCallerGivesUp(t *testing.T) {
+func TestReasonIsPrintedWhenCallerGivesUp(t *testing.T) {
 	t.Parallel()
 	lab.Require(t, "nft", "mount")
 	client, server := twoHosts(t)
-	server.Shell(t, silence)
+	server.Shell(t, dropAllInput)
 	addr := server.Addr(lab.IPv4).String()
 
 	client.Shell(t, "mount --bind "+lab.File(t, "resolv.conf", "nameserver 127.0.0.1", "options timeout:30")+" /etc/resolv.conf")
@@ -60,7 +60,7 @@ func TestCallerGivesUp(t *testing.T) {
 	}, {
 		name:     "KeyCommand",
 		settings: []string{"Scheme rotating", `KeyCommand sh -c "cat FIFO; true"`},
-		await:    func(t *testing.T, c *caller) { c.openKey(t) },
+		await:    func(t *testing.T, c *caller) { c.awaitKeyCommand(t) },
 		code:     exitProfile,
 		said:     `portknock: vps: KeyCommand sh: CAUSE\n`,
 	}} {
@@ -94,7 +94,7 @@ func TestCallerGivesUp(t *testing.T) {
 				for line := range strings.Lines(c.said.String()) {
 					c.log.Await(t, "] "+strings.TrimPrefix(line, "portknock: "), 1)
 				}
-				c.keyUnread(t)
+				c.expectKeyCommandGone(t)
 			})
 		}
 	}
@@ -107,7 +107,7 @@ type caller struct {
 	log  *lab.Log // its log file
 	out  *os.File // its standard output's other end
 	fifo string   // FIFO in the settings
-	key  *os.File // the fifo, once openKey has opened it
+	key  *os.File // the fifo, once awaitKeyCommand has opened it
 }
 
 // startCaller starts portknock for the profile vps with these settings.
@@ -126,7 +126,7 @@ func startCaller(t *testing.T, h *lab.Host, settings []string, shell ...string) 
 	}
 	go io.Copy(c.log, log)
 	text := strings.ReplaceAll(strings.Join(settings, "\n"), "FIFO", c.fifo)
-	config := vps(t, text, "ConnectTimeout 60")
+	config := vpsProfile(t, text, "ConnectTimeout 60")
 	args := append(shell, "portknock", "-c", config, "--log-file", logFile, "vps", "22")
 	c.cmd = h.Command(args[0], args[1:]...)
 	out, childOut, err := os.Pipe()
@@ -147,8 +147,8 @@ func startCaller(t *testing.T, h *lab.Host, settings []string, shell ...string) 
 	return c
 }
 
-// openKey waits until the KeyCommand reads the fifo.
-func (c *caller) openKey(t *testing.T) {
+// awaitKeyCommand waits until the KeyCommand reads the fifo.
+func (c *caller) awaitKeyCommand(t *testing.T) {
 	t.Helper()
 	var err error
 	if c.key, err = os.OpenFile(c.fifo, os.O_WRONLY, 0); err != nil {
@@ -157,8 +157,8 @@ func (c *caller) openKey(t *testing.T) {
 	t.Cleanup(func() { c.key.Close() })
 }
 
-// keyUnread checks that no process of the KeyCommand is left.
-func (c *caller) keyUnread(t *testing.T) {
+// expectKeyCommandGone checks that no process of the KeyCommand is left.
+func (c *caller) expectKeyCommandGone(t *testing.T) {
 	t.Helper()
 	if c.key == nil {
 		return
@@ -168,8 +168,8 @@ func (c *caller) keyUnread(t *testing.T) {
 	}
 }
 
-// TestNohup: a SIGHUP that the calling program ignores does not end the search.
-func TestNohup(t *testing.T) {
+// TestIgnoredSIGHUPDoesNotEndPortknock: a SIGHUP that the calling program ignores does not end the search.
+func TestIgnoredSIGHUPDoesNotEndPortknock(t *testing.T) {
 	t.Parallel()
 	client := lab.NewHost(t, "client")
 	c := startCaller(t, client, []string{"HostName 127.0.0.1", "Sequence 7001/udp 8003"}, "sh", "-c", `trap "" HUP; exec "$@"`, "sh")
@@ -188,8 +188,8 @@ func TestNohup(t *testing.T) {
 	}
 }
 
-// TestSecondQuit: a second ^\ does not print a traceback either.
-func TestSecondQuit(t *testing.T) {
+// TestSecondSIGQUITPrintsNoTraceback: a second ^\ does not print a traceback either.
+func TestSecondSIGQUITPrintsNoTraceback(t *testing.T) {
 	t.Parallel()
 	c := startCaller(t, lab.NewHost(t, "client"), []string{"HostName 127.0.0.1", "Sequence 7001/udp 8003"})
 	c.log.Await(t, "round 0: refused", 1)
@@ -204,9 +204,9 @@ func TestSecondQuit(t *testing.T) {
 	}
 }
 
-// TestSignalsWhenConnected: ^C and ^\ do not end a connection, because ssh's master
+// TestOnlySIGHUPAndSIGTERMEndConnection: ^C and ^\ do not end a connection, because ssh's master
 // must survive them. SIGHUP and SIGTERM end it without a word.
-func TestSignalsWhenConnected(t *testing.T) {
+func TestOnlySIGHUPAndSIGTERMEndConnection(t *testing.T) {
 	t.Parallel()
 	for _, last := range []syscall.Signal{syscall.SIGHUP, syscall.SIGTERM} {
 		t.Run(last.String(), func(t *testing.T) {
@@ -223,7 +223,7 @@ func TestSignalsWhenConnected(t *testing.T) {
 			}
 			pass()
 			for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGQUIT} {
-				if !ignores(t, fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid), sig) {
+				if !ignoresSignal(t, fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid), sig) {
 					t.Errorf("%v is not ignored", sig)
 				}
 				if err := s.cmd.Process.Signal(sig); err != nil {
@@ -245,34 +245,34 @@ func TestSignalsWhenConnected(t *testing.T) {
 	}
 }
 
-// TestSSHKilled: when ssh is gone without a word, portknock goes too.
-func TestSSHKilled(t *testing.T) {
-	bothWays(t, func(t *testing.T, r *rig) {
+// TestPortknockEndsWhenSSHIsKilled: when ssh is gone without a word, portknock goes too.
+func TestPortknockEndsWhenSSHIsKilled(t *testing.T) {
+	withAndWithoutFDPass(t, func(t *testing.T, r *rig) {
 		c := r.client.Command("ssh", "-F", r.config, "vps", "cat")
 		startEcho(t, c)
 		if err := c.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
-		r.noneLeft(t)
+		r.awaitNoPortknock(t)
 	})
 }
 
-// TestKeyCommandSignals: a KeyCommand does not inherit that signals are caught.
-func TestKeyCommandSignals(t *testing.T) {
+// TestKeyCommandInheritsNoIgnoredSignals: a KeyCommand does not inherit that signals are caught.
+func TestKeyCommandInheritsNoIgnoredSignals(t *testing.T) {
 	t.Parallel()
 	key, status := lab.File(t, "key", windowKey), filepath.Join(t.TempDir(), "status")
 	c := startCaller(t, lab.NewHost(t, "client"), []string{"HostName 127.0.0.1", "Scheme rotating",
 		fmt.Sprintf(`KeyCommand sh -c "cat /proc/self/status >%s; cat %s"`, status, key)})
 	c.log.Await(t, "round 0: dialing", 1)
 	for _, sig := range []syscall.Signal{syscall.SIGPIPE, syscall.SIGQUIT, syscall.SIGTERM} {
-		if ignores(t, status, sig) {
+		if ignoresSignal(t, status, sig) {
 			t.Errorf("%v is ignored", sig)
 		}
 	}
 }
 
 // ignores reports whether a process ignores a signal, by its status in /proc.
-func ignores(t *testing.T, status string, sig syscall.Signal) bool {
+func ignoresSignal(t *testing.T, status string, sig syscall.Signal) bool {
 	t.Helper()
 	_, after, _ := strings.Cut(lab.ReadFile(t, status), "SigIgn:")
 	mask, err := strconv.ParseUint(strings.Fields(after)[0], 16, 64)
@@ -283,7 +283,7 @@ func ignores(t *testing.T, status string, sig syscall.Signal) bool {
 }
 
 // unread returns the end of a pipe without a reader.
-func unread(t *testing.T) *os.File {
+func pipeWithoutReader(t *testing.T) *os.File {
 	t.Helper()
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -294,17 +294,17 @@ func unread(t *testing.T) *os.File {
 	return w
 }
 
-// endingSoon returns the settings of a profile with a warning at each use.
-func endingSoon(t *testing.T) []string {
+// expiringSettings returns the settings of a profile with a warning at each use.
+func expiringSettings(t *testing.T) []string {
 	end := time.Now().UTC().AddDate(0, 0, 3).Format(time.RFC3339)
-	return []string{"Scheme rotating", keyFile(t), "ValidUntil " + end}
+	return []string{"Scheme rotating", keyFileSetting(t), "ValidUntil " + end}
 }
 
-// TestStderrWithoutReader: a warning that nobody can read is in the log. It changes
+// TestWarningWithoutReaderIsLogged: a warning that nobody can read is in the log. It changes
 // neither the login nor the exit code.
-func TestStderrWithoutReader(t *testing.T) {
+func TestWarningWithoutReaderIsLogged(t *testing.T) {
 	t.Parallel()
-	r := newGuarded(t, nftables, lab.IPv4, endingSoon(t)...)
+	r := newGuardedRig(t, nftables, lab.IPv4, expiringSettings(t)...)
 	log := filepath.Join(t.TempDir(), "log")
 	logged := func(what string) {
 		t.Helper()
@@ -315,26 +315,26 @@ func TestStderrWithoutReader(t *testing.T) {
 	}
 
 	c := r.client.Command("ssh", "-F", r.config, "vps", "echo in")
-	c.Env, c.Stderr = append(c.Env, "PORTKNOCK_LOG="+log), unread(t)
+	c.Env, c.Stderr = append(c.Env, "PORTKNOCK_LOG="+log), pipeWithoutReader(t)
 	if out, err := c.Output(); string(out) != "in\n" || err != nil {
 		t.Errorf("ssh: %q, %v", out, err)
 	}
 	logged("the rules expire at")
 
 	c = r.client.Command("portknock", "-c", r.profile, "-o", "ConnectTimeout=1us", "--log-file", log, "vps", "22")
-	c.Stderr = unread(t)
+	c.Stderr = pipeWithoutReader(t)
 	if _ = c.Run(); c.ProcessState.ExitCode() != exitClosed {
 		t.Errorf("a closed port: %v", c.ProcessState)
 	}
 	logged("did not open")
 }
 
-// TestStdoutWithoutReader: portknock does not report that its output has no reader.
-func TestStdoutWithoutReader(t *testing.T) {
+// TestMissingStdoutReaderIsNotReported: portknock does not report that its output has no reader.
+func TestMissingStdoutReaderIsNotReported(t *testing.T) {
 	t.Parallel()
 	var said lab.Log
 	c := lab.NewHost(t, "client").Command("portknock", "help")
-	c.Stdout, c.Stderr = unread(t), &said
+	c.Stdout, c.Stderr = pipeWithoutReader(t), &said
 	if _ = c.Run(); c.ProcessState.ExitCode() != exitFailed || said.String() != "" {
 		t.Errorf("%v, %q", c.ProcessState, said.String())
 	}

@@ -62,7 +62,7 @@ func newStream(t *testing.T) *stream {
 }
 
 // ends waits until portknock has ended by itself, with exit code 0.
-func (s *stream) ends(t *testing.T) {
+func (s *stream) expectEnd(t *testing.T) {
 	t.Helper()
 	ended := make(chan error, 1)
 	go func() { ended <- s.cmd.Wait() }()
@@ -76,8 +76,8 @@ func (s *stream) ends(t *testing.T) {
 	}
 }
 
-// TestStreamServerClosesFirst: portknock ends when the server has ended the stream.
-func TestStreamServerClosesFirst(t *testing.T) {
+// TestServerCloseEndsPortknock: portknock ends when the server has ended the stream.
+func TestServerCloseEndsPortknock(t *testing.T) {
 	t.Parallel()
 	s := newStream(t)
 	io.WriteString(s.peer, "bye")
@@ -85,11 +85,11 @@ func TestStreamServerClosesFirst(t *testing.T) {
 	if got, err := io.ReadAll(s.out); string(got) != "bye" {
 		t.Errorf("%q, %v", got, err)
 	}
-	s.ends(t) // though its standard input is open
+	s.expectEnd(t) // though its standard input is open
 }
 
-// TestStreamLateReply: the end of standard input does not end what the server sends.
-func TestStreamLateReply(t *testing.T) {
+// TestReplyArrivesAfterEndOfInput: the end of standard input does not end what the server sends.
+func TestReplyArrivesAfterEndOfInput(t *testing.T) {
 	t.Parallel()
 	s := newStream(t)
 	io.WriteString(s.in, "question")
@@ -105,22 +105,22 @@ func TestStreamLateReply(t *testing.T) {
 	if got, err := io.ReadAll(s.out); !bytes.Equal(got, reply) {
 		t.Errorf("%d bytes of %d, %v", len(got), len(reply), err)
 	}
-	s.ends(t)
+	s.expectEnd(t)
 }
 
-// TestStreamReaderGone: portknock ends when nobody reads its standard output.
-func TestStreamReaderGone(t *testing.T) {
+// TestMissingReaderEndsPortknock: portknock ends when nobody reads its standard output.
+func TestMissingReaderEndsPortknock(t *testing.T) {
 	t.Parallel()
 	s := newStream(t)
 	s.out.Close()
-	s.ends(t) // though the server is silent and its standard input is open
+	s.expectEnd(t) // though the server is silent and its standard input is open
 	if _, err := s.peer.Read(make([]byte, 1)); err != io.EOF {
 		t.Errorf("the server sees %v", err)
 	}
 }
 
-// TestStreamStalled: if one end does not read, portknock sleeps.
-func TestStreamStalled(t *testing.T) {
+// TestStalledStreamUsesNoCPU: if one end does not read, portknock sleeps.
+func TestStalledStreamUsesNoCPU(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		name string

@@ -13,19 +13,19 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// TestToken: a token serves only the address that sent it first. A packet that differs
+// TestTokenServesOnlyItsFirstAddress: a token serves only the address that sent it first. A packet that differs
 // from a token in one bit opens nothing.
-func TestToken(t *testing.T) {
+func TestTokenServesOnlyItsFirstAddress(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		period := standing(t, middle)
+		period := periodWithNowAt(t, middle)
 		settings, s := tokens(t, period, 2*time.Minute)
 		// Long enough for a busy machine to knock and look within it.
 		r := newRig(t, f, family, append(settings, "OpenFor 5s")...)
-		r.header(t, "check")
-		r.header(t, "load")
+		r.runHeaderLine(t, "check")
+		r.runHeaderLine(t, "load")
 		r.expect(t, r.client, lab.Dropped)
 		now := time.Now()
-		valid := r.own(t, s, now)
+		valid := r.familyTokens(t, s, now)
 
 		var wrong []knock.Step
 		for bit := range 8 * knock.TokenSize {
@@ -45,9 +45,9 @@ func TestToken(t *testing.T) {
 		elsewhere.Port++
 		wrong = append(wrong, elsewhere, knock.Step{Port: s.Port}) // a SYN
 		for _, other := range []time.Time{now.Add(-period), now.Add(period), now.Add(-2 * period)} {
-			wrong = append(wrong, at(t, s, other)...)
+			wrong = append(wrong, stepsAt(t, s, other)...)
 		}
-		first, second := r.visitor(), r.visitor()
+		first, second := r.freshAddr(), r.freshAddr()
 		for i, step := range wrong {
 			if i%40 == 0 && r.admits(t, first) { // or a failure would not say which
 				t.Fatal("one of the packets before opens: ", i)
@@ -61,7 +61,7 @@ func TestToken(t *testing.T) {
 			from  netip.Addr
 			token int
 			want  bool
-		}{{first, 0, true}, {second, 0, false}, {second, 3, true}, {first, 0, true}, {r.visitor(), 3, false}} {
+		}{{first, 0, true}, {second, 0, false}, {second, 3, true}, {first, 0, true}, {r.freshAddr(), 3, false}} {
 			if got := r.admits(t, step.from, valid[step.token]); got != step.want {
 				t.Errorf("step %d: token %d from %v opens: %v", i, step.token, step.from, got)
 			}
@@ -76,20 +76,20 @@ func TestToken(t *testing.T) {
 		if !r.admits(t, first, valid[0]) {
 			t.Error("after OpenFor a token no longer serves its owner")
 		}
-		if r.admits(t, r.visitor(), valid[0]) {
+		if r.admits(t, r.freshAddr(), valid[0]) {
 			t.Error("after OpenFor a token has another owner")
 		}
 		r.login(t)
 		transfer(t, r)
-		r.header(t, "watch")
-		r.header(t, "undo")
+		r.runHeaderLine(t, "watch")
+		r.runHeaderLine(t, "undo")
 		r.expect(t, r.attacker, lab.Open)
 	})
 }
 
-// TestTokenWindows: a neighbour's token opens within Skew of the boundary between
+// TestNeighborTokensOpenOnlyWithinSkew: a neighbour's token opens within Skew of the boundary between
 // them only.
-func TestTokenWindows(t *testing.T) {
+func TestNeighborTokensOpenOnlyWithinSkew(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		for _, tt := range []struct {
 			place        place
@@ -101,15 +101,15 @@ func TestTokenWindows(t *testing.T) {
 			{place: late, skew: 2 * time.Minute, next: true},
 			{place: late, skew: 0},
 		} {
-			period := standing(t, tt.place)
+			period := periodWithNowAt(t, tt.place)
 			settings, s := tokens(t, period, tt.skew)
-			r := newGuarded(t, f, family, settings...)
+			r := newGuardedRig(t, f, family, settings...)
 			now := time.Now()
 			for _, other := range []struct {
 				by   time.Duration
 				want bool
 			}{{-period, tt.before}, {period, tt.next}, {-2 * period, false}, {2 * period, false}, {0, true}} {
-				if got := r.admits(t, r.visitor(), at(t, s, now.Add(other.by))...); got != other.want {
+				if got := r.admits(t, r.freshAddr(), stepsAt(t, s, now.Add(other.by))...); got != other.want {
 					t.Errorf("period %v, skew %v, %v into it: the tokens of %v later open: %v", period, tt.skew,
 						now.Sub(knock.WindowAt(now, period).Start), other.by, got)
 				}
@@ -118,9 +118,9 @@ func TestTokenWindows(t *testing.T) {
 	})
 }
 
-// TestTokenFreshInNextWindow: a token that is spent in one window is fresh in another,
+// TestEachWindowsTokenOpensOnce: a token that is spent in one window is fresh in another,
 // also where two windows share a set of spent tokens.
-func TestTokenFreshInNextWindow(t *testing.T) {
+func TestEachWindowsTokenOpensOnce(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		r := newRig(t, f, family, twoKnocks)
 		settings, s := tokens(t, 2*time.Second, 0)
@@ -129,8 +129,8 @@ func TestTokenFreshInNextWindow(t *testing.T) {
 		for seen := 0; seen < 6; {
 			sleepInto(knock.WindowAt(time.Now(), s.Period).End)
 			began := time.Now()
-			token := r.own(t, s, began)[0]
-			first, again := r.admits(t, r.visitor(), token), r.admits(t, r.visitor(), token)
+			token := r.familyTokens(t, s, began)[0]
+			first, again := r.admits(t, r.freshAddr(), token), r.admits(t, r.freshAddr(), token)
 			if window := knock.WindowAt(began, s.Period); time.Now().After(window.End) {
 				if began.After(late) {
 					t.Fatal("this takes longer than a window")
@@ -144,27 +144,27 @@ func TestTokenFreshInNextWindow(t *testing.T) {
 	})
 }
 
-// TestTokenReload: what is spent stays spent over new rules, of another time or
+// TestReloadKeepsSpentTokensAndOpenings: what is spent stays spent over new rules, of another time or
 // another scheme. What was open stays open.
-func TestTokenReload(t *testing.T) {
+func TestReloadKeepsSpentTokensAndOpenings(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		period := standing(t, middle)
+		period := periodWithNowAt(t, middle)
 		settings, s := tokens(t, period, time.Minute)
 		settings = append(settings, "OpenFor 5m")
 		r := newRig(t, f, family, settings...)
 		other, _ := rotating(t, period, time.Minute)
 		fixed := []string{threeKnocks}
-		r.header(t, "load")
-		valid := r.own(t, s, time.Now())
-		first, stranger := r.visitor(), r.visitor()
+		r.runHeaderLine(t, "load")
+		valid := r.familyTokens(t, s, time.Now())
+		first, stranger := r.freshAddr(), r.freshAddr()
 		if !r.admits(t, first, valid[0]) {
 			t.Fatal("a token does not open")
 		}
 		for i, settings := range [][]string{settings, settings, other, settings, fixed, settings} {
-			r.profile = vps(t, settings...)
-			r.emit(t, "--horizon", fmt.Sprintf("%dh", i+1))
-			r.header(t, "check")
-			r.header(t, "load")
+			r.profile = vpsProfile(t, settings...)
+			r.emitRules(t, "--horizon", fmt.Sprintf("%dh", i+1))
+			r.runHeaderLine(t, "check")
+			r.runHeaderLine(t, "load")
 			if !r.admits(t, first) {
 				t.Errorf("load %d closes the port to an admitted address", i)
 			}
@@ -178,10 +178,10 @@ func TestTokenReload(t *testing.T) {
 	})
 }
 
-// TestTokenLost: a token that does not arrive is made up for by the next round.
-func TestTokenLost(t *testing.T) {
+// TestNextRoundReplacesLostToken: a token that does not arrive is made up for by the next round.
+func TestNextRoundReplacesLostToken(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		r, s := newTokens(t, f, family)
+		r, s := newTokenRig(t, f, family)
 		// One packet, of either family, but not two.
 		r.server.Run(t, "nft", fmt.Sprintf("add table inet hole; add chain inet hole in { type filter hook prerouting priority -400; };"+
 			"add rule inet hole in udp dport %d quota until 70 bytes counter drop", s.Port))
@@ -192,11 +192,11 @@ func TestTokenLost(t *testing.T) {
 	})
 }
 
-// TestTokenNetworks: each of a window's tokens serves one more network; a network
+// TestEachNewAddressSpendsOneToken: each of a window's tokens serves one more network; a network
 // that comes again needs none, and one too many is told of the next window.
-func TestTokenNetworks(t *testing.T) {
+func TestEachNewAddressSpendsOneToken(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		r, _ := newTokens(t, f, family, "TokensPerWindow 4", "ConnectTimeout 4", "OpenFor 1s")
+		r, _ := newTokenRig(t, f, family, "TokensPerWindow 4", "ConnectTimeout 4", "OpenFor 1s")
 		from := func(n uint16) (string, error) {
 			addr := r.client.Source(family, n)
 			r.addAddr(t, addr)
@@ -220,20 +220,20 @@ func TestTokenNetworks(t *testing.T) {
 	})
 }
 
-// TestTokenFamilies: a client that knocks by both families at once spends two tokens.
+// TestEachFamilySpendsItsOwnToken: a client that knocks by both families at once spends two tokens.
 // A token spent by one of them is spent for the other.
-func TestTokenFamilies(t *testing.T) {
-	eachOf(t, kernelFirewalls(), ipv4, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		r, s := newTokens(t, f, family)
+func TestEachFamilySpendsItsOwnToken(t *testing.T) {
+	eachOf(t, kernelFirewalls(), onlyIPv4, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		r, s := newTokenRig(t, f, family)
 		nameServer(t, r.client, "vps", r.server)
 		r.client.Run(t, "portknock", "knock", "-c", r.profile, "-o", "HostName=vps", "vps")
 		for _, r.family = range lab.Families {
 			r.expect(t, r.client, lab.Open)
 		}
-		for n, step := range at(t, s, time.Now()) {
+		for n, step := range stepsAt(t, s, time.Now()) {
 			in := 0
 			for _, r.family = range lab.Families {
-				if r.admits(t, r.visitor(), step) {
+				if r.admits(t, r.freshAddr(), step) {
 					in++
 				}
 			}
@@ -244,11 +244,11 @@ func TestTokenFamilies(t *testing.T) {
 	})
 }
 
-// TestTokenAtAService: a token may go to the port of a live service, which others
+// TestTokenAtLiveServiceOpens: a token may go to the port of a live service, which others
 // go on using, and which sees the token unless it is consumed.
-func TestTokenAtAService(t *testing.T) {
+func TestTokenAtLiveServiceOpens(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		settings, s := tokens(t, standing(t, middle), time.Minute)
+		settings, s := tokens(t, periodWithNowAt(t, middle), time.Minute)
 		s.Port = 443
 		r := newRig(t, f, family, append(settings, "TokenPort 443")...)
 		service := lab.Socket(t, r.server, func() (*net.UDPConn, error) { return net.ListenUDP("udp", &net.UDPAddr{Port: 443}) })
@@ -263,15 +263,15 @@ func TestTokenAtAService(t *testing.T) {
 			}
 			return string(buf[:n])
 		}
-		valid := r.own(t, s, time.Now())
+		valid := r.familyTokens(t, s, time.Now())
 		hello := knock.Step{Transport: knock.UDP, Port: 443, Payload: []byte("sixteen letters!")}
 		for i, consume := range []bool{false, true} {
 			flags := []string{}
 			if consume {
 				flags = append(flags, "--consume")
 			}
-			header(t, r.server, emit(t, r.server, f, r.profile, flags...), "load")
-			visitor := r.visitor()
+			runHeaderLine(t, r.server, emitRules(t, r.server, f, r.profile, flags...), "load")
+			visitor := r.freshAddr()
 			if !r.admits(t, visitor, valid[i], hello) {
 				t.Errorf("consume %v: the token does not open", consume)
 			}
@@ -289,29 +289,29 @@ func TestTokenAtAService(t *testing.T) {
 	})
 }
 
-// TestTokensOfSeveral: profiles that share a token port do not stand in each
+// TestProfilesMayShareTokenPort: profiles that share a token port do not stand in each
 // other's way.
-func TestTokensOfSeveral(t *testing.T) {
+func TestProfilesMayShareTokenPort(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		settings, s := tokens(t, standing(t, middle), time.Minute)
+		settings, s := tokens(t, periodWithNowAt(t, middle), time.Minute)
 		settings = append(settings, "DeriveHostKey yes")
 		settings = append(append(settings, "Host web", "OpenPorts 22 8080"), settings...)
 		r := newRig(t, f, family, settings...)
 		r.server.Listen(t, 8080)
-		r.emit(t, "web")
-		r.header(t, "load")
+		r.emitRules(t, "web")
+		r.runHeaderLine(t, "load")
 		master := s.Key
 		for _, name := range []string{"vps", "web"} {
 			s.Key = master.Derive(name)
-			visitor := r.visitor()
-			if !r.admits(t, visitor, r.own(t, s, time.Now())[0]) {
+			visitor := r.freshAddr()
+			if !r.admits(t, visitor, r.familyTokens(t, s, time.Now())[0]) {
 				t.Errorf("the token of %s does not open port 22", name)
 			}
 			if got := r.client.ProbeFrom(t, visitor, r.port(8080)); (got == lab.Open) != (name == "web") {
 				t.Errorf("to the token of %s port 8080 is %v", name, got)
 			}
 		}
-		if s.Key = master; r.admits(t, r.visitor(), at(t, s, time.Now())...) {
+		if s.Key = master; r.admits(t, r.freshAddr(), stepsAt(t, s, time.Now())...) {
 			t.Error("a token of the master key opens")
 		}
 	})

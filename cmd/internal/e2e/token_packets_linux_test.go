@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestTokenInUnusualPackets: which packets that contain a token open the port.
-func TestTokenInUnusualPackets(t *testing.T) {
+// TestTokenOpensOnlyFromValidUDPPackets: which packets that contain a token open the port.
+func TestTokenOpensOnlyFromValidUDPPackets(t *testing.T) {
 	type packed struct {
 		opens bool
 		as    lab.Reshape
@@ -47,12 +47,12 @@ func TestTokenInUnusualPackets(t *testing.T) {
 		}
 	}
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		r, s := newTokens(t, f, family, "TokensPerWindow 64", "OpenFor 5m")
+		r, s := newTokenRig(t, f, family, "TokensPerWindow 64", "OpenFor 5m")
 		s.Tokens = 64
-		fresh := r.own(t, s, time.Now())
+		fresh := r.familyTokens(t, s, time.Now())
 		for _, table := range []map[string]packed{both, of(f, family)} {
 			for name, p := range table {
-				from := r.visitor()
+				from := r.freshAddr()
 				r.client.SendAs(t, lab.Packet{Src: netip.AddrPortFrom(from, 0), Dst: r.port(s.Port), Payload: fresh[0].Payload}, p.as)
 				if got := r.admits(t, from); got != p.opens {
 					t.Errorf("%s opens: %v", name, got)
@@ -78,12 +78,12 @@ func (s fixed) At(t time.Time) (all []knock.Sequence, w knock.Window, err error)
 	return all, knock.WindowAt(t, s.period), nil
 }
 
-// TestTokenBytes: no byte of a token means anything to a firewall. A token that two
+// TestTokenMayContainAnyBytes: no byte of a token means anything to a firewall. A token that two
 // windows share is spent once.
-func TestTokenBytes(t *testing.T) {
+func TestTokenMayContainAnyBytes(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		r := newHosts(t, f, family)
-		g := alternate("odd of two", nil, nil)
+		r := newListeningRig(t, f, family)
+		g := alternatingGuard("odd of two", nil, nil)
 		s := fixed{period: g.Schedule.(alternating).period}
 		for _, text := range []string{"\x00", "\xff", "\x00\x00\x00\x00\x01", "\x01", "\x80", "0x", "\"&&;", "\n\x00"} {
 			token := append([]byte(text), make([]byte, knock.TokenSize-len(text))...)
@@ -95,9 +95,9 @@ func TestTokenBytes(t *testing.T) {
 		}
 		g.Schedule = s
 		loadGuard(t, r.server, f, g, 2*time.Hour)
-		stranger := r.visitor()
-		for i, step := range r.own(t, s, time.Now()) {
-			if !r.admits(t, r.visitor(), step) {
+		stranger := r.freshAddr()
+		for i, step := range r.familyTokens(t, s, time.Now()) {
+			if !r.admits(t, r.freshAddr(), step) {
 				t.Errorf("token %d, %x, does not open", i, step.Payload)
 			}
 			if format(f) == "nftables" && r.admits(t, stranger, step) {
@@ -107,10 +107,10 @@ func TestTokenBytes(t *testing.T) {
 	})
 }
 
-// TestRandomTokens sends what an attacker can: guesses. The bench sends a million.
-func TestRandomTokens(t *testing.T) {
+// TestGuessedTokensOpenNothing sends what an attacker can: guesses. The bench sends a million.
+func TestGuessedTokensOpenNothing(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		r, s := newTokens(t, f, family)
+		r, s := newTokenRig(t, f, family)
 		from := netip.AddrPortFrom(r.attacker.Addr(family), 10000)
 		random := rand.New(rand.NewPCG(1, 2))
 		r.attacker.Flood(t, 20_000, func(int) lab.Packet {
@@ -121,31 +121,31 @@ func TestRandomTokens(t *testing.T) {
 			return lab.Packet{Src: from, Dst: r.port(s.Port), Payload: guess}
 		})
 		r.expect(t, r.attacker, lab.Dropped)
-		if !r.admits(t, r.visitor(), r.own(t, s, time.Now())[0]) {
+		if !r.admits(t, r.freshAddr(), r.familyTokens(t, s, time.Now())[0]) {
 			t.Error("after the flood a token does not open")
 		}
 	})
 }
 
-// TestTokenAtOnce: of many addresses that send one token at the same moment, to
+// TestTokenSentByManyAtOnceAdmitsAtMostOne: of many addresses that send one token at the same moment, to
 // different processors, one is let in; by iptables it may be none.
-func TestTokenAtOnce(t *testing.T) {
+func TestTokenSentByManyAtOnceAdmitsAtMostOne(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		r, s := newTokens(t, f, family, "TokensPerWindow 64", "OpenFor 5m")
+		r, s := newTokenRig(t, f, family, "TokensPerWindow 64", "OpenFor 5m")
 		s.Tokens = 64
 		const steering = "/sys/class/net/eth0/queues/rx-0/rps_cpus"
 		r.server.Shell(t, "printf %x $(( (1 << $(nproc)) - 1 )) >"+steering)
 		hosts := []*lab.Host{r.client, r.attacker}
-		tokens := r.own(t, s, time.Now())
-		visitors := make([][2][4]netip.Addr, len(tokens))
+		tokens := r.familyTokens(t, s, time.Now())
+		senders := make([][2][4]netip.Addr, len(tokens))
 		for token, step := range tokens {
 			var all sync.WaitGroup
 			for i, h := range hosts {
 				var packets []lab.Packet
-				for j := range visitors[token][i] {
-					r.visitors++
-					from := h.Source(family, r.visitors)
-					visitors[token][i][j] = from
+				for j := range senders[token][i] {
+					r.freshAddrs++
+					from := h.Source(family, r.freshAddrs)
+					senders[token][i][j] = from
 					packets = append(packets, lab.Packet{Src: netip.AddrPortFrom(from, 10000), Dst: r.port(s.Port), Payload: step.Payload})
 				}
 				all.Go(func() { h.Send(t, packets...) })
@@ -156,7 +156,7 @@ func TestTokenAtOnce(t *testing.T) {
 		for token := range tokens {
 			in := 0
 			for i, h := range hosts {
-				for _, from := range visitors[token][i] {
+				for _, from := range senders[token][i] {
 					if h.ProbeFrom(t, from, r.port(22)) == lab.Open {
 						in++
 					}

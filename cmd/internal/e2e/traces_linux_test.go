@@ -10,8 +10,8 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// TestTraces plays every trace against every firewall.
-func TestTraces(t *testing.T) {
+// TestGuardsFollowTraces plays every trace against every firewall.
+func TestGuardsFollowTraces(t *testing.T) {
 	traces := lab.ReadTraces(t, filepath.Join("..", "..", "..", "testdata", "traces"))
 	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		for _, tr := range traces {
@@ -32,13 +32,13 @@ func loadTrace(t testing.TB, server *lab.Host, f lab.Firewall, tr *lab.Trace) {
 	for _, s := range tr.Settings {
 		settings = append(settings, s.Keyword+" "+s.Value)
 	}
-	header(t, server, emit(t, server, f, vps(t, settings...)), "load")
+	runHeaderLine(t, server, emitRules(t, server, f, vpsProfile(t, settings...)), "load")
 }
 
-// TestTracesInWindows plays every trace where its sequence is that of a window.
+// TestGuardsFollowTracesInWindows plays every trace where its sequence is that of a window.
 // The windows beside have a sequence that shares two ports with it. Of the sweeps,
-// which are most of the work of TestTraces, one is enough here.
-func TestTracesInWindows(t *testing.T) {
+// which are most of the work of TestGuardsFollowTraces, one is enough here.
+func TestGuardsFollowTracesInWindows(t *testing.T) {
 	traces := lab.ReadTraces(t, filepath.Join("..", "..", "..", "testdata", "traces"))
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		for i, tr := range traces {
@@ -46,12 +46,12 @@ func TestTracesInWindows(t *testing.T) {
 			if !tr.For(f) || sweep && (tr.File != "sweep-udp-ascending.txt" || family != lab.IPv4) {
 				continue
 			}
-			place := places[i%len(places)]
+			place := windowRoles[i%len(windowRoles)]
 			t.Run(strings.TrimSuffix(tr.File, ".txt")+"/"+place, func(t *testing.T) {
 				t.Parallel()
 				tr.Run(t, f, family, func(server *lab.Host) {
 					other := knock.Sequence{tr.Sequence[1], {Transport: knock.UDP, Port: 4001}, tr.Sequence[0]}
-					g := alternate(place, tr.Sequence, other)
+					g := alternatingGuard(place, tr.Sequence, other)
 					for _, s := range tr.Settings {
 						d, err := time.ParseDuration(s.Value)
 						switch {

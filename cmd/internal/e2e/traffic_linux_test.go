@@ -12,8 +12,8 @@ import (
 // These tests are of what else comes to a guarded server: packets for others, for
 // services, and scans.
 
-// TestPublishedPort guards a port that the server hands on to another host.
-func TestPublishedPort(t *testing.T) {
+// TestGuardCoversPublishedPort guards a port that the server hands on to another host.
+func TestGuardCoversPublishedPort(t *testing.T) {
 	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		r := newRig(t, f, family, twoKnocks, "OpenPorts 22/tcp 2200-2222/tcp")
 		r.attacker.Listen(t, 80) // the host that it is handed on to
@@ -27,7 +27,7 @@ func TestPublishedPort(t *testing.T) {
 		if got := r.client.Probe(t, port); got != lab.Open {
 			t.Fatalf("without a guard the published port is %v", got)
 		}
-		r.header(t, "load")
+		r.runHeaderLine(t, "load")
 		if got := r.client.Probe(t, port); got != lab.Dropped {
 			t.Errorf("guarded, the published port is %v", got)
 		}
@@ -38,16 +38,16 @@ func TestPublishedPort(t *testing.T) {
 	})
 }
 
-// TestRoutedTraffic: a guard is about its own host. What the server hands on
+// TestRoutedTrafficPassesGuard: a guard is about its own host. What the server hands on
 // between others passes, to the same port, too.
-func TestRoutedTraffic(t *testing.T) {
+func TestRoutedTrafficPassesGuard(t *testing.T) {
 	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		r := newRig(t, f, family, twoKnocks)
 		r.attacker.Listen(t, 22)
 		r.server.Shell(t, "echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding")
 		beyond := r.attacker.Source(family, 5)
 		r.client.Run(t, "ip", "route", "add", beyond.String(), "via", r.addr().String())
-		r.header(t, "load")
+		r.runHeaderLine(t, "load")
 		if got := r.client.Probe(t, netip.AddrPortFrom(beyond, 22)); got != lab.Open {
 			t.Errorf("port 22 of a host beyond the server is %v", got)
 		}
@@ -55,13 +55,13 @@ func TestRoutedTraffic(t *testing.T) {
 	})
 }
 
-// TestKnockAtAService: a knock may go to a port where a service answers. The
+// TestKnockAtLiveServiceCounts: a knock may go to a port where a service answers. The
 // client's kernel then ends the handshake by RST, which is not another knock.
-func TestKnockAtAService(t *testing.T) {
+func TestKnockAtLiveServiceCounts(t *testing.T) {
 	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		r := newRig(t, f, family, "Sequence 7001/udp 8003/tcp 9005/tcp 4000/udp")
 		r.server.Listen(t, 8003)
-		r.header(t, "load")
+		r.runHeaderLine(t, "load")
 		r.login(t)
 		r.expectPort(t, r.attacker, 8003, lab.Open)
 	})

@@ -11,9 +11,9 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// TestWindows: the current sequence opens wherever in its window it is knocked,
+// TestSequenceOpensOnlyInItsWindowAndSkew: the current sequence opens wherever in its window it is knocked,
 // a neighbour's only within Skew of the boundary between them, an older one never.
-func TestWindows(t *testing.T) {
+func TestSequenceOpensOnlyInItsWindowAndSkew(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		var r *rig
 		for _, tt := range []struct {
@@ -27,7 +27,7 @@ func TestWindows(t *testing.T) {
 			{"in the middle", middle, 2 * minute, false, false},
 			{"late, within Skew", late, 110 * time.Second, false, true},
 		} {
-			period := standing(t, tt.place)
+			period := periodWithNowAt(t, tt.place)
 			settings, s := rotating(t, period, tt.skew)
 			if r == nil {
 				r = newRig(t, f, family, settings...)
@@ -46,7 +46,7 @@ func TestWindows(t *testing.T) {
 				{"the next but one", now.Add(2 * period), false},
 				{"last week's", now.Add(-7 * 24 * time.Hour), false},
 			} {
-				if got := r.opens(t, s, at.time); got != at.want {
+				if got := r.sequenceOpens(t, s, at.time); got != at.want {
 					t.Errorf("%s (period %v, skew %v, %v into it): %s sequence opens: %v", tt.name, period, tt.skew,
 						now.Sub(knock.WindowAt(now, period).Start), at.name, got)
 				}
@@ -55,24 +55,24 @@ func TestWindows(t *testing.T) {
 	})
 }
 
-// TestWindowsBeside: two windows in force at a time open each by its sequence,
+// TestTwoWindowsInForceDoNotInterfere: two windows in force at a time open each by its sequence,
 // also if the rules are loaded again meanwhile. Only what goes to KnockPorts is
 // a wrong knock.
-func TestWindowsBeside(t *testing.T) {
+func TestTwoWindowsInForceDoNotInterfere(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		r := newHosts(t, f, family)
+		r := newListeningRig(t, f, family)
 		a, b := sequence("20001/udp 27000/udp 23456/udp"), sequence("21234/udp 29998/udp 20002/udp")
-		g := alternate("odd of two", a, b)
+		g := alternatingGuard("odd of two", a, b)
 		g.KnockPorts = []knock.PortRange{{Transport: knock.UDP, First: 20000, Last: 29999}}
 		g.KnockTimeout = 30 * time.Second
 		r.rules = loadGuard(t, r.server, f, g, 2*time.Hour)
 		// The rules are loaded again after the first of the knocks, if reload is not 0.
 		expect := func(want lab.State, reload int, knocks ...knock.Step) {
 			t.Helper()
-			from := r.visitor()
+			from := r.freshAddr()
 			r.client.KnockFrom(t, from, r.addr(), knocks[:reload]...)
 			if reload > 0 {
-				r.header(t, "load")
+				r.runHeaderLine(t, "load")
 			}
 			r.client.KnockFrom(t, from, r.addr(), knocks[reload:]...)
 			if got := r.answer(t, from); got != want {
@@ -102,16 +102,16 @@ func TestWindowsBeside(t *testing.T) {
 	})
 }
 
-// TestMixedWindows: knocks of two valid windows do not make a sequence together.
-func TestMixedWindows(t *testing.T) {
+// TestKnocksOfTwoWindowsDoNotCombine: knocks of two valid windows do not make a sequence together.
+func TestKnocksOfTwoWindowsDoNotCombine(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		period := standing(t, early)
+		period := periodWithNowAt(t, early)
 		settings, s := rotating(t, period, 2*time.Minute)
-		r := newGuarded(t, f, family, settings...)
+		r := newGuardedRig(t, f, family, settings...)
 		now := time.Now()
-		current, before := at(t, s, now), at(t, s, now.Add(-period))
+		current, before := stepsAt(t, s, now), stepsAt(t, s, now.Add(-period))
 		for i := 1; i < 5; i++ {
-			from := r.visitor()
+			from := r.freshAddr()
 			r.client.KnockFrom(t, from, r.addr(), current[:i]...)
 			r.client.KnockFrom(t, from, r.addr(), before[i:]...)
 			if got := r.answer(t, from); got != lab.Dropped {
@@ -121,13 +121,13 @@ func TestMixedWindows(t *testing.T) {
 	})
 }
 
-// TestBoundary goes through a boundary between two windows: from Skew before it
+// TestSequencesChangeWithinSkewOfBoundary goes through a boundary between two windows: from Skew before it
 // the next sequence opens, until Skew after it the one before does.
-func TestBoundary(t *testing.T) {
+func TestSequencesChangeWithinSkewOfBoundary(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		const skew = time.Second
 		r := newRig(t, f, family, twoKnocks) // which takes a while
-		period := standing(t, ending)
+		period := periodWithNowAt(t, ending)
 		settings, s := rotating(t, period, skew)
 		r.load(t, settings)
 		boundary := knock.WindowAt(time.Now(), period).End
@@ -150,7 +150,7 @@ func TestBoundary(t *testing.T) {
 				"next":   {boundary, boundary.Add(-skew), boundary.Add(period)},
 			} {
 				began := time.Now()
-				got := r.opens(t, s, window[0])
+				got := r.sequenceOpens(t, s, window[0])
 				ended := time.Now()
 				want := expect(began, ended, window[1], window[2])
 				if want == unknown {
@@ -170,16 +170,16 @@ func TestBoundary(t *testing.T) {
 	})
 }
 
-// TestBoundaryInMidSequence: a sequence that begins in a window may end in the next.
-func TestBoundaryInMidSequence(t *testing.T) {
+// TestSequenceMayCrossBoundary: a sequence that begins in a window may end in the next.
+func TestSequenceMayCrossBoundary(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		const skew = 2 * time.Second
 		r := newRig(t, f, family, twoKnocks) // which takes a while
-		period := standing(t, ending)
+		period := periodWithNowAt(t, ending)
 		settings, s := rotating(t, period, skew)
 		r.load(t, append(settings, "KnockTimeout 30s"))
 		now := time.Now()
-		knocks, from := at(t, s, now), r.visitor()
+		knocks, from := stepsAt(t, s, now), r.freshAddr()
 		r.client.KnockFrom(t, from, r.addr(), knocks[:3]...)
 		sleepInto(knock.WindowAt(now, period).End)
 		if !r.admits(t, from, knocks[3:]...) {
@@ -188,9 +188,9 @@ func TestBoundaryInMidSequence(t *testing.T) {
 	})
 }
 
-// TestWrongClock: ssh gets through while the client's clock is wrong by less than
+// TestClientClockMayBeWrongByLessThanSkew: ssh gets through while the client's clock is wrong by less than
 // Skew, and is told to compare the clocks when it is wrong by an hour.
-func TestWrongClock(t *testing.T) {
+func TestClientClockMayBeWrongByLessThanSkew(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		for _, tt := range []struct {
 			shift time.Duration
@@ -204,9 +204,9 @@ func TestWrongClock(t *testing.T) {
 			{time.Hour, middle, false},
 			{-time.Hour, middle, false},
 		} {
-			period := standing(t, tt.place)
+			period := periodWithNowAt(t, tt.place)
 			settings, _ := rotating(t, period, 2*minute)
-			r := newGuarded(t, f, family, append(settings, "ConnectTimeout 2")...)
+			r := newGuardedRig(t, f, family, append(settings, "ConnectTimeout 2")...)
 			c := r.client.Command("ssh", "-F", r.config, "vps", "echo in")
 			c.Env = append(c.Env, shiftVariable+"="+tt.shift.String())
 			out, err := c.CombinedOutput()
@@ -224,9 +224,9 @@ func TestWrongClock(t *testing.T) {
 	})
 }
 
-// TestTimeZones: the server's zone changes nothing, not even in the hour in which
+// TestServerTimeZoneDoesNotMatter: the server's zone changes nothing, not even in the hour in which
 // its clocks change.
-func TestTimeZones(t *testing.T) {
+func TestServerTimeZoneDoesNotMatter(t *testing.T) {
 	now := time.Now().UTC()
 	zones := []string{"UTC", "CET-1CEST,M3.5.0,M10.5.0/3", "NST3:30NDT,M3.2.0,M11.1.0", "LINT-14"}
 	for _, hour := range []int{now.Hour(), now.Hour() + 1} {
@@ -234,7 +234,7 @@ func TestTimeZones(t *testing.T) {
 		zones = append(zones, fmt.Sprintf("AAA0BBB,J%d/%d,J%d", julian(now), hour, julian(now.AddDate(0, 0, -30))))
 	}
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		settings, s := rotating(t, standing(t, middle), time.Minute)
+		settings, s := rotating(t, periodWithNowAt(t, middle), time.Minute)
 		r := newRig(t, f, family, settings...)
 		list := map[string]string{
 			"nftables": "nft list map inet portknock even_vps; nft list map inet portknock odd_vps",
@@ -254,7 +254,7 @@ func TestTimeZones(t *testing.T) {
 				t.Errorf("in UTC the kernel has\n%s\nin %s\n%s", first, zone, loaded)
 			}
 			now := time.Now()
-			if !r.opens(t, s, now) || r.opens(t, s, now.Add(-s.Period)) || r.opens(t, s, now.Add(s.Period)) {
+			if !r.sequenceOpens(t, s, now) || r.sequenceOpens(t, s, now.Add(-s.Period)) || r.sequenceOpens(t, s, now.Add(s.Period)) {
 				t.Errorf("in %s other sequences open", zone)
 			}
 		}
@@ -266,48 +266,48 @@ func julian(t time.Time) int {
 	return time.Date(2026, t.Month(), t.Day(), 0, 0, 0, 0, time.UTC).YearDay()
 }
 
-// TestDerivedKeys: of two servers with one master key, neither's rules say how
+// TestDerivedKeyOpensOnlyItsServer: of two servers with one master key, neither's rules say how
 // to open the other.
-func TestDerivedKeys(t *testing.T) {
+func TestDerivedKeyOpensOnlyItsServer(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		period := standing(t, middle)
+		period := periodWithNowAt(t, middle)
 		settings, s := rotating(t, period, time.Minute)
-		r := newGuarded(t, f, family, append(settings, "DeriveHostKey yes")...)
+		r := newGuardedRig(t, f, family, append(settings, "DeriveHostKey yes")...)
 		master := s.Key
 		for name, want := range map[string]bool{"vps": true, "other": false, "VPS.example": false} {
 			s.Key = master.Derive(name)
-			if got := r.opens(t, s, time.Now()); got != want {
+			if got := r.sequenceOpens(t, s, time.Now()); got != want {
 				t.Errorf("the key of %s opens vps: %v", name, got)
 			}
 		}
-		if s.Key = master; r.opens(t, s, time.Now()) {
+		if s.Key = master; r.sequenceOpens(t, s, time.Now()) {
 			t.Error("the master key opens vps")
 		}
 		r.login(t)
 	})
 }
 
-// TestKnockAtAServiceByTheClock: a first knock that happens to go to a service
+// TestRotatingKnockAtLiveServiceCounts: a first knock that happens to go to a service
 // reaches it, and counts.
-func TestKnockAtAServiceByTheClock(t *testing.T) {
+func TestRotatingKnockAtLiveServiceCounts(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		settings, s := rotating(t, standing(t, middle), 0)
+		settings, s := rotating(t, periodWithNowAt(t, middle), 0)
 		r := newRig(t, f, family, append(settings, "Protocol tcp")...)
 		s.Ports.Transport = knock.TCP
-		first := at(t, s, time.Now())[0]
+		first := stepsAt(t, s, time.Now())[0]
 		r.server.Listen(t, first.Port)
-		r.header(t, "load")
+		r.runHeaderLine(t, "load")
 		r.expectPort(t, r.attacker, first.Port, lab.Open)
 		r.login(t)
 	})
 }
 
-// TestAtEnd: when the last window ends, the port is closed to all or open to all.
-func TestAtEnd(t *testing.T) {
+// TestPortAfterHorizonIsClosedOrOpen: when the last window ends, the port is closed to all or open to all.
+func TestPortAfterHorizonIsClosedOrOpen(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		r := newRig(t, f, family, twoKnocks)
 		load := func(atEnd string) (s knock.Schedule, end time.Time) {
-			period := standing(t, ending)
+			period := periodWithNowAt(t, ending)
 			settings, s := rotating(t, period, time.Second)
 			end = knock.WindowAt(time.Now(), period).End
 			r.load(t, settings, "--horizon", "1s", "--at-end", atEnd)
@@ -315,7 +315,7 @@ func TestAtEnd(t *testing.T) {
 			return s, end
 		}
 		_, end := load("open")
-		r.await(t, time.Until(end)+20*time.Second, r.client, 22, lab.Open)
+		r.awaitPort(t, time.Until(end)+20*time.Second, r.client, 22, lab.Open)
 		if early := time.Until(end); early > 0 {
 			t.Errorf("open %v before the end", early)
 		}
@@ -324,29 +324,29 @@ func TestAtEnd(t *testing.T) {
 			r.expect(t, r.attacker, lab.Dropped)
 			time.Sleep(50 * time.Millisecond)
 		}
-		if r.opens(t, s, end.Add(-time.Second)) || r.opens(t, s, time.Now()) {
+		if r.sequenceOpens(t, s, end.Add(-time.Second)) || r.sequenceOpens(t, s, time.Now()) {
 			t.Error("a sequence opens after the end")
 		}
 	})
 }
 
-// TestReloadByTheClock: new rules of other times find those who knock and those
+// TestReloadWithNewHorizonKeepsStagesAndOpenings: new rules of other times find those who knock and those
 // who are in where the old ones left them.
-func TestReloadByTheClock(t *testing.T) {
+func TestReloadWithNewHorizonKeepsStagesAndOpenings(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		settings, s := rotating(t, standing(t, middle), time.Minute)
-		r := newGuarded(t, f, family, append(settings, "KnockTimeout 30s")...)
+		settings, s := rotating(t, periodWithNowAt(t, middle), time.Minute)
+		r := newGuardedRig(t, f, family, append(settings, "KnockTimeout 30s")...)
 		r.ssh(t, "true")
-		knocks, from := at(t, s, time.Now()), r.visitor()
+		knocks, from := stepsAt(t, s, time.Now()), r.freshAddr()
 		r.client.KnockFrom(t, from, r.addr(), knocks[:2]...)
-		r.emit(t, "--horizon", "2h")
-		r.header(t, "check")
-		r.header(t, "load")
+		r.emitRules(t, "--horizon", "2h")
+		r.runHeaderLine(t, "check")
+		r.runHeaderLine(t, "load")
 		r.expect(t, r.client, lab.Open)
 		if !r.admits(t, from, knocks[2:]...) {
 			t.Error("an address in mid-sequence is not let through")
 		}
-		r.header(t, "undo")
+		r.runHeaderLine(t, "undo")
 		r.expect(t, r.attacker, lab.Open)
 	})
 }

@@ -15,7 +15,7 @@ import (
 // sent returns what TCP and UDP left the client up to its first SYN to port 22,
 // and the addresses that all of it left from. The kernel's own neighbour and
 // multicast messages are neither.
-func sent(packets []lab.Packet) (story []string, from []netip.Addr) {
+func sentByClient(packets []lab.Packet) (story []string, from []netip.Addr) {
 	opened := false
 	for _, p := range packets {
 		if !p.Out || p.Proto != unix.IPPROTO_TCP && p.Proto != unix.IPPROTO_UDP {
@@ -37,11 +37,11 @@ func sent(packets []lab.Packet) (story []string, from []netip.Addr) {
 	return story, from
 }
 
-// TestOnTheWire captures a whole session: the knocks in order, one packet each
+// TestClientSendsOnlyKnocksBeforeItsSYN captures a whole session: the knocks in order, one packet each
 // and nothing else, before the SYN to the service, all from one address. The
 // server drops at closed ports, so that nothing but us keeps a SYN from being
 // repeated.
-func TestOnTheWire(t *testing.T) {
+func TestClientSendsOnlyKnocksBeforeItsSYN(t *testing.T) {
 	t.Parallel()
 	for _, bound := range []bool{false, true} {
 		t.Run(fmt.Sprintf("bound=%v", bound), func(t *testing.T) {
@@ -52,15 +52,15 @@ func TestOnTheWire(t *testing.T) {
 				if bound {
 					want = r.client.Source(family, 7)
 					r.addAddr(t, want)
-					r.profile = r.vps(t, "BindAddress "+want.String(), knocks)
+					r.profile = r.vpsProfile(t, "BindAddress "+want.String(), knocks)
 				}
-				r.passSocket(t, false) // so that portknock stays
-				r.emit(t, "--policy", "drop")
-				r.header(t, "load")
+				r.setFDPass(t, false) // so that portknock stays
+				r.emitRules(t, "--policy", "drop")
+				r.runHeaderLine(t, "load")
 				capture := r.client.Capture(t)
 				r.ssh(t, "sleep 1.5") // longer than the second after which Linux repeats a SYN
 				packets := capture.Packets(t)
-				story, from := sent(packets)
+				story, from := sentByClient(packets)
 				if want := []string{
 					"7001 udp 0 bytes", "8003 tcp SYN 0 bytes", "9005 tcp SYN 0 bytes", "4000 udp 0 bytes", "22 tcp SYN 0 bytes",
 				}; !slices.Equal(story, want) {
@@ -81,10 +81,10 @@ func TestOnTheWire(t *testing.T) {
 	}
 }
 
-// TestRotatingOnTheWire: the knocks that leave are those that portknock sequence
+// TestRotatingClientSendsPrintedSequences: the knocks that leave are those that portknock sequence
 // says, for round after round. Within Skew of the window's start they take turns
 // with the window's before; nothing else is sent, least of all the next one's.
-func TestRotatingOnTheWire(t *testing.T) {
+func TestRotatingClientSendsPrintedSequences(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		name     string
@@ -119,14 +119,14 @@ func TestRotatingOnTheWire(t *testing.T) {
 				halfPast := time.Now().Truncate(time.Hour).Add(30 * time.Minute)
 				shift = shiftVariable + "=" + time.Until(halfPast).String()
 			} else {
-				period, skew := standing(t, early), time.Duration(0)
+				period, skew := periodWithNowAt(t, early), time.Duration(0)
 				if tt.skew {
 					skew = period/2 - time.Second
 				}
 				_, timing := schedule(t, period, skew)
 				settings = slices.Concat(timing, []string{"Scheme rotating"}, settings)
 			}
-			profile := vps(t, append(settings, "HostName "+n.Server.Addr(lab.IPv4).String(), "ConnectTimeout 2")...)
+			profile := vpsProfile(t, append(settings, "HostName "+n.Server.Addr(lab.IPv4).String(), "ConnectTimeout 2")...)
 			said := n.Client.Run(t, "env", shift, "portknock", "sequence", "-c", profile, "vps")
 			capture := n.Client.Capture(t)
 			if _, err := n.Client.Try("env", shift, "portknock", "-c", profile, "vps", "22"); err == nil {
@@ -164,8 +164,8 @@ func TestRotatingOnTheWire(t *testing.T) {
 	}
 }
 
-// TestFamilies: a name with addresses of both families, and the ways to choose.
-func TestFamilies(t *testing.T) {
+// TestFamilySettingsChooseAddress: a name with addresses of both families, and the ways to choose.
+func TestFamilySettingsChooseAddress(t *testing.T) {
 	t.Parallel()
 	lab.Require(t, "nft", "ssh", "sshd")
 	n := lab.New(t)
@@ -189,7 +189,7 @@ func TestFamilies(t *testing.T) {
 		capture := n.Client.Capture(t)
 		args := append(append([]string{"knock", "--wait", "-c", profile}, tt.flags...), "server.example", "22")
 		n.Client.Run(t, "portknock", args...)
-		_, from := sent(capture.Packets(t))
+		_, from := sentByClient(capture.Packets(t))
 		capture.Close()
 		if len(from) != 1 || from[0].Is4() != (tt.want == lab.IPv4) {
 			t.Errorf("%q with %q: packets from %v, want %v", tt.flags, tt.settings, from, tt.want)
