@@ -64,7 +64,7 @@ func TestImportReadsFwknoprcLikeFwknopClient(t *testing.T) {
 		"NAT, no port": "KEY abc\nNAT_ACCESS 10.0.0.5\nNAT_PORT 99\n",
 		"NAT local":    "KEY abc\nNAT_LOCAL y\n",
 		"bytes in key": "KEY \xff\u00fc:=\"'\n",
-		"ignored keys": "KEY abc\nVERBOSE Y\nUSE_GPG N\nHTTP_USER_AGENT x\nSERVER_RESOLVE_IPV4 N\n",
+		"ignored":      "KEY abc\nVERBOSE Y\nUSE_GPG N\nHTTP_USER_AGENT x\nSERVER_RESOLVE_IPV4 N\n",
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -67,14 +67,14 @@ END`)
 	for _, tt := range []struct {
 		name, addr, port string
 		code             int
-		withProfile      string
-		without          string
+		withProfile      string // the hint if portknock has a profile for the host
+		without          string // the hint if portknock has no profile for the host
 	}{{
-		name: "refused", addr: here, port: "2", code: exitClosed,
+		name: "connection refused", addr: here, port: "2", code: exitClosed,
 		withProfile: refused + knocking,
 		without:     refused,
 	}, {
-		name: "prohibited", addr: here, port: "3", code: exitClosed,
+		name: "rejected as prohibited", addr: here, port: "3", code: exitClosed,
 		withProfile: rejected + knocking,
 		without:     rejected,
 	}, {

@@ -89,7 +89,8 @@ func TestRefreshLosesNoClientAtWindowEnd(t *testing.T) {
 			return []string{"-o", "BindAddress=" + r.attacker.Source(family, n).String()}
 		}
 
-		// This waits until at least Skew and 1 s, and at most half, of a window have passed.
+		// This waits until the window has lasted for at least Skew and 1 s, and for at most half
+		// of Period.
 		for into := time.Duration(0); into < skew+time.Second || into > period/2; time.Sleep(10 * time.Millisecond) {
 			into = time.Duration(time.Now().UnixNano()) % period
 		}

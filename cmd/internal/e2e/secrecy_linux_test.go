@@ -9,8 +9,8 @@ import (
 	"github.com/portknock/portknock/cmd/internal/lab"
 )
 
-// TestWatchShowsNoKnocksOrTokens: what shows the counters and the admitted addresses shows
-// neither knocks nor tokens.
+// TestWatchShowsNoKnocksOrTokens: the watch command shows the counters and the admitted
+// addresses. It shows neither knocks nor tokens.
 func TestWatchShowsNoKnocksOrTokens(t *testing.T) {
 	eachOf(t, lab.Firewalls, onlyIPv4, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		r := newRig(t, f, family, twoKnocks, "Host one", "Scheme token", "OpenPorts 8080", keyFileSetting(t))
@@ -26,30 +26,30 @@ func TestWatchShowsNoKnocksOrTokens(t *testing.T) {
 		got := r.runHeaderLine(t, "watch")
 		for _, s := range secrets {
 			if regexp.MustCompile(`\b` + s).MatchString(got) {
-				t.Errorf("%q is in\n%s", s, got)
+				t.Errorf("the watch command shows %q:\n%s", s, got)
 			}
 		}
 		if client := r.client.Addr(family).String(); !strings.Contains(got, client) {
-			t.Errorf("the admitted address %s is not in\n%s", client, got)
+			t.Errorf("the watch command does not show the admitted address %s:\n%s", client, got)
 		}
 	})
 }
 
-// TestRecentListsAreReadableByRootOnly: the lists of xt_recent tell how far an address has got,
-// and with that the knocks, to every user of the server who may read them.
+// TestRecentListsAreReadableByRootOnly: the lists of xt_recent have mode 600. They contain
+// the stage of each address, which reveals the knocks to every user who can read them.
 func TestRecentListsAreReadableByRootOnly(t *testing.T) {
 	eachIptables(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		r := newGuardedRig(t, f, family, twoKnocks)
 		modes := strings.Fields(r.server.Shell(t, "stat -c %a /proc/net/xt_recent/portknock_*"))
 		if len(modes) == 0 || slices.ContainsFunc(modes, func(m string) bool { return m != "600" }) {
-			t.Errorf("the lists have the modes %v", modes)
+			t.Errorf("the lists have the modes %v, want 600", modes)
 		}
 		r.ssh(t, "true")
 	})
 }
 
-// TestFailedRefreshPrintsNoRules: when nft refuses the rules, the service reports that,
-// and no line of the rules gets into the journal.
+// TestFailedRefreshPrintsNoRules: if nft cannot load the rules, the service reports this.
+// The service prints no line of the rules, so the journal does not contain one either.
 func TestFailedRefreshPrintsNoRules(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct{ format, scheme, conflict string }{
@@ -67,14 +67,14 @@ func TestFailedRefreshPrintsNoRules(t *testing.T) {
 			if err == nil {
 				t.Fatal("nft has loaded the rules")
 			}
-			_, said, _ := strings.Cut(err.Error(), "\n") // below the command itself
-			if !strings.Contains(said, ": Error: ") || !strings.Contains(said, "nft did not load the rules") {
-				t.Errorf("the service does not say what is wrong: %s", said)
+			_, output, _ := strings.Cut(err.Error(), "\n") // the first line is the command
+			if !strings.Contains(output, ": Error: ") || !strings.Contains(output, "nft did not load the rules") {
+				t.Errorf("the service does not print nft's error: %s", output)
 			}
 			for line := range strings.Lines(lab.ReadFile(t, rules)) {
 				line = strings.TrimSpace(line)
-				if len(line) > 20 && !strings.HasPrefix(line, "# ") && strings.Contains(said, line) {
-					t.Errorf("the service prints %s", line)
+				if len(line) > 20 && !strings.HasPrefix(line, "# ") && strings.Contains(output, line) {
+					t.Errorf("the service prints a line of the rules: %s", line)
 				}
 			}
 		})

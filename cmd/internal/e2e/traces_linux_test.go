@@ -10,7 +10,8 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// TestGuardsFollowTraces plays every trace against every firewall.
+// TestGuardsFollowTraces: each firewall behaves as each trace of testdata/traces
+// describes.
 func TestGuardsFollowTraces(t *testing.T) {
 	traces := lab.ReadTraces(t, filepath.Join("..", "..", "..", "testdata", "traces"))
 	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
@@ -25,7 +26,7 @@ func TestGuardsFollowTraces(t *testing.T) {
 	})
 }
 
-// loadTrace puts the rules for a trace in force.
+// loadTrace emits and loads the rules for a trace.
 func loadTrace(t testing.TB, server *lab.Host, f lab.Firewall, tr *lab.Trace) {
 	t.Helper()
 	settings := []string{"Sequence " + tr.Sequence.String()}
@@ -35,9 +36,11 @@ func loadTrace(t testing.TB, server *lab.Host, f lab.Firewall, tr *lab.Trace) {
 	runHeaderLine(t, server, emitRules(t, server, f, vpsProfile(t, settings...)), "load")
 }
 
-// TestGuardsFollowTracesInWindows plays every trace where its sequence is that of a window.
-// The windows beside have a sequence that shares two ports with it. Of the sweeps,
-// which are most of the work of TestGuardsFollowTraces, one is enough here.
+// TestGuardsFollowTracesInWindows: each firewall without a daemon also behaves as each
+// trace describes if the trace's sequence belongs to a window. The windows before and
+// after have another sequence, which shares two ports with the trace's sequence. This
+// test plays only one sweep, because the sweeps are most of the work of
+// TestGuardsFollowTraces.
 func TestGuardsFollowTracesInWindows(t *testing.T) {
 	traces := lab.ReadTraces(t, filepath.Join("..", "..", "..", "testdata", "traces"))
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
@@ -46,12 +49,12 @@ func TestGuardsFollowTracesInWindows(t *testing.T) {
 			if !tr.For(f) || sweep && (tr.File != "sweep-udp-ascending.txt" || family != lab.IPv4) {
 				continue
 			}
-			place := windowRoles[i%len(windowRoles)]
-			t.Run(strings.TrimSuffix(tr.File, ".txt")+"/"+place, func(t *testing.T) {
+			role := windowRoles[i%len(windowRoles)]
+			t.Run(strings.TrimSuffix(tr.File, ".txt")+"/"+role, func(t *testing.T) {
 				t.Parallel()
 				tr.Run(t, f, family, func(server *lab.Host) {
 					other := knock.Sequence{tr.Sequence[1], {Transport: knock.UDP, Port: 4001}, tr.Sequence[0]}
-					g := alternatingGuard(place, tr.Sequence, other)
+					g := alternatingGuard(role, tr.Sequence, other)
 					for _, s := range tr.Settings {
 						d, err := time.ParseDuration(s.Value)
 						switch {
@@ -62,7 +65,7 @@ func TestGuardsFollowTracesInWindows(t *testing.T) {
 						case s.Keyword == "KnockTimeout":
 							g.KnockTimeout = d
 						default:
-							t.Fatalf("a setting %s", s.Keyword)
+							t.Fatalf("this test does not support the setting %s", s.Keyword)
 						}
 					}
 					loadGuard(t, server, f, g, 2*time.Hour)
