@@ -39,7 +39,7 @@ func TestEncapsulatedSYNDropped(t *testing.T) {
 			return append(lab.Patch(flags, byte(lab.ACK))(all[0]), all...)
 		}
 	}
-	both := map[string]packed{
+	bothFamilies := map[string]packed{
 		"data":            {data: "SSH-2.0-", open: true},
 		"two fragments":   {as: lab.Fragments(24), data: strings.Repeat("x", 40), open: true},
 		"three fragments": {as: lab.Fragments(24, 32), data: strings.Repeat("x", 40), open: true},
@@ -47,38 +47,38 @@ func TestEncapsulatedSYNDropped(t *testing.T) {
 		"PSH URG":         {flags: lab.PSH | lab.URG, open: true},
 		"FIN":             {flags: lab.FIN},
 		"RST":             {flags: lab.RST},
-		"in IPv4":         {as: lab.Inside(unix.IPPROTO_IPIP)},
-		"in GRE":          {as: lab.Inside(unix.IPPROTO_GRE, 0, 0, 8, 0)},
+		"inside IPv4":     {as: lab.Inside(unix.IPPROTO_IPIP)},
+		"inside GRE":      {as: lab.Inside(unix.IPPROTO_GRE, 0, 0, 8, 0)},
 	}
-	of := map[lab.Family]map[string]packed{
+	byFamily := map[lab.Family]map[string]packed{
 		lab.IPv4: {
-			"a first fragment without flags": {as: lab.Fragments(8), open: true},
-			"a first fragment without all":   {as: lab.Fragments(16), open: true},
-			"options":                        {as: lab.Options(1, 1, 1, 0), open: true},
-			"options and fragments":          {as: lab.Options(1, 1, 1, 0).Then(lab.Fragments(8)), open: true},
-			"two first fragments":            {as: twice(13), data: "SSH-2.0-"},
-			"source routing":                 {as: lab.Options(131, 3, 4, 0)},
-			"another address":                {to: "198.51.100.1", open: true},
-			"broadcast":                      {to: "192.0.2.255"},
-			"multicast":                      {to: "224.0.0.1"},
-			"loopback":                       {to: "127.0.0.1"},
+			"first fragment without TCP flags":            {as: lab.Fragments(8), open: true},
+			"first fragment without the whole TCP header": {as: lab.Fragments(16), open: true},
+			"options":                       {as: lab.Options(1, 1, 1, 0), open: true},
+			"options and fragments":         {as: lab.Options(1, 1, 1, 0).Then(lab.Fragments(8)), open: true},
+			"two first fragments":           {as: twice(13), data: "SSH-2.0-"},
+			"source routing":                {as: lab.Options(131, 3, 4, 0)},
+			"another address of the server": {to: "198.51.100.1", open: true},
+			"broadcast":                     {to: "192.0.2.255"},
+			"multicast":                     {to: "224.0.0.1"},
+			"loopback":                      {to: "127.0.0.1"},
 		},
 		lab.IPv6: {
-			"a first fragment without flags": {as: lab.Fragments(8)},
-			"hop by hop":                     {as: hop, open: true},
-			"destination options":            {as: dest, open: true},
-			"all of these":                   {as: dest.Then(dest).Then(hop), open: true},
-			"two first fragments":            {as: twice(8 + 13), data: "SSH-2.0-"},
-			"a routing header":               {as: lab.Extension(unix.IPPROTO_ROUTING, 4, 0, 0, 0, 0, 0)},
-			"one fragment":                   {as: lab.Fragments(), open: true},
-			"destination options in one":     {as: dest.Then(lab.Fragments()), open: true},
-			"destination options in two":     {as: dest.Then(lab.Fragments(32)), data: "SSH-2.0-"},
-			"fragments of fragments":         {as: lab.Fragments(24).Then(lab.Fragments(8)), data: "SSH-2.0-"},
-			"small fragments of fragments":   {as: lab.Fragments(8).Then(lab.Fragments(8))},
-			"another address":                {to: "2001:db8:77::1", open: true},
-			"the link's":                     {to: "fe80::1", open: true},
-			"any router's":                   {to: "2001:db8::"},
-			"multicast":                      {to: "ff02::1"},
+			"first fragment without TCP flags":          {as: lab.Fragments(8)},
+			"hop by hop":                                {as: hop, open: true},
+			"destination options":                       {as: dest, open: true},
+			"hop by hop, and destination options twice": {as: dest.Then(dest).Then(hop), open: true},
+			"two first fragments":                       {as: twice(8 + 13), data: "SSH-2.0-"},
+			"routing header":                            {as: lab.Extension(unix.IPPROTO_ROUTING, 4, 0, 0, 0, 0, 0)},
+			"one fragment":                              {as: lab.Fragments(), open: true},
+			"destination options in one fragment":       {as: dest.Then(lab.Fragments()), open: true},
+			"destination options in two fragments":      {as: dest.Then(lab.Fragments(32)), data: "SSH-2.0-"},
+			"fragments of fragments":                    {as: lab.Fragments(24).Then(lab.Fragments(8)), data: "SSH-2.0-"},
+			"small fragments of fragments":              {as: lab.Fragments(8).Then(lab.Fragments(8))},
+			"another address of the server":             {to: "2001:db8:77::1", open: true},
+			"link-local address":                        {to: "fe80::1", open: true},
+			"address of all routers of the subnet":      {to: "2001:db8::"},
+			"multicast":                                 {to: "ff02::1"},
 		},
 	}
 	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
@@ -98,10 +98,10 @@ func TestEncapsulatedSYNDropped(t *testing.T) {
 			if loaded {
 				r.runHeaderLine(t, "load")
 			}
-			for _, table := range []map[string]packed{both, of[family]} {
+			for _, table := range []map[string]packed{bothFamilies, byFamily[family]} {
 				for name, p := range table {
 					if got := probe(p); !loaded && p.open && got != lab.Open || loaded && got == lab.Open {
-						t.Errorf("%s, guarded: %v: the port is %v", name, loaded, got)
+						t.Errorf("%s, rules loaded: %v: the port is %v", name, loaded, got)
 					}
 				}
 			}
@@ -160,7 +160,7 @@ func TestEstablishedTupleCannotBypassGuard(t *testing.T) {
 			close(left)
 			<-gone
 			if got := r.client.ProbeAs(t, lab.Packet{Src: src, Dst: r.port(port), Flags: lab.SYN}, nil); got != want {
-				t.Errorf("after a session port %d is %v, want %v", port, got, want)
+				t.Errorf("after a session, port %d is %v for a SYN from the same port, want %v", port, got, want)
 			}
 			r.runHeaderLine(t, "undo")
 		}
@@ -206,7 +206,7 @@ func TestMulticastAndBroadcastCannotBypassGuard(t *testing.T) {
 		}
 		r.runHeaderLine(t, "load")
 		if got := hears(r.attacker); got != "" {
-			t.Errorf("with a guard the service receives %q", got)
+			t.Errorf("with a guard the service receives %q, want nothing", got)
 		}
 		r.knockAndWait(t, r.client)
 		if got, want := hears(r.client), strings.Join(all, " "); got != want {

@@ -50,7 +50,7 @@ func TestDropPolicyDropsAllButAllowedTraffic(t *testing.T) {
 
 // TestReloadWithoutDropPolicyReopensOtherPorts: rules without the drop policy replace
 // rules with the drop policy, and open the other ports again. The undo of rules without
-// it removes rules with it too.
+// the drop policy also removes rules that have the drop policy.
 func TestReloadWithoutDropPolicyReopensOtherPorts(t *testing.T) {
 	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		r := newRig(t, f, family, twoKnocks)

@@ -23,9 +23,9 @@ func TestFDPassHandsSocketToSSH(t *testing.T) {
 			c.say(t, "still here")
 
 			// SSH_CONNECTION is the client's address and port, the server's address and port.
-			said := strings.Fields(r.ssh(t, "echo $SSH_CONNECTION"))
-			if len(said) != 4 || said[0] != r.client.Addr(family).String() || said[2] != r.addr().String() || said[3] != "22" {
-				t.Errorf("sshd saw %q", said)
+			connection := strings.Fields(r.ssh(t, "echo $SSH_CONNECTION"))
+			if len(connection) != 4 || connection[0] != r.client.Addr(family).String() || connection[2] != r.addr().String() || connection[3] != "22" {
+				t.Errorf("the command on the server has SSH_CONNECTION %q", connection)
 			}
 			transfer(t, r)
 		})
@@ -59,7 +59,7 @@ func TestFDPassFailureEndsSSH(t *testing.T) {
 	r.setFDPass(t, true)
 	out, err := r.client.Try("ssh", "-F", r.config, "vps", "true")
 	if err == nil || !strings.Contains(out, "did not open within 2s: no answer") {
-		t.Errorf("ssh prints %q, %v", out, err)
+		t.Errorf("ssh prints %q, %v, want portknock's reason", out, err)
 	}
 	r.awaitNoPortknock(t)
 }
@@ -96,9 +96,9 @@ func TestFDPassWithoutReceiverSendsNoKnock(t *testing.T) {
 	capture := client.Capture(t)
 	try := func(want int, args ...string) (story []string) {
 		t.Helper()
-		_, said, code := portknock(client, append(args, "-c", profile, server.Addr(lab.IPv4).String(), "22")...)
+		_, stderr, code := portknock(client, append(args, "-c", profile, server.Addr(lab.IPv4).String(), "22")...)
 		if code != want {
-			t.Errorf("%q: exit code %d: %s", args, code, said)
+			t.Errorf("arguments %q: wrong exit code %d: %s", args, code, stderr)
 		}
 		story, _ = sentByClient(capture.Packets(t))
 		return story

@@ -115,7 +115,7 @@ func parseFwknopOutput(output string) map[string]string {
 }
 
 // TestImportedStanzaOpensServer: fwknop's client saves a stanza, and portknock imports
-// it. The imported profile opens a server whose fwknopd has the same keys.
+// the stanza. The imported profile opens a server whose fwknopd has the same keys.
 func TestImportedStanzaOpensServer(t *testing.T) {
 	t.Parallel()
 	lab.Require(t, "ssh", "sshd", "nft", "fwknop", "fwknopd")

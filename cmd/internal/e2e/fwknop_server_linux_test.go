@@ -99,7 +99,7 @@ func TestFwknopHeaderLoadsAndReplacesRules(t *testing.T) {
 			r.runHeaderLine(t, "load")
 			r.expect(t, r.client, lab.Dropped)
 			if out, err := r.client.Try("portknock", "-c", old, "-o", "ConnectTimeout=1", "vps", "22"); err == nil {
-				t.Errorf("the old keys still open: %s", out)
+				t.Errorf("the old keys still open port 22: %s", out)
 			}
 			r.login(t)
 			r.runHeaderLine(t, "undo")
@@ -108,8 +108,8 @@ func TestFwknopHeaderLoadsAndReplacesRules(t *testing.T) {
 	}
 }
 
-// TestFwknopReplayedPacketOpensNothing: an attacker sends a captured packet again, as it
-// was and with one letter changed. Neither opens the port.
+// TestFwknopReplayedPacketOpensNothing: an attacker sends a captured packet again,
+// first unchanged and then with one letter changed. Neither packet opens the port.
 func TestFwknopReplayedPacketOpensNothing(t *testing.T) {
 	t.Parallel()
 	r, daemon := newFwknopRig(t)
@@ -184,7 +184,7 @@ func TestFwknopUnansweredTCPIsRetriedBeforeSYNRepeats(t *testing.T) {
 		t.Errorf("portknock ended after %v: %v; want an error after 5 s to 30 s", took, err)
 	}
 	if !strings.Contains(out, "cannot send the knocks to "+r.addr().String()+": knock 1 of 1: i/o timeout") {
-		t.Errorf("portknock prints %q", out)
+		t.Errorf("portknock prints %q, want the error of the knock", out)
 	}
 	var from []uint16 // the source ports of the SYNs
 	for _, p := range capture.Packets(t) {

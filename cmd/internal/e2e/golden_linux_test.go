@@ -35,7 +35,7 @@ func TestFirewallsAcceptGoldenRules(t *testing.T) {
 					h.Run(t, "ip6tables-restore", "--test", file)
 				case "knockd", "fwknop":
 					h.Shell(t, `sed -n "s/^#: //p" `+file+` | nft -c -f -`)
-					lab.Link(t, h, lab.NewHost(t, "neighbour")) // knockd and fwknopd need an interface eth0
+					lab.Link(t, h, lab.NewHost(t, "neighbor")) // knockd and fwknopd need an interface eth0
 					if f.Name == "knockd" {
 						h.Knockd(t, file)
 					} else {

@@ -291,7 +291,7 @@ func testLoadInParts(t *testing.T, settings []string) {
 	parts := lab.RulesLine(t, file, "parts")
 	out, err := inside(parts + " && " + parts + " && nft list table inet portknock | grep -c 'timeout\\|goto'")
 	if err != nil || strings.TrimSpace(out) == "0" {
-		t.Errorf("%v: %s", err, out)
+		t.Errorf("the load in parts, twice, returns %v, or loads no windows or tokens: %s", err, out)
 	}
 	// If a part fails, the command fails.
 	server.Shell(t, "echo nonsense >>"+file)

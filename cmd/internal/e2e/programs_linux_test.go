@@ -126,7 +126,7 @@ func TestSSHAliasAndHostNameFindProfile(t *testing.T) {
 		config := r.sshd.ClientConfig(t, "Host box", "HostName "+r.addr().String(),
 			"ProxyCommand "+strings.Replace(proxy, "%n", "vps", 1))
 		if got := sshOutput(t, r.client, "-F", config, "box", "echo in"); got != "in\n" {
-			t.Errorf("%s: %q", proxy, got)
+			t.Errorf("ProxyCommand %s: ssh prints %q, want in", proxy, got)
 		}
 	}
 }

@@ -42,7 +42,7 @@ func unitCommands(t testing.TB, text string) (commands [][]string) {
 				word += line[1][i : i+1]
 			case c == '$' || c == '%':
 				if i++; i == len(line[1]) || line[1][i] != c {
-					t.Fatalf("a lone %c in %s", c, line[1])
+					t.Fatalf("a single %c, which must be doubled, in %s", c, line[1])
 				}
 				word += string(c)
 			case c == ' ' && !quoted:
@@ -309,7 +309,7 @@ func TestRefreshRestoresRulesAfterFirewalldStarts(t *testing.T) {
 	text, _ := printedUnits(t, r.server, "iptables", vpsProfile(t, "Scheme rotating", keyFileSetting(t)))
 	for _, line := range []string{`After=.* firewalld\.service`, `WantedBy=.* firewalld\.service`, `ExecStartPre=-firewall-cmd --state`} {
 		if !regexp.MustCompile("(?m)^" + line + "$").MatchString(text) {
-			t.Errorf("no line %s in\n%s", line, text)
+			t.Errorf("the units have no line %s:\n%s", line, text)
 		}
 	}
 	service := func() {

@@ -39,7 +39,7 @@ var (
 )
 
 // periodWithNowAt returns a period whose current window has the present at this place.
-// At a few seconds no such period exists, and it waits for the next second.
+// For a few seconds no such period exists. Then periodWithNowAt waits for the next second.
 func periodWithNowAt(t testing.TB, p place) time.Duration {
 	t.Helper()
 	for range 60 {
@@ -142,8 +142,8 @@ func (a alternating) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
 	return []knock.Sequence{a.sequences[w.Start.Unix()/int64(a.period/time.Second)&1]}, w, nil
 }
 
-// windowRoles are the roles that a window can have now: it is the only valid window, or
-// it is the even or the odd window of two that are valid.
+// windowRoles are the roles that a window can have now: the only valid window, the even
+// one of two valid windows, or the odd one of two valid windows.
 var windowRoles = []string{"alone", "even of two", "odd of two"}
 
 // alternatingGuard returns a guard with a window that has this role now and for at least 100 s.

@@ -65,7 +65,7 @@ func TestFailedRefreshPrintsNoRules(t *testing.T) {
 			h.Shell(t, "nft 'add table inet portknock; "+tt.conflict+"'")
 			err := runAll(h, unitCommands(t, text)[:1])
 			if err == nil {
-				t.Fatal("nft has loaded the rules")
+				t.Fatal("nft has loaded the rules, but this test needs an error of nft")
 			}
 			_, output, _ := strings.Cut(err.Error(), "\n") // the first line is the command
 			if !strings.Contains(output, ": Error: ") || !strings.Contains(output, "nft did not load the rules") {

@@ -40,7 +40,7 @@ func (r *rig) setFDPass(t testing.TB, pass bool) {
 }
 
 // withAndWithoutFDPass runs a test twice: in one run portknock copies the stream, in the
-// other run it passes its socket to ssh.
+// other run portknock passes its socket to ssh.
 func withAndWithoutFDPass(t *testing.T, test func(*testing.T, *rig)) {
 	t.Parallel()
 	for _, fdpass := range []bool{false, true} {
@@ -63,7 +63,7 @@ func (r *rig) ssh(t testing.TB, command string) string {
 func (r *rig) login(t testing.TB) {
 	t.Helper()
 	if got := r.ssh(t, "echo in"); got != "in\n" {
-		t.Errorf("%s, %v: ssh prints %q", r.firewall.Name, r.family, got)
+		t.Errorf("%s, %v: ssh prints %q, want in", r.firewall.Name, r.family, got)
 	}
 }
 

@@ -90,7 +90,7 @@ func TestReasonIsPrintedWhenCallerGivesUp(t *testing.T) {
 					code, want = exitFailed, "portknock: interrupted\n"
 				}
 				if got := c.cmd.ProcessState.ExitCode(); got != code || !regexp.MustCompile("^"+want+"$").MatchString(c.stderr.String()) {
-					t.Errorf("exit code %d, %q; want %d, %q", got, c.stderr.String(), code, want)
+					t.Errorf("exit code %d, stderr %q; want %d, %q", got, c.stderr.String(), code, want)
 				}
 				for line := range strings.Lines(c.stderr.String()) {
 					c.log.Await(t, "] "+strings.TrimPrefix(line, "portknock: "), 1)
@@ -187,7 +187,7 @@ func TestIgnoredSIGHUPDoesNotEndPortknock(t *testing.T) {
 	}
 	_ = c.cmd.Wait()
 	if code := c.cmd.ProcessState.ExitCode(); code != exitClosed || !strings.Contains(c.stderr.String(), "connection refused") {
-		t.Errorf("exit code %d, %q", code, c.stderr.String())
+		t.Errorf("exit code %d, stderr %q, want 5 and connection refused", code, c.stderr.String())
 	}
 }
 

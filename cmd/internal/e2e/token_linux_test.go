@@ -13,13 +13,13 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// TestTokenServesOnlyItsFirstAddress: a token serves only the address that sent it first. A packet that differs
-// from a token in one bit opens nothing.
+// TestTokenServesOnlyItsFirstAddress: a token opens the port only for the address that
+// sent it first. A packet that differs from a token in one bit opens nothing.
 func TestTokenServesOnlyItsFirstAddress(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		period := periodWithNowAt(t, middle)
 		settings, s := tokens(t, period, 2*time.Minute)
-		// Long enough for a busy machine to knock and look within it.
+		// OpenFor is long enough for a busy machine to knock and to probe the port.
 		r := newRig(t, f, family, append(settings, "OpenFor 5s")...)
 		r.runHeaderLine(t, "check")
 		r.runHeaderLine(t, "load")
@@ -49,13 +49,13 @@ func TestTokenServesOnlyItsFirstAddress(t *testing.T) {
 		}
 		first, second := r.freshAddr(), r.freshAddr()
 		for i, step := range wrong {
-			if i%40 == 0 && r.admits(t, first) { // or a failure would not say which
-				t.Fatal("one of the packets before opens: ", i)
+			if i%40 == 0 && r.admits(t, first) { // probe often, so that a failure tells which packets open
+				t.Fatal("port 22 is open after wrong packet number ", i)
 			}
 			r.client.KnockFrom(t, first, r.addr(), step)
 		}
 		if r.admits(t, first) {
-			t.Fatal("one of the last packets opens")
+			t.Fatal("one of the last wrong packets opens port 22")
 		}
 		for i, step := range []struct {
 			from  netip.Addr
@@ -63,21 +63,21 @@ func TestTokenServesOnlyItsFirstAddress(t *testing.T) {
 			want  bool
 		}{{first, 0, true}, {second, 0, false}, {second, 3, true}, {first, 0, true}, {r.freshAddr(), 3, false}} {
 			if got := r.admits(t, step.from, valid[step.token]); got != step.want {
-				t.Errorf("step %d: token %d from %v opens: %v", i, step.token, step.from, got)
+				t.Errorf("step %d: token %d from %v opens port 22: %v", i, step.token, step.from, got)
 			}
 		}
-		// An opening ends, a token goes on.
-		lab.Await(t, 40*time.Second, func() string { // the kernel's clock cannot be faked
+		// The opening ends after OpenFor, but the token stays valid.
+		lab.Await(t, 40*time.Second, func() string { // a test cannot fake the kernel's clock
 			if r.admits(t, first) {
-				return "open long after OpenFor"
+				return "port 22 is still open long after OpenFor"
 			}
 			return ""
 		})
 		if !r.admits(t, first, valid[0]) {
-			t.Error("after OpenFor a token no longer serves its owner")
+			t.Error("after OpenFor, a token does not open port 22 for the address that used it")
 		}
 		if r.admits(t, r.freshAddr(), valid[0]) {
-			t.Error("after OpenFor a token has another owner")
+			t.Error("after OpenFor, a token opens port 22 for another address")
 		}
 		r.login(t)
 		transfer(t, r)
@@ -87,14 +87,14 @@ func TestTokenServesOnlyItsFirstAddress(t *testing.T) {
 	})
 }
 
-// TestNeighborTokensOpenOnlyWithinSkew: a neighbour's token opens within Skew of the boundary between
-// them only.
+// TestNeighborTokensOpenOnlyWithinSkew: a token of the previous or next window opens the
+// port only within Skew of the boundary to that window.
 func TestNeighborTokensOpenOnlyWithinSkew(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		for _, tt := range []struct {
 			place        place
 			skew         time.Duration
-			before, next bool // which of the neighbours' tokens open
+			before, next bool // the tokens of the previous, or next, window open
 		}{
 			{place: early, skew: 2 * time.Minute, before: true},
 			{place: early, skew: 0},
@@ -110,7 +110,7 @@ func TestNeighborTokensOpenOnlyWithinSkew(t *testing.T) {
 				want bool
 			}{{-period, tt.before}, {period, tt.next}, {-2 * period, false}, {2 * period, false}, {0, true}} {
 				if got := r.admits(t, r.freshAddr(), stepsAt(t, s, now.Add(other.by))...); got != other.want {
-					t.Errorf("period %v, skew %v, %v into it: the tokens of %v later open: %v", period, tt.skew,
+					t.Errorf("period %v, skew %v, %v after the window's start: the tokens of %v later open: %v", period, tt.skew,
 						now.Sub(knock.WindowAt(now, period).Start), other.by, got)
 				}
 			}
@@ -118,8 +118,8 @@ func TestNeighborTokensOpenOnlyWithinSkew(t *testing.T) {
 	})
 }
 
-// TestEachWindowsTokenOpensOnce: a token that is spent in one window is fresh in another,
-// also where two windows share a set of spent tokens.
+// TestEachWindowsTokenOpensOnce: the first token of each of six windows opens the port for
+// one address. The rules use the same sets or lists of spent tokens for several windows.
 func TestEachWindowsTokenOpensOnce(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		r := newRig(t, f, family, twoKnocks)
@@ -133,19 +133,20 @@ func TestEachWindowsTokenOpensOnce(t *testing.T) {
 			first, again := r.admits(t, r.freshAddr(), token), r.admits(t, r.freshAddr(), token)
 			if window := knock.WindowAt(began, s.Period); time.Now().After(window.End) {
 				if began.After(late) {
-					t.Fatal("this takes longer than a window")
+					t.Fatal("on this machine, two tokens take longer than a window")
 				}
-				continue // its token may have come too late
+				continue // the token may have arrived after its window
 			} else if !first || again {
-				t.Errorf("in the window from %v a token opens: %v, from elsewhere: %v", window.Start, first, again)
+				t.Errorf("in the window from %v the token opens: %v, and for a second address: %v", window.Start, first, again)
 			}
 			seen++
 		}
 	})
 }
 
-// TestReloadKeepsSpentTokensAndOpenings: what is spent stays spent over new rules, of another time or
-// another scheme. What was open stays open.
+// TestReloadKeepsSpentTokensAndOpenings: a spent token stays spent, and an admitted address
+// stays admitted, when new rules are loaded. The new rules have another horizon or another
+// scheme.
 func TestReloadKeepsSpentTokensAndOpenings(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		period := periodWithNowAt(t, middle)
@@ -153,47 +154,49 @@ func TestReloadKeepsSpentTokensAndOpenings(t *testing.T) {
 		settings = append(settings, "OpenFor 5m")
 		r := newRig(t, f, family, settings...)
 		other, _ := rotating(t, period, time.Minute)
-		fixed := []string{threeKnocks}
+		static := []string{threeKnocks}
 		r.runHeaderLine(t, "load")
 		valid := r.familyTokens(t, s, time.Now())
-		first, stranger := r.freshAddr(), r.freshAddr()
+		first, second := r.freshAddr(), r.freshAddr()
 		if !r.admits(t, first, valid[0]) {
-			t.Fatal("a token does not open")
+			t.Fatal("a token does not open port 22")
 		}
-		for i, settings := range [][]string{settings, settings, other, settings, fixed, settings} {
+		for i, settings := range [][]string{settings, settings, other, settings, static, settings} {
 			r.profile = vpsProfile(t, settings...)
 			r.emitRules(t, "--horizon", fmt.Sprintf("%dh", i+1))
 			r.runHeaderLine(t, "check")
 			r.runHeaderLine(t, "load")
 			if !r.admits(t, first) {
-				t.Errorf("load %d closes the port to an admitted address", i)
+				t.Errorf("load %d closes port 22 to an admitted address", i)
 			}
-			if r.admits(t, stranger, valid[0]) {
-				t.Errorf("load %d revives a token", i)
+			if r.admits(t, second, valid[0]) {
+				t.Errorf("after load %d, a spent token opens port 22 for another address", i)
 			}
 		}
-		if !r.admits(t, stranger, valid[1]) {
-			t.Error("a fresh token does not open")
+		if !r.admits(t, second, valid[1]) {
+			t.Error("a fresh token does not open port 22")
 		}
 	})
 }
 
-// TestNextRoundReplacesLostToken: a token that does not arrive is made up for by the next round.
+// TestNextRoundReplacesLostToken: if a token is lost, ssh still connects, because the next
+// round sends another token.
 func TestNextRoundReplacesLostToken(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		r, s := newTokenRig(t, f, family)
-		// One packet, of either family, but not two.
+		// The quota of 70 bytes drops one packet of either family, but not two.
 		r.server.Run(t, "nft", fmt.Sprintf("add table inet hole; add chain inet hole in { type filter hook prerouting priority -400; };"+
 			"add rule inet hole in udp dport %d quota until 70 bytes counter drop", s.Port))
 		r.login(t)
-		if said := r.server.Run(t, "nft", "list", "table", "inet", "hole"); !strings.Contains(said, "counter packets 1 ") {
-			t.Errorf("not one token was lost:\n%s", said)
+		if listing := r.server.Run(t, "nft", "list", "table", "inet", "hole"); !strings.Contains(listing, "counter packets 1 ") {
+			t.Errorf("the number of lost tokens is not 1:\n%s", listing)
 		}
 	})
 }
 
-// TestEachNewAddressSpendsOneToken: each of a window's tokens serves one more network; a network
-// that comes again needs none, and one too many is told of the next window.
+// TestEachNewAddressSpendsOneToken: in one window, each token opens the port for one more
+// client address. An address that knocks again spends no other token. If all tokens are
+// spent, portknock prints an error that names the limit.
 func TestEachNewAddressSpendsOneToken(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		r, _ := newTokenRig(t, f, family, "TokensPerWindow 4", "ConnectTimeout 4", "OpenFor 1s")
@@ -202,26 +205,26 @@ func TestEachNewAddressSpendsOneToken(t *testing.T) {
 			r.addAddr(t, addr)
 			return r.client.Try("portknock", "knock", "--wait", "-c", r.profile, "-o", "BindAddress="+addr.String(), "vps", "22")
 		}
-		networks := uint16(4)
+		addresses := uint16(4)
 		if format(f) == "iptables" {
-			networks /= 2 // the others are for the other family
+			addresses /= 2 // half of the tokens are for the other family
 		}
 		for _, n := range []uint16{1, 2, 3, 4, 1, 1, 4} {
-			if n > networks {
+			if n > addresses {
 				continue
 			}
-			if said, err := from(n); err != nil {
-				t.Errorf("network %d: %v\n%s", n, err, said)
+			if output, err := from(n); err != nil {
+				t.Errorf("address %d: %v\n%s", n, err, output)
 			}
 		}
-		if said, err := from(networks + 1); err == nil || !strings.Contains(said, "the tokens of a window serve at most 4 addresses") {
-			t.Errorf("one network too many: %v\n%s", err, said)
+		if output, err := from(addresses + 1); err == nil || !strings.Contains(output, "the tokens of a window serve at most 4 addresses") {
+			t.Errorf("the address after the last token gets %v, want the error for too many addresses:\n%s", err, output)
 		}
 	})
 }
 
-// TestEachFamilySpendsItsOwnToken: a client that knocks by both families at once spends two tokens.
-// A token spent by one of them is spent for the other.
+// TestEachFamilySpendsItsOwnToken: a client that knocks with IPv4 and IPv6 at once spends
+// two tokens. A token that is spent with one family is spent for the other too.
 func TestEachFamilySpendsItsOwnToken(t *testing.T) {
 	eachOf(t, kernelFirewalls(), onlyIPv4, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		r, s := newTokenRig(t, f, family)
@@ -231,21 +234,22 @@ func TestEachFamilySpendsItsOwnToken(t *testing.T) {
 			r.expect(t, r.client, lab.Open)
 		}
 		for n, step := range stepsAt(t, s, time.Now()) {
-			in := 0
+			admitted := 0
 			for _, r.family = range lab.Families {
 				if r.admits(t, r.freshAddr(), step) {
-					in++
+					admitted++
 				}
 			}
-			if in > 1 {
-				t.Errorf("token %d opens by both families", n)
+			if admitted > 1 {
+				t.Errorf("token %d opens port 22 with both families", n)
 			}
 		}
 	})
 }
 
-// TestTokenAtLiveServiceOpens: a token may go to the port of a live service, which others
-// go on using, and which sees the token unless it is consumed.
+// TestTokenAtLiveServiceOpens: a token may go to a port on which a service listens. Other
+// clients can still use the service. The service receives the token, unless --consume is
+// set.
 func TestTokenAtLiveServiceOpens(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		settings, s := tokens(t, periodWithNowAt(t, middle), time.Minute)
@@ -273,24 +277,24 @@ func TestTokenAtLiveServiceOpens(t *testing.T) {
 			runHeaderLine(t, r.server, emitRules(t, r.server, f, r.profile, flags...), "load")
 			visitor := r.freshAddr()
 			if !r.admits(t, visitor, valid[i], hello) {
-				t.Errorf("consume %v: the token does not open", consume)
+				t.Errorf("consume %v: the token does not open port 22", consume)
 			}
 			got := hears()
 			if !consume && got != string(valid[i].Payload) {
-				t.Errorf("the service hears %q, not the token", got)
+				t.Errorf("the service receives %q, not the token", got)
 			}
 			if !consume {
 				got = hears()
 			}
 			if got != string(hello.Payload) {
-				t.Errorf("consume %v: the service hears %q", consume, got)
+				t.Errorf("consume %v: the service receives %q, want the other packet", consume, got)
 			}
 		}
 	})
 }
 
-// TestProfilesMayShareTokenPort: profiles that share a token port do not stand in each
-// other's way.
+// TestProfilesMayShareTokenPort: two profiles with the same TokenPort work at the same
+// time. A token of one profile opens only this profile's ports.
 func TestProfilesMayShareTokenPort(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		settings, s := tokens(t, periodWithNowAt(t, middle), time.Minute)
@@ -308,11 +312,11 @@ func TestProfilesMayShareTokenPort(t *testing.T) {
 				t.Errorf("the token of %s does not open port 22", name)
 			}
 			if got := r.client.ProbeFrom(t, visitor, r.port(8080)); (got == lab.Open) != (name == "web") {
-				t.Errorf("to the token of %s port 8080 is %v", name, got)
+				t.Errorf("after the token of %s, port 8080 is %v", name, got)
 			}
 		}
 		if s.Key = master; r.admits(t, r.freshAddr(), stepsAt(t, s, time.Now())...) {
-			t.Error("a token of the master key opens")
+			t.Error("a token of the master key opens port 22")
 		}
 	})
 }

@@ -13,49 +13,51 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestTokenOpensOnlyFromValidUDPPackets: which packets that contain a token open the port.
+// TestTokenOpensOnlyFromValidUDPPackets: a token in a valid UDP packet opens the port, also
+// in fragments. A token in another packet does not. With iptables, a token behind an IPv6
+// extension header does not open the port either.
 func TestTokenOpensOnlyFromValidUDPPackets(t *testing.T) {
 	type packed struct {
 		opens bool
 		as    lab.Reshape
 	}
-	both := map[string]packed{
+	bothFamilies := map[string]packed{
 		"two fragments":      {true, lab.Fragments(8)},
 		"three fragments":    {true, lab.Fragments(8, 16)},
 		"UDP-Lite":           {false, lab.As(unix.IPPROTO_UDPLITE)},
-		"a SYN":              {false, lab.As(unix.IPPROTO_TCP)},
+		"a TCP packet":       {false, lab.As(unix.IPPROTO_TCP)},
 		"a length too short": {false, lab.Patch(4, 0, 23)},
 		"a length too long":  {false, lab.Patch(4, 0, 25)},
-		"cut":                {false, lab.Cut(23)},
-		"in IPv4":            {false, lab.Inside(unix.IPPROTO_IPIP)},
-		"in GRE":             {false, lab.Inside(unix.IPPROTO_GRE, 0, 0, 8, 0)},
+		"cut short":          {false, lab.Cut(23)},
+		"inside IPv4":        {false, lab.Inside(unix.IPPROTO_IPIP)},
+		"inside GRE":         {false, lab.Inside(unix.IPPROTO_GRE, 0, 0, 8, 0)},
 	}
-	of := func(f lab.Firewall, family lab.Family) map[string]packed {
+	byFamily := func(f lab.Firewall, family lab.Family) map[string]packed {
 		if family == lab.IPv4 {
 			return map[string]packed{
 				"options":               {true, lab.Options(1, 1, 1, 0)},
 				"options and fragments": {true, lab.Options(1, 1, 1, 0).Then(lab.Fragments(16))},
 				"no checksum":           {true, lab.Patch(6, 0, 0)},
-				"an error about it":     {false, lab.Inside(unix.IPPROTO_ICMP, 3, 3, 0, 0, 0, 0, 0, 0)},
+				"quoted in ICMP error":  {false, lab.Inside(unix.IPPROTO_ICMP, 3, 3, 0, 0, 0, 0, 0, 0)},
 			}
 		}
 		return map[string]packed{
-			"one fragment":        {true, lab.Fragments()},
-			"hop by hop":          {format(f) == "nftables", lab.Extension(unix.IPPROTO_HOPOPTS, padding...)},
-			"destination options": {format(f) == "nftables", lab.Extension(unix.IPPROTO_DSTOPTS, padding...)},
-			"an error about it":   {false, lab.Inside(unix.IPPROTO_ICMPV6, 1, 4, 0, 0, 0, 0, 0, 0)},
+			"one fragment":         {true, lab.Fragments()},
+			"hop by hop":           {format(f) == "nftables", lab.Extension(unix.IPPROTO_HOPOPTS, padding...)},
+			"destination options":  {format(f) == "nftables", lab.Extension(unix.IPPROTO_DSTOPTS, padding...)},
+			"quoted in ICMP error": {false, lab.Inside(unix.IPPROTO_ICMPV6, 1, 4, 0, 0, 0, 0, 0, 0)},
 		}
 	}
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		r, s := newTokenRig(t, f, family, "TokensPerWindow 64", "OpenFor 5m")
 		s.Tokens = 64
 		fresh := r.familyTokens(t, s, time.Now())
-		for _, table := range []map[string]packed{both, of(f, family)} {
+		for _, table := range []map[string]packed{bothFamilies, byFamily(f, family)} {
 			for name, p := range table {
 				from := r.freshAddr()
 				r.client.SendAs(t, lab.Packet{Src: netip.AddrPortFrom(from, 0), Dst: r.port(s.Port), Payload: fresh[0].Payload}, p.as)
 				if got := r.admits(t, from); got != p.opens {
-					t.Errorf("%s opens: %v", name, got)
+					t.Errorf("a token in this packet (%s) opens port 22: %v", name, got)
 				}
 				if p.opens {
 					fresh = fresh[1:]
@@ -65,49 +67,51 @@ func TestTokenOpensOnlyFromValidUDPPackets(t *testing.T) {
 	})
 }
 
-// fixed is a schedule of these tokens for ever.
-type fixed struct {
+// fixedTokens is a schedule that has the same tokens in every window.
+type fixedTokens struct {
 	period time.Duration
 	tokens [][]byte
 }
 
-func (s fixed) At(t time.Time) (all []knock.Sequence, w knock.Window, err error) {
+// At returns the tokens, and the window that contains t.
+func (s fixedTokens) At(t time.Time) (all []knock.Sequence, w knock.Window, err error) {
 	for _, token := range s.tokens {
 		all = append(all, knock.Sequence{{Transport: knock.UDP, Port: 62202, Payload: token}})
 	}
 	return all, knock.WindowAt(t, s.period), nil
 }
 
-// TestTokenMayContainAnyBytes: no byte of a token means anything to a firewall. A token that two
-// windows share is spent once.
+// TestTokenMayContainAnyBytes: a token opens the port whatever bytes it contains. With
+// nftables, a token that belongs to two windows opens for one address only.
 func TestTokenMayContainAnyBytes(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		r := newListeningRig(t, f, family)
 		g := alternatingGuard("odd of two", nil, nil)
-		s := fixed{period: g.Schedule.(alternating).period}
+		s := fixedTokens{period: g.Schedule.(alternating).period}
 		for _, text := range []string{"\x00", "\xff", "\x00\x00\x00\x00\x01", "\x01", "\x80", "0x", "\"&&;", "\n\x00"} {
 			token := append([]byte(text), make([]byte, knock.TokenSize-len(text))...)
 			if text == "\xff" {
 				token = []byte(strings.Repeat(text, knock.TokenSize))
 			}
-			s.tokens = append(s.tokens, token, append([]byte{0}, token[:15]...)) // one for each family
+			s.tokens = append(s.tokens, token, append([]byte{0}, token[:15]...)) // two tokens, one for each family
 			s.tokens[len(s.tokens)-1][15] ^= 0x55
 		}
 		g.Schedule = s
 		loadGuard(t, r.server, f, g, 2*time.Hour)
-		stranger := r.freshAddr()
+		second := r.freshAddr()
 		for i, step := range r.familyTokens(t, s, time.Now()) {
 			if !r.admits(t, r.freshAddr(), step) {
-				t.Errorf("token %d, %x, does not open", i, step.Payload)
+				t.Errorf("token %d, %x, does not open port 22", i, step.Payload)
 			}
-			if format(f) == "nftables" && r.admits(t, stranger, step) {
-				t.Errorf("token %d, %x, opens twice", i, step.Payload)
+			if format(f) == "nftables" && r.admits(t, second, step) {
+				t.Errorf("token %d, %x, opens port 22 for a second address", i, step.Payload)
 			}
 		}
 	})
 }
 
-// TestGuessedTokensOpenNothing sends what an attacker can: guesses. The bench sends a million.
+// TestGuessedTokensOpenNothing: 20,000 random guesses of an attacker open nothing, and then
+// a token opens the port. The bench sends a million guesses.
 func TestGuessedTokensOpenNothing(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		r, s := newTokenRig(t, f, family)
@@ -122,13 +126,14 @@ func TestGuessedTokensOpenNothing(t *testing.T) {
 		})
 		r.expect(t, r.attacker, lab.Dropped)
 		if !r.admits(t, r.freshAddr(), r.familyTokens(t, s, time.Now())[0]) {
-			t.Error("after the flood a token does not open")
+			t.Error("after the flood, a token does not open port 22")
 		}
 	})
 }
 
-// TestTokenSentByManyAtOnceAdmitsAtMostOne: of many addresses that send one token at the same moment, to
-// different processors, one is let in; by iptables it may be none.
+// TestTokenSentByManyAtOnceAdmitsAtMostOne: many addresses send one token at the same
+// moment, and different processors of the server receive the packets. The guard admits one
+// of these addresses. With iptables it may admit none.
 func TestTokenSentByManyAtOnceAdmitsAtMostOne(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		r, s := newTokenRig(t, f, family, "TokensPerWindow 64", "OpenFor 5m")
@@ -152,18 +157,18 @@ func TestTokenSentByManyAtOnceAdmitsAtMostOne(t *testing.T) {
 			}
 			all.Wait()
 		}
-		r.server.Shell(t, "echo 0 >"+steering) // a probe waits for what comes in order
+		r.server.Shell(t, "echo 0 >"+steering) // a probe needs packets in order
 		for token := range tokens {
-			in := 0
+			admitted := 0
 			for i, h := range hosts {
 				for _, from := range senders[token][i] {
 					if h.ProbeFrom(t, from, r.port(22)) == lab.Open {
-						in++
+						admitted++
 					}
 				}
 			}
-			if in > 1 || in == 0 && format(f) == "nftables" {
-				t.Errorf("token %d has let %d in", token, in)
+			if admitted > 1 || admitted == 0 && format(f) == "nftables" {
+				t.Errorf("token %d has admitted %d addresses", token, admitted)
 			}
 		}
 	})
