@@ -1,7 +1,7 @@
 // Package e2e tests the built command against real firewalls, daemons and clients,
 // on hosts of the lab. A file tests what its name says, without _linux_test.go:
 //
-//	guard           a guard from load to undo; reloads; several clients and profiles
+//	guard           a guard from load to undo; reloads; several clients, profiles and schemes
 //	droppolicy      rules with --policy drop
 //	loading         check, load, trial, keep and undo; failures; many windows
 //	golden          the golden rules of testdata/rules
@@ -14,7 +14,7 @@
 //	token           tokens
 //	token_packets   packets that carry tokens
 //	refresh         the systemd units that regenerate rules
-//	knockd          sequences that only knockd handles differently
+//	knockd          knockd with sequences that repeat or share ports
 //	oldnft          old versions of nft
 //	handmade        servers and clients that other people have made
 //	fwknop_server   fwknopd with emitted rules

@@ -11,8 +11,8 @@ import (
 )
 
 // TestDropPolicyDropsAllButAllowedTraffic: --policy drop closes all other ports. It lets
-// through ssh after the knocks, pings, the ports of --allow, and sessions that the
-// server began.
+// through pings, connections to the ports of --allow, sessions that the server began, and
+// ssh after the knocks.
 func TestDropPolicyDropsAllButAllowedTraffic(t *testing.T) {
 	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		lab.Require(t, "ping")

@@ -171,7 +171,7 @@ func checkDecoded(t *testing.T, asked []*spa.Request, packets []string, got map[
 	for i, a := range asked {
 		fields := got[packets[i]]
 		expected := wantFields(a)
-		// fwknopd finds the digest by its length. If two digests have one length, fwknopd
+		// Digest Type is the digest of the fields. If two digests have one length, fwknopd
 		// prints the name of the first.
 		_, digest, _ := strings.Cut(fields["Digest Type"], "(")
 		if name := strings.TrimSuffix(digest, ")"); len(name) < 3 || !strings.HasPrefix(fwknopName(a.Digest), name[:3]) {

@@ -75,8 +75,8 @@ func TestSSHThroughFwknopd(t *testing.T) {
 	}
 }
 
-// TestFwknopHeaderLoadsAndReplacesRules: the commands in the header load the rules. They
-// also replace these by rules with other keys.
+// TestFwknopHeaderLoadsAndReplacesRules: the commands in the header load the rules. A
+// second load replaces these rules by rules with other keys.
 func TestFwknopHeaderLoadsAndReplacesRules(t *testing.T) {
 	t.Parallel()
 	for name, more := range map[string][]string{"udp": nil, "tcp": {"SPAProtocol tcp"}} {
@@ -108,8 +108,9 @@ func TestFwknopHeaderLoadsAndReplacesRules(t *testing.T) {
 	}
 }
 
-// TestFwknopReplayedPacketOpensNothing: an attacker sends a captured packet again,
-// first unchanged and then with one letter changed. Neither packet opens the port.
+// TestFwknopReplayedPacketOpensNothing: an attacker sends a captured packet again from
+// another address, first unchanged and then with one letter changed. Neither packet opens
+// the port.
 func TestFwknopReplayedPacketOpensNothing(t *testing.T) {
 	t.Parallel()
 	r, daemon := newFwknopRig(t)

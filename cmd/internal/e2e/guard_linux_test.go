@@ -94,7 +94,7 @@ func TestConsumeDropsKnocks(t *testing.T) {
 }
 
 // TestEachProfileOpensItsPorts: each of two profiles of one server opens its own ports.
-// Both profiles open a port that is in both.
+// A port of both profiles opens with the knocks of either profile.
 func TestEachProfileOpensItsPorts(t *testing.T) {
 	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		r := newRig(t, f, family, twoKnocks,

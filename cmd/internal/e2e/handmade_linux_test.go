@@ -19,7 +19,7 @@ add set inet filter progress { type ipv4_addr . inet_service; flags timeout; }
 add set inet filter clients { type ipv4_addr; flags timeout; }
 add chain inet filter input { type filter hook input priority 0; policy drop; }
 add rule inet filter input ct state established,related accept
-add rule inet filter input icmp type echoSession-request accept
+add rule inet filter input icmp type echo-request accept
 add rule inet filter input tcp dport 10000 update @progress { ip saddr . 2345 timeout 5s } drop
 add rule inet filter input tcp dport 2345 ip saddr . tcp dport @progress update @progress { ip saddr . 3456 timeout 5s } drop
 add rule inet filter input tcp dport 3456 ip saddr . tcp dport @progress update @progress { ip saddr . 1234 timeout 5s } drop

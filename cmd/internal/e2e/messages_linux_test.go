@@ -106,7 +106,7 @@ END`)
 }
 
 // TestWarningIfServerDoesNotGuardPort: portknock warns once if the profile does not open
-// the port to which it connects. The connection is made all the same.
+// the port to which it connects. portknock still connects.
 func TestWarningIfServerDoesNotGuardPort(t *testing.T) {
 	t.Parallel()
 	client := lab.NewHost(t, "client")

@@ -141,7 +141,7 @@ func TestKnockCommandOpensPortSilently(t *testing.T) {
 		t.Errorf("portknock knock prints %q, want nothing", out)
 	}
 	r.expect(t, r.client, lab.Open)
-	// portknock delays the packet that completes a connection for 200 ms. On a busy machine
+	// The packet that completes a connection is delayed for 200 ms. On a busy machine
 	// portknock may need longer to end the connection, so the test tries up to 5 times.
 	connections := func() int { return strings.Count(r.sshd.Log.String(), "Connection from") }
 	logged := true

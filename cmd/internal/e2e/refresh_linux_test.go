@@ -79,7 +79,7 @@ func TestRefreshLosesNoClientAtWindowEnd(t *testing.T) {
 	const period, skew = 8 * time.Second, time.Second
 	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		r := newListeningRig(t, f, family)
-		r.attacker.Shell(t, "echo 1 >/proc/sys/net/ipv6/ip_nonlocal_bind") // each knocker gets another address
+		r.attacker.Shell(t, "echo 1 >/proc/sys/net/ipv6/ip_nonlocal_bind") // so that each knocker can use another address
 		_, timing := schedule(t, period, skew)
 		r.profile = r.vpsProfile(t, append(timing, "Scheme rotating", "OpenFor 1m", "Knocks 3")...)
 		text, rules := printedUnits(t, r.server, format(f), r.profile)
@@ -125,7 +125,7 @@ func TestRefreshLosesNoClientAtWindowEnd(t *testing.T) {
 			if out, err := r.attacker.Try("portknock", append([]string{"knock", "--wait", "-c", r.profile}, args...)...); err != nil {
 				t.Errorf("knocker %d, %v after the window's end, is not let through: %v %s", knockers, time.Since(end), err, out)
 			}
-			time.Sleep(100 * time.Millisecond) // xt_recent remembers 100 addresses, one of them the admitted client
+			time.Sleep(100 * time.Millisecond) // xt_recent remembers 100 addresses, which include the admitted client
 		}
 		keeper.Wait()
 		if err := service(); err != nil {
