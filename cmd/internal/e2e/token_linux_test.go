@@ -196,7 +196,7 @@ func TestNextRoundReplacesLostToken(t *testing.T) {
 
 // TestEachNewAddressSpendsOneToken: in one window, each token opens the port for one more
 // client address. An address that knocks again spends no other token. If all tokens are
-// spent, portknock prints an error that names the limit.
+// spent, portknock prints a hint with the limit and with the end of the window.
 func TestEachNewAddressSpendsOneToken(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		r, _ := newTokenRig(t, f, family, "TokensPerWindow 4", "ConnectTimeout 4", "OpenFor 1s")
