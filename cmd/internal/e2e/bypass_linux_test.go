@@ -13,32 +13,33 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// These tests look for ways around the guard that need no right knock, and for
-// ways to make it refuse one.
+// These tests try to bypass the guard without the right knocks, and try to keep
+// clients out that send the right knocks.
 
-const ece, cwr lab.Flags = 0x40, 0x80 // of a SYN that offers ECN
+const ece, cwr lab.Flags = 0x40, 0x80 // flags of a SYN that offers ECN
 
-var padding = []byte{1, 4, 0, 0, 0, 0} // in an extension header
+var padding = []byte{1, 4, 0, 0, 0, 0} // the content of an extension header
 
-// TestEncapsulatedSYNDropped: a SYN that the server would answer does not pass the
-// guard, however it is packed.
+// TestEncapsulatedSYNDropped: the guard drops a SYN that the server would answer, in
+// every form: in fragments, with options or extension headers, in a tunnel, and to
+// other addresses of the server.
 func TestEncapsulatedSYNDropped(t *testing.T) {
 	type packed struct {
 		as    lab.Reshape
 		flags lab.Flags
 		data  string
 		to    string
-		open  bool // without a guard, on every kernel
+		open  bool // without a guard, every kernel answers this packet
 	}
 	hop, dest := lab.Extension(unix.IPPROTO_HOPOPTS, padding...), lab.Extension(unix.IPPROTO_DSTOPTS, padding...)
-	// A first fragment that comes twice, with other flags each time.
+	// The first fragment is sent twice, with different flags.
 	twice := func(flags int) lab.Reshape {
 		return func(packet []byte) [][]byte {
 			all := lab.Fragments(24)(packet)
 			return append(lab.Patch(flags, byte(lab.ACK))(all[0]), all...)
 		}
 	}
-	both := map[string]packed{
+	bothFamilies := map[string]packed{
 		"data":            {data: "SSH-2.0-", open: true},
 		"two fragments":   {as: lab.Fragments(24), data: strings.Repeat("x", 40), open: true},
 		"three fragments": {as: lab.Fragments(24, 32), data: strings.Repeat("x", 40), open: true},
@@ -46,38 +47,38 @@ func TestEncapsulatedSYNDropped(t *testing.T) {
 		"PSH URG":         {flags: lab.PSH | lab.URG, open: true},
 		"FIN":             {flags: lab.FIN},
 		"RST":             {flags: lab.RST},
-		"in IPv4":         {as: lab.Inside(unix.IPPROTO_IPIP)},
-		"in GRE":          {as: lab.Inside(unix.IPPROTO_GRE, 0, 0, 8, 0)},
+		"inside IPv4":     {as: lab.Inside(unix.IPPROTO_IPIP)},
+		"inside GRE":      {as: lab.Inside(unix.IPPROTO_GRE, 0, 0, 8, 0)},
 	}
-	of := map[lab.Family]map[string]packed{
+	byFamily := map[lab.Family]map[string]packed{
 		lab.IPv4: {
-			"a first fragment without flags": {as: lab.Fragments(8), open: true},
-			"a first fragment without all":   {as: lab.Fragments(16), open: true},
-			"options":                        {as: lab.Options(1, 1, 1, 0), open: true},
-			"options and fragments":          {as: lab.Options(1, 1, 1, 0).Then(lab.Fragments(8)), open: true},
-			"two first fragments":            {as: twice(13), data: "SSH-2.0-"},
-			"source routing":                 {as: lab.Options(131, 3, 4, 0)},
-			"another address":                {to: "198.51.100.1", open: true},
-			"broadcast":                      {to: "192.0.2.255"},
-			"multicast":                      {to: "224.0.0.1"},
-			"loopback":                       {to: "127.0.0.1"},
+			"first fragment without TCP flags":            {as: lab.Fragments(8), open: true},
+			"first fragment without the whole TCP header": {as: lab.Fragments(16), open: true},
+			"options":                       {as: lab.Options(1, 1, 1, 0), open: true},
+			"options and fragments":         {as: lab.Options(1, 1, 1, 0).Then(lab.Fragments(8)), open: true},
+			"two first fragments":           {as: twice(13), data: "SSH-2.0-"},
+			"source routing":                {as: lab.Options(131, 3, 4, 0)},
+			"another address of the server": {to: "198.51.100.1", open: true},
+			"broadcast":                     {to: "192.0.2.255"},
+			"multicast":                     {to: "224.0.0.1"},
+			"loopback":                      {to: "127.0.0.1"},
 		},
 		lab.IPv6: {
-			"a first fragment without flags": {as: lab.Fragments(8)},
-			"hop by hop":                     {as: hop, open: true},
-			"destination options":            {as: dest, open: true},
-			"all of these":                   {as: dest.Then(dest).Then(hop), open: true},
-			"two first fragments":            {as: twice(8 + 13), data: "SSH-2.0-"},
-			"a routing header":               {as: lab.Extension(unix.IPPROTO_ROUTING, 4, 0, 0, 0, 0, 0)},
-			"one fragment":                   {as: lab.Fragments(), open: true},
-			"destination options in one":     {as: dest.Then(lab.Fragments()), open: true},
-			"destination options in two":     {as: dest.Then(lab.Fragments(32)), data: "SSH-2.0-"},
-			"fragments of fragments":         {as: lab.Fragments(24).Then(lab.Fragments(8)), data: "SSH-2.0-"},
-			"small fragments of fragments":   {as: lab.Fragments(8).Then(lab.Fragments(8))},
-			"another address":                {to: "2001:db8:77::1", open: true},
-			"the link's":                     {to: "fe80::1", open: true},
-			"any router's":                   {to: "2001:db8::"},
-			"multicast":                      {to: "ff02::1"},
+			"first fragment without TCP flags":          {as: lab.Fragments(8)},
+			"hop by hop":                                {as: hop, open: true},
+			"destination options":                       {as: dest, open: true},
+			"hop by hop, and destination options twice": {as: dest.Then(dest).Then(hop), open: true},
+			"two first fragments":                       {as: twice(8 + 13), data: "SSH-2.0-"},
+			"routing header":                            {as: lab.Extension(unix.IPPROTO_ROUTING, 4, 0, 0, 0, 0, 0)},
+			"one fragment":                              {as: lab.Fragments(), open: true},
+			"destination options in one fragment":       {as: dest.Then(lab.Fragments()), open: true},
+			"destination options in two fragments":      {as: dest.Then(lab.Fragments(32)), data: "SSH-2.0-"},
+			"fragments of fragments":                    {as: lab.Fragments(24).Then(lab.Fragments(8)), data: "SSH-2.0-"},
+			"small fragments of fragments":              {as: lab.Fragments(8).Then(lab.Fragments(8))},
+			"another address of the server":             {to: "2001:db8:77::1", open: true},
+			"link-local address":                        {to: "fe80::1", open: true},
+			"address of all routers of the subnet":      {to: "2001:db8::"},
+			"multicast":                                 {to: "ff02::1"},
 		},
 	}
 	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
@@ -95,12 +96,12 @@ func TestEncapsulatedSYNDropped(t *testing.T) {
 		}
 		for _, loaded := range []bool{false, true} {
 			if loaded {
-				r.header(t, "load")
+				r.runHeaderLine(t, "load")
 			}
-			for _, table := range []map[string]packed{both, of[family]} {
+			for _, table := range []map[string]packed{bothFamilies, byFamily[family]} {
 				for name, p := range table {
 					if got := probe(p); !loaded && p.open && got != lab.Open || loaded && got == lab.Open {
-						t.Errorf("%s, guarded: %v: the port is %v", name, loaded, got)
+						t.Errorf("%s, rules loaded: %v: the port is %v", name, loaded, got)
 					}
 				}
 			}
@@ -108,10 +109,10 @@ func TestEncapsulatedSYNDropped(t *testing.T) {
 	})
 }
 
-// vanish ends a connection without a word to the other side. It does not leave
-// that to the closing, which the kernel puts off while a command that is about to
-// start has a copy of the socket.
-func vanish(t testing.TB, c net.Conn) {
+// closeSilently ends a connection without a packet to the other side. Close alone would
+// not be enough: the kernel delays the close while a command that is about to start has
+// a copy of the socket.
+func closeSilently(t testing.TB, c net.Conn) {
 	raw, err := c.(*net.TCPConn).SyscallConn()
 	if err == nil {
 		err = raw.Control(func(fd uintptr) {
@@ -130,8 +131,9 @@ func vanish(t testing.TB, c net.Conn) {
 	_ = c.Close()
 }
 
-// TestEstablishedTupleCannotBypassGuard: what the kernel remembers of a session does
-// not let another one begin from the same port.
+// TestEstablishedTupleCannotBypassGuard: after a session, the kernel still tracks the
+// session's addresses and ports. A new session from the same port does not bypass the
+// guard.
 func TestEstablishedTupleCannotBypassGuard(t *testing.T) {
 	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		r := newRig(t, f, family, twoKnocks, "OpenPorts 2200")
@@ -140,12 +142,12 @@ func TestEstablishedTupleCannotBypassGuard(t *testing.T) {
 			r.server.Serve(t, port, func(c net.Conn) {
 				_, _ = io.CopyN(c, c, 1)
 				<-left
-				vanish(t, c)
+				closeSilently(t, c)
 				close(gone)
 			})
 			c := r.client.Dial(t, "tcp", r.port(port).String())
-			r.header(t, "load")
-			// From now on the kernel follows it.
+			r.runHeaderLine(t, "load")
+			// The kernel tracks the connection from its next packet on.
 			_, err := c.Write([]byte("x"))
 			if err == nil {
 				_, err = c.Read(make([]byte, 1))
@@ -154,23 +156,23 @@ func TestEstablishedTupleCannotBypassGuard(t *testing.T) {
 				t.Fatal(err)
 			}
 			src := c.LocalAddr().(*net.TCPAddr).AddrPort()
-			vanish(t, c)
+			closeSilently(t, c)
 			close(left)
 			<-gone
 			if got := r.client.ProbeAs(t, lab.Packet{Src: src, Dst: r.port(port), Flags: lab.SYN}, nil); got != want {
-				t.Errorf("after a session port %d is %v, want %v", port, got, want)
+				t.Errorf("after a session, port %d is %v for a SYN from the same port, want %v", port, got, want)
 			}
-			r.header(t, "undo")
+			r.runHeaderLine(t, "undo")
 		}
 	})
 }
 
-// TestDatagramsToAnyAddress: a service that hears datagrams to groups and to all
-// is guarded from these too.
-func TestDatagramsToAnyAddress(t *testing.T) {
+// TestMulticastAndBroadcastCannotBypassGuard: the guard also covers datagrams to
+// multicast and broadcast addresses, which a service receives too.
+func TestMulticastAndBroadcastCannotBypassGuard(t *testing.T) {
 	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		r := newRig(t, f, family, twoKnocks, "OpenPorts 22/tcp 5000/udp")
-		r.server.Shell(t, "echo 1 >/proc/sys/net/ipv6/conf/all/forwarding") // routers have an address in common
+		r.server.Shell(t, "echo 1 >/proc/sys/net/ipv6/conf/all/forwarding") // only routers have the address 2001:db8::
 		service := lab.Socket(t, r.server, func() (net.PacketConn, error) { return net.ListenPacket("udp", ":5000") })
 		local := r.server.Dial(t, "udp", "127.0.0.1:5000")
 		all := []string{"192.0.2.255", "255.255.255.255"}
@@ -182,7 +184,7 @@ func TestDatagramsToAnyAddress(t *testing.T) {
 			for _, to := range all {
 				from.SendAs(t, lab.Packet{Dst: netip.AddrPortFrom(netip.MustParseAddr(to), 5000), Payload: []byte(to)}, nil)
 			}
-			from.Capture(t).Packets(t) // they have arrived
+			from.Capture(t).Packets(t) // waits until the datagrams have arrived
 			if _, err := local.Write([]byte("end")); err != nil {
 				t.Fatal(err)
 			}
@@ -200,52 +202,53 @@ func TestDatagramsToAnyAddress(t *testing.T) {
 			}
 		}
 		if got, want := hears(r.attacker), strings.Join(all, " "); got != want {
-			t.Fatalf("without a guard the service hears %q, want %q", got, want)
+			t.Fatalf("without a guard the service receives %q, want %q", got, want)
 		}
-		r.header(t, "load")
+		r.runHeaderLine(t, "load")
 		if got := hears(r.attacker); got != "" {
-			t.Errorf("guarded, it hears %q", got)
+			t.Errorf("with a guard the service receives %q, want nothing", got)
 		}
 		r.knockAndWait(t, r.client)
 		if got, want := hears(r.client), strings.Join(all, " "); got != want {
-			t.Errorf("after the knock it hears %q, want %q", got, want)
+			t.Errorf("after the knocks the service receives %q, want %q", got, want)
 		}
 	})
 }
 
-// TestForgedKnocks: forged first knocks from a client's address do not keep the
-// client out. Forged knocks from more addresses than a firewall remembers do not
-// affect admitted addresses, and keep others out for seconds only.
-func TestForgedKnocks(t *testing.T) {
+// TestForgedKnocksCannotKeepClientsOut: forged first knocks from a client's address do
+// not keep the client out. Forged knocks from more addresses than a firewall remembers
+// do not affect admitted addresses. They keep other addresses out only for seconds.
+func TestForgedKnocksCannotKeepClientsOut(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		r := newGuarded(t, f, family, "Sequence 7001/udp 8003/udp 9005/udp", "KnockTimeout 1s", "OpenFor 5m")
-		session := r.echo(t, "vps")
+		r := newGuardedRig(t, f, family, "Sequence 7001/udp 8003/udp 9005/udp", "KnockTimeout 1s", "OpenFor 5m")
+		session := r.openEcho(t, "vps")
 		knocks, first := sequence("7001/udp 8003/udp 9005/udp"), r.port(7001)
-		victim := r.visitor()
+		victim := r.freshAddr()
 		r.attacker.Flood(t, 1000, func(int) lab.Packet {
 			return lab.Packet{Src: netip.AddrPortFrom(victim, 10000), Dst: first}
 		})
 		if !r.admits(t, victim, knocks...) {
-			t.Error("forged first knocks from an address keep the address out")
+			t.Error("forged first knocks from an address keep this address out")
 		}
 		forged := 66_000
 		if format(f) == "iptables" {
 			forged = 2_000
 		}
-		hosts := []*lab.Host{r.attacker, r.client} // whose addresses are too few alone
+		hosts := []*lab.Host{r.attacker, r.client} // one host alone has too few addresses
 		r.attacker.Flood(t, forged, func(i int) lab.Packet {
 			from := hosts[i/60_000].Source(family, uint16(i%60_000+1000))
 			return lab.Packet{Src: netip.AddrPortFrom(from, 10000), Dst: first}
 		})
 		session.say(t, "after the flood")
 		r.expect(t, r.client, lab.Open)
-		// What has timed out is collected within three seconds; the rest is for a busy machine.
-		from := r.visitor()
+		// The kernel removes expired entries within three seconds. The other 12 seconds are
+		// for a busy machine.
+		from := r.freshAddr()
 		lab.Await(t, 15*time.Second, func() string {
 			if r.admits(t, from, knocks...) {
 				return ""
 			}
-			return "the flood keeps others out for good"
+			return "after the flood, a new address is not admitted"
 		})
 	})
 }

@@ -1,28 +1,36 @@
 // Package e2e tests the built command against real firewalls, daemons and clients,
-// on hosts of the lab. The names of its files, without _linux_test.go, say what they
-// test:
+// on hosts of the lab. A file tests what its name says, without _linux_test.go:
 //
-//	guard           a guard's life, reloads, several clients, profiles and schemes
+//	guard           a guard from load to undo; reloads; several clients, profiles and schemes
 //	droppolicy      rules with --policy drop
 //	loading         check, load, trial, keep and undo; failures; many windows
-//	golden, traces  the files of testdata/rules and testdata/traces
-//	bypass, scan    attacks on a guard, and what a scanner sees
-//	secrecy         what must not show knocks or tokens
+//	golden          the golden rules of testdata/rules
+//	traces          the traces of testdata/traces
+//	bypass          attempts to bypass a guard
+//	scan            the ports that a scanner sees
+//	secrecy         outputs and files that must not reveal knocks or tokens
 //	traffic         packets for services and for other hosts
-//	windows         rotating sequences by the clock
-//	token           tokens; token_packets: which packets count as one
-//	refresh         the units that keep rules fresh
-//	knockd, oldnft  what is special to knockd, and to old versions of nft
-//	handmade        servers and clients that others have made
-//	fwknop_server   fwknopd; fwknop_nat: forwarded ports
-//	fwknop_packets  packets that fwknopd decodes; fwknop_import: profile import
-//	wire            the packets that leave the client
-//	programs        scp, git and other programs above ssh
-//	messages        what a failure prints, and its exit code
+//	rotating        rotating sequences, with the kernel's clock
+//	token           tokens
+//	token_packets   packets that carry tokens
+//	refresh         the systemd units that regenerate rules
+//	knockd          knockd with sequences that repeat or share ports
+//	oldnft          old versions of nft
+//	handmade        servers and clients that other people have made
+//	fwknop_server   fwknopd with emitted rules
+//	fwknop_nat      ports that fwknopd forwards
+//	fwknop_packets  packets that fwknopd decodes
+//	fwknop_import   profile import from fwknop
+//	wire            the packets that the client sends
+//	programs        scp, git and other programs that use ssh
+//	messages        errors, hints and exit codes
 //	signals         a calling program that gives up, and missing readers
-//	stream, fdpass  the connection, and one whose socket is handed to ssh
-//	resolve, route  name servers that do not answer, and a lost route
+//	stream          the connection that portknock copies
+//	fdpass          the connection whose socket portknock passes to ssh
+//	resolve         name servers that do not answer
+//	route           a route that is lost for a moment
 //
-// The rest helps them: rig (a server with a guard), session (ssh through portknock)
-// and schedule (windows in which the present lies where a test wants it).
+// Other files help the tests: main (builds the command), race (the race detector), rig (a
+// server with a guard), session (ssh through portknock) and schedule (a Period so that the
+// present is at the right place of its window).
 package e2e

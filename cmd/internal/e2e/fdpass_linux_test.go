@@ -8,39 +8,39 @@ import (
 	"github.com/portknock/portknock/cmd/internal/lab"
 )
 
-// TestFDPass: ssh runs on the socket that portknock has opened, and portknock
-// is gone.
-func TestFDPass(t *testing.T) {
+// TestFDPassHandsSocketToSSH: ssh uses the socket that portknock has connected, and
+// portknock has ended.
+func TestFDPassHandsSocketToSSH(t *testing.T) {
 	t.Parallel()
 	for _, family := range lab.Families {
 		t.Run(family.String(), func(t *testing.T) {
 			t.Parallel()
-			r := newGuarded(t, nftables, family, threeKnocks)
-			r.passSocket(t, true)
+			r := newGuardedRig(t, nftables, family, threeKnocks)
+			r.setFDPass(t, true)
 
-			c := r.echo(t, "vps")
-			r.noneLeft(t) // while ssh goes on
+			c := r.openEcho(t, "vps")
+			r.awaitNoPortknock(t) // ssh still runs
 			c.say(t, "still here")
 
-			// Client's address and port, server's address and port.
-			said := strings.Fields(r.ssh(t, "echo $SSH_CONNECTION"))
-			if len(said) != 4 || said[0] != r.client.Addr(family).String() || said[2] != r.addr().String() || said[3] != "22" {
-				t.Errorf("sshd saw %q", said)
+			// SSH_CONNECTION is the client's address and port, the server's address and port.
+			connection := strings.Fields(r.ssh(t, "echo $SSH_CONNECTION"))
+			if len(connection) != 4 || connection[0] != r.client.Addr(family).String() || connection[2] != r.addr().String() || connection[3] != "22" {
+				t.Errorf("the command on the server has SSH_CONNECTION %q", connection)
 			}
 			transfer(t, r)
 		})
 	}
 }
 
-// TestFDPassKeepAlive: a connection that ssh was given has keep-alive probes, as
-// one that it makes itself.
-func TestFDPassKeepAlive(t *testing.T) {
+// TestFDPassSocketHasKeepAlive: a connection that portknock passes to ssh has
+// keep-alive probes, like a connection that ssh makes itself.
+func TestFDPassSocketHasKeepAlive(t *testing.T) {
 	t.Parallel()
 	lab.Require(t, "ss")
-	r := newJourney(t)
-	r.passSocket(t, true)
-	r.echo(t, "vps")
-	// While data is on its way another timer runs.
+	r := newDefaultRig(t)
+	r.setFDPass(t, true)
+	r.openEcho(t, "vps")
+	// While data is in flight, ss shows another timer.
 	lab.Await(t, 10*time.Second, func() string {
 		timers := r.client.Run(t, "ss", "-tnoH", "state", "established", "dport", "22")
 		if strings.Contains(timers, "timer:(keepalive") {
@@ -50,25 +50,27 @@ func TestFDPassKeepAlive(t *testing.T) {
 	})
 }
 
-// TestFDPassGivesUp: what stops portknock ends ssh, with portknock's reason.
-func TestFDPassGivesUp(t *testing.T) {
+// TestFDPassFailureEndsSSH: if portknock fails, ssh ends too, and shows portknock's
+// reason.
+func TestFDPassFailureEndsSSH(t *testing.T) {
 	t.Parallel()
-	r := newJourney(t)
-	r.profile = wrongKnocks(t, "2s")
-	r.passSocket(t, true)
+	r := newDefaultRig(t)
+	r.profile = wrongKnocksProfile(t, "2s")
+	r.setFDPass(t, true)
 	out, err := r.client.Try("ssh", "-F", r.config, "vps", "true")
 	if err == nil || !strings.Contains(out, "did not open within 2s: no answer") {
-		t.Errorf("ssh says %q, %v", out, err)
+		t.Errorf("ssh prints %q, %v, want portknock's reason", out, err)
 	}
-	r.noneLeft(t)
+	r.awaitNoPortknock(t)
 }
 
-// TestFDPassSSHKilled: without ssh, nobody needs the socket any more.
-func TestFDPassSSHKilled(t *testing.T) {
+// TestFDPassEndsWhenSSHIsKilled: portknock ends if ssh is killed, because no process
+// needs the socket.
+func TestFDPassEndsWhenSSHIsKilled(t *testing.T) {
 	t.Parallel()
-	r := newJourney(t)
-	r.profile = wrongKnocks(t, "60s")
-	r.passSocket(t, true)
+	r := newDefaultRig(t)
+	r.profile = wrongKnocksProfile(t, "60s")
+	r.setFDPass(t, true)
 	c := r.client.Command("ssh", "-F", r.config, "vps", "true")
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
@@ -82,28 +84,29 @@ func TestFDPassSSHKilled(t *testing.T) {
 	if err := c.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	r.noneLeft(t)
+	r.awaitNoPortknock(t)
 }
 
-// TestFDPassRefused: no knock leaves if there is nothing to pass the socket to.
-func TestFDPassRefused(t *testing.T) {
+// TestFDPassWithoutReceiverSendsNoKnock: portknock -F sends no knock if its standard
+// output cannot receive the socket.
+func TestFDPassWithoutReceiverSendsNoKnock(t *testing.T) {
 	t.Parallel()
 	client, server := twoHosts(t)
 	profile := lab.File(t, "config", "Host *", twoKnocks, "ConnectTimeout 1")
 	capture := client.Capture(t)
 	try := func(want int, args ...string) (story []string) {
 		t.Helper()
-		_, said, code := portknock(client, append(args, "-c", profile, server.Addr(lab.IPv4).String(), "22")...)
+		_, stderr, code := portknock(client, append(args, "-c", profile, server.Addr(lab.IPv4).String(), "22")...)
 		if code != want {
-			t.Errorf("%q: exit code %d: %s", args, code, said)
+			t.Errorf("arguments %q: wrong exit code %d: %s", args, code, stderr)
 		}
-		story, _ = sent(capture.Packets(t))
+		story, _ = sentByClient(capture.Packets(t))
 		return story
 	}
 	if story := try(exitUsage, "-F"); len(story) > 0 {
-		t.Errorf("left the client: %q", story)
+		t.Errorf("with -F and without a receiver, the client sent %q", story)
 	}
 	if story := try(exitClosed); len(story) != 3 {
-		t.Errorf("without -F it would have left: %q", story)
+		t.Errorf("without -F, the client sent %q, want two knocks and a SYN", story)
 	}
 }

@@ -14,12 +14,12 @@ import (
 	"github.com/portknock/portknock/knock/spa"
 )
 
-// fwknopClient runs fwknop's client in a folder of its own.
+// fwknopClient runs fwknop's client with its own home folder.
 func fwknopClient(h *lab.Host, home string, args ...string) (string, error) {
 	return h.Try("env", append([]string{"HOME=" + home, "fwknop"}, args...)...)
 }
 
-// requestOf returns what a profile asks fwknopd for.
+// requestOf returns the request that a profile sends to fwknopd.
 func requestOf(t testing.TB, config, host string) *spa.Request {
 	t.Helper()
 	file, err := profile.Load(config)
@@ -37,34 +37,34 @@ func requestOf(t testing.TB, config, host string) *spa.Request {
 	return s.(*spa.Request)
 }
 
-// TestImportAsFwknopReads: what the importer takes, fwknop's client reads alike. A
-// real fwknopd with the imported keys decodes the client's packet, which asks what
-// the imported profile asks.
-func TestImportAsFwknopReads(t *testing.T) {
+// TestImportReadsFwknoprcLikeFwknopClient: the importer and fwknop's client read a
+// stanza alike. The client's packet asks for the same as the imported profile, and a
+// real fwknopd with the imported keys decodes this packet.
+func TestImportReadsFwknoprcLikeFwknopClient(t *testing.T) {
 	t.Parallel()
 	lab.Require(t, "fwknop", "fwknopd")
 	const base = "[h]\nSPA_SERVER 192.0.2.1\nACCESS tcp/22\nALLOW_IP 198.51.100.7\nSPOOF_USER alice\n"
 	for name, lines := range map[string]string{
-		"plain":         "KEY abc\n",
-		"colon":         "KEY: abc\n",
-		"comments":      "# x\n;KEY x\n\r\nKEY abc # x\nFW_TIMEOUT 3 ;x\n",
-		"blanks":        " \tKEY  \t abc \t\r\n",
-		"longest line":  "KEY abc\n#" + strings.Repeat("c", 1021) + "\n",
-		"default":       "KEY abc\n[Default]\nKEY xyz\nFW_TIMEOUT 9\n",
-		"port":          "KEY abc\nSPA_SERVER_PORT 5\nSPA_SERVER_PROTO TCP\n",
-		"udpraw":        "KEY abc\nSPA_SERVER_PROTO udpraw\n",
-		"timeout":       "KEY abc\nFW_TIMEOUT 65535\n",
-		"offset":        "KEY abc\nTIME_OFFSET -5M\n",
-		"offset in s":   "KEY abc\nTIME_OFFSET 5400\n",
-		"digest":        "KEY abc\nDIGEST_TYPE sha3_256\nENCRYPTION_MODE Ctr\n",
-		"legacy":        "KEY " + strings.Repeat("k", 16) + "\nENCRYPTION_MODE legacy\n",
-		"longest key":   "KEY " + strings.Repeat("k", 32) + "\nHMAC_KEY " + strings.Repeat("h", 128) + "\n",
-		"base64":        "KEY_BASE64 AAEC\nHMAC_KEY_BASE64 YWJjZA==\nHMAC_DIGEST_TYPE SHA512\nUSE_HMAC Y\n",
-		"NAT":           "KEY abc\nNAT_ACCESS 10.0.0.5:80\nFW_TIMEOUT 3\n",
-		"NAT no port":   "KEY abc\nNAT_ACCESS 10.0.0.5\nNAT_PORT 99\n",
-		"NAT local":     "KEY abc\nNAT_LOCAL y\n",
-		"bytes in key":  "KEY \xff\u00fc:=\"'\n",
-		"nothing to do": "KEY abc\nVERBOSE Y\nUSE_GPG N\nHTTP_USER_AGENT x\nSERVER_RESOLVE_IPV4 N\n",
+		"plain":             "KEY abc\n",
+		"colon":             "KEY: abc\n",
+		"comments":          "# x\n;KEY x\n\r\nKEY abc # x\nFW_TIMEOUT 3 ;x\n",
+		"blanks":            " \tKEY  \t abc \t\r\n",
+		"longest line":      "KEY abc\n#" + strings.Repeat("c", 1021) + "\n",
+		"default":           "KEY abc\n[Default]\nKEY xyz\nFW_TIMEOUT 9\n",
+		"port":              "KEY abc\nSPA_SERVER_PORT 5\nSPA_SERVER_PROTO TCP\n",
+		"udpraw":            "KEY abc\nSPA_SERVER_PROTO udpraw\n",
+		"timeout":           "KEY abc\nFW_TIMEOUT 65535\n",
+		"offset":            "KEY abc\nTIME_OFFSET -5M\n",
+		"offset in seconds": "KEY abc\nTIME_OFFSET 5400\n",
+		"digest":            "KEY abc\nDIGEST_TYPE sha3_256\nENCRYPTION_MODE Ctr\n",
+		"legacy":            "KEY " + strings.Repeat("k", 16) + "\nENCRYPTION_MODE legacy\n",
+		"longest key":       "KEY " + strings.Repeat("k", 32) + "\nHMAC_KEY " + strings.Repeat("h", 128) + "\n",
+		"base64":            "KEY_BASE64 AAEC\nHMAC_KEY_BASE64 YWJjZA==\nHMAC_DIGEST_TYPE SHA512\nUSE_HMAC Y\n",
+		"NAT":               "KEY abc\nNAT_ACCESS 10.0.0.5:80\nFW_TIMEOUT 3\n",
+		"NAT without port":  "KEY abc\nNAT_ACCESS 10.0.0.5\nNAT_PORT 99\n",
+		"NAT local":         "KEY abc\nNAT_LOCAL y\n",
+		"bytes in key":      "KEY \xff\u00fc:=\"'\n",
+		"ignored":           "KEY abc\nVERBOSE Y\nUSE_GPG N\nHTTP_USER_AGENT x\nSERVER_RESOLVE_IPV4 N\n",
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -74,39 +74,39 @@ func TestImportAsFwknopReads(t *testing.T) {
 			if err := os.WriteFile(rc, []byte(base+lines), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			said, refused := fwknopClient(h, dir, "-T", "-v", "--rc-file", rc, "-n", "h", "-B", packet)
+			output, fwknopErr := fwknopClient(h, dir, "-T", "-v", "--rc-file", rc, "-n", "h", "-B", packet)
 			ours, err := h.Try("portknock", "profile", "import", "-c", config, "-n", "h", rc)
-			if refused != nil || err != nil {
-				t.Fatalf("fwknop: %v, portknock: %v\n%s\n%s", refused, err, said, ours)
+			if fwknopErr != nil || err != nil {
+				t.Fatalf("fwknop: %v, portknock: %v\n%s\n%s", fwknopErr, err, output, ours)
 			}
 			a := requestOf(t, config, "h")
-			fields, now := clientFields(said), time.Now()
-			for field, value := range want(a) {
+			fields, now := parseFwknopOutput(output), time.Now()
+			for field, value := range wantFields(a) {
 				if fields[field] != value {
-					t.Errorf("%s: fwknop says %q, the profile %q", field, fields[field], value)
+					t.Errorf("%s: fwknop sends %q, the imported profile %q", field, fields[field], value)
 				}
 			}
 			for field, value := range map[string]string{"protocol": a.Via.String(), "destination port": strconv.Itoa(int(a.Port))} {
 				if got := strings.Replace(fields[field], "udpraw", "udp", 1); got != value {
-					t.Errorf("%s: fwknop says %q, the profile %q", field, got, value)
+					t.Errorf("%s: fwknop sends %q, the imported profile %q", field, got, value)
 				}
 			}
 			stamp, err := strconv.ParseInt(fields["Timestamp"], 10, 64)
 			if d := time.Unix(stamp, 0).Sub(now.Add(a.Offset)); err != nil || d.Abs() > 10*time.Second {
-				t.Errorf("fwknop's clock is off by %v, %v", d, err)
+				t.Errorf("the time stamp of fwknop's packet differs by %v from the imported profile's, %v", d, err)
 			}
 			sent := strings.TrimSpace(lab.ReadFile(t, packet))
-			if got := judge(t, []string{stanza(a)}, []string{sent})[sent]; got["Message String"] == "" {
+			if got := decodeWithFwknopd(t, []string{accessStanza(a)}, []string{sent})[sent]; got["Message String"] == "" {
 				t.Errorf("fwknopd cannot read the client's packet with the imported keys")
 			}
 		})
 	}
 }
 
-// clientFields parts what fwknop -v says into the fields of its packet.
-func clientFields(said string) map[string]string {
+// parseFwknopOutput returns the fields of the packet that fwknop -v has printed.
+func parseFwknopOutput(output string) map[string]string {
 	fields := map[string]string{}
-	for line := range strings.Lines(said) {
+	for line := range strings.Lines(output) {
 		if name, value, ok := strings.Cut(strings.TrimSpace(line), ": "); ok && fields[name] == "" {
 			fields[name] = value
 		}
@@ -114,16 +114,16 @@ func clientFields(said string) map[string]string {
 	return fields
 }
 
-// TestImportOpens: a stanza that fwknop has saved itself, imported, opens the
-// server that fwknop's client opens.
-func TestImportOpens(t *testing.T) {
+// TestImportedStanzaOpensServer: fwknop's client saves a stanza, and portknock imports
+// the stanza. The imported profile opens a server whose fwknopd has the same keys.
+func TestImportedStanzaOpensServer(t *testing.T) {
 	t.Parallel()
 	lab.Require(t, "ssh", "sshd", "nft", "fwknop", "fwknopd")
-	r := newNet(t, nftables, lab.IPv4)
+	r := newEmptyRig(t, nftables, lab.IPv4)
 	home := t.TempDir()
-	if said, err := fwknopClient(r.client, home, "--save-rc-stanza", "-n", "vps", "-D", r.addr().String(), "-A", "tcp/22", "-s",
+	if output, err := fwknopClient(r.client, home, "--save-rc-stanza", "-n", "vps", "-D", r.addr().String(), "-A", "tcp/22", "-s",
 		"-k", "--use-hmac", "--hmac-digest-type", "sha512", "-m", "sha384", "-f", "30", "-T"); err != nil {
-		t.Fatalf("%v\n%s", err, said)
+		t.Fatalf("%v\n%s", err, output)
 	}
 	r.profile = filepath.Join(t.TempDir(), "config")
 	r.client.Run(t, "portknock", "profile", "import", "-c", r.profile, filepath.Join(home, ".fwknoprc"))
@@ -131,7 +131,7 @@ func TestImportOpens(t *testing.T) {
 	r.sshd = r.server.SSHD(t, []uint16{22})
 	r.server.Shell(t, `nft 'table inet gate { set open { type ipv4_addr; }
 		chain input { type filter hook input priority 0; tcp dport 22 ct state new ip saddr != @open drop; }; }'`)
-	r.server.Fwknopd(t, stanza(requestOf(t, r.profile, "vps"))+
+	r.server.Fwknopd(t, accessStanza(requestOf(t, r.profile, "vps"))+
 		"CMD_CYCLE_OPEN nft add element inet gate open { $SRC }\nCMD_CYCLE_CLOSE NONE\nREQUIRE_SOURCE_ADDRESS N\n", "")
 	r.expect(t, r.client, lab.Dropped)
 	r.config = r.proxyConfig(t, "portknock -c "+r.profile+" --profile vps %h %p")
@@ -139,9 +139,9 @@ func TestImportOpens(t *testing.T) {
 	r.expect(t, r.attacker, lab.Dropped)
 }
 
-// TestImportKeepsOwners: the profile file keeps its group and mode, and nothing
-// but its keys is new beside it.
-func TestImportKeepsOwners(t *testing.T) {
+// TestImportKeepsGroupAndMode: after an import, the profile file has the same group and
+// mode. The key files are the only new files in its folder.
+func TestImportKeepsGroupAndMode(t *testing.T) {
 	t.Parallel()
 	lab.Require(t)
 	dir := t.TempDir()
@@ -163,10 +163,10 @@ func TestImportKeepsOwners(t *testing.T) {
 		t.Fatal(err)
 	}
 	if st := info.Sys().(*syscall.Stat_t); st.Gid != 65534 || info.Mode().Perm() != 0o644 {
-		t.Errorf("group %d, mode %o", st.Gid, info.Mode().Perm())
+		t.Errorf("the profile file has group %d, mode %o, want 65534 and 644", st.Gid, info.Mode().Perm())
 	}
 	entries, err := os.ReadDir(dir)
 	if err != nil || len(entries) != 4 {
-		t.Errorf("%v, %v", entries, err)
+		t.Errorf("the folder contains %v, %v; want the profile file, the imported file and two key files", entries, err)
 	}
 }

@@ -16,17 +16,17 @@ import (
 	"github.com/portknock/portknock/knock/spa"
 )
 
-// judge has a real fwknopd say what it makes of packets, and returns the fields
-// of each that it has decoded, by the packet.
-func judge(t *testing.T, stanzas []string, packets []string) map[string]map[string]string {
+// decodeWithFwknopd sends packets to a real fwknopd. For each packet that fwknopd has
+// decoded, it returns the fields; the map's key is the packet.
+func decodeWithFwknopd(t *testing.T, stanzas []string, packets []string) map[string]map[string]string {
 	t.Helper()
 	h := lab.NewHost(t, "server")
 	args := h.FwknopdArgs(t, strings.Join(stanzas, "\n"), "ENABLE_SPA_PACKET_AGING N;\n")
-	// It leaves by itself, having changed no firewall and read no device.
+	// The fwknopd ends after the last packet. It neither changes a firewall (-t) nor
+	// reads packets from a device (-U).
 	c := h.Command("fwknopd", append(args, "-t", "-U", "-C", fmt.Sprint(len(packets)))...)
-	// As many at once as a socket holds.
-	said := &turns{ready: make(chan struct{}, 1), read: make(chan struct{}, len(packets))}
-	c.Stdout, c.Stderr = said, said
+	output := &fwknopdOutput{ready: make(chan struct{}, 1), read: make(chan struct{}, len(packets))}
+	c.Stdout, c.Stderr = output, output
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -35,25 +35,25 @@ func judge(t *testing.T, stanzas []string, packets []string) map[string]map[stri
 		select {
 		case <-event:
 		case <-late:
-			t.Fatalf("fwknopd is silent:\n%.10000s", said.text.String())
+			t.Fatalf("fwknopd did not print the expected line within 30 s:\n%.10000s", output.text.String())
 		}
 	}
-	wait(said.ready)
-	awaitBound(t, h, 62201) // it says so a moment too early
+	wait(output.ready)
+	awaitBound(t, h, 62201) // fwknopd prints its line a moment before it listens
 	conn := h.Dial(t, "udp4", "127.0.0.1:62201")
-	const atOnce = 100
+	const atOnce = 100 // packets that fit into the receive buffer of a socket
 	for i, p := range packets {
 		if i >= atOnce {
-			wait(said.read)
+			wait(output.read)
 		}
 		if _, err := conn.Write([]byte(p)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if err := c.Wait(); err != nil {
-		t.Fatalf("%v\n%.10000s", err, said.text.String())
+		t.Fatalf("%v\n%.10000s", err, output.text.String())
 	}
-	return decoded(said.text.String())
+	return parseFwknopdLog(output.text.String())
 }
 
 // awaitBound waits until a program of a host listens on a UDP port.
@@ -69,15 +69,15 @@ func awaitBound(t *testing.T, h *lab.Host, port int) {
 	})
 }
 
-// turns collects what fwknopd says, and tells when it is ready and how many
-// packets it has read.
-type turns struct {
+// fwknopdOutput collects the output of fwknopd. It sends to ready when fwknopd is ready,
+// and to read for each packet that fwknopd has read.
+type fwknopdOutput struct {
 	text        bytes.Buffer
 	line        []byte
 	ready, read chan struct{}
 }
 
-func (s *turns) Write(b []byte) (int, error) {
+func (s *fwknopdOutput) Write(b []byte) (int, error) {
 	for line := range bytes.Lines(b) {
 		s.line = append(s.line, line...)
 		if !bytes.HasSuffix(s.line, []byte("\n")) {
@@ -94,8 +94,9 @@ func (s *turns) Write(b []byte) (int, error) {
 	return s.text.Write(b)
 }
 
-// decoded parts what fwknopd says into the fields of packets.
-func decoded(log string) map[string]map[string]string {
+// parseFwknopdLog returns the fields of each packet that fwknopd has decoded. The map's
+// key is the packet.
+func parseFwknopdLog(log string) map[string]map[string]string {
 	all := map[string]map[string]string{}
 	var packet string
 	var fields map[string]string
@@ -115,8 +116,8 @@ func decoded(log string) map[string]map[string]string {
 	return all
 }
 
-// stanza is the access.conf for what a Request asks.
-func stanza(a *spa.Request) string {
+// accessStanza returns the stanza of access.conf that accepts a Request.
+func accessStanza(a *spa.Request) string {
 	text := "SOURCE ANY\nKEY_BASE64 " + base64.StdEncoding.EncodeToString(a.Key.Bytes()) +
 		"\nENCRYPTION_MODE " + strings.Replace(strings.ToUpper(a.Mode.String()), "LEGACY", "legacy", 1) + "\n"
 	if key := a.HMACKey.Bytes(); len(key) > 0 {
@@ -137,8 +138,8 @@ func randomKey(r *rand.Rand, n int) knock.Key {
 	return knock.KeyFrom(b)
 }
 
-// want is how fwknopd shows what a Request asks.
-func want(a *spa.Request) map[string]string {
+// wantFields returns the fields that fwknopd prints for a Request.
+func wantFields(a *spa.Request) map[string]string {
 	allow, kind, nat := "0.0.0.0", "1 (Access msg)", "<NULL>"
 	if a.Allow.IsValid() {
 		allow = a.Allow.String()
@@ -163,14 +164,15 @@ func want(a *spa.Request) map[string]string {
 	}
 }
 
-// checkDecoded compares what fwknopd makes of packets with what was asked.
+// checkDecoded compares the fields that fwknopd has decoded with the requests.
 func checkDecoded(t *testing.T, asked []*spa.Request, packets []string, got map[string]map[string]string) {
 	t.Helper()
 	faults := 0
 	for i, a := range asked {
 		fields := got[packets[i]]
-		expected := want(a)
-		// The digest of the fields: of two with one length it tells the first.
+		expected := wantFields(a)
+		// Digest Type is the digest of the fields. If two digests have one length, fwknopd
+		// prints the name of the first.
 		_, digest, _ := strings.Cut(fields["Digest Type"], "(")
 		if name := strings.TrimSuffix(digest, ")"); len(name) < 3 || !strings.HasPrefix(fwknopName(a.Digest), name[:3]) {
 			expected["Digest Type"] = fwknopName(a.Digest)
@@ -183,15 +185,17 @@ func checkDecoded(t *testing.T, asked []*spa.Request, packets []string, got map[
 			}
 		}
 		if faults > 10 {
-			t.Fatal("and so on")
+			t.Fatal("more than 10 fields differ; the test stops here")
 		}
 	}
 }
 
 var allDigests = []spa.Digest{spa.MD5, spa.SHA1, spa.SHA256, spa.SHA384, spa.SHA512, spa.SHA3_256, spa.SHA3_512}
 
-// TestFwknopdKnowsAll: every digest with every HMAC or none, in every mode.
-func TestFwknopdKnowsAll(t *testing.T) {
+// TestFwknopdDecodesEveryDigestHMACAndMode: fwknopd decodes packets in every mode, with
+// every digest, and with every HMAC or without one. Mode legacy is tested only without
+// an HMAC.
+func TestFwknopdDecodesEveryDigestHMACAndMode(t *testing.T) {
 	t.Parallel()
 	lab.Require(t, "fwknopd")
 	for mode := spa.CBC; mode <= spa.Legacy; mode++ {
@@ -212,7 +216,7 @@ func TestFwknopdKnowsAll(t *testing.T) {
 				if mode == spa.Legacy && i < len(allDigests) {
 					continue
 				}
-				stanzas = append(stanzas, stanza(&server))
+				stanzas = append(stanzas, accessStanza(&server))
 				for _, digest := range allDigests {
 					a := server
 					a.Digest = digest
@@ -222,7 +226,7 @@ func TestFwknopdKnowsAll(t *testing.T) {
 			for _, a := range asked {
 				packets = append(packets, mustPacket(t, a))
 			}
-			checkDecoded(t, asked, packets, judge(t, stanzas, packets))
+			checkDecoded(t, asked, packets, decodeWithFwknopd(t, stanzas, packets))
 		})
 	}
 }
@@ -236,13 +240,13 @@ func mustPacket(t testing.TB, a *spa.Request) string {
 	return p
 }
 
-// TestFwknopdReadsBack: 2,000 packets that ask for all sorts of things say to
-// fwknopd what they were to say.
-func TestFwknopdReadsBack(t *testing.T) {
+// TestFwknopdDecodesRandomRequests: fwknopd decodes 2,000 packets of random requests, and
+// finds in each packet the fields of its request.
+func TestFwknopdDecodesRandomRequests(t *testing.T) {
 	t.Parallel()
 	lab.Require(t, "fwknopd")
 	r := rand.New(rand.NewPCG(2, 2))
-	const servers, each, batch = 40, 50, 8 // of the servers in one fwknopd
+	const servers, each, batch = 40, 50, 8 // each server gets 50 packets; 8 servers share one fwknopd
 	var stanzas, packets []string
 	var asked []*spa.Request
 	for i := range servers {
@@ -250,10 +254,10 @@ func TestFwknopdReadsBack(t *testing.T) {
 			Key: randomKey(r, i%32+1), Mode: spa.Mode(i % 5),
 			HMACKey: randomKey(r, r.IntN(128)+1), HMAC: allDigests[i%7],
 		}}
-		stanzas = append(stanzas, stanza(&server))
+		stanzas = append(stanzas, accessStanza(&server))
 		for range each {
 			a := server
-			vary(r, &a)
+			randomizeRequest(r, &a)
 			asked = append(asked, &a)
 			packets = append(packets, mustPacket(t, &a))
 		}
@@ -262,13 +266,13 @@ func TestFwknopdReadsBack(t *testing.T) {
 		t.Run("", func(t *testing.T) {
 			t.Parallel()
 			from, to := i*each, (i+batch)*each
-			checkDecoded(t, asked[from:to], packets[from:to], judge(t, stanzas[i:i+batch], packets[from:to]))
+			checkDecoded(t, asked[from:to], packets[from:to], decodeWithFwknopd(t, stanzas[i:i+batch], packets[from:to]))
 		})
 	}
 }
 
-// vary asks for something random that fits into a packet.
-func vary(r *rand.Rand, a *spa.Request) {
+// randomizeRequest sets the fields of a request to random values that fit into a packet.
+func randomizeRequest(r *rand.Rand, a *spa.Request) {
 	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.!#$%&'()@^`{}~"
 	for {
 		a.Digest = allDigests[r.IntN(7)]

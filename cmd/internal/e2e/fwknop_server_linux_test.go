@@ -11,9 +11,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// fwknopd stands for the format fwknop in tests that run for a firewall.
 var fwknopd = lab.Firewall{Name: "fwknop", Programs: []string{"fwknopd", "nft"}, Async: true}
 
-// fwknopSettings are those of a profile with new keys, and more.
+// fwknopSettings returns the settings of a profile for fwknop with keys in new files, and
+// more settings.
 func fwknopSettings(t testing.TB, more ...string) []string {
 	t.Helper()
 	return append([]string{
@@ -22,19 +24,19 @@ func fwknopSettings(t testing.TB, more ...string) []string {
 	}, more...)
 }
 
-// newFwknop is a rig with a guard that an fwknopd opens, both from the emitted
-// file. It runs in the foreground, where its log is to be had.
-func newFwknop(t testing.TB, more ...string) (*rig, *lab.Daemon) {
+// newFwknopRig makes a rig with a guard and an fwknopd that opens the guard. Both use the
+// emitted file. The fwknopd runs in the foreground, so that a test can read its log.
+func newFwknopRig(t testing.TB, more ...string) (*rig, *lab.Daemon) {
 	t.Helper()
 	r := newRig(t, fwknopd, lab.IPv4, fwknopSettings(t, more...)...)
-	r.header(t, "check")
+	r.runHeaderLine(t, "check")
 	load := lab.RulesLine(t, r.rules, "load")
-	r.server.Shell(t, load[strings.LastIndex(load, " && ")+len(" && "):]) // the guard
+	r.server.Shell(t, load[strings.LastIndex(load, " && ")+len(" && "):]) // the last command loads the guard
 	return r, startFwknopd(t, r.server, lab.ReadFile(t, r.rules))
 }
 
-// startFwknopd runs an fwknopd with what was emitted as its access.conf, and the
-// fwknopd.conf that is in there.
+// startFwknopd runs an fwknopd. The emitted text is its access.conf, and contains its
+// fwknopd.conf in the lines that start with "#; ".
 func startFwknopd(t testing.TB, h *lab.Host, text string) *lab.Daemon {
 	t.Helper()
 	var conf strings.Builder
@@ -44,24 +46,24 @@ func startFwknopd(t testing.TB, h *lab.Host, text string) *lab.Daemon {
 	return h.Fwknopd(t, text, conf.String())
 }
 
-// TestFwknopJourney is the whole road: real rules, a real fwknopd, a real ssh, by
-// each way that a packet can travel.
-func TestFwknopJourney(t *testing.T) {
+// TestSSHThroughFwknopd: ssh connects to a server with a real fwknopd and emitted rules,
+// for each protocol and port that can carry the packet.
+func TestSSHThroughFwknopd(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		name     string
 		settings []string
-		web      bool // a web server answers where the packet goes
+		web      bool // a server listens on port 80, to which the packet goes
 	}{
 		{"udp", nil, false},
-		{"random", []string{"SPAPort random"}, false},
+		{"random port", []string{"SPAPort random"}, false},
 		{"tcp", []string{"SPAProtocol tcp", "SPATimeout 20"}, false},
 		{"http", []string{"SPAProtocol http", "SPAPort 80", "HMACDigest sha3-512", "SPAMode ctr"}, true},
-		{"command", []string{"AllowIPCommand echo 192.0.2.2"}, false},
+		{"AllowIPCommand", []string{"AllowIPCommand echo 192.0.2.2"}, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			r, _ := newFwknop(t, tt.settings...)
+			r, _ := newFwknopRig(t, tt.settings...)
 			if tt.web {
 				r.server.Listen(t, 80)
 			}
@@ -73,43 +75,45 @@ func TestFwknopJourney(t *testing.T) {
 	}
 }
 
-// TestFwknopLoads: the lines of the header, also a second time, with other keys.
-func TestFwknopLoads(t *testing.T) {
+// TestFwknopHeaderLoadsAndReplacesRules: the commands in the header load the rules. A
+// second load replaces these rules by rules with other keys.
+func TestFwknopHeaderLoadsAndReplacesRules(t *testing.T) {
 	t.Parallel()
 	for name, more := range map[string][]string{"udp": nil, "tcp": {"SPAProtocol tcp"}} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			r := newGuarded(t, fwknopd, lab.IPv4, fwknopSettings(t, more...)...)
+			r := newGuardedRig(t, fwknopd, lab.IPv4, fwknopSettings(t, more...)...)
 			r.login(t)
-			if out := r.header(t, "watch"); !strings.Contains(out, r.client.Addr(lab.IPv4).String()) {
-				t.Errorf("watching shows\n%s", out)
+			if out := r.runHeaderLine(t, "watch"); !strings.Contains(out, r.client.Addr(lab.IPv4).String()) {
+				t.Errorf("the watch command shows\n%s", out)
 			}
 			old := r.profile
-			r.profile = r.vps(t, append([]string{"Scheme fwknop",
+			r.profile = r.vpsProfile(t, append([]string{"Scheme fwknop",
 				"KeyFile " + lab.File(t, "key", "another passphrase"), "HMACKeyFile " + lab.File(t, "hmac", "and another")}, more...)...)
 			r.config = r.sshConfig(t, r.profile)
-			// New rules in the same file are loaded by the same line.
-			emit(t, r.server, r.firewall, r.profile, "--output", r.rules)
-			r.header(t, "load")
+			// The new rules are in the same file, so the same command loads them.
+			emitRules(t, r.server, r.firewall, r.profile, "--output", r.rules)
+			r.runHeaderLine(t, "load")
 			r.knockAndWait(t, r.attacker)
-			r.header(t, "undo")
-			r.header(t, "load")
+			r.runHeaderLine(t, "undo")
+			r.runHeaderLine(t, "load")
 			r.expect(t, r.client, lab.Dropped)
 			if out, err := r.client.Try("portknock", "-c", old, "-o", "ConnectTimeout=1", "vps", "22"); err == nil {
-				t.Errorf("the old keys still open: %s", out)
+				t.Errorf("the old keys still open port 22: %s", out)
 			}
 			r.login(t)
-			r.header(t, "undo")
+			r.runHeaderLine(t, "undo")
 			r.expect(t, r.attacker, lab.Open)
 		})
 	}
 }
 
-// TestFwknopReplay: a packet that an attacker has overheard opens nothing, whatever
-// address it is sent from.
-func TestFwknopReplay(t *testing.T) {
+// TestFwknopReplayedPacketOpensNothing: an attacker sends a captured packet again from
+// another address, first unchanged and then with one letter changed. Neither packet opens
+// the port.
+func TestFwknopReplayedPacketOpensNothing(t *testing.T) {
 	t.Parallel()
-	r, daemon := newFwknop(t)
+	r, daemon := newFwknopRig(t)
 	capture := r.client.Capture(t)
 	r.client.Run(t, "portknock", "knock", "-c", r.profile, "vps")
 	var packet []byte
@@ -126,7 +130,7 @@ func TestFwknopReplay(t *testing.T) {
 	}
 	send(packet)
 	daemon.Log.Await(t, "Replay detected", 1)
-	// And one letter of base64 turned into another.
+	// Then one letter of the packet's base64 is changed.
 	if packet[50]++; packet[50] > 'z' || packet[50] < 'b' {
 		packet[50] = 'a'
 	}
@@ -135,26 +139,26 @@ func TestFwknopReplay(t *testing.T) {
 	r.expect(t, r.attacker, lab.Dropped)
 }
 
-// TestFwknopClient: fwknop's own client opens a server of ours.
-func TestFwknopClient(t *testing.T) {
+// TestFwknopClientOpensOurServer: fwknop's own client opens a server that has our rules.
+func TestFwknopClientOpensOurServer(t *testing.T) {
 	t.Parallel()
 	lab.Require(t, "fwknop")
-	r, _ := newFwknop(t, "HMACDigest sha512")
+	r, _ := newFwknopRig(t, "HMACDigest sha512")
 	value := func(name string) string {
 		return regexp.MustCompile(`(?m)^` + name + ` +(\S+)$`).FindStringSubmatch(lab.ReadFile(t, r.rules))[1]
 	}
-	if said, err := fwknopClient(r.client, t.TempDir(), "--no-rc-file", "-D", r.addr().String(), "-A", "tcp/22",
+	if output, err := fwknopClient(r.client, t.TempDir(), "--no-rc-file", "-D", r.addr().String(), "-A", "tcp/22",
 		"-a", r.client.Addr(lab.IPv4).String(), "-U", "alice", "--key-base64-rijndael", value("KEY_BASE64"),
 		"--key-base64-hmac", value("HMAC_KEY_BASE64"), "--hmac-digest-type", "sha512"); err != nil {
-		t.Fatalf("%v\n%s", err, said)
+		t.Fatalf("%v\n%s", err, output)
 	}
 	r.expectSoon(t, r.client, 22, lab.Open)
 	r.expect(t, r.attacker, lab.Dropped)
 }
 
-// TestFwknopOwnRules: an fwknopd as people run it, which makes rules by itself, with
-// what the header says to leave out.
-func TestFwknopOwnRules(t *testing.T) {
+// TestSSHThroughFwknopdThatMakesItsOwnRules: many servers run an fwknopd that makes its
+// own rules. It works with the emitted file without the lines that the header names.
+func TestSSHThroughFwknopdThatMakesItsOwnRules(t *testing.T) {
 	t.Parallel()
 	lab.Require(t, "iptables")
 	r := newRig(t, fwknopd, lab.IPv4, fwknopSettings(t)...)
@@ -165,10 +169,11 @@ func TestFwknopOwnRules(t *testing.T) {
 	r.expect(t, r.attacker, lab.Dropped)
 }
 
-// TestFwknopHeldUp: where connections to its port get no answer, one after the
-// other is tried, none for long enough to have its SYN sent twice. A busy machine
-// may be late to end one, but not each, and not after the next has begun.
-func TestFwknopHeldUp(t *testing.T) {
+// TestFwknopUnansweredTCPIsRetriedBeforeSYNRepeats: if a TCP connection to fwknopd's port
+// gets no answer, portknock tries another connection before the kernel repeats the SYN.
+// On a busy machine portknock may end a connection too late, but not every connection,
+// and not after the next connection has begun.
+func TestFwknopUnansweredTCPIsRetriedBeforeSYNRepeats(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, fwknopd, lab.IPv4, fwknopSettings(t, "SPAProtocol tcp", "ConnectTimeout 5")...)
 	r.server.Run(t, "nft", `add table inet shut; add chain inet shut in { type filter hook input priority 0; };
@@ -177,12 +182,12 @@ func TestFwknopHeldUp(t *testing.T) {
 	began := time.Now()
 	out, err := r.client.Try("portknock", "-c", r.profile, "vps", "22")
 	if took := time.Since(began); err == nil || took < 5*time.Second || took > 30*time.Second {
-		t.Errorf("after %v: %v", took, err)
+		t.Errorf("portknock ended after %v: %v; want an error after 5 s to 30 s", took, err)
 	}
 	if !strings.Contains(out, "cannot send the knocks to "+r.addr().String()+": knock 1 of 1: i/o timeout") {
-		t.Errorf("it says %q", out)
+		t.Errorf("portknock prints %q, want the error of the knock", out)
 	}
-	var from []uint16 // the ports of the SYNs
+	var from []uint16 // the source ports of the SYNs
 	for _, p := range capture.Packets(t) {
 		if p.Out && p.Dst.Port() == 62201 {
 			from = append(from, p.Src.Port())
@@ -190,16 +195,16 @@ func TestFwknopHeldUp(t *testing.T) {
 	}
 	connections := slices.Compact(slices.Clone(from))
 	once := 0
-	for _, port := range connections[:max(0, len(connections)-1)] { // ConnectTimeout may have ended the last
+	for _, port := range connections[:max(0, len(connections)-1)] { // ConnectTimeout may have ended the last connection
 		if i := slices.Index(from, port); from[i+1] != port {
 			once++
 		}
 	}
 	if len(connections) < 3 || once == 0 {
-		t.Errorf("of %d connections %d have sent one SYN", len(connections), once)
+		t.Errorf("portknock made %d connections, and %d sent one SYN; want at least 3 and 1", len(connections), once)
 	}
 	slices.Sort(connections)
 	if n := len(connections); len(slices.Compact(connections)) != n {
-		t.Errorf("a SYN came again after the next connection's: %v", from)
+		t.Errorf("a SYN was repeated after the SYN of the next connection: source ports %v", from)
 	}
 }

@@ -8,8 +8,9 @@ import (
 	"github.com/portknock/portknock/cmd/internal/lab"
 )
 
-// TestGoldenRules asks the firewalls themselves about the golden files.
-func TestGoldenRules(t *testing.T) {
+// TestFirewallsAcceptGoldenRules: each real firewall or daemon accepts the golden files
+// of its format, in testdata/rules.
+func TestFirewallsAcceptGoldenRules(t *testing.T) {
 	files, err := filepath.Glob(filepath.Join("..", "..", "..", "testdata", "rules", "*"))
 	if err != nil || len(files) == 0 {
 		t.Fatal(files, err)
@@ -18,12 +19,12 @@ func TestGoldenRules(t *testing.T) {
 	for _, file := range files {
 		t.Run(filepath.Base(file), func(t *testing.T) {
 			t.Parallel()
-			asked := 0
+			checked := 0
 			for _, f := range append(slices.Clone(lab.Firewalls), fwknopd) {
 				if "."+format(f) != filepath.Ext(file) {
 					continue
 				}
-				asked++
+				checked++
 				h := lab.NewHost(t, f.Name)
 				f.Install(t, h)
 				switch format(f) {
@@ -34,7 +35,7 @@ func TestGoldenRules(t *testing.T) {
 					h.Run(t, "ip6tables-restore", "--test", file)
 				case "knockd", "fwknop":
 					h.Shell(t, `sed -n "s/^#: //p" `+file+` | nft -c -f -`)
-					lab.Link(t, h, lab.NewHost(t, "neighbour")) // they want an eth0
+					lab.Link(t, h, lab.NewHost(t, "neighbor")) // knockd and fwknopd need an interface eth0
 					if f.Name == "knockd" {
 						h.Knockd(t, file)
 					} else {
@@ -42,8 +43,8 @@ func TestGoldenRules(t *testing.T) {
 					}
 				}
 			}
-			if asked == 0 {
-				t.Error("no firewall has been asked")
+			if checked == 0 {
+				t.Error("no firewall has checked this file")
 			}
 		})
 	}

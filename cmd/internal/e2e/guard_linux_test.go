@@ -8,32 +8,32 @@ import (
 	"github.com/portknock/portknock/cmd/internal/lab"
 )
 
-// TestGuard follows a guard's whole life: the server without it, ssh through
-// it, its reload, its end.
-func TestGuard(t *testing.T) {
+// TestGuardFromLoadToUndo follows a guard from its first load to its undo: the server
+// without a guard, ssh through the guard, a reload, the end of an opening, and the undo.
+func TestGuardFromLoadToUndo(t *testing.T) {
 	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		// Long enough for a busy machine to log in and to load the rules again.
+		// OpenFor is long enough for a busy machine to log in and to reload the rules.
 		r := newRig(t, f, family, threeKnocks, "OpenFor 10s")
 		before := r.ruleset(t)
 
-		// Sessions from before the guard, on a server without connection
-		// tracking until now: one goes on, and one is idle during the load.
-		idle := r.echo(t, "direct")
-		r.quiet(t)
-		r.header(t, "check")
-		r.header(t, "load")
+		// This session is older than the guard, and is idle during the load. The server
+		// did not track connections before the load.
+		idle := r.openEcho(t, "direct")
+		r.awaitAllAcknowledged(t)
+		r.runHeaderLine(t, "check")
+		r.runHeaderLine(t, "load")
 		once := r.ruleset(t)
 		idle.say(t, "before the first load")
 
 		r.expect(t, r.client, lab.Dropped)
-		through := r.echo(t, "vps")
+		through := r.openEcho(t, "vps")
 		through.say(t, "through the guard")
 		r.expect(t, r.client, lab.Open)
 		r.expect(t, r.attacker, lab.Dropped)
 
-		r.header(t, "load") // again: sessions and openings go on
+		r.runHeaderLine(t, "load") // a reload keeps sessions and openings
 		if twice := r.ruleset(t); twice != once {
-			t.Errorf("loaded once the rules are\n%s\nloaded twice\n%s", once, twice)
+			t.Errorf("after the first load the rules are\n%s\nafter the second load\n%s", once, twice)
 		}
 		r.expect(t, r.client, lab.Open)
 		through.say(t, "after the second load")
@@ -42,33 +42,35 @@ func TestGuard(t *testing.T) {
 
 		transfer(t, r)
 
-		r.await(t, time.Minute, r.client, 22, lab.Dropped)
+		r.awaitPort(t, time.Minute, r.client, 22, lab.Dropped)
 		through.say(t, "after OpenFor")
 
-		r.header(t, "undo")
+		r.runHeaderLine(t, "undo")
 		r.expect(t, r.client, lab.Open)
 		through.say(t, "after the undo")
 		r.expectRuleset(t, before)
 	})
 }
 
-// TestReloadInMidSequence: a reload between two knocks costs nothing. knockd forgets
-// attempts when it reads its configuration again.
-func TestReloadInMidSequence(t *testing.T) {
+// TestReloadKeepsStages: a client continues its sequence after a reload between two
+// knocks. This test leaves out knockd, which forgets all stages when it rereads its
+// configuration.
+func TestReloadKeepsStages(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		r := newGuarded(t, f, family, threeKnocks, "KnockTimeout 20s")
+		r := newGuardedRig(t, f, family, threeKnocks, "KnockTimeout 20s")
 		r.client.Knock(t, r.addr(), sequence("7001/udp 8003/tcp")...)
-		r.header(t, "load")
+		r.runHeaderLine(t, "load")
 		r.client.Knock(t, r.addr(), sequence("9005/udp")...)
 		r.expect(t, r.client, lab.Open)
 	})
 }
 
-// TestManyAtOnce: several clients of one address get in at the same time. knockd takes
-// them for one that errs.
-func TestManyAtOnce(t *testing.T) {
+// TestClientsWithOneAddressLogInAtOnce: several clients with one address log in at the
+// same time. This test leaves out knockd, which takes their knocks for wrong knocks of
+// one client.
+func TestClientsWithOneAddressLogInAtOnce(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		r := newGuarded(t, f, family, threeKnocks)
+		r := newGuardedRig(t, f, family, threeKnocks)
 		var all sync.WaitGroup
 		for range 10 {
 			all.Go(func() { r.login(t) })
@@ -77,28 +79,29 @@ func TestManyAtOnce(t *testing.T) {
 	})
 }
 
-// TestConsume drops the knocks, for servers that are silent anyway.
-func TestConsume(t *testing.T) {
-	// Not knockd, which only listens.
+// TestConsumeDropsKnocks: with --consume the guard drops the knocks. This is for servers
+// that drop packets to closed ports anyway.
+func TestConsumeDropsKnocks(t *testing.T) {
+	// This leaves out knockd, which only listens and cannot drop packets.
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		r := newRig(t, f, family, "Sequence 7001/tcp 8003/udp 9005/tcp")
-		r.emit(t, "--consume")
-		r.header(t, "load")
+		r.emitRules(t, "--consume")
+		r.runHeaderLine(t, "load")
 		r.expectPort(t, r.client, 7001, lab.Dropped)
 		r.expectPort(t, r.client, 7002, lab.Refused)
 		r.ssh(t, "true")
 	})
 }
 
-// TestSeveralProfiles: two profiles of one server open their own ports, and a
-// port of both opens to either.
-func TestSeveralProfiles(t *testing.T) {
+// TestEachProfileOpensItsPorts: each of two profiles of one server opens its own ports.
+// A port of both profiles opens with the knocks of either profile.
+func TestEachProfileOpensItsPorts(t *testing.T) {
 	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		r := newRig(t, f, family, twoKnocks,
 			"Host web", "Sequence 1000/udp 2000/udp", "OpenPorts 22 8080-8081", "IgnorePorts 80/tcp")
 		r.server.Listen(t, 8080)
-		r.emit(t, "web")
-		r.header(t, "load")
+		r.emitRules(t, "web")
+		r.runHeaderLine(t, "load")
 		r.client.Knock(t, r.addr(), sequence("7001/udp 8003/tcp")...)
 		r.attacker.Knock(t, r.addr(), sequence("1000/udp 2000/udp")...)
 		r.expectSoon(t, r.client, 22, lab.Open)
@@ -108,11 +111,12 @@ func TestSeveralProfiles(t *testing.T) {
 	})
 }
 
-// TestSeveralSchemes: profiles of different schemes in one file do not disturb each
-// other, also where each drops the knocks that it knows.
-func TestSeveralSchemes(t *testing.T) {
+// TestSchemesInOneFileDoNotInterfere: profiles of different schemes work in one rules
+// file. They also work with --consume, which makes the rules of each profile drop its
+// knocks.
+func TestSchemesInOneFileDoNotInterfere(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		key := keyFile(t)
+		key := keyFileSetting(t)
 		r := newRig(t, f, family, twoKnocks,
 			"Host hour", "OpenPorts 8001", "Scheme rotating", key,
 			"Host minutes", "OpenPorts 8002", "Scheme rotating", "Period 6m", "Protocol tcp", key,
@@ -124,9 +128,9 @@ func TestSeveralSchemes(t *testing.T) {
 			r.server.Listen(t, port)
 		}
 		for _, flag := range []string{"--policy=guard", "--consume"} {
-			r.emit(t, append([]string{flag}, profiles[:4]...)...)
-			r.header(t, "check")
-			r.header(t, "load")
+			r.emitRules(t, append([]string{flag}, profiles[:4]...)...)
+			r.runHeaderLine(t, "check")
+			r.runHeaderLine(t, "load")
 			for i, name := range profiles {
 				r.client.Run(t, "portknock", "knock", "-c", r.profile, "-o", "HostName="+r.addr().String(), name)
 				for j, port := range ports {
@@ -139,7 +143,7 @@ func TestSeveralSchemes(t *testing.T) {
 					}
 				}
 			}
-			r.header(t, "undo")
+			r.runHeaderLine(t, "undo")
 		}
 	})
 }

@@ -7,11 +7,12 @@ import (
 	"github.com/portknock/portknock/cmd/internal/lab"
 )
 
-// These tests are of servers and clients that people have already, made by hand
-// the way the well-known guides say.
+// These tests use servers and clients that users have made by hand, as well-known guides
+// describe them.
 
-// nftServer is a rule per knock with the next one expected in a set, after
-// "Server-side port knocking with Linux nftables" (Michael Kjörling).
+// nftServer is a script for nft, after "Server-side port knocking with Linux nftables"
+// (Michael Kjörling). It has one rule for each knock, and a set that contains the next
+// knock of each address.
 const nftServer = `
 add table inet filter
 add set inet filter progress { type ipv4_addr . inet_service; flags timeout; }
@@ -26,8 +27,8 @@ add rule inet filter input tcp dport 1234 ip saddr . tcp dport @progress update 
 add rule inet filter input ip saddr @clients tcp dport 22 ct state new accept
 `
 
-// udpServer has a list per stage, and UDP knocks: what guides for iptables show
-// ("Configure port knocking for a Tor node").
+// udpServer is a shell script for iptables, as in "Configure port knocking for a Tor
+// node". It has one list for each stage, and UDP knocks.
 const udpServer = `
 set -e
 iptables -A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT
@@ -47,7 +48,8 @@ for n in 3 2 1; do iptables -A INPUT -m recent --rcheck --seconds 10 --name auth
 iptables -A INPUT -j gate1
 `
 
-// knockdServer opens by iptables, as in "Port-knocking: open ports on demand".
+// knockdServer is a knockd.conf that opens the port with iptables, as in "Port-knocking:
+// open ports on demand".
 const knockdServer = `
 [options]
 	UseSyslog
@@ -60,8 +62,8 @@ const knockdServer = `
 	stop_command = iptables -D INPUT -s %IP% -p tcp -m tcp --dport 22 -m state --state NEW -j ACCEPT
 `
 
-// TestHandMadeServers: portknock opens what is there already.
-func TestHandMadeServers(t *testing.T) {
+// TestPortknockOpensHandMadeServers: portknock opens servers that others have made.
+func TestPortknockOpensHandMadeServers(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		firewall string
@@ -98,9 +100,9 @@ func TestHandMadeServers(t *testing.T) {
 	}
 }
 
-// TestOtherClients: our rules let through a client that knocks with knockd's own
-// client, netcat or nmap.
-func TestOtherClients(t *testing.T) {
+// TestOtherClientsOpenOurRules: our rules let through a client that knocks with knockd's
+// own client (knock), netcat (nc) or nmap.
+func TestOtherClientsOpenOurRules(t *testing.T) {
 	clients := map[string]string{
 		"knock": "knock $1 7001:udp 8003:tcp 9005:udp",
 		"nc":    "echo | nc -uw1 $1 7001; nc -zw1 $1 8003; echo | nc -uw1 $1 9005; true",
@@ -109,10 +111,10 @@ func TestOtherClients(t *testing.T) {
 	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		for name, script := range clients {
 			if name != "nc" && family == lab.IPv6 {
-				continue // they take another option there, or do not know it
+				continue // with IPv6, knock and nmap need another option or do not support it
 			}
 			lab.Require(t, name)
-			r := newGuarded(t, f, family, threeKnocks, "KnockTimeout 1m") // they take seconds
+			r := newGuardedRig(t, f, family, threeKnocks, "KnockTimeout 1m") // these clients need seconds for three knocks
 			r.expect(t, r.client, lab.Dropped)
 			r.client.Run(t, "sh", "-c", script, "sh", r.addr().String())
 			r.expectSoon(t, r.client, 22, lab.Open)
@@ -121,8 +123,8 @@ func TestOtherClients(t *testing.T) {
 	})
 }
 
-// The server and the client of "Netfilter-based port-knocking" (Roland Mas), in
-// the shell they were made for; only the names are ours.
+// These scripts are the server and the client of "Netfilter-based port-knocking" (Roland
+// Mas), in the same shell language. Only the names are changed.
 const (
 	hourlyPorts = `
 hash=$(TZ=UTC date +%Y-%m-%d-%H-f00b4r | md5sum | awk '{print $1}' | tr a-z A-Z)
@@ -149,14 +151,15 @@ for i in 0 1 2 3 4; do nc -w 1 $1 $(port $i) </dev/null >/dev/null 2>&1; done
 `
 )
 
-// hourlySettings are those of a profile for the server, and for the client.
+// hourlySettings returns the settings of a profile that fits hourlyServer and
+// hourlyClient.
 func hourlySettings(t testing.TB) []string {
 	t.Helper()
 	return []string{"Scheme md5-hourly", "PortRange 10000-10999", "KeyFile " + lab.File(t, "secret", "f00b4r")}
 }
 
-// TestHourlyServer: portknock opens a server that is made that way.
-func TestHourlyServer(t *testing.T) {
+// TestPortknockOpensMD5HourlyServer: portknock opens a server that runs hourlyServer.
+func TestPortknockOpensMD5HourlyServer(t *testing.T) {
 	eachIptables(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		lab.Require(t, "md5sum", "awk", "dc")
 		r := newRig(t, f, family, hourlySettings(t)...)
@@ -167,15 +170,16 @@ func TestHourlyServer(t *testing.T) {
 	})
 }
 
-// TestHourlyClient: a client that knocks that way opens our rules.
-func TestHourlyClient(t *testing.T) {
+// TestMD5HourlyClientOpensOurRules: our rules let through a client that runs
+// hourlyClient.
+func TestMD5HourlyClientOpensOurRules(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		lab.Require(t, "md5sum", "awk", "dc", "nc")
-		r := newGuarded(t, f, family, hourlySettings(t)...)
+		r := newGuardedRig(t, f, family, hourlySettings(t)...)
 		r.expect(t, r.client, lab.Dropped)
 		c := r.client.Command("sh", "-s", r.addr().String())
 		c.Stdin = strings.NewReader(hourlyClient)
-		if out, err := c.CombinedOutput(); err != nil && len(out) > 0 { // nc says by its status that nothing listened
+		if out, err := c.CombinedOutput(); err != nil && len(out) > 0 { // nc fails without output, because no service listens on the knock ports
 			t.Fatalf("%v: %s", err, out)
 		}
 		r.expect(t, r.client, lab.Open)

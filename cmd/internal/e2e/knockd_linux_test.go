@@ -6,9 +6,10 @@ import (
 	"github.com/portknock/portknock/cmd/internal/lab"
 )
 
-// TestKnockdSharedPorts: a sequence opens although a port stands twice in it, as in
-// sequences of md5-hourly, or stands in another window's sequence too.
-func TestKnockdSharedPorts(t *testing.T) {
+// TestKnockdSequencesMayRepeatAndSharePorts: a sequence opens the port although a port
+// occurs twice in it, as in sequences of md5-hourly. It also opens the port although
+// another section's sequence has the same port, as sequences of two windows may.
+func TestKnockdSequencesMayRepeatAndSharePorts(t *testing.T) {
 	t.Parallel()
 	for _, tt := range [][2]string{
 		{"7001 7001 9005 8003", "7002 7001 8003 9005"},
@@ -18,11 +19,11 @@ func TestKnockdSharedPorts(t *testing.T) {
 	} {
 		t.Run(tt[0], func(t *testing.T) {
 			t.Parallel()
-			r := newHosts(t, firewallNamed("knockd"), lab.IPv4)
+			r := newListeningRig(t, firewallNamed("knockd"), lab.IPv4)
 			addr := "HostName " + r.addr().String()
-			r.profile = vps(t, addr, "Sequence "+tt[0], "Host web", addr, "Sequence "+tt[1])
-			r.emit(t, "web")
-			r.header(t, "load")
+			r.profile = vpsProfile(t, addr, "Sequence "+tt[0], "Host web", addr, "Sequence "+tt[1])
+			r.emitRules(t, "web")
+			r.runHeaderLine(t, "load")
 			r.server.Run(t, "pkill", "-x", "knockd")
 			r.server.Knockd(t, r.rules)
 			r.client.Run(t, "portknock", "knock", "--wait", "-c", r.profile, "vps")

@@ -13,25 +13,26 @@ import (
 	"github.com/portknock/portknock/cmd/internal/lab"
 )
 
-// shiftVariable is by how much the clock of a portknock is wrong that a test runs.
+// shiftVariable is an environment variable that shifts the clock of portknock. Its
+// value is a duration, such as 110s or -1h.
 const shiftVariable = "PORTKNOCK_TEST_SHIFT"
 
 func TestMain(m *testing.M) {
-	lab.Main() // this process may be a host
+	lab.Main() // if this process is a host of the lab, Main does not return
 	os.Exit(run(m))
 }
 
-// run builds the command, puts it in front of PATH, and runs the tests. More of
-// them run in parallel than there are processors, since they mostly wait for the
+// run builds the command, puts its folder at the start of PATH, and runs the tests.
+// More tests than processors run in parallel, because tests mostly wait for the
 // kernel's clock.
 func run(m *testing.M) int {
 	flag.Parse()
 	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue {
 		_ = flag.Set("test.parallel", "8")
 	}
-	// Otherwise every process of a binary built with -race ends a second late.
+	// Without this, each process of a binary built with -race ends one second late.
 	_ = os.Setenv("GORACE", "atexit_sleep_ms=0")
-	if signal.Ignored(syscall.SIGHUP) { // as under nohup; a child would inherit it
+	if signal.Ignored(syscall.SIGHUP) { // nohup ignores SIGHUP, and children would inherit that
 		signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	}
 	dir, err := os.MkdirTemp("", "portknock-e2e-*")
@@ -54,5 +55,6 @@ func run(m *testing.M) int {
 	return m.Run()
 }
 
-// race is whether the tests run under the race detector; then the command does too.
+// race is true if the tests run with the race detector. The command is then built with
+// the race detector too.
 var race = false

@@ -14,25 +14,26 @@ import (
 	"github.com/portknock/portknock/cmd/internal/lab"
 )
 
-// TestUnreachable says what is in the way, with the exit code for it.
-func TestUnreachable(t *testing.T) {
+// TestUnreachableServerErrorAndExitCode: without a route, or if the knocks cannot be sent,
+// portknock prints one error line and returns its exit code. No output contains a knock.
+func TestUnreachableServerErrorAndExitCode(t *testing.T) {
 	t.Parallel()
-	r := newJourney(t)
+	r := newDefaultRig(t)
 	check := func(code int, want string, args ...string) {
 		t.Helper()
-		printed, said, got := portknock(r.client, args...)
+		stdout, stderr, got := portknock(r.client, args...)
 		if got != code {
 			t.Errorf("%q: exit code %d, want %d", args, got, code)
 		}
-		lines := strings.Count(said, "\n") - strings.Count(said, "portknock: hint: ")
-		if !strings.HasPrefix(said, "portknock: "+want) || lines != 1 || printed != "" {
-			t.Errorf("%q says %q and prints %q, want %q", args, said, printed, want)
+		lines := strings.Count(stderr, "\n") - strings.Count(stderr, "portknock: hint: ")
+		if !strings.HasPrefix(stderr, "portknock: "+want) || lines != 1 || stdout != "" {
+			t.Errorf("%q prints the errors %q and the output %q, want the error %q", args, stderr, stdout, want)
 		}
-		if strings.Contains(said, "7001") {
-			t.Errorf("%q tells a knock: %s", args, said)
+		if strings.Contains(stderr, "7001") {
+			t.Errorf("%q prints a knock: %s", args, stderr)
 		}
 	}
-	nowhere := vps(t, "HostName 198.51.100.1", "Sequence 7001/udp 8003")
+	nowhere := vpsProfile(t, "HostName 198.51.100.1", "Sequence 7001/udp 8003")
 	check(exitFailed, "vps: ", "-c", nowhere, "vps", "22")
 	r.client.Run(t, "nft", `add table inet out; add chain inet out output { type filter hook output priority 0; };
 		add rule inet out output udp dport 7001 drop`)
@@ -40,9 +41,9 @@ func TestUnreachable(t *testing.T) {
 	check(exitKnocks, "vps: ", "knock", "-c", r.profile, "vps")
 }
 
-// TestHints: the last answer decides which hint is shown, with a profile and
-// without.
-func TestHints(t *testing.T) {
+// TestLastAnswerDecidesHint: the server's last answer decides which hint portknock shows,
+// with a profile and without one.
+func TestLastAnswerDecidesHint(t *testing.T) {
 	t.Parallel()
 	lab.Require(t, "nft")
 	client, server := twoHosts(t)
@@ -66,14 +67,14 @@ END`)
 	for _, tt := range []struct {
 		name, addr, port string
 		code             int
-		withProfile      string
-		without          string
+		withProfile      string // the hint if portknock has a profile for the host
+		without          string // the hint if portknock has no profile for the host
 	}{{
-		name: "refused", addr: here, port: "2", code: exitClosed,
+		name: "connection refused", addr: here, port: "2", code: exitClosed,
 		withProfile: refused + knocking,
 		without:     refused,
 	}, {
-		name: "prohibited", addr: here, port: "3", code: exitClosed,
+		name: "rejected as prohibited", addr: here, port: "3", code: exitClosed,
 		withProfile: rejected + knocking,
 		without:     rejected,
 	}, {
@@ -87,15 +88,15 @@ END`)
 	}} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			profile := vps(t, "HostName "+tt.addr, "Port "+tt.port, "ConnectTimeout 2", "Sequence 7001/udp 8003")
+			profile := vpsProfile(t, "HostName "+tt.addr, "Port "+tt.port, "ConnectTimeout 2", "Sequence 7001/udp 8003")
 			check := func(hint string, args ...string) {
 				t.Helper()
-				_, said, code := portknock(client, args...)
+				_, stderr, code := portknock(client, args...)
 				if code != tt.code {
 					t.Errorf("%q: exit code %d, want %d", args, code, tt.code)
 				}
-				if !strings.HasSuffix(said, "\nportknock: hint: "+strings.ReplaceAll(hint, "\n", "\nportknock: hint: ")+"\n") {
-					t.Errorf("%q says %q, want the hint %q", args, said, hint)
+				if !strings.HasSuffix(stderr, "\nportknock: hint: "+strings.ReplaceAll(hint, "\n", "\nportknock: hint: ")+"\n") {
+					t.Errorf("%q prints %q, want the hint %q", args, stderr, hint)
 				}
 			}
 			check(tt.withProfile, "-c", profile, "vps", tt.port)
@@ -104,35 +105,35 @@ END`)
 	}
 }
 
-// TestLoginOnAnotherPort: portknock warns once if the profile does not open ssh's
-// port. The login goes on.
-func TestLoginOnAnotherPort(t *testing.T) {
+// TestWarningIfServerDoesNotGuardPort: portknock warns once if the profile does not open
+// the port to which it connects. portknock still connects.
+func TestWarningIfServerDoesNotGuardPort(t *testing.T) {
 	t.Parallel()
 	client := lab.NewHost(t, "client")
 	client.Serve(t, 2222, func(c net.Conn) { io.WriteString(c, "hello") })
 	profile := lab.File(t, "config", "Host *", "Sequence 7001/udp 8003")
-	out, said, code := portknock(client, "-c", profile, "127.0.0.1", "2222")
+	out, stderr, code := portknock(client, "-c", profile, "127.0.0.1", "2222")
 	if out != "hello" || code != 0 {
-		t.Errorf("%q, exit code %d", out, code)
+		t.Errorf("output %q, exit code %d, want hello and 0", out, code)
 	}
 	const want = "portknock: 127.0.0.1: the server does not guard 2222/tcp (OpenPorts: 22/tcp); " +
 		"set Port or OpenPorts and load new rules\n"
-	if said != want {
-		t.Errorf("it says %q, want %q", said, want)
+	if stderr != want {
+		t.Errorf("portknock prints the errors %q, want %q", stderr, want)
 	}
 }
 
-// TestSSHTimeout: ssh gives up before portknock does, and portknock says why all
-// the same, on stderr and in the log. It leaves nothing behind.
-func TestSSHTimeout(t *testing.T) {
+// TestReasonIsShownWhenSSHTimesOut: if ssh gives up before portknock does, portknock still
+// prints the reason on stderr and in the log. Then no process is left.
+func TestReasonIsShownWhenSSHTimesOut(t *testing.T) {
 	t.Parallel()
-	r := newJourney(t)
+	r := newDefaultRig(t)
 	log := filepath.Join(t.TempDir(), "log")
-	config := r.proxyConfig(t, "portknock -c "+wrongKnocks(t, "60s")+" --log-file "+log+" %h %p")
+	config := r.proxyConfig(t, "portknock -c "+wrongKnocksProfile(t, "60s")+" --log-file "+log+" %h %p")
 	began := time.Now()
 	out, err := r.client.Try("ssh", "-o", "ConnectTimeout=2", "-F", config, "vps", "true")
 	if err == nil || !strings.Contains(out, "timed out") {
-		t.Errorf("ssh says %q, %v", out, err)
+		t.Errorf("ssh prints %q, %v, want a timeout", out, err)
 	}
 	text, _ := os.ReadFile(log)
 	for _, line := range []string{
@@ -140,38 +141,38 @@ func TestSSHTimeout(t *testing.T) {
 		`hint: check that the server's rules were made from this profile`,
 	} {
 		if !regexp.MustCompile(`(?m)^portknock: ` + line + `\r?$`).MatchString(out) {
-			t.Errorf("%s is not in what ssh shows: %q", line, out)
+			t.Errorf("%s is not in the output of ssh: %q", line, out)
 		}
 		if !regexp.MustCompile(`(?m)^.*\] ` + line + `$`).Match(text) {
 			t.Errorf("%s is not in the log: %q", line, text)
 		}
 	}
 	if took := time.Since(began); took > 30*time.Second {
-		t.Errorf("after %v", took)
+		t.Errorf("ssh ended after %v, want at most 30 s", took)
 	}
-	r.noneLeft(t)
+	r.awaitNoPortknock(t)
 }
 
-// TestSSHInterrupted: after ^C while portknock knocks, one line is enough, although
-// ssh ends too.
-func TestSSHInterrupted(t *testing.T) {
+// TestInterruptPrintsOneLine: after ^C while portknock knocks, portknock prints only that
+// it was interrupted. It does not report that ssh ended too.
+func TestInterruptPrintsOneLine(t *testing.T) {
 	t.Parallel()
-	r := newJourney(t)
-	var said lab.Log
-	config := r.proxyConfig(t, "portknock -v -c "+wrongKnocks(t, "60s")+" %h %p")
+	r := newDefaultRig(t)
+	var stderr lab.Log
+	config := r.proxyConfig(t, "portknock -v -c "+wrongKnocksProfile(t, "60s")+" %h %p")
 	c := r.client.Command("ssh", "-F", config, "vps", "true")
-	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // as a shell does
-	c.Stderr = &said
+	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a shell also starts a process group
+	c.Stderr = &stderr
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
-	said.Await(t, "round 0: dialing", 1)
+	stderr.Await(t, "round 0: dialing", 1)
 	if err := syscall.Kill(-c.Process.Pid, syscall.SIGINT); err != nil {
 		t.Fatal(err)
 	}
 	_ = c.Wait()
-	r.noneLeft(t)
-	if !strings.HasSuffix(said.String(), "portknock: interrupted\n") || strings.Contains(said.String(), "did not open") {
-		t.Errorf("it says %q", said.String())
+	r.awaitNoPortknock(t)
+	if !strings.HasSuffix(stderr.String(), "portknock: interrupted\n") || strings.Contains(stderr.String(), "did not open") {
+		t.Errorf("portknock prints %q, want one line: interrupted", stderr.String())
 	}
 }

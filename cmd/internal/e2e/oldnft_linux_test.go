@@ -13,8 +13,8 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// oldNfts are versions of nft that accept a timeout for a map's element, and do
-// not tell the kernel. They do not know what tokens need.
+// oldNfts are versions of nft that accept a timeout for an element of a map, but do not
+// pass this timeout to the kernel. They do not support the sets that tokens need.
 var oldNfts = []string{"nft-0.9.8", "nft-1.0.2"}
 
 // eachOldNft runs a test with every old nft that is installed, in parallel.
@@ -36,11 +36,11 @@ func eachOldNft(t *testing.T, test func(*testing.T, string, lab.Family)) {
 	}
 }
 
-// TestOldNftKnockTimeout: rules that an old nft has loaded forget a client that
-// has not knocked for KnockTimeout.
-func TestOldNftKnockTimeout(t *testing.T) {
+// TestOldNftRulesForgetAfterKnockTimeout: rules that an old nft has loaded forget the
+// stage of a client that has not knocked for KnockTimeout.
+func TestOldNftRulesForgetAfterKnockTimeout(t *testing.T) {
 	eachOldNft(t, func(t *testing.T, nft string, family lab.Family) {
-		settings, s := rotating(t, standing(t, middle), time.Minute)
+		settings, s := rotating(t, periodWithNowAt(t, middle), time.Minute)
 		r := newRig(t, nftables, family, threeKnocks)
 		for _, tt := range []struct {
 			name     string
@@ -48,27 +48,27 @@ func TestOldNftKnockTimeout(t *testing.T) {
 			steps    []knock.Step
 		}{
 			{"static", []string{threeKnocks}, sequence("7001/udp 8003/tcp 9005/udp")},
-			{"rotating", settings, at(t, s, time.Now())},
+			{"rotating", settings, stepsAt(t, s, time.Now())},
 		} {
 			t.Run(tt.name, func(t *testing.T) {
-				profile := vps(t, append([]string{"KnockTimeout 2s"}, tt.settings...)...)
-				r.server.Run(t, nft, "-f", emit(t, r.server, r.firewall, profile))
+				profile := vpsProfile(t, append([]string{"KnockTimeout 2s"}, tt.settings...)...)
+				r.server.Run(t, nft, "-f", emitRules(t, r.server, r.firewall, profile))
 				checkTimeouts(t, r)
-				if !r.admits(t, r.visitor(), tt.steps...) {
-					t.Error("the sequence does not open")
+				if !r.admits(t, r.freshAddr(), tt.steps...) {
+					t.Error("the sequence does not open port 22")
 				}
-				late, last := r.visitor(), len(tt.steps)-1
+				late, last := r.freshAddr(), len(tt.steps)-1
 				r.client.KnockFrom(t, late, r.addr(), tt.steps[:last]...)
 				r.awaitForgotten(t, late)
 				if r.admits(t, late, tt.steps[last]) {
-					t.Error("the last knock opens after KnockTimeout")
+					t.Error("the last knock opens port 22 although KnockTimeout has passed")
 				}
 			})
 		}
 	})
 }
 
-// awaitForgotten waits until the kernel no longer has a stage for an address.
+// awaitForgotten waits until the kernel does not have a stage for an address.
 func (r *rig) awaitForgotten(t testing.TB, addr netip.Addr) {
 	t.Helper()
 	stages := map[lab.Family]string{lab.IPv4: "at4_vps", lab.IPv6: "at6_vps"}[r.family]
@@ -81,17 +81,17 @@ func (r *rig) awaitForgotten(t testing.TB, addr netip.Addr) {
 	})
 }
 
-// dynamicSet is a set or map, as nft lists it, that packets add elements to.
+// dynamicSet matches a set or map in the listing of nft to which packets add elements.
 var dynamicSet = regexp.MustCompile(`(?m)^\t(?:set|map) (\S+) \{\n(?:\t\t.*\n)*?\t\tflags dynamic,timeout\n((?:\t\t.*\n)*?)\t\}`)
 
-// checkTimeouts checks that every set in force that packets add elements to has a
-// timeout of its own, for what is added without one.
+// checkTimeouts checks that each loaded set or map to which packets add elements declares
+// a timeout. The kernel uses this timeout for elements that are added without one.
 func checkTimeouts(t testing.TB, r *rig) {
 	t.Helper()
 	listing := r.server.Run(t, "nft", "list", "table", "inet", "portknock")
 	sets := dynamicSet.FindAllStringSubmatch(listing, -1)
 	if len(sets) == 0 || len(sets) != strings.Count(listing, "flags dynamic") {
-		t.Fatalf("%d sets found in\n%s", len(sets), listing)
+		t.Fatalf("the pattern found %d sets, which is not every dynamic set in\n%s", len(sets), listing)
 	}
 	for _, set := range sets {
 		if !strings.HasPrefix(set[2], "\t\ttimeout ") {
@@ -100,26 +100,26 @@ func checkTimeouts(t testing.TB, r *rig) {
 	}
 }
 
-// TestTokenTimeouts: rules for tokens, which an old nft does not load, have the
-// timeouts too.
-func TestTokenTimeouts(t *testing.T) {
+// TestTokenSetsHaveTimeouts: the sets of rules for tokens declare timeouts too. Only a
+// newer nft loads these rules.
+func TestTokenSetsHaveTimeouts(t *testing.T) {
 	t.Parallel()
-	r, _ := newTokens(t, nftables, lab.IPv4)
+	r, _ := newTokenRig(t, nftables, lab.IPv4)
 	checkTimeouts(t, r)
 }
 
-// TestOldNftTokens: an old nft refuses a file with tokens as a whole, and names the
-// line that it does not understand.
-func TestOldNftTokens(t *testing.T) {
+// TestOldNftLoadsNoPartOfTokenRules: an old nft loads no part of a file with tokens. Its
+// error names the line that it does not support.
+func TestOldNftLoadsNoPartOfTokenRules(t *testing.T) {
 	eachOldNft(t, func(t *testing.T, nft string, family lab.Family) {
-		settings, _ := tokens(t, standing(t, middle), time.Minute)
+		settings, _ := tokens(t, periodWithNowAt(t, middle), time.Minute)
 		r := newRig(t, nftables, family, settings...)
-		said, err := r.server.Try(nft, "-f", r.rules)
-		if err == nil || !regexp.MustCompile(regexp.QuoteMeta(r.rules)+`:\d+:`).MatchString(said) {
-			t.Errorf("%v\n%s", err, said)
+		output, err := r.server.Try(nft, "-f", r.rules)
+		if err == nil || !regexp.MustCompile(regexp.QuoteMeta(r.rules)+`:\d+:`).MatchString(output) {
+			t.Errorf("nft returns %v and does not name a line:\n%s", err, output)
 		}
 		if tables := r.server.Run(t, "nft", "list", "tables"); tables != "" {
-			t.Errorf("%s has loaded %s", nft, tables)
+			t.Errorf("%s has loaded the tables %s", nft, tables)
 		}
 	})
 }

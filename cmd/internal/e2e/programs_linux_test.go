@@ -13,7 +13,7 @@ import (
 	"github.com/portknock/portknock/cmd/internal/lab"
 )
 
-// randomFile writes a file of that many bytes that no compression shortens.
+// randomFile writes a file of size random bytes, which no compression can shorten.
 func randomFile(t testing.TB, size int) string {
 	t.Helper()
 	data := make([]byte, size)
@@ -39,15 +39,16 @@ func checksum(t testing.TB, path string) [32]byte {
 	return [32]byte(h.Sum(nil))
 }
 
-// TestCopies has the programs above ssh copy 200 MB each way they know.
-func TestCopies(t *testing.T) {
+// TestSCPSFTPAndRsyncCopyFiles: scp, sftp and rsync copy 200 MB through portknock. Only
+// scp copies in both directions.
+func TestSCPSFTPAndRsyncCopyFiles(t *testing.T) {
 	lab.Require(t, "scp", "sftp", "rsync")
-	bothWays(t, func(t *testing.T, r *rig) {
+	withAndWithoutFDPass(t, func(t *testing.T, r *rig) {
 		data := randomFile(t, 200<<20)
 		want := checksum(t, data)
 		for _, tt := range []struct {
 			name string
-			copy func(to string) // from data, by way of the server
+			copy func(to string) // copies the file data to this path, through ssh
 		}{
 			{"scp up", func(to string) { r.client.Run(t, "scp", "-q", "-F", r.config, data, "vps:"+to) }},
 			{"scp down", func(to string) { r.client.Run(t, "scp", "-q", "-F", r.config, "vps:"+data, to) }},
@@ -66,10 +67,10 @@ func TestCopies(t *testing.T) {
 	})
 }
 
-// TestGitClone clones a repository over ssh.
-func TestGitClone(t *testing.T) {
+// TestGitClonesOverSSH: git clones a repository with ssh through portknock.
+func TestGitClonesOverSSH(t *testing.T) {
 	lab.Require(t, "git")
-	bothWays(t, func(t *testing.T, r *rig) {
+	withAndWithoutFDPass(t, func(t *testing.T, r *rig) {
 		dir := t.TempDir()
 		r.server.Shell(t, `cd `+dir+` && git init -q origin && cd origin && echo hello >file && git add file &&
 			git -c user.name=lab -c user.email=lab@example.org commit -q -m one`)
@@ -79,42 +80,44 @@ func TestGitClone(t *testing.T) {
 			t.Fatalf("%v\n%s", err, out)
 		}
 		if text := lab.ReadFile(t, dir+"/clone/file"); text != "hello\n" {
-			t.Errorf("%q", text)
+			t.Errorf("the cloned file contains %q, want hello", text)
 		}
 	})
 }
 
-// TestControlPersist: ssh's master in the background outlives ^C on the
-// command it was started for, and portknock with it.
-func TestControlPersist(t *testing.T) {
-	bothWays(t, func(t *testing.T, r *rig) {
+// TestSSHMasterSurvivesInterrupt: a ControlPersist master of ssh runs on after ^C on the
+// command that started the master. The master's portknock runs on too.
+func TestSSHMasterSurvivesInterrupt(t *testing.T) {
+	withAndWithoutFDPass(t, func(t *testing.T, r *rig) {
 		socket := filepath.Join(t.TempDir(), "master")
 		master := []string{"-F", r.config, "-o", "ControlMaster=auto", "-o", "ControlPath=" + socket, "-o", "ControlPersist=yes"}
 
 		c := r.client.Command("ssh", append(master, "vps", "cat")...)
-		c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // as a shell does
+		c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a shell also starts a process group
 		startEcho(t, c)
-		if err := syscall.Kill(-c.Process.Pid, syscall.SIGINT); err != nil { // ^C: the whole group
+		if err := syscall.Kill(-c.Process.Pid, syscall.SIGINT); err != nil { // ^C signals the whole process group
 			t.Fatal(err)
 		}
 		if err := c.Wait(); err == nil {
 			t.Fatal("^C did not end the command")
 		}
-		// Without a knock, so by way of the master or not at all.
-		byMaster := []string{"-F", r.config, "-o", "ControlPath=" + socket, "-o", "ProxyCommand=false"}
-		if got := sshOutput(t, r.client, append(byMaster, "vps", "echo still here")...); got != "still here\n" {
-			t.Errorf("by way of the master: %q", got)
+		// These options allow only a connection through the master, because their
+		// ProxyCommand fails.
+		throughMaster := []string{"-F", r.config, "-o", "ControlPath=" + socket, "-o", "ProxyCommand=false"}
+		if got := sshOutput(t, r.client, append(throughMaster, "vps", "echo still here")...); got != "still here\n" {
+			t.Errorf("through the master, ssh prints %q, want still here", got)
 		}
-		r.client.Run(t, "ssh", append(byMaster, "-O", "exit", "vps")...)
-		r.noneLeft(t)
+		r.client.Run(t, "ssh", append(throughMaster, "-O", "exit", "vps")...)
+		r.awaitNoPortknock(t)
 	})
 }
 
-// TestByName connects by ssh's alias and by what ssh makes of it, with the
-// profile named or found by its HostName.
-func TestByName(t *testing.T) {
+// TestSSHAliasAndHostNameFindProfile: portknock connects by ssh's alias (%n) and by the
+// address that ssh has found for it (%h). --profile names the profile, or portknock finds
+// the profile by its HostName.
+func TestSSHAliasAndHostNameFindProfile(t *testing.T) {
 	t.Parallel()
-	r := newJourney(t)
+	r := newDefaultRig(t)
 	for _, proxy := range []string{
 		"portknock -c " + r.profile + " %h %p",
 		"portknock -c " + r.profile + " --profile vps %h %p",
@@ -123,32 +126,34 @@ func TestByName(t *testing.T) {
 		config := r.sshd.ClientConfig(t, "Host box", "HostName "+r.addr().String(),
 			"ProxyCommand "+strings.Replace(proxy, "%n", "vps", 1))
 		if got := sshOutput(t, r.client, "-F", config, "box", "echo in"); got != "in\n" {
-			t.Errorf("%s: %q", proxy, got)
+			t.Errorf("ProxyCommand %s: ssh prints %q, want in", proxy, got)
 		}
 	}
 }
 
-// TestKnockCommand knocks for programs that connect by themselves.
-func TestKnockCommand(t *testing.T) {
+// TestKnockCommandOpensPortSilently: portknock knock opens the port for programs that
+// connect without portknock. It prints nothing, and with --wait leaves no connection in
+// sshd's log.
+func TestKnockCommandOpensPortSilently(t *testing.T) {
 	t.Parallel()
-	r := newJourney(t)
+	r := newDefaultRig(t)
 	if out := r.client.Run(t, "portknock", "knock", "-c", r.profile, "vps"); out != "" {
-		t.Errorf("it says %q", out)
+		t.Errorf("portknock knock prints %q, want nothing", out)
 	}
 	r.expect(t, r.client, lab.Open)
-	// What completes a connection is held back for 200 ms, and on a busy machine
-	// it may take longer to end it.
-	traces := func() int { return strings.Count(r.sshd.Log.String(), "Connection from") }
-	left := true
-	for try := 0; left && try < 5; try++ {
-		before := traces()
+	// The packet that completes a connection is delayed for 200 ms. On a busy machine
+	// portknock may need longer to end the connection, so the test tries up to 5 times.
+	connections := func() int { return strings.Count(r.sshd.Log.String(), "Connection from") }
+	logged := true
+	for try := 0; logged && try < 5; try++ {
+		before := connections()
 		if out := r.attacker.Run(t, "portknock", "knock", "-c", r.profile, "--wait", "vps", "22"); out != "" {
-			t.Errorf("it says %q", out)
+			t.Errorf("portknock knock prints %q, want nothing", out)
 		}
 		r.expect(t, r.attacker, lab.Open)
-		left = traces() > before
+		logged = connections() > before
 	}
-	if left {
-		t.Errorf("waiting for the port left traces in sshd's log:\n%s", r.sshd.Log)
+	if logged {
+		t.Errorf("knock --wait left connections in sshd's log:\n%s", r.sshd.Log)
 	}
 }

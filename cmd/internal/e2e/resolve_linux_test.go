@@ -11,9 +11,9 @@ import (
 	"github.com/portknock/portknock/cmd/internal/lab"
 )
 
-// TestOneFamilyGetsNoAnswer: a name server that drops every question for one
-// family does not keep portknock from the address of the other.
-func TestOneFamilyGetsNoAnswer(t *testing.T) {
+// TestConnectsWhenDNSAnswersForOneFamilyOnly: a name server drops every question for one
+// family. portknock still connects to the address of the other family.
+func TestConnectsWhenDNSAnswersForOneFamilyOnly(t *testing.T) {
 	t.Parallel()
 	for _, addr := range []string{"127.0.0.1", "::1"} {
 		t.Run(addr, func(t *testing.T) {
@@ -25,21 +25,21 @@ func TestOneFamilyGetsNoAnswer(t *testing.T) {
 			h.Run(t, "mount", "--bind", etc, "/etc")
 
 			began := time.Now()
-			out, said, code := portknock(h, "-v", "--optional", "-c", "/nonexistent", "vps.example.test", "22")
+			out, stderr, code := portknock(h, "-v", "--optional", "-c", "/nonexistent", "vps.example.test", "22")
 			took := time.Since(began)
 			if out != "hello" || code != 0 {
-				t.Errorf("%q, exit code %d", out, code)
+				t.Errorf("output %q, exit code %d, want hello and 0", out, code)
 			}
 			if took > 2*time.Second {
-				t.Errorf("took %v", took)
+				t.Errorf("the connection took %v, want at most 2 s", took)
 			}
-			t.Logf("after %v portknock says\n%s", took, said)
+			t.Logf("after %v portknock has printed\n%s", took, stderr)
 		})
 	}
 }
 
-// serveDNS runs a name server on a host. It answers each question for an address of
-// addr's family by addr, and drops all other questions.
+// serveDNS runs a name server on a host. The name server answers each question for an
+// address of addr's family with addr, and drops all other questions.
 func serveDNS(t testing.TB, h *lab.Host, listen string, addr netip.Addr) {
 	t.Helper()
 	c := lab.Socket(t, h, func() (net.PacketConn, error) { return net.ListenPacket("udp4", listen) })
@@ -69,12 +69,12 @@ func dnsReply(query []byte, addr netip.Addr) []byte {
 	for end < len(query) && query[end] != 0 {
 		end += 1 + int(query[end]) // a label of the name
 	}
-	end += 5 // the end of the name, the type, the class
+	end += 5 // the rest of the question: the end of the name, the type, the class
 	if end > len(query) || query[end-3] != kind {
 		return nil
 	}
 	reply := append([]byte(nil), query[:end]...)
-	copy(reply[2:], []byte{0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0}) // no error; one question, one answer
+	copy(reply[2:], []byte{0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0}) // flags: no error; counts: one question, one answer
 	reply = append(reply, 0xc0, header, 0, kind, 0, 1, 0, 0, 0, 60, 0, byte(addr.BitLen()/8))
 	return append(reply, addr.AsSlice()...)
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// The exit codes of the command.
+// These are the exit codes of the command.
 const (
 	exitFailed  = 1
 	exitUsage   = 2
@@ -23,42 +23,42 @@ const (
 	exitClosed  = 5
 )
 
-// The sequences of most tests, as settings of a profile.
+// These profile settings are the sequences of most tests.
 const (
 	twoKnocks   = "Sequence 7001/udp 8003/tcp"
 	threeKnocks = "Sequence 7001/udp 8003/tcp 9005/udp"
 )
 
-// nftables is the firewall for tests that need only one.
+// nftables is the firewall of tests that need only one firewall.
 var nftables = lab.Firewalls[0]
 
-// silence is a shell line by which a host drops whatever it receives.
-const silence = "nft 'add table inet silent; add chain inet silent in { type filter hook input priority 0; policy drop; }'"
+// dropAllInput is a shell command that makes a host drop all packets it receives.
+const dropAllInput = "nft 'add table inet silent; add chain inet silent in { type filter hook input priority 0; policy drop; }'"
 
-// firewallNamed returns a firewall of the lab.
+// firewallNamed returns the firewall of the lab that has this name.
 func firewallNamed(name string) lab.Firewall {
 	return lab.Firewalls[slices.IndexFunc(lab.Firewalls, func(f lab.Firewall) bool { return f.Name == name })]
 }
 
-// format is the argument of --format for a firewall of the lab.
+// format returns the argument of --format for a firewall of the lab.
 func format(f lab.Firewall) string {
 	name, _, _ := strings.Cut(f.Name, "-")
 	return name
 }
 
-// vps writes a profile file for the host vps with these settings.
-func vps(t testing.TB, settings ...string) string {
+// vpsProfile writes a profile file for the host vps with these settings.
+func vpsProfile(t testing.TB, settings ...string) string {
 	t.Helper()
 	return lab.File(t, "config", append([]string{"Host vps"}, settings...)...)
 }
 
-// wrongKnocks writes a profile file for any host, with knocks that open nothing.
-func wrongKnocks(t testing.TB, timeout string) string {
+// wrongKnocksProfile writes a profile file for all hosts. Its knocks do not open any port.
+func wrongKnocksProfile(t testing.TB, timeout string) string {
 	t.Helper()
 	return lab.File(t, "config", "Host *", "Sequence 1111/udp 2222/udp", "ConnectTimeout "+timeout)
 }
 
-// sequence parses knocks.
+// sequence parses a sequence, and panics if the text is not valid.
 func sequence(text string) knock.Sequence {
 	s, err := knock.ParseSequence(text)
 	if err != nil {
@@ -67,21 +67,23 @@ func sequence(text string) knock.Sequence {
 	return s
 }
 
-// keyFile writes a key that all tests share, and returns the setting for it.
-func keyFile(t testing.TB) string {
+// keyFileSetting writes the key that all tests share to a file, and returns the
+// KeyFile setting for this file.
+func keyFileSetting(t testing.TB) string {
 	t.Helper()
 	return "KeyFile " + lab.File(t, "key", windowKey)
 }
 
-// emit has portknock write the rules for the profile vps, and returns the file.
-func emit(t testing.TB, h *lab.Host, f lab.Firewall, profile string, flags ...string) string {
+// emitRules makes portknock write the rules for the profile vps, and returns the file.
+func emitRules(t testing.TB, h *lab.Host, f lab.Firewall, profile string, flags ...string) string {
 	t.Helper()
-	return emitOnly(t, h, f, profile, append(flags, "vps")...)
+	return emitRulesFor(t, h, f, profile, append(flags, "vps")...)
 }
 
-// emitOnly is emit for the profiles that are named in the arguments. Rules that need
-// an end have one in 20 minutes.
-func emitOnly(t testing.TB, h *lab.Host, f lab.Firewall, profile string, args ...string) string {
+// emitRulesFor makes portknock write the rules for the profiles that the arguments
+// name. Rules of schemes with a horizon expire after 20 minutes, unless an argument
+// changes that.
+func emitRulesFor(t testing.TB, h *lab.Host, f lab.Firewall, profile string, args ...string) string {
 	t.Helper()
 	rules := filepath.Join(t.TempDir(), "rules")
 	common := []string{"emit-rules", "-c", profile, "--format", format(f), "--output", rules, "--horizon", "20m"}
@@ -89,14 +91,14 @@ func emitOnly(t testing.TB, h *lab.Host, f lab.Firewall, profile string, args ..
 	return rules
 }
 
-// header runs a command from the header of a rules file on a host.
-func header(t testing.TB, h *lab.Host, rules, name string) string {
+// runHeaderLine runs a command from the header of a rules file on a host.
+func runHeaderLine(t testing.TB, h *lab.Host, rules, name string) string {
 	t.Helper()
 	return h.Shell(t, lab.RulesLine(t, rules, name))
 }
 
-// tryHeader is header for a command that may fail.
-func tryHeader(t testing.TB, h *lab.Host, rules, name string) (string, error) {
+// tryHeaderLine is runHeaderLine for a command that may fail.
+func tryHeaderLine(t testing.TB, h *lab.Host, rules, name string) (string, error) {
 	t.Helper()
 	return h.Try("sh", "-c", lab.RulesLine(t, rules, name))
 }
@@ -106,60 +108,61 @@ type rig struct {
 	server, client, attacker *lab.Host
 
 	firewall lab.Firewall
-	family   lab.Family // of the addresses that the tests use
-	sshd     *lab.SSHD  // nil for a rig of newHosts
-	profile  string     // the file with the profile vps
-	rules    string     // emitted from it; not yet loaded
-	fdpass   bool       // portknock hands ssh the socket
-	config   string     // for ssh -F: the host vps by way of portknock, direct without
+	family   lab.Family // family of the addresses that the tests use
+	sshd     *lab.SSHD  // nil if the rig has no sshd
+	profile  string     // file with the profile vps
+	rules    string     // file with the rules for the profile, not yet loaded
+	fdpass   bool       // portknock passes its socket to ssh (ProxyUseFdpass)
+	config   string     // file for ssh -F: host vps uses portknock, host direct does not
 
-	visitors uint16 // how many of the client's addresses visitor has returned
+	freshAddrs uint16 // number of addresses that freshAddr has returned
 }
 
-// newHosts makes a rig without a profile, on which port 22 answers.
-func newHosts(t testing.TB, f lab.Firewall, family lab.Family) *rig {
+// newListeningRig makes a rig without a profile. The server has the firewall's programs,
+// and a service listens on port 22.
+func newListeningRig(t testing.TB, f lab.Firewall, family lab.Family) *rig {
 	t.Helper()
-	r := newNet(t, f, family)
+	r := newEmptyRig(t, f, family)
 	f.Install(t, r.server)
 	r.server.Listen(t, lab.GuardedPort)
 	return r
 }
 
-// newNet makes a rig of hosts only.
-func newNet(t testing.TB, f lab.Firewall, family lab.Family) *rig {
+// newEmptyRig makes a rig that has only hosts.
+func newEmptyRig(t testing.TB, f lab.Firewall, family lab.Family) *rig {
 	t.Helper()
 	n := lab.New(t)
 	return &rig{server: n.Server, client: n.Client, attacker: n.Attacker, firewall: f, family: family}
 }
 
-// newRig makes a rig with an sshd and the rules for the profile vps with these
-// settings. If the variable PORTKNOCK_LAB_FDPASS is set, portknock hands ssh the
-// socket in every test.
+// newRig makes a rig with an sshd, and emits rules for the profile vps with these
+// settings. If the variable PORTKNOCK_LAB_FDPASS is set, portknock passes its socket
+// to ssh in every test.
 func newRig(t testing.TB, f lab.Firewall, family lab.Family, settings ...string) *rig {
 	t.Helper()
 	lab.Require(t, append([]string{"ssh", "sshd"}, f.Programs...)...)
-	r := newNet(t, f, family)
+	r := newEmptyRig(t, f, family)
 	r.fdpass = os.Getenv("PORTKNOCK_LAB_FDPASS") != ""
 	f.Install(t, r.server)
 	r.sshd = r.server.SSHD(t, []uint16{lab.GuardedPort})
-	r.profile = r.vps(t, settings...)
-	r.emit(t)
+	r.profile = r.vpsProfile(t, settings...)
+	r.emitRules(t)
 	r.config = r.sshConfig(t, r.profile)
 	return r
 }
 
-// newGuarded is newRig with the rules in force.
-func newGuarded(t testing.TB, f lab.Firewall, family lab.Family, settings ...string) *rig {
+// newGuardedRig is newRig, and loads the rules.
+func newGuardedRig(t testing.TB, f lab.Firewall, family lab.Family, settings ...string) *rig {
 	t.Helper()
 	r := newRig(t, f, family, settings...)
-	r.header(t, "load")
+	r.runHeaderLine(t, "load")
 	return r
 }
 
-// newJourney is newGuarded with three knocks, nftables and IPv4.
-func newJourney(t testing.TB) *rig {
+// newDefaultRig is newGuardedRig for nftables and IPv4, with three knocks.
+func newDefaultRig(t testing.TB) *rig {
 	t.Helper()
-	return newGuarded(t, nftables, lab.IPv4, threeKnocks)
+	return newGuardedRig(t, nftables, lab.IPv4, threeKnocks)
 }
 
 // twoHosts returns a client and a server on one link.
@@ -170,70 +173,73 @@ func twoHosts(t testing.TB) (client, server *lab.Host) {
 	return client, server
 }
 
-// nameServer gives a server a name with an address of each family, on one host.
+// nameServer gives a server a name on one host. The name has an address of each family.
 func nameServer(t testing.TB, on *lab.Host, name string, server *lab.Host) {
 	t.Helper()
 	hosts := lab.File(t, "hosts", server.Addr(lab.IPv6).String()+" "+name, server.Addr(lab.IPv4).String()+" "+name)
 	on.Run(t, "mount", "--bind", hosts, "/etc/hosts")
 }
 
-// addr is the server's address.
+// addr returns the server's address.
 func (r *rig) addr() netip.Addr { return r.server.Addr(r.family) }
 
-// port is a port of the server.
+// port returns the server's address with this port.
 func (r *rig) port(port uint16) netip.AddrPort { return netip.AddrPortFrom(r.addr(), port) }
 
-// vps writes a profile file for the server.
-func (r *rig) vps(t testing.TB, settings ...string) string {
+// vpsProfile writes a profile file for the host vps with these settings. Its HostName is
+// the server's address.
+func (r *rig) vpsProfile(t testing.TB, settings ...string) string {
 	t.Helper()
-	return vps(t, append([]string{"HostName " + r.addr().String()}, settings...)...)
+	return vpsProfile(t, append([]string{"HostName " + r.addr().String()}, settings...)...)
 }
 
-// header runs a command from the header of the rules on the server.
-func (r *rig) header(t testing.TB, name string) string {
+// runHeaderLine runs a command from the header of the rig's rules on the server.
+func (r *rig) runHeaderLine(t testing.TB, name string) string {
 	t.Helper()
-	return header(t, r.server, r.rules, name)
+	return runHeaderLine(t, r.server, r.rules, name)
 }
 
-// emit replaces the rules by those that portknock writes with these flags.
-func (r *rig) emit(t testing.TB, flags ...string) {
+// emitRules makes portknock write new rules with these flags, and does not load them.
+// They replace r.rules.
+func (r *rig) emitRules(t testing.TB, flags ...string) {
 	t.Helper()
-	r.rules = emit(t, r.server, r.firewall, r.profile, flags...)
+	r.rules = emitRules(t, r.server, r.firewall, r.profile, flags...)
 }
 
-// load puts the rules for a profile of other settings in force.
+// load emits and loads rules for the profile vps with other settings. It changes neither
+// r.profile nor r.rules.
 func (r *rig) load(t testing.TB, settings []string, flags ...string) {
 	t.Helper()
-	header(t, r.server, emit(t, r.server, r.firewall, vps(t, settings...), flags...), "load")
+	runHeaderLine(t, r.server, emitRules(t, r.server, r.firewall, vpsProfile(t, settings...), flags...), "load")
 }
 
-// ruleset returns the rules in force, without counters and without what the sets
-// hold.
+// ruleset returns the rules that the server has loaded, without counters and without
+// the elements of sets.
 func (r *rig) ruleset(t testing.TB) string {
 	t.Helper()
 	script := "nft -s -t list ruleset"
 	if format(r.firewall) == "iptables" {
-		// An empty table that was looked at once is listed from then on.
+		// iptables-save lists an empty table as soon as a program has read that table.
 		script = "for t in iptables ip6tables; do $t-save | grep -e ^-; done; true"
 	}
 	return r.server.Shell(t, script)
 }
 
-// expectRuleset checks that the server has the rules it had before.
+// expectRuleset checks that the server has the same rules as before.
 func (r *rig) expectRuleset(t testing.TB, before string) {
 	t.Helper()
 	if after := r.ruleset(t); after != before {
-		t.Errorf("the server was\n%s\nand is now\n%s", before, after)
+		t.Errorf("the server's rules were\n%s\nand are now\n%s", before, after)
 	}
 }
 
-// expect checks how port 22 answers one of the hosts.
+// expect checks the state of port 22 as one of the hosts sees it.
 func (r *rig) expect(t testing.TB, from *lab.Host, want lab.State) {
 	t.Helper()
 	r.expectPort(t, from, lab.GuardedPort, want)
 }
 
-// expectPort checks how a port of the server answers one of the hosts.
+// expectPort checks the state of a port of the server as one of the hosts sees it.
 func (r *rig) expectPort(t testing.TB, from *lab.Host, port uint16, want lab.State) {
 	t.Helper()
 	if got := from.Probe(t, r.port(port)); got != want {
@@ -241,10 +247,10 @@ func (r *rig) expectPort(t testing.TB, from *lab.Host, port uint16, want lab.Sta
 	}
 }
 
-// await waits until a port of the server answers one of the hosts so.
-func (r *rig) await(t testing.TB, within time.Duration, from *lab.Host, port uint16, want lab.State) {
+// awaitPort waits until a port of the server has this state for one of the hosts.
+func (r *rig) awaitPort(t testing.TB, within time.Duration, from *lab.Host, port uint16, want lab.State) {
 	t.Helper()
-	lab.Await(t, within, func() string { // the kernel's clock cannot be faked
+	lab.Await(t, within, func() string { // a test cannot fake the kernel's clock
 		if got := from.Probe(t, r.port(port)); got != want {
 			return fmt.Sprintf("%s, %v: port %d is %v for the %s, want %v", r.firewall.Name, r.family, port, got, from.Name, want)
 		}
@@ -252,22 +258,24 @@ func (r *rig) await(t testing.TB, within time.Duration, from *lab.Host, port uin
 	})
 }
 
-// expectSoon is expectPort for a firewall that may open a moment after the knocks.
+// expectSoon is expectPort for a firewall that may open the port a moment after the
+// knocks.
 func (r *rig) expectSoon(t testing.TB, from *lab.Host, port uint16, want lab.State) {
 	t.Helper()
 	if r.firewall.Async {
-		r.await(t, 10*time.Second, from, port, want)
+		r.awaitPort(t, 10*time.Second, from, port, want)
 	}
 	r.expectPort(t, from, port, want)
 }
 
-// visitor returns an address of the client that has not knocked yet.
-func (r *rig) visitor() netip.Addr {
-	r.visitors++
-	return r.client.Source(r.family, r.visitors)
+// freshAddr returns an address of the client that has not knocked yet.
+func (r *rig) freshAddr() netip.Addr {
+	r.freshAddrs++
+	return r.client.Source(r.family, r.freshAddrs)
 }
 
-// addAddr gives the client an address of its own, so that programs can bind to it.
+// addAddr adds an address to the client's interface, so that programs can bind to the
+// address.
 func (r *rig) addAddr(t testing.TB, addr netip.Addr) {
 	t.Helper()
 	args := []string{"addr", "replace", addr.String(), "dev", "eth0"}
@@ -277,47 +285,48 @@ func (r *rig) addAddr(t testing.TB, addr netip.Addr) {
 	r.client.Run(t, "ip", args...)
 }
 
-// answer returns how port 22 answers an address of the client.
+// answer returns the state of port 22 for an address of the client.
 func (r *rig) answer(t testing.TB, from netip.Addr) lab.State {
 	t.Helper()
 	return r.client.ProbeFrom(t, from, r.port(lab.GuardedPort))
 }
 
-// admits sends knocks from an address of the client and reports whether port 22 is
-// open to that address then.
+// admits sends knocks from an address of the client, and then reports whether port 22
+// is open to that address.
 func (r *rig) admits(t testing.TB, from netip.Addr, steps ...knock.Step) bool {
 	t.Helper()
 	r.client.KnockFrom(t, from, r.addr(), steps...)
 	return r.answer(t, from) == lab.Open
 }
 
-// knockAndWait has portknock knock from a host until port 22 is open.
+// knockAndWait makes portknock knock from a host until port 22 is open.
 func (r *rig) knockAndWait(t testing.TB, from *lab.Host, args ...string) {
 	t.Helper()
 	from.Run(t, "portknock", append(append([]string{"knock", "--wait", "-c", r.profile}, args...), "vps")...)
 }
 
-// ipv4 is for tests to which the family does not matter.
-var ipv4 = []lab.Family{lab.IPv4}
+// onlyIPv4 is for tests that do not depend on the family.
+var onlyIPv4 = []lab.Family{lab.IPv4}
 
 // eachFirewall runs a test against every firewall and family, in parallel.
 func eachFirewall(t *testing.T, test func(*testing.T, lab.Firewall, lab.Family)) {
 	eachOf(t, lab.Firewalls, lab.Families, test)
 }
 
-// eachKernelFirewall leaves out knockd, which has no schedules and verifies no
-// tokens.
+// eachKernelFirewall is eachFirewall without knockd, which neither supports schedules
+// nor verifies tokens.
 func eachKernelFirewall(t *testing.T, test func(*testing.T, lab.Firewall, lab.Family)) {
 	eachOf(t, kernelFirewalls(), lab.Families, test)
 }
 
-// eachIptables is for what only iptables has, and has alike in both families.
+// eachIptables runs a test against every iptables with IPv4, for features that only
+// iptables has, and that are the same in both families.
 func eachIptables(t *testing.T, test func(*testing.T, lab.Firewall, lab.Family)) {
 	isOther := func(f lab.Firewall) bool { return format(f) != "iptables" }
-	eachOf(t, slices.DeleteFunc(slices.Clone(lab.Firewalls), isOther), ipv4, test)
+	eachOf(t, slices.DeleteFunc(slices.Clone(lab.Firewalls), isOther), onlyIPv4, test)
 }
 
-// kernelFirewalls are those that need no daemon.
+// kernelFirewalls returns the firewalls that do not need a daemon.
 func kernelFirewalls() []lab.Firewall {
 	isDaemon := func(f lab.Firewall) bool { return f.Async }
 	return slices.DeleteFunc(slices.Clone(lab.Firewalls), isDaemon)
@@ -325,7 +334,7 @@ func kernelFirewalls() []lab.Firewall {
 
 // eachOf runs a test against these firewalls and families, in parallel.
 func eachOf(t *testing.T, firewalls []lab.Firewall, families []lab.Family, test func(*testing.T, lab.Firewall, lab.Family)) {
-	t.Parallel() // beside other tests too: they mostly wait
+	t.Parallel() // other tests may run meanwhile, because tests mostly wait
 	for _, f := range firewalls {
 		for _, family := range families {
 			t.Run(fmt.Sprintf("%s/%v", f.Name, family), func(t *testing.T) {

@@ -9,10 +9,10 @@ import (
 	"github.com/portknock/portknock/cmd/internal/lab"
 )
 
-// TestRouteLostForAMoment: the client's link goes down after the first SYN has left,
-// and comes up again about 0.9 s later. portknock gets through, whatever part of it
-// meets the outage.
-func TestRouteLostForAMoment(t *testing.T) {
+// TestConnectsAfterShortLinkOutage: the client's link goes down after the first SYN has
+// left, and comes up again about 0.9 s later. portknock connects, whether the outage
+// affects the choice of the source address, a knock or a dial.
+func TestConnectsAfterShortLinkOutage(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		name    string
@@ -32,13 +32,13 @@ func TestRouteLostForAMoment(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			r := newRig(t, nftables, lab.IPv4, threeKnocks)
-			// The server does not answer knocks and SYNs until the link is back.
-			r.server.Shell(t, silence)
+			// The server does not answer knocks and SYNs until the link is up again.
+			r.server.Shell(t, dropAllInput)
 			capture := r.server.Capture(t)
-			var out, said lab.Log
+			var out, stderr lab.Log
 			c := r.client.Command("portknock", append([]string{"-v"}, append(tt.args(r), "22")...)...)
-			c.Stdout, c.Stderr = &out, &said
-			in, err := c.StdinPipe() // open until the banner is there
+			c.Stdout, c.Stderr = &out, &stderr
+			in, err := c.StdinPipe() // this pipe stays open until the banner has arrived
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -46,24 +46,24 @@ func TestRouteLostForAMoment(t *testing.T) {
 			if err := c.Start(); err != nil {
 				t.Fatal(err)
 			}
-			said.Await(t, "round 0: dialing", 1)
+			stderr.Await(t, "round 0: dialing", 1)
 			awaitSYN(t, capture, 22)
 			r.client.Shell(t, "ip link set eth0 down")
-			said.Await(t, ": unreachable ", 2)
-			said.Await(t, "round 3: ", 1) // begins 0.9 s after the start
+			stderr.Await(t, ": unreachable ", 2)
+			stderr.Await(t, "round 3: ", 1) // round 3 begins 0.9 s after the start
 			if tt.guarded {
-				r.header(t, "load")
+				r.runHeaderLine(t, "load")
 			}
 			r.server.Shell(t, "nft delete table inet silent")
 			r.client.Shell(t, "ip link set eth0 up")
 			out.Await(t, "SSH-2.0-", 1)
-			t.Logf("portknock says\n%s", &said)
+			t.Logf("portknock has printed\n%s", &stderr)
 			c.End()
 		})
 	}
 }
 
-// awaitSYN waits until a capture has a SYN to a port.
+// awaitSYN waits until a capture contains a SYN to a port.
 func awaitSYN(t testing.TB, c *lab.Capture, port uint16) {
 	t.Helper()
 	isSYN := func(p lab.Packet) bool { return p.Dst.Port() == port && p.Flags == lab.SYN }
@@ -71,6 +71,6 @@ func awaitSYN(t testing.TB, c *lab.Capture, port uint16) {
 		if slices.ContainsFunc(c.Packets(t), isSYN) {
 			return ""
 		}
-		return fmt.Sprintf("no SYN to port %d", port)
+		return fmt.Sprintf("the capture has no SYN to port %d", port)
 	})
 }

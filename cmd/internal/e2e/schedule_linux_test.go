@@ -14,17 +14,17 @@ import (
 	"github.com/portknock/portknock/knock/rules"
 )
 
-// The kernel's clock cannot be faked. The tests choose windows instead, in which the
-// present moment lies where a test wants it.
+// A test cannot fake the kernel's clock. Instead, tests choose a Period so that the
+// present is at the right place of its window.
 
 // windowKey is the key of every schedule in these tests.
 const windowKey = "portknock-key-1:aaaqeayeaudaocajbifqydiob4ibceqtcqkrmfyydenbwha5dypzcjt6ri"
 
-// place says where in its window the present moment is to be: how long after the
-// start, and how long before the end.
+// place is a place in a window: its time after the start of the window, and its time
+// before the end.
 type place struct{ into, left span }
 
-// span is a range of durations. A zero below sets no upper limit.
+// span is a range of durations. It has no upper limit if below is 0.
 type span struct{ least, below time.Duration }
 
 func (s span) contains(d time.Duration) bool { return s.least <= d && (s.below == 0 || d < s.below) }
@@ -38,9 +38,9 @@ var (
 	ending = place{into: span{least: 10 * second}, left: span{least: 5 * second, below: 7 * second}}
 )
 
-// standing returns a period whose window has the present moment there. A few
-// seconds have none: then it waits for the next.
-func standing(t testing.TB, p place) time.Duration {
+// periodWithNowAt returns a period whose current window has the present at this place.
+// For a few seconds no such period exists. Then periodWithNowAt waits for the next second.
+func periodWithNowAt(t testing.TB, p place) time.Duration {
 	t.Helper()
 	for range 60 {
 		now := time.Duration(time.Now().Unix()) * time.Second
@@ -52,33 +52,35 @@ func standing(t testing.TB, p place) time.Duration {
 		}
 		time.Sleep(time.Until(time.Now().Truncate(time.Second).Add(time.Second)))
 	}
-	t.Fatal("no such period")
+	t.Fatal("no period has the present at this place of its window")
 	return 0
 }
 
-// newTokens is newGuarded for tokens, in the middle of a window.
-func newTokens(t testing.TB, f lab.Firewall, family lab.Family, more ...string) (*rig, knock.Token) {
+// newTokenRig is newGuardedRig with Scheme token. The present is in the middle of a
+// window.
+func newTokenRig(t testing.TB, f lab.Firewall, family lab.Family, more ...string) (*rig, knock.Token) {
 	t.Helper()
-	settings, s := tokens(t, standing(t, middle), time.Minute)
-	return newGuarded(t, f, family, append(settings, more...)...), s
+	settings, s := tokens(t, periodWithNowAt(t, middle), time.Minute)
+	return newGuardedRig(t, f, family, append(settings, more...)...), s
 }
 
-// sleepInto waits until the window has begun whose start is given, also by the
-// coarse clock that the kernel uses for iptables.
+// sleepInto waits until a window with this start has begun, also by the coarse clock that
+// the kernel uses for iptables.
 func sleepInto(start time.Time) { time.Sleep(time.Until(start.Add(100 * time.Millisecond))) }
 
-// schedule returns the key of the tests, and the settings for it and for a period.
+// schedule returns the key of the tests, and the settings for this key, a period and a
+// skew.
 func schedule(t testing.TB, period, skew time.Duration) (key knock.Key, settings []string) {
 	t.Helper()
 	key, err := knock.ParseKey(windowKey)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return key, []string{keyFile(t), fmt.Sprintf("Period %d", period/time.Second), fmt.Sprintf("Skew %d", skew/time.Second)}
+	return key, []string{keyFileSetting(t), fmt.Sprintf("Period %d", period/time.Second), fmt.Sprintf("Skew %d", skew/time.Second)}
 }
 
-// rotating returns the settings of a scheme with this period and skew, and its
-// schedule.
+// rotating returns the settings of a profile with Scheme rotating, this period and this
+// skew. It also returns the schedule of this profile.
 func rotating(t testing.TB, period, skew time.Duration) (settings []string, s knock.Rotating) {
 	t.Helper()
 	key, timing := schedule(t, period, skew)
@@ -90,22 +92,23 @@ func rotating(t testing.TB, period, skew time.Duration) (settings []string, s kn
 	}
 }
 
-// opens reports whether a schedule's sequence of some time lets a new visitor in.
-func (r *rig) opens(t testing.TB, s knock.Schedule, when time.Time) bool {
+// sequenceOpens reports whether the guard admits a fresh address that sends a schedule's
+// sequence of a time.
+func (r *rig) sequenceOpens(t testing.TB, s knock.Schedule, when time.Time) bool {
 	t.Helper()
-	return r.admits(t, r.visitor(), at(t, s, when)...)
+	return r.admits(t, r.freshAddr(), stepsAt(t, s, when)...)
 }
 
-// tokens returns the settings of a profile with this period and skew, and its
-// schedule.
+// tokens returns the settings of a profile with Scheme token, this period and this skew.
+// It also returns the schedule of this profile.
 func tokens(t testing.TB, period, skew time.Duration) (settings []string, s knock.Token) {
 	t.Helper()
 	key, timing := schedule(t, period, skew)
 	return append(timing, "Scheme token"), knock.Token{Key: key, Port: 62202, Period: period, Tokens: 8}
 }
 
-// at returns the knocks of a moment, or all its tokens.
-func at(t testing.TB, s knock.Schedule, when time.Time) []knock.Step {
+// stepsAt returns the knocks of a schedule's sequence at a time, or all its tokens.
+func stepsAt(t testing.TB, s knock.Schedule, when time.Time) []knock.Step {
 	t.Helper()
 	seqs, _, err := s.At(when)
 	if err != nil {
@@ -114,37 +117,39 @@ func at(t testing.TB, s knock.Schedule, when time.Time) []knock.Step {
 	return slices.Concat(seqs...)
 }
 
-// own returns the tokens of a moment that the rig's family begins with: every other
-// one. iptables accepts only these from that family.
-func (r *rig) own(t testing.TB, s knock.Schedule, when time.Time) (own []knock.Step) {
+// familyTokens returns the tokens of a time that clients of the rig's family send first:
+// every other token. iptables accepts only these tokens from that family.
+func (r *rig) familyTokens(t testing.TB, s knock.Schedule, when time.Time) (tokens []knock.Step) {
 	t.Helper()
-	for n, step := range at(t, s, when) {
+	for n, step := range stepsAt(t, s, when) {
 		if knock.IsTokenOf(r.family == lab.IPv6, n) {
-			own = append(own, step)
+			tokens = append(tokens, step)
 		}
 	}
-	return own
+	return tokens
 }
 
-// alternating is a schedule of two sequences, for windows of even and odd number.
+// alternating is a schedule of two sequences: one for windows with an even number, the
+// other for windows with an odd number.
 type alternating struct {
 	period    time.Duration
 	sequences [2]knock.Sequence
 }
 
-// At returns the sequence of the window at a time.
+// At returns the sequence of the window that contains t.
 func (a alternating) At(t time.Time) ([]knock.Sequence, knock.Window, error) {
 	w := knock.WindowAt(t, a.period)
 	return []knock.Sequence{a.sequences[w.Start.Unix()/int64(a.period/time.Second)&1]}, w, nil
 }
 
-// places are those in time at which a window can stand: alone in force, or with
-// the one before, as the even one of the two or the odd one.
-var places = []string{"alone", "even of two", "odd of two"}
+// windowRoles are the roles that a window can have now: the only valid window, the even
+// one of two valid windows, or the odd one of two valid windows.
+var windowRoles = []string{"alone", "even of two", "odd of two"}
 
-// alternate returns a guard in one of the places now, and for a while, in which
-// one sequence opens, and the other belongs to the windows beside.
-func alternate(place string, sequence, other knock.Sequence) rules.Guard {
+// alternatingGuard returns a guard with a window that has this role now and for at least 100 s.
+// This window has the given sequence. The windows before and after it have the other
+// sequence.
+func alternatingGuard(role string, sequence, other knock.Sequence) rules.Guard {
 	g := rules.Guard{
 		Name:         "vps",
 		OpenPorts:    []knock.PortRange{{First: lab.GuardedPort, Last: lab.GuardedPort}},
@@ -159,19 +164,19 @@ func alternate(place string, sequence, other knock.Sequence) rules.Guard {
 	}
 	a := alternating{period: time.Duration(period) * time.Second}
 	odd := now / period & 1
-	if place != "alone" {
+	if role != "alone" {
 		g.Skew = (a.period/2 - time.Second).Truncate(time.Second)
-		odd = map[string]int64{"even of two": 0, "odd of two": 1}[place]
+		odd = map[string]int64{"even of two": 0, "odd of two": 1}[role]
 	}
 	a.sequences[odd], a.sequences[1-odd] = sequence, other
 	g.Schedule = a
 	return g
 }
 
-// loadGuard puts a guard in force on a host, and returns the file of its rules.
+// loadGuard loads the rules for a guard on a host, and returns their file.
 func loadGuard(t testing.TB, h *lab.Host, f lab.Firewall, g rules.Guard, horizon time.Duration) string {
 	t.Helper()
-	file := filepath.Join(t.TempDir(), "rules") // which the rules contain
+	file := filepath.Join(t.TempDir(), "rules") // the rules contain this path
 	var text strings.Builder
 	o := rules.Options{File: file, From: time.Now(), Until: time.Now().Add(horizon)}
 	if err := rules.Format(format(f)).Emit(&text, []rules.Guard{g}, o); err != nil {
@@ -180,6 +185,6 @@ func loadGuard(t testing.TB, h *lab.Host, f lab.Firewall, g rules.Guard, horizon
 	if err := os.WriteFile(file, []byte(text.String()), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	header(t, h, file, "load")
+	runHeaderLine(t, h, file, "load")
 	return file
 }

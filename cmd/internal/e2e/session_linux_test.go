@@ -13,7 +13,8 @@ import (
 	"github.com/portknock/portknock/cmd/internal/lab"
 )
 
-// sshConfig returns a configuration for ssh that uses a profile file.
+// sshConfig returns a configuration file for ssh. In it, portknock uses this profile
+// file.
 func (r *rig) sshConfig(t testing.TB, profile string) string {
 	t.Helper()
 	if r.fdpass {
@@ -22,8 +23,8 @@ func (r *rig) sshConfig(t testing.TB, profile string) string {
 	return r.proxyConfig(t, "portknock -c "+profile+" %h %p")
 }
 
-// proxyConfig returns a configuration for ssh in which the host vps is reached by a
-// ProxyCommand, and the host direct without one.
+// proxyConfig returns a configuration file for ssh. Its host vps has this ProxyCommand,
+// and its host direct has none.
 func (r *rig) proxyConfig(t testing.TB, command string, more ...string) string {
 	t.Helper()
 	addr := "HostName " + r.addr().String()
@@ -31,22 +32,22 @@ func (r *rig) proxyConfig(t testing.TB, command string, more ...string) string {
 	return r.sshd.ClientConfig(t, append(lines, "Host direct", addr)...)
 }
 
-// passSocket says whether portknock hands ssh the socket from now on.
-func (r *rig) passSocket(t testing.TB, pass bool) {
+// setFDPass sets whether portknock passes its socket to ssh from now on.
+func (r *rig) setFDPass(t testing.TB, pass bool) {
 	t.Helper()
 	r.fdpass = pass
 	r.config = r.sshConfig(t, r.profile)
 }
 
-// bothWays runs a test on a journey of portknock's own stream, and on one of a
-// socket that is ssh's.
-func bothWays(t *testing.T, test func(*testing.T, *rig)) {
+// withAndWithoutFDPass runs a test twice: in one run portknock copies the stream, in the
+// other run portknock passes its socket to ssh.
+func withAndWithoutFDPass(t *testing.T, test func(*testing.T, *rig)) {
 	t.Parallel()
 	for _, fdpass := range []bool{false, true} {
 		t.Run(fmt.Sprintf("fdpass=%v", fdpass), func(t *testing.T) {
 			t.Parallel()
-			r := newJourney(t)
-			r.passSocket(t, fdpass)
+			r := newDefaultRig(t)
+			r.setFDPass(t, fdpass)
 			test(t, r)
 		})
 	}
@@ -58,39 +59,39 @@ func (r *rig) ssh(t testing.TB, command string) string {
 	return sshOutput(t, r.client, "-F", r.config, "vps", command)
 }
 
-// login checks that ssh gets through.
+// login checks that ssh runs a command on the server through portknock.
 func (r *rig) login(t testing.TB) {
 	t.Helper()
 	if got := r.ssh(t, "echo in"); got != "in\n" {
-		t.Errorf("%s, %v: ssh prints %q", r.firewall.Name, r.family, got)
+		t.Errorf("%s, %v: ssh prints %q, want in", r.firewall.Name, r.family, got)
 	}
 }
 
-// sshOutput returns the output of ssh without stderr, where the login shell of the
-// machine that runs the tests may print something.
+// sshOutput returns the standard output of ssh. It ignores stderr, because the login
+// shell of the machine that runs the tests may print there.
 func sshOutput(t testing.TB, h *lab.Host, args ...string) string {
 	t.Helper()
-	var said lab.Log
+	var stderr lab.Log
 	c := h.Command("ssh", args...)
-	c.Stderr = &said
+	c.Stderr = &stderr
 	out, err := c.Output()
 	if err != nil {
-		t.Errorf("ssh %q: %v\n%s", args, err, said.String())
+		t.Errorf("ssh %q: %v\n%s", args, err, stderr.String())
 	}
 	return string(out)
 }
 
-// portknock runs portknock to its end. It returns what portknock has printed, and
-// the exit code.
+// portknock runs portknock until it ends. It returns the output of portknock and the exit
+// code.
 func portknock(h *lab.Host, args ...string) (stdout, stderr string, code int) {
-	var said lab.Log
+	var stderrLog lab.Log
 	c := h.Command("portknock", args...)
-	c.Stderr = &said
+	c.Stderr = &stderrLog
 	out, _ := c.Output()
-	return string(out), said.String(), c.ProcessState.ExitCode()
+	return string(out), stderrLog.String(), c.ProcessState.ExitCode()
 }
 
-// transfer moves 20 MB to the server and back through a new knock.
+// transfer sends 20 MB to the server and back through ssh, after new knocks.
 func transfer(t *testing.T, r *rig) {
 	t.Helper()
 	data := make([]byte, 20<<20)
@@ -102,57 +103,59 @@ func transfer(t *testing.T, r *rig) {
 		t.Fatal(err)
 	}
 	if sha256.Sum256(back.Bytes()) != sha256.Sum256(data) {
-		t.Errorf("of %d bytes %d came back, and not the same", len(data), back.Len())
+		t.Errorf("sent %d bytes and received %d, which differ", len(data), back.Len())
 	}
 }
 
-// quiet waits until every segment of the sessions has been acknowledged: from
-// then on neither side sends anything by itself.
-func (r *rig) quiet(t testing.TB) {
+// awaitAllAcknowledged waits until every segment of the sessions has been acknowledged.
+// From then on, neither side sends a packet without new data.
+func (r *rig) awaitAllAcknowledged(t testing.TB) {
 	t.Helper()
 	lab.Await(t, 10*time.Second, func() (unacknowledged string) {
 		for _, h := range []*lab.Host{r.client, r.server} {
-			unacknowledged += h.Shell(t, "ss -Htn state established | awk '$2 > 0'") // Send-Q
+			unacknowledged += h.Shell(t, "ss -Htn state established | awk '$2 > 0'") // $2 is Send-Q
 		}
 		return unacknowledged
 	})
 }
 
-// noneLeft waits until no portknock runs on the client any more.
-func (r *rig) noneLeft(t testing.TB) {
+// awaitNoPortknock waits until no portknock runs on the client.
+func (r *rig) awaitNoPortknock(t testing.TB) {
 	t.Helper()
 	lab.Require(t, "pgrep")
 	lab.Await(t, 10*time.Second, func() string {
 		left, err := r.client.Try("pgrep", "-a", "portknock")
 		if err == nil || left != "" {
-			return "left behind: " + left
+			return "portknock still runs: " + left
 		}
 		return ""
 	})
 }
 
-// echo is an ssh session with a program that repeats what it is told.
-type echo struct {
+// echoSession is an ssh session with a program that repeats its input.
+type echoSession struct {
 	in  io.Writer
 	out *lab.Log
-	n   int // how many lines it was told
+	n   int // number of lines that were sent
 }
 
-// echo starts an ssh session with cat.
-func (r *rig) echo(t testing.TB, host string) *echo {
+// openEcho starts an ssh session with cat on a host.
+func (r *rig) openEcho(t testing.TB, host string) *echoSession {
 	t.Helper()
 	return startEcho(t, r.client.Command("ssh", "-F", r.config, host, "cat"))
 }
 
-// startEcho starts a command that repeats its input, and has it do so once.
-func startEcho(t testing.TB, c *lab.Cmd) *echo {
+// startEcho starts a command that repeats its input, and waits until it has repeated the
+// first line.
+func startEcho(t testing.TB, c *lab.Cmd) *echoSession {
 	t.Helper()
-	// A real pipe: with any other reader the end of c would wait for its end.
+	// The input is a real pipe. With another reader, the end of c would wait until this
+	// reader ends.
 	in, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &echo{in: w, out: &lab.Log{}}
+	e := &echoSession{in: w, out: &lab.Log{}}
 	c.Stdin, c.Stdout, c.Stderr = in, e.out, e.out
 	err = c.Start()
 	in.Close()
@@ -164,8 +167,8 @@ func startEcho(t testing.TB, c *lab.Cmd) *echo {
 	return e
 }
 
-// say has the session repeat a line.
-func (e *echo) say(t testing.TB, what string) {
+// say sends a line to the session, and waits until the session has repeated the line.
+func (e *echoSession) say(t testing.TB, what string) {
 	t.Helper()
 	e.n++
 	line := fmt.Sprintf("%d %s\n", e.n, what)

@@ -18,31 +18,32 @@ import (
 	"github.com/portknock/portknock/cmd/internal/lab"
 )
 
-// TestCallerGivesUp: if the calling program gives up before the connection, the
-// usual lines appear on stderr and in the log. After ^C or ^\ one line is enough.
-func TestCallerGivesUp(t *testing.T) {
+// TestReasonIsPrintedWhenCallerGivesUp: if the calling program gives up before portknock
+// has connected, portknock prints its usual lines on stderr and in the log. After ^C or
+// ^\ it prints only that it was interrupted.
+func TestReasonIsPrintedWhenCallerGivesUp(t *testing.T) {
 	t.Parallel()
 	lab.Require(t, "nft", "mount")
 	client, server := twoHosts(t)
-	server.Shell(t, silence)
+	server.Shell(t, dropAllInput)
 	addr := server.Addr(lab.IPv4).String()
 
 	client.Shell(t, "mount --bind "+lab.File(t, "resolv.conf", "nameserver 127.0.0.1", "options timeout:30")+" /etc/resolv.conf")
 	dns := lab.Socket(t, client, func() (net.PacketConn, error) { return net.ListenPacket("udp4", "127.0.0.1:53") })
 
-	label := "" // a new one for each portknock
+	label := "" // each portknock resolves a name with a new label
 	for _, stage := range []struct {
 		name     string
-		settings []string // LABEL stands for the label
+		settings []string // LABEL in these is replaced by the label
 		await    func(*testing.T, *caller)
 		code     int
-		said     string // a regular expression; CAUSE stands for why
+		stderr   string // regular expression for stderr; CAUSE in it is replaced by end.cause
 	}{{
 		name:     "knocking",
 		settings: []string{"HostName " + addr, "Sequence 7001/udp 8003"},
 		await:    func(t *testing.T, c *caller) { c.log.Await(t, "round 0: dialing", 1) },
 		code:     exitClosed,
-		said:     `portknock: vps: port 22 did not open within [0-9.]+m?s: no answer\nportknock: hint: .*\n`,
+		stderr:   `portknock: vps: port 22 did not open within [0-9.]+m?s: no answer\n(portknock: hint: .*\n){2}`,
 	}, {
 		name:     "resolving",
 		settings: []string{"HostName LABEL.example", "Sequence 7001/udp 8003"},
@@ -55,19 +56,19 @@ func TestCallerGivesUp(t *testing.T) {
 				}
 			}
 		},
-		code: exitFailed,
-		said: `portknock: vps: cannot resolve "LABEL.example": no answer in time\n`,
+		code:   exitFailed,
+		stderr: `portknock: vps: cannot resolve "LABEL.example": no answer in time\n`,
 	}, {
 		name:     "KeyCommand",
 		settings: []string{"Scheme rotating", `KeyCommand sh -c "cat FIFO; true"`},
-		await:    func(t *testing.T, c *caller) { c.openKey(t) },
+		await:    func(t *testing.T, c *caller) { c.awaitKeyCommand(t) },
 		code:     exitProfile,
-		said:     `portknock: vps: KeyCommand sh: CAUSE\n`,
+		stderr:   `portknock: vps: KeyCommand sh: CAUSE\n`,
 	}} {
 		for n, end := range []struct {
 			name  string
 			end   func(*caller) error
-			cause string // "" if it is an interrupt
+			cause string // the reason in the error, "" for an interrupt
 		}{
 			{"SIGHUP", func(c *caller) error { return c.cmd.Process.Signal(syscall.SIGHUP) }, "stopped by the calling program"},
 			{"SIGTERM", func(c *caller) error { return c.cmd.Process.Signal(syscall.SIGTERM) }, "stopped by the calling program"},
@@ -84,36 +85,37 @@ func TestCallerGivesUp(t *testing.T) {
 					t.Fatal(err)
 				}
 				_ = c.cmd.Wait()
-				code, want := stage.code, strings.NewReplacer("CAUSE", end.cause, "LABEL", label).Replace(stage.said)
+				code, want := stage.code, strings.NewReplacer("CAUSE", end.cause, "LABEL", label).Replace(stage.stderr)
 				if end.cause == "" {
 					code, want = exitFailed, "portknock: interrupted\n"
 				}
-				if got := c.cmd.ProcessState.ExitCode(); got != code || !regexp.MustCompile("^"+want+"$").MatchString(c.said.String()) {
-					t.Errorf("exit code %d, %q; want %d, %q", got, c.said.String(), code, want)
+				if got := c.cmd.ProcessState.ExitCode(); got != code || !regexp.MustCompile("^"+want+"$").MatchString(c.stderr.String()) {
+					t.Errorf("exit code %d, stderr %q; want %d, %q", got, c.stderr.String(), code, want)
 				}
-				for line := range strings.Lines(c.said.String()) {
+				for line := range strings.Lines(c.stderr.String()) {
 					c.log.Await(t, "] "+strings.TrimPrefix(line, "portknock: "), 1)
 				}
-				c.keyUnread(t)
+				c.expectKeyCommandGone(t)
 			})
 		}
 	}
 }
 
-// caller is a portknock with what its calling program sees of it.
+// caller is a running portknock and what its calling program sees of it.
 type caller struct {
-	cmd  *lab.Cmd
-	said *lab.Log
-	log  *lab.Log // its log file
-	out  *os.File // its standard output's other end
-	fifo string   // FIFO in the settings
-	key  *os.File // the fifo, once openKey has opened it
+	cmd    *lab.Cmd
+	stderr *lab.Log
+	log    *lab.Log // contents of portknock's log file
+	out    *os.File // end of the pipe that reads portknock's standard output
+	fifo   string   // path that replaces FIFO in the settings
+	key    *os.File // the opened fifo, nil before awaitKeyCommand
 }
 
-// startCaller starts portknock for the profile vps with these settings.
+// startCaller starts portknock for the profile vps with these settings. If shell is not
+// empty, it is the command that runs portknock.
 func startCaller(t *testing.T, h *lab.Host, settings []string, shell ...string) *caller {
 	t.Helper()
-	c := &caller{said: &lab.Log{}, log: &lab.Log{}, fifo: filepath.Join(t.TempDir(), "fifo")}
+	c := &caller{stderr: &lab.Log{}, log: &lab.Log{}, fifo: filepath.Join(t.TempDir(), "fifo")}
 	logFile := filepath.Join(t.TempDir(), "log")
 	for _, path := range []string{c.fifo, logFile} {
 		if err := syscall.Mkfifo(path, 0o600); err != nil {
@@ -126,14 +128,14 @@ func startCaller(t *testing.T, h *lab.Host, settings []string, shell ...string) 
 	}
 	go io.Copy(c.log, log)
 	text := strings.ReplaceAll(strings.Join(settings, "\n"), "FIFO", c.fifo)
-	config := vps(t, text, "ConnectTimeout 60")
+	config := vpsProfile(t, text, "ConnectTimeout 60")
 	args := append(shell, "portknock", "-c", config, "--log-file", logFile, "vps", "22")
 	c.cmd = h.Command(args[0], args[1:]...)
 	out, childOut, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.out, c.cmd.Stdout, c.cmd.Stderr = out, childOut, c.said
+	c.out, c.cmd.Stdout, c.cmd.Stderr = out, childOut, c.stderr
 	err = c.cmd.Start()
 	childOut.Close()
 	if err != nil {
@@ -147,8 +149,8 @@ func startCaller(t *testing.T, h *lab.Host, settings []string, shell ...string) 
 	return c
 }
 
-// openKey waits until the KeyCommand reads the fifo.
-func (c *caller) openKey(t *testing.T) {
+// awaitKeyCommand waits until the KeyCommand reads the fifo.
+func (c *caller) awaitKeyCommand(t *testing.T) {
 	t.Helper()
 	var err error
 	if c.key, err = os.OpenFile(c.fifo, os.O_WRONLY, 0); err != nil {
@@ -157,19 +159,20 @@ func (c *caller) openKey(t *testing.T) {
 	t.Cleanup(func() { c.key.Close() })
 }
 
-// keyUnread checks that no process of the KeyCommand is left.
-func (c *caller) keyUnread(t *testing.T) {
+// expectKeyCommandGone checks that no process of the KeyCommand reads the fifo.
+func (c *caller) expectKeyCommandGone(t *testing.T) {
 	t.Helper()
 	if c.key == nil {
 		return
 	}
 	if _, err := c.key.WriteString("x"); !errors.Is(err, syscall.EPIPE) {
-		t.Errorf("the KeyCommand goes on: %v", err)
+		t.Errorf("the KeyCommand still reads the fifo: %v", err)
 	}
 }
 
-// TestNohup: a SIGHUP that the calling program ignores does not end the search.
-func TestNohup(t *testing.T) {
+// TestIgnoredSIGHUPDoesNotEndPortknock: if the calling program ignores SIGHUP, as nohup
+// does, a SIGHUP does not end portknock's attempts to connect.
+func TestIgnoredSIGHUPDoesNotEndPortknock(t *testing.T) {
 	t.Parallel()
 	client := lab.NewHost(t, "client")
 	c := startCaller(t, client, []string{"HostName 127.0.0.1", "Sequence 7001/udp 8003"}, "sh", "-c", `trap "" HUP; exec "$@"`, "sh")
@@ -183,13 +186,14 @@ func TestNohup(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = c.cmd.Wait()
-	if code := c.cmd.ProcessState.ExitCode(); code != exitClosed || !strings.Contains(c.said.String(), "connection refused") {
-		t.Errorf("exit code %d, %q", code, c.said.String())
+	if code := c.cmd.ProcessState.ExitCode(); code != exitClosed || !strings.Contains(c.stderr.String(), "connection refused") {
+		t.Errorf("exit code %d, stderr %q, want 5 and connection refused", code, c.stderr.String())
 	}
 }
 
-// TestSecondQuit: a second ^\ does not print a traceback either.
-func TestSecondQuit(t *testing.T) {
+// TestSecondSIGQUITPrintsNoTraceback: portknock prints no traceback after the first ^\,
+// and none after the second.
+func TestSecondSIGQUITPrintsNoTraceback(t *testing.T) {
 	t.Parallel()
 	c := startCaller(t, lab.NewHost(t, "client"), []string{"HostName 127.0.0.1", "Sequence 7001/udp 8003"})
 	c.log.Await(t, "round 0: refused", 1)
@@ -199,14 +203,15 @@ func TestSecondQuit(t *testing.T) {
 		}
 	}
 	_ = c.cmd.Wait()
-	if said := c.said.String(); c.cmd.ProcessState.ExitCode() != exitFailed || said != "" && said != "portknock: interrupted\n" {
-		t.Errorf("%v, %q", c.cmd.ProcessState, said)
+	if stderr := c.stderr.String(); c.cmd.ProcessState.ExitCode() != exitFailed || stderr != "" && stderr != "portknock: interrupted\n" {
+		t.Errorf("portknock ended with %v and printed %q, want at most the line: interrupted", c.cmd.ProcessState, stderr)
 	}
 }
 
-// TestSignalsWhenConnected: ^C and ^\ do not end a connection, because ssh's master
-// must survive them. SIGHUP and SIGTERM end it without a word.
-func TestSignalsWhenConnected(t *testing.T) {
+// TestOnlySIGHUPAndSIGTERMEndConnection: ^C and ^\ do not end a connection, because ssh's
+// master must survive them. SIGHUP and SIGTERM end the connection, and portknock prints
+// nothing.
+func TestOnlySIGHUPAndSIGTERMEndConnection(t *testing.T) {
 	t.Parallel()
 	for _, last := range []syscall.Signal{syscall.SIGHUP, syscall.SIGTERM} {
 		t.Run(last.String(), func(t *testing.T) {
@@ -223,8 +228,8 @@ func TestSignalsWhenConnected(t *testing.T) {
 			}
 			pass()
 			for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGQUIT} {
-				if !ignores(t, fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid), sig) {
-					t.Errorf("%v is not ignored", sig)
+				if !ignoresSignal(t, fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid), sig) {
+					t.Errorf("portknock does not ignore %v", sig)
 				}
 				if err := s.cmd.Process.Signal(sig); err != nil {
 					t.Fatal(err)
@@ -236,43 +241,46 @@ func TestSignalsWhenConnected(t *testing.T) {
 			}
 			_ = s.cmd.Wait()
 			if status := s.cmd.ProcessState.Sys().(syscall.WaitStatus); !status.Signaled() || status.Signal() != last {
-				t.Errorf("it ended with %v", s.cmd.ProcessState)
+				t.Errorf("portknock was not ended by the signal, but with %v", s.cmd.ProcessState)
 			}
-			if said := s.said.String(); said != "" {
-				t.Errorf("it says %q", said)
+			if stderr := s.stderr.String(); stderr != "" {
+				t.Errorf("portknock prints %q, want nothing", stderr)
 			}
 		})
 	}
 }
 
-// TestSSHKilled: when ssh is gone without a word, portknock goes too.
-func TestSSHKilled(t *testing.T) {
-	bothWays(t, func(t *testing.T, r *rig) {
+// TestPortknockEndsWhenSSHIsKilled: if ssh is killed during a session, portknock ends
+// too.
+func TestPortknockEndsWhenSSHIsKilled(t *testing.T) {
+	withAndWithoutFDPass(t, func(t *testing.T, r *rig) {
 		c := r.client.Command("ssh", "-F", r.config, "vps", "cat")
 		startEcho(t, c)
 		if err := c.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
-		r.noneLeft(t)
+		r.awaitNoPortknock(t)
 	})
 }
 
-// TestKeyCommandSignals: a KeyCommand does not inherit that signals are caught.
-func TestKeyCommandSignals(t *testing.T) {
+// TestKeyCommandInheritsNoIgnoredSignals: portknock handles some signals, but its
+// KeyCommand does not start with these signals ignored.
+func TestKeyCommandInheritsNoIgnoredSignals(t *testing.T) {
 	t.Parallel()
 	key, status := lab.File(t, "key", windowKey), filepath.Join(t.TempDir(), "status")
 	c := startCaller(t, lab.NewHost(t, "client"), []string{"HostName 127.0.0.1", "Scheme rotating",
 		fmt.Sprintf(`KeyCommand sh -c "cat /proc/self/status >%s; cat %s"`, status, key)})
 	c.log.Await(t, "round 0: dialing", 1)
 	for _, sig := range []syscall.Signal{syscall.SIGPIPE, syscall.SIGQUIT, syscall.SIGTERM} {
-		if ignores(t, status, sig) {
-			t.Errorf("%v is ignored", sig)
+		if ignoresSignal(t, status, sig) {
+			t.Errorf("the KeyCommand ignores %v", sig)
 		}
 	}
 }
 
-// ignores reports whether a process ignores a signal, by its status in /proc.
-func ignores(t *testing.T, status string, sig syscall.Signal) bool {
+// ignoresSignal reports whether a process ignores a signal, by the process's status file
+// from /proc.
+func ignoresSignal(t *testing.T, status string, sig syscall.Signal) bool {
 	t.Helper()
 	_, after, _ := strings.Cut(lab.ReadFile(t, status), "SigIgn:")
 	mask, err := strconv.ParseUint(strings.Fields(after)[0], 16, 64)
@@ -282,8 +290,8 @@ func ignores(t *testing.T, status string, sig syscall.Signal) bool {
 	return mask>>(sig-1)&1 != 0
 }
 
-// unread returns the end of a pipe without a reader.
-func unread(t *testing.T) *os.File {
+// pipeWithoutReader returns the write end of a pipe that has no reader.
+func pipeWithoutReader(t *testing.T) *os.File {
 	t.Helper()
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -294,48 +302,50 @@ func unread(t *testing.T) *os.File {
 	return w
 }
 
-// endingSoon returns the settings of a profile with a warning at each use.
-func endingSoon(t *testing.T) []string {
+// expiringSettings returns the settings of a profile that expires in 3 days. portknock
+// warns at each use of this profile.
+func expiringSettings(t *testing.T) []string {
 	end := time.Now().UTC().AddDate(0, 0, 3).Format(time.RFC3339)
-	return []string{"Scheme rotating", keyFile(t), "ValidUntil " + end}
+	return []string{"Scheme rotating", keyFileSetting(t), "ValidUntil " + end}
 }
 
-// TestStderrWithoutReader: a warning that nobody can read is in the log. It changes
-// neither the login nor the exit code.
-func TestStderrWithoutReader(t *testing.T) {
+// TestWarningWithoutReaderIsLogged: if stderr has no reader, warnings and errors are still
+// in the log. The missing reader changes neither the login nor the exit code.
+func TestWarningWithoutReaderIsLogged(t *testing.T) {
 	t.Parallel()
-	r := newGuarded(t, nftables, lab.IPv4, endingSoon(t)...)
+	r := newGuardedRig(t, nftables, lab.IPv4, expiringSettings(t)...)
 	log := filepath.Join(t.TempDir(), "log")
 	logged := func(what string) {
 		t.Helper()
 		if text := lab.ReadFile(t, log); !strings.Contains(text, what) {
-			t.Errorf("the log has no %q: %s", what, text)
+			t.Errorf("the log does not contain %q: %s", what, text)
 		}
 		_ = os.Remove(log)
 	}
 
 	c := r.client.Command("ssh", "-F", r.config, "vps", "echo in")
-	c.Env, c.Stderr = append(c.Env, "PORTKNOCK_LOG="+log), unread(t)
+	c.Env, c.Stderr = append(c.Env, "PORTKNOCK_LOG="+log), pipeWithoutReader(t)
 	if out, err := c.Output(); string(out) != "in\n" || err != nil {
-		t.Errorf("ssh: %q, %v", out, err)
+		t.Errorf("ssh prints %q, %v, want in", out, err)
 	}
 	logged("the rules expire at")
 
 	c = r.client.Command("portknock", "-c", r.profile, "-o", "ConnectTimeout=1us", "--log-file", log, "vps", "22")
-	c.Stderr = unread(t)
+	c.Stderr = pipeWithoutReader(t)
 	if _ = c.Run(); c.ProcessState.ExitCode() != exitClosed {
-		t.Errorf("a closed port: %v", c.ProcessState)
+		t.Errorf("a closed port: portknock ended with %v, want exit code 5", c.ProcessState)
 	}
 	logged("did not open")
 }
 
-// TestStdoutWithoutReader: portknock does not report that its output has no reader.
-func TestStdoutWithoutReader(t *testing.T) {
+// TestMissingStdoutReaderIsNotReported: if stdout has no reader, portknock fails with exit
+// code 1 and prints no error.
+func TestMissingStdoutReaderIsNotReported(t *testing.T) {
 	t.Parallel()
-	var said lab.Log
+	var stderr lab.Log
 	c := lab.NewHost(t, "client").Command("portknock", "help")
-	c.Stdout, c.Stderr = unread(t), &said
-	if _ = c.Run(); c.ProcessState.ExitCode() != exitFailed || said.String() != "" {
-		t.Errorf("%v, %q", c.ProcessState, said.String())
+	c.Stdout, c.Stderr = pipeWithoutReader(t), &stderr
+	if _ = c.Run(); c.ProcessState.ExitCode() != exitFailed || stderr.String() != "" {
+		t.Errorf("portknock ended with %v and printed %q, want exit code 1 and nothing", c.ProcessState, stderr.String())
 	}
 }

@@ -13,13 +13,13 @@ import (
 	"github.com/portknock/portknock/cmd/internal/lab"
 )
 
-// stream is a portknock that has connected to a server of the test's own.
+// stream is a portknock that is connected to a server in the test process.
 type stream struct {
-	cmd  *lab.Cmd
-	in   *os.File // its standard input's other end
-	out  *os.File // its standard output's
-	said *lab.Log // its standard error
-	peer *net.TCPConn
+	cmd    *lab.Cmd
+	in     *os.File     // end of the pipe that writes portknock's standard input
+	out    *os.File     // end of the pipe that reads portknock's standard output
+	stderr *lab.Log     // portknock's standard error
+	peer   *net.TCPConn // the server's end of the connection
 }
 
 // newStream starts portknock and waits until it has connected.
@@ -28,7 +28,7 @@ func newStream(t *testing.T) *stream {
 	client, server := twoHosts(t)
 	l := lab.Socket(t, server, func() (net.Listener, error) { return net.Listen("tcp4", ":22") })
 	profile := lab.File(t, "config", "Host *", twoKnocks)
-	s := &stream{cmd: client.Command("portknock", "-c", profile, server.Addr(lab.IPv4).String(), "22"), said: &lab.Log{}}
+	s := &stream{cmd: client.Command("portknock", "-c", profile, server.Addr(lab.IPv4).String(), "22"), stderr: &lab.Log{}}
 	childIn, in, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -38,7 +38,7 @@ func newStream(t *testing.T) *stream {
 		t.Fatal(err)
 	}
 	s.in, s.out = in, out
-	s.cmd.Stdin, s.cmd.Stdout, s.cmd.Stderr = childIn, childOut, s.said
+	s.cmd.Stdin, s.cmd.Stdout, s.cmd.Stderr = childIn, childOut, s.stderr
 	if err := s.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -61,41 +61,42 @@ func newStream(t *testing.T) *stream {
 	return s
 }
 
-// ends waits until portknock has ended by itself, with exit code 0.
-func (s *stream) ends(t *testing.T) {
+// expectEnd checks that portknock ends without a signal within 10 s, with exit code 0.
+func (s *stream) expectEnd(t *testing.T) {
 	t.Helper()
 	ended := make(chan error, 1)
 	go func() { ended <- s.cmd.Wait() }()
 	select {
 	case err := <-ended:
 		if err != nil {
-			t.Errorf("%v: %s", err, s.said)
+			t.Errorf("portknock ended with %v: %s", err, s.stderr)
 		}
 	case <-time.After(10 * time.Second):
-		t.Error("portknock goes on")
+		t.Error("portknock has not ended after 10 s")
 	}
 }
 
-// TestStreamServerClosesFirst: portknock ends when the server has ended the stream.
-func TestStreamServerClosesFirst(t *testing.T) {
+// TestServerCloseEndsPortknock: portknock ends when the server closes the connection.
+func TestServerCloseEndsPortknock(t *testing.T) {
 	t.Parallel()
 	s := newStream(t)
 	io.WriteString(s.peer, "bye")
 	s.peer.Close()
 	if got, err := io.ReadAll(s.out); string(got) != "bye" {
-		t.Errorf("%q, %v", got, err)
+		t.Errorf("portknock writes %q, %v, want bye", got, err)
 	}
-	s.ends(t) // though its standard input is open
+	s.expectEnd(t) // its standard input is still open
 }
 
-// TestStreamLateReply: the end of standard input does not end what the server sends.
-func TestStreamLateReply(t *testing.T) {
+// TestReplyArrivesAfterEndOfInput: after the end of standard input, portknock still copies
+// the server's reply.
+func TestReplyArrivesAfterEndOfInput(t *testing.T) {
 	t.Parallel()
 	s := newStream(t)
 	io.WriteString(s.in, "question")
 	s.in.Close()
 	if got, err := io.ReadAll(s.peer); string(got) != "question" {
-		t.Errorf("%q, %v", got, err)
+		t.Errorf("the server receives %q, %v, want question", got, err)
 	}
 	reply := bytes.Repeat([]byte("reply "), 200_000)
 	go func() {
@@ -103,31 +104,32 @@ func TestStreamLateReply(t *testing.T) {
 		s.peer.Close()
 	}()
 	if got, err := io.ReadAll(s.out); !bytes.Equal(got, reply) {
-		t.Errorf("%d bytes of %d, %v", len(got), len(reply), err)
+		t.Errorf("portknock writes %d bytes of a reply of %d, %v", len(got), len(reply), err)
 	}
-	s.ends(t)
+	s.expectEnd(t)
 }
 
-// TestStreamReaderGone: portknock ends when nobody reads its standard output.
-func TestStreamReaderGone(t *testing.T) {
+// TestMissingReaderEndsPortknock: portknock ends when its standard output has no reader.
+func TestMissingReaderEndsPortknock(t *testing.T) {
 	t.Parallel()
 	s := newStream(t)
 	s.out.Close()
-	s.ends(t) // though the server is silent and its standard input is open
+	s.expectEnd(t) // the server sends nothing, and standard input is still open
 	if _, err := s.peer.Read(make([]byte, 1)); err != io.EOF {
-		t.Errorf("the server sees %v", err)
+		t.Errorf("the server reads with the result %v, want the end of the connection", err)
 	}
 }
 
-// TestStreamStalled: if one end does not read, portknock sleeps.
-func TestStreamStalled(t *testing.T) {
+// TestStalledStreamUsesNoCPU: if one end does not read, portknock waits and uses at most
+// 20 ms of CPU time in 2 s.
+func TestStalledStreamUsesNoCPU(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		name string
 		into func(*stream) deadlineWriter
 	}{
-		{"reader", func(s *stream) deadlineWriter { return s.peer }},
-		{"server", func(s *stream) deadlineWriter { return s.in }},
+		{"reader does not read", func(s *stream) deadlineWriter { return s.peer }},
+		{"server does not read", func(s *stream) deadlineWriter { return s.in }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -136,20 +138,20 @@ func TestStreamStalled(t *testing.T) {
 			for buf := make([]byte, 1<<20); ; {
 				into.SetWriteDeadline(time.Now().Add(time.Second))
 				if _, err := into.Write(buf); err != nil {
-					break // everything on the way is full
+					break // all buffers on the path are full
 				}
 			}
 			before := cpuTicks(t, s.cmd.Process.Pid)
 			const span = 2 * time.Second
-			time.Sleep(span) // the time over which is measured
+			time.Sleep(span) // measure CPU time over this span
 			if ticks := cpuTicks(t, s.cmd.Process.Pid) - before; ticks > 2 {
-				t.Errorf("%d ms of CPU time in %v", ticks*10, span)
+				t.Errorf("portknock used %d ms of CPU time in %v, want at most 20 ms", ticks*10, span)
 			}
 		})
 	}
 }
 
-// deadlineWriter is a file or a socket.
+// deadlineWriter is a file or a socket that a test writes to.
 type deadlineWriter interface {
 	io.Writer
 	SetWriteDeadline(time.Time) error
@@ -159,7 +161,8 @@ type deadlineWriter interface {
 func cpuTicks(t *testing.T, pid int) int {
 	t.Helper()
 	text := lab.ReadFile(t, "/proc/"+strconv.Itoa(pid)+"/stat")
-	// After the name in parentheses; utime and stime are fields 14 and 15.
+	// fields starts with field 3, after the name in parentheses. The fields utime and stime
+	// are 14 and 15.
 	fields := strings.Fields(text[strings.LastIndexByte(text, ')')+1:])
 	user, _ := strconv.Atoi(fields[11])
 	system, _ := strconv.Atoi(fields[12])

@@ -10,8 +10,9 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// TestTraces plays every trace against every firewall.
-func TestTraces(t *testing.T) {
+// TestGuardsFollowTraces: each firewall behaves as each trace of testdata/traces
+// describes.
+func TestGuardsFollowTraces(t *testing.T) {
 	traces := lab.ReadTraces(t, filepath.Join("..", "..", "..", "testdata", "traces"))
 	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		for _, tr := range traces {
@@ -25,20 +26,22 @@ func TestTraces(t *testing.T) {
 	})
 }
 
-// loadTrace puts the rules for a trace in force.
+// loadTrace emits and loads the rules for a trace.
 func loadTrace(t testing.TB, server *lab.Host, f lab.Firewall, tr *lab.Trace) {
 	t.Helper()
 	settings := []string{"Sequence " + tr.Sequence.String()}
 	for _, s := range tr.Settings {
 		settings = append(settings, s.Keyword+" "+s.Value)
 	}
-	header(t, server, emit(t, server, f, vps(t, settings...)), "load")
+	runHeaderLine(t, server, emitRules(t, server, f, vpsProfile(t, settings...)), "load")
 }
 
-// TestTracesInWindows plays every trace where its sequence is that of a window.
-// The windows beside have a sequence that shares two ports with it. Of the sweeps,
-// which are most of the work of TestTraces, one is enough here.
-func TestTracesInWindows(t *testing.T) {
+// TestGuardsFollowTracesInWindows: each firewall without a daemon also behaves as each
+// trace describes if the trace's sequence belongs to a window. The windows before and
+// after have another sequence, which shares two ports with the trace's sequence. This
+// test plays only one sweep, because the sweeps are most of the work of
+// TestGuardsFollowTraces.
+func TestGuardsFollowTracesInWindows(t *testing.T) {
 	traces := lab.ReadTraces(t, filepath.Join("..", "..", "..", "testdata", "traces"))
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		for i, tr := range traces {
@@ -46,12 +49,12 @@ func TestTracesInWindows(t *testing.T) {
 			if !tr.For(f) || sweep && (tr.File != "sweep-udp-ascending.txt" || family != lab.IPv4) {
 				continue
 			}
-			place := places[i%len(places)]
-			t.Run(strings.TrimSuffix(tr.File, ".txt")+"/"+place, func(t *testing.T) {
+			role := windowRoles[i%len(windowRoles)]
+			t.Run(strings.TrimSuffix(tr.File, ".txt")+"/"+role, func(t *testing.T) {
 				t.Parallel()
 				tr.Run(t, f, family, func(server *lab.Host) {
 					other := knock.Sequence{tr.Sequence[1], {Transport: knock.UDP, Port: 4001}, tr.Sequence[0]}
-					g := alternate(place, tr.Sequence, other)
+					g := alternatingGuard(role, tr.Sequence, other)
 					for _, s := range tr.Settings {
 						d, err := time.ParseDuration(s.Value)
 						switch {
@@ -62,7 +65,7 @@ func TestTracesInWindows(t *testing.T) {
 						case s.Keyword == "KnockTimeout":
 							g.KnockTimeout = d
 						default:
-							t.Fatalf("a setting %s", s.Keyword)
+							t.Fatalf("this test does not support the setting %s", s.Keyword)
 						}
 					}
 					loadGuard(t, server, f, g, 2*time.Hour)

@@ -9,14 +9,15 @@ import (
 	"github.com/portknock/portknock/cmd/internal/lab"
 )
 
-// These tests are of what else comes to a guarded server: packets for others, for
-// services, and scans.
+// These tests send other packets to a guarded server: packets for other hosts, and packets
+// for services.
 
-// TestPublishedPort guards a port that the server hands on to another host.
-func TestPublishedPort(t *testing.T) {
+// TestGuardCoversPublishedPort: a guard protects a port that the server forwards to
+// another host (DNAT).
+func TestGuardCoversPublishedPort(t *testing.T) {
 	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		r := newRig(t, f, family, twoKnocks, "OpenPorts 22/tcp 2200-2222/tcp")
-		r.attacker.Listen(t, 80) // the host that it is handed on to
+		r.attacker.Listen(t, 80) // the server forwards the port to this host
 		r.server.Shell(t, "echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding")
 		proto := map[lab.Family]string{lab.IPv4: "ip", lab.IPv6: "ip6"}[family]
 		r.server.RunInput(t, strings.NewReader(fmt.Sprintf(`table %s published {
@@ -27,41 +28,42 @@ func TestPublishedPort(t *testing.T) {
 		if got := r.client.Probe(t, port); got != lab.Open {
 			t.Fatalf("without a guard the published port is %v", got)
 		}
-		r.header(t, "load")
+		r.runHeaderLine(t, "load")
 		if got := r.client.Probe(t, port); got != lab.Dropped {
-			t.Errorf("guarded, the published port is %v", got)
+			t.Errorf("with a guard the published port is %v", got)
 		}
 		r.ssh(t, "true")
 		if got := r.client.Probe(t, port); got != lab.Open {
-			t.Errorf("after the knock the published port is %v", got)
+			t.Errorf("after the knocks the published port is %v", got)
 		}
 	})
 }
 
-// TestRoutedTraffic: a guard is about its own host. What the server hands on
-// between others passes, to the same port, too.
-func TestRoutedTraffic(t *testing.T) {
+// TestRoutedTrafficPassesGuard: a guard protects only its own host. Packets that the
+// server routes between other hosts pass the guard, even to the guarded port number.
+func TestRoutedTrafficPassesGuard(t *testing.T) {
 	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		r := newRig(t, f, family, twoKnocks)
 		r.attacker.Listen(t, 22)
 		r.server.Shell(t, "echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding")
 		beyond := r.attacker.Source(family, 5)
 		r.client.Run(t, "ip", "route", "add", beyond.String(), "via", r.addr().String())
-		r.header(t, "load")
+		r.runHeaderLine(t, "load")
 		if got := r.client.Probe(t, netip.AddrPortFrom(beyond, 22)); got != lab.Open {
-			t.Errorf("port 22 of a host beyond the server is %v", got)
+			t.Errorf("port 22 of a host behind the server is %v, want open", got)
 		}
 		r.expect(t, r.client, lab.Dropped)
 	})
 }
 
-// TestKnockAtAService: a knock may go to a port where a service answers. The
-// client's kernel then ends the handshake by RST, which is not another knock.
-func TestKnockAtAService(t *testing.T) {
+// TestKnockAtLiveServiceCounts: a knock may go to a port on which a service listens. The
+// client's kernel then ends the handshake with a RST, and the guard does not count the RST
+// as another knock.
+func TestKnockAtLiveServiceCounts(t *testing.T) {
 	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		r := newRig(t, f, family, "Sequence 7001/udp 8003/tcp 9005/tcp 4000/udp")
 		r.server.Listen(t, 8003)
-		r.header(t, "load")
+		r.runHeaderLine(t, "load")
 		r.login(t)
 		r.expectPort(t, r.attacker, 8003, lab.Open)
 	})

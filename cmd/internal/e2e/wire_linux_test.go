@@ -12,10 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sent returns what TCP and UDP left the client up to its first SYN to port 22,
-// and the addresses that all of it left from. The kernel's own neighbour and
-// multicast messages are neither.
-func sent(packets []lab.Packet) (story []string, from []netip.Addr) {
+// sentByClient returns a line for each TCP and UDP packet that the client sent, up to its
+// first packet to port 22. It also returns the source addresses of all these packets and
+// the later ones. It leaves out other packets, such as the kernel's neighbor and multicast
+// messages.
+func sentByClient(packets []lab.Packet) (story []string, from []netip.Addr) {
 	opened := false
 	for _, p := range packets {
 		if !p.Out || p.Proto != unix.IPPROTO_TCP && p.Proto != unix.IPPROTO_UDP {
@@ -37,11 +38,10 @@ func sent(packets []lab.Packet) (story []string, from []netip.Addr) {
 	return story, from
 }
 
-// TestOnTheWire captures a whole session: the knocks in order, one packet each
-// and nothing else, before the SYN to the service, all from one address. The
-// server drops at closed ports, so that nothing but us keeps a SYN from being
-// repeated.
-func TestOnTheWire(t *testing.T) {
+// TestClientSendsOnlyKnocksBeforeItsSYN: before the SYN to the service, the client sends
+// only the knocks, in order, each as one packet. All packets have one source address. The
+// server drops packets to closed ports, so a SYN is repeated unless portknock prevents it.
+func TestClientSendsOnlyKnocksBeforeItsSYN(t *testing.T) {
 	t.Parallel()
 	for _, bound := range []bool{false, true} {
 		t.Run(fmt.Sprintf("bound=%v", bound), func(t *testing.T) {
@@ -52,28 +52,28 @@ func TestOnTheWire(t *testing.T) {
 				if bound {
 					want = r.client.Source(family, 7)
 					r.addAddr(t, want)
-					r.profile = r.vps(t, "BindAddress "+want.String(), knocks)
+					r.profile = r.vpsProfile(t, "BindAddress "+want.String(), knocks)
 				}
-				r.passSocket(t, false) // so that portknock stays
-				r.emit(t, "--policy", "drop")
-				r.header(t, "load")
+				r.setFDPass(t, false) // portknock runs until the session ends
+				r.emitRules(t, "--policy", "drop")
+				r.runHeaderLine(t, "load")
 				capture := r.client.Capture(t)
-				r.ssh(t, "sleep 1.5") // longer than the second after which Linux repeats a SYN
+				r.ssh(t, "sleep 1.5") // longer than 1 s, after which Linux repeats a SYN
 				packets := capture.Packets(t)
-				story, from := sent(packets)
+				story, from := sentByClient(packets)
 				if want := []string{
 					"7001 udp 0 bytes", "8003 tcp SYN 0 bytes", "9005 tcp SYN 0 bytes", "4000 udp 0 bytes", "22 tcp SYN 0 bytes",
 				}; !slices.Equal(story, want) {
-					t.Errorf("on the wire:\n%q\nwant:\n%q", story, want)
+					t.Errorf("the client sent\n%q\nwant\n%q", story, want)
 				}
 				if len(from) != 1 || from[0] != want {
-					t.Errorf("from %v, want %v", from, want)
+					t.Errorf("the packets have the source addresses %v, want %v", from, want)
 				}
 				began := slices.IndexFunc(packets, func(p lab.Packet) bool { return p.Dst.Port() == 7001 })
 				late := packets[max(began, 0)].Time.Add(time.Second)
 				for _, p := range packets {
 					if p.Out && p.Dst.Port() != 22 && p.Dst.Port() != 0 && p.Time.After(late) {
-						t.Errorf("a second later: %v", p)
+						t.Errorf("more than 1 s after the first knock, the client sent %v", p)
 					}
 				}
 			})
@@ -81,34 +81,35 @@ func TestOnTheWire(t *testing.T) {
 	}
 }
 
-// TestRotatingOnTheWire: the knocks that leave are those that portknock sequence
-// says, for round after round. Within Skew of the window's start they take turns
-// with the window's before; nothing else is sent, least of all the next one's.
-func TestRotatingOnTheWire(t *testing.T) {
+// TestRotatingClientSendsPrintedSequences: in each round, the client sends the knocks that
+// portknock sequence prints. Within Skew of the window's start, rounds with the current and
+// with the previous window's sequence alternate. The client sends no other knocks, and
+// never those of the next window.
+func TestRotatingClientSendsPrintedSequences(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
-		name     string
-		settings []string
-		hourly   bool // the windows are hours; else the present is early in a window
-		skew     bool // so large that the window before is valid
-		proto    uint8
-		turns    int
+		name      string
+		settings  []string
+		hourly    bool // the windows are hours; if false, the present is early in a window
+		skew      bool // Skew is so large that the previous window is valid
+		proto     uint8
+		sequences int // number of sequences that the client may send now
 	}{
-		{name: "udp", skew: true, proto: unix.IPPROTO_UDP, turns: 2},
-		{name: "derived", settings: []string{"DeriveHostKey yes"}, skew: true, proto: unix.IPPROTO_UDP, turns: 2},
-		{name: "no skew", proto: unix.IPPROTO_UDP, turns: 1},
+		{name: "udp", skew: true, proto: unix.IPPROTO_UDP, sequences: 2},
+		{name: "derived", settings: []string{"DeriveHostKey yes"}, skew: true, proto: unix.IPPROTO_UDP, sequences: 2},
+		{name: "no skew", proto: unix.IPPROTO_UDP, sequences: 1},
 		{
-			name:     "tcp",
-			settings: []string{"Protocol tcp", "PortRange 10000-10099", "Knocks 7"},
-			skew:     true,
-			proto:    unix.IPPROTO_TCP,
-			turns:    2,
+			name:      "tcp",
+			settings:  []string{"Protocol tcp", "PortRange 10000-10099", "Knocks 7"},
+			skew:      true,
+			proto:     unix.IPPROTO_TCP,
+			sequences: 2,
 		}, {
-			name:     "md5-hourly",
-			settings: append(hourlySettings(t), "Skew 0"),
-			hourly:   true,
-			proto:    unix.IPPROTO_TCP,
-			turns:    1,
+			name:      "md5-hourly",
+			settings:  append(hourlySettings(t), "Skew 0"),
+			hourly:    true,
+			proto:     unix.IPPROTO_TCP,
+			sequences: 1,
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -119,29 +120,29 @@ func TestRotatingOnTheWire(t *testing.T) {
 				halfPast := time.Now().Truncate(time.Hour).Add(30 * time.Minute)
 				shift = shiftVariable + "=" + time.Until(halfPast).String()
 			} else {
-				period, skew := standing(t, early), time.Duration(0)
+				period, skew := periodWithNowAt(t, early), time.Duration(0)
 				if tt.skew {
 					skew = period/2 - time.Second
 				}
 				_, timing := schedule(t, period, skew)
 				settings = slices.Concat(timing, []string{"Scheme rotating"}, settings)
 			}
-			profile := vps(t, append(settings, "HostName "+n.Server.Addr(lab.IPv4).String(), "ConnectTimeout 2")...)
-			said := n.Client.Run(t, "env", shift, "portknock", "sequence", "-c", profile, "vps")
+			profile := vpsProfile(t, append(settings, "HostName "+n.Server.Addr(lab.IPv4).String(), "ConnectTimeout 2")...)
+			printed := n.Client.Run(t, "env", shift, "portknock", "sequence", "-c", profile, "vps")
 			capture := n.Client.Capture(t)
 			if _, err := n.Client.Try("env", shift, "portknock", "-c", profile, "vps", "22"); err == nil {
-				t.Fatal("a port without a service has opened")
+				t.Fatal("portknock has connected to a port on which no service listens")
 			}
-			if again := n.Client.Run(t, "env", shift, "portknock", "sequence", "-c", profile, "vps"); again != said {
-				t.Fatal("a new window has begun meanwhile")
+			if again := n.Client.Run(t, "env", shift, "portknock", "sequence", "-c", profile, "vps"); again != printed {
+				t.Fatal("a new window has begun during the test")
 			}
-			var turns [][]string
-			for line := range strings.Lines(said) {
+			var sequences [][]string
+			for line := range strings.Lines(printed) {
 				sequence, _, _ := strings.Cut(line, "  (")
-				turns = append(turns, strings.Fields(sequence))
+				sequences = append(sequences, strings.Fields(sequence))
 			}
-			if len(turns) != tt.turns {
-				t.Fatalf("%d sequences, want %d:\n%s", len(turns), tt.turns, said)
+			if len(sequences) != tt.sequences {
+				t.Fatalf("portknock prints %d sequences, want %d:\n%s", len(sequences), tt.sequences, printed)
 			}
 			var sent []string
 			for _, p := range capture.Packets(t) {
@@ -150,22 +151,23 @@ func TestRotatingOnTheWire(t *testing.T) {
 					sent = append(sent, fmt.Sprintf("%d/%s", p.Dst.Port(), name))
 				}
 			}
-			knocks, rounds := len(turns[0]), 0
+			knocks, rounds := len(sequences[0]), 0
 			for ; len(sent) >= knocks; rounds++ {
-				if want := turns[rounds%len(turns)]; !slices.Equal(sent[:knocks], want) {
-					t.Fatalf("round %d: sent %v, want %v", rounds, sent[:knocks], want)
+				if want := sequences[rounds%len(sequences)]; !slices.Equal(sent[:knocks], want) {
+					t.Fatalf("round %d: the client sent %v, want %v", rounds, sent[:knocks], want)
 				}
 				sent = sent[knocks:]
 			}
 			if rounds < 2 {
-				t.Errorf("only %d rounds", rounds)
+				t.Errorf("portknock made only %d rounds, want at least 2", rounds)
 			}
 		})
 	}
 }
 
-// TestFamilies: a name with addresses of both families, and the ways to choose.
-func TestFamilies(t *testing.T) {
+// TestFamilySettingsChooseAddress: for a name with addresses of both families, flags and
+// settings choose the family of the packets.
+func TestFamilySettingsChooseAddress(t *testing.T) {
 	t.Parallel()
 	lab.Require(t, "nft", "ssh", "sshd")
 	n := lab.New(t)
@@ -189,10 +191,10 @@ func TestFamilies(t *testing.T) {
 		capture := n.Client.Capture(t)
 		args := append(append([]string{"knock", "--wait", "-c", profile}, tt.flags...), "server.example", "22")
 		n.Client.Run(t, "portknock", args...)
-		_, from := sent(capture.Packets(t))
+		_, from := sentByClient(capture.Packets(t))
 		capture.Close()
 		if len(from) != 1 || from[0].Is4() != (tt.want == lab.IPv4) {
-			t.Errorf("%q with %q: packets from %v, want %v", tt.flags, tt.settings, from, tt.want)
+			t.Errorf("flags %q with settings %q: packets from %v, want family %v", tt.flags, tt.settings, from, tt.want)
 		}
 	}
 }

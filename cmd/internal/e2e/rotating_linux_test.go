@@ -11,9 +11,10 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// TestWindows: the current sequence opens wherever in its window it is knocked,
-// a neighbour's only within Skew of the boundary between them, an older one never.
-func TestWindows(t *testing.T) {
+// TestSequenceOpensOnlyInItsWindowAndSkew: the current sequence opens the port at every
+// place of its window. The previous or next window's sequence opens the port only within
+// Skew of the boundary to that window. An older sequence never opens the port.
+func TestSequenceOpensOnlyInItsWindowAndSkew(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		var r *rig
 		for _, tt := range []struct {
@@ -23,60 +24,61 @@ func TestWindows(t *testing.T) {
 			before, next bool
 		}{
 			{"early, within Skew", early, 2 * minute, true, false},
-			{"early, without Skew", early, 0, false, false},
+			{"early, Skew 0", early, 0, false, false},
 			{"in the middle", middle, 2 * minute, false, false},
 			{"late, within Skew", late, 110 * time.Second, false, true},
 		} {
-			period := standing(t, tt.place)
+			period := periodWithNowAt(t, tt.place)
 			settings, s := rotating(t, period, tt.skew)
 			if r == nil {
 				r = newRig(t, f, family, settings...)
 			}
-			r.load(t, settings) // over the last one's
+			r.load(t, settings) // these rules replace those of the case before
 			now := time.Now()
-			for _, at := range []struct {
+			for _, attempt := range []struct {
 				name string
 				time time.Time
 				want bool
 			}{
-				{"the current", now, true},
-				{"the one before", now.Add(-period), tt.before},
-				{"the next", now.Add(period), tt.next},
-				{"the one before that", now.Add(-2 * period), false},
-				{"the next but one", now.Add(2 * period), false},
+				{"the current window's", now, true},
+				{"the previous window's", now.Add(-period), tt.before},
+				{"the next window's", now.Add(period), tt.next},
+				{"the last but one window's", now.Add(-2 * period), false},
+				{"the next but one window's", now.Add(2 * period), false},
 				{"last week's", now.Add(-7 * 24 * time.Hour), false},
 			} {
-				if got := r.opens(t, s, at.time); got != at.want {
-					t.Errorf("%s (period %v, skew %v, %v into it): %s sequence opens: %v", tt.name, period, tt.skew,
-						now.Sub(knock.WindowAt(now, period).Start), at.name, got)
+				if got := r.sequenceOpens(t, s, attempt.time); got != attempt.want {
+					t.Errorf("%s (period %v, skew %v, %v after the window's start): %s sequence opens port 22: %v", tt.name, period, tt.skew,
+						now.Sub(knock.WindowAt(now, period).Start), attempt.name, got)
 				}
 			}
 		}
 	})
 }
 
-// TestWindowsBeside: two windows in force at a time open each by its sequence,
-// also if the rules are loaded again meanwhile. Only what goes to KnockPorts is
-// a wrong knock.
-func TestWindowsBeside(t *testing.T) {
+// TestTwoWindowsInForceDoNotInterfere: while two windows are valid, each of their sequences
+// opens the port, even if the rules are reloaded during the sequence. A packet is a wrong
+// knock only if it goes to KnockPorts.
+func TestTwoWindowsInForceDoNotInterfere(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		r := newHosts(t, f, family)
+		r := newListeningRig(t, f, family)
 		a, b := sequence("20001/udp 27000/udp 23456/udp"), sequence("21234/udp 29998/udp 20002/udp")
-		g := alternate("odd of two", a, b)
+		g := alternatingGuard("odd of two", a, b)
 		g.KnockPorts = []knock.PortRange{{Transport: knock.UDP, First: 20000, Last: 29999}}
 		g.KnockTimeout = 30 * time.Second
 		r.rules = loadGuard(t, r.server, f, g, 2*time.Hour)
-		// The rules are loaded again after the first of the knocks, if reload is not 0.
+		// expect sends knocks and checks port 22. If reload is not 0, it reloads the rules
+		// after this number of knocks.
 		expect := func(want lab.State, reload int, knocks ...knock.Step) {
 			t.Helper()
-			from := r.visitor()
+			from := r.freshAddr()
 			r.client.KnockFrom(t, from, r.addr(), knocks[:reload]...)
 			if reload > 0 {
-				r.header(t, "load")
+				r.runHeaderLine(t, "load")
 			}
 			r.client.KnockFrom(t, from, r.addr(), knocks[reload:]...)
 			if got := r.answer(t, from); got != want {
-				t.Errorf("after %v it is %v, want %v", knock.Sequence(knocks), got, want)
+				t.Errorf("after %v port 22 is %v, want %v", knock.Sequence(knocks), got, want)
 			}
 		}
 		expect(lab.Open, 0, a...)
@@ -84,7 +86,7 @@ func TestWindowsBeside(t *testing.T) {
 		expect(lab.Open, 2, a...)
 		expect(lab.Open, 2, b...)
 		if format(f) == "iptables" {
-			// With nftables an address is in one window at a time.
+			// With nftables, an address has a stage in only one window at a time.
 			expect(lab.Open, 0, a[0], b[0], b[1], a[1], b[2])
 		}
 		expect(lab.Dropped, 0, a[0], a[1], b[2])
@@ -102,38 +104,41 @@ func TestWindowsBeside(t *testing.T) {
 	})
 }
 
-// TestMixedWindows: knocks of two valid windows do not make a sequence together.
-func TestMixedWindows(t *testing.T) {
+// TestKnocksOfTwoWindowsDoNotCombine: the first knocks of one valid window and the last
+// knocks of another valid window do not open the port.
+func TestKnocksOfTwoWindowsDoNotCombine(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		period := standing(t, early)
+		period := periodWithNowAt(t, early)
 		settings, s := rotating(t, period, 2*time.Minute)
-		r := newGuarded(t, f, family, settings...)
+		r := newGuardedRig(t, f, family, settings...)
 		now := time.Now()
-		current, before := at(t, s, now), at(t, s, now.Add(-period))
+		current, before := stepsAt(t, s, now), stepsAt(t, s, now.Add(-period))
 		for i := 1; i < 5; i++ {
-			from := r.visitor()
+			from := r.freshAddr()
 			r.client.KnockFrom(t, from, r.addr(), current[:i]...)
 			r.client.KnockFrom(t, from, r.addr(), before[i:]...)
 			if got := r.answer(t, from); got != lab.Dropped {
-				t.Errorf("port 22 is %v after %d knocks of one and the rest of the other", got, i)
+				t.Errorf("port 22 is %v after the first %d knocks of one window and the other knocks of another", got, i)
 			}
 		}
 	})
 }
 
-// TestBoundary goes through a boundary between two windows: from Skew before it
-// the next sequence opens, until Skew after it the one before does.
-func TestBoundary(t *testing.T) {
+// TestSequencesChangeWithinSkewOfBoundary: at a boundary between two windows, the next
+// sequence opens the port from Skew before the boundary on. The previous sequence opens the
+// port until Skew after the boundary.
+func TestSequencesChangeWithinSkewOfBoundary(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		const skew = time.Second
-		r := newRig(t, f, family, twoKnocks) // which takes a while
-		period := standing(t, ending)
+		r := newRig(t, f, family, twoKnocks) // first, because this takes a while
+		period := periodWithNowAt(t, ending)
 		settings, s := rotating(t, period, skew)
 		r.load(t, settings)
 		boundary := knock.WindowAt(time.Now(), period).End
-		// What is expected of an attempt that began and ended at these times.
+		// expect returns 1 if an attempt with these times must open the port, and 0 if it
+		// must not. A sequence is valid between from and until.
 		const unknown = -1
-		const tick = 100 * time.Millisecond // more than that by which the kernel's coarse clock, iptables', may be late
+		const tick = 100 * time.Millisecond // more than the delay of the kernel's coarse clock, which iptables uses
 		expect := func(began, ended time.Time, from, until time.Time) int {
 			switch {
 			case began.After(from.Add(tick)) && ended.Before(until):
@@ -150,7 +155,7 @@ func TestBoundary(t *testing.T) {
 				"next":   {boundary, boundary.Add(-skew), boundary.Add(period)},
 			} {
 				began := time.Now()
-				got := r.opens(t, s, window[0])
+				got := r.sequenceOpens(t, s, window[0])
 				ended := time.Now()
 				want := expect(began, ended, window[1], window[2])
 				if want == unknown {
@@ -158,83 +163,86 @@ func TestBoundary(t *testing.T) {
 				}
 				counts[fmt.Sprint(name, want)]++
 				if got != (want == 1) {
-					t.Errorf("the sequence %s, %v after the boundary: opens: %v", name, began.Sub(boundary), got)
+					t.Errorf("the %s sequence, %v after the boundary, opens port 22: %v", name, began.Sub(boundary), got)
 				}
 			}
 		}
 		for _, seen := range []string{"before1", "before0", "next1", "next0"} {
 			if counts[seen] == 0 {
-				t.Errorf("no attempt of the kind %s: %v", seen, counts)
+				t.Errorf("the test made no attempt of the kind %s: %v", seen, counts)
 			}
 		}
 	})
 }
 
-// TestBoundaryInMidSequence: a sequence that begins in a window may end in the next.
-func TestBoundaryInMidSequence(t *testing.T) {
+// TestSequenceMayCrossBoundary: a sequence opens the port if it begins in its window and
+// ends in the next window, within Skew.
+func TestSequenceMayCrossBoundary(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		const skew = 2 * time.Second
-		r := newRig(t, f, family, twoKnocks) // which takes a while
-		period := standing(t, ending)
+		r := newRig(t, f, family, twoKnocks) // first, because this takes a while
+		period := periodWithNowAt(t, ending)
 		settings, s := rotating(t, period, skew)
 		r.load(t, append(settings, "KnockTimeout 30s"))
 		now := time.Now()
-		knocks, from := at(t, s, now), r.visitor()
+		knocks, from := stepsAt(t, s, now), r.freshAddr()
 		r.client.KnockFrom(t, from, r.addr(), knocks[:3]...)
 		sleepInto(knock.WindowAt(now, period).End)
 		if !r.admits(t, from, knocks[3:]...) {
-			t.Error("port 22 does not open")
+			t.Error("a sequence that crosses the boundary does not open port 22")
 		}
 	})
 }
 
-// TestWrongClock: ssh gets through while the client's clock is wrong by less than
-// Skew, and is told to compare the clocks when it is wrong by an hour.
-func TestWrongClock(t *testing.T) {
+// TestClientClockMayBeWrongByLessThanSkew: ssh connects if the client's clock is wrong by
+// less than Skew. If the clock is wrong by an hour, portknock's hint says to compare the
+// clocks.
+func TestClientClockMayBeWrongByLessThanSkew(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		for _, tt := range []struct {
 			shift time.Duration
 			place place
 			opens bool
 		}{
-			{-110 * time.Second, early, true}, // in the window before
+			{-110 * time.Second, early, true}, // the client's clock is in the previous window
 			{110 * time.Second, early, true},
 			{-110 * time.Second, late, true},
-			{110 * time.Second, late, true}, // in the next
+			{110 * time.Second, late, true}, // the client's clock is in the next window
 			{time.Hour, middle, false},
 			{-time.Hour, middle, false},
 		} {
-			period := standing(t, tt.place)
+			period := periodWithNowAt(t, tt.place)
 			settings, _ := rotating(t, period, 2*minute)
-			r := newGuarded(t, f, family, append(settings, "ConnectTimeout 2")...)
+			r := newGuardedRig(t, f, family, append(settings, "ConnectTimeout 2")...)
 			c := r.client.Command("ssh", "-F", r.config, "vps", "echo in")
 			c.Env = append(c.Env, shiftVariable+"="+tt.shift.String())
 			out, err := c.CombinedOutput()
-			if in := strings.Contains(string(out), "in\n"); (err == nil && in) != tt.opens {
-				t.Errorf("a clock wrong by %v, in a window of %v: %v\n%s", tt.shift, period, err, out)
+			if loggedIn := strings.Contains(string(out), "in\n"); (err == nil && loggedIn) != tt.opens {
+				t.Errorf("the client's clock is wrong by %v, in a window of %v: ssh returns %v\n%s", tt.shift, period, err, out)
 			}
 			w := knock.WindowAt(time.Now().Add(tt.shift), period)
 			hint := fmt.Sprintf("in the window from %s until %s", w.Start.Format(time.RFC3339), w.End.Format(time.RFC3339))
 			for _, want := range []string{"run date -u on both machines", hint} {
 				if !tt.opens && !strings.Contains(string(out), want) {
-					t.Errorf("a clock wrong by %v is told\n%s\nwant %q", tt.shift, out, want)
+					t.Errorf("the client's clock is wrong by %v: the output is\n%s\nwant %q", tt.shift, out, want)
 				}
 			}
 		}
 	})
 }
 
-// TestTimeZones: the server's zone changes nothing, not even in the hour in which
-// its clocks change.
-func TestTimeZones(t *testing.T) {
+// TestServerTimeZoneDoesNotMatter: the time zone of the server does not change the rules or
+// the valid sequences. This holds even in the hour in which summer time begins.
+func TestServerTimeZoneDoesNotMatter(t *testing.T) {
 	now := time.Now().UTC()
 	zones := []string{"UTC", "CET-1CEST,M3.5.0,M10.5.0/3", "NST3:30NDT,M3.2.0,M11.1.0", "LINT-14"}
 	for _, hour := range []int{now.Hour(), now.Hour() + 1} {
-		// In these, summer has begun with this hour, or begins with the next.
+		// In one of these two zones, summer time has begun with the current hour. In the
+		// other zone it begins with the next hour.
 		zones = append(zones, fmt.Sprintf("AAA0BBB,J%d/%d,J%d", julian(now), hour, julian(now.AddDate(0, 0, -30))))
 	}
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		settings, s := rotating(t, standing(t, middle), time.Minute)
+		settings, s := rotating(t, periodWithNowAt(t, middle), time.Minute)
 		r := newRig(t, f, family, settings...)
 		list := map[string]string{
 			"nftables": "nft list map inet portknock even_vps; nft list map inet portknock odd_vps",
@@ -245,69 +253,72 @@ func TestTimeZones(t *testing.T) {
 			in := "export TZ=" + zone + "; "
 			r.server.Shell(t, in+"portknock emit-rules -c "+r.profile+" --horizon 1h --format "+format(f)+" --output "+r.rules+" vps")
 			r.server.Shell(t, in+lab.RulesLine(t, r.rules, "load"))
-			// Times as the kernel has them.
+			// TZ=UTC shows the times in the rules as the kernel stores them.
 			loaded := regexp.MustCompile(`\[\d+:\d+\]|#.*`).ReplaceAllString(r.server.Shell(t, "export TZ=UTC; "+list), "")
 			if first == "" {
 				first = loaded
 			}
 			if loaded != first {
-				t.Errorf("in UTC the kernel has\n%s\nin %s\n%s", first, zone, loaded)
+				t.Errorf("rules emitted and loaded in UTC are\n%s\nin zone %s they are\n%s", first, zone, loaded)
 			}
 			now := time.Now()
-			if !r.opens(t, s, now) || r.opens(t, s, now.Add(-s.Period)) || r.opens(t, s, now.Add(s.Period)) {
-				t.Errorf("in %s other sequences open", zone)
+			if !r.sequenceOpens(t, s, now) || r.sequenceOpens(t, s, now.Add(-s.Period)) || r.sequenceOpens(t, s, now.Add(s.Period)) {
+				t.Errorf("in zone %s, the current sequence does not open port 22, or another one does", zone)
 			}
 		}
 	})
 }
 
-// julian is a day of the year as POSIX's TZ counts it: without 29 February.
+// julian returns the day of the year as the Jn format of POSIX's TZ counts it: from 1, and
+// without 29 February.
 func julian(t time.Time) int {
 	return time.Date(2026, t.Month(), t.Day(), 0, 0, 0, 0, time.UTC).YearDay()
 }
 
-// TestDerivedKeys: of two servers with one master key, neither's rules say how
-// to open the other.
-func TestDerivedKeys(t *testing.T) {
+// TestDerivedKeyOpensOnlyItsServer: the rules of a server with a derived key do not reveal
+// how to open another server with the same master key. Neither the master key nor another
+// server's derived key opens the server.
+func TestDerivedKeyOpensOnlyItsServer(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		period := standing(t, middle)
+		period := periodWithNowAt(t, middle)
 		settings, s := rotating(t, period, time.Minute)
-		r := newGuarded(t, f, family, append(settings, "DeriveHostKey yes")...)
+		r := newGuardedRig(t, f, family, append(settings, "DeriveHostKey yes")...)
 		master := s.Key
 		for name, want := range map[string]bool{"vps": true, "other": false, "VPS.example": false} {
 			s.Key = master.Derive(name)
-			if got := r.opens(t, s, time.Now()); got != want {
+			if got := r.sequenceOpens(t, s, time.Now()); got != want {
 				t.Errorf("the key of %s opens vps: %v", name, got)
 			}
 		}
-		if s.Key = master; r.opens(t, s, time.Now()) {
+		if s.Key = master; r.sequenceOpens(t, s, time.Now()) {
 			t.Error("the master key opens vps")
 		}
 		r.login(t)
 	})
 }
 
-// TestKnockAtAServiceByTheClock: a first knock that happens to go to a service
-// reaches it, and counts.
-func TestKnockAtAServiceByTheClock(t *testing.T) {
+// TestRotatingKnockAtLiveServiceCounts: the first knock of a rotating sequence may go to a
+// port on which a service listens. The knock counts, and the service stays reachable.
+func TestRotatingKnockAtLiveServiceCounts(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		settings, s := rotating(t, standing(t, middle), 0)
+		settings, s := rotating(t, periodWithNowAt(t, middle), 0)
 		r := newRig(t, f, family, append(settings, "Protocol tcp")...)
 		s.Ports.Transport = knock.TCP
-		first := at(t, s, time.Now())[0]
+		first := stepsAt(t, s, time.Now())[0]
 		r.server.Listen(t, first.Port)
-		r.header(t, "load")
+		r.runHeaderLine(t, "load")
 		r.expectPort(t, r.attacker, first.Port, lab.Open)
 		r.login(t)
 	})
 }
 
-// TestAtEnd: when the last window ends, the port is closed to all or open to all.
-func TestAtEnd(t *testing.T) {
+// TestPortAfterHorizonIsClosedOrOpen: after the last window, the port is closed to all
+// clients or open to all, as --at-end says.
+func TestPortAfterHorizonIsClosedOrOpen(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		r := newRig(t, f, family, twoKnocks)
 		load := func(atEnd string) (s knock.Schedule, end time.Time) {
-			period := standing(t, ending)
+			period := periodWithNowAt(t, ending)
 			settings, s := rotating(t, period, time.Second)
 			end = knock.WindowAt(time.Now(), period).End
 			r.load(t, settings, "--horizon", "1s", "--at-end", atEnd)
@@ -315,38 +326,38 @@ func TestAtEnd(t *testing.T) {
 			return s, end
 		}
 		_, end := load("open")
-		r.await(t, time.Until(end)+20*time.Second, r.client, 22, lab.Open)
+		r.awaitPort(t, time.Until(end)+20*time.Second, r.client, 22, lab.Open)
 		if early := time.Until(end); early > 0 {
-			t.Errorf("open %v before the end", early)
+			t.Errorf("port 22 is open %v before the end of the last window", early)
 		}
 		s, end := load("closed")
-		for time.Since(end) < 2*time.Second { // Skew, and more
+		for time.Since(end) < 2*time.Second { // for Skew (1 s), and 1 s more
 			r.expect(t, r.attacker, lab.Dropped)
 			time.Sleep(50 * time.Millisecond)
 		}
-		if r.opens(t, s, end.Add(-time.Second)) || r.opens(t, s, time.Now()) {
-			t.Error("a sequence opens after the end")
+		if r.sequenceOpens(t, s, end.Add(-time.Second)) || r.sequenceOpens(t, s, time.Now()) {
+			t.Error("a sequence opens port 22 after the last window")
 		}
 	})
 }
 
-// TestReloadByTheClock: new rules of other times find those who knock and those
-// who are in where the old ones left them.
-func TestReloadByTheClock(t *testing.T) {
+// TestReloadWithNewHorizonKeepsStagesAndOpenings: new rules with another horizon replace the
+// loaded rules. Admitted addresses stay admitted, and other addresses keep their stage.
+func TestReloadWithNewHorizonKeepsStagesAndOpenings(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		settings, s := rotating(t, standing(t, middle), time.Minute)
-		r := newGuarded(t, f, family, append(settings, "KnockTimeout 30s")...)
+		settings, s := rotating(t, periodWithNowAt(t, middle), time.Minute)
+		r := newGuardedRig(t, f, family, append(settings, "KnockTimeout 30s")...)
 		r.ssh(t, "true")
-		knocks, from := at(t, s, time.Now()), r.visitor()
+		knocks, from := stepsAt(t, s, time.Now()), r.freshAddr()
 		r.client.KnockFrom(t, from, r.addr(), knocks[:2]...)
-		r.emit(t, "--horizon", "2h")
-		r.header(t, "check")
-		r.header(t, "load")
+		r.emitRules(t, "--horizon", "2h")
+		r.runHeaderLine(t, "check")
+		r.runHeaderLine(t, "load")
 		r.expect(t, r.client, lab.Open)
 		if !r.admits(t, from, knocks[2:]...) {
-			t.Error("an address in mid-sequence is not let through")
+			t.Error("an address loses its stage at the reload")
 		}
-		r.header(t, "undo")
+		r.runHeaderLine(t, "undo")
 		r.expect(t, r.attacker, lab.Open)
 	})
 }
