@@ -79,7 +79,7 @@ func (c *config) file(ctx context.Context, a *app) (*profile.File, error) {
 }
 
 // profileFailure returns the failure to find or read a profile. The failure has the hint
-// only if err wraps the error missing. profileFailure returns nil if err is nil.
+// only if err wraps missing. profileFailure returns nil if err is nil.
 func profileFailure(err, missing error, hint string) error {
 	switch {
 	case err == nil:

@@ -114,9 +114,13 @@ var errLeftOut = errors.New("left out")
 //
 // Fwknop accepts the form that fwknop itself saves: comments, [NAME], and one variable
 // with its value on each line. It returns an error for a line that fwknop reads
-// differently from how it looks, and for a value that no setting accepts. It leaves out
-// a stanza that cannot become a profile, with a warning. If no stanza remains, it
-// returns an error.
+// differently from how it looks, and for a value that no setting accepts. For example,
+// "SPA_SERVER_PORT 62201x" is an error, because it is not a plain number. Fwknop
+// checks the variables of [default] and of the stanzas that it converts.
+//
+// A stanza may be correct but have no equivalent profile. Fwknop leaves out such a stanza,
+// with a warning: for example a stanza with "USE_GPG Y", because portknock does not
+// support GnuPG. If no stanza remains, Fwknop returns an error.
 //
 // Warnings and errors begin with "FILE:LINE: ", or "FILE: " without a line, and never
 // contain any part of a key. Fwknop may return warnings together with an error.
@@ -240,7 +244,7 @@ func (s *stanza) refuse(due bool, from value, format string, args ...any) {
 	}
 }
 
-// addLine reads a line below the first line. Its errors never quote the whole line,
+// addLine reads a line of a stanza, below [NAME]. Its errors never quote the whole line,
 // because the line may contain a key.
 func (s *stanza) addLine(line string, n int) {
 	words := plainLine.FindStringSubmatch(trailingComment.ReplaceAllLiteralString(line, ""))

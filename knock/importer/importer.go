@@ -1,10 +1,10 @@
 // Package importer converts files of other programs into profiles. Each program has
 // its own Go file.
 //
-// An importer reads the plain form of a file. It refuses every line that the other
-// program reads differently from how a person reads it. The error names the place and
-// the plain form. Otherwise a user would find out much later that a profile does not
-// open the ports, or asks for something else.
+// An importer accepts only lines that mean what they seem to mean. For a line that the
+// other program reads differently from how a person reads it, the importer returns an
+// error. The error names the line and the expected form. Without this error, a user would
+// find out much later that a profile does not open the ports, or asks for something else.
 package importer
 
 // Import is a profile made from another program's file.

@@ -10,7 +10,11 @@ import (
 
 // Block returns the text of the Host block of one host with these settings. If the
 // settings contradict each other, or if one is missing, Block returns an error.
-// [ParseSetting] returns settings, but not a KeyFile, which must be a [Setting] literal.
+//
+// Most settings come from [ParseSetting]. It refuses a Sequence, KeyFile, HMACKeyFile or
+// KeyCommand, so these are [Setting] literals. Block does not check the Value of a
+// literal. Each Keyword must be one of the profile file, and must not occur twice; Block
+// does not check this.
 func Block(host string, given []Setting) ([]byte, error) {
 	if err := CheckHost(host); err != nil {
 		return nil, err
@@ -34,13 +38,14 @@ func Block(host string, given []Setting) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// Insert returns the text of a profile file with more blocks in it. Path is the file's
-// path. Data is the file's text, which may be empty. Insert puts the blocks at the end,
-// or before the last block if this is a "Host *" with defaults. All other text stays
-// unchanged.
+// Insert returns the text of a profile file with more Host blocks in it. Path is the
+// file's path. Data is the file's text, which may be empty. Insert puts the new blocks at
+// the end, or before the last block if this is a "Host *" with defaults. All other text
+// stays unchanged.
 //
-// Each block must be for one host, as [Block] returns it. It becomes a profile of its
-// own. Insert returns an error, and inserts no block, in two cases:
+// The parameter blocks holds one or more texts of [Block]. Each names one host, and
+// becomes a separate profile. Insert returns an error, and inserts no block, also in
+// these two cases:
 //   - The file already has a profile for such a host.
 //   - A setting in the file would change the new profile.
 //

@@ -39,8 +39,8 @@ type block struct {
 
 // Setting is a keyword and its value.
 type Setting struct {
-	Keyword string // keyword as the documentation spells it
-	Value   string // value with one space between words, and without quotes except in a command
+	Keyword string // keyword as the README spells it, such as HostName
+	Value   string // value with one space between words; quotes are removed, except from a command
 	line    int    // line number in the file; 0 if the setting is not from a file
 	source  string // source for errors if the setting is not from a file, such as an option; else ""
 }
@@ -70,15 +70,21 @@ func (ss settings) defineKnocks() bool { return ss.has("Sequence", "Scheme") }
 type Entry struct {
 	Patterns []string `json:"patterns"`           // patterns of the Host line, as written
 	Line     int      `json:"line"`               // line number of the Host line, from 1
-	HostName string   `json:"hostName,omitempty"` // HostName with "%h" as written; "" if the block gives none
-	Scheme   string   `json:"scheme,omitempty"`   // scheme; "" if the block has neither a Sequence nor a Scheme
-	Knocks   int      `json:"knocks,omitempty"`   // length of the Sequence, or knocks to draw; 0 without both
+	HostName string   `json:"hostName,omitempty"` // HostName as written, with any "%h"; "" if the block gives none
+	Scheme   string   `json:"scheme,omitempty"`   // scheme, static for a Sequence alone; "" if the block gives neither
+	Knocks   int      `json:"knocks,omitempty"`   // length of the Sequence, or the setting Knocks; 0 if the block gives neither
 }
 
-// Load reads the profile file at path. On Unix the file must belong to the user or to
-// root, and other users must not be able to write it. If the file contains a Sequence,
-// other users must not be able to read it either. Load does not make these checks for a
-// pipe, such as /dev/fd/63 of a shell's process substitution.
+// Load reads the profile file at path. A relative KeyFile or HMACKeyFile is relative to
+// the file's folder.
+//
+// On Unix the file must belong to the user or to root, and other users must not be able
+// to write it. If the file contains a Sequence, other users must not be able to read it
+// either.
+//
+// The path may lead to a pipe, such as /dev/fd/63 of a shell's process substitution, or
+// to a character device. Load then does not make these checks, and a relative KeyFile is
+// an error, as in [Parse].
 func Load(path string) (*File, error) {
 	file, err := os.Open(path)
 	if err != nil {
@@ -116,7 +122,8 @@ func Load(path string) (*File, error) {
 }
 
 // Parse reads the text of a profile file. Errors start with its name, as "NAME:LINE: ".
-// A relative KeyFile is an error, because the text is in no folder.
+// A relative KeyFile or HMACKeyFile is an error of Parse or [File.Lookup], because the
+// text has no folder that it could be relative to.
 func Parse(name string, data []byte) (*File, error) { return parse(name, "", data) }
 
 func parse(name, dir string, data []byte) (*File, error) {
@@ -196,9 +203,9 @@ func newSetting(t statement) (Setting, error) {
 }
 
 // ParseSetting reads a setting that is not in a file: "Keyword=Value" or "Keyword Value".
-// Errors start with its source, such as the option that gave the setting, as "SOURCE: ".
-// A Sequence, KeyFile, HMACKeyFile or KeyCommand is an error, because every user of the
-// machine can see a command line.
+// The parameter source says where the setting comes from, such as "-o". Errors start with
+// "SOURCE: ". A Sequence, KeyFile, HMACKeyFile or KeyCommand is an error, because every
+// user of the machine can see a command line.
 func ParseSetting(source, s string) (Setting, error) {
 	t, err := parseLine(s)
 	switch {

@@ -12,9 +12,12 @@ import (
 )
 
 // Find returns the path of the profile file. This file is portknock/config in the first
-// XDG config folder that has it: on Linux ~/.config, then /etc/xdg. If no folder has it,
-// the error is [fs.ErrNotExist], and the path is that of the user's own file. If the
-// environment names no home either, the path is "". Find reads the environment each time.
+// XDG config folder that has it: on Linux ~/.config, then /etc/xdg. If no folder has the
+// file, the error matches [fs.ErrNotExist], and the path is that of the user's own file.
+//
+// Outside Windows, HOME or XDG_CONFIG_HOME must be an absolute path. Otherwise Find
+// searches only the folders of the system. If these do not have the file, the path is "".
+// Find reads the environment each time.
 func Find() (string, error) {
 	xdg.Reload()
 	const name = "portknock/config"

@@ -158,7 +158,7 @@ var clockSettings = &group{
 		switch {
 		case p.Period == 0 || p.Skew < p.Period-p.Skew:
 			return "", nil
-		case p.Period != time.Hour: // the Period is not the default, so blame it
+		case p.Period != time.Hour: // a user has set Period, because it is not the default: blame Period
 			return "Period", fmt.Errorf("%s must be more than twice Skew (%s)", formatDuration(p.Period), formatDuration(p.Skew))
 		}
 		return "Skew", fmt.Errorf("%s must be less than half of Period (%s)", formatDuration(p.Skew), formatDuration(p.Period))

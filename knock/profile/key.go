@@ -36,12 +36,13 @@ var keySettings = &group{
 	},
 }
 
-// LoadKey reads a file with the text of one key; see [knock.ParseKey]. On Unix the file
-// must be as ssh requires of a private key. It must belong to the user or to root, and
-// other users must not be able to read or write it.
+// LoadKey reads a file with the text of one key; see [knock.ParseKey]. The file must be
+// regular and have at most 4096 bytes. On Unix, the file must meet ssh's rules for a
+// private key. It must belong to the user or to root, and no other user may have access
+// to it.
 func LoadKey(path string) (knock.Key, error) { return loadKey(path, parseKey) }
 
-// loadKey is LoadKey for a text from which parse makes a key.
+// loadKey is LoadKey with parse instead of [parseKey].
 func loadKey(path string, parse func([]byte) (knock.Key, error)) (knock.Key, error) {
 	text, err := secret.Read(path)
 	if err != nil {
@@ -184,10 +185,14 @@ func quoteWord(w string) string {
 	return w
 }
 
-// SharesKey returns the other hosts that use the profile's key, sorted. A host is a name
-// or a pattern of a Host line in the file. An attacker who has the rules of one of these
-// servers can open all of them. DeriveHostKey prevents this, because it gives each host
-// its own key.
+// SharesKey returns the other hosts that use the key of the profile p, sorted. A host is
+// the Name of a profile, or a pattern with a wildcard of a Host line in the file.
+// SharesKey leaves out other names of the same server. It compares each KeyFile and
+// KeyCommand, and does not read a key.
+//
+// An attacker who has the rules of one of these servers can open all of them.
+// DeriveHostKey prevents this, because it gives each host its own key. SharesKey thus
+// ignores profiles that have it.
 func (f *File) SharesKey(p *Profile) (others []string) {
 	if !p.hasKey() || p.DeriveHostKey {
 		return nil

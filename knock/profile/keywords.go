@@ -13,7 +13,8 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
-// keyword describes a keyword, as a row of the documentation's table of settings does.
+// keyword describes one keyword of the profile file: how to read, check and write its
+// value.
 type keyword struct {
 	name   string
 	list   bool                         // whether the keyword takes several words

@@ -10,26 +10,32 @@ import (
 // Lookup returns the profile of a host, which is a name or an address. The settings in
 // override come before those of the file.
 //
-// Lookup uses the settings of all blocks that match the host as given. If these contain
-// neither a Sequence nor a Scheme, ssh may have replaced a name with its HostName.
-// Lookup then searches for the first block whose HostName is the host. It looks up the
-// first name of that block instead. If the HostName contains "%h", it looks up the name
-// for which "%h" results in the host. These rules apply to the search:
-//   - A block that has only wildcards has no such name. Lookup treats such a block as if
-//     it matched, and the profile's Name is the host.
-//   - A HostName does not count if an earlier block sets another one.
+// Lookup uses the settings of all blocks that match the host. If they have neither a
+// Sequence nor a Scheme, the host may be the HostName of another block, because ssh
+// passes on the HostName instead of the name that the user typed. So Lookup searches for
+// the first block whose HostName is the host, and looks up the first name on its Host
+// line instead. These rules apply to the search:
+//   - If the HostName contains "%h", Lookup looks up the name that, in place of "%h",
+//     gives the host. For example, the lines "Host vps" and "HostName %h.example.com" make
+//     Lookup look up "vps" for "vps.example.com".
+//   - A block may have only wildcards, and thus no name to look up. If its HostName has no
+//     "%h", Lookup treats the block as if it matched the host, and the profile's Name is
+//     the host.
+//   - The HostName of a block does not count for a name if an earlier block that matches
+//     this name also sets the HostName.
 //   - The settings in override do not decide whether Lookup searches, or what it finds.
 //
-// If the search finds neither a Sequence nor a Scheme, the error is [ErrNoProfile].
-// Another error reports a forgotten Scheme: a Host line contains the host, and the
-// settings contain a KeyFile or a KeyCommand.
+// If the search finds neither a Sequence nor a Scheme, the error matches [ErrNoProfile].
+// There is one exception: a Host line names the host, and there is a KeyFile or a
+// KeyCommand. Then another error says that the Scheme is missing.
 //
-// The profile's Name is the host in lower case, with two exceptions. They give a server
-// one Name for all its names and addresses:
-//   - The Name of an address is the first name on its Host line. For "Host vps
-//     203.0.113.7" the Name is "vps" for the name and for the address.
-//   - If the block below a Host line sets the HostName, without "%h", the Name of every
-//     name on the line is the first name on the line.
+// The profile's Name is the host, or the name that the search found, in lower case. There
+// are two exceptions, so that a server has one Name for all its names and addresses:
+//   - If the host is an address, and its Host line also has names, the Name is the first
+//     of these. For "Host vps 203.0.113.7", both "vps" and "203.0.113.7" have the Name
+//     "vps".
+//   - A block may set the HostName, without "%h", of several names on its Host line. All
+//     these names have the first of them as their Name.
 func (f *File) Lookup(host string, override ...Setting) (*Profile, error) {
 	if err := CheckHost(host); err != nil {
 		return nil, err

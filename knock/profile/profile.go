@@ -12,9 +12,11 @@
 //
 // As in ssh_config, the package uses the first value obtained for a keyword, so
 // defaults come last. An unknown keyword is an error. Unlike in ssh_config, a keyword
-// twice in one block, Match and Include are errors too. The package checks every
-// block, not only those of the requested host. If it ignored a misspelled setting, a
-// port could stay closed for no visible reason.
+// that occurs twice in one block is an error too. Match and Include are errors, because
+// the package does not support them.
+//
+// The package checks every block, not only those of the requested host. If it ignored a
+// misspelled setting, a port could stay closed for no visible reason.
 //
 // [Find] returns the path of the file. [Load] and [Parse] read the file into a [File].
 // [File.Lookup] returns the [Profile] of one host. [Profile.Picker] returns what a
@@ -52,7 +54,7 @@ type Profile struct {
 	OpenPorts     []knock.PortRange // guarded ports, which the server opens after the knocks
 	OpenFor       time.Duration     // how long an admitted address may start connections
 	KnockTimeout  time.Duration     // longest time that the server allows between two knocks
-	IgnorePorts   []knock.PortRange // ports to which a packet does not reset a sequence; may be empty
+	IgnorePorts   []knock.PortRange // ports to which a packet does not count as a wrong knock; may be empty
 
 	// ConnectTimeout limits the time from the start to the connection, including all
 	// rounds. It is [DefaultConnectTimeout] if the file gives none.
@@ -61,24 +63,25 @@ type Profile struct {
 	// KeyFile and KeyCommand say where the key is. Both are zero for the scheme static. A
 	// profile of another scheme has one of them.
 	KeyFile    string   // absolute path of the file with the key; "" if there is a KeyCommand
-	KeyCommand []string // program that prints the key, and its arguments; nil if there is a KeyFile
+	KeyCommand []string // program and arguments; it prints the key; nil if there is a KeyFile
 
-	// DeriveHostKey, Period, Skew and ValidUntil are settings of the schemes that use a
-	// key and the time. They are zero for other schemes.
+	// DeriveHostKey is a setting of the schemes rotating and token. Period, Skew and
+	// ValidUntil are settings of the schemes rotating, token and md5-hourly. These fields
+	// are zero for other schemes.
 	DeriveHostKey bool          // use the key that [knock.Key.Derive] returns for Name
 	Period        time.Duration // length of a window
-	Skew          time.Duration // how far the clocks of client and server may differ
+	Skew          time.Duration // largest difference between the clocks of client and server
 	ValidUntil    time.Time     // when the server's rules expire, in UTC; the zero Time if the file gives none
 
-	// PortRange and Knocks are settings of the schemes that draw their sequences with a
-	// key. They are zero for other schemes.
-	PortRange knock.PortRange // ports from which knocks are drawn; its Transport is the Protocol
+	// PortRange and Knocks are settings of the schemes rotating and md5-hourly, which draw
+	// their sequences with a key. They are zero for other schemes.
+	PortRange knock.PortRange // ports from which knocks are drawn; its Transport is the setting Protocol
 	Knocks    int             // number of knocks in a drawn sequence
 
 	// TokenPort and TokensPerWindow are settings of the scheme token. They are zero for
 	// other schemes.
 	TokenPort       uint16 // UDP port to which tokens go
-	TokensPerWindow int    // how many addresses can use a token of their own in one window
+	TokensPerWindow int    // number of tokens in a window; each admits one address
 
 	SPA SPA // settings of the scheme fwknop; zero for other schemes
 
@@ -120,8 +123,8 @@ func (p *Profile) conflict(given settings) (keyword string, err error) {
 	return "", nil
 }
 
-// WriteTo writes the profile as a Host block that [Parse] can read. The settings have
-// the order of the documentation. The block contains the sequence, but never a key.
+// WriteTo writes the profile as a Host block that [Parse] can read. The order of the
+// settings is always the same. The block contains the sequence, but never a key.
 func (p *Profile) WriteTo(w io.Writer) (int64, error) {
 	var given settings
 	for _, k := range keywords {

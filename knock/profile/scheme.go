@@ -96,9 +96,9 @@ func parseScheme(s string) (string, error) {
 
 // Facts are the properties of a scheme that a caller may have to know.
 type Facts struct {
-	SingleUse   bool // the server accepts each packet once
-	IPv4Only    bool // the server opens ports for IPv4 only
-	DerivesKeys bool // a profile with this scheme may set DeriveHostKey
+	SingleUse   bool // whether the server accepts each packet only once
+	IPv4Only    bool // whether the server opens ports for IPv4 only
+	DerivesKeys bool // whether the scheme supports DeriveHostKey
 }
 
 // Facts returns the properties of the profile's scheme.
@@ -109,13 +109,14 @@ func (p *Profile) Facts() Facts { return schemeNamed(p.Scheme).facts }
 type Server struct {
 	Schedule    knock.Schedule    // sequences that open the ports; nil for fwknop
 	SPA         *spa.Keys         // keys of fwknop; nil for other schemes
-	KnockPorts  []knock.PortRange // ports to which knocks go; nil if knocks may go to any port
+	KnockPorts  []knock.PortRange // ports to which knocks go, right or wrong; all ports if nil
 	Fingerprint string            // fingerprint of the key; "" if there is none
 }
 
-// Server returns the server's half of the profile. It reads the KeyFile, or the Runner
-// runs the KeyCommand, which may take 30 seconds. For fwknop it also reads the
-// HMACKeyFile.
+// Server returns what a server has to know of the profile. It reads the KeyFile or runs
+// the KeyCommand. A profile of the scheme static has neither. The KeyCommand may take as
+// long as the Limit of the Runner, by default 30 seconds. For fwknop, Server also reads
+// the HMACKeyFile, if there is one.
 func (p *Profile) Server(ctx context.Context) (server Server, err error) {
 	if err := p.complete(); err != nil {
 		return Server{}, err
@@ -142,8 +143,8 @@ func (p *Profile) Server(ctx context.Context) (server Server, err error) {
 	return server, err
 }
 
-// Picker returns the client's half of the profile. It reads what Server reads. For
-// fwknop it also runs the AllowIPCommand.
+// Picker returns what a client sends. It reads the keys, as [Profile.Server] does. For
+// fwknop it also runs the AllowIPCommand, if there is one.
 func (p *Profile) Picker(ctx context.Context) (knock.Picker, error) {
 	server, err := p.Server(ctx)
 	if err != nil {

@@ -22,14 +22,14 @@ type SPA struct {
 	Port           uint16         // port on which fwknopd listens; 0 means another random port for each packet
 	Protocol       spa.Via        // how the packet travels to fwknopd
 	AllowIP        netip.Addr     // address to open the ports for; the zero Addr is the packet's source
-	AllowIPCommand []string       // program that prints the address to use as AllowIP, and its arguments
+	AllowIPCommand []string       // program and arguments; it prints the address to use as AllowIP
 	Timeout        time.Duration  // length of the opening that the client asks for; 0 leaves it to the server
 	Digest         spa.Digest     // digest of the packet's fields
 	Mode           spa.Mode       // mode of the encryption
-	User           string         // user name in the packet; "" is the user's own name
+	User           string         // user name in the packet; "" means $LOGNAME, $USER, $USERNAME or "NO_USER"
 	TimeOffset     time.Duration  // time to add to the clock
 	NATAccess      netip.AddrPort // where the server forwards the port; the zero AddrPort means nowhere
-	NATLocal       bool           // whether NATAccess is on the server itself
+	NATLocal       bool           // whether NATAccess is a port of the server itself; needs NATAccess
 	HMACKeyFile    string         // absolute path of the file with the HMAC key; "" if the server uses no HMAC
 	HMACDigest     spa.Digest     // digest of the HMAC
 }

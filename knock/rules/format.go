@@ -11,7 +11,7 @@ import (
 )
 
 // Format is the name of a firewall or daemon that this package writes rules for. A
-// daemon has a firewall behind it. [Formats] lists all formats.
+// daemon (knockd, fwknopd) opens ports through a firewall. [Formats] lists all formats.
 type Format string
 
 // format is a row of the table of formats: its limits and the function that writes
@@ -82,8 +82,9 @@ type document struct {
 	body  string   // text of the file; format.document puts the header before it
 }
 
-// Emit writes the rules of all guards. If it returns an error for a guard, it has not
-// written anything: the text is complete or absent.
+// Emit writes the rules of all guards. If it returns an error for the guards or the
+// options, it has not written anything. If w fails, Emit returns the error of w, and w may
+// have a part of the text.
 func (f Format) Emit(w io.Writer, guards []Guard, o Options) error {
 	row, err := f.row()
 	if err != nil {
@@ -122,7 +123,9 @@ func (f format) document(guards []Guard, o Options) (document, error) {
 }
 
 // End returns when the rules that [Format.Emit] writes for the guard expire, in UTC.
-// End returns the zero Time if the rules never expire or if the format has no clock.
+// Emit must accept the guard. End returns the zero Time if the rules do not expire,
+// because what opens the ports never changes or because the format has no clock. In both
+// cases the rules open the ports until other rules are loaded.
 func (f Format) End(g Guard, o Options) time.Time {
 	row, err := f.row()
 	if err != nil || g.SPA != nil || !row.clock {

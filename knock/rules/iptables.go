@@ -60,9 +60,9 @@ of them each. A restart of the server, an undo or a flush forgets what is spent.
 	}, nil
 }
 
-// iptCheck refuses guards that iptables cannot carry.
+// iptCheck refuses guards that iptables cannot express.
 func iptCheck(g guard) error {
-	// The other formats with a clock can carry these guards.
+	// The other formats with a clock can express these guards.
 	others := func(f format) bool { return f.clock && f.name != "iptables" }
 	w := g.Windows[0]
 	switch {

@@ -14,9 +14,10 @@ import (
 // Two lists of xt_recent record for each token whether it is spent, and by which
 // address.
 //
-// An entry of a list belongs to one address family, so that a token spent over IPv4
-// would be unspent over IPv6. Thus each family accepts only its own tokens: IPv4 the
-// even ones, IPv6 the odd ones. A client begins with the tokens of its family.
+// An entry of a list belongs to one address family. A token that is spent over IPv4
+// therefore still counts as unspent over IPv6. To prevent a second use, each family
+// accepts only its own tokens: IPv4 the even ones, IPv6 the odd ones. A client begins with
+// the tokens of its family.
 
 // iptFamily holds what differs between the address families in a rule.
 type iptFamily struct {

@@ -133,15 +133,17 @@ func nftTime(d time.Duration) string {
 }
 
 // nftExpand returns the text perGuard, followed by the text perFamily once for each
-// family. It replaces words in capitals by values of the guard. In perFamily, it also
-// replaces N_, SADDR and PROTO by values of the family. It replaces all in one pass, so
-// that a profile's name in capitals is not changed.
+// family. It replaces placeholders in capitals, such as OPENFOR, with values of the guard.
+// In perFamily, it also replaces N_, SADDR and PROTO with values of the family. All
+// replacements in a text happen in one pass: a second pass would also replace a
+// placeholder in a value, such as in the name of a profile.
 func nftExpand(g guard, o Options, perGuard, perFamily string) string {
 	repeat, consume := "return", ""
 	if o.Consume {
 		repeat, consume = "drop", "\n\t\tdrop"
 	}
-	// The rules remember a spent token for longer than it is valid with any Skew. One
+	// The rules must remember a spent token for as long as it is valid: Period + 2 Skew.
+	// This is less than two Periods, because Period must be more than twice Skew. One
 	// minute more covers a clock that is set back.
 	remembered := 2*g.Windows[0].End.Sub(g.Windows[0].Start) + time.Minute
 	words := []string{

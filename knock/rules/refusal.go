@@ -2,14 +2,16 @@ package rules
 
 import "fmt"
 
-// Refusal is the error of [Format.Emit] for guards that the format cannot carry, and
-// for guards that would not protect the ports.
+// Refusal is the error for guards that the format cannot express, and for guards that
+// would not protect the ports. Errors of [Format.Emit] and [Format.WriteUnits] may wrap a
+// *Refusal; use [errors.As].
 type Refusal struct {
-	// Option names the field of [Options] to change: Force, Consume, Allow or Until.
-	// Until is then missing or too late. Option is "" if no other value of a field helps.
+	// Option names the field of [Options] to change: Force, Consume, Allow or Until. If it
+	// is "Until", Until is missing or too late. Option is "" if the Refusal suggests only
+	// another format, from Suits.
 	Option string
-	// Suits lists the formats that do not have this limit. Suits is nil if all formats
-	// have the limit, or if the limit does not come from the format.
+	// Suits lists the formats that would accept what this Refusal is about. Suits is nil if
+	// every format has a limit of this kind, or if the limit does not come from the format.
 	Suits []Format
 
 	text string

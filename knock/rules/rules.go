@@ -1,7 +1,8 @@
 // Package rules writes the server's half of a knock: rules that guard ports, and
 // open them for a short time to each address that sent the right knocks.
 //
-// [Format.Emit] turns [Guard]s into text. The same guards always give the same text.
+// [Format.Emit] writes the text for a list of guards; see [Guard]. The same guards and
+// options always give the same text.
 // The package does not read files, ask for the time or run programs: an
 // administrator reads the text and then loads it. Each firewall has its own Go file.
 package rules
@@ -29,10 +30,10 @@ type Guard struct {
 	SPA          *spa.Keys         // keys of fwknop's SPA packets; nil if sequences open the ports
 	OpenPorts    []knock.PortRange // guarded ports
 	OpenFor      time.Duration     // time in which an admitted address may start connections
-	KnockTimeout time.Duration     // longest time between two knocks
+	KnockTimeout time.Duration     // longest time that the server allows between two knocks
 	Skew         time.Duration     // largest difference between the clocks of client and server
-	KnockPorts   []knock.PortRange // ports where wrong knocks count; all ports if empty
-	IgnorePorts  []knock.PortRange // ports where wrong knocks do not count
+	KnockPorts   []knock.PortRange // ports to which knocks go, right or wrong; all ports if empty
+	IgnorePorts  []knock.PortRange // ports to which a packet does not count as a wrong knock; may be empty
 	Fingerprint  string            // fingerprint of the key, shown in the header; "" without a key
 }
 
@@ -45,11 +46,13 @@ type Options struct {
 	DropPolicy bool
 	// Allow lists the ports that DropPolicy leaves open to everybody.
 	Allow []knock.PortRange
-	// Consume drops the knocks instead of leaving them to the firewall that is
-	// there. If the server answers at closed ports, a scan then finds the knock ports.
+	// Consume drops the knocks instead of leaving them to the server's other rules. Set it
+	// only if the server drops packets to all closed ports. Otherwise a scan finds the
+	// knock ports, because only these do not answer.
 	Consume bool
-	// Force accepts a sequence that a scan of all ports or an attacker's guesses could
-	// send by chance. It also accepts SPA packets without an HMAC.
+	// Force accepts guards that are otherwise refused as too weak: a sequence that a scan
+	// of all ports sends, changing sequences that an attacker could guess, and SPA packets
+	// without an HMAC.
 	Force bool
 	// From and Until bound the time in which changing sequences and tokens open the
 	// ports. The rules are valid until the end of the window that contains Until.
@@ -151,7 +154,7 @@ func (w window) number() int64 {
 func (w window) startSecond(skew time.Duration) int64 { return w.Start.Add(-skew).Unix() }
 func (w window) endSecond(skew time.Duration) int64   { return w.End.Add(skew).Unix() }
 
-// check sets the windows of a guard. It refuses guards that the format cannot carry,
+// check sets the windows of a guard. It refuses guards that the format cannot express,
 // and guards that would never open.
 func (g *guard) check(o Options, f format, guarded []knock.PortRange) error {
 	switch {

@@ -14,8 +14,8 @@ import (
 
 // Upkeep describes how a server that has the key writes its own rules.
 type Upkeep struct {
-	// Command returns the command that writes rules to file. The rules are valid for
-	// the time horizon, such as 1h30m.
+	// Command returns the command that writes rules to file. The parameter horizon says
+	// how long the rules are to be valid, such as 1h30m.
 	Command func(file, horizon string) []string
 	Config  string   // path of the profile file that Command reads
 	Names   []string // names of the profiles that the rules are for
@@ -27,7 +27,7 @@ type Upkeep struct {
 // It returns an error if the rules never need a refresh.
 func (f format) refreshTimes(guards []Guard, o Options) (every, horizon time.Duration, err error) {
 	for _, g := range guards {
-		if g.SPA != nil { // fwknopd needs only the key, so the file never changes
+		if g.SPA != nil { // the file for fwknopd has keys, which do not change with time
 			continue
 		}
 		_, w, err := g.Schedule.At(o.From)
@@ -54,7 +54,7 @@ func (f format) refreshTimes(guards []Guard, o Options) (every, horizon time.Dur
 	case horizon <= 0 && f.clock:
 		horizon = 4 * every // two refreshes in a row may fail or be late
 	case horizon <= 0:
-		horizon = 3 * every // a format without a clock carries few windows
+		horizon = 3 * every // a format without a clock allows few windows
 	case horizon < 2*every:
 		return 0, 0, fmt.Errorf("a refresh every %v needs a horizon of at least %v", every, 2*every)
 	}
@@ -145,13 +145,21 @@ AccuracySec=1s
 WantedBy=timers.target
 `
 
-// WriteUnits writes a systemd service and a timer. At every interval, they write the
-// rules that [Format.Emit] writes for the guards, and load them. The rules are valid
-// for a time as long as from o.From to o.Until. If that time is not positive,
-// WriteUnits chooses a suitable one.
+// WriteUnits writes a systemd service and a timer. Both are in one text, in the form in
+// which "systemctl cat" shows several units. A command in the text's header saves each
+// unit to its file.
+//
+// The service writes the rules with u.Command, which must write what [Format.Emit] writes
+// for the guards, and loads these rules. The timer starts the service again and again.
+// WriteUnits chooses the interval: it depends on the length of the guards' windows and,
+// if the format has no clock, on Skew.
+//
+// Each time, the rules are valid for the duration o.Until minus o.From, counted from the
+// moment when the service writes them. If this duration is shorter than one second,
+// WriteUnits chooses 4 intervals, or 3 if the format has no clock.
 //
 // WriteUnits returns an error if Emit would return one. It also returns an error if
-// the rules need no refresh, or if the time is shorter than two refresh intervals.
+// the rules need no refresh, or if the duration is shorter than two intervals.
 func (f Format) WriteUnits(w io.Writer, guards []Guard, o Options, u Upkeep) error {
 	row, err := f.row()
 	if err != nil {

@@ -19,21 +19,24 @@ type Runner struct {
 
 	// Foreground lets a command use the terminal, if Foreground is not nil. Run calls
 	// Foreground before the command starts. Foreground may change the SysProcAttr of the
-	// command. Run calls done after the command has ended.
+	// command. It returns the function done, which must not be nil. Run calls done after
+	// the command has ended or could not start.
 	Foreground func(command *exec.Cmd) (done func())
 
-	// Limit is the longest time that a command may take. 0 means 30 seconds, because a
-	// user may have to unlock something.
+	// Limit is the longest time that a command may take. 0 means 30 seconds, enough for a
+	// user to unlock a key store.
 	Limit time.Duration
 }
 
-// Run runs a command and returns the one line that the command prints. The parameter what
-// names the expected text in errors, such as "a key". Errors never contain a word of the
-// command or of its output.
+// Run runs a command and returns the one line that the command prints, without the
+// newline. The output may have at most 4096 bytes. The parameter what names the expected
+// text in errors, such as "a key". Errors never contain a word of the command or of its
+// output.
 //
-// The command runs without a shell. It does not get our standard input, which may be the
-// connection of ssh. When ctx ends or the time limit passes, Run kills the command and
-// all processes that the command has started.
+// The command runs without a shell. It does not get the standard input of this process,
+// which may be the connection of ssh. When ctx ends or the time limit passes, Run kills
+// the command and all processes that the command has started. On Unix, a process that has
+// left the command's process group is not killed.
 func (r Runner) Run(ctx context.Context, command []string, what string) ([]byte, error) {
 	limit := cmp.Or(r.Limit, 30*time.Second)
 	late := fmt.Errorf("did not print %s within %v", what, limit)

@@ -9,7 +9,8 @@ import (
 	"strconv"
 )
 
-// killChildren sets c.Cancel to kill the command and its children.
+// killChildren sets c.Cancel to kill the command and all processes that the command has
+// started.
 func killChildren(c *exec.Cmd) {
 	c.Cancel = func() error {
 		taskkill := filepath.Join(os.Getenv("SystemRoot"), "System32", "taskkill.exe")

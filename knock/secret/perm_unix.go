@@ -11,7 +11,8 @@ import (
 )
 
 // CheckOwner returns an error for a file that another user, except root, could have
-// written.
+// written. The file must belong to the user or to root, and the group and others must not
+// have write permission. Outside Unix, CheckOwner accepts every file.
 func CheckOwner(path string, info fs.FileInfo) error {
 	if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Uid != 0 && int(st.Uid) != os.Getuid() {
 		return fmt.Errorf("%s: owned by user %d, not by you or root; run chown, or use a file of your own", path, st.Uid)
@@ -20,7 +21,8 @@ func CheckOwner(path string, info fs.FileInfo) error {
 }
 
 // CheckReaders returns an error for a file that other users can read. The parameter what
-// names the content of the file in the error, such as "a key".
+// names the content of the file in the error, such as "a key". Outside Unix, CheckReaders
+// accepts every file.
 func CheckReaders(path string, info fs.FileInfo, what string) error {
 	return checkMode(path, info, 0o044, "contains "+what+" and is readable")
 }

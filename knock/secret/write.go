@@ -22,6 +22,9 @@ func (e existsError) Is(target error) bool { return target == fs.ErrExist }
 // Create writes a new file that only its owner can read. Create never overwrites a file,
 // because a lost key locks its owner out. If the file exists, the error matches
 // [fs.ErrExist].
+//
+// If Create cannot write the whole text, it removes the file. Create is not atomic: until
+// it returns, other programs of the owner may see an incomplete file.
 func Create(path string, text []byte) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if errors.Is(err, fs.ErrExist) {
@@ -69,10 +72,11 @@ func replaceable(path string) (string, error) {
 	return filepath.EvalSymlinks(path)
 }
 
-// Replace writes a file completely or not at all. Only the owner can read the file, unless
-// like is not nil: the file then gets the mode, the owner and the group of like. A
-// program that reads the file meanwhile sees the old text or the new text. A symbolic
-// link stays; Replace replaces the file that the link leads to.
+// Replace writes a file completely or not at all. It creates the file if it does not
+// exist. If like is nil, only the owner can read the file. Otherwise the file gets the
+// mode, the owner and the group of like. A program that reads the file meanwhile sees the
+// old text or the new text. A symbolic link stays; Replace replaces the file that the link
+// leads to.
 func Replace(path string, text []byte, like fs.FileInfo) error {
 	target, err := replaceable(path)
 	if err != nil {
