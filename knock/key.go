@@ -53,9 +53,9 @@ func KeyFrom(secret []byte) Key {
 	return Key{&copied}
 }
 
-// ParseKey reads the text that [Key.Reveal] returns, in any case. The text may have
-// white space around it. The errors distinguish a text that is not a key from a damaged
-// key. The errors do not quote the text.
+// ParseKey reads the text that [Key.Reveal] returns, in upper or lower case. The text may
+// have white space around it. The errors distinguish a text that is not a key from a
+// damaged key. The errors do not quote the text.
 func ParseKey(text string) (Key, error) {
 	text = strings.ToLower(strings.TrimSpace(text))
 	digits, ok := strings.CutPrefix(text, keyPrefix)
@@ -83,7 +83,8 @@ func ParseKey(text string) (Key, error) {
 	return KeyFrom(secret), nil
 }
 
-// Reveal returns the text of the key for [ParseKey], without a newline.
+// Reveal returns the text of the key for [ParseKey], without a newline. ParseKey does not
+// accept the text of the zero Key, or of another secret that does not have 32 to 64 bytes.
 func (k Key) Reveal() string {
 	secret := k.Bytes()
 	return keyPrefix + keyDigits.EncodeToString(binary.BigEndian.AppendUint32(secret, crc32.ChecksumIEEE(secret)))
@@ -102,8 +103,9 @@ func (k Key) Derive(host string) Key {
 
 // Fingerprint returns 16 hexadecimal digits that two users can compare in public, to see
 // whether they have the same key. The digits are the start of HMAC-SHA256(key,
-// "portknock/1 fingerprint"). The fingerprint of a secret below 32 bytes is empty,
-// because an attacker could use it to guess such a secret.
+// "portknock/1 fingerprint"). For the zero Key, and for a secret shorter than 32 bytes,
+// Fingerprint returns "". Such a secret has no fingerprint, because an attacker could use
+// the fingerprint to guess the secret.
 func (k Key) Fingerprint() string {
 	if len(k.Bytes()) < minKey {
 		return ""

@@ -9,7 +9,8 @@
 // # The scheme rotating
 //
 // Client and server share a key. They derive the sequence of each window from the key
-// and the clock. All numbers are big-endian. Time is Unix time in seconds, UTC.
+// and the clock. All numbers are big-endian. Time is Unix time in seconds, UTC. The period
+// is the length of a window in whole seconds.
 //
 //	window  w = floor(time / period)
 //	block n = HMAC-SHA256(key, "portknock/1 rotating" ‖ 0 ‖ period ‖ w ‖ n)
@@ -17,8 +18,8 @@
 // ‖ joins bytes, and 0 is a single byte. The numbers period and w have 8 bytes each; w is
 // signed, because it is negative before 1970. The number n has 4 bytes and counts the
 // blocks of a window from 0. The blocks, in order, are read as numbers v of 2 bytes,
-// 16 in each block. The range of the ports begins with the port called first. The number
-// of its ports is called size. For each number v:
+// 16 in each block. Let first be the first port of the range, and size the number of its
+// ports. For each number v:
 //
 //   - If v ≥ floor(65536 / size) · size, v is discarded. This makes all ports equally likely.
 //   - Otherwise, the port is first + v mod size.
@@ -27,7 +28,8 @@
 // The draw ends when the sequence has the agreed number of knocks. The knocks have the
 // order of the draw. The server accepts a sequence in its window. Because clocks
 // differ, the server also accepts the sequence for Skew before and after the window.
-// The folder testdata/vectors has examples, and the same algorithm in Python.
+// Skew is the largest difference between the clocks that both sides allow. The folder
+// testdata/vectors has examples, and an implementation in Python.
 //
 // # The scheme token
 //
@@ -35,28 +37,34 @@
 //
 //	token n = the first 16 bytes of HMAC-SHA256(key, "portknock/1 token" ‖ 0 ‖ period ‖ w ‖ n)
 //
-// Each window has the agreed number of tokens; n counts them from 0. A client sends one
-// token to the agreed port, as the only content of a UDP datagram. The server opens to
-// the address that sends a token of the current window. For Skew before and after a
-// window, the server also accepts the tokens of that window. Once an address has used
-// a token, the server does not accept this token from any other address. So a client
-// sends another token in each of these cases:
+// Each window has the agreed number of tokens. The number n has 4 bytes and counts the
+// tokens of a window from 0. A client sends one token to the agreed port, as the only
+// content of a UDP datagram. The server opens to the address that sends a token of the
+// current window. For Skew before and after a window, the server also accepts the tokens
+// of that window. Once an address has used a token, the server does not accept this token
+// from any other address. A client therefore chooses its tokens as follows:
 //
-//   - The client gets no answer.
-//   - The client now has another address.
-//   - The client tries IPv4 and IPv6 at the same time.
+//   - Without an answer, the client sends another token in the next round. Another
+//     address may have used the first token, or the datagram was lost.
+//   - The address of the client decides which token is the first. A token that the client
+//     used with an old address belongs to the old address. If two addresses have the same
+//     first token, the second address can succeed in the next round.
+//   - Over IPv4, the client begins with the tokens of even n; over IPv6, with those of
+//     odd n. A client that tries IPv4 and IPv6 at the same time has two addresses, and
+//     one token opens to only one of them.
 //
-// Over IPv4, a client begins with the tokens of even n; over IPv6, with those of odd n.
-// A server whose firewall separates the families may accept only these tokens from each.
+// A server whose firewall separates the families, such as iptables, accepts only tokens
+// of even n over IPv4, and only tokens of odd n over IPv6. nftables accepts all tokens
+// over both.
 //
 // # Keys
 //
 // A key has 32 to 64 random bytes. The text of a key is "portknock-key-1:" and the
 // base32 form (RFC 4648, in lower case, without padding) of the bytes and their CRC-32.
-// The CRC-32 is that of Ethernet and zip: 4 bytes, big-endian. The base32 form of a key
-// of 32 bytes has 58 characters. The checksum detects every single wrong letter and
-// every swap of neighboring letters. One key can serve many hosts as a master key:
-// [Key.Derive] gives each host its own key.
+// The CRC-32 is that of Ethernet and zip: 4 bytes, big-endian. For a key of 32 bytes, the
+// base32 form has 58 characters, including the CRC-32. The checksum detects every single
+// wrong letter and every swap of neighboring letters. One key can serve many hosts as a
+// master key: [Key.Derive] gives each host its own key.
 package knock
 
 import (
@@ -89,8 +97,8 @@ func (t Transport) String() string {
 	return "unknown"
 }
 
-// ParseTransport reads "tcp" or "udp" in any case. It does not read "stream": a Stream
-// knock needs a payload, and a sequence that a user writes has no payloads.
+// ParseTransport reads "tcp" or "udp" in upper or lower case. It does not read "stream": a
+// Stream knock needs a payload, and a sequence that a user writes has no payloads.
 func ParseTransport(s string) (Transport, error) {
 	switch strings.ToLower(s) {
 	case "tcp":
@@ -108,8 +116,9 @@ type Step struct {
 	Payload   []byte // content of the datagram or the connection; a SYN has no payload
 }
 
-// String returns the step as a profile writes it: "7000/udp". A payload follows in
-// hexadecimal: "62202/udp=0f1e2d". A profile never contains a payload.
+// String returns the step in the form that a profile uses, such as "7000/udp". If the
+// step has a payload, String adds "=" and the payload in hexadecimal, as in
+// "62202/udp=0f1e2d". A profile never contains a payload.
 func (s Step) String() string {
 	if len(s.Payload) > 0 {
 		return fmt.Sprintf("%d/%s=%x", s.Port, s.Transport, s.Payload)
@@ -123,7 +132,7 @@ type Sequence []Step
 // MaxSteps is the largest number of knocks in a sequence, because knockd has this limit.
 const MaxSteps = 32
 
-// ParseSequence reads knocks in order, such as "7000/udp 8000:tcp 9000". Blanks or
+// ParseSequence reads knocks in order, such as "7000/udp 8000:tcp 9000". Spaces, tabs or
 // commas separate the knocks. Each knock is a port, followed by a slash or a colon and
 // the transport. The transport may be missing; the default is tcp. Errors name a knock
 // by its position and do not quote the text, because errors end up in logs. A sequence
@@ -148,7 +157,8 @@ func ParseSequence(s string) (Sequence, error) {
 	return seq, nil
 }
 
-// String returns the sequence as [ParseSequence] reads it.
+// String returns the steps, each as by [Step.String], with spaces between them.
+// [ParseSequence] reads this text only if every step is TCP or UDP without a payload.
 func (s Sequence) String() string {
 	words := make([]string, len(s))
 	for i, step := range s {
@@ -157,10 +167,18 @@ func (s Sequence) String() string {
 	return strings.Join(words, " ")
 }
 
-// SweepFinds reports whether a scan of all ports in ascending or in descending order
-// would send the sequence by chance. Such a scan sends the sequence if every knock is
-// a neighbor of the previous knock. Ports that the server overlooks do not count. A
-// scan always sends a single knock without a payload, and never sends a payload.
+// SweepFinds reports whether a scan of all ports would send the sequence by chance. The
+// scan goes through all ports in ascending or in descending order, and does not turn back.
+// On the way from one knock to the next, it sends a packet to each port, with the
+// transport of the next knock. A sequence of mixed transports can therefore be found.
+//
+// The scan sends the sequence if each knock follows directly on the previous knock: at the
+// next port in the direction of the scan, or at the same port. Between two knocks there
+// may also be ports that the server overlooks. The function overlooked reports whether
+// the server ignores a packet, so that the packet does not disturb a sequence.
+//
+// A scan never sends a payload. SweepFinds returns false for a sequence with a payload,
+// and always true for a sequence of one knock without a payload.
 func (s Sequence) SweepFinds(overlooked func(Step) bool) bool {
 	hasPayload := func(step Step) bool { return len(step.Payload) > 0 }
 	// finds reports whether a scan sends every knock, and between two knocks only packets
@@ -187,7 +205,8 @@ type PortRange struct {
 }
 
 // ParsePortRanges reads ports and ranges of ports, such as "22/tcp 60000-61000/udp".
-// Blanks or commas separate them. The default transport is tcp.
+// Spaces, tabs or commas separate them. A slash or a colon may stand before the transport,
+// so "22:tcp" is valid too. The default transport is tcp.
 func ParsePortRanges(s string) ([]PortRange, error) {
 	fields := splitList(s)
 	if len(fields) == 0 {
@@ -234,7 +253,7 @@ func (r PortRange) Contains(s Step) bool {
 	return s.Transport == r.Transport && r.First <= s.Port && s.Port <= r.Last
 }
 
-// splitList splits a list at blanks and commas.
+// splitList splits a list at spaces, tabs and commas.
 func splitList(s string) []string {
 	return strings.FieldsFunc(s, func(r rune) bool { return r == ' ' || r == '\t' || r == ',' })
 }
@@ -268,8 +287,8 @@ func (r PortRange) size() int { return int(r.Last) - int(r.First) + 1 }
 type Window struct{ Start, End time.Time }
 
 // WindowAt returns the window that contains t. All windows last one period and are
-// counted from 1970 in UTC. The period must be at least one second. WindowAt ignores
-// the fraction of a second in a period.
+// counted from 1970 in UTC. WindowAt first cuts the period to whole seconds: a period of
+// 1.5 s counts as 1 s. The period must be at least one second.
 func WindowAt(t time.Time, period time.Duration) Window {
 	length, now := int64(period/time.Second), t.Unix()
 	start := now - (now%length+length)%length
@@ -281,8 +300,8 @@ type Schedule interface {
 	// At returns the window that contains t, and at least one sequence. Each of the
 	// sequences opens the port in that window. At ignores clock skew; callers handle it.
 	// A server also accepts the sequences of a window for the skew before its Start and
-	// after its End. A client whose clock may be ahead also tries the sequences that
-	// were valid earlier by the skew.
+	// after its End. A client whose clock may be ahead also tries the sequences of
+	// At(t - skew).
 	At(t time.Time) ([]Sequence, Window, error)
 }
 

@@ -14,9 +14,9 @@ import (
 // ("Netfilter-based port-knocking").
 //
 // The output of `date +%Y-%m-%d-%H-SECRET` in UTC, with its newline, is hashed with MD5.
-// The hash is read as a number of 128 bits. This number is written in a base as large
-// as the range of ports. The knocks are the last digits, the lowest digit first. Ports
-// may repeat.
+// The hash is read as a number of 128 bits. This number is written in the base that is the
+// number of ports in the range. The knocks are the last digits, the lowest digit first: a
+// digit d is the port First + d. Ports may repeat.
 //
 // A short secret is weak: an attacker who sees one sequence can try secrets offline. A
 // new server should use [Rotating] instead.

@@ -8,11 +8,12 @@ import (
 	"time"
 )
 
-// Round tells a client what to do before it dials in one round. The client sends the
-// knocks of Send, and waits for Pause after each knock. If Send is empty, the client
-// only dials again.
+// Round tells a client what to do in one round, before the SYN that follows the knocks.
+// The client sends the knocks of Send, and waits for Pause after each knock. If Send is
+// empty, the client sends no knocks in this round and only dials. A [Client] returns an
+// empty Send only if its Schedule contains an empty [Sequence].
 type Round struct {
-	Send  Sequence      // knocks to send before the dial; may be empty
+	Send  Sequence      // knocks of the round; may be empty
 	Pause time.Duration // wait after each knock
 }
 
@@ -25,25 +26,36 @@ type Picker interface {
 
 // Client is the [Picker] of a client that knows the server's [Schedule].
 //
-// For Skew after the start of a window, the clock of the server may still be in the
-// previous window. In that time, rounds 1, 3, 5 and so on send a sequence of the previous
-// window. A client never sends a sequence of a future window.
+// For Skew after the start of a window by the client's clock, the clock of the server may
+// still be in the previous window. In that time, rounds 1, 3, 5 and so on send a sequence
+// of the previous window. Two kinds of servers need it: a server that accepts only the
+// sequences of its own current window, and a server whose clock is behind by more than
+// Skew. A server that accepts a sequence for Skew before its window, and whose clock is
+// behind by at most Skew, accepts the new sequence in round 0. A client never sends a
+// sequence of a future window.
 //
 // A window can have several sequences, such as tokens. Each round then sends another
 // sequence. An address always begins with the same token, because a server that
 // accepted this token from the address accepts it from this address again. An address
 // first sends the tokens that belong to its family by [IsTokenOf]. After all of these,
-// it continues with the tokens of the other family.
+// it continues with the tokens of the other family. After the last token, it begins again
+// with the first.
+//
+// Later rounds pause longer between the knocks, because round 0 may have failed on a path
+// that reorders packets. The pause is 10 ms in round 1 and doubles in each round up to
+// 160 ms. All pauses of a round together last at most 400 ms, and a single pause at most
+// half of KnockTimeout. KnockDelay takes precedence over these limits.
 type Client struct {
 	Schedule     Schedule
 	Skew         time.Duration // largest difference between the clocks of server and client
-	KnockDelay   time.Duration // pause in round 0, and the shortest pause of later rounds
-	KnockTimeout time.Duration // how long the server waits between two knocks; 0 if this does not matter
+	KnockDelay   time.Duration // pause after each knock in round 0, and the shortest pause of later rounds
+	KnockTimeout time.Duration // how long the server waits for the next knock; 0 sets no limit to the pause
 }
 
-// Open returns the current window w and the sequences that the client may send at the time
-// now. The sequences current belong to w, and the sequences previous belong to the window
-// before w. The result previous is empty unless w began less than Skew ago.
+// Open does not send anything; it returns the sequences that may open the port at the time
+// now, and the current window w. The sequences current belong to w, and the sequences
+// previous belong to the window before w. The result previous is empty unless w began
+// less than Skew ago.
 func (c Client) Open(now time.Time) (current, previous []Sequence, w Window, err error) {
 	current, w, err = c.Schedule.At(now)
 	if err == nil && w != (Window{}) && now.Sub(w.Start) < c.Skew {
@@ -72,10 +84,11 @@ func (c Client) Round(now time.Time, from, _ netip.Addr, n int) (Round, error) {
 	return Round{send, c.pause(n, len(send))}, nil
 }
 
-// IsTokenOf reports whether token n, counted from 0, belongs to an address family. Even
-// tokens belong to IPv4, and odd tokens belong to IPv6. A client begins with the tokens
-// of its family. A server whose firewall separates the families accepts only these tokens
-// from the family.
+// IsTokenOf reports whether token n, counted from 0, belongs to an address family. If
+// ipv6 is true, the family is IPv6, otherwise IPv4. Even tokens belong to IPv4, and odd
+// tokens belong to IPv6. A client begins with the tokens of its family. A server whose
+// firewall separates the families, such as iptables, accepts only even tokens over IPv4,
+// and only odd tokens over IPv6. nftables accepts all tokens over both.
 func IsTokenOf(ipv6 bool, n int) bool { return n%2 == 1 == ipv6 }
 
 // tokenIndex returns the index of the sequence that the address from sends, among the

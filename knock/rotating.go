@@ -13,7 +13,7 @@ import (
 // drawn with a key. The package comment describes the algorithm.
 type Rotating struct {
 	Key    Key
-	Ports  PortRange     // range from which the knocks are drawn; every knock has its Transport
+	Ports  PortRange     // range of the knocks; all knocks use the Transport of the range
 	Knocks int           // number of knocks in a sequence, from 1 to [MaxSteps]
 	Period time.Duration // length of a window, in whole seconds
 }

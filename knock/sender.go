@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// Source returns the local address from which the system sends to the address to. Source
+// Source returns the local address from which the system sends to the destination. Source
 // does not send a packet. Knocks and the connection that follows must leave from the
 // same address, and a host can have several addresses (IPv6 privacy addresses, VPNs).
 func Source(to netip.Addr) (netip.Addr, error) {
@@ -35,14 +35,21 @@ type Sender struct {
 	From netip.Addr
 }
 
-// Send sends the knocks of a sequence in order to a literal address. Each knock is a single
-// packet, except a Stream. Send waits pause after every knock, including the last, so
-// that the caller's next packet does not overtake it. Send does not wait for answers,
-// because a knock has no answer.
+// Send sends the knocks of a sequence in order to the destination. Send waits pause after
+// every knock, including the last, so that the caller's next packet does not overtake it.
 //
-// Send stops if the system cannot send a knock (no route, a local firewall), and returns
-// that error. The error names the knock by its position in the sequence, never by its
-// port.
+// A TCP or UDP knock is a single packet. Send does not wait for its answer, because a
+// knock has no answer. A [Stream] knock is a connection: Send waits until it is connected
+// and the payload is written, at most 0.9 s, but not for a reply.
+//
+// If a knock cannot be sent, Send does not send the knocks after it, and returns an error.
+// For example, there is no route, a local firewall forbids the packet, or a Stream does
+// not connect. The error names the knock by its position in the sequence, never by its
+// port. After 0.9 s without success, the error of a Stream wraps
+// [os.ErrDeadlineExceeded].
+//
+// If ctx ends, Send does not send further knocks. The error is then the cause of ctx, or
+// wraps it, even if ctx ends in the pause after the last knock.
 func (s Sender) Send(ctx context.Context, to netip.Addr, seq Sequence, pause time.Duration) error {
 	to = to.Unmap()
 	// One socket sends all datagrams of this call, and no datagrams of another call. If a

@@ -39,9 +39,16 @@ func (e *KnockError) Unwrap() error { return e.Err }
 // ClosedError is the error of Connect if the port did not open in time, or did not open
 // before ctx was cancelled.
 type ClosedError struct {
-	Port  uint16
-	After time.Duration // how long Connect tried; 0 if a refusal was final
-	Err   error         // the last refusal, or why the last round could not leave; nil if no answer came
+	Port uint16
+
+	// After is how long Connect tried. It is 0 if a refusal was final, because no knocks
+	// are sent.
+	After time.Duration
+
+	// Err is the last refusal, or nil if no answer came. If on every address the last
+	// round met an outage, or the attempts had failed for good, Err is the error of the
+	// first address.
+	Err error
 
 	// Refused reports whether the last answer was a RST, or the ICMP message with the
 	// same meaning. A host sends it if no program listens on the port. A firewall may

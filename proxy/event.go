@@ -11,7 +11,7 @@ type Kind string
 // The kinds of events. Err is set only for the kinds that mention it here.
 const (
 	Resolved    Kind = "resolved"    // the addresses are known; Addrs has the order in which Connect tries them
-	Knocked     Kind = "knocked"     // the knocks of a round have left; if Err is set, they could not be sent
+	Knocked     Kind = "knocked"     // the knocks of a round have left; if Err is set, a temporary error stopped them
 	Dialing     Kind = "dialing"     // a SYN leaves
 	Refused     Kind = "refused"     // a dial failed, usually because RST or ICMP answered its SYN: Err says why
 	Lost        Kind = "lost"        // a socket got no answer in time, or connected after the winner
@@ -27,6 +27,6 @@ type Event struct {
 	Addrs []netip.Addr   // the addresses of the host, for Resolved only
 	From  netip.Addr     // the local address; the zero Addr if the kernel chooses
 	To    netip.AddrPort // the address of the knocks and the SYN, and the port to be opened
-	Round int            // the number of the round, from 0 for each address
+	Round int            // the number of the round; 0 is the first round of each address
 	Err   error          // the cause, for the kinds that set it; otherwise nil
 }

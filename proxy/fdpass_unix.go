@@ -31,14 +31,15 @@ func CanPassFD(to *os.File) error {
 // 0. ssh with ProxyUseFdpass waits for such a message (ssh_config(5), and mm_receive_fd
 // in OpenSSH's monitor_fdpass.c).
 //
-// The connection is passed on as connect(2) leaves a connection. It is blocking.
-// TCP_NODELAY, which Go sets, is off, and ssh sets it if necessary. Keep-alive stays on:
-// it is on by default in ssh (TCPKeepAlive), but ssh turns it on only for the connections
-// that ssh makes itself.
+// PassFD undoes two settings of Go, so that they are as connect(2) leaves them. The
+// connection is blocking. TCP_NODELAY is off, and ssh sets it if necessary. PassFD does
+// not change keep-alive, which is on for a connection of a [Dialer]. It is on by default
+// in ssh too (TCPKeepAlive), but ssh turns it on only for the connections that ssh makes
+// itself.
 //
-// PassFD closes conn in any case. If the error is nil, the connection stays open at the
-// other end. PassFD fails if conn is not a [*net.TCPConn], if to is not a UNIX socket, or
-// if the other end of to is closed.
+// PassFD always closes conn, even after an error. If the error is nil, the connection
+// stays open at the other end. PassFD fails if conn is not a [*net.TCPConn], if to is not
+// a UNIX socket, or if the other end of to is closed.
 func PassFD(conn net.Conn, to *os.File) error {
 	defer conn.Close()
 	tcp, ok := conn.(*net.TCPConn)

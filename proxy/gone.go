@@ -6,15 +6,20 @@ import (
 )
 
 // ReaderGone returns a channel that is closed when nobody can read data written to f any
-// more: the last reader of a pipe, the peer of a socket, or the terminal has gone. A
-// regular file and /dev/null do not have a reader that can go. Windows reports only at
-// the next write that a pipe has lost its reader. On Windows the channel is therefore
-// closed only if f is closed.
+// more: the last reader of a pipe, the peer of a socket, or the terminal has gone. The
+// channel is also closed if f is closed before ReaderGone begins to watch it. If ctx ends
+// first, the channel stays open. A regular file and /dev/null do not have a reader that
+// can go.
+//
+// On Windows, ReaderGone cannot watch for the reader, because Windows reports only at the
+// next write that a pipe has lost its reader. There the channel is closed only if f was
+// closed before.
 //
 // A thread of its own watches the descriptor until the reader has gone or ctx is done.
-// The descriptor is in use until then: an earlier Close of f takes effect only
-// afterwards. ReaderGone does not change a flag of the descriptor, because other
-// processes share the flags.
+// The descriptor is in use until then. A Close of f before that does not end the
+// watching, and the descriptor stays open until the watching ends. If f is non-blocking,
+// Close waits for that. ReaderGone does not change a flag of the descriptor, because
+// other processes share the flags.
 func ReaderGone(ctx context.Context, f *os.File) <-chan struct{} {
 	gone := make(chan struct{})
 	go func() {

@@ -5,7 +5,7 @@ package proxy
 import "golang.org/x/sys/unix"
 
 // awaitHangup waits until fd or stop has hung up. It returns true for fd, and false for
-// stop.
+// stop. If both have hung up, the order of the kernel's events decides.
 //
 // On macOS, poll(2) does not watch a descriptor if no event is requested. DragonFly and
 // NetBSD do not promise to watch it. With kqueue(2), a read filter on the writing end of

@@ -5,12 +5,13 @@ package proxy
 import "golang.org/x/sys/unix"
 
 // awaitHangup waits until fd or stop has hung up. It returns true for fd, and false for
-// stop. If no event is requested, poll(2) reports only that a descriptor has hung up or
-// failed.
+// stop or for both. If no event is requested, poll(2) reports only that a descriptor has
+// hung up or failed.
 func awaitHangup(fd, stop int) bool { return await(fd, 0, stop) }
 
 // await waits until fd is ready for events or has failed, or until stop has hung up. It
-// returns true for fd, and false for stop.
+// returns true for fd, and false for stop. If both happen at the same time, it returns
+// false. It also returns false if poll(2) itself fails.
 func await(fd int, events int16, stop int) bool {
 	fds := []unix.PollFd{{Fd: int32(fd), Events: events}, {Fd: int32(stop)}}
 	for {

@@ -9,6 +9,9 @@
 //   - [PassFD] hands the connection itself over to another program.
 //
 // The package does not know what a knock is: the caller provides a function that knocks.
+// With package knock, Dialer.Knock takes a round from a knock.Picker, and sends it by a
+// knock.Sender whose From is the address from. Dialer.Source is then knock.Source, so that
+// the knocks and the SYNs have the same source. The example of this package shows both.
 package proxy
 
 import (
@@ -55,28 +58,38 @@ import (
 // after round 0, and 250 ms after round 1. It is 500 ms after each of the rounds 2
 // to 6, and 1 s after round 7 and every later round.
 //
-// Every round except 0 and 2 starts with an extra SYN from another socket: S2 and
-// S5. Some servers, such as knockd and fwknopd, open the port only after the
-// previous SYN was dropped. The kernel would repeat that SYN after a full second.
-// Round 2 has no extra SYN because it follows soon after round 1. A round has no
-// extra SYN either if the knocks of the previous round have not left.
+// Every round except 0 and 2 starts with an early SYN, before the knocks, from a socket
+// of its own: S2 and S5. Some servers, such as knockd and fwknopd, may open the port
+// only after the SYN behind the knocks was dropped. The kernel would repeat that SYN
+// after a full second. An early SYN finds such a port open sooner, because it does not
+// wait until the new knocks have left. Round 2 has no early SYN, because it follows only
+// 250 ms after round 1. One more socket would also make the Dialer give up S1 at 400 ms,
+// and an answer to S1 that takes longer, such as 600 ms, would be lost. A round has no
+// early SYN either if the knocks of the previous round have not left, or if there are
+// no knocks.
 //
 // A refusal means "not yet". It also tells how long an answer takes. From then on
 // a pause lasts at least 1.5 times as long as the last refusal took to come.
 //
-// At most three sockets of a target wait at the same time. A fourth replaces the
-// extra SYN of a previous round. If no extra SYN waits, it replaces the oldest socket.
+// At most three sockets of a target wait at the same time. Before a fourth SYN leaves,
+// the Dialer gives up the socket of an early SYN of a previous round. If no such socket
+// waits, the Dialer gives up the oldest socket.
 //
 // # Outages
 //
-// An outage is an error of this machine's routes or addresses. An outage ends a
-// target at once if it comes before the first knocks have left. Without knocks, it
-// ends a target at once if it comes before round 1.
+// An outage is an error of this machine's routes or addresses, as [IsNoRoute] reports
+// it. Every error of Source also counts as an outage, unless it is permanent. An outage
+// ends a target at once if it comes before the first knocks have left. Without knocks,
+// it ends a target at once if it comes before round 1.
 //
 // A later outage means "not yet": the link may be back a second later. The outage
 // ends its round. Sockets that wait go on waiting, and the next round begins after
-// the usual pause. Only permanent errors, such as those of a local firewall, end a
-// target in every round.
+// the usual pause.
+//
+// Other errors of this machine do not depend on the round. A temporary error of Knock,
+// such as ENOBUFS, always ends only its round. Any other error of Knock that is not an
+// outage ends the target. So does a permanent error of Source or of a dial, such as
+// EACCES or the error of a local firewall.
 //
 // # What a server's log shows
 //
@@ -90,31 +103,32 @@ import (
 // At worst the RST is delayed. Each loser, at most two per address, then leaves a
 // line "Connection reset by peer". With OpenSSH 9.8 or later it also leaves one
 // second of PerSourcePenalties' noauth. sshd refuses connections only after fifteen
-// such seconds. MaxStartups (10:30:100) counts at most three connections from one
-// address, including the winner.
+// such seconds. For each address of the server, at most three connections of one Connect
+// can count towards sshd's MaxStartups (10:30:100), including the winner.
 type Dialer struct {
 	// Family is "ip4", "ip6", or "ip" or "" for both.
 	Family string
 
 	// Resolve returns the addresses of a host, the preferred address first. It is
 	// not called for a literal address. If Resolve is nil, [net.DefaultResolver] is
-	// used. If that resolver gets an answer for one family only, Connect uses the
-	// answer after 0.35 s. Connect does so for names with a final dot, and for names
-	// with enough dots that a resolver tries them before any search domain.
+	// used. If that resolver gets an answer for one family only, Connect uses this
+	// answer, at the earliest 0.35 s after the start of the lookup. Connect does so for
+	// names with a final dot, and for names with enough dots that a resolver tries them
+	// before any search domain. For other names, Connect waits for the answers for both
+	// families.
 	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
 
 	// Source returns the local address for the knocks and dials of one round.
-	// If Source is nil, or the address is the zero Addr, the kernel chooses. An
-	// error ends the attempts on that address. After the first knocks have left,
-	// an error ends only its round, unless it is permanent, such as EACCES.
+	// If Source is nil, or the address is the zero Addr, the kernel chooses. The
+	// section Outages says whether an error ends the attempts on the destination, or
+	// only its round.
 	Source func(to netip.Addr) (netip.Addr, error)
 
-	// Knock sends the knocks of a round, counted from 0 for each address, and
-	// returns when they have left. An error ends the attempts on that address. Two
-	// kinds of errors end only the round: temporary errors, such as ENOBUFS, and,
-	// after the first knocks have left, a missing route or source address. ICMP
-	// messages about earlier knocks are not errors: those ports are meant to look
-	// closed.
+	// Knock sends the knocks of a round to the destination, and returns when they have
+	// left. The first round of each destination has the number 0. The section Outages
+	// says whether an error ends the attempts on the destination, or only its round.
+	// Knock must ignore ICMP messages that answer earlier knocks, and must not return
+	// them as errors: the ports of the knocks are meant to look closed.
 	//
 	// If Knock is nil, no knocks are sent. Nothing then opens the port, so the error
 	// "connection refused" is final too.

@@ -85,13 +85,19 @@ func lookUp(ctx context.Context, family, host string) ([]netip.Addr, error) {
 	return lookup.bothFamilies(ctx, host, strings.Count(host, ".") >= ndots(string(conf)))
 }
 
-// bothFamilies asks for both families at once. If no answer comes within jointSilence,
-// it also asks for each family alone. An answer for one family is then enough. If the
-// lookup of both families answers meanwhile, bothFamilies returns that answer.
+// bothFamilies begins with the joint lookup, one lookup for both families. If the joint
+// lookup has not ended after jointSilence, bothFamilies also looks each family up alone.
+// It returns as soon as one of these things happens:
 //
-// If search domains complete a name, two lookups may find two machines. Each family is
-// therefore asked only for the name as it was given, and only if the resolver tries
-// that name before any search domain. asGiven reports whether the resolver does so.
+//   - The joint lookup returns addresses, or reports that the name does not exist.
+//   - One family has addresses, and the lookup of the other family ends, or does not end
+//     within familyGrace.
+//   - All lookups have ended without addresses. The error is that of the joint lookup.
+//
+// If search domains complete a name, two lookups may find two machines. A family is
+// therefore looked up alone only with the name as it was given, and only if the resolver
+// tries that name before any search domain. asGiven reports whether the resolver does so.
+// A name with a final dot is never completed.
 func (lookup lookupFunc) bothFamilies(ctx context.Context, host string, asGiven bool) ([]netip.Addr, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -108,7 +114,9 @@ func (lookup lookupFunc) bothFamilies(ctx context.Context, host string, asGiven 
 		return c
 	}
 	both := ask("ip", host)
-	var ip4, ip6 <-chan answer // each is nil before its question and after its answer
+	// A nil channel below is never ready: its lookup or timer has not begun, or its lookup
+	// has ended.
+	var ip4, ip6 <-chan answer
 	var silence, grace <-chan time.Time
 	if asGiven || strings.HasSuffix(host, ".") {
 		silence = time.After(jointSilence)

@@ -12,36 +12,40 @@ import (
 const (
 	bufferSize = 64 << 10
 
-	// bulkSize is the number of bytes in one read from which on a stream counts as a
-	// transfer. It is more than a user types, and less than an ordinary pipe holds when
-	// each packet takes one of its sixteen slots.
+	// bulkSize tells a transfer from keys that a user types. Once a read has returned at
+	// least bulkSize bytes, splice(2) moves the data, as long as it moves at least
+	// bulkSize bytes at once. bulkSize is more than a user types, and less than an
+	// ordinary pipe holds when each packet takes one of its sixteen slots.
 	bulkSize = 16 << 10
 )
 
-// Splice copies in to conn and conn to out, as netcat does for ssh. It closes conn
-// before it returns. Splice has no idle timeout. It returns in these cases:
+// Splice copies from in to conn and from conn to out, as netcat does for ssh. It closes
+// conn before it returns. Splice has no idle timeout. It returns in these cases:
 //
 //   - conn has been read to its end and all of it is written to out, even if in is open;
 //   - out does not accept more data;
 //   - reading conn fails;
 //   - ctx is done. The error is then that of ctx.
 //
-// At the end of in, Splice closes only the sending half of conn, if conn can do that. A
-// reply that comes later arrives complete. A reply that the peer sent before it stopped
-// reading arrives complete too.
+// At the end of in, Splice closes only the sending half of conn, if conn can do that. It
+// goes on copying from conn to out, so that the peer's reply to the last data arrives
+// complete. Splice also goes on if reading in or writing to conn fails. Everything that
+// the peer sent before it stopped reading thus arrives too.
 //
 // A Read of in or a Write to out may still be under way when Splice returns. The call
 // then goes on in the background, because only the end of the process can end it.
 //
-// On Linux, splice(2) moves large amounts of data between a pipe and a TCP connection
-// without a copy. It does not change a flag of the pipe, because other processes share
-// the flags. For a download, Splice enlarges out to 256 KiB if out is a smaller pipe and
-// the kernel allows it. Splice never changes the size of in, because data that waits in
-// that pipe delays every key that is pressed later. Deadlines of conn do not end a
-// splice(2).
+// On Linux, Splice uses splice(2) to move large amounts of data between a pipe and a TCP
+// connection without a copy. Splice does not change a flag of the pipe, because other
+// processes share the flags. For a download, Splice enlarges out to 256 KiB if out is a
+// smaller pipe and the kernel allows it. Splice never changes the size of in, because
+// data that waits in that pipe delays every key that is pressed later. While splice(2)
+// moves data, deadlines of conn have no effect; limit the time by ctx instead.
 //
-// The error is nil if conn ended in order. A peer that has closed its side does not have
-// to accept the data that Splice still sends.
+// The error is nil if the peer has closed conn in order. It is nil even if data from in
+// was left, because a peer that has closed its side does not have to accept more data. If
+// reading in or writing to conn failed earlier for another reason, the error is that
+// reason.
 //
 // If out is a pipe or a socket, let [ReaderGone] cancel ctx. Otherwise Splice does not
 // notice that the reader of out has gone until the peer sends data.
@@ -131,11 +135,11 @@ func stream(ctx context.Context, dst io.Writer, src io.Reader) (readErr, writeEr
 	}
 }
 
-// step tells how a stream goes on after an attempt at splice(2).
+// step tells how a stream goes on, at its start and after each attempt at splice(2).
 type step int
 
 const (
-	copyUntilBulk step = iota // copy until a read again returns at least bulkSize bytes
+	copyUntilBulk step = iota // copy until a read returns bulkSize bytes or more
 	copyAll                   // copy the rest of the stream: splice(2) cannot move it
-	finish                    // the stream has ended or failed
+	finish                    // do not go on: the stream has failed, or its ctx is done
 )

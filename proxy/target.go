@@ -140,8 +140,9 @@ func (t *target) send(ctx context.Context, n int) {
 		}
 	}
 	if early {
-		// The previous knocks may have opened the port just after the SYN behind them
-		// was dropped. An early SYN finds that out before the new knocks have left.
+		// The knocks of round n-1 may have opened the port just after the SYN behind
+		// them was dropped. An early SYN finds that out before the knocks of round n
+		// have left.
 		t.dial(ctx, e, true)
 	}
 	if dialer.Knock != nil {
@@ -211,7 +212,8 @@ func (t *target) dial(ctx context.Context, e Event, early bool) {
 			t.race.trace(Unreachable, err, e)
 		case isPermanent(err), IsNoRoute(err):
 			t.fail(err, e)
-		case t.race.dialer.Knock == nil && isRefusal(err): // without knocks nothing opens the port
+		// Without knocks nothing opens the port, so the refusal is final.
+		case t.race.dialer.Knock == nil && isRefusal(err):
 			t.fail(newClosedError(t.addr.Port(), 0, err), e)
 		default:
 			t.mu.Lock()

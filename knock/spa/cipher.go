@@ -12,9 +12,10 @@ import (
 // Mode is the mode of the cipher.
 type Mode uint8
 
-// The modes that fwknopd supports. CBC is its default. ECB, CFB, OFB and CTR are older.
-// Legacy is CBC for servers before version 2.5. Such a server cuts or pads a key to 16
-// bytes, and does not support an HMAC.
+// The modes that fwknopd supports. CBC is its default. The manual of fwknopd recommends to
+// keep the default, and not to use ECB, CFB, OFB or CTR. Legacy is CBC for servers before
+// version 2.5. Such a server cuts a longer key to 16 bytes, or pads a shorter key to 16
+// bytes. It does not support an HMAC.
 const (
 	CBC Mode = iota
 	ECB

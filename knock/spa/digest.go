@@ -10,7 +10,7 @@ import (
 	"hash"
 )
 
-// Digest is a hash function for the fields or the HMAC of a packet.
+// Digest names a hash function, for the fields or the HMAC of a packet.
 type Digest uint8
 
 // The hash functions that fwknop supports. SHA256 is its default.
@@ -28,7 +28,8 @@ func (Digest) names() []string {
 	return []string{"sha256", "md5", "sha1", "sha384", "sha512", "sha3-256", "sha3-512"}
 }
 
-// String returns the name of the digest in lower case, such as "sha256" or "sha3-256".
+// String returns the name of the hash function in lower case, such as "sha256" or
+// "sha3-256".
 func (d Digest) String() string { return nameOf(d) }
 
 var hashes = [...]func() hash.Hash{

@@ -21,8 +21,8 @@ func nameOf[T named](v T) string {
 	return "unknown"
 }
 
-// Parse reads the name of a [Mode], a [Digest] or a [Via] in any case. Parse also reads
-// the name of a digest as fwknop writes it, such as "SHA3_256".
+// Parse reads the name of a [Mode], a [Digest] or a [Via] in upper or lower case. Parse
+// also reads the name of a hash function as fwknop writes it, such as "SHA3_256".
 func Parse[T named](s string) (T, error) {
 	names := T(0).names()
 	same := func(name string) bool { return strings.EqualFold(name, strings.ReplaceAll(s, "_", "-")) }

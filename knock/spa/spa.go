@@ -11,20 +11,26 @@
 //
 //	fields = 16 random digits ":" B64(user) ":" Unix time ":3.0.0:" type ":"
 //	         B64(message) [":" B64(nat)] [":" timeout in seconds]
-//	plain  = fields ":" B64(digest(fields))
+//	plain  = fields ":" B64(hash(fields))
 //	cipher = AES-256(key, iv, plain, padded as in PKCS #7)
 //	full   = B64("Salted__" ‖ salt ‖ cipher)
 //	packet = full without its first 10 characters ‖ B64(HMAC(HMAC key, full))
 //
+// Without an HMAC key, the packet is only full without its first 10 characters.
+//
 // The message is the address to open for, and "proto/port" for each port, separated by
-// commas. The field nat is the address and the port to forward to, separated by a comma.
-// The type is 1 for access, 2 for NAT and 5 for NAT on the server itself. With a
-// timeout, these types are 3, 4 and 6.
+// commas. The address is 0.0.0.0 if the server opens for the source of the packet: Allow
+// is then the zero Addr. The field nat is the address and the port to forward to,
+// separated by a comma. The type is 1 for access, 2 for NAT and 5 for NAT on the server
+// itself. With a timeout, these types are 3, 4 and 6. The function hash is the Digest of
+// the Request.
 //
 // The salt is 8 random bytes. OpenSSL's EVP_BytesToKey makes key and iv from the salt and
-// the passphrase, with MD5 and in one round. This function does not protect a passphrase
-// that can be guessed, so a key should have 32 random bytes. The packet does not show
-// its HMAC function and its cipher mode: client and server must both know them.
+// the passphrase, with MD5 and in one round. The passphrase is the Key. In mode legacy, it
+// is the first 16 bytes of the Key, or the Key padded to 16 bytes with the digit "0".
+// EVP_BytesToKey does not protect a passphrase that can be guessed, so a key should have
+// 32 random bytes. The packet does not show its HMAC function and its cipher mode: client
+// and server must both know them.
 package spa
 
 import (
@@ -63,14 +69,17 @@ type Keys struct {
 	HMACKey knock.Key // authentication key, 1 to 128 bytes; empty for a server without HMAC
 	HMAC    Digest    // hash function of the HMAC
 
-	Port uint16 // destination port; 0 (only for UDP) draws one of [RandomPorts] for each packet
-	Via  Via    // how a packet travels
+	// Port is the destination port. 0 means a random one of [RandomPorts] for each packet,
+	// which needs Via to be UDP.
+	Port uint16
+	Via  Via // how a packet travels
 
 	NAT      netip.AddrPort // where the server forwards the port to; the zero AddrPort for no forwarding
-	NATLocal bool           // whether NAT is the server itself
+	NATLocal bool           // NAT is a port of the server itself; needs NAT
 
-	// RequireSource means that the server accepts only packets that name the address to
-	// open for.
+	// RequireSource is fwknopd's setting REQUIRE_SOURCE_ADDRESS. The server then refuses
+	// packets that do not name an address to open for, but leave it to the source of the
+	// packet. A [Request] then needs Allow, but [Request.Packet] does not check this.
 	RequireSource bool
 }
 
@@ -79,13 +88,13 @@ type Keys struct {
 type Request struct {
 	Keys
 
-	Digest  Digest            // hash function for the digest of the fields
+	Digest  Digest            // hash function for the fields
 	User    string            // user name, 1 to 48 characters; see [CheckUser]
 	Allow   netip.Addr        // address to open for; the zero Addr means the source of the packet
 	Ports   []knock.PortRange // ports to open; each range must be a single port
 	Timeout time.Duration     // length of the opening, in whole seconds; 0 lets the server choose
 	Host    string            // name of the server in an HTTP request; may be empty
-	Offset  time.Duration     // time to add to the clock
+	Offset  time.Duration     // added to the time that Packet and Round get
 
 	KnockDelay time.Duration // pause after the packet in round 0, and the shortest pause of later rounds
 }
@@ -107,7 +116,8 @@ func (v Via) String() string { return nameOf(v) }
 
 // Round implements [knock.Picker]. The packet contains the time now, plus Offset. A server
 // accepts the packet only once, and only while the server's clock is close enough to the
-// time in the packet. The largest difference is 120 seconds by default.
+// time in the packet. The largest difference is fwknopd's setting MAX_SPA_PACKET_AGE, by
+// default 120 seconds.
 func (r *Request) Round(now time.Time, from, to netip.Addr, n int) (knock.Round, error) {
 	packet, err := r.Packet(now)
 	if err != nil {
