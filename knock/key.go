@@ -74,7 +74,7 @@ func ParseKey(text string) (Key, error) {
 	}
 	data, err := keyDigits.DecodeString(digits)
 	if err != nil || keyDigits.EncodeToString(data) != digits { // the decoder ignores bits after the last byte
-		return Key{}, errors.New("the key is mistyped or truncated; no key ends like this")
+		return Key{}, errors.New("the key is mistyped or truncated; its end is wrong")
 	}
 	secret, sum := data[:len(data)-crc32.Size], data[len(data)-crc32.Size:]
 	if binary.BigEndian.Uint32(sum) != crc32.ChecksumIEEE(secret) {

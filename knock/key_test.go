@@ -54,7 +54,7 @@ func TestParseKeyNamesTheFault(t *testing.T) {
 		{"only the prefix", keyPrefix, "the key is truncated; its end is missing"},
 		{"digit 1, not in the alphabet", exampleKey[:30] + "1" + exampleKey[31:], "the key is mistyped; only letters and the digits 2 to 7 are allowed"},
 		{"line end inside", exampleKey[:30] + "\n" + exampleKey[30:], "the key is mistyped; only letters and the digits 2 to 7 are allowed"},
-		{"bits after the last byte", exampleKey[:len(exampleKey)-1] + "j", "the key is mistyped or truncated; no key ends like this"},
+		{"bits after the last byte", exampleKey[:len(exampleKey)-1] + "j", "the key is mistyped or truncated; its end is wrong"},
 		{"digits repeated", exampleKey + body, "the key is too long; remove the text after its end"},
 		{"digits added", exampleKey + "bcdefg", "the key is mistyped or truncated; its checksum is wrong"},
 	} {

@@ -49,9 +49,9 @@ func (m MD5Hourly) check() error {
 	case len(secret) == 0:
 		return errors.New("no secret")
 	case bytes.IndexByte(secret, '%') >= 0:
-		return errors.New("the secret contains a percent sign, which date would expand")
+		return errors.New("the secret contains a percent sign, which the server's date would expand")
 	case bytes.ContainsFunc(secret, func(r rune) bool { return r <= ' ' || r == 0x7f }):
-		return errors.New("the secret contains a space or a control character, which the shell would change")
+		return errors.New("the secret contains a space or control character, which the shell would change")
 	}
 	if err := checkDraw(m.Ports, m.Knocks); err != nil {
 		return err
@@ -59,7 +59,7 @@ func (m MD5Hourly) check() error {
 	// Every digit beyond those of the hash is zero, so an attacker would know its port.
 	numbers := new(big.Int).Exp(big.NewInt(int64(m.Ports.size())), big.NewInt(int64(m.Knocks)), nil)
 	if numbers.BitLen() > 8*md5.Size {
-		return fmt.Errorf("an MD5 sum is too short for %d knocks from %d ports", m.Knocks, m.Ports.size())
+		return fmt.Errorf("an MD5 sum is too short for %d knocks from %d ports; use fewer knocks or ports", m.Knocks, m.Ports.size())
 	}
 	return nil
 }

@@ -93,7 +93,7 @@ func TestMD5HourlyMatchesShell(t *testing.T) {
 }
 
 func TestMD5HourlyChecksItsFields(t *testing.T) {
-	const blank = "the secret contains a space or a control character, which the shell would change"
+	const blank = "the secret contains a space or control character, which the shell would change"
 	for _, tt := range []struct {
 		secret string
 		ports  PortRange
@@ -101,10 +101,10 @@ func TestMD5HourlyChecksItsFields(t *testing.T) {
 		want   string
 	}{
 		{"", PortRange{TCP, 10000, 10999}, 5, "no secret"},
-		{"a%Yb", PortRange{TCP, 10000, 10999}, 5, "the secret contains a percent sign, which date would expand"},
+		{"a%Yb", PortRange{TCP, 10000, 10999}, 5, "the secret contains a percent sign, which the server's date would expand"},
 		{"a b", PortRange{TCP, 10000, 10999}, 5, blank},
 		{"f00b4r\r", PortRange{TCP, 10000, 10999}, 5, blank},
-		{"f00b4r", PortRange{TCP, 10000, 10999}, 13, "an MD5 sum is too short for 13 knocks from 1000 ports"},
+		{"f00b4r", PortRange{TCP, 10000, 10999}, 13, "an MD5 sum is too short for 13 knocks from 1000 ports; use fewer knocks or ports"},
 		{"f00b4r", PortRange{TCP, 0, 10999}, 5, "no ports to draw from"},
 		{"f00b4r", PortRange{TCP, 10000, 10999}, 0, "0 knocks: expected 1 to 32"},
 	} {

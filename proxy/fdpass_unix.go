@@ -55,7 +55,7 @@ func PassFD(conn net.Conn, to *os.File) error {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("pass the connection: %w", err)
+		return fmt.Errorf("cannot pass the connection: %w", err)
 	}
 	return nil
 }

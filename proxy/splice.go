@@ -86,7 +86,7 @@ func send(ctx context.Context, conn net.Conn, in io.Reader) error {
 		_ = c.CloseWrite() // if this fails, reading conn reports why
 	}
 	if readErr != nil {
-		return fmt.Errorf("read input: %w", readErr)
+		return fmt.Errorf("cannot read the input: %w", readErr)
 	}
 	return nil
 }
@@ -95,7 +95,7 @@ func send(ctx context.Context, conn net.Conn, in io.Reader) error {
 func receive(ctx context.Context, out io.Writer, conn net.Conn) error {
 	readErr, writeErr := stream(ctx, out, conn)
 	if writeErr != nil {
-		return fmt.Errorf("write output: %w", writeErr)
+		return fmt.Errorf("cannot write the output: %w", writeErr)
 	}
 	return readErr
 }

@@ -28,8 +28,8 @@ func connectFailure(p *profile.Profile, err error) error {
 		f.hint = "fwknopd opens ports for IPv4 only"
 	case notSent && p.Facts().SingleUse && p.SPA.Protocol != spa.UDP:
 		f.code = exitKnock
-		f.hint = fmt.Sprintf("SPAProtocol %v needs a listener at the SPAPort:\n"+
-			"fwknopd with ENABLE_TCP_SERVER, or a web server", p.SPA.Protocol)
+		f.hint = fmt.Sprintf("SPAProtocol %v needs a listener at the SPAPort\n"+
+			"for tcp it is fwknopd with ENABLE_TCP_SERVER, for http a web server", p.SPA.Protocol)
 	case notSent:
 		f.code = exitKnock
 		f.hint = "check the firewall, the routes and the BindAddress of this machine"
@@ -83,7 +83,7 @@ func closedHint(p *profile.Profile, closed *proxy.ClosedError, now time.Time) st
 	case p.Facts().SingleUse:
 		forward := ""
 		if to := p.SPA.NATAccess; to.IsValid() {
-			forward = fmt.Sprintf("\nfwknopd must also allow forwarding\nif fwknopd made its rules, check that %v answers through the server", to)
+			forward = fmt.Sprintf("\nfwknopd must also allow forwarding\nif fwknopd opened the port, check that the server can reach %v", to)
 		}
 		return fmt.Sprintf("read fwknopd's log on the server, which says why\nfwknopd's clock must be within 120 s of %s (TimeOffset included)\n"+
 			"the key, HMAC key and HMACDigest must match, and fwknopd must allow this port%s", utc(now.Add(p.SPA.TimeOffset)), forward)
@@ -95,7 +95,7 @@ func closedHint(p *profile.Profile, closed *proxy.ClosedError, now time.Time) st
 	w := knock.WindowAt(now, p.Period)
 	spent := ""
 	if p.TokensPerWindow > 0 {
-		spent = fmt.Sprintf("\nthe tokens of a window serve at most %d addresses", p.TokensPerWindow)
+		spent = fmt.Sprintf("\nthe tokens of a window serve at most %d addresses; for more, raise TokensPerWindow", p.TokensPerWindow)
 	}
 	return fmt.Sprintf("compare the clocks: run date -u on both machines (this one: %s)\nthis machine is in the window from %s until %s%s\n"+
 		"compare portknock sequence %s with the server's rules", utc(now), utc(w.Start), utc(w.End), spent, p.Name)

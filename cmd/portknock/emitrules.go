@@ -34,13 +34,13 @@ func (c *emitRules) flags(a *app, f *pflag.FlagSet) {
 	c.allFlags = f
 	c.config.flags(a, f)
 	f.StringVar(&c.format, "format", "nftables", "`NAME` of the format: "+formatList(rules.Formats(), ", "))
-	f.StringVar(&c.policy, "policy", "guard", "`POLICY` for other ports: guard leaves them alone, drop closes\nthem")
+	f.StringVar(&c.policy, "policy", "guard", "`POLICY` for all other ports: guard leaves them alone, drop closes\nthem")
 	f.StringVar(&c.allow, "allow", "", "with --policy drop, leave these `PORTS` open to everyone, such as\n80/tcp,443/tcp")
-	durationVar(f, &c.horizon, "horizon", "how `LONG` the rules stay valid, such as 30d (rotating, token and\nmd5-hourly only)")
-	f.StringVar(&c.atEnd, "at-end", "closed", "after the horizon, leave the ports in this `STATE`: closed (to\neveryone) or open")
-	f.BoolVar(&c.consume, "consume", false, "drop the knocks; for a server that drops packets to all closed ports")
-	f.BoolVar(&c.force, "force", false, "accept a sequence that a port scan would find")
-	f.StringVar(&c.output, "output", "", "write the rules to this `FILE`, with mode 0600, and print their end\ntime as ValidUntil; the commands in the file use this path")
+	durationVar(f, &c.horizon, "horizon", "how long the rules stay valid: a `TIME` such as 30d (for Scheme\nrotating, token and md5-hourly only)")
+	f.StringVar(&c.atEnd, "at-end", "closed", "`STATE` of the ports after the horizon: closed (even after knocks) or\nopen to everyone")
+	f.BoolVar(&c.consume, "consume", false, "drop the knock packets; use it only if the server drops packets to\nall closed ports")
+	f.BoolVar(&c.force, "force", false, "accept a sequence that a scan finds or an attacker can guess, and SPA\nwithout an HMAC")
+	f.StringVar(&c.output, "output", "", "write the rules to this `FILE`, with mode 0600, and print the line\nValidUntil for the profile; the commands in the file use this path")
 	f.StringVar(&c.refresh, "refresh", "", "instead of the rules, print a `systemd` service and timer that\nregenerate and load the rules on a server that has the key")
 }
 

@@ -14,23 +14,23 @@ const usage = `Usage: portknock [FLAGS] HOST PORT           knock, connect, join
        portknock emit-rules [FLAGS] HOST...  print the rules for the server
        portknock profile list|show           print what the profile file contains
        portknock profile import FILE         import profiles from fwknop's .fwknoprc
-       portknock keygen [FILE]               make a new key, for a scheme with a key
+       portknock keygen [FILE]               make a new key (not for Scheme static)
        portknock version | help [COMMAND]
 
-Flags of most commands ("portknock help COMMAND" lists all flags of a command):
+Common flags ("portknock help COMMAND" lists those of a command):
   -c, --config FILE         the profile file; - is standard input
   -o, --option KEYWORD=VALUE
-                            a setting that overrides the file, as in ssh
-      --profile NAME        use profile NAME instead of looking up HOST
+                            a setting that overrides the file
+      --profile NAME        use the profile NAME, not the one that matches HOST
   -4, -6                    IPv4 only, IPv6 only
   -F, --fdpass              pass the connected socket to ssh and exit, for
                             ProxyUseFdpass yes
   -v, -vv                   print what happens; -vv also prints the knocks
   -q, --quiet               print nothing, not even errors
-      --log-file FILE       append what happens to FILE (or set PORTKNOCK_LOG)
+      --log-file FILE       write a log to the end of FILE (or set PORTKNOCK_LOG=FILE)
 
-Exit status: 0 done, 1 connecting or writing failed, 2 usage, 3 profile or key, 4 the
-knocks could not be sent, 5 the port did not open in time.
+Exit status: 0 done, 1 connecting or writing failed, 2 wrong usage, 3 the profile or the
+key is missing or wrong, 4 the knocks could not be sent, 5 the port did not open in time.
 
 Example, in ~/.ssh/config:
   Host vps

@@ -13,7 +13,7 @@ import (
 type keygen struct{ from, host string }
 
 func (c *keygen) flags(_ *app, f *pflag.FlagSet) {
-	f.StringVar(&c.from, "from", "", "derive the key from the key in this `FILE`, as DeriveHostKey does")
+	f.StringVar(&c.from, "from", "", "derive the key from the key in the file `MASTERKEY`, as DeriveHostKey\ndoes")
 	f.StringVar(&c.host, "host", "", "with --from, the profile's `NAME`")
 }
 

@@ -33,7 +33,7 @@ type logger struct {
 func (l *logger) flags(f *pflag.FlagSet) {
 	f.CountVarP(&l.level, "verbose", "v", "``print what happens; given twice, print the knocks too")
 	f.BoolVarP(&l.quiet, "quiet", "q", false, "print nothing, not even errors")
-	f.StringVar(&l.path, "log-file", os.Getenv("PORTKNOCK_LOG"), "also append what happens to this `FILE`; or set PORTKNOCK_LOG")
+	f.StringVar(&l.path, "log-file", os.Getenv("PORTKNOCK_LOG"), "write a log to the end of this `FILE`, or set PORTKNOCK_LOG=FILE")
 }
 
 // open opens the log file that the flags name, and checks the flags.

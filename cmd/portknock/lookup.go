@@ -29,7 +29,7 @@ type config struct {
 
 func (c *config) flags(a *app, f *pflag.FlagSet) {
 	f.StringVarP(&c.path, "config", "c", "", "the profile `FILE`; - is standard input")
-	f.StringArrayVarP(&c.options, "option", "o", nil, "a setting that overrides the file, as in ssh, `KEYWORD=VALUE`")
+	f.StringArrayVarP(&c.options, "option", "o", nil, "a setting that overrides the file: `KEYWORD=VALUE`")
 	a.log.flags(f)
 }
 
@@ -130,7 +130,7 @@ type remote struct {
 
 func (r *remote) flags(a *app, f *pflag.FlagSet) {
 	r.config.flags(a, f)
-	f.StringVar(&r.name, "profile", "", "use profile `NAME` instead of looking up HOST")
+	f.StringVar(&r.name, "profile", "", "use the profile `NAME`, not the one that matches HOST")
 	f.BoolVarP(&r.v4, "ipv4", "4", false, "IPv4 only")
 	f.BoolVarP(&r.v6, "ipv6", "6", false, "IPv6 only")
 }

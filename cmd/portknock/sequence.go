@@ -23,7 +23,7 @@ type sequence struct {
 func (c *sequence) flags(a *app, f *pflag.FlagSet) {
 	c.config.flags(a, f)
 	f.StringVar(&c.startTime, "at", "", "use this `TIME` instead of now, such as 2006-01-02T15:04:05Z")
-	f.Func("windows", "show the sequences of `N` windows from that time on, as a server\nexpects them", func(s string) (err error) {
+	f.Func("windows", "show the sequences of `N` windows, from now or from --at on", func(s string) (err error) {
 		if c.windows, err = strconv.Atoi(s); err != nil || c.windows < 1 || c.windows > maxWindows {
 			return fmt.Errorf("not a number from 1 to %d", maxWindows)
 		}
@@ -124,7 +124,7 @@ func (w *windowOutput) addAt(picker knock.Picker, t time.Time, overlap bool) err
 	}
 	for _, s := range previous {
 		if overlap {
-			w.add(s.String(), "of the window before")
+			w.add(s.String(), "of the previous window")
 		}
 	}
 	return err

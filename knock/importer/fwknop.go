@@ -175,7 +175,7 @@ func (r *rcFile) beginStanza(line string, n int) error {
 	case name == "" || title != "["+name+"]" || strings.ContainsFunc(name, notAllowed):
 		return r.fault(n, "write the first line of a stanza as [NAME]")
 	case first != nil:
-		return r.fault(n, "stanza %s is there twice, and fwknop joins it to line %d; write it there", title, first.line)
+		return r.fault(n, "stanza %s appears twice; move its lines into the stanza at line %d", title, first.line)
 	}
 	s := &stanza{file: r, name: name, line: n, values: make(map[string]value)}
 	r.named[strings.ToLower(name)] = s
@@ -210,7 +210,7 @@ func (r *rcFile) convertStanzas(name string) (imports []Import, err error) {
 		server := s.lower("SPA_SERVER")
 		first := cmp.Or(found[server], s.result.Name)
 		s.warn(first != s.result.Name, value{},
-			"has the SPA_SERVER of profile %s, which ssh's %%h finds; to use it, name profile %s", first, s.name)
+			"has the same SPA_SERVER as profile %s, which ssh's %%h finds; to use it, add --profile %s", first, s.name)
 		found[server] = first
 		imports = append(imports, s.result)
 	}
@@ -455,5 +455,5 @@ func (s *stanza) addOtherVariables() {
 			s.set(v, keyword, text)
 		}
 	}
-	s.warn(ignored != nil, value{}, "has variables without a matching setting: %s", strings.Join(ignored, ", "))
+	s.warn(ignored != nil, value{}, "has variables that are not imported: %s", strings.Join(ignored, ", "))
 }

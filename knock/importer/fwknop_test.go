@@ -129,7 +129,7 @@ func TestFwknopRefusesMisleadingLines(t *testing.T) {
 		},
 		"stanza twice": {
 			file: plain + "[x]\n[H]\n",
-			want: "rc:7: stanza [H] is there twice, and fwknop joins it to line 1; write it there",
+			want: "rc:7: stanza [H] appears twice; move its lines into the stanza at line 1",
 		},
 		"stanza not closed": {
 			file: plain + "[x\n",
@@ -291,7 +291,7 @@ func TestFwknopConvertsVariables(t *testing.T) {
 		},
 		{
 			lines: "SPA_SERVER_PROTO udpraw",
-			want:  "\nrc:1: [h] has variables without a matching setting: SPA_SERVER_PROTO (line 6)",
+			want:  "\nrc:1: [h] has variables that are not imported: SPA_SERVER_PROTO (line 6)",
 		},
 		{
 			lines: "SPA_SERVER_PROTO icmp",
@@ -423,7 +423,7 @@ func TestFwknopConvertsVariables(t *testing.T) {
 		},
 		{
 			lines: "VERBOSE Y\nUSE_GPG N\nGPG_SIGNER y",
-			want:  "\nrc:1: [h] has variables without a matching setting: VERBOSE (line 6), GPG_SIGNER (line 8)",
+			want:  "\nrc:1: [h] has variables that are not imported: VERBOSE (line 6), GPG_SIGNER (line 8)",
 		},
 
 		{
@@ -579,7 +579,7 @@ func TestFwknopConvertsVariables(t *testing.T) {
 // The wanted names are those of the imported profiles.
 func TestFwknopChoosesStanzas(t *testing.T) {
 	body := strings.TrimPrefix(plain, "[h]\n")
-	const sameServer = "rc:7: [b] has the SPA_SERVER of profile a, which ssh's %h finds; to use it, name profile b"
+	const sameServer = "rc:7: [b] has the same SPA_SERVER as profile a, which ssh's %h finds; to use it, add --profile b"
 	for name, tt := range map[string]struct{ file, stanza, want, warned string }{
 		"all stanzas": {
 			file:   "[default]\n[a]\n" + body + "[b]\n" + body,

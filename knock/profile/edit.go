@@ -150,7 +150,7 @@ func (f *File) checkUnchanged(imported *File, b *block) error {
 		if s, ok := ss.get(k.name); ok {
 			return fault(f.name, s.line, "%s also applies to the imported host %s; limit it to the hosts that need it", k.name, name)
 		}
-		return fmt.Errorf("%s: a setting in this file prevents %s of the imported host %s", f.name, k.name, name)
+		return fmt.Errorf("%s: a setting in this file overrides %s of the imported host %s", f.name, k.name, name)
 	}
 	return nil
 }

@@ -48,9 +48,9 @@ func TestInsertReportsConflicts(t *testing.T) {
 		"Nonsense 1\n": `config:1: unknown keyword "Nonsense"`,
 		"Host x H\n":   "config:1: a Host line already names h",
 		"Host vps\n    HostName 203.0.113.7\n" + sequenceLine: "config: host 203.0.113.7 already has a profile: vps",
-		"Host ?\n" + sequenceLine:                             "config: a setting in this file prevents Scheme of the imported host h",
+		"Host ?\n" + sequenceLine:                             "config: a setting in this file overrides Scheme of the imported host h",
 		"HostName elsewhere\n":                                "config:1: HostName" + alsoApplies,
-		"Host ?\n    KeyCommand pass x\n":                     "config: a setting in this file prevents KeyFile of the imported host h",
+		"Host ?\n    KeyCommand pass x\n":                     "config: a setting in this file overrides KeyFile of the imported host h",
 		"Host *\n    HMACKeyFile k\n":                         "config:2: HMACKeyFile" + alsoApplies,
 		"Host *\n    AddressFamily inet6\n":                   "config:2: AddressFamily: fwknopd opens ports for IPv4 only",
 	} {

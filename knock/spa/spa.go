@@ -158,7 +158,7 @@ func (r *Request) Packet(t time.Time) (string, error) {
 		packet += b64(r.HMAC.mac(key, []byte(full)))
 	}
 	if n := len(packet); n < minPacket || n > maxPacket {
-		return "", fmt.Errorf("the packet has %d characters, not %d to %d; shorten ports, user name or digest",
+		return "", fmt.Errorf("the packet has %d characters, not %d to %d; use fewer ports, a shorter user or digest",
 			n, minPacket, maxPacket)
 	}
 	return packet, nil

@@ -233,7 +233,7 @@ func TestPacketChecksTheRequest(t *testing.T) {
 		{func(a *Request) { a.Ports = ports(strings.Repeat("22 ", 50)) }, "50 ports do not fit into one packet"},
 		{
 			change: func(a *Request) { a.Ports = ports(strings.Repeat("22 ", 30)) },
-			want:   "the packet has 567 characters, not 140 to 399; shorten ports, user name or digest",
+			want:   "the packet has 567 characters, not 140 to 399; use fewer ports, a shorter user or digest",
 		},
 		{
 			change: func(a *Request) { a.NAT = netip.MustParseAddrPort("[::1]:22") },
