@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"unicode"
 
 	"github.com/portknock/portknock/knock/profile"
@@ -30,25 +31,25 @@ const (
 // kind is a group of variables whose values must have the same form. If a value does
 // not match the pattern, fwknop reads it differently from how a person reads it.
 type kind struct {
-	expected  string         // form of a value, for errors
-	pattern   *regexp.Regexp // pattern of a value; nil if every value is allowed
-	variables string         // variables; NAME=KEYWORD if setting KEYWORD takes the value unchanged
+	expected  string                // form of a value, for errors
+	pattern   func() *regexp.Regexp // pattern of a value; nil if every value is allowed
+	variables string                // variables; NAME=KEYWORD if setting KEYWORD takes the value unchanged
 }
 
 // These kinds contain all variables that fwknop knows. SERVER_RESOLVE_IPV4 does not
 // need a setting, because portknock reaches every fwknopd by IPv4.
 var (
-	number = kind{"a plain number such as 30", regexp.MustCompile(`^(0|[1-9][0-9]*)$`),
+	number = &kind{"a plain number such as 30", lazy(`^(0|[1-9][0-9]*)$`),
 		`SPA_SERVER_PORT=SPAPort FW_TIMEOUT=SPATimeout NAT_PORT`}
-	offset = kind{"a plain time such as 90, -5m or 1h", regexp.MustCompile(`^-?(0|[1-9][0-9]*)[smhdSMHD]?$`), `TIME_OFFSET=TimeOffset`}
-	yesNo  = kind{"Y or N", regexp.MustCompile(`^[YyNn]$`),
+	offset = &kind{"a plain time such as 90, -5m or 1h", lazy(`^-?(0|[1-9][0-9]*)[smhdSMHD]?$`), `TIME_OFFSET=TimeOffset`}
+	yesNo  = &kind{"Y or N", lazy(`^[YyNn]$`),
 		`RAND_PORT NAT_LOCAL USE_HMAC USE_GPG RESOLVE_IP_HTTP RESOLVE_IP_HTTPS RESOLVE_HTTP_ONLY SERVER_RESOLVE_IPV4`}
-	word = kind{variables: `SPA_SERVER SPA_SERVER_PROTO=SPAProtocol ACCESS ALLOW_IP RESOLVE_URL NAT_ACCESS SPOOF_USER=SPAUser
+	word = &kind{variables: `SPA_SERVER SPA_SERVER_PROTO=SPAProtocol ACCESS ALLOW_IP RESOLVE_URL NAT_ACCESS SPOOF_USER=SPAUser
 		DIGEST_TYPE=SPADigest ENCRYPTION_MODE=SPAMode KEY KEY_BASE64 HMAC_KEY HMAC_KEY_BASE64 HMAC_DIGEST_TYPE=HMACDigest`}
 	// fwknop mistakes these variables for KEY, KEY_BASE64 or KEY_FILE.
-	misread = kind{variables: `GPG_SIGNING_PW GPG_SIGNING_PW_BASE64 HMAC_KEY_FILE`}
+	misread = &kind{variables: `GPG_SIGNING_PW GPG_SIGNING_PW_BASE64 HMAC_KEY_FILE`}
 	// A profile has no settings for these variables.
-	unsupported = kind{variables: `KEY_FILE NAT_RAND_PORT SPA_SOURCE_PORT SPOOF_SOURCE_IP HTTP_USER_AGENT USE_WGET_USER_AGENT WGET_CMD
+	unsupported = &kind{variables: `KEY_FILE NAT_RAND_PORT SPA_SOURCE_PORT SPOOF_SOURCE_IP HTTP_USER_AGENT USE_WGET_USER_AGENT WGET_CMD
 		USE_GPG_AGENT GPG_RECIPIENT GPG_SIGNER GPG_HOMEDIR GPG_EXE GPG_NO_SIGNING_PW NO_SAVE_ARGS VERBOSE`}
 )
 
@@ -57,8 +58,8 @@ var (
 var kinds, keywords = byVariable(number, offset, yesNo, word, misread, unsupported)
 
 // byVariable returns the maps kinds and keywords.
-func byVariable(all ...kind) (kinds map[string]kind, keywords map[string]string) {
-	kinds, keywords = make(map[string]kind), make(map[string]string)
+func byVariable(all ...*kind) (kinds map[string]*kind, keywords map[string]string) {
+	kinds, keywords = make(map[string]*kind), make(map[string]string)
 	for _, k := range all {
 		for _, entry := range strings.Fields(k.variables) {
 			variable, keyword, _ := strings.Cut(entry, "=")
@@ -68,13 +69,21 @@ func byVariable(all ...kind) (kinds map[string]kind, keywords map[string]string)
 	return kinds, keywords
 }
 
+const onePort = `(tcp|udp)/(0|[1-9][0-9]*)`
+
 var (
-	portPattern     = regexp.MustCompile(`(tcp|udp)/(0|[1-9][0-9]*)`)
-	portsPattern    = regexp.MustCompile(`^` + portPattern.String() + `(,` + portPattern.String() + `)*$`)
-	trailingComment = regexp.MustCompile(`[ \t][#;].*`) // a comment after a value
-	plainLine       = regexp.MustCompile(`^[ \t]*([A-Z_]+(?:64|4)?):?[ \t]+([^ \t]+)[ \t]*$`)
-	notInFileName   = regexp.MustCompile(`[^\pL\p{Nd}._-]`) // some systems refuse ":" or "%"
+	portPattern     = lazy(onePort)
+	portsPattern    = lazy(`^` + onePort + `(,` + onePort + `)*$`)
+	trailingComment = lazy(`[ \t][#;].*`) // a comment after a value
+	plainLine       = lazy(`^[ \t]*([A-Z_]+(?:64|4)?):?[ \t]+([^ \t]+)[ \t]*$`)
+	notInFileName   = lazy(`[^\pL\p{Nd}._-]`) // some systems refuse ":" or "%"
 )
+
+// lazy returns a function that compiles an expression at its first call. A login starts
+// the command, which links this package, but does not import anything.
+func lazy(expr string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(expr) })
+}
 
 // rcFile is a .fwknoprc.
 type rcFile struct {
@@ -168,7 +177,7 @@ func (r *rcFile) read(data []byte) error {
 
 // beginStanza adds the stanza that a line begins.
 func (r *rcFile) beginStanza(line string, n int) error {
-	title := strings.TrimRight(trailingComment.ReplaceAllLiteralString(line, ""), " \t")
+	title := strings.TrimRight(trailingComment().ReplaceAllLiteralString(line, ""), " \t")
 	name := strings.Trim(title, "[] \t")
 	notAllowed := func(c rune) bool { return c == '[' || c == ']' || !unicode.IsPrint(c) }
 	switch first := r.named[strings.ToLower(name)]; {
@@ -247,19 +256,20 @@ func (s *stanza) refuse(due bool, from value, format string, args ...any) {
 // addLine reads a line of a stanza, below [NAME]. Its errors never quote the whole line,
 // because the line may contain a key.
 func (s *stanza) addLine(line string, n int) {
-	words := plainLine.FindStringSubmatch(trailingComment.ReplaceAllLiteralString(line, ""))
+	words := plainLine().FindStringSubmatch(trailingComment().ReplaceAllLiteralString(line, ""))
 	if words == nil {
 		s.err = cmp.Or(s.err, s.file.fault(n,
 			"expected VARIABLE VALUE, without spaces in the value, such as SPA_SERVER vps.example"))
 		return
 	}
 	v := value{words[1], words[2], n}
-	k, known := kinds[v.variable]
+	known := kinds[v.variable]
+	k := cmp.Or(known, word) // an unknown variable is refused before its kind matters
 	first, twice := s.values[v.variable]
-	s.refuse(!known, v, "fwknop does not know this variable")
+	s.refuse(known == nil, v, "fwknop does not know this variable")
 	s.refuse(strings.ContainsAny(v.text, "#;"), v, "fwknop ends a value at # or ; (put a space before a comment, or use base64)")
 	s.refuse(strings.ContainsAny(v.text[:1], "=:"), v, "remove the %q; fwknop reads it as a part of the value", v.text[:1])
-	s.refuse(k.pattern != nil && !k.pattern.MatchString(v.text), v, "%q is not %s", v.text, k.expected)
+	s.refuse(k.pattern != nil && !k.pattern().MatchString(v.text), v, "%q is not %s", v.text, k.expected)
 	s.refuse(twice, v, "line %d sets it already; keep one of them", first.line)
 	s.values[v.variable] = v
 }
@@ -340,9 +350,9 @@ func (s *stanza) addOpenPorts() {
 	access, natPort := s.values["ACCESS"], s.values["NAT_PORT"]
 	s.warn(access.text == "", access, "has no ACCESS (fwknop reads it from its command line); OpenPorts becomes 22/tcp")
 	access.text = cmp.Or(access.text, "tcp/22")
-	s.refuse(!portsPattern.MatchString(access.text), access, "%q is not a list of ports such as tcp/22,udp/53", access.text)
+	s.refuse(!portsPattern().MatchString(access.text), access, "%q is not a list of ports such as tcp/22,udp/53", access.text)
 	s.refuse(natPort.line > 0 && strings.Contains(access.text, ","), natPort, "fwknop does not allow it with several ports in ACCESS")
-	open := strings.Split(portPattern.ReplaceAllString(access.text, "$2/$1"), ",")
+	open := strings.Split(portPattern().ReplaceAllString(access.text, "$2/$1"), ",")
 	forwarded, protocol, _ := strings.Cut(open[0], "/")
 	if natPort.line > 0 {
 		open[0] = natPort.text + "/" + protocol
@@ -400,7 +410,7 @@ func (s *stanza) key(variable string, most int, keyword, suffix string) (from va
 		s.refuse(err != nil, from, "not valid base64; it may be incomplete")
 	}
 	s.refuse(len(key) > most, from, tooLong, most, len(key))
-	file := notInFileName.ReplaceAllStringFunc(strings.ToLower(s.result.Name), func(c string) string { return fmt.Sprintf("_%x", []rune(c)[0]) })
+	file := notInFileName().ReplaceAllStringFunc(strings.ToLower(s.result.Name), func(c string) string { return fmt.Sprintf("_%x", []rune(c)[0]) })
 	// The file holds the key in base64, because the key may have any bytes and may end
 	// with a newline.
 	text := "base64:" + base64.StdEncoding.EncodeToString(key) + "\n"
