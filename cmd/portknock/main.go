@@ -81,13 +81,16 @@ func table() []row {
 		{"connect", "[FLAGS] HOST PORT", 2, 2, "connect needs HOST and PORT", &connect{},
 			"Knock, connect, and join stdin and stdout to the connection."},
 		{"knock", "[FLAGS] HOST [PORT]", 1, 2, "knock needs HOST, and PORT is optional", &knockOnly{},
-			"Send the knocks. With --wait, keep knocking until PORT answers (default: the\nprofile's Port, or 22)."},
+			"Send the knocks. With --wait, keep knocking until PORT answers (default: the\n" +
+				"profile's Port, or 22)."},
 		{"sequence", "[FLAGS] HOST", 1, 1, "sequence needs one HOST", &sequence{},
 			"Print the sequence that a client would send now, and until when it is valid. For Skew\n" +
-				"after the start of a window, also print the sequence of the previous window: a client\nsends it in every second round."},
+				"after the start of a window, also print the sequence of the previous window: a client\n" +
+				"sends it in every second round."},
 		{"emit-rules", "[FLAGS] HOST...", 1, math.MaxInt, "emit-rules needs one HOST or more", &emitRules{},
 			"Print the rules, or the configuration of a daemon, that guard the ports of these\n" +
-				"profiles on a server. The comment above them has the commands that check them, load\nthem, try them for a minute and undo them."},
+				"profiles on a server. The comment above them has the commands that check them, load\n" +
+				"them, try them for a minute and undo them."},
 		{"profile", "list|show|import [FLAGS] [HOST|FILE]", 1, math.MaxInt, profileOperandsError, nil,
 			"List the profiles, show one with its defaults, or import the profiles in the\n" +
 				".fwknoprc of fwknop's client."},
@@ -99,7 +102,8 @@ func table() []row {
 			"Import the profiles in the .fwknoprc of fwknop's client. Profiles go to the profile\n" +
 				"file, keys to new files beside it."},
 		{"keygen", "[--from MASTERKEY --host NAME] [FILE]", 0, 1, "keygen needs at most one FILE", &keygen{},
-			"Write a new key to FILE, which must not exist; without FILE, print the key. With --from,\ndo not make a new key: derive the key of the profile NAME from the master key in\n" +
+			"Write a new key to FILE, which must not exist; without FILE, print the key. With --from,\n" +
+				"do not make a new key: derive the key of the profile NAME from the master key in\n" +
 				"MASTERKEY, as DeriveHostKey does. The server of that profile needs only this key."},
 		{"version", "", 0, 0, "version takes no operands", &printVersion{}, "Print the version."},
 		{"help", "[COMMAND]", 0, math.MaxInt, "", &printHelp{}, "Print how to use portknock or one of its commands."},
