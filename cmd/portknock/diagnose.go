@@ -90,7 +90,8 @@ func closedHint(p *profile.Profile, closed *proxy.ClosedError, now time.Time) st
 	case !p.ValidUntil.IsZero() && !now.Before(p.ValidUntil):
 		return "the server's rules have expired, and the port is closed to everyone\nload new rules from an open session or the server's console"
 	case p.Period == 0:
-		return fmt.Sprintf("check that the server's rules were made from this profile\ncompare portknock sequence %s with the rules; -v shows details", p.Name)
+		return fmt.Sprintf("check that the server's rules were made from this profile\n"+
+			"compare portknock sequence %s with the rules; -v shows details", p.Name)
 	}
 	w := knock.WindowAt(now, p.Period)
 	spent := ""

@@ -40,8 +40,8 @@ func (c *emitRules) flags(a *app, f *pflag.FlagSet) {
 	f.StringVar(&c.atEnd, "at-end", "closed", "`STATE` of the ports after the horizon: closed (even after knocks) or\nopen to everyone")
 	f.BoolVar(&c.consume, "consume", false, "drop the knock packets; use it only if the server drops packets to\nall closed ports")
 	f.BoolVar(&c.force, "force", false, "accept a sequence that a scan finds or an attacker can guess, and SPA\nwithout an HMAC")
-	f.StringVar(&c.output, "output", "", "write the rules to this `FILE`, with mode 0600, and print the line\nValidUntil for the profile; the commands in the file use this path")
-	f.StringVar(&c.refresh, "refresh", "", "instead of the rules, print a `systemd` service and timer that\nregenerate and load the rules on a server that has the key")
+	f.StringVar(&c.output, "output", "", "write the rules to this `FILE`, mode 0600, and print ValidUntil for the\nprofile; the commands in the file use this path")
+	f.StringVar(&c.refresh, "refresh", "", "print a `systemd` service and timer that regenerate and load the rules\non a server with the key")
 }
 
 func (c *emitRules) run(ctx context.Context, a *app, args []string) error {

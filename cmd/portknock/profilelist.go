@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"fmt"
@@ -36,8 +35,7 @@ func (c *profileList) run(ctx context.Context, a *app, args []string) error {
 	if c.json {
 		return a.printJSON(entries)
 	}
-	var text bytes.Buffer
-	w := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
+	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprint(w, "HOST\tHOSTNAME\tSCHEME\tKNOCKS\n")
 	for _, e := range entries {
 		knocks := "-"
@@ -46,6 +44,5 @@ func (c *profileList) run(ctx context.Context, a *app, args []string) error {
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", strings.Join(e.Patterns, " "), cmp.Or(e.HostName, "-"), cmp.Or(e.Scheme, "-"), knocks)
 	}
-	w.Flush()
-	return a.print("%s", text.Bytes())
+	return w.Flush()
 }

@@ -1,8 +1,6 @@
 package main
 
-import (
-	"context"
-)
+import "context"
 
 // profileShow is the command that prints all settings of a host, including the defaults, as
 // a block for the profile file. The block contains the sequence.

@@ -133,7 +133,7 @@ func TestLibrariesDoNotNameFlags(t *testing.T) {
 					case *ast.SelectorExpr:
 						called = f.Sel.Name
 					}
-					if !slices.Contains([]string{"New", "Errorf", "refuse", "unfit", "fault"}, called) {
+					if !slices.Contains([]string{"New", "Errorf", "refuse", "warn", "leaveOut", "fault"}, called) {
 						break
 					}
 					for _, arg := range n.Args {

@@ -219,7 +219,7 @@ func (r *rcFile) convertStanzas(name string) (imports []Import, err error) {
 		server := s.lower("SPA_SERVER")
 		first := cmp.Or(found[server], s.result.Name)
 		s.warn(first != s.result.Name, value{},
-			"has the same SPA_SERVER as profile %s, which ssh's %%h finds; to use it, add --profile %s", first, s.name)
+			"has the same SPA_SERVER as profile %s, which ssh's %%h finds; to use it, name profile %s", first, s.name)
 		found[server] = first
 		imports = append(imports, s.result)
 	}

@@ -579,7 +579,7 @@ func TestFwknopConvertsVariables(t *testing.T) {
 // The wanted names are those of the imported profiles.
 func TestFwknopChoosesStanzas(t *testing.T) {
 	body := strings.TrimPrefix(plain, "[h]\n")
-	const sameServer = "rc:7: [b] has the same SPA_SERVER as profile a, which ssh's %h finds; to use it, add --profile b"
+	const sameServer = "rc:7: [b] has the same SPA_SERVER as profile a, which ssh's %h finds; to use it, name profile b"
 	for name, tt := range map[string]struct{ file, stanza, want, warned string }{
 		"all stanzas": {
 			file:   "[default]\n[a]\n" + body + "[b]\n" + body,
