@@ -76,7 +76,9 @@ a web server at the port, whatever it answers.`))
 	return d, nil
 }
 
-// checkFwknopd refuses guards that one fwknopd cannot serve together.
+// checkFwknopd refuses guards that one fwknopd cannot serve together. For a NATAccess,
+// fwknopd forwards with rules of its own. For other guards, it opens a guard that this
+// package writes. One file cannot be for both.
 func checkFwknopd(guards []guard, o Options) error {
 	if o.Consume {
 		return refuse("Consume", nil, "fwknopd only listens, so it cannot drop the packets")

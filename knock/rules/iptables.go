@@ -391,8 +391,8 @@ func iptAddWrongKnocks(c *iptChain, g guard, knocks []iptKnock) {
 // leads a packet to the chain of the current window. Around a boundary, the tree leads
 // to the even window, whose chain then leads to the odd one.
 //
-// All jumps between these chains are one-way (-g), because a right knock in either window must return to
-// the guards that follow.
+// All jumps between these chains are one-way (-g), because a right knock in either
+// window must return to the guards that follow.
 func (r iptRules) timedChains(g guard) []iptChain {
 	var leaves [2][]iptChain // chains of even windows, which lead to odd ones; chains of odd windows
 	var spans []iptSpan

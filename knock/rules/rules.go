@@ -55,8 +55,8 @@ type Options struct {
 	// without an HMAC.
 	Force bool
 	// From and Until bound the time in which changing sequences and tokens open the
-	// ports. The rules are valid until the end of the window that contains Until.
-	// Sequences that never change need neither From nor Until.
+	// ports. The rules are valid until the end of the first window that ends at Until or
+	// later. Sequences that never change need neither From nor Until.
 	From, Until time.Time
 	// OpenAtEnd opens the guarded ports to everybody when the last window ends.
 	// Without it, the ports are then closed to everybody.

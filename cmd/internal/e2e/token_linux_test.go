@@ -119,7 +119,8 @@ func TestNeighborTokensOpenOnlyWithinSkew(t *testing.T) {
 }
 
 // TestEachWindowsTokenOpensOnce: the first token of each of six windows opens the port for
-// one address. The rules use the same sets or lists of spent tokens for several windows.
+// one address. A spent token of one window does not block a token of another window, although
+// the rules use the same sets or lists of spent tokens for several windows.
 func TestEachWindowsTokenOpensOnce(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		r := newRig(t, f, family, twoKnocks)
