@@ -20,8 +20,8 @@ import (
 // zero Key has no secret.
 type Key struct {
 	// secret points to a string, because fmt does not call the methods of a Key in an
-	// unexported field. In this case, fmt prints only the address of a string, with every
-	// verb. It would print the content of a slice if the verb is wrong.
+	// unexported field. For a pointer to a string, fmt then prints only the address, with
+	// every verb. For a pointer to a slice, it would print the content if the verb is wrong.
 	secret *string
 }
 

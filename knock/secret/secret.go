@@ -2,8 +2,8 @@
 // files that only their owner can read, and runs commands that print a secret.
 //
 // The package does not write to the standard streams, does not open a terminal and does
-// not install signal handlers. If a command must communicate with the user, the program
-// that uses this package sets the fields of a [Runner].
+// not change how the process handles signals. If a command must communicate with the user,
+// the program that uses this package sets the fields of a [Runner].
 package secret
 
 import (

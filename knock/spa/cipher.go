@@ -12,10 +12,10 @@ import (
 // Mode is the mode of the cipher.
 type Mode uint8
 
-// The modes that fwknopd supports. CBC is its default. The manual of fwknopd recommends to
-// keep the default, and not to use ECB, CFB, OFB or CTR. Legacy is CBC for servers before
-// version 2.5. Such a server cuts a longer key to 16 bytes, or pads a shorter key to 16
-// bytes. It does not support an HMAC.
+// The modes that fwknopd supports. CBC is its default, and its manual recommends to keep the
+// default. ECB, CFB, OFB and CTR are for servers whose ENCRYPTION_MODE already names one of
+// them. Legacy is CBC for servers before version 2.5. Such a server cuts a longer key to 16
+// bytes, or pads a shorter key to 16 bytes. It does not support an HMAC.
 const (
 	CBC Mode = iota
 	ECB
