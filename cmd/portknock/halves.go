@@ -12,8 +12,8 @@ import (
 	"github.com/portknock/portknock/proxy"
 )
 
-// This file turns a profile into a Guard or a Dialer. No other file knows both profiles and
-// Guards.
+// This file turns a profile into a Guard or a Dialer. No other file imports both
+// knock/profile and knock/rules, or both knock/rules and proxy.
 
 // keyFailure returns the failure for a profile whose keys portknock cannot read or use.
 func keyFailure(p *profile.Profile, err error) error {

@@ -82,7 +82,8 @@ func insertImports(path string, imports []importer.Import) (text []byte, info fs
 
 // writeImports writes the keys of imports to files beside the profile file at path, and then
 // writes text to the profile file. It returns a line for each thing that it has done. If
-// anything fails, it removes all files and folders that it has made.
+// anything fails, it removes all files and folders that it has made, and the profile file
+// stays as it was.
 func writeImports(path string, text []byte, info fs.FileInfo, imports []importer.Import) (done string, err error) {
 	var made []string // folders and files that were made, in this order
 	defer func() {

@@ -98,8 +98,8 @@ func mustSetting(t *testing.T, keyword string, words ...string) Setting {
 	return s
 }
 
-// TestBlockSortsAndChecksSettings: Block writes the settings in the order of the
-// documentation. Settings that do not fit together are errors.
+// TestBlockSortsAndChecksSettings: Block writes the settings in the order in which
+// [Profile.WriteTo] writes them. Settings that do not fit together are errors.
 func TestBlockSortsAndChecksSettings(t *testing.T) {
 	got, err := Block("vps", []Setting{
 		mustSetting(t, "keyfile", "my key"), mustSetting(t, "Scheme", "rotating"), mustSetting(t, "OpenPorts", "22", "80"), mustSetting(t, "HostName", "h"),
