@@ -71,7 +71,7 @@ func (e *ClosedError) Error() string {
 	why := "no answer"
 	switch {
 	case e.Rejected:
-		why = fmt.Sprintf("rejected by a router or firewall (%s)", plain(e.Err))
+		why = fmt.Sprintf("rejected on the way (%s)", plain(e.Err))
 	case e.Refused:
 		why = "connection refused"
 	case e.Err != nil:

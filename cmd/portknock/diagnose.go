@@ -52,7 +52,7 @@ func openPortsWarning(p *profile.Profile, port uint16) string {
 	if len(p.OpenPorts) == 0 || slices.ContainsFunc(p.OpenPorts, opens) {
 		return ""
 	}
-	return fmt.Sprintf("the server does not guard %v (OpenPorts: %s); set Port or OpenPorts and load new rules",
+	return fmt.Sprintf("the server does not guard or open %v (OpenPorts: %s); set Port or OpenPorts and load new rules",
 		step, strings.Trim(fmt.Sprint(p.OpenPorts), "[]"))
 }
 
@@ -83,7 +83,7 @@ func closedHint(p *profile.Profile, closed *proxy.ClosedError, now time.Time) st
 	case p.Facts().SingleUse:
 		forward := ""
 		if to := p.SPA.NATAccess; to.IsValid() {
-			forward = fmt.Sprintf("\nfwknopd must also allow forwarding\nif fwknopd opened the port, check that the server can reach %v", to)
+			forward = fmt.Sprintf("\nfwknopd must also allow forwarding\nif fwknopd opened the port, check that %v answers through the server", to)
 		}
 		return fmt.Sprintf("read fwknopd's log on the server, which says why\nfwknopd's clock must be within 120 s of %s (TimeOffset included)\n"+
 			"the key, HMAC key and HMACDigest must match, and fwknopd must allow this port%s", utc(now.Add(p.SPA.TimeOffset)), forward)

@@ -23,7 +23,7 @@ type sequence struct {
 func (c *sequence) flags(a *app, f *pflag.FlagSet) {
 	c.config.flags(a, f)
 	f.StringVar(&c.startTime, "at", "", "use this `TIME` instead of now, such as 2006-01-02T15:04:05Z")
-	f.Func("windows", "show the sequences of `N` windows, from now or from --at on", func(s string) (err error) {
+	f.Func("windows", "show the sequences of `N` windows, from now or from --at on, each\nwithout that of the previous window", func(s string) (err error) {
 		if c.windows, err = strconv.Atoi(s); err != nil || c.windows < 1 || c.windows > maxWindows {
 			return fmt.Errorf("not a number from 1 to %d", maxWindows)
 		}

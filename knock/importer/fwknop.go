@@ -433,7 +433,7 @@ func (s *stanza) addAllowIP() {
 		if !strings.HasPrefix(address, "https://") && !strings.HasPrefix(address, "http://") {
 			address = scheme + address
 		}
-		s.warn(true, url, "becomes AllowIPCommand curl, so the web page must print only the address")
+		s.warn(true, url, "asks a web page (AllowIPCommand curl), which must print only the address")
 		s.set(url, "AllowIPCommand", "curl -4 -fsS "+address)
 	case text == "", text == "0.0.0.0":
 		// fwknop does not save its option -s, so the text may be empty.

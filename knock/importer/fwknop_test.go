@@ -463,7 +463,7 @@ func TestFwknopConvertsVariables(t *testing.T) {
 			t.Errorf("%s:\ngot  %s\nwant %s", tt.lines, got, tt.want)
 		}
 	}
-	const pageWarning = "\nrc:5: [h] becomes AllowIPCommand curl, so the web page must print only the address"
+	const pageWarning = "\nrc:5: [h] asks a web page (AllowIPCommand curl), which must print only the address"
 	for _, tt := range []struct{ file, want string }{
 		{
 			file: plainWithout("SPA_SERVER"),

@@ -226,7 +226,7 @@ func (g *guard) checkKnocks(o Options, guarded []knock.PortRange) error {
 				"raise Knocks or PortRange", len(w.Steps), g.possibleSequences())
 		case !w.Steps.SweepFinds(notCounted):
 		case g.timed():
-			return refuse("Force", nil, "a scan in order opens the port from %s; raise Knocks or PortRange",
+			return refuse("Force", nil, "a port scan opens it in the window from %s; raise Knocks or PortRange",
 				w.Start.UTC().Format(time.RFC3339))
 		default:
 			return refuse("Force", nil, "a scan of all ports in order sends this sequence; choose ports that are not neighbors")

@@ -279,7 +279,7 @@ func TestEmitRefusesBadGuards(t *testing.T) {
 			format: "nftables",
 			guards: []Guard{mustRotation(t, "vps", time.Hour, 0, "20001/udp 20009/udp 20005/udp", "20001/udp 20002/udp 20003/udp")},
 			o:      Options{From: midnight, Until: midnight.Add(2 * time.Hour)},
-			want:   "vps: a scan in order opens the port from 2026-11-21T01:00:00Z; raise Knocks or PortRange",
+			want:   "vps: a port scan opens it in the window from 2026-11-21T01:00:00Z; raise Knocks or PortRange",
 		},
 		"tokens without Until": {
 			format: "nftables",

@@ -116,7 +116,7 @@ func TestWarningIfServerDoesNotGuardPort(t *testing.T) {
 	if out != "hello" || code != 0 {
 		t.Errorf("output %q, exit code %d, want hello and 0", out, code)
 	}
-	const want = "portknock: 127.0.0.1: the server does not guard 2222/tcp (OpenPorts: 22/tcp); " +
+	const want = "portknock: 127.0.0.1: the server does not guard or open 2222/tcp (OpenPorts: 22/tcp); " +
 		"set Port or OpenPorts and load new rules\n"
 	if stderr != want {
 		t.Errorf("portknock prints the errors %q, want %q", stderr, want)
