@@ -43,7 +43,7 @@ type Sender struct {
 // and the payload is written, at most 0.9 s, but not for a reply.
 //
 // If a knock cannot be sent, Send does not send the knocks after it, and returns an error.
-// For example, there is no route, a local firewall forbids the packet, or a Stream does
+// For example, the route is missing, a local firewall forbids the packet, or a Stream does
 // not connect. The error names the knock by its position in the sequence, never by its
 // port. After 0.9 s without success, the error of a Stream wraps
 // [os.ErrDeadlineExceeded].

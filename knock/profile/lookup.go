@@ -26,7 +26,7 @@ import (
 //   - The settings in override do not decide whether Lookup searches, or what it finds.
 //
 // If the search finds neither a Sequence nor a Scheme, the error matches [ErrNoProfile].
-// There is one exception: a Host line names the host, and there is a KeyFile or a
+// The exception: a Host line names the host, and there is a KeyFile or a
 // KeyCommand. Then another error says that the Scheme is missing.
 //
 // The profile's Name is the host, or the name that the search found, in lower case. There

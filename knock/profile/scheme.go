@@ -116,7 +116,7 @@ type Server struct {
 // Server returns what a server has to know of the profile. It reads the KeyFile or runs
 // the KeyCommand. A profile of the scheme static has neither. The KeyCommand may take as
 // long as the Limit of the Runner, by default 30 seconds. For fwknop, Server also reads
-// the HMACKeyFile, if there is one.
+// the HMACKeyFile, if the profile has it.
 func (p *Profile) Server(ctx context.Context) (server Server, err error) {
 	if err := p.complete(); err != nil {
 		return Server{}, err
@@ -144,7 +144,7 @@ func (p *Profile) Server(ctx context.Context) (server Server, err error) {
 }
 
 // Picker returns what a client sends. It reads the keys, as [Profile.Server] does. For
-// fwknop it also runs the AllowIPCommand, if there is one.
+// fwknop it also runs the AllowIPCommand, if the profile has it.
 func (p *Profile) Picker(ctx context.Context) (knock.Picker, error) {
 	server, err := p.Server(ctx)
 	if err != nil {

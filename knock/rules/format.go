@@ -73,7 +73,7 @@ func (f Format) row() (format, error) {
 type document struct {
 	check, load, watch, undo string
 
-	parts   string // command that loads in parts, for containers that refuse load; "" if there is one part
+	parts   string // command that loads in parts, for containers that refuse load; "" if the rules have a single part
 	refuse  string // command that fails if load would open a guarded port; "" if load replaces no guard
 	reload  string // load command for a service: its output never contains knocks or tokens
 	changed string // command that a service runs after the rules changed; "" if it runs none
