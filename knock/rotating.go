@@ -29,7 +29,7 @@ func (r Rotating) At(t time.Time) ([]Sequence, Window, error) {
 
 func checkPeriod(p time.Duration) error {
 	if p < time.Second || p%time.Second != 0 {
-		return fmt.Errorf("Period %v must be whole seconds, at least 1s", p)
+		return fmt.Errorf("the Period (%v) must be whole seconds, at least 1s", p)
 	}
 	return nil
 }

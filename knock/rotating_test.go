@@ -146,8 +146,8 @@ func TestRotatingChecksItsFields(t *testing.T) {
 	}{
 		{func(r *Rotating) { r.Key = Key{} }, "no key"},
 		{func(r *Rotating) { r.Key = KeyFrom(make([]byte, 31)) }, "the key has 31 bytes; at least 32 are needed"},
-		{func(r *Rotating) { r.Period = 0 }, "Period 0s must be whole seconds, at least 1s"},
-		{func(r *Rotating) { r.Period = 1500 * time.Millisecond }, "Period 1.5s must be whole seconds, at least 1s"},
+		{func(r *Rotating) { r.Period = 0 }, "the Period (0s) must be whole seconds, at least 1s"},
+		{func(r *Rotating) { r.Period = 1500 * time.Millisecond }, "the Period (1.5s) must be whole seconds, at least 1s"},
 		{func(r *Rotating) { r.Knocks = 0 }, "0 knocks: expected 1 to 32"},
 		{func(r *Rotating) { r.Knocks = 33 }, "33 knocks: expected 1 to 32"},
 		{func(r *Rotating) { r.Ports = PortRange{} }, "no ports to draw from"},

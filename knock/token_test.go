@@ -100,8 +100,8 @@ func TestTokenChecksItsFields(t *testing.T) {
 	}{
 		{func(k *Token) { k.Key = Key{} }, "no key"},
 		{func(k *Token) { k.Key = KeyFrom(make([]byte, 31)) }, "the key has 31 bytes; at least 32 are needed"},
-		{func(k *Token) { k.Period = 0 }, "Period 0s must be whole seconds, at least 1s"},
-		{func(k *Token) { k.Period = 1500 * time.Millisecond }, "Period 1.5s must be whole seconds, at least 1s"},
+		{func(k *Token) { k.Period = 0 }, "the Period (0s) must be whole seconds, at least 1s"},
+		{func(k *Token) { k.Period = 1500 * time.Millisecond }, "the Period (1.5s) must be whole seconds, at least 1s"},
 		{func(k *Token) { k.Port = 0 }, "no port to send a token to"},
 		{func(k *Token) { k.Tokens = 0 }, "0 tokens: expected 1 to 64"},
 		{func(k *Token) { k.Tokens = 65 }, "65 tokens: expected 1 to 64"},

@@ -287,9 +287,9 @@ func (g *guard) collectWindows(o Options, f format) error {
 		case !o.From.Before(o.Until):
 			return refuse("Until", nil, "%s with time, so the rules need an end time", reason)
 		case period%time.Second != 0 || g.Skew%time.Second != 0:
-			return fmt.Errorf("Skew (%v) and Period (%v) must be whole seconds", g.Skew, period)
+			return fmt.Errorf("the Skew (%v) and the Period (%v) must be whole seconds", g.Skew, period)
 		case 2*g.Skew >= period:
-			return fmt.Errorf("Period must be more than twice Skew: Skew is %v, Period is %v", g.Skew, period)
+			return fmt.Errorf("the Period must be more than twice the Skew: Skew is %v, Period is %v", g.Skew, period)
 		case len(g.Windows) == f.windows:
 			return refuse("Until", nil, "until %s there are over %d windows, the limit of format %s",
 				o.Until.UTC().Format(time.RFC3339), f.windows, f.name)

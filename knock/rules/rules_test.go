@@ -302,7 +302,7 @@ func TestEmitRefusesBadGuards(t *testing.T) {
 			format: "nftables",
 			guards: token(func(g *Guard) { g.Skew = 30 * time.Minute }),
 			o:      until(time.Hour),
-			want:   "more than twice Skew",
+			want:   "more than twice the Skew",
 		},
 		"too many token windows for iptables": {
 			format: "iptables",
@@ -384,7 +384,7 @@ func TestEmitRefusesBadGuards(t *testing.T) {
 			format: "nftables",
 			guards: with(func(g *Guard) { g.Schedule, g.Skew = fixedSequence(time.Second), 400*time.Millisecond }),
 			o:      until(time.Minute),
-			want:   "vps: Skew (400ms) and Period (1s) must be whole seconds",
+			want:   "vps: the Skew (400ms) and the Period (1s) must be whole seconds",
 		},
 		"same first knock in knockd": {
 			format: "knockd",
@@ -416,7 +416,7 @@ func TestEmitRefusesBadGuards(t *testing.T) {
 			format: "nftables",
 			guards: with(func(g *Guard) { g.Schedule, g.Skew = hourly(3), 30*time.Minute }),
 			o:      Options{From: noon, Until: noon.Add(1)},
-			want:   "Period must be more than twice Skew: Skew is 30m0s, Period is 1h0m0s",
+			want:   "Period must be more than twice the Skew: Skew is 30m0s, Period is 1h0m0s",
 		},
 		"changing sequence of two knocks": {
 			format: "nftables",
