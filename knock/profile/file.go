@@ -184,9 +184,9 @@ func newSetting(t statement) (Setting, error) {
 	k := keywordNamed(t.keyword)
 	switch {
 	case strings.EqualFold(t.keyword, "Match"):
-		return Setting{}, errors.New("Match is not supported; use Host")
+		return Setting{}, errors.New("keyword Match is not supported; use Host")
 	case strings.EqualFold(t.keyword, "Include"):
-		return Setting{}, errors.New("Include is not supported; put all profiles into one file")
+		return Setting{}, errors.New("keyword Include is not supported; put all profiles into one file")
 	case k == nil:
 		return Setting{}, unknown(t.keyword)
 	case !k.list && len(t.words) > 1:
@@ -226,7 +226,7 @@ func checkOverride(source string, t statement) (Setting, error) {
 	k := keywordNamed(t.keyword)
 	switch {
 	case strings.EqualFold(t.keyword, "Host"):
-		err = errors.New("Host cannot be set here; only the profile file can")
+		err = errors.New("a Host line cannot be set here, only in the profile file")
 	case k != nil && k.secret:
 		err = fmt.Errorf("set %s in the profile file; every user of this machine can see a command line", k.name)
 	}

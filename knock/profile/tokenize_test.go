@@ -82,19 +82,19 @@ func TestSSHConfigQuirks(t *testing.T) {
 			// Some criteria of Match work in the library and others do not. No error reports this
 			// in time.
 			"Match host", "Match host vps\n    Port 2222\n" + sequenceLine, "vps", "Port",
-			"2222", "error: file:1: Match is not supported; use Host",
+			"2222", "error: file:1: keyword Match is not supported; use Host",
 		},
 		{
 			// Errors of the library have a place in the file, but no file name.
 			"Match exec", "\nMatch exec true\n    Port 2222\n" + sequenceLine, "vps", "Port",
 			"error: (2, 7): ssh_config: Match Exec is not supported",
-			"error: file:2: Match is not supported; use Host",
+			"error: file:2: keyword Match is not supported; use Host",
 		},
 		{
 			// For the library, the path is absolute or starts at ~/.ssh, never at the file's
 			// folder. It reads the included file while it parses.
 			"Include", "Include no-such-folder/*\nHost vps\n    Port 2222\n" + sequenceLine, "vps", "Port",
-			"2222", "error: file:1: Include is not supported; put all profiles into one file",
+			"2222", "error: file:1: keyword Include is not supported; put all profiles into one file",
 		},
 		{
 			"unknown keyword", "Host vps\n    Prot 2222\n" + sequenceLine, "vps", "Port",
@@ -178,7 +178,7 @@ func TestIncludeDoesNotReadFile(t *testing.T) {
 	if got := libraryValue(file, "vps", "Port"); !strings.Contains(got, "Match Exec") {
 		t.Errorf("the library returns %q, so it no longer reads the included file", got)
 	}
-	if got, want := profileValue(file, "vps", "Port"), "error: file:1: Include is not supported; put all profiles into one file"; got != want {
+	if got, want := profileValue(file, "vps", "Port"), "error: file:1: keyword Include is not supported; put all profiles into one file"; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
