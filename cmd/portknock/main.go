@@ -185,7 +185,7 @@ func (a *app) main(ctx context.Context, args []string) error {
 	case flags.Changed("version"):
 		return new(printVersion).run(ctx, a, nil)
 	case len(operands) == 2 && isNumber(operands[1]):
-		return a.start(ctx, r, args)
+		return a.run(ctx, r, operands)
 	}
 	if r = find(flags.Arg(0)); r == nil {
 		return unknownCommand(operands)
@@ -194,7 +194,7 @@ func (a *app) main(ctx context.Context, args []string) error {
 	return a.start(ctx, r, slices.Concat(args[:len(args)-len(operands)], operands[1:]))
 }
 
-// start runs a command with the flags and operands in args. For a command of a group, the
+// start parses the flags and operands in args and runs a command with them. For a command of a group, the
 // second word of its name comes before its operands.
 func (a *app) start(ctx context.Context, r *row, args []string) error {
 	a.command = r.name
@@ -208,14 +208,20 @@ func (a *app) start(ctx context.Context, r *row, args []string) error {
 	case r.command == nil:
 		return a.startMember(ctx, r, flags, args)
 	}
-	err = a.log.open(ctx)
+	return a.run(ctx, r, flags.Args()[strings.Count(r.name, " "):])
+}
+
+// run runs a command whose flags are parsed. For a login, main has parsed the flags and
+// calls run directly, so that they are not parsed twice.
+func (a *app) run(ctx context.Context, r *row, operands []string) error {
+	a.command = r.name
+	err := a.log.open(ctx)
 	if c, ok := r.command.(interface{ check() error }); ok && err == nil {
 		err = c.check()
 	}
 	if err != nil {
 		return err
 	}
-	operands := flags.Args()[strings.Count(r.name, " "):]
 	if len(operands) < r.min || len(operands) > r.max {
 		return usageError("%s", r.operandsError)
 	}

@@ -131,11 +131,6 @@ func parse(name, dir string, data []byte) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return build(name, dir, statements)
-}
-
-// build returns the file that has these statements.
-func build(name, dir string, statements []statement) (*File, error) {
 	f := &File{name: name, dir: dir, byName: make(map[string][]int)}
 	f.blocks = append(f.blocks, &block{patterns: []pattern{{text: "*", wild: true}}})
 	for _, t := range statements {
