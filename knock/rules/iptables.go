@@ -26,17 +26,13 @@ func emitIptables(guards []guard, o Options) (document, error) {
 	// old rules first would open the port for a moment and forget admitted addresses.
 	load := iptLoad(restore + " " + file + jumps)
 	body := iptRules{guards, o}.text()
-	parts := textIf(hasParts(body), iptLoad(`awk -v r="`+restore+`" "/^`+partMark+
+	parts := textIf(strings.Contains(body, "\n"+partMark+"\n"), iptLoad(`awk -v r="`+restore+`" "/^`+partMark+
 		`$/ { print \"COMMIT\" | r; if (close(r)) exit 1; print \"*mangle\" | r } { print | r } END { exit close(r) != 0 }" `+file+jumps))
 	knocks := slices.ContainsFunc(guards, func(g guard) bool { return !g.tokens() })
 	return document{
-		check:  iptForBothOrFail("$t-restore -w --test --noflush " + file),
+		test:   iptForBothOrFail("$t-restore -w --test --noflush " + file),
 		load:   load,
-		parts:  parts,
-		refuse: refuseToOpen(iptForBoth("$t -w -t mangle -S PORTKNOCK"), guards),
-		watch:  "cat /proc/net/xt_recent/portknock_*_open; iptables -t mangle -vnL PORTKNOCK",
-		undo:   iptForBoth(iptUndo()),
-		reload: load,
+		unload: iptForBoth(iptUndo()),
 		notes: []string{
 			`Loading adds a second jump to our chain and then takes one away, so that the
 port is guarded all the while. To keep the rules over a reboot, save them

@@ -205,7 +205,7 @@ func TestChainsWithSimilarNamesAreKept(t *testing.T) {
 			r.expect(t, r.client, lab.Dropped)
 			r.expectPort(t, r.client, 8080, lab.Dropped)
 		}
-		r.runHeaderLine(t, "undo")
+		r.runHeaderLine(t, "unload")
 		r.expectRuleset(t, before)
 	})
 }
@@ -223,7 +223,7 @@ func TestManyWindowsLoadAndUndo(t *testing.T) {
 		r.profile = r.vpsProfile(t, "Scheme rotating", keyFileSetting(t))
 		for _, hours := range []int{720, 24, 1} {
 			r.emitRules(t, "--horizon", fmt.Sprint(hours, "h"))
-			r.runHeaderLine(t, "check")
+			r.runHeaderLine(t, "test")
 			r.runHeaderLine(t, "load")
 			once := r.ruleset(t)
 			r.runHeaderLine(t, "load")
@@ -242,7 +242,7 @@ func TestManyWindowsLoadAndUndo(t *testing.T) {
 			r.client.Run(t, "portknock", "knock", "-c", r.profile, "vps")
 			r.expect(t, r.client, lab.Open)
 		}
-		r.runHeaderLine(t, "undo")
+		r.runHeaderLine(t, "unload")
 		r.expectRuleset(t, before)
 		left, _ := r.server.Try("sh", "-c", "iptables-save | grep PORTKNOCK; ip6tables-save | grep PORTKNOCK; ls /proc/net/xt_recent")
 		if format(f) == "iptables" && strings.Contains(strings.ToLower(left), "portknock") {

@@ -1,0 +1,2 @@
+# --- status ---
+verb_status() { :; }
