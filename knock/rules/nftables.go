@@ -68,9 +68,9 @@ func floodNote(guards []guard) string {
 		return ""
 	}
 	rate := int(setSize / (longest + 3*time.Second).Seconds())
-	return fmt.Sprintf(`The kernel remembers %d knockers at once: first knocks from more than
-%d forged addresses a second can keep others from knocking. Who is in
-stays in.`, setSize, rate)
+	return fmt.Sprintf(`The kernel remembers up to %d addresses that have begun a sequence. First knocks
+from more than %d forged addresses a second can keep clients out. Admitted
+addresses are unaffected.`, setSize, rate)
 }
 
 // nftRules makes the text of parts. A part is what one profile has in the table: chains,
@@ -282,14 +282,14 @@ func (r nftRules) chains(g guard) []nftChain {
 // admitted then could otherwise begin another session. UDP has no such mark of a new
 // connection, so the kernel's state decides.
 func (r nftRules) letChains(g guard) string {
-	const newTCP = " tcp flags & (fin|syn|rst|ack) == syn"
+	const newTCP, newUDP = " tcp flags & (fin|syn|rst|ack) == syn", " ct state != { established, related }"
 	tcp, udp := nftMatches(ofTransport(knock.TCP, g.OpenPorts)), nftMatches(ofTransport(knock.UDP, g.OpenPorts))
 	text := "\nchain let_ID\n\t\tiif lo accept"
 	for _, m := range tcp {
 		text += "\n\t\t" + m + newTCP + " goto admitted_ID"
 	}
 	for _, m := range udp {
-		text += "\n\t\t" + m + " ct state != { established, related } goto admitted_ID"
+		text += "\n\t\t" + m + newUDP + " goto admitted_ID"
 	}
 	text += "\nchain admitted_ID" + r.expand(g, "", "\n\t\tSADDR @openN_ID goto pass_ID")
 	if g.timed() && r.options.OpenAtEnd {
@@ -297,14 +297,14 @@ func (r nftRules) letChains(g guard) string {
 	}
 	text += "\nchain pass_ID\n\t\tcounter name let_ID" + "LOG" + "\n\t\tmeta priority set MARK"
 	text += "\nchain drop_ID\n\t\tmeta priority MARK accept\n\t\tiif lo accept"
-	const drop = " fib daddr type { local, broadcast, anycast, multicast } counter name dropped_ID drop"
 	for _, m := range tcp {
-		text += "\n\t\t" + m + newTCP + drop
+		text += "\n\t\t" + m + newTCP + " goto refuse_ID"
 	}
 	for _, m := range udp {
-		text += "\n\t\t" + m + " ct state != { established, related }" + drop
+		text += "\n\t\t" + m + newUDP + " goto refuse_ID"
 	}
-	return text
+	return text + "\nchain refuse_ID" +
+		"\n\t\tfib daddr type { local, broadcast, anycast, multicast } counter name dropped_ID drop"
 }
 
 // knockJumps returns the rules that select packets which count as knocks, right or
@@ -331,7 +331,7 @@ func (r nftRules) stageChains(g guard) string {
 	if g.stages() == 1 {
 		first = "meta priority . meta l4proto . th dport @last_ID goto admitN_ID"
 	}
-	start := join(windows, "", func(w string) string { return "\n\t\tmeta priority set " + w + " " + first })
+	start := join(windows, "", func(w string) string { return "\n\t\tmeta priority set " + w + " \\\n\t\t\t" + first })
 	count := ""
 	for i := 1; i < g.stages(); i++ {
 		count += fmt.Sprintf("\n\t\tmeta priority & 0:%x == 0:%x counter name stage%d_ID", knock.MaxSteps-1, i, i)
@@ -466,10 +466,15 @@ chain token_ID
 chain valid_ID
 		@th,64,128 . ip saddr @usedby4_KEY goto admit_ID
 		@th,64,128 . ip6 saddr @usedby6_KEY goto admit_ID
-		meta nfproto ipv4 add @used_KEY { @th,64,128 timeout REMEMBERED quota until 86 bytes } update @usedby4_KEY { @th,64,128 . ip saddr timeout REMEMBERED } counter name spent_ID goto admit_ID
-		meta nfproto ipv6 add @used_KEY { @th,64,128 timeout REMEMBERED quota until 86 bytes } update @usedby6_KEY { @th,64,128 . ip6 saddr timeout REMEMBERED } counter name spent_ID goto admit_ID
+		meta nfproto ipv4 add @used_KEY { @th,64,128 timeout REMEMBERED quota until 86 bytes } \
+			update @usedby4_KEY { @th,64,128 . ip saddr timeout REMEMBERED } goto spent_ID
+		meta nfproto ipv6 add @used_KEY { @th,64,128 timeout REMEMBERED quota until 86 bytes } \
+			update @usedby6_KEY { @th,64,128 . ip6 saddr timeout REMEMBERED } goto spent_ID
 		counter name refused_ID
 		limit rate 10/minute log prefix "portknock refused: "CONSUME
+chain spent_ID
+		counter name spent_ID
+		goto admit_ID
 chain admit_ID
 		update @open4_ID { ip saddr timeout OPENFOR }
 		update @open6_ID { ip6 saddr timeout OPENFOR }CONSUME`

@@ -82,7 +82,7 @@ func (f Format) EmitScript(w io.Writer, guards []Guard, o Options, s Script) err
 	var b lines
 	b.add("#!/bin/sh")
 	b.WriteString(row.scriptHeader(checked, d, o))
-	b.add("\nformat=%s\nid=%.6x\non_failure=%s", row.name, sha256.Sum256([]byte(data)), onFailure)
+	b.add("\n# shellcheck disable=SC2034 # functions below use these variables by name\nformat=%s\nid=%.6x\non_failure=%s", row.name, sha256.Sum256([]byte(data)), onFailure)
 	b.add("interface=%s\nrefresh=%s\nevery=%s", shellValue(s.Interface), shellValue(refresh), secondsIf(every))
 	b.WriteString(data)
 	for _, name := range append(row.shell, "status.sh", "install.sh", "main.sh") {
@@ -112,7 +112,6 @@ func (f format) scriptData(guards []guard, d document) (string, error) {
 			end = fmt.Sprint(g.end().Unix())
 		}
 		for _, v := range []struct{ name, value string }{
-			{"id", fmt.Sprintf("%.6x", sha256.Sum256([]byte(part)))},
 			{"name", shellValue(g.Name)},
 			{"ports", shellValue(rangeList(g.OpenPorts))},
 			{"until", end},

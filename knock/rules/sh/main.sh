@@ -1,7 +1,6 @@
 # --- verbs ---
 
-state=/run/portknock      # what lasts until the next reboot
-installed=/etc/portknock  # one script for each installed profile
+state=/run/portknock # what lasts until the next reboot
 trial_seconds=60
 
 say() { printf '%s\n' "$*"; }
@@ -16,9 +15,6 @@ die() {
 # value prints the variable of a profile, such as ports_vps for "value ports vps".
 value() { eval "printf '%s\n' \"\${$1_$2}\""; }
 
-# sum prints a checksum of stdin.
-sum() { if command -v sha256sum >/dev/null; then sha256sum; else cksum; fi | cut -d' ' -f1; }
-
 # names prints the names of profiles, separated by commas.
 names() {
 	list=
@@ -28,27 +24,24 @@ names() {
 
 # remember records that the rules of this script are in force for these profiles.
 remember() {
-	for part; do
-		fw_listing "$part" | sum >"$state/$part.sum"
-		fw_listing "$part" -s | sum >"$state/$part.shape"
-		value id "$part" >"$state/$part.id"
-		unloaded_del "$part"
-	done
+	for part; do sum_write "$part"; done
+	unloaded_del "$@"
 }
 
-# in_force tells whether the rules of this script are in force for a profile, unchanged
-# since they were loaded.
+# in_force is true if the rules of this script are in force for a profile, unchanged.
 in_force() {
-	[ "$(cat "$state/$1.id" 2>/dev/null)" = "$(value id "$1")" ] &&
-		[ "$(fw_listing "$1" | sum)" = "$(cat "$state/$1.sum" 2>/dev/null)" ]
+	[ "$(read_file "$state/$1.sum")" = "$id" ] && [ "$(sum_state "$1" full)" = same ]
 }
 
-# lock makes verbs wait for each other.
+# lock makes verbs wait for each other. A script that another one runs under its lock has
+# PORTKNOCK_LOCKED in its environment.
 lock() {
-	command -v flock >/dev/null || return 0
+	[ -z "${PORTKNOCK_LOCKED-}" ] && command -v flock >/dev/null || return 0
 	exec 9>"$state/lock"
 	flock -w 60 9 || die 1 'another run of a portknock script does not end'
 }
+
+unlock() { [ -n "${PORTKNOCK_LOCKED-}" ] || exec 9>&-; }
 
 verb_test() {
 	fw_test "$@" || die 1 "this server cannot load the rules of $(names "$@")"
@@ -75,8 +68,6 @@ verb_trial() {
 		countdown "$@"
 	fi
 }
-
-unlock() { exec 9>&-; }
 
 # countdown shows the remaining seconds of a trial. The key Enter means keep.
 countdown() {
@@ -140,19 +131,19 @@ verb_install() {
 	say "installed: $(names "$@"). The rules are loaded at each boot, and when they are removed."
 	# shellcheck disable=SC2154 # the head of the script sets on_failure
 	[ "$on_failure" = open ] ||
-		say "If the rules cannot be loaded, the ports are closed. To open them at the console: sh $installed/$1.sh unload"
+		say "If the rules cannot be loaded, the ports are closed. To open them at the console: sh /etc/portknock/$1.sh unload"
 }
 
 verb_unload() {
 	fw_unload "$@" || die 1 "the rules of $(names "$@") are still loaded"
-	for part; do unloaded_add "$part"; done
+	unloaded_add "$@"
 	say "unloaded: $(names "$@"). The ports are open, unless another profile or firewall closes them."
 }
 
 verb_uninstall() {
+	# The files go first: the watchdog must not load the rules again.
 	uninstall_parts "$@" || die 1 "not uninstalled: $(names "$@")"
 	fw_unload "$@" || die 1 "the rules of $(names "$@") are still loaded"
-	for part; do rm -f "$state/$part".*; done
 	say "uninstalled: $(names "$@")"
 }
 
@@ -165,7 +156,7 @@ select_profiles() {
 		for part in $profiles; do
 			case $name in "$part" | "$(value name "$part")") found=$part ;; esac
 		done
-		[ -n "$found" ] || die 2 "unknown profile \"$name\"; this script has $(names $profiles)"
+		[ -n "$found" ] || die 2 "unknown profile \"$name\"; this script has:$profiles"
 		selected="$selected $found"
 	done
 	selected=${selected:-$profiles}
@@ -174,7 +165,7 @@ select_profiles() {
 main() {
 	umask 077
 	PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
-	verb=${1-} force= json=
+	verb=${1-} force='' json=''
 	[ $# -eq 0 ] || shift
 	case $verb in
 	test | load | trial | keep | cancel | status | install | uninstall | unload | boot | watch) ;;
@@ -193,14 +184,16 @@ main() {
 		case $1 in *[!0-9]*) die 2 "\"$1\" is not a number of seconds" ;; esac
 		trial_seconds=$1
 		shift
-		[ "$trial_seconds" -ge 1 ] && [ "$trial_seconds" -le 3600 ] || die 2 'a trial takes 1 to 3600 seconds'
+		case $trial_seconds in
+		0* | ?????*) die 2 'a trial takes 1 to 9999 seconds' ;;
+		esac
 		;;
 	esac
 	case ${1-} in -*) die 2 "unknown flag \"$1\" of $verb" ;; esac
 	select_profiles "$@"
 	[ "$(id -u)" = 0 ] || die 1 "only root can do this; run: sudo sh $0 $verb"
 	mkdir -p "$state" || exit 1
-	case $verb in status) ;; *) lock ;; esac
+	case $verb in status | boot | watch) ;; *) lock ;; esac
 	# shellcheck disable=SC2086 # IDs are single words
 	"verb_$verb" $selected
 }

@@ -159,7 +159,8 @@ fw_trial() {
 
 # nft_elements prints the lines "ELEMENT SECONDS-LEFT" of a set with timeouts.
 nft_elements() {
-	nft list set inet portknock "$1" 2>/dev/null | tr -d '\n\t' | sed -n 's/.*elements = {\([^}]*\)}.*/\1/p' | tr ',' '\n' |
+	nft list set inet portknock "$1" 2>/dev/null |
+		tr -d '\n\t' | sed -n 's/.*elements = {\([^}]*\)}.*/\1/p' | tr ',' '\n' |
 		awk 'function seconds(time,   total, unit, n) {
 				while (match(time, /^[0-9]+(ms|[dhms])/)) {
 					n = time + 0
@@ -187,7 +188,7 @@ nft_packets() {
 }
 
 fw_changed() {
-	[ "$(fw_listing "$1" | sum)" != "$(nft_listing "$1" .trial | sed 's/\.trial//g' | sum)" ]
+	[ "$(nft_listing "$1" '' | cksum)" != "$(nft_listing "$1" .trial | sed 's/\.trial//g' | cksum)" ]
 }
 
 fw_keep() {
@@ -238,8 +239,11 @@ nft_listing() {
 			role = $2
 			sub(/_.*/, "", role)
 			on = substr($2, length(role) + 1) == (role ~ /^on-/ ? hook : end)
+			if (on && role == "let" && $1 == "chain") present = 1
 		}
-		on && !/ @trial / { print }'
+		on && !/ @trial / { text = text $0 "\n" }
+		/^\t}/ { on = 0 }
+		END { if (present) printf "%s", text }'
 	[ -z "${3-}" ] || return 0
 	nft_objects | awk -v end="_$1$2" '
 		$2 ~ /^(even|odd|next|last|ignore|tokens)_/ && $1 ~ /set|map/ {
