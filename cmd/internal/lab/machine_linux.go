@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -30,7 +31,9 @@ type Machine struct {
 	hosts  []*Host
 	booted *Host // nil while the power is off
 	nspawn *Daemon
-	cgroup *os.File // control group of the booted machine
+
+	groups *os.File // all control groups; nil if the machine has none
+	group  string   // path of the machine's control group below groups
 }
 
 // These are paths in the machine's hosts, whose /run is private.
@@ -82,6 +85,9 @@ mount -t overlay -o "lowerdir=$2,upperdir=/run/machine/disk/upper,workdir=/run/m
 func (m *Machine) Path(file string) string {
 	return fmt.Sprintf("/proc/%d/root%s", m.base.pid, filepath.Join(machineRoot, file))
 }
+
+// Addr returns the machine's address on its segment, also while the power is off.
+func (m *Machine) Addr(f Family) netip.Addr { return m.hosts[0].Addr(f) }
 
 // Boot switches the machine on, in a new network, and waits until systemd has started
 // all services. The link is up before systemd starts.
@@ -184,14 +190,14 @@ func (m *Machine) startSystemd(t TB, h *Host) (leader int) {
 	if own == nil {
 		Missing(t, "the unified hierarchy of control groups")
 	}
-	group := filepath.Join(string(own[1]), fmt.Sprintf("portknock-lab-%d", h.pid))
-	if out, err := h.Try("sh", "-ec", `mount -t cgroup2 cgroup2 /sys/fs/cgroup; mkdir "/sys/fs/cgroup$1"`, "sh", group); err != nil {
+	m.group = filepath.Join(string(own[1]), fmt.Sprintf("portknock-lab-%d", h.pid))
+	if out, err := h.Try("sh", "-ec", `mount -t cgroup2 cgroup2 /sys/fs/cgroup; mkdir "/sys/fs/cgroup$1"`, "sh", m.group); err != nil {
 		Missing(t, "a control group: "+out)
 	}
-	m.cgroup, err = os.Open(fmt.Sprintf("/proc/%d/root/sys/fs/cgroup%s", h.pid, group))
+	m.groups, err = os.Open(fmt.Sprintf("/proc/%d/root/sys/fs/cgroup", h.pid))
 	must(t, err)
 
-	m.nspawn = h.Daemon(t, "sh", "-ec", `echo 0 >"/sys/fs/cgroup$1/cgroup.procs"; shift; exec "$@"`, "sh", group,
+	m.nspawn = h.Daemon(t, "sh", "-ec", `echo 0 >"/sys/fs/cgroup$1/cgroup.procs"; shift; exec "$@"`, "sh", m.group,
 		"env", "NOTIFY_SOCKET="+machineNotify, "SYSTEMD_NSPAWN_API_VFS_WRITABLE=network",
 		"systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--settings=no", "--directory="+machineRoot,
 		"--machine="+h.Name, "--boot", "--capability=CAP_NET_ADMIN", "--resolv-conf=off", "--timezone=off",
@@ -260,21 +266,19 @@ func (m *Machine) off() {
 	// The kernel would delete the link a moment after the network.
 	_, _ = m.base.Try("ip", "link", "delete", fmt.Sprintf("port%d", m.booted.number))
 	m.booted = nil
-	if m.cgroup == nil {
+	if m.groups == nil {
 		return
 	}
-	root := fmt.Sprintf("/proc/self/fd/%d/.", m.cgroup.Fd())
 	var groups []string
-	_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+	_ = filepath.WalkDir(fmt.Sprintf("/proc/self/fd/%d%s", m.groups.Fd(), m.group), func(path string, d fs.DirEntry, err error) error {
 		if err == nil && d.IsDir() {
 			groups = append(groups, path)
 		}
 		return nil
 	})
-	slices.Reverse(groups)
-	for _, g := range groups {
+	for _, g := range slices.Backward(groups) {
 		_ = os.Remove(g)
 	}
-	_ = m.cgroup.Close()
-	m.cgroup = nil
+	_ = m.groups.Close()
+	m.groups = nil
 }

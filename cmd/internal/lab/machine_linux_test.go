@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"net"
 	"os"
 	"strings"
 	"testing"
@@ -54,5 +55,54 @@ func TestMachineKeepsFilesAndLosesRules(t *testing.T) {
 			}
 			m.PowerOff(t)
 		})
+	}
+}
+
+func TestWatchPortSeesShortOpening(t *testing.T) {
+	t.Parallel()
+	client, server := NewHost(t, "client"), NewHost(t, "server")
+	Link(t, server, client)
+	for _, f := range Families {
+		to := addrPort(server.Addr(f), 80)
+		w := client.WatchPort(t, to)
+		time.Sleep(50 * time.Millisecond)
+		before := time.Now()
+		listener := Socket(t, server, func() (net.Listener, error) { return net.Listen("tcp", to.String()) })
+		opened := time.Now()
+		time.Sleep(200 * time.Millisecond)
+		closing := time.Now()
+		must(t, listener.Close())
+		after := time.Now()
+		time.Sleep(50 * time.Millisecond)
+		open, first, last := w.Stop(t)
+		t.Logf("%v: open for %v", f, open)
+		if shortest, longest := closing.Sub(opened)-100*time.Millisecond, after.Sub(before)+100*time.Millisecond; open < shortest || open > longest {
+			t.Errorf("%v: open for %v, not from %v to %v", f, open, shortest, longest)
+		}
+		if first.Before(before) || last.After(after) || !first.Before(last) {
+			t.Errorf("%v: open from %v to %v, not within %v to %v", f, first, last, before, after)
+		}
+	}
+	w := client.WatchPort(t, addrPort(server.Addr(IPv4), 81))
+	time.Sleep(20 * time.Millisecond)
+	if open, first, last := w.Stop(t); open != 0 || !first.IsZero() || !last.IsZero() {
+		t.Errorf("a closed port was open for %v, from %v to %v", open, first, last)
+	}
+}
+
+func TestWatchPortSeesBootFromFirstMoment(t *testing.T) {
+	t.Parallel()
+	client := NewHost(t, "client")
+	m := NewMachine(t, Releases[0], client)
+	w := client.WatchPort(t, addrPort(m.Addr(IPv6), 22))
+	start := time.Now()
+	m.Boot(t)
+	booted := time.Now()
+	m.Reboot(t)
+	reboot := time.Since(booted)
+	open, first, last := w.Stop(t)
+	t.Logf("open after %v, for %v; last before the end by %v; reboot in %v", first.Sub(start), open, time.Since(last), reboot)
+	if first.Before(start) || open <= 0 || open > time.Since(first) {
+		t.Errorf("open for %v, from %v to %v", open, first, last)
 	}
 }
