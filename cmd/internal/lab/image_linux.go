@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -18,18 +19,23 @@ import (
 )
 
 // imageCache is the folder of all images. An image is a folder there with the files of
-// an installed Debian. Nobody removes old images.
+// an installed Debian. The lab does not remove old images.
 const imageCache = "/var/cache/portknock-lab"
 
-// imagePackages are the packages of an image that the essential ones do not need.
-var imagePackages = []string{"systemd", "systemd-sysv", "dbus", "nftables", "iptables", "openssh-server", "iproute2",
-	"procps", "kmod", "firewalld", "ufw", "knockd", "fwknop-server", "netcat-openbsd", "util-linux"}
+// imageOptions are the options of mmdebstrap that decide what is in an image.
+var imageOptions = []string{
+	"--variant=apt", "--components=main", "--skip=output/dev", `--aptopt=APT::Install-Recommends "false"`,
+	"--include=systemd,systemd-sysv,dbus,nftables,iptables,openssh-server,iproute2,procps,kmod,firewalld,ufw,knockd," +
+		"fwknop-server,netcat-openbsd,util-linux",
+	"--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*",
+	"--dpkgopt=path-exclude=/usr/share/locale/*",
+}
 
 // imageSetup is a shell script that changes a new image, whose folder is its argument.
 //
-// It disables the units that load firewall rules, as a test enables only those that it
-// needs. It disables the timers that use the network, and the login prompt on a console
-// that has no input.
+// The script disables the units that load firewall rules, because a test enables only
+// those that it needs. It also disables the timers that use the network or the disk, and
+// the login prompt on a console that has no input.
 const imageSetup = `set -e
 for unit in firewalld ufw knockd fwknop-server nftables apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer \
 	logrotate.timer fstrim.timer; do
@@ -55,8 +61,8 @@ var (
 func image(t TB, release string) string {
 	t.Helper()
 	Require(t, "mmdebstrap", "apt-get")
-	recipe := strings.Join(imagePackages, " ") + imageSetup
-	dir := fmt.Sprintf("%s/%s-%x", imageCache, release, sha256.Sum256([]byte(recipe)))[:len(imageCache)+len(release)+14]
+	recipe := sha256.Sum256([]byte(strings.Join(imageOptions, "\n") + imageSetup))
+	dir := filepath.Join(imageCache, fmt.Sprintf("%s-%x", release, recipe[:6]))
 	imageMutex.Lock()
 	defer imageMutex.Unlock()
 	err, known := imageErrors[release]
@@ -103,12 +109,11 @@ func buildImage(dir, release string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), buildLimit)
 	defer cancel()
 	root := filepath.Join(partial, "root")
-	c := exec.CommandContext(ctx, "mmdebstrap", "--quiet", "--mode=root", "--variant=apt", "--components=main",
-		"--include="+strings.Join(imagePackages, ","), "--skip=output/dev", `--aptopt=APT::Install-Recommends "false"`,
-		"--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*",
-		"--dpkgopt=path-exclude=/usr/share/locale/*", "--customize-hook=sh "+setup+` "$1"`, release, root, mirror)
+	args := slices.Concat([]string{"--quiet", "--mode=root"}, imageOptions,
+		[]string{"--customize-hook=sh " + setup + ` "$1"`, release, root, mirror})
+	c := exec.CommandContext(ctx, "mmdebstrap", args...)
 	c.Env = append(os.Environ(), "PATH="+systemPath(), "LC_ALL=C")
-	// What mmdebstrap mounts ends with mmdebstrap.
+	// The kernel unmounts everything that mmdebstrap mounts when mmdebstrap ends.
 	c.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
 	if out, err := c.CombinedOutput(); err != nil {
 		return fmt.Errorf("mmdebstrap: %w\n%s", err, out)

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -57,7 +58,7 @@ func NewMachine(t TB, release string, peers ...*Host) *Machine {
 	m := &Machine{base: NewHost(t, "switch"), hosts: append([]*Host{{Name: "server"}}, peers...)}
 	out, err := m.base.Try("sh", "-ec", `mkdir -p "$1" /run/machine/disk
 mount -t tmpfs -o mode=755 tmpfs /run/machine/disk
-mkdir /run/machine/disk/upper /run/machine/disk/work
+mkdir -m 755 /run/machine/disk/upper /run/machine/disk/work
 mount -t overlay -o "lowerdir=$2,upperdir=/run/machine/disk/upper,workdir=/run/machine/disk/work" overlay "$1"`,
 		"sh", machineRoot, lower)
 	if err != nil {
@@ -86,16 +87,31 @@ func (m *Machine) Path(file string) string {
 	return fmt.Sprintf("/proc/%d/root%s", m.base.pid, filepath.Join(machineRoot, file))
 }
 
+// AuthorizeSSH lets root log in to the machine's sshd with a new key. The machine may be
+// on or off. Only [SSHD.ClientConfig] of the result is of use.
+func (m *Machine) AuthorizeSSH(t TB) *SSHD {
+	t.Helper()
+	Require(t, "ssh", "ssh-keygen")
+	key := filepath.Join(t.TempDir(), "user")
+	if out, err := exec.Command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key).CombinedOutput(); err != nil {
+		t.Fatalf("ssh-keygen: %v\n%s", err, out)
+	}
+	must(t, os.MkdirAll(m.Path("/root/.ssh"), 0o700))
+	must(t, os.WriteFile(m.Path("/root/.ssh/authorized_keys"), []byte(ReadFile(t, key+".pub")), 0o600))
+	hostKey := ReadFile(t, m.Path("/etc/ssh/ssh_host_ed25519_key.pub"))
+	return &SSHD{key: key, known: File(t, "known_hosts", "* "+hostKey)}
+}
+
 // Addr returns the machine's address on its segment, also while the power is off.
 func (m *Machine) Addr(f Family) netip.Addr { return m.hosts[0].Addr(f) }
 
 // Boot switches the machine on, in a new network, and waits until systemd has started
-// all services. The link is up before systemd starts.
+// all services or failed to start them. The link is up before systemd starts.
 //
-// The returned host is named server. It exists until the power is off again. All methods
-// of a host work that need no file or program of this test, such as [Host.Run],
-// [Host.Shell], [Host.Try] and [Host.Capture]. [Machine.Path] brings files to the
-// machine.
+// The returned host is named server, and ends when the machine is switched off. Its
+// commands run on the machine, with the machine's files and a short environment. Methods
+// of [Host] that need a file or a program of the test, such as [Host.SSHD], do not work.
+// [Machine.Path] brings files to the machine.
 func (m *Machine) Boot(t TB) *Host {
 	t.Helper()
 	if m.booted != nil {
@@ -226,8 +242,9 @@ func (m *Machine) startSystemd(t TB, h *Host) (leader int) {
 	}
 }
 
-// bootLimit bounds the time of a boot, and of a shutdown.
-const bootLimit = time.Minute
+// bootLimit bounds the time of a boot, and of a shutdown. It is longer than the 90 s that
+// systemd waits for a service.
+const bootLimit = 2 * time.Minute
 
 // PowerOff shuts the machine down: systemd stops all services first.
 func (m *Machine) PowerOff(t TB) {
@@ -244,6 +261,9 @@ func (m *Machine) Reboot(t TB) *Host {
 
 func (m *Machine) shutDown(t TB, command string) {
 	t.Helper()
+	if m.booted == nil {
+		t.Fatal("the machine is off already")
+	}
 	_, _ = m.booted.Try("systemctl", command) // systemd may kill the command at any time
 	late := time.AfterFunc(bootLimit, m.nspawn.cancel)
 	_ = m.nspawn.Wait()
@@ -253,11 +273,12 @@ func (m *Machine) shutDown(t TB, command string) {
 	m.off()
 }
 
-// PowerCut switches the machine off at once, without a shutdown. The disk keeps all that
-// was written, whether or not a program called fsync.
+// PowerCut switches the machine off at once, without a shutdown. The disk keeps everything
+// that programs wrote, also without fsync. PowerCut does nothing while the power is off.
 func (m *Machine) PowerCut() { m.off() }
 
-// off ends all processes of the machine, its network and its control groups.
+// off ends all processes of the machine, its network and its control groups. If the test
+// itself is killed, only the empty control groups remain.
 func (m *Machine) off() {
 	if m.booted == nil {
 		return

@@ -28,6 +28,10 @@ func TestMachineKeepsFilesAndLosesRules(t *testing.T) {
 					t.Errorf("%v: port 22 is %v", f, got)
 				}
 			}
+			config := m.AuthorizeSSH(t).ClientConfig(t, "HostName "+server.Addr(IPv6).String())
+			if got := client.Run(t, "ssh", "-F", config, "server", "hostname; ls /usr/local/bin"); got != "server\n" {
+				t.Errorf("ssh printed %q", got)
+			}
 			must(t, os.WriteFile(m.Path("/etc/from-outside"), []byte("1\n"), 0o644))
 			server.Shell(t, "cat /etc/from-outside >/root/kept; nft add table inet lost; nft list table inet lost")
 			start = time.Now()
