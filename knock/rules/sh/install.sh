@@ -123,11 +123,14 @@ unloaded_del() {
 # ports. It returns 1 unless the installed rules are in force. The verb watch tries again each minute.
 load_or_fall_back() {
 	run_folder
+	fall_last=$(time_unseen "$1")
 	if fall_fault=$(fw_load "$1" 2>&1); then
 		sum_write "$1"
 		printf '%s\n' "$id" >"/run/portknock/$1.loaded"
-		[ ! -f "/run/portknock/$1.failing" ] || log_err "profile $(value name "$1"): the installed rules are loaded again"
-		rm -f "/run/portknock/$1.failing"
+		if [ -f "/run/portknock/$1.failing" ]; then
+			rm -f "/run/portknock/$1.failing"
+			log_err "profile $(value name "$1"): the installed rules are loaded again after $fall_last"
+		fi
 		return 0
 	fi
 	fall_fault=$(printf '%s\n' "$fall_fault" | sed q)
@@ -135,17 +138,19 @@ load_or_fall_back() {
 	fall_ports="ports $(value ports "$1")"
 	if [ "$(sum_state "$1")" = same ]; then
 		fall_now='the rules loaded before stay in force'
+		# A fallback that was loaded earlier is what stays.
+		[ ! -f "/run/portknock/$1.failing" ] || fall_now=$(sed -n 3p "/run/portknock/$1.failing")
 	elif proved_valid "$1" && PORTKNOCK_LOCKED=1 sh "/etc/portknock/$1.proved" load >/dev/null 2>&1; then
 		fall_now='the rules installed before these are in force'
 	elif [ "$on_failure" != closed ]; then
 		fall_now="$fall_ports are OPEN" fall_undo="to retry: sh /etc/portknock/$1.sh load"
 	elif fw_close "$1"; then
-		fall_now="$fall_ports are closed to everyone"
+		fall_now="$fall_ports are closed"
 	else
 		fall_now="$fall_ports cannot be closed and are OPEN" fall_undo="to retry: sh /etc/portknock/$1.sh load"
 	fi
-	log_now_and_then "/run/portknock/$1.failing" \
-		"profile $(value name "$1"): cannot load the installed rules (${fall_fault:-no reason}): $fall_now; $fall_undo"
+	fall_fault="profile $(value name "$1"): cannot load the installed rules (${fall_fault:-no reason})"
+	log_now_and_then "/run/portknock/$1.failing" "$fall_fault: $fall_now; $fall_undo" "$fall_now"
 	return 1
 }
 
@@ -156,30 +161,35 @@ proved_valid() (
 	[ -z "$until" ] || [ "$until" -gt "$(date +%s)" ]
 )
 
-# log_now_and_then FILE TEXT logs a text, but the same text only once an hour. FILE keeps the time and the text. It
-# returns 1 if it has not logged.
+# log_now_and_then FILE TEXT [NOTE] logs a text, but the same text only once an hour. FILE keeps the time, the text and
+# the note. log_now_and_then returns 1 if it has not logged.
 log_now_and_then() {
 	log_now=$(uptime_now)
 	log_last=$(read_file "$1")
 	if [ -n "$log_last" ] && [ $((log_now - log_last)) -lt 3600 ] && [ "$(sed -n 2p "$1")" = "$2" ]; then
 		return 1
 	fi
-	printf '%s\n%s\n' "$log_now" "$2" >"$1"
+	printf '%s\n' "$log_now" "$2" "${3-}" >"$1"
 	log_err "$2"
 }
 
 # ----- the verbs that the service manager calls
 
+# left_alone ID TRIAL is true if neither boot nor watch may load the part. TRIAL is not empty during a trial. A load
+# would end the trial, so only a part that is gone is loaded then: a flush has removed the trial's rules as well.
+left_alone() {
+	unloaded "$1" || { [ -n "$2" ] && [ "$(sum_state "$1")" != gone ]; }
+}
+
 # verb_boot loads the installed parts. The service calls it at the start of the machine, and so does each unit that
-# flushes. A trial goes on: if a flush had removed its rules, there would be no trial.
+# flushes.
 verb_boot() {
 	boot_status=0
 	lock
-	if [ -z "$(fw_trial_left 2>/dev/null)" ]; then
-		for boot_id in $profiles; do
-			unloaded "$boot_id" || load_or_fall_back "$boot_id" || boot_status=1
-		done
-	fi
+	boot_trial=$(fw_trial_left 2>/dev/null)
+	for boot_id in $profiles; do
+		left_alone "$boot_id" "$boot_trial" || load_or_fall_back "$boot_id" || boot_status=1
+	done
 	unlock
 	return "$boot_status"
 }
@@ -190,11 +200,9 @@ verb_watch() {
 	lock
 	drop_ins_add
 	watch_trial=$(fw_trial_left 2>/dev/null)
-	if [ -z "$watch_trial" ]; then
-		for watch_id in $profiles; do
-			unloaded "$watch_id" || watch_part "$watch_id" || watch_status=1
-		done
-	fi
+	for watch_id in $profiles; do
+		left_alone "$watch_id" "$watch_trial" || watch_part "$watch_id" || watch_status=1
+	done
 	unlock
 	# The lock is free while the command runs that makes new rules, so that a flush can be repaired meanwhile.
 	if [ -z "$watch_trial" ] && [ -n "$refresh" ]; then
@@ -208,10 +216,11 @@ verb_watch() {
 # watch_part ID checks one part and repairs it.
 watch_part() {
 	watch_state=$(sum_state "$1")
-	watch_last=$(read_file "/run/portknock/$1.seen")
+	watch_time=$(time_unseen "$1")
+	watch_loaded=$(read_file "/run/portknock/$1.loaded")
 	watch_failing=
 	[ ! -f "/run/portknock/$1.failing" ] || watch_failing=1
-	if [ "$watch_state" = same ] && [ -z "$watch_failing" ] && [ "$(read_file "/run/portknock/$1.loaded")" = "$id" ]; then
+	if [ "$watch_state" = same ] && [ -z "$watch_failing" ] && [ "$watch_loaded" = "$id" ]; then
 		uptime_now >"/run/portknock/$1.seen"
 		return 0
 	fi
@@ -219,15 +228,19 @@ watch_part() {
 	if [ "$watch_state" = same ] || [ -n "$watch_failing" ]; then
 		return 0 # load_or_fall_back has logged what there is to say
 	fi
-	watch_time='an unknown time'
-	[ -z "$watch_last" ] || watch_time="at most $(($(uptime_now) - watch_last)) s"
 	case $watch_state in
 	gone) watch_state='the rules were gone' ;;
 	changed) watch_state='the rules were changed' ;;
 	*) watch_state='the checksum of the rules was gone' ;;
 	esac
-	log_err "profile $(value name "$1"): $watch_state; loaded again; ports $(value ports "$1") were open for $watch_time"
+	log_err "profile $(value name "$1"): $watch_state; loaded again; ports $(value ports "$1") open for $watch_time"
 }
+
+# time_unseen ID prints how long ago the part was last found in order.
+time_unseen() (
+	last=$(read_file "/run/portknock/$1.seen")
+	if [ -n "$last" ]; then echo "at most $(($(uptime_now) - last)) s"; else echo 'an unknown time'; fi
+)
 
 # refresh_part ID makes a new script when the old one is due, and loads it. If that fails, the old one stays.
 refresh_part() (
@@ -264,9 +277,9 @@ refresh_part() (
 		rm -f "/run/portknock/$1.refresh_failed"
 		exit 0
 	fi
+	fault="cannot refresh the rules: $fault; the old ones stay${until:+ until $(show_time "$until")}"
 	# Only a failure that is logged is an error to the service manager, which would log it each minute.
-	! log_now_and_then "/run/portknock/$1.refresh_failed" \
-		"profile $(value name "$1"): cannot refresh the rules: $fault; the old ones stay${until:+ until $(show_time "$until")}"
+	! log_now_and_then "/run/portknock/$1.refresh_failed" "profile $(value name "$1"): $fault"
 )
 
 # limit_time COMMAND... ends a command that takes too long, where timeout is known.
@@ -319,7 +332,7 @@ install_parts() {
 	run_folder
 	for install_id in "$@"; do
 		if ! put_part "$0" "$install_id"; then
-			warn "cannot install /etc/portknock/$install_id.sh; save the script as a file, and run: sh FILE install"
+			warn "cannot write /etc/portknock/$install_id.sh"
 			return 1
 		fi
 		printf '%s\n' "$id" >"/run/portknock/$install_id.loaded"
@@ -333,10 +346,11 @@ install_parts() {
 # uninstall_parts ID... removes installed parts. It leaves their rules in force.
 uninstall_parts() {
 	for install_id in "$@"; do
-		rm -f "/etc/portknock/$install_id.sh" "/etc/portknock/$install_id.proved" "/etc/portknock/$install_id.new" \
-			"/etc/portknock/$install_id.refresh"
-		for uninstall_file in sum loaded seen failing refreshed refresh_failed; do
-			rm -f "/run/portknock/$install_id.$uninstall_file"
+		for uninstall_end in sh proved new refresh; do
+			rm -f "/etc/portknock/$install_id.$uninstall_end"
+		done
+		for uninstall_end in sum loaded seen failing refreshed refresh_failed; do
+			rm -f "/run/portknock/$install_id.$uninstall_end"
 		done
 	done
 	unloaded_del "$@"
@@ -478,9 +492,9 @@ drop_ins_add() {
 	[ -f /etc/systemd/system/portknock.service ] || return 0
 	drop_ins_new=
 	for flusher in $flushers; do
-		if [ ! -f "/etc/systemd/system/$flusher.service.d/portknock.conf" ] && [ -n "$(unit_file "$flusher")" ]; then
-			drop_in "$flusher" && drop_ins_new=1
-		fi
+		[ ! -f "/etc/systemd/system/$flusher.service.d/portknock.conf" ] || continue
+		[ -n "$(unit_file "$flusher")" ] || continue
+		! drop_in "$flusher" || drop_ins_new=1
 	done
 	[ -z "$drop_ins_new" ] || systemctl daemon-reload
 }
@@ -636,13 +650,14 @@ cron_install() {
 			echo "$cron_watch root $cron_command watch"
 		} | write_file /etc/cron.d/portknock 0644 || return
 	elif ! crontab_edit ${1:+"@reboot $cron_command boot"} "$cron_watch $cron_command watch"; then
-		warn "found neither systemd nor OpenRC nor cron: run \`$cron_command boot\` before the network starts," \
-			"and \`$cron_command watch\` each minute"
+		warn "found neither systemd nor OpenRC nor cron"
+		warn "before the network starts, run: $cron_command boot"
+		warn "each minute, run: $cron_command watch"
 		return 1
 	fi
 	[ "$(watch_interval)" -ge 60 ] || warn "cron runs the refresh once a minute only"
 	[ -n "${1-}" ] || return 0
-	warn "cron loads the rules at the start, but maybe after the network: run \`$cron_command boot\` before that"
+	warn "cron may load the rules after the network; to load them before, run: $cron_command boot"
 	[ ! -d /etc/crontabs ] # the cron of busybox may not know @reboot
 }
 
