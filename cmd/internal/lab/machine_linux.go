@@ -209,7 +209,8 @@ func (m *Machine) startSystemd(t TB, h *Host) (leader int) {
 		Missing(t, "the unified hierarchy of control groups")
 	}
 	m.group = filepath.Join(string(own[1]), fmt.Sprintf("portknock-lab-%d", h.pid))
-	if out, err := h.Try("sh", "-ec", `mount -t cgroup2 cgroup2 /sys/fs/cgroup; mkdir "/sys/fs/cgroup$1"`, "sh", m.group); err != nil {
+	const makeGroup = `mount -t cgroup2 cgroup2 /sys/fs/cgroup; mkdir "/sys/fs/cgroup$1"`
+	if out, err := h.Try("sh", "-ec", makeGroup, "sh", m.group); err != nil {
 		Missing(t, "a control group: "+out)
 	}
 	m.groups, err = os.Open(fmt.Sprintf("/proc/%d/root/sys/fs/cgroup", h.pid))
@@ -293,7 +294,8 @@ func (m *Machine) off() {
 		return
 	}
 	var groups []string
-	_ = filepath.WalkDir(fmt.Sprintf("/proc/self/fd/%d%s", m.groups.Fd(), m.group), func(path string, d fs.DirEntry, err error) error {
+	root := fmt.Sprintf("/proc/self/fd/%d%s", m.groups.Fd(), m.group)
+	_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err == nil && d.IsDir() {
 			groups = append(groups, path)
 		}
