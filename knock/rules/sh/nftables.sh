@@ -107,14 +107,19 @@ fw_test() {
 			return 1
 		}
 		# Older versions of nft leave out what they do not know, without an error.
-		nft_lost=$(awk '/^\t(set|map) / { key = $1 " " $2 }
-			FNR == NR && key && /[ \t]timeout [0-9]/ { want[key] = "timeout" }
-			FNR == NR && key && !(key in want) { want[key] = "" }
-			FNR == NR { key = ""; next }
-			/^\t(set|map) / { seen[key] = 1 }
-			/^\t\ttimeout / { time[key] = 1 }
-			END { for (k in want) if (!(k in seen)) print k; else if (want[k] && !(k in time)) print "timeout of " k }
-			' "$state/test" "$state/tested")
+		nft_lost=$(awk '
+			/^\t(set|map) / { set = $1 " " $2 }
+			FNR == NR && set { want[set] = want[set] $0 }
+			FNR == NR && /}$/ { set = "" }
+			FNR == NR { next }
+			/^\t(set|map) / { found[set] = 1 }
+			/^\t\ttimeout / { timed[set] = 1 }
+			END {
+				for (set in want) {
+					if (!(set in found)) print set
+					else if (want[set] ~ /; timeout / && !(set in timed)) print "timeout of " set
+				}
+			}' "$state/test" "$state/tested")
 		rm -f "$state/test" "$state/tested" "$state/errors"
 		[ -z "$nft_lost" ] || {
 			warn "this version of nft loses parts of the rules: $(echo "$nft_lost" | head -n 1); use a later version"
@@ -157,7 +162,8 @@ fw_trial() {
 	shift
 	{
 		nft_end_trial
-		echo 'table inet portknock { set trial { typeof meta nfproto; flags timeout; }; }'
+		echo 'add table inet portknock'
+		echo 'add set inet portknock trial { typeof meta nfproto; flags timeout; }'
 		echo "add chain inet portknock trial_$id"
 		part_rules .trial "$@"
 		echo "add element inet portknock trial { ipv4 timeout ${seconds}s, ipv6 timeout ${seconds}s }"
