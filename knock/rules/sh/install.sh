@@ -123,6 +123,7 @@ unloaded_del() {
 # ports. It returns 1 unless the installed rules are in force. The verb watch tries again each minute.
 load_or_fall_back() {
 	run_folder
+	close_if_gone "$1"
 	fall_last=$(time_unseen "$1")
 	if fall_fault=$(fw_load "$1" 2>&1); then
 		sum_write "$1"
@@ -154,6 +155,17 @@ load_or_fall_back() {
 	return 1
 }
 
+# gone ID is true if the firewall has no rules of the part. The plain drop of fw_close does not count.
+gone() {
+	! fw_parts 2>/dev/null | grep -qx "$1"
+}
+
+# close_if_gone ID closes the ports of a part that is gone, because loading its rules takes much longer. The load
+# removes the plain drop again.
+close_if_gone() {
+	[ "$on_failure" != closed ] || ! gone "$1" || fw_close "$1" 2>/dev/null || :
+}
+
 # proved_valid ID is true if there is an older script whose rules have not expired.
 proved_valid() (
 	[ -s "/etc/portknock/$1.proved" ] || exit 1
@@ -178,14 +190,21 @@ log_now_and_then() {
 # left_alone ID TRIAL is true if neither boot nor watch may load the part. TRIAL is not empty during a trial. A load
 # would end the trial, so only a part that is gone is loaded then: a flush has removed the trial's rules as well.
 left_alone() {
-	unloaded "$1" || { [ -n "$2" ] && [ "$(sum_state "$1")" != gone ]; }
+	unloaded "$1" || { [ -n "$2" ] && ! gone "$1"; }
 }
 
 # verb_boot loads the installed parts. The service calls it at the start of the machine, and so does each unit that
-# flushes.
+# flushes. With PORTKNOCK_CLOSE in the environment, it only closes the ports of parts that are gone.
 verb_boot() {
 	boot_status=0
 	lock
+	if [ -n "${PORTKNOCK_CLOSE-}" ]; then
+		for boot_id in $profiles; do
+			unloaded "$boot_id" || close_if_gone "$boot_id"
+		done
+		unlock
+		return
+	fi
 	boot_trial=$(fw_trial_left 2>/dev/null)
 	for boot_id in $profiles; do
 		left_alone "$boot_id" "$boot_trial" || load_or_fall_back "$boot_id" || boot_status=1
@@ -395,11 +414,16 @@ service_install() {
 		PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 		export PATH
 		worst=0
+		if [ "$1" = boot ]; then # first close all ports, which takes less time than to load rules
+		    for script in /etc/portknock/*.sh; do
+		        [ ! -f "$script" ] || PORTKNOCK_CLOSE=1 sh "$script" boot
+		    done
+		fi
 		for script in /etc/portknock/*.sh; do
-			[ -f "$script" ] || continue
-			sh "$script" "$1"
-			status=$?
-			[ "$status" -le "$worst" ] || worst=$status
+		    [ -f "$script" ] || continue
+		    sh "$script" "$1"
+		    status=$?
+		    [ "$status" -le "$worst" ] || worst=$status
 		done
 		exit "$worst"
 	END
@@ -613,23 +637,23 @@ openrc_install() {
 		extra_started_commands="reload"
 
 		depend() {
-			need localmount
-			after nftables iptables ip6tables
-			before net sshd
+		    need localmount
+		    after nftables iptables ip6tables
+		    before net sshd
 		}
 
 		start() {
-			ebegin "Loading port knocking rules"
-			sh /etc/portknock/each boot
-			eend $?
+		    ebegin "Loading port knocking rules"
+		    sh /etc/portknock/each boot
+		    eend $?
 		}
 
 		reload() {
-			start
+		    start
 		}
 
 		stop() {
-			return 0 # the rules stay in force
+		    return 0 # the rules stay in force
 		}
 	END
 	rc-update -q add portknock default && cron_install || return
