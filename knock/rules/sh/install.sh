@@ -381,7 +381,8 @@ uninstall_parts() {
 	rm -f /etc/portknock/each
 	rmdir /etc/portknock 2>/dev/null || [ ! -d /etc/portknock ] ||
 		warn "/etc/portknock has files that portknock did not write; remove them yourself"
-	rm -rf /run/portknock
+	# The folder in /run stays until the next reboot, because the functions of the firewall write temporary files there.
+	rm -f /run/portknock/unloaded
 }
 
 # parts_installed is true if any part is installed.
@@ -667,22 +668,30 @@ openrc_install() {
 # cron_install [boot] makes cron run watch each minute. With boot, cron also loads the rules at the start.
 cron_install() {
 	cron_watch='* * * * *' cron_command='/bin/sh /etc/portknock/each'
-	if [ -d /etc/cron.d ] && [ ! -d /etc/crontabs ]; then # busybox has /etc/crontabs and reads no /etc/cron.d
+	if ! cron_runs; then
+		warn "found neither systemd nor a running cron"
+		warn "before the network starts, run: $cron_command boot"
+		warn "each minute, run: $cron_command watch"
+		return 1
+	elif [ -d /etc/cron.d ] && [ ! -d /etc/crontabs ]; then # busybox has /etc/crontabs and reads no /etc/cron.d
 		{
 			echo '# portknock: loads its rules again if they are gone'
 			[ -z "${1-}" ] || echo "@reboot root $cron_command boot"
 			echo "$cron_watch root $cron_command watch"
 		} | write_file /etc/cron.d/portknock 0644 || return
 	elif ! crontab_edit ${1:+"@reboot $cron_command boot"} "$cron_watch $cron_command watch"; then
-		warn "found neither systemd nor OpenRC nor cron"
-		warn "before the network starts, run: $cron_command boot"
-		warn "each minute, run: $cron_command watch"
+		warn "cannot change the crontab of root"
 		return 1
 	fi
 	[ "$(watch_interval)" -ge 60 ] || warn "cron runs the refresh once a minute only"
 	[ -n "${1-}" ] || return 0
 	warn "cron may load the rules after the network; to load them before, run: $cron_command boot"
 	[ ! -d /etc/crontabs ] # the cron of busybox may not know @reboot
+}
+
+# cron_runs is true if there is a process of a cron. A folder for it may be there without one.
+cron_runs() {
+	cat /proc/[0-9]*/comm 2>/dev/null | grep -qx -e cron -e crond -e fcron -e dcron
 }
 
 # crontab_edit LINE... replaces portknock's lines in the crontab of root.
