@@ -21,9 +21,10 @@ flushers='nftables netfilter-persistent iptables ip6tables firewalld'
 log_err() {
 	if [ -n "${JOURNAL_STREAM-}" ] && [ "$(stat -Lc %d:%i /proc/self/fd/2)" = "$JOURNAL_STREAM" ]; then
 		printf '<3>portknock: %s\n' "$1" >&2
-	elif ! logger -p daemon.err -t portknock -- "$1" 2>/dev/null || [ -t 2 ]; then
-		warn "$1"
+		return
 	fi
+	# Without a syslog daemon, some versions of logger report no error.
+	{ [ -S /dev/log ] && logger -p daemon.err -t portknock -- "$1" 2>/dev/null && [ ! -t 2 ]; } || warn "$1"
 }
 
 # uptime_now prints the seconds since the machine started. A step of the clock does not change them.
@@ -381,7 +382,7 @@ uninstall_parts() {
 	rm -f /etc/portknock/each
 	rmdir /etc/portknock 2>/dev/null || [ ! -d /etc/portknock ] ||
 		warn "/etc/portknock has files that portknock did not write; remove them yourself"
-	# The folder in /run stays until the next reboot, because the functions of the firewall write temporary files there.
+	# The folder in /run stays until the next reboot: the functions of the firewall write temporary files there.
 	rm -f /run/portknock/unloaded
 }
 
