@@ -539,7 +539,8 @@ early_flushers() (
 # systemd_units writes the service for the start, and the timer and the service for the watchdog.
 #
 # portknock.service has no default dependencies, because it starts before them. It has no ExecStop: a stop leaves the
-# rules in force. Only messages from priority notice up are logged of the watchdog, which runs each minute.
+# rules in force. The journal of the watchdog, which runs each minute, has no lines about its starts: they have
+# priority info.
 systemd_units() {
 	systemd_formats=" $(installed_formats | tr '\n' ' ')"
 	systemd_paths='/run -/etc/portknock' systemd_modules='' systemd_calls=''
@@ -583,6 +584,7 @@ systemd_units() {
 		Type=oneshot
 		ExecStart=/bin/sh /etc/portknock/each watch
 		SyslogIdentifier=portknock
+		SyslogLevel=notice
 		LogLevelMax=notice
 		$(systemd_sandbox "$systemd_paths /etc/systemd/system")
 	END
