@@ -68,7 +68,7 @@ sum_write() (
 	umask 077
 	run_folder
 	short=$(hash_rules "$1" -s)
-	# The rules are gone if another program has flushed them since the load. Then the old checksum says so.
+	# The rules are gone if another program has flushed them since the load. The old checksum shows that then.
 	[ -n "$short" ] || exit 1
 	printf '%s\n%s\n%s\n' "$id" "$short" "$(hash_rules "$1")" >"/run/portknock/$1.sum.tmp" &&
 		mv -f "/run/portknock/$1.sum.tmp" "/run/portknock/$1.sum" && uptime_now >"/run/portknock/$1.seen"
