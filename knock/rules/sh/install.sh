@@ -382,8 +382,6 @@ uninstall_parts() {
 	rm -f /etc/portknock/each
 	rmdir /etc/portknock 2>/dev/null || [ ! -d /etc/portknock ] ||
 		warn "/etc/portknock has files that portknock did not write; remove them yourself"
-	# The folder in /run stays until the next reboot: the functions of the firewall write temporary files there.
-	rm -f /run/portknock/unloaded
 }
 
 # parts_installed is true if any part is installed.

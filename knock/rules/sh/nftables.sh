@@ -29,8 +29,8 @@ nft_errors() { sed -n 's/^[^ ]*: Error: /nft: /p; /^[^ ]*Error: /!{/^netlink: /p
 # once, as it does in an unprivileged container, nft_run loads them in parts. The chains of
 # a profile come last, so that the old rules are in force until then.
 nft_run() {
-	nft_input=$(mktemp "$state/rules.XXXXXX") || return
-	cat >"$nft_input"
+	nft_input=$state/rules
+	cat >"$nft_input" || return
 	if nft_output=$(nft -f "$nft_input" 2>&1); then
 		rm -f "$nft_input"
 		return 0
@@ -131,11 +131,18 @@ fw_test() {
 }
 
 fw_load() {
+	part_rules '' "$@" | nft_run && nft_leftovers "$@" | nft_run
+}
+
+# nft_leftovers prints commands that delete the objects of parts that their rules do not
+# declare, such as copies. Without other parts on trial, they end the trial too.
+nft_leftovers() {
 	{
-		part_rules '' "$@"
-		nft_objects | nft_of "$@" | nft_except "$@" | nft_delete
-	} | nft_run || return
-	[ -n "$(fw_trial_parts)" ] || nft_end_trial | nft_run
+		nft_objects | nft_of "$@" | nft_except "$@"
+		if ! fw_trial_parts | grep -qvxF "$(printf '%s\n' "$@")"; then
+			nft_objects | grep -e '^chain trial_' -e '^set trial$'
+		fi
+	} | nft_delete
 }
 
 # nft_except leaves out the objects that the rules of the parts declare.
@@ -200,10 +207,7 @@ fw_keep() {
 					sed -n "s/.*elements = \({[^}]*}\).*/add element inet portknock open${family}_$part \1/p" | grep . || :
 			done
 		done
-		{
-			nft_objects | nft_of "$@" | nft_except "$@"
-			nft_objects | grep -e '^chain trial_' -e '^set trial$'
-		} | nft_delete
+		nft_leftovers "$@"
 	} | nft_run
 }
 
