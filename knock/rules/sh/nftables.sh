@@ -37,8 +37,8 @@ nft_run() {
 	fi
 	case $nft_output in
 	*'Message too long'*)
-		nft_output=$(awk '/^# part$/ && close("nft -f -") { exit 1 } { print | "nft -f -" }
-			END { exit close("nft -f -") != 0 }' "$nft_input" 2>&1) && nft_failed= || nft_failed=1
+		nft_output=$(awk '/^# part$/ && close("nft -f -") { failed = 1; exit } { print | "nft -f -" }
+			END { exit failed || close("nft -f -") != 0 }' "$nft_input" 2>&1) && nft_failed= || nft_failed=1
 		;;
 	*) nft_failed=1 ;;
 	esac
