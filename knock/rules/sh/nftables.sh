@@ -239,7 +239,8 @@ nft_listing() {
 			sub(/_.*/, "", role)
 			on = substr($2, length(role) + 1) == (role ~ /^on-/ ? hook : end)
 		}
-		on && !/ @trial / { print }'
+		on && !/ @trial / { print }
+		/^\t}/ { on = 0 }'
 	[ -z "${3-}" ] || return 0
 	nft_objects | awk -v end="_$1$2" '
 		$2 ~ /^(even|odd|next|last|ignore|tokens)_/ && $1 ~ /set|map/ {
