@@ -190,15 +190,27 @@ fw_changed() {
 	[ "$(fw_listing "$1" | sum)" != "$(nft_listing "$1" .trial | sed 's/\.trial//g' | sum)" ]
 }
 
+# nft_keep_openings prints commands that add the openings of a part's copy to the part. Each
+# has the seconds that it has left, since the part may have another timeout. An address
+# that the part admits too keeps the longer of its two openings.
+nft_keep_openings() {
+	for family in 4 6; do
+		{
+			nft_elements "open${family}_$1" | sed 's/$/ part/'
+			nft_elements "open${family}_$1.trial"
+		} | awk -v set="inet portknock open${family}_$1" '
+			$3 == "part" { left[$1] = $2 }
+			$3 == "" && $2 > left[$1] + 0 {
+				add = "add element " set " { " $1 " timeout " $2 "s }"
+				print add "\ndelete element " set " { " $1 " }\n" add
+			}'
+	done
+}
+
 fw_keep() {
 	{
 		part_rules '' "$@"
-		for part; do
-			for family in 4 6; do
-				nft list set inet portknock "open${family}_$part.trial" | tr -d '\n\t' |
-					sed -n "s/.*elements = \({[^}]*}\).*/add element inet portknock open${family}_$part \1/p" | grep . || :
-			done
-		done
+		for part; do nft_keep_openings "$part"; done
 		{
 			nft_objects | nft_of "$@" | nft_except "$@"
 			nft_objects | grep -e '^chain trial_' -e '^set trial$'
