@@ -135,8 +135,11 @@ fw_load() {
 		part_rules '' "$@"
 		nft_objects | nft_of "$@" | nft_except "$@" | nft_delete
 	} | nft_run || return
-	[ -n "$(fw_trial_parts)" ] || nft_end_trial | nft_run
+	nft_end_empty_trial
 }
+
+# nft_end_empty_trial ends a trial that has no copies any more.
+nft_end_empty_trial() { [ -n "$(fw_trial_parts)" ] || nft_end_trial | nft_run; }
 
 # nft_except leaves out the objects that the rules of the parts declare.
 nft_except() {
@@ -229,7 +232,8 @@ fw_unload() {
 	if [ -z "$nft_left" ]; then
 		fw_remove
 	else
-		nft_objects | nft_of "$@" | nft_delete | nft_run
+		nft_objects | nft_of "$@" | nft_delete | nft_run || return
+		nft_end_empty_trial
 	fi
 }
 
