@@ -9,13 +9,17 @@
 part_rules() {
 	copy=$1
 	shift
-	rules_shared
-	for part; do
-		"rules_$part"
-		echo '# part'
-	done | sed "s/\.COPY/$copy/g" | if [ -n "$copy" ]; then
-		# The present chains at the hooks stay, and get a rule in front.
-		sed -e '/^flush chain inet portknock on-/d' \
+	{
+		rules_shared
+		for part; do
+			"rules_$part"
+			echo '# part'
+		done
+	} | sed "s/\.COPY/$copy/g" | if [ -n "$copy" ]; then
+		# The present chains at the hooks stay, and get a rule in front. Those of an older version,
+		# guard and input, stay too.
+		sed -e '/^flush chain inet portknock on-/d' -e '/^\tchain guard {/d' -e '/^\tchain input {/d' \
+			-e '/ chain inet portknock guard$/d' -e '/ chain inet portknock input$/d' \
 			-e 's/^add rule \(inet portknock on-[^ ]*\) goto /insert rule \1 meta nfproto @trial goto /'
 	else
 		cat
@@ -156,6 +160,9 @@ fw_trial() {
 		echo 'table inet portknock { set trial { typeof meta nfproto; flags timeout; }; }'
 		echo "add chain inet portknock trial_$id"
 		part_rules .trial "$@"
+		# An older version's chains must not drop what the copies let through.
+		nft_objects | grep -x -e 'chain guard' -e 'chain input' |
+			sed 's/^chain \(.*\)/insert rule inet portknock \1 meta nfproto @trial meta priority ffff:7070 accept/'
 		echo "add element inet portknock trial { ipv4 timeout ${seconds}s, ipv6 timeout ${seconds}s }"
 	} | nft_run
 }
@@ -223,8 +230,8 @@ fw_keep() {
 
 fw_cancel() {
 	nft_end_trial | nft_run || return
-	# Without parts, only the used tokens are worth keeping.
-	if ! nft_objects | grep -q -e '^chain on-' -e '^set used'; then fw_remove; fi
+	# Without parts, and without an older version's rules, only the used tokens are worth keeping.
+	if ! nft_objects | grep -q -e '^chain on-' -e '^chain guard$' -e '^set used'; then fw_remove; fi
 }
 
 fw_unload() {
