@@ -38,7 +38,12 @@ in_force() {
 lock() {
 	[ -z "${PORTKNOCK_LOCKED-}" ] && command -v flock >/dev/null || return 0
 	exec 9>"$state/lock"
-	flock -w 60 9 || die 1 'another run of a portknock script does not end'
+	lock_tries=0
+	until flock -n 9; do # the flock of busybox cannot wait with a limit
+		lock_tries=$((lock_tries + 1))
+		[ "$lock_tries" -lt 60 ] || die 1 'another run of a portknock script does not end'
+		sleep 1
+	done
 }
 
 unlock() { [ -n "${PORTKNOCK_LOCKED-}" ] || exec 9>&-; }

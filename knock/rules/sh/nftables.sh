@@ -9,13 +9,17 @@
 part_rules() {
 	copy=$1
 	shift
-	rules_shared
-	for part; do
-		"rules_$part"
-		echo '# part'
-	done | sed "s/\.COPY/$copy/g" | if [ -n "$copy" ]; then
-		# The present chains at the hooks stay, and get a rule in front.
+	{
+		rules_shared
+		for part; do
+			"rules_$part"
+			echo '# part'
+		done
+	} | sed "s/\.COPY/$copy/g" | if [ -n "$copy" ]; then
+		# The present chains at the hooks stay, and get a rule in front. Those of an older version,
+		# guard and input, stay too.
 		sed -e '/^flush chain inet portknock on-/d' \
+			-e '/ chain inet portknock guard$/d' -e '/ chain inet portknock input$/d' \
 			-e 's/^add rule \(inet portknock on-[^ ]*\) goto /insert rule \1 meta nfproto @trial goto /'
 	else
 		cat
@@ -37,8 +41,8 @@ nft_run() {
 	fi
 	case $nft_output in
 	*'Message too long'*)
-		nft_output=$(awk '/^# part$/ && close("nft -f -") { exit 1 } { print | "nft -f -" }
-			END { exit close("nft -f -") != 0 }' "$nft_input" 2>&1) && nft_failed= || nft_failed=1
+		nft_output=$(awk '/^# part$/ && close("nft -f -") { failed = 1; exit } { print | "nft -f -" }
+			END { exit failed || close("nft -f -") != 0 }' "$nft_input" 2>&1) && nft_failed= || nft_failed=1
 		;;
 	*) nft_failed=1 ;;
 	esac
@@ -150,6 +154,9 @@ nft_leftovers() {
 	} | nft_delete
 }
 
+# nft_end_empty_trial ends a trial that has no copies any more.
+nft_end_empty_trial() { [ -n "$(fw_trial_parts)" ] || nft_end_trial | nft_run; }
+
 # nft_except leaves out the objects that the rules of the parts declare.
 nft_except() {
 	for part; do "rules_$part"; done | sed 's/\.COPY//' | nft_declared >"$state/declared"
@@ -166,6 +173,9 @@ fw_trial() {
 		echo 'add set inet portknock trial { typeof meta nfproto; flags timeout; }'
 		echo "add chain inet portknock trial_$id"
 		part_rules .trial "$@"
+		# An older version's chains must not drop what the copies let through.
+		nft_objects | grep -x -e 'chain guard' -e 'chain input' |
+			sed 's/^chain \(.*\)/insert rule inet portknock \1 meta nfproto @trial meta priority ffff:7070 accept/'
 		echo "add element inet portknock trial { ipv4 timeout ${seconds}s, ipv6 timeout ${seconds}s }"
 	} | nft_run
 }
@@ -204,23 +214,35 @@ fw_changed() {
 	[ "$(nft_listing "$1" '' | cksum)" != "$(nft_listing "$1" .trial | sed 's/\.trial//g' | cksum)" ]
 }
 
+# nft_keep_openings prints commands that add the openings of a part's copy to the part. Each
+# has the seconds that it has left, since the part may have another timeout. An address
+# that the part admits too keeps the longer of its two openings.
+nft_keep_openings() {
+	for family in 4 6; do
+		{
+			nft_elements "open${family}_$1" | sed 's/$/ part/'
+			nft_elements "open${family}_$1.trial"
+		} | awk -v set="inet portknock open${family}_$1" '
+			$3 == "part" { left[$1] = $2 }
+			$3 == "" && $2 > left[$1] + 0 {
+				add = "add element " set " { " $1 " timeout " $2 "s }"
+				print add "\ndelete element " set " { " $1 " }\n" add
+			}'
+	done
+}
+
 fw_keep() {
 	{
 		part_rules '' "$@"
-		for part; do
-			for family in 4 6; do
-				nft list set inet portknock "open${family}_$part.trial" | tr -d '\n\t' |
-					sed -n "s/.*elements = \({[^}]*}\).*/add element inet portknock open${family}_$part \1/p" | grep . || :
-			done
-		done
+		for part; do nft_keep_openings "$part"; done
 		nft_leftovers "$@"
 	} | nft_run
 }
 
 fw_cancel() {
 	nft_end_trial | nft_run || return
-	# Without parts, only the used tokens are worth keeping.
-	if ! nft_objects | grep -q -e '^chain on-' -e '^set used'; then fw_remove; fi
+	# Without parts, and without an older version's rules, only the used tokens are worth keeping.
+	if ! nft_objects | grep -q -e '^chain on-' -e '^chain guard$' -e '^set used'; then fw_remove; fi
 }
 
 fw_unload() {
@@ -228,7 +250,8 @@ fw_unload() {
 	if [ -z "$nft_left" ]; then
 		fw_remove
 	else
-		nft_objects | nft_of "$@" | nft_delete | nft_run
+		nft_objects | nft_of "$@" | nft_delete | nft_run || return
+		nft_end_empty_trial
 	fi
 }
 
