@@ -226,7 +226,7 @@ func testLoadInParts(t *testing.T, shell, settings []string) {
 	if strings.Contains(out, "rules.") {
 		t.Errorf("the load leaves a file with the rules: %s", out)
 	}
-	broken := strings.Replace(text, "\tchain begin {", "\tnonsense\n\tchain begin {", 1)
+	broken := strings.Replace(text, "\nadd table ", "\nnonsense\nadd table ", 1)
 	if out, err := inside(broken, "load"); err == nil {
 		t.Errorf("the load succeeds although the rules have a fault: %s", out)
 	}
