@@ -541,9 +541,7 @@ early_flushers() (
 # priority info.
 systemd_units() {
 	systemd_formats=" $(installed_formats | tr '\n' ' ')"
-	systemd_paths='/run -/etc/portknock' systemd_modules='' systemd_calls=''
-	case $systemd_formats in *' knockd '*) systemd_paths='/run /etc' ;; esac # knockd reads /etc/knockd.conf
-	case $systemd_formats in *' fwknop '*) systemd_paths="$systemd_paths -/etc/fwknop" ;; esac
+	systemd_modules='' systemd_calls=''
 	if [ "$systemd_formats" != ' nftables ' ]; then # iptables loads kernel modules itself
 		systemd_modules=' CAP_SYS_MODULE' systemd_calls=' @module'
 	fi
@@ -566,7 +564,7 @@ systemd_units() {
 		ExecStart=/bin/sh /etc/portknock/each boot
 		ExecReload=/bin/sh /etc/portknock/each boot
 		SyslogIdentifier=portknock
-		$(systemd_sandbox "$systemd_paths")
+		$(systemd_sandbox)
 
 		[Install]
 		WantedBy=multi-user.target
@@ -584,7 +582,7 @@ systemd_units() {
 		SyslogIdentifier=portknock
 		SyslogLevel=notice
 		LogLevelMax=notice
-		$(systemd_sandbox "$systemd_paths /etc/systemd/system")
+		$(systemd_sandbox)
 	END
 	write_file /etc/systemd/system/portknock-watch.timer 0644 <<-END
 		[Unit]
@@ -601,26 +599,17 @@ systemd_units() {
 	END
 }
 
-# systemd_sandbox PATHS prints settings that limit what a service may do. PATHS are those that it may write to.
+# systemd_sandbox prints settings that limit what a service may do. None of them makes a mount namespace: at an early
+# moment of the boot, systemd cannot always make one, and the service would fail.
 systemd_sandbox() {
 	cat <<-END
 		TimeoutStartSec=3min
 		UMask=0077
-		ProtectSystem=strict
-		ReadWritePaths=$1
-		ProtectHome=read-only
-		PrivateDevices=yes
-		ProtectClock=yes
-		ProtectControlGroups=yes
-		ProtectHostname=yes
-		ProtectKernelLogs=yes
-		ProtectKernelTunables=yes
 		CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_RAW$systemd_modules
 		NoNewPrivileges=yes
 		LockPersonality=yes
 		MemoryDenyWriteExecute=yes
 		RestrictAddressFamilies=AF_UNIX AF_NETLINK AF_INET AF_INET6
-		RestrictNamespaces=yes
 		RestrictRealtime=yes
 		RestrictSUIDSGID=yes
 		SystemCallArchitectures=native
