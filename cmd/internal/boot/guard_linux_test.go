@@ -163,9 +163,6 @@ func TestInstalledGuardSurvivesRebootsAndFlushingServices(t *testing.T) {
 		}
 		g.server.Shell(t, "systemctl disable --now firewalld; systemctl reset-failed")
 		g.expectAdmits(t, "at the end")
-		if out := g.server.Shell(t, "journalctl -b | grep -i 'ordering cycle' || :"); out != "" {
-			t.Errorf("ordering cycles:\n%s", out)
-		}
 	})
 }
 
@@ -291,6 +288,104 @@ func TestProfilesAreInstalledAndRemovedOneByOne(t *testing.T) {
 		after := g.server.Shell(t, "find /etc /run/portknock | sort; systemctl list-unit-files --no-legend | sort")
 		if after != before {
 			t.Errorf("uninstall changed the machine. Before:\n%s\nAfter:\n%s", before, after)
+		}
+	})
+}
+
+// dockerLike is a unit like that of Docker: it starts late, after the firewalls, and adds
+// rules of its own.
+const dockerLike = `[Unit]
+After=network-online.target nftables.service firewalld.service
+Wants=network-online.target
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/sh -c "iptables -t nat -N DOCKER; iptables -t nat -A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER"
+ExecStop=/bin/sh -c "iptables -t nat -F; iptables -t nat -X"
+
+[Install]
+WantedBy=multi-user.target
+`
+
+// TestUnitsCauseNoOrderingCycle: systemd starts all units although ssh.socket, firewalld and
+// a unit like Docker's are enabled. In a cycle, systemd would leave one of them out.
+func TestUnitsCauseNoOrderingCycle(t *testing.T) {
+	eachRelease(t, kernelFormats, func(t *testing.T, g *guarded) {
+		g.install(t, "/root/vps.sh", "vps")
+		write(t, g.machine, "/etc/systemd/system/docker.service", dockerLike, 0o644)
+		g.server.Shell(t, "systemctl disable ssh; systemctl enable ssh.socket firewalld docker")
+		open := g.during(t, func() { g.server = g.machine.Reboot(t) })
+		if open != 0 {
+			t.Errorf("port 22 was open for %v", open)
+		}
+		g.server.Shell(t, "firewall-cmd --add-service=ssh")
+		for _, unit := range []string{"sockets.target", "ssh.socket", "firewalld", "docker", "portknock"} {
+			if out, err := g.server.Try("systemctl", "is-active", unit); err != nil {
+				t.Errorf("%s is %s", unit, out)
+			}
+		}
+		if out, _ := g.server.Try("sh", "-c", "systemd-analyze verify default.target 2>&1 | grep -i cycle"); out != "" {
+			t.Errorf("cycles: %s", out)
+		}
+		g.expectAdmits(t, "behind ssh.socket")
+		open = g.during(t, func() { g.server.Shell(t, "systemctl restart docker") })
+		if open != 0 {
+			t.Errorf("port 22 was open for %v while docker restarted", open)
+		}
+	})
+}
+
+// TestFlusherInstalledLaterGetsDropIn: the watchdog notices a firewall that was installed
+// after the guard.
+func TestFlusherInstalledLaterGetsDropIn(t *testing.T) {
+	eachRelease(t, []string{"nftables"}, func(t *testing.T, g *guarded) {
+		g.server.Shell(t, "mv /lib/systemd/system/nftables.service /root; systemctl daemon-reload")
+		g.install(t, "/root/vps.sh", "vps")
+		g.server.Shell(t, "mv /root/nftables.service /lib/systemd/system && systemctl start portknock-watch.service")
+		g.server.Shell(t, "systemctl restart nftables")
+		g.expect(t, "after a restart of nftables", lab.Dropped)
+	})
+}
+
+// TestTrialOutlivesServices: neither the service nor the watchdog ends a trial, unless
+// another program has removed its rules.
+func TestTrialOutlivesServices(t *testing.T) {
+	eachRelease(t, kernelFormats, func(t *testing.T, g *guarded) {
+		g.install(t, "/root/vps.sh", "vps")
+		old := g.knocks
+		g.change(t, "1001/udp 2003/tcp 3005/udp")
+		g.script(t, "/root/new.sh", "vps")
+		g.server.Shell(t, "sh /root/new.sh trial 600 && systemctl start portknock-watch.service && systemctl reload portknock.service")
+		g.expectAdmits(t, "by the rules on trial")
+		g.server.Shell(t, "nft flush ruleset; systemctl start portknock-watch.service")
+		g.knocks = old
+		g.expect(t, "after a flush during a trial", lab.Dropped)
+		g.expectAdmits(t, "by the old rules after a flush during a trial")
+	})
+}
+
+// TestInstalledScriptRefreshesItsRules: a script with --refresh replaces its rules, and keeps
+// them if it cannot make new ones.
+func TestInstalledScriptRefreshesItsRules(t *testing.T) {
+	eachRelease(t, kernelFormats, func(t *testing.T, g *guarded) {
+		write(t, g.machine, "/root/config", "Host vps\nScheme rotating\nKeyFile key\nPeriod 10\nSkew 1\n", 0o600)
+		g.server.Shell(t, "portknock keygen /root/key && cd /root && umask 077 && "+
+			"portknock emit-rules -c config --format "+g.format+" --script --refresh vps >vps.sh && sh vps.sh load && sh vps.sh install")
+		id := func() string { return g.server.Shell(t, "grep ^id= /etc/portknock/vps.sh") }
+		first := id()
+		lab.Await(t, 30*time.Second, func() string {
+			g.server.Shell(t, "echo 0 >/run/portknock/vps.refreshed; systemctl start portknock-watch.service")
+			if id() == first {
+				return "the script has no new rules"
+			}
+			return ""
+		})
+		g.expect(t, "after a refresh", lab.Dropped)
+		g.server.Shell(t, "mv /root/key /root/lost; echo 0 >/run/portknock/vps.refreshed; systemctl start portknock-watch.service || :")
+		g.expect(t, "after a refresh without the key", lab.Dropped)
+		if log := g.server.Shell(t, "journalctl -b -p err -o cat"); !strings.Contains(log, "cannot refresh the rules") {
+			t.Errorf("the log is %q", log)
 		}
 	})
 }

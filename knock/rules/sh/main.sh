@@ -133,6 +133,9 @@ verb_install() {
 			die 1 "the rules of $(value name "$part") in this script are not loaded; first run: sh $0 trial"
 	done
 	install_parts "$@" || die 1 'not installed; the rules stay loaded until the next reboot'
+	if grep -qs '^[^#]*include.*portknock' /etc/nftables.conf; then
+		warn 'remove the include line from /etc/nftables.conf: it loads the rules of another file'
+	fi
 	say "installed: $(names "$@"). The rules are loaded at each boot, and when they are removed."
 	# shellcheck disable=SC2154 # the head of the script sets on_failure
 	[ "$on_failure" = open ] ||
