@@ -138,7 +138,7 @@ func (k *iptKernel) rule(words []string, s knock.Step) (then, to string, ok bool
 			if i+5 < len(words) && words[i+4] == "--hitcount" {
 				hits = k.number(words[i+5])
 			}
-		case "--seconds", "--hitcount":
+		case "--seconds", "--hitcount", "--comment":
 		case "--rcheck":
 			n := 0
 			for _, stamp := range k.lists[list][k.source] {
