@@ -20,17 +20,18 @@ const iptJump = "PREROUTING -j PORTKNOCK"
 var iptScript string
 
 // iptPlainScript returns the part of iptScript that a file without a script needs: the
-// functions that test, load and unload its rules. The last line calls them.
+// functions that test, load and unload its rules.
 func iptPlainScript() string {
 	_, text, _ := strings.Cut(iptScript, "#<plain\n")
 	text, _, _ = strings.Cut(text, "#>plain\n")
-	return text + `ipt_plain "$@"` + "\n"
+	return text
 }
 
 // iptPlainCommand returns the command that runs a verb of [iptPlainScript] on a file.
-// The script is in the file, in comments.
+// The script is in the file, in comments. If the file is missing or cut off, the command
+// fails, because the call of the script is not in the file.
 func iptPlainCommand(verb, file string) string {
-	return fmt.Sprintf("sed -n 's/^#: //p' %[2]s | sh -s %[1]s %[2]s", verb, quote(file))
+	return fmt.Sprintf(`(sed -n 's/^#: //p' %[2]s; echo 'ipt_plain "$@"') | sh -s %[1]s %[2]s`, verb, quote(file))
 }
 
 // emitIptables writes one text for both iptables-restore and ip6tables-restore. Both

@@ -12,7 +12,7 @@
 # The lists portspent_* record spent tokens. They belong to a key, so copies share them.
 # The chain PORTSPENT is never reached; its rules keep lists alive that no part uses now.
 #
-# shellcheck shell=sh disable=SC2154
+# shellcheck shell=sh disable=SC2154,SC2016
 
 #<plain
 # ipt_program is an awk program that writes the input of iptables-restore.
@@ -42,6 +42,11 @@ function label(rule) {
 	sub(/"/, "", rule)
 	return rule
 }
+# list_name returns the option --name of a match without the mask.
+function list_name(match_text) {
+	sub(/ --mask .*/, "", match_text)
+	return match_text
+}
 # put appends a rule to a root chain of the output.
 function put(table, chain, rule, mark,   n) {
 	n = ++size[table, chain]
@@ -67,7 +72,7 @@ function add(table, chain,   i) {
 }
 # spare lets the drop policy of a root chain pass the guarded ports of all parts. Without a
 # drop policy, the chain of the table filter is empty.
-function spare(chain,   i, n, k, w, p, d, id, rule, kept, drops, seen, bare) {
+function spare(chain,   i, n, k, w, p, d, id, rule, drops, seen, bare) {
 	for (i = 1; i <= size["filter", chain]; i++) {
 		if (mark_of["filter", chain, i] == "") bare = 1
 		if (mark_of["filter", chain, i] ~ /^3/) drops = 1
@@ -131,15 +136,17 @@ $0 == "# new" { complete = 1; table = ""; next }
 	}
 }
 !complete { next }
+/^[^#]/ { last = $0 }
 $0 == "# part" { body[++bodies] = $0 }
 /^[-:]/ {
 	chain = /^:/ ? substr($1, 2) : $1 == "-A" ? $2 : $3
 	if ($1 == "-I") next
 	if (chain == "PORTKNOCK" || chain == "PORTTRIAL") {
-		if (/^:/) next
+		mark = label($0)
+		if (/^:/ || mark ~ /:-$/ && repeated[table, $0]++) next
 		n = ++news[table]
 		new_rule[table, n] = $0
-		mark = new_mark[table, n] = label($0)
+		new_mark[table, n] = mark
 		if (mark ~ /:-$/) shared[table] = 1
 		else gone[substr(mark, 3)] = 1
 		next
@@ -150,13 +157,14 @@ $0 == "# part" { body[++bodies] = $0 }
 }
 END {
 	if (!complete) exit 1
+	loads = mode == "load" || mode == "keep"
+	if ((loads || mode == "trial") && last != "COMMIT") exit 2 # the file was cut off
 	if (mode == "trial" || mode == "keep") on_trial = mode == "trial" || old_gate != ""
 	else if (mode != "cancel" && mode != "remove" && old_gate != "" && match(old_gate, /--datestop [^ ]+/) &&
 		substr(old_gate, RSTART + 11, RLENGTH - 11) >= now)
 		for (i = 1; i <= chain_count["mangle"]; i++)
 			if (chains["mangle", i] ~ /^PORTTRIAL-/ && !(owner(chains["mangle", i]) in gone)) on_trial = 1
 	if (mode != "trial") gate = old_gate
-	loads = mode == "load" || mode == "keep"
 	tables = split("mangle filter", name, " ")
 	for (i = 1; i <= tables; i++) {
 		t = name[i]
@@ -191,10 +199,9 @@ END {
 		for (k = needed ? 2 : 1; k <= jumps[t]; k++) print "-D " hook[t] " -j PORTKNOCK"
 		if (t == "mangle") {
 			lists = 0
-			for (k = 1; k <= spents; k++) if (keeps(t, spent_by[k])) refers[substr(spent_list[k], 1, index(spent_list[k] " --mask", " --mask") - 1)] = 1
+			for (k = 1; k <= spents; k++) if (keeps(t, spent_by[k])) refers[list_name(spent_list[k])] = 1
 			for (k = 1; k <= spents && (needed || mode == "cancel"); k++) {
-				list = substr(spent_list[k], 1, index(spent_list[k] " --mask", " --mask") - 1)
-				if (refers[list]++) continue
+				if (refers[list_name(spent_list[k])]++) continue
 				if (!lists++) print ":PORTSPENT - [0:0]"
 				print "-A PORTSPENT -m recent --rcheck " spent_list[k]
 			}
@@ -224,8 +231,8 @@ END {
 # are in ipt_text. If EMPTY is given, no rules are loaded yet.
 ipt_merge() { # PROGRAM MODE [EMPTY]
 	{
-		[ "$3" ] || "$1-save" -c -t mangle 2>/dev/null || exit
-		[ "$3" ] || "$1-save" -c -t filter 2>/dev/null # fails if the kernel lacks this table
+		[ "${3-}" ] || "$1-save" -c -t mangle 2>/dev/null || exit
+		[ "${3-}" ] || "$1-save" -c -t filter 2>/dev/null # fails if the kernel lacks this table
 		echo "# new"
 		printf '%s\n' "$ipt_text"
 	} | awk -v mode="$2" -v ids="$ipt_ids" -v gate="$ipt_gate" -v marker="$id" \
@@ -254,11 +261,13 @@ ipt_change() { # MODE
 	modprobe -q xt_recent ip_list_perms=0600 2>/dev/null
 	for ipt_step in --test ''; do
 		for ipt_t in iptables ip6tables; do
-			if ! ipt_merged=$(ipt_merge $ipt_t "$1"); then
-				echo "portknock: $ipt_t-save cannot list the table mangle" >&2
-				return 1
-			fi
-			[ -z "$ipt_merged" ] || ipt_restore $ipt_t $ipt_step || return
+			ipt_merged=$(ipt_merge $ipt_t "$1")
+			case $? in
+			0) ;;
+			2) echo "portknock: the rules are incomplete: load a complete file" >&2 && return 1 ;;
+			*) echo "portknock: $ipt_t-save cannot list the table mangle" >&2 && return 1 ;;
+			esac
+			[ -z "$ipt_merged" ] || ipt_restore $ipt_t "$ipt_step" || return
 		done
 	done
 	# If the module was loaded before, its lists are readable by all users.
@@ -276,7 +285,6 @@ ipt_test() {
 		[ $ipt_t = iptables ] || ipt_other=-4
 		ipt_merged=$(ipt_merge $ipt_t load empty)
 		ipt_want=$(printf '%s\n' "$ipt_merged" | grep -v "^$ipt_other " | grep -c -e '-A ')
-		# shellcheck disable=SC2016 # $0 is for the inner shell
 		if ! ipt_got=$(printf '%s\n' "$ipt_merged" | unshare -n sh -c '"$0-restore" -w --noflush -c && "$0-save"' $ipt_t 2>&1)
 		then
 			case $ipt_got in *'Message too long'*) continue ;; esac
@@ -429,11 +437,17 @@ fw_parts() {
 		END { for (id in ids) if (jump[4] && jump[6] && in_family[id, 4] && in_family[id, 6]) print id }' | sort
 }
 
-# fw_listing does not need -s: the only constant sets of iptables are chains.
+# fw_listing leaves out what depends on other parts: rules of the table filter that let
+# the guarded ports pass, and the jump to rules of other parts. It does not need -s,
+# because the only constant sets of iptables are chains.
 fw_listing() { # ID [-s]
 	ipt_saved | sed 's/ \[[0-9:]*\]//' | awk -v id="$1" '
-		$3 == "-A" && $5 == "-j" && $6 == "PORTKNOCK" { print }
-		$3 == "-A" && $4 == "PORTKNOCK" && index($0, ":" id "\"") { print }
+		$3 == "-A" && $5 == "-j" && $6 == "PORTKNOCK" { jump[$1, $2] = $0 }
+		$3 == "-A" && $4 == "PORTKNOCK" && index($0, ":" id "\"") && !($2 == "filter" && /--comment "1:/) {
+			if (($1, $2) in jump) print jump[$1, $2]
+			delete jump[$1, $2]
+			print
+		}
 		{ chain = $3 == "-A" ? $4 : substr($3, 2) }
 		chain == "PORTKNOCK-" id || index(chain, "PORTKNOCK-" id "-") == 1 { print }'
 }
@@ -477,7 +491,7 @@ ipt_stamp() {
 # ipt_clock sets ipt_hz to the ticks in a second, as the kernel was configured. If no file
 # has this number, ipt_clock measures it.
 ipt_clock() {
-	[ -z "$ipt_hz" ] || return 0
+	[ -z "${ipt_hz-}" ] || return 0
 	ipt_hz=$({ zcat /proc/config.gz || cat "/boot/config-$(uname -r)"; } 2>/dev/null | sed -n 's/^CONFIG_HZ=//p')
 	[ -z "$ipt_hz" ] || return 0
 	ipt_start=$(ipt_stamp)
@@ -496,7 +510,8 @@ ipt_clock() {
 # leaves out openings that have ended. PREFIX is portknock, or porttrial for a copy.
 ipt_open() { # ID PREFIX
 	[ -e "/proc/net/xt_recent/${2}_${1}_open" ] || return 0
-	ipt_for=$(ipt_saved | sed -n "s/.* -A PORT.*--seconds \([0-9]*\) .*--name ${2}_${1}_open .*--comment \"[14]:.*/\1/p" | sed q)
+	ipt_for=$(ipt_saved |
+		sed -n "/--comment \"[14]:/s/.* -A PORT.*--seconds \([0-9]*\) .*--name ${2}_${1}_open .*/\1/p" | sed q)
 	awk -v now="$(ipt_stamp)" -v hz="$ipt_hz" -v long="${ipt_for:-0}" '
 		/^src=/ && match($0, /last_seen: [0-9]+/) {
 			age = now - substr($0, RSTART + 11, RLENGTH - 11)
@@ -516,7 +531,10 @@ fw_admitted() { # ID
 fw_close() { # ID...
 	for ipt_id; do
 		echo "*mangle"
-		echo "-A PORTKNOCK -i lo -m comment --comment \"0:-\" -j RETURN"
+		echo '-A PORTKNOCK -i lo -m comment --comment "0:-" -j RETURN'
+		echo '-A PORTKNOCK -m conntrack --ctstate ESTABLISHED,RELATED -m comment --comment "3:-" -j RETURN'
+		echo '-A PORTKNOCK -m addrtype ! --dst-type LOCAL -m comment --comment "6:-" -j RETURN'
+		echo '-A PORTKNOCK -p tcp ! --syn -m comment --comment "6:-" -j RETURN'
 		for ipt_port in $(value ports "$ipt_id"); do
 			ipt_number=$(printf '%s\n' "${ipt_port%/*}" | tr - :)
 			if [ "${ipt_port#*/}" = tcp ]; then
@@ -530,5 +548,6 @@ fw_close() { # ID...
 					"-m comment --comment \"5:$ipt_id\" -j DROP"
 			done
 		done
+		echo COMMIT
 	done | ipt_do load
 }
