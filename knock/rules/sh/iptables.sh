@@ -513,11 +513,26 @@ ipt_open() { # ID PREFIX
 	ipt_for=$(ipt_saved |
 		sed -n "/--comment \"[14]:/s/.* -A PORT.*--seconds \([0-9]*\) .*--name ${2}_${1}_open .*/\1/p" | sed q)
 	awk -v now="$(ipt_stamp)" -v hz="$ipt_hz" -v long="${ipt_for:-0}" '
+		# short returns an address without the zeros that the kernel writes for IPv6.
+		function short(addr,   zeros, at) {
+			if (addr !~ /:/) return addr
+			addr = ":" addr ":"
+			while (match(addr, /:0[1-9a-f]|:00/)) addr = substr(addr, 1, RSTART) substr(addr, RSTART + 2)
+			for (zeros = ":0:0:0:0:0:0:0:0:"; length(zeros) > 3; zeros = substr(zeros, 3))
+				if ((at = index(addr, zeros)) > 0) {
+					addr = substr(addr, 1, at) "x" substr(addr, at + length(zeros) - 1)
+					break
+				}
+			sub(/^:/, "", addr)
+			sub(/:$/, "", addr)
+			if (!sub(/:x:/, "::", addr)) if (!sub(/^x:/, "::", addr)) sub(/:x$/, "::", addr)
+			return addr == "x" ? "::" : addr
+		}
 		/^src=/ && match($0, /last_seen: [0-9]+/) {
 			age = now - substr($0, RSTART + 11, RLENGTH - 11)
 			if (age < 0) age += 4294967296 # a kernel of 32 bits
 			left = long - int(age / hz)
-			if (left > 0) print substr($1, 5), left
+			if (left > 0) print short(substr($1, 5)), left
 		}' "/proc/net/xt_recent/${2}_${1}_open"
 }
 
