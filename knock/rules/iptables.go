@@ -31,7 +31,7 @@ func iptPlainScript() string {
 // The script is in the file, in comments. If the file is missing or cut off, the command
 // fails, because the call of the script is not in the file.
 func iptPlainCommand(verb, file string) string {
-	return fmt.Sprintf(`(sed -n 's/^#: //p' %[2]s; echo 'ipt_plain "$@"') | sh -s %[1]s %[2]s`, verb, quote(file))
+	return fmt.Sprintf(`(sed -n "s/^#: //p" %[2]s; echo ipt_plain) | sh -s %[1]s %[2]s`, verb, quote(file))
 }
 
 // emitIptables writes one text for both iptables-restore and ip6tables-restore. Both
@@ -62,7 +62,7 @@ it starts or reloads: load again after that, or use the format nftables.`,
 			`Loading makes the lists in /proc/net/xt_recent readable by root only. Otherwise
 other users of this server could learn the knocks from these lists.`,
 			textIf(hasParts(rules), `An unprivileged container may refuse so many rules at once ("Message too
-long"). The load then loads the rules in parts, and the guard itself last.`),
+long"). The load command will then load in parts, with the guard itself last.`),
 			textIf(knocks, `xt_recent remembers 100 addresses in each list. An attacker who sends first knocks
 from forged addresses faster than that keeps other clients from knocking. Raise
 the module's parameter ip_list_tot, or use nftables.`),
@@ -70,7 +70,7 @@ the module's parameter ip_list_tot, or use nftables.`),
 and logged as "portknock refused". IPv4 and IPv6 have separate tokens, half
 of them each. After a restart of the server, or a flush, spent tokens are forgotten.`),
 		},
-		body: "\n" + comments("#: ", iptPlainScript()) + rules,
+		body: "\n" + strings.ReplaceAll(comments("#: ", iptPlainScript()), "#: \n", "#:\n") + rules,
 	}, nil
 }
 

@@ -40,7 +40,8 @@ func (r *rig) iptScript(t testing.TB, names []string, flags ...string) string {
 		if !found {
 			t.Fatal("the rules do not begin as expected")
 		}
-		text += fmt.Sprintf("ports_%[1]s=22/tcp\nstages_%[1]s=3\nrules_%[1]s() {\n\tcat <<'END_OF_RULES'\n# In mangle%[2]sEND_OF_RULES\n}\n", name, rest)
+		text += fmt.Sprintf("ports_%[1]s=22/tcp\nstages_%[1]s=3\n", name)
+		text += fmt.Sprintf("rules_%s() {\ncat <<'END_OF_RULES'\n# In mangle%sEND_OF_RULES\n}\n", name, rest)
 	}
 	shell := lab.ReadFile(t, filepath.Join("..", "..", "..", "knock", "rules", "sh", "iptables.sh"))
 	return lab.File(t, "script", text+shell+`value() { eval "printf '%s\n' \"\${$1_$2-}\""; }`, `"$@"`)
@@ -488,7 +489,8 @@ func TestIptablesScriptRunsInBusybox(t *testing.T) {
 			t.Helper()
 			return r.server.Shell(t, fmt.Sprintf("PATH=%s:$PATH busybox sh %s %s", dir, script, strings.Join(args, " ")))
 		}
-		r.server.Shell(t, "for a in awk sed grep date cat sort tr chmod sleep zcat uname unshare; do ln -s $(command -v busybox) "+dir+"/$a; done")
+		r.server.Shell(t, "for a in awk sed grep date cat sort tr chmod sleep zcat uname unshare; do "+
+			"ln -s $(command -v busybox) "+dir+"/$a; done")
 		fw("fw_test", "vps", "web")
 		fw("fw_load", "vps")
 		fw("fw_trial", "60", "web")

@@ -242,7 +242,8 @@ ipt_merge() { # PROGRAM MODE [EMPTY]
 # ipt_restore loads the rules in ipt_merged. With --test it only checks them.
 ipt_restore() { # PROGRAM [--test]
 	ipt_errors=$(printf '%s\n' "$ipt_merged" | "$1-restore" -w --noflush -c ${2:+"$2"} 2>&1) && return
-	case $ipt_errors in
+	case ${2-}$ipt_errors in
+	--test*) ;;
 	*'Message too long'*) # an unprivileged container refuses many rules at once
 		printf '%s\n' "$ipt_merged" | awk -v r="$1-restore -w --noflush -c" '
 			/^# part$/ { print "COMMIT" | r; if (close(r)) exit 1; print "*mangle" | r }
@@ -298,15 +299,23 @@ ipt_test() {
 	done
 }
 
-# ipt_plain runs a verb on the rules in a file.
-ipt_plain() { # test|load|unload FILE
-	ipt_text=$(cat "$2") || return
+# ipt_plain runs the verb ipt_verb on the rules in ipt_file. The command in the header of
+# the file calls it, so a file that was cut off does nothing.
+ipt_verb=${1-} ipt_file=${2-}
+ipt_plain() {
+	ipt_text=$(cat <"$ipt_file") || return
 	ipt_ids='' ipt_gate='' id=''
-	case $1 in
+	# Two loads at once could each undo what the other adds to the root chains.
+	mkdir -m 700 /run/portknock 2>/dev/null
+	if command -v flock >/dev/null && [ -w /run/portknock ]; then
+		exec 9>/run/portknock/lock
+		flock 9
+	fi
+	case $ipt_verb in
 	test) ipt_test ;;
 	load) ipt_change load ;;
 	unload)
-		ipt_ids=$(printf '%s\n' "$ipt_text" | sed -n 's/.* --comment "7:\([a-z0-9_]*\)".*/\1/p' | sort -u | tr '\n' ' ')
+		ipt_ids=$(printf '%s\n' "$ipt_text" | sed -n 's/.* --comment "7:\([a-z0-9_]*\)".*/\1/p' | tr '\n' ' ')
 		ipt_text=
 		ipt_change unload
 		;;
