@@ -255,11 +255,19 @@ ipt_restore() { # PROGRAM [--test]
 	return 1
 }
 
+# ipt_is_old reports whether an earlier version of portknock wrote the loaded rules. Their
+# comments do not show which part has a rule.
+ipt_is_old() {
+	iptables -w -t mangle -S PORTKNOCK 2>/dev/null | grep -e ^-A | grep -qv -e --comment -e '-g PORTTRIAL$'
+}
+
 # ipt_change loads ipt_text in a MODE of ipt_program, first for IPv4 and then for IPv6. It
 # checks both families before it changes one.
 ipt_change() { # MODE
 	# The lists of xt_recent show the stage of each address, which reveals the knocks.
 	modprobe -q xt_recent ip_list_perms=0600 2>/dev/null
+	[ "$1" != load ] || ! ipt_is_old ||
+		echo "portknock: replacing rules of an earlier version: load the rules of all profiles again" >&2
 	for ipt_step in --test ''; do
 		for ipt_t in iptables ip6tables; do
 			ipt_merged=$(ipt_merge $ipt_t "$1")
@@ -286,8 +294,8 @@ ipt_test() {
 		[ $ipt_t = iptables ] || ipt_other=-4
 		ipt_merged=$(ipt_merge $ipt_t load empty)
 		ipt_want=$(printf '%s\n' "$ipt_merged" | grep -v "^$ipt_other " | grep -c -e '-A ')
-		if ! ipt_got=$(printf '%s\n' "$ipt_merged" | unshare -n sh -c '"$0-restore" -w --noflush -c && "$0-save"' $ipt_t 2>&1)
-		then
+		if ! ipt_got=$(printf '%s\n' "$ipt_merged" |
+			unshare -n sh -c '"$0-restore" -w --noflush -c && "$0-save"' $ipt_t 2>&1); then
 			case $ipt_got in *'Message too long'*) continue ;; esac
 			printf '%s\n' "$ipt_got" >&2
 			return 1
@@ -374,7 +382,7 @@ fw_trial() { # SECONDS ID...
 	shift
 	# An earlier trial may have left lists. Its openings would look like a proof of this one.
 	for ipt_list in $(ipt_lists porttrial_); do
-		echo / >"$ipt_list"
+		{ echo / >"$ipt_list"; } 2>/dev/null || : # an unprivileged container may not write lists
 	done
 	ipt_rules "$@" | sed 's/PORTKNOCK/PORTTRIAL/g; s/--name portknock_/--name porttrial_/g' | ipt_do trial
 }
@@ -414,13 +422,16 @@ fw_proved() { # ID
 fw_keep() { # ID...
 	# While the parts replace the old ones, the copies stay in force.
 	ipt_rules "$@" | ipt_do keep || return
-	# This renews the age of the openings: they last OpenFor from now on.
-	ipt_clock
-	for ipt_id; do
-		ipt_open "$ipt_id" porttrial | while read -r ipt_addr _; do
-			echo "+$ipt_addr" >"/proc/net/xt_recent/portknock_${ipt_id}_open"
+	if ipt_clock; then
+		# This renews the age of the openings: they last OpenFor from now on.
+		for ipt_id; do
+			ipt_open "$ipt_id" porttrial | while read -r ipt_addr _; do
+				echo "+$ipt_addr" >"/proc/net/xt_recent/portknock_${ipt_id}_open"
+			done
 		done
-	done
+	else
+		echo "portknock: this container cannot keep the openings of the trial: clients must knock again" >&2
+	fi
 	# If something stops this between IPv4 and IPv6, the next keep or cancel completes it.
 	fw_cancel
 }
@@ -498,8 +509,9 @@ ipt_stamp() {
 }
 
 # ipt_clock sets ipt_hz to the ticks in a second, as the kernel was configured. If no file
-# has this number, ipt_clock measures it.
+# has this number, ipt_clock measures it. It fails if the lists cannot be written.
 ipt_clock() {
+	[ -w /proc/net/xt_recent/portknock_clock ] || return
 	[ -z "${ipt_hz-}" ] || return 0
 	ipt_hz=$({ zcat /proc/config.gz || cat "/boot/config-$(uname -r)"; } 2>/dev/null | sed -n 's/^CONFIG_HZ=//p')
 	[ -z "$ipt_hz" ] || return 0
@@ -546,7 +558,7 @@ ipt_open() { # ID PREFIX
 }
 
 fw_admitted() { # ID
-	ipt_clock
+	ipt_clock || return 0
 	ipt_prefix=portknock
 	[ -z "$(fw_trial_left)" ] || ! fw_trial_parts | grep -qx "$1" || ipt_prefix=porttrial
 	ipt_open "$1" $ipt_prefix
