@@ -542,6 +542,23 @@ func TestIptablesPartHasOnlyItsProfile(t *testing.T) {
 	}
 }
 
+// The shell function fw_close writes the same rules for all parts as this package.
+func TestIptablesScriptHasSharedRules(t *testing.T) {
+	lines := iptRules{}.rootChain().lines
+	shared := 0
+	for _, line := range lines {
+		if strings.HasPrefix(line, "-A ") {
+			shared++
+			if !strings.Contains(iptScript, "'"+line+"'") {
+				t.Errorf("sh/iptables.sh lacks the rule %s", line)
+			}
+		}
+	}
+	if shared != 4 {
+		t.Errorf("%d shared rules, want 4: %q", shared, lines)
+	}
+}
+
 // The lists of spent tokens have the name of the key, so that they stay when the name of
 // the profile changes.
 func TestIptablesSpentListsBelongToKey(t *testing.T) {

@@ -53,6 +53,20 @@ func (r *rig) fw(t testing.TB, script string, args ...string) string {
 	return r.server.Run(t, "sh", append([]string{script}, args...)...)
 }
 
+// awaitTrialEnd waits until no trial is in force.
+func (r *rig) awaitTrialEnd(t testing.TB, script string) {
+	t.Helper()
+	lab.Await(t, 10*time.Second, func() string { // a test cannot fake the kernel's clock
+		if left := r.fw(t, script, "fw_trial_left"); left != "" {
+			return "the trial lasts for " + left
+		}
+		return ""
+	})
+	// The rules use the kernel's coarse clock. A second begins there up to a tick later than
+	// for date.
+	time.Sleep(50 * time.Millisecond)
+}
+
 // newPartsRig returns a rig for profiles that are not loaded yet.
 func newPartsRig(t testing.TB, f lab.Firewall, family lab.Family, settings ...string) *rig {
 	t.Helper()
@@ -137,6 +151,29 @@ func TestIptablesProfilesLoadedOneAfterAnother(t *testing.T) {
 		if rulesets[0] != rulesets[1] {
 			t.Errorf("the order of the loads changes the rules from\n%s\nto\n%s", rulesets[0], rulesets[1])
 		}
+	})
+}
+
+// TestIptablesIncompleteFileChangesNothing: the load of a file that is missing, or that was cut
+// off, fails and leaves the loaded rules as they are.
+func TestIptablesIncompleteFileChangesNothing(t *testing.T) {
+	eachIptables(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		r := newPartsRig(t, f, family, twoProfiles...)
+		file := emitRulesFor(t, r.server, f, r.profile, "vps")
+		runHeaderLine(t, r.server, file, "load")
+		before := r.ruleset(t)
+		load, text := lab.RulesLine(t, file, "load"), lab.ReadFile(t, file)
+		for _, size := range []int{0, len(text) / 10, len(text) / 3, len(text) - 300, len(text) - 30, len(text) - len("COMMIT\n")} {
+			r.server.Shell(t, fmt.Sprintf("head -c %d %s >/run/cut", size, file))
+			out, err := r.server.Try("sh", "-c", strings.ReplaceAll(load, file, "/run/cut"))
+			if err == nil {
+				t.Errorf("the load of the first %d of %d bytes succeeds: %s", size, len(text), out)
+			}
+		}
+		if out, err := r.server.Try("sh", "-c", strings.ReplaceAll(load, file, "/run/missing")); err == nil {
+			t.Errorf("the load of a missing file succeeds: %s", out)
+		}
+		r.expectRuleset(t, before)
 	})
 }
 
@@ -239,16 +276,10 @@ func TestIptablesTrialExpires(t *testing.T) {
 		if left := r.fw(t, script, "fw_trial_left"); left == "" {
 			t.Skip("this machine is too busy: the trial has expired")
 		}
-		lab.Await(t, 10*time.Second, func() string {
-			if left := r.fw(t, script, "fw_trial_left"); left != "" {
-				return "the trial lasts for " + left
-			}
-			return ""
-		})
+		r.awaitTrialEnd(t, script)
 		r.expectAnswers(t, "expired", onTrial, noneOpen)
 		r.expectAnswers(t, "expired", admitted, vpsOpen)
 		r.expectAnswers(t, "expired", byWeb, webOpen)
-		r.expectAnswers(t, "expired", r.attacker.Addr(family), map[uint16]lab.State{})
 		r.expect(t, r.attacker, lab.Dropped)
 		r.expectPort(t, r.attacker, 1, lab.Refused)
 		r.knockFrom(t, stopped, vpsSequence[1])
@@ -364,6 +395,11 @@ func TestIptablesCloseAndListing(t *testing.T) {
 		r.knockFrom(t, from, vpsSequence...)
 		r.expectAnswers(t, "loaded", from, map[uint16]lab.State{22: lab.Open, 8080: lab.Open})
 		r.fw(t, dropping, "fw_load", "web")
+		got := r.fw(t, script, "fw_counters", "vps")
+		// ip6tables-nft-restore 1.8.9 does not restore counters.
+		if lost := f.Name == "iptables-nft" && family == lab.IPv6; !lost && !strings.HasPrefix(got, "let_through 1\n") {
+			t.Errorf("the load of web changes the counters of vps to %q", got)
+		}
 		r.fw(t, script, "fw_load", "vps")
 		if again := r.fw(t, script, "fw_listing", "vps"); again != loaded {
 			t.Errorf("the listing was\n%s\nand after traffic and another part it is\n%s", loaded, again)
@@ -473,6 +509,68 @@ func TestIptablesGuardHasNoGap(t *testing.T) {
 		if r.client.ProbeFrom(t, admitted, r.port(22)) != lab.Open {
 			t.Log("the opening has ended meanwhile")
 		}
+	})
+}
+
+// TestIptablesKilledTrialLeavesOldRules: a trial whose process is killed at any moment ends
+// with the old rules in force, with their openings and stages.
+func TestIptablesKilledTrialLeavesOldRules(t *testing.T) {
+	lab.Require(t, "timeout")
+	eachIptablesFamily(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		r := newPartsRig(t, f, family, twoKnocks, "OpenFor 1m", "KnockTimeout 1m",
+			"Host web", "Sequence 1000/udp 2000/udp", "OpenPorts 22 8080")
+		old := r.iptScript(t, []string{"vps", "web"})
+		r.fw(t, old, "fw_load", "vps", "web")
+		r.profile = r.vpsProfile(t, "Sequence 4001/udp 4003/tcp")
+		script := r.iptScript(t, []string{"vps"}, "--policy", "drop")
+		for i := range 8 {
+			admitted, stopped := r.freshAddr(), r.freshAddr()
+			r.knockFrom(t, admitted, vpsSequence...)
+			r.knockFrom(t, stopped, vpsSequence[0])
+			// timeout kills the shell and the programs that it runs.
+			_, _ = r.server.Try("sh", "-c", fmt.Sprintf("timeout -s KILL 0.%02d sh %s fw_trial 1 vps", 3*i+3, script))
+			r.awaitTrialEnd(t, script)
+			when := fmt.Sprintf("killed after %d ms", 30*i+30)
+			r.expectAnswers(t, when, admitted, vpsOpen)
+			r.expectAnswers(t, when, r.freshAddr(), noneOpen)
+			r.expectPort(t, r.attacker, 1, lab.Refused)
+			r.knockFrom(t, stopped, vpsSequence[1])
+			r.expectAnswers(t, when, stopped, vpsOpen)
+			if i%2 == 0 {
+				r.fw(t, script, "fw_cancel")
+			}
+		}
+	})
+}
+
+// TestIptablesTrialLosesDropPolicy: rules on trial without the drop policy open the other
+// ports, until the trial expires.
+func TestIptablesTrialLosesDropPolicy(t *testing.T) {
+	eachIptables(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		r := newPartsRig(t, f, family, twoProfiles...)
+		dropping := r.iptScript(t, []string{"vps"}, "--policy", "drop", "--allow", "8080")
+		script := r.iptScript(t, []string{"vps", "web"})
+		r.fw(t, dropping, "fw_load", "vps")
+		before := r.ruleset(t)
+		expect := func(when string, other, web lab.State) {
+			t.Helper()
+			r.expectAnswers(t, when, r.freshAddr(), map[uint16]lab.State{22: lab.Dropped, 1: other, 8080: web})
+		}
+		expect("old rules", lab.Dropped, lab.Open)
+		r.fw(t, script, "fw_trial", "60", "vps", "web")
+		expect("on trial", lab.Refused, lab.Dropped)
+		r.fw(t, script, "fw_cancel")
+		expect("cancelled", lab.Dropped, lab.Open)
+		r.expectRuleset(t, before)
+		r.fw(t, script, "fw_trial", "60", "web")
+		expect("only web on trial", lab.Dropped, lab.Dropped)
+		r.fw(t, script, "fw_trial", "60", "vps", "web")
+		r.fw(t, script, "fw_keep", "vps", "web")
+		expect("kept", lab.Refused, lab.Dropped)
+		if rules := r.ruleset(t); strings.Contains(rules, "INPUT -j PORTKNOCK") {
+			t.Errorf("without a drop policy, the table filter still has rules:\n%s", rules)
+		}
+		r.fw(t, script, "fw_remove")
 	})
 }
 

@@ -26,6 +26,9 @@
 #   cancel  remove the trial
 #   remove  remove everything
 #
+# Rules of other parts keep their counters, except with ip6tables-nft-restore 1.8.9, which
+# does not restore counters.
+#
 # The lines "# part" show where a container that refuses many rules may split the output.
 # Only the whole output is one transaction.
 ipt_program='
