@@ -154,6 +154,58 @@ func TestIptablesProfilesLoadedOneAfterAnother(t *testing.T) {
 	})
 }
 
+// TestIptablesTenProfiles: ten profiles guard one port, and are loaded one after another. Each
+// admits. Sweeps of all UDP ports open nothing. The unload of some leaves the others.
+func TestIptablesTenProfiles(t *testing.T) {
+	eachIptables(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		r := newListeningRig(t, f, family)
+		var settings, names []string
+		for i := range 10 {
+			names = append(names, fmt.Sprint("user", i))
+			knocks := fmt.Sprintf("%d/udp %d/udp %d/udp", 7001+i, 9001+i, 8001+i)
+			settings = append(settings, "Host "+names[i], "Sequence "+knocks, "OpenFor 1m")
+		}
+		r.profile = lab.File(t, "config", settings...)
+		files := map[string]string{}
+		for i := range names {
+			name := names[i*7%10]
+			files[name] = emitRulesFor(t, r.server, f, r.profile, name)
+			runHeaderLine(t, r.server, files[name], "load")
+			r.expect(t, r.attacker, lab.Dropped)
+		}
+		addrs := map[string]netip.Addr{}
+		for i, name := range names {
+			addrs[name] = r.freshAddr()
+			r.knockFrom(t, addrs[name], sequence(fmt.Sprintf("%d/udp %d/udp %d/udp", 7001+i, 9001+i, 8001+i))...)
+			if got := r.answer(t, addrs[name]); got != lab.Open {
+				t.Errorf("after the knocks of %s, port 22 is %v", name, got)
+			}
+		}
+		r.attacker.Flood(t, 2*65535, func(i int) lab.Packet {
+			port := uint16(1 + i%65535)
+			if i >= 65535 {
+				port = 65535 - uint16(i%65535)
+			}
+			return lab.Packet{Dst: r.port(port)}
+		})
+		r.expect(t, r.attacker, lab.Dropped)
+		for i, name := range names {
+			if i%3 == 0 {
+				runHeaderLine(t, r.server, files[name], "undo")
+			}
+		}
+		for i, name := range names {
+			want := lab.Open
+			if i%3 == 0 {
+				want = lab.Dropped
+			}
+			if got := r.answer(t, addrs[name]); got != want {
+				t.Errorf("after the unload of others, port 22 is %v for %s, want %v", got, name, want)
+			}
+		}
+	})
+}
+
 // TestIptablesIncompleteFileChangesNothing: the load of a file that is missing, or that was cut
 // off, fails and leaves the loaded rules as they are.
 func TestIptablesIncompleteFileChangesNothing(t *testing.T) {
@@ -163,11 +215,12 @@ func TestIptablesIncompleteFileChangesNothing(t *testing.T) {
 		runHeaderLine(t, r.server, file, "load")
 		before := r.ruleset(t)
 		load, text := lab.RulesLine(t, file, "load"), lab.ReadFile(t, file)
-		for _, size := range []int{0, len(text) / 10, len(text) / 3, len(text) - 300, len(text) - 30, len(text) - len("COMMIT\n")} {
+		n := len(text)
+		for _, size := range []int{0, n / 10, n / 3, n - 300, n - 30, n - len("COMMIT\n")} {
 			r.server.Shell(t, fmt.Sprintf("head -c %d %s >/run/cut", size, file))
 			out, err := r.server.Try("sh", "-c", strings.ReplaceAll(load, file, "/run/cut"))
 			if err == nil {
-				t.Errorf("the load of the first %d of %d bytes succeeds: %s", size, len(text), out)
+				t.Errorf("the load of the first %d of %d bytes succeeds: %s", size, n, out)
 			}
 		}
 		if out, err := r.server.Try("sh", "-c", strings.ReplaceAll(load, file, "/run/missing")); err == nil {

@@ -12,7 +12,7 @@
 # The lists portspent_* record spent tokens. They belong to a key, so copies share them.
 # The chain PORTSPENT is never reached; its rules keep lists alive that no part uses now.
 #
-# shellcheck shell=sh disable=SC2154,SC2016
+# shellcheck shell=sh disable=SC2154
 
 #<plain
 # ipt_program is an awk program that writes the input of iptables-restore.
@@ -31,6 +31,7 @@
 #
 # The lines "# part" show where a container that refuses many rules may split the output.
 # Only the whole output is one transaction.
+# shellcheck disable=SC2016 # awk expands this text
 ipt_program='
 # owner returns the ID of the part that has a chain, or "".
 function owner(chain) {
@@ -297,6 +298,7 @@ ipt_test() {
 		[ $ipt_t = iptables ] || ipt_other=-4
 		ipt_merged=$(ipt_merge $ipt_t load empty)
 		ipt_want=$(printf '%s\n' "$ipt_merged" | grep -v "^$ipt_other " | grep -c -e '-A ')
+		# shellcheck disable=SC2016 # the inner shell expands $0
 		if ! ipt_got=$(printf '%s\n' "$ipt_merged" |
 			unshare -n sh -c '"$0-restore" -w --noflush -c && "$0-save"' $ipt_t 2>&1); then
 			case $ipt_got in *'Message too long'*) continue ;; esac
