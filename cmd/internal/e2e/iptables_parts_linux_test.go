@@ -355,6 +355,13 @@ func TestIptablesTrialIsProvedAndKept(t *testing.T) {
 			_, err := r.server.Try("sh", script, "fw_proved", name)
 			return err == nil
 		}
+		changed := func(name string) bool {
+			_, err := r.server.Try("sh", script, "fw_changed", name)
+			return err == nil
+		}
+		if changed("vps") || !changed("web") {
+			t.Errorf("the trial of the same vps and of a new web: changed are vps %v, web %v", changed("vps"), changed("web"))
+		}
 		from := r.freshAddr()
 		r.knockFrom(t, from, webSequence...)
 		if proved("vps") || proved("web") {

@@ -462,19 +462,30 @@ fw_parts() {
 		END { for (id in ids) if (jump[4] && jump[6] && in_family[id, 4] && in_family[id, 6]) print id }' | sort
 }
 
-# fw_listing leaves out what depends on other parts: rules of the table filter that let
-# the guarded ports pass, and the jump to rules of other parts. It does not need -s,
-# because the only constant sets of iptables are chains.
-fw_listing() { # ID [-s]
-	ipt_saved | sed 's/ \[[0-9:]*\]//' | awk -v id="$1" '
-		$3 == "-A" && $5 == "-j" && $6 == "PORTKNOCK" { jump[$1, $2] = $0 }
-		$3 == "-A" && $4 == "PORTKNOCK" && index($0, ":" id "\"") && !($2 == "filter" && /--comment "1:/) {
+# ipt_listing prints the rules of a part in one root chain. It leaves out what depends on
+# other parts: rules of the table filter that let the guarded ports pass, and the jump to
+# rules of other parts.
+ipt_listing() { # ID PORTKNOCK|PORTTRIAL
+	ipt_saved | sed 's/ \[[0-9:]*\]//' | awk -v id="$1" -v root="$2" '
+		$3 == "-A" && $5 == "-j" && $6 == root { jump[$1, $2] = $0 }
+		$3 == "-A" && $4 == root && index($0, ":" id "\"") && !($2 == "filter" && /--comment "1:/) {
 			if (($1, $2) in jump) print jump[$1, $2]
 			delete jump[$1, $2]
 			print
 		}
 		{ chain = $3 == "-A" ? $4 : substr($3, 2) }
-		chain == "PORTKNOCK-" id || index(chain, "PORTKNOCK-" id "-") == 1 { print }'
+		chain == root "-" id || index(chain, root "-" id "-") == 1 { print }'
+}
+
+# fw_listing does not need -s, because the only constant sets of iptables are chains.
+fw_listing() { # ID [-s]
+	ipt_listing "$1" PORTKNOCK
+}
+
+# fw_changed is true if the copy of a part has other rules than the part in force.
+fw_changed() { # ID
+	[ "$(ipt_listing "$1" PORTKNOCK | grep -v ' -j PORTKNOCK$' | cksum)" != \
+		"$(ipt_listing "$1" PORTTRIAL | sed 's/PORTTRIAL/PORTKNOCK/g; s/--name porttrial_/--name portknock_/g' | cksum)" ]
 }
 
 fw_counters() { # ID
