@@ -20,14 +20,15 @@ import (
 )
 
 // emitRules is the command that prints the server's rules or writes them to a file. With
-// --refresh it prints the systemd units that keep the rules fresh.
+// --script it prints a shell script that contains the rules and loads them.
 type emitRules struct {
 	config
 	format, policy, allow, output string
-	atEnd, refresh                string
+	atEnd, onFailure, nic         string
 	horizon                       time.Duration
-	consume, force                bool
-	allFlags                      *pflag.FlagSet // all flags of the command, for upkeep
+	consume, force, log           bool
+	script, refresh               bool
+	allFlags                      *pflag.FlagSet // all flags of the command, for refreshCommand
 }
 
 func (c *emitRules) flags(a *app, f *pflag.FlagSet) {
@@ -41,7 +42,11 @@ func (c *emitRules) flags(a *app, f *pflag.FlagSet) {
 	f.BoolVar(&c.consume, "consume", false, "drop the knock packets; use it only if the server drops packets to\nall closed ports")
 	f.BoolVar(&c.force, "force", false, "accept a sequence that a scan finds or an attacker can guess, and SPA\nwithout an HMAC")
 	f.StringVar(&c.output, "output", "", "write the rules to this `FILE`, mode 0600, and print ValidUntil for the\nprofile; the commands in the file use this path")
-	f.StringVar(&c.refresh, "refresh", "", "print a `systemd` service and timer that regenerate and load the rules\non a server with the key")
+	f.BoolVar(&c.log, "log", false, "log the connections that the guard lets through, at most ten a minute")
+	f.BoolVar(&c.script, "script", false, "print a shell script with the rules: it tests, tries, keeps, installs\nand removes them")
+	f.BoolVar(&c.refresh, "refresh", false, "with --script, on a server with portknock and the key: the installed\nscript renews its rules before they expire")
+	f.StringVar(&c.onFailure, "on-failure", "closed", "with --script: `STATE` of the ports if the installed rules cannot be\nloaded: closed or open")
+	f.StringVar(&c.nic, "interface", "", "with --script: `NAME` of the interface on which knockd or fwknopd\nlistens; by default that of the default route")
 }
 
 func (c *emitRules) run(ctx context.Context, a *app, args []string) error {
@@ -58,12 +63,14 @@ func (c *emitRules) run(ctx context.Context, a *app, args []string) error {
 	}
 	format := rules.Format(c.format)
 	var text bytes.Buffer
-	if c.refresh != "" {
-		var u rules.Upkeep
-		if u, err = c.upkeep(args); err != nil {
-			return err
+	if c.script {
+		s := rules.Script{OnFailureOpen: c.onFailure == "open", Interface: c.nic}
+		if c.refresh {
+			if s.Refresh, err = c.refreshCommand(args); err != nil {
+				return err
+			}
 		}
-		err = format.WriteUnits(&text, guards, o, u)
+		err = format.EmitScript(&text, guards, o, s)
 	} else {
 		err = format.Emit(&text, guards, o)
 	}
@@ -71,10 +78,7 @@ func (c *emitRules) run(ctx context.Context, a *app, args []string) error {
 		return c.emitFailure(err)
 	}
 	a.log.warn(warnings)
-	switch {
-	case c.refresh != "":
-		return a.print("%s", text.Bytes())
-	case c.output == "":
+	if c.output == "" {
 		return a.printSecret(text.Bytes(), "--output FILE")
 	}
 	if err := secret.Replace(o.File, text.Bytes(), nil); err != nil {
@@ -129,10 +133,10 @@ func (c *emitRules) emitFailure(err error) error {
 	others := "--format " + formatList(r.Suits, " or ")
 	switch {
 	case r.Suits != nil && r.Option == "Until":
-		f.hint = "use --refresh systemd, a shorter --horizon, or " + others
+		f.hint = "use --script --refresh, a shorter --horizon, or " + others
 	case r.Suits != nil:
 		f.hint = "use " + others
-	case r.Option == "Until" && c.horizon == 0 && c.refresh == "": // the user gave no end time
+	case r.Option == "Until" && c.horizon == 0 && !c.refresh: // the user gave no end time
 		f.hint = "give the rules an end time, such as --horizon 30d"
 	}
 	return f
@@ -150,12 +154,16 @@ func (c *emitRules) ruleOptions() (o rules.Options, err error) {
 		return o, usageError("--policy %q is not guard or drop", c.policy)
 	case c.atEnd != "closed" && c.atEnd != "open":
 		return o, usageError("--at-end %q is not closed or open", c.atEnd)
-	case c.refresh != "" && c.refresh != "systemd":
-		return o, usageError("--refresh %q is not systemd", c.refresh)
-	case c.refresh != "" && c.path == "-":
+	case c.onFailure != "closed" && c.onFailure != "open":
+		return o, usageError("--on-failure %q is not closed or open", c.onFailure)
+	case !c.script && (c.refresh || c.nic != "" || c.allFlags.Changed("on-failure")):
+		return o, usageError("--refresh, --on-failure and --interface need --script")
+	case strings.ContainsFunc(c.nic, func(r rune) bool { return unicode.IsControl(r) || unicode.IsSpace(r) }):
+		return o, usageError("--interface %q is not the name of an interface", c.nic)
+	case c.refresh && c.path == "-":
 		return o, usageError("a service cannot read the profile from standard input; name the file with -c")
 	}
-	o = rules.Options{DropPolicy: c.policy == "drop", OpenAtEnd: c.atEnd == "open", Consume: c.consume, Force: c.force}
+	o = rules.Options{DropPolicy: c.policy == "drop", OpenAtEnd: c.atEnd == "open", Consume: c.consume, Force: c.force, Log: c.log}
 	o.From = now()
 	o.Until = o.From.Add(c.horizon)
 	if c.allow != "" {
@@ -189,11 +197,12 @@ func (c *emitRules) printValidUntil(a *app, guards []rules.Guard, o rules.Option
 	return err
 }
 
-// upkeep returns how a server regenerates the rules of these hosts.
-func (c *emitRules) upkeep(hosts []string) (u rules.Upkeep, err error) {
+// refreshCommand returns the command with which a server writes a new script for the
+// same hosts.
+func (c *emitRules) refreshCommand(hosts []string) (func(horizon string) []string, error) {
 	program, err := programPath()
 	if err != nil {
-		return u, err
+		return nil, err
 	}
 	config, err := c.find()
 	if err == nil {
@@ -202,13 +211,13 @@ func (c *emitRules) upkeep(hosts []string) (u rules.Upkeep, err error) {
 	if err == nil && strings.ContainsFunc(config, unicode.IsControl) {
 		err = usageError("%q: the file name contains control characters", config)
 	}
-	command := func(file, horizon string) []string {
+	return func(horizon string) []string {
 		words := []string{program, "emit-rules", "-c", config}
 		for _, o := range c.options {
 			words = append(words, "-o", o)
 		}
-		words = append(words, "--format", c.format, "--horizon", horizon, "--output", file)
-		for _, name := range []string{"policy", "allow", "at-end", "consume", "force"} {
+		words = append(words, "--format", c.format, "--horizon", horizon, "--script", "--refresh")
+		for _, name := range []string{"policy", "allow", "at-end", "consume", "force", "log", "on-failure", "interface"} {
 			switch f := c.allFlags.Lookup(name); {
 			case f.Value.String() == f.DefValue:
 			case f.Value.Type() == "bool":
@@ -218,8 +227,7 @@ func (c *emitRules) upkeep(hosts []string) (u rules.Upkeep, err error) {
 			}
 		}
 		return append(words, hosts...)
-	}
-	return rules.Upkeep{Command: command, Config: config, Names: hosts}, err
+	}, err
 }
 
 // programPath returns the path of this program, as it was called. It does not follow a

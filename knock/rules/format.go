@@ -20,27 +20,30 @@ type format struct {
 	name    Format
 	file    string // usual path of the rules
 	emit    func([]guard, Options) (document, error)
-	windows int  // most windows in a file
-	entries int  // most knocks and tokens in all windows together; 0 if windows is the only limit
-	clock   bool // a window opens only in its time; without a clock, all open until another load
-	tokens  bool // the format can verify tokens
-	spa     bool // the format verifies SPA packets, and supports neither knocks nor tokens
-	modules bool // loading the rules may load kernel modules
+	windows int      // most windows in a file
+	entries int      // most knocks and tokens in all windows together; 0 if windows is the only limit
+	clock   bool     // a window opens only in its time; without a clock, all open until another load
+	tokens  bool     // the format can verify tokens
+	spa     bool     // the format verifies SPA packets, and supports neither knocks nor tokens
+	shell   []string // files of the folder sh that a script of this format needs
 }
 
 // formats is the table of formats, sorted by name.
 func formats() []format {
 	return []format{
-		{name: "fwknop", file: "/etc/fwknop/access.conf", emit: emitFwknop, spa: true},
+		{name: "fwknop", file: "/etc/fwknop/access.conf", emit: emitFwknop, spa: true, shell: []string{"nftables.sh", "daemon.sh"}},
 		// 30 days of hourly windows, and the two windows at the ends that the 30 days
 		// cover in part. More windows would load slowly and slow down each packet.
 		{name: "iptables", file: "/etc/portknock.rules", emit: emitIptables,
-			windows: 722, entries: 10_000, clock: true, tokens: true, modules: true},
-		{name: "knockd", file: "/etc/knockd.conf", emit: emitKnockd, windows: 4},
+			windows: 722, entries: 10_000, clock: true, tokens: true,
+			shell: []string{"iptables.sh"}},
+		{name: "knockd", file: "/etc/knockd.conf", emit: emitKnockd, windows: 4,
+			shell: []string{"nftables.sh", "daemon.sh"}},
 		// 300,000 entries load in two seconds, or in eight seconds if most of them are
 		// windows. nft needs 500 MB of memory for them.
 		{name: "nftables", file: "/etc/portknock.nft", emit: emitNftables,
-			windows: 150_000, entries: 300_000, clock: true, tokens: true},
+			windows: 150_000, entries: 300_000, clock: true, tokens: true,
+			shell: []string{"nftables.sh"}},
 	}
 }
 
@@ -71,16 +74,17 @@ func (f Format) row() (format, error) {
 // document is the text that a format makes from guards, with the commands that its
 // header names. Each command is a single line of shell.
 type document struct {
-	check, load, watch, undo string
+	test, load, unload string
 
-	parts   string // command that loads in parts, for containers that refuse load; "" if the rules have a single part
-	refuse  string // command that fails if load would open a guarded port; "" if load replaces no guard
-	reload  string // load command for a service: its output never contains knocks or tokens
-	changed string // command that a service runs after the rules changed; "" if it runs none
-
-	notes []string // paragraphs of the header; "" paragraphs are left out
-	body  string   // text of the file; format.document puts the header before it
+	notes  []string // paragraphs of the header; "" paragraphs are left out
+	shared string   // rules before the parts
+	parts  []string // rules of each guard
+	daemon string   // file of the daemon; "" if the format has none
+	body   string   // what a plain file holds after its header
 }
+
+// rules returns the rules of all guards.
+func (d document) rules() string { return "\n" + d.shared + strings.Join(d.parts, "") }
 
 // Emit writes the rules of all guards. If it returns an error for the guards or the
 // options, it has not written anything. If w fails, Emit returns the error of w, and w may
@@ -90,36 +94,33 @@ func (f Format) Emit(w io.Writer, guards []Guard, o Options) error {
 	if err != nil {
 		return err
 	}
-	d, err := row.document(guards, o)
+	if o.File == "" {
+		o.File = row.file
+	}
+	checked, err := row.check(guards, o)
 	if err != nil {
 		return err
 	}
-	_, err = io.WriteString(w, d.body)
+	d, err := row.emit(checked, o)
+	if err != nil {
+		return err
+	}
+	_, err = io.WriteString(w, row.header(checked, d, o)+d.body)
 	return err
 }
 
-// document checks the guards and makes the document, with its header.
-func (f format) document(guards []Guard, o Options) (document, error) {
-	if o.File == "" {
-		o.File = f.file
-	}
+// check returns the guards with their windows, or an error if the format cannot
+// express them.
+func (f format) check(guards []Guard, o Options) ([]guard, error) {
 	switch {
 	case len(guards) == 0:
-		return document{}, errors.New("no profile given")
+		return nil, errors.New("no profile given")
 	case len(o.Allow) > 0 && !o.DropPolicy:
-		return document{}, errors.New("allowed ports need the drop policy, because nothing else closes them")
+		return nil, errors.New("allowed ports need the drop policy, because nothing else closes them")
 	case strings.ContainsFunc(o.File, unicode.IsControl):
-		return document{}, fmt.Errorf("%q: the file name contains control characters", o.File)
+		return nil, fmt.Errorf("%q: the file name contains control characters", o.File)
 	}
-	checked, err := checkAll(guards, o, f)
-	if err != nil {
-		return document{}, err
-	}
-	d, err := f.emit(checked, o)
-	if err == nil {
-		d.body = f.header(checked, d, o) + d.body
-	}
-	return d, err
+	return checkAll(guards, o, f)
 }
 
 // End returns when the rules that [Format.Emit] writes for the guard expire, in UTC.

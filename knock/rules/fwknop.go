@@ -31,48 +31,47 @@ func emitFwknop(guards []guard, o Options) (document, error) {
 		` || { echo "fwknopd does not run: its log says why" >&2; false; }; }`
 	// The next load must not mistake an fwknopd that is ending for a running one.
 	stop := `timeout 5 sh -c "while pkill -x fwknopd; do sleep 0.1; done"`
-	const watchNote = `fwknopd watches one interface, eth0 unless you name another: PCAP_INTF, below.
-One that runs already keeps its own fwknopd.conf and is only told to read this
-file, if it is the one that it reads.`
-	const acceptNote = `Packets are for IPv4; nobody gets in by IPv6. fwknopd takes a packet whose clock
-is within 120 s of this server's, and each only once.`
+	const interfaceNote = `fwknopd listens on one interface, eth0 by default. To choose another one, change
+PCAP_INTF below. A running fwknopd keeps its own fwknopd.conf and only reads this
+file again, if it uses this file.`
+	const acceptNote = `Packets are for IPv4 only; IPv6 addresses are not admitted. fwknopd accepts a packet
+whose clock differs by less than 120 s from this server's, and each packet once.`
+	var file lines
+	file.WriteString("\n" + comments("#; ", fwknopdConfText(guards)))
+	for _, g := range guards {
+		fwknopStanza(&file, g)
+	}
 	var d document
 	if guards[0].forwards() {
 		d = document{
-			check: conf + " && fwknopd --exit-parse-config" + args,
-			load:  start,
-			watch: "iptables-save -c | grep FWKNOP",
-			undo:  stop,
-			body:  "\n",
-			notes: []string{`fwknopd makes the rules, by iptables. Nothing is closed here: see that nobody
-gets there without them. They take net.ipv4.ip_forward=1, and a firewall that
-lets established connections through. Nothing may listen here at the port itself:
-who comes right behind the packet, before the rule, would get there.`,
-				watchNote + `
-It ends unless it has the lines ENABLE_IPT_ of below.`, acceptNote,
-				`Where the answers do not come back through here, add ENABLE_IPT_SNAT Y; below, and
-SNAT_TRANSLATE_IP with an address of this host: without that, fwknopd lets only
-one connection through at a time.`,
+			test:   conf + " && fwknopd --exit-parse-config" + args,
+			load:   start,
+			unload: stop,
+			body:   file.String(),
+			daemon: file.String(),
+			notes: []string{`fwknopd makes the rules with iptables. No rule closes the port here: make sure
+that nobody reaches the target without these rules. They need
+net.ipv4.ip_forward=1, and a firewall that accepts established connections. No
+program may listen on the port itself: a client that connects right after its
+packet, before the rule exists, would reach that program.`,
+				interfaceNote + `
+It must have the lines ENABLE_IPT_ from below; otherwise fwknopd ends.`, acceptNote,
+				`If the answers do not come back through this host, add ENABLE_IPT_SNAT Y; and
+SNAT_TRANSLATE_IP with an address of this host below. Without ENABLE_IPT_SNAT,
+fwknopd lets only one connection through at a time.`,
 			},
 		}
 	} else {
-		d = nftDaemon(guards, o, start, stop)
-		d.notes = append(d.notes, watchNote, acceptNote,
-			`Where fwknopd is to make rules of its own instead, by iptables: leave out the
-lines CMD_CYCLE, do not load the guard, and give it the rest as its access.conf.`)
-		d.body += "\n"
+		d = nftDaemon(guards, o, start, stop, file.String())
+		d.notes = append(d.notes, interfaceNote, acceptNote,
+			`To let fwknopd make its own rules with iptables instead, remove the lines
+CMD_CYCLE, do not load the guard, and use the rest as access.conf.`)
 	}
 	needsFirewallRule := slices.ContainsFunc(guards, func(g guard) bool { return g.SPA.Via != spa.UDP })
-	d.notes = append(d.notes, textIf(!needsFirewallRule, `fwknopd sees a packet before any firewall does: its port needs no rule, and
-answers as it always has.`), textIf(needsFirewallRule, `By TCP or HTTP, fwknopd only sees what reaches somebody: a firewall must let
-connections to that port pass. For TCP it listens itself; for HTTP there must be
-a web server at the port, whatever it answers.`))
-	var b lines
-	b.WriteString(d.body + comments("#; ", fwknopdConfText(guards)))
-	for _, g := range guards {
-		fwknopStanza(&b, g)
-	}
-	d.body = b.String()
+	d.notes = append(d.notes, textIf(!needsFirewallRule, `fwknopd sees a packet before any firewall does: its port needs no rule and
+answers as before.`), textIf(needsFirewallRule, `With TCP or HTTP, a firewall must accept connections to the port of the packets.
+For TCP, fwknopd listens there itself. For HTTP, a web server must listen there; its
+answer does not matter.`))
 	return d, nil
 }
 

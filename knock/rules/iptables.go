@@ -14,7 +14,7 @@ import (
 const iptJump = "PREROUTING -j PORTKNOCK"
 
 // iptScript is the shell code that loads iptables rules. It is the backend of the
-// script that emit-rules --script prints.
+// scripts that EmitScript writes.
 //
 //go:embed sh/iptables.sh
 var iptScript string
@@ -42,16 +42,14 @@ func emitIptables(guards []guard, o Options) (document, error) {
 			return document{}, err
 		}
 	}
-	rules := iptRules{guards, o}.text()
-	load := iptPlainCommand("load", o.File)
+	r := iptRules{guards, o}
+	rules := r.text()
 	knocks := slices.ContainsFunc(guards, func(g guard) bool { return !g.tokens() })
 	return document{
-		check:  iptPlainCommand("test", o.File),
-		load:   load,
-		parts:  textIf(hasParts(rules), load),
-		watch:  "cat /proc/net/xt_recent/portknock_*_open; iptables -t mangle -vnL PORTKNOCK",
-		undo:   iptPlainCommand("unload", o.File),
-		reload: load,
+		test:   iptPlainCommand("test", o.File),
+		load:   iptPlainCommand("load", o.File),
+		unload: iptPlainCommand("unload", o.File),
+		parts:  each(guards, r.part),
 		notes: []string{
 			`Loading replaces only the profiles in this file. Other loaded profiles stay in
 force. To keep the rules over a reboot, save them
@@ -61,7 +59,7 @@ leaves the port open: load again after it. firewalld flushes that table whenever
 it starts or reloads: load again after that, or use the format nftables.`,
 			`Loading makes the lists in /proc/net/xt_recent readable by root only. Otherwise
 other users of this server could learn the knocks from these lists.`,
-			textIf(hasParts(rules), `An unprivileged container may refuse so many rules at once ("Message too
+			textIf(strings.Contains(rules, "\n"+partMark+"\n"), `An unprivileged container may refuse so many rules at once ("Message too
 long"). The load command will then load in parts, with the guard itself last.`),
 			textIf(knocks, `xt_recent remembers 100 addresses in each list. An attacker who sends first knocks
 from forged addresses faster than that keeps other clients from knocking. Raise

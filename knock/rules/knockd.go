@@ -17,24 +17,8 @@ func emitKnockd(guards []guard, o Options) (document, error) {
 	if err := checkSections(guards); err != nil {
 		return document{}, err
 	}
-	d := nftDaemon(guards, o, "{ pkill -HUP -x knockd || knockd -d -c "+quote(o.File)+"; }", "pkill -x knockd")
-	d.changed = "pkill -HUP -x knockd"
-	d.notes = append(d.notes,
-		"A knockd that runs already is only told to read its own file again: it must be\n"+o.File+" too.",
-		`knockd watches one interface, eth0 unless you name another:
-Interface = NAME  under [options], or the option -i.`,
-		`knockd sees only the ports named in here, so that an ascending scan would open
-a door: each has a second one of neighbouring ports beside it, a trap. It
-counts whole seconds from the first knock on, takes a doubled knock for a wrong
-one, and after a lost last knock needs two more attempts.`)
-	if slices.ContainsFunc(guards, guard.timed) {
-		d.notes = append(d.notes, `It knows no time either: it opens to the sequences of all windows in here until
-it reads others. What --refresh systemd prints keeps them fresh. If that stops,
-those of the past go on opening, and the new ones do not. Each time it reads
-others, it forgets attempts that are under way; who is in stays in.`)
-	}
 	var b lines
-	b.add("%s\n[options]\n\tUseSyslog", d.body)
+	b.add("\n[options]\n\tUseSyslog")
 	for _, g := range guards {
 		for _, w := range g.Windows {
 			name := knockdSection(g, w)
@@ -51,7 +35,22 @@ others, it forgets attempts that are under way; who is in stays in.`)
 			}
 		}
 	}
-	d.body = b.String()
+	d := nftDaemon(guards, o, "{ pkill -HUP -x knockd || knockd -d -c "+quote(o.File)+"; }", "pkill -x knockd", b.String())
+	d.notes = append(d.notes,
+		"A running knockd only reads its own file again. That file must be\n"+o.File+`.`,
+		`knockd listens on one interface, eth0 by default. To choose another one, add the
+line "Interface = NAME" under [options], or start knockd with -i NAME.`,
+		`knockd sees only the ports in this file, so an ascending scan of these ports would
+open the guarded ports. Each sequence therefore has a second section with
+neighboring ports, whose packets count as wrong knocks. knockd counts whole seconds
+from the first knock, treats a doubled knock as a wrong one, and needs two more
+attempts after a lost last knock.`)
+	if slices.ContainsFunc(guards, guard.timed) {
+		d.notes = append(d.notes, `knockd has no clock: it opens the ports to the sequences of all windows in this
+file until it reads another file. A script with --refresh loads new windows in
+time. If the refresh stops, old sequences stay valid and new ones do not work. Each
+refresh makes knockd forget unfinished sequences; admitted addresses stay.`)
+	}
 	return d, nil
 }
 

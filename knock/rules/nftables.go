@@ -11,50 +11,35 @@ import (
 
 // emitNftables writes one file for nft.
 func emitNftables(guards []guard, o Options) (document, error) {
-	file := quote(o.File)
-	d := nftDocument(nftRules{guards, o, true}, "nft ", file)
-	d.parts = textIf(hasParts(d.body),
-		`awk "/^`+partMark+`/ && close(\"nft -f -\") { exit 1 } { print | \"nft -f -\" } END { exit close(\"nft -f -\") != 0 }" `+file)
+	d := nftDocument(nftRules{o, true}, guards, "nft ", quote(o.File))
 	d.notes = []string{
-		`"flush ruleset" removes the guard and leaves the port open. Debian's
-/etc/nftables.conf begins with it, and stopping its service does it: end that
-file with the line  include "` + o.File + `"`,
-		`Keep this file rather than the output of "nft list ruleset", which would
-freeze who is in at that moment` + textIf(slices.ContainsFunc(guards, guard.timed), `, and outside UTC would
-move the windows when clocks change`) + ".",
+		textIf(slices.ContainsFunc(guards, guard.timed), `Do not save these rules with "nft list ruleset". Outside UTC, the saved times
+are wrong after the clocks change.`),
 		nftVersionNote(guards),
-		textIf(d.parts != "", `An unprivileged container may refuse so much at once ("Message too long"):
-there load in parts, of which the guard itself is the last.`),
 		floodNote(guards),
-		textIf(slices.ContainsFunc(guards, guard.tokens), `A token serves the address that spends it first. From any other it is refused
-and logged as "portknock refused". A restart of the server, an undo or a flush
-forgets what is spent.`),
+		textIf(slices.ContainsFunc(guards, guard.tokens), tokenNote+`
+The kernel forgets used tokens when the server restarts, when you unload the
+rules, and after "flush ruleset".`),
 	}
 	return d, nil
 }
 
-// nftDocument returns the document of rules, without notes. The command nft reads them
-// from file.
-func nftDocument(r nftRules, nft, file string) document {
-	load, sets := nft+"-f "+file, ""
-	for _, g := range r.guards {
-		sets += nftExpand(g, r.options, "", " openN_ID")
+// tokenNote is the note about tokens that all firewalls share.
+const tokenNote = `Once used, a token works only for the address that used it, until its window
+ends. The kernel log reports other uses with "portknock refused".`
+
+// nftDocument returns the document of the guards' rules. The command nft reads them from
+// file.
+func nftDocument(r nftRules, guards []guard, nft, file string) document {
+	d := document{
+		test:   nft + "-c -f " + file,
+		load:   nft + "-f " + file,
+		unload: "nft delete table inet portknock",
+		shared: nftShared,
+		parts:  each(guards, r.part),
 	}
-	return document{
-		check:  nft + "-c -f " + file,
-		load:   load,
-		refuse: refuseToOpen("nft list chain inet portknock guard", r.guards),
-		// The command watch prints the counters and the admitted addresses. Option -t
-		// omits the elements of sets, which contain sequences and tokens.
-		watch: "nft -t list table inet portknock; for s in" + sets + "; do nft list set inet portknock $s; done",
-		undo:  "nft delete table inet portknock",
-		// nft quotes a line of the file after each error. The line may contain sequences
-		// or tokens, and the output of a service goes to the journal. Thus reload prints
-		// the errors without the quotes.
-		reload: `e=$(` + load + ` 2>&1) || { printf "%s\n" "$e" | sed -n "/: Error: /p" >&2; ` +
-			`echo "portknock: nft did not load the rules" >&2; false; }`,
-		body: r.text(),
-	}
+	d.body = d.rules()
+	return d
 }
 
 // nftVersionNote names the versions of nft that can load the rules. The oldest version
@@ -83,17 +68,62 @@ func floodNote(guards []guard) string {
 		return ""
 	}
 	rate := int(setSize / (longest + 3*time.Second).Seconds())
-	return fmt.Sprintf(`The kernel remembers %d knockers at once: first knocks from more than
-%d forged addresses a second can keep others from knocking. Who is in
-stays in.`, setSize, rate)
+	return fmt.Sprintf(`The kernel remembers up to %d addresses that have begun a sequence. First knocks
+from more than %d forged addresses a second can keep clients out. Admitted
+addresses are unaffected.`, setSize, rate)
 }
 
-// nftRules is the input for the nftables text.
+// nftRules makes the text of parts. A part is what one profile has in the table: chains,
+// sets and counters whose names end with the ID of the guard. Each part has chains of its
+// own at the kernel's hooks, so that nft can load, replace and delete a part without
+// knowing the others.
+//
+// A packet passes the hooks in this order:
+//
+//	begin        one for all parts: nothing is marked yet
+//	on-let_ID    marks a new connection of an admitted address to a guarded port
+//	on-drop_ID   drops new connections to guarded ports that no part has marked
+//	on-knock_ID  judges knocks
+//	on-allow_ID  at input, with the drop policy: marks what Allow lists
+//	on-close_ID  at input, with the drop policy: drops what no part has marked
+//
+// Because all parts mark before any part drops, an address that one part admits may
+// connect although another part guards the same port.
 type nftRules struct {
-	guards    []guard
 	options   Options
 	automaton bool // rules judge knocks and tokens; else a daemon fills the sets of admitted addresses
 }
+
+// nftHooks lists the hooks at which each part has a chain.
+var nftHooks = []struct{ name, hook, priority string }{
+	{"let", "prerouting", "-152"},
+	{"drop", "prerouting", "-151"},
+	{"knock", "prerouting", "-150"},
+	{"allow", "input", "-1"},
+	{"close", "input", "0"},
+}
+
+// nftMark is the packet priority that marks a packet as let through. No queue of the
+// kernel uses its major number, and its minor number selects the usual band.
+const nftMark = "ffff:7070"
+
+// nftShared is the text before all parts. Every file has it, and loading it again
+// changes nothing. It also deletes the chains guard and input of older versions, which
+// served all profiles of one file.
+const nftShared = `# One table holds the rules of all profiles on this server. The rules come before
+# NAT, so that published ports are guarded too.
+add table inet portknock
+add chain inet portknock guard
+add chain inet portknock input
+add chain inet portknock begin { type filter hook prerouting priority -153; policy accept; }
+flush chain inet portknock guard
+flush chain inet portknock input
+delete chain inet portknock guard
+delete chain inet portknock input
+flush chain inet portknock begin
+add rule inet portknock begin meta priority ` + nftMark + ` meta priority set 0:0 comment "no packet arrives marked"
+add rule inet portknock begin ct state established accept comment "makes the kernel join fragments first"
+`
 
 // nftFamily is an address family. Each guard has separate sets for each family, because
 // a set holds addresses of one length.
@@ -132,23 +162,27 @@ func nftTime(d time.Duration) string {
 	return fmt.Sprintf("%dms", d.Milliseconds())
 }
 
-// nftExpand returns the text perGuard, followed by the text perFamily once for each
+// expand returns the text perGuard, followed by the text perFamily once for each
 // family. It replaces placeholders in capitals, such as OPENFOR, with values of the guard.
 // In perFamily, it also replaces N_, SADDR and PROTO with values of the family. All
 // replacements in a text happen in one pass: a second pass would also replace a
 // placeholder in a value, such as in the name of a profile.
-func nftExpand(g guard, o Options, perGuard, perFamily string) string {
-	repeat, consume := "return", ""
-	if o.Consume {
+func (r nftRules) expand(g guard, perGuard, perFamily string) string {
+	repeat, consume, log := "return", "", ""
+	if r.options.Consume {
 		repeat, consume = "drop", "\n\t\tdrop"
+	}
+	if r.options.Log {
+		log = "\n\t\tlimit rate 10/minute burst 10 packets log prefix \"portknock lets through, " + g.ID + ": \""
 	}
 	// The rules must remember a spent token for as long as it is valid: Period + 2 Skew.
 	// This is less than two Periods, because Period must be more than twice Skew. One
 	// minute more covers a clock that is set back.
 	remembered := 2*g.Windows[0].End.Sub(g.Windows[0].Start) + time.Minute
 	words := []string{
-		"NAME", g.Name, "ID", g.ID, "SIZE", fmt.Sprint(setSize), "OPENFOR", nftTime(g.OpenFor), "KNOCKTIMEOUT", nftTime(g.KnockTimeout),
-		"REMEMBERED", nftTime(remembered), "REPEAT", repeat, "CONSUME", consume,
+		"NAME", g.Name, "ID", g.ID + g.copy, "KEY", g.keyID(), "SIZE", fmt.Sprint(setSize), "MARK", nftMark,
+		"OPENFOR", nftTime(g.OpenFor), "KNOCKTIMEOUT", nftTime(g.KnockTimeout), "REMEMBERED", nftTime(remembered),
+		"REPEAT", repeat, "CONSUME", consume, "LOG", log, "LAST", fmt.Sprint(g.stages()),
 	}
 	expanded := strings.NewReplacer(words...).Replace(perGuard)
 	for _, f := range nftFamilies {
@@ -157,111 +191,135 @@ func nftExpand(g guard, o Options, perGuard, perFamily string) string {
 	return expanded
 }
 
-// text returns the rules, from the first table line on. Sets and their elements come
-// first, so that an earlier guard stays in force until the new guard replaces it. This
-// also holds for a load in parts.
-func (r nftRules) text() string {
+// part returns the rules of one profile. Sets and their elements come first, so that an
+// earlier version of the part stays in force until the new chains replace it. This also
+// holds for a load in parts.
+func (r nftRules) part(g guard) string {
 	var b lines
-	b.add("\n# Rules are replaced in one step; the sets of who knocks and who is in stay.\ntable inet portknock {")
-	for _, g := range r.guards {
-		b.add("%s", r.sets(g))
+	chains := r.chains(g)
+	b.add("\n# profile %s\ntable inet portknock {%s", g.Name, r.sets(g))
+	for _, h := range nftHooks {
+		b.add("\tchain on-%s_%s { type filter hook %s priority %s; policy accept; }", h.name, g.ID, h.hook, h.priority)
+	}
+	for _, c := range chains {
+		b.add("\tchain %s { }", c.name)
 	}
 	b.add("}")
 	if r.automaton {
-		for _, g := range r.guards {
-			nftElements(&b, g)
-		}
+		r.elements(&b, g)
 	}
-	b.add("flush table inet portknock\ntable inet portknock {")
-	guarded := guardedPorts(r.guards)
-	guardRules := func(t knock.Transport, beginsFlow string) {
-		for _, g := range r.guards {
-			for _, m := range nftMatches(ofTransport(t, g.OpenPorts)) {
-				b.add("\t\t%s%s jump door_%s", m, beginsFlow, g.ID)
-			}
-		}
-		for _, m := range nftMatches(ofTransport(t, guarded)) {
-			b.add("\t\t%s%s fib daddr type { local, broadcast, anycast, multicast } counter drop", m, beginsFlow)
-		}
+	for _, h := range nftHooks {
+		b.add("flush chain inet portknock on-%s_%s", h.name, g.ID)
 	}
-	b.add(`	# Before NAT, so that published ports are guarded too. A SYN is judged even where
-	# the kernel remembers its ports from a session: who was in could begin another.
-	chain guard {
-		type filter hook prerouting priority -150; policy accept;
-		iif lo accept`)
-	// A TCP packet without a SYN belongs to a session, which may be older than the
-	// rules. UDP has no such mark, so the rule for established flows precedes UDP's rules.
-	guardRules(knock.TCP, " tcp flags & (fin|syn|rst|ack) == syn")
-	b.add(`		ct state established,related accept comment "also makes the kernel put fragments together first"`)
-	guardRules(knock.UDP, "")
-	b.add("\t\tfib daddr type != local accept")
-	if r.automaton {
-		b.add("\t\ttcp flags & (fin|syn|rst|ack) != syn accept")
-		for _, g := range r.guards {
-			b.WriteString(r.knockJumps(g))
-		}
-		b.add("\t\tmeta priority set 0:0")
+	for _, c := range chains {
+		b.add("flush chain inet portknock %s", c.name)
 	}
-	b.add("\t}")
-	for _, g := range r.guards {
-		b.add("%s", r.chains(g))
+	b.add("table inet portknock {")
+	for _, c := range chains {
+		b.add("\tchain %s {%s\n\t}", c.name, c.rules)
 	}
-	if r.options.DropPolicy {
-		r.inputChain(&b, guarded)
-	} else {
-		// A file with the drop policy may have been loaded before.
-		b.add("\n\tchain input {\n\t}\n}\ndelete chain inet portknock input")
+	b.add("}")
+	for _, h := range nftHooks {
+		b.add("add rule inet portknock on-%s_%[2]s goto %[1]s_%[2]s%[3]s", h.name, g.ID, g.copy)
 	}
 	return b.String()
 }
 
-// sets returns the declarations of a guard's sets. Sets of the same name have the same
-// declaration for every schedule, except for their timeouts, because the kernel keeps
-// the first declaration of a set. A set also stays if the next file does not declare
-// it, so that spent tokens stay known.
+// sets returns the declarations of a guard's sets and counters. Sets of the same name
+// have the same declaration for every schedule, except for their timeouts, because the
+// kernel keeps the first declaration of a set. The sets of spent tokens belong to the key
+// and not to the profile, so that no other name or copy of a profile revives a token.
 //
 // Each dynamic set declares a timeout, although every element has one, because nft
 // 1.0.2 drops the timeout of a map's element without an error.
 func (r nftRules) sets(g guard) string {
-	perGuard, perFamily := "\t# NAME", nftOpenSet
+	perGuard, perFamily := nftCounters, nftOpenSet
 	switch {
 	case !r.automaton:
 	case g.tokens():
-		perGuard, perFamily = perGuard+nftWindowMaps+nftTokenSets, perFamily+nftSpentSets
+		perGuard, perFamily = perGuard+nftTokenCounters+nftWindowMaps+nftTokenSets, perFamily+nftSpentSets
 	default:
+		for i := range g.stages() {
+			perGuard += fmt.Sprintf("\n\tcounter stage%d_ID { }", i+1)
+		}
 		perGuard, perFamily = perGuard+nftWindowMaps+nftStageMaps, perFamily+nftClientSets
 	}
-	return nftExpand(g, r.options, perGuard, perFamily)
+	return r.expand(g, perGuard, perFamily)
+}
+
+// nftChain is a chain that is not at a hook, with its rules.
+type nftChain struct{ name, rules string }
+
+// chains returns the chains of one guard. The first ones are those to which the chains
+// at the hooks lead.
+func (r nftRules) chains(g guard) []nftChain {
+	text := r.letChains(g)
+	switch {
+	case !r.automaton:
+		text += "\nchain knock_ID"
+	case g.tokens():
+		text += fmt.Sprintf(nftKnockChain, fmt.Sprintf("\n\t\tudp dport %d udp length %d jump token_ID", g.TokenPort, udpHeader+knock.TokenSize)) + nftTokenChains
+	default:
+		text += fmt.Sprintf(nftKnockChain, r.knockJumps(g))
+	}
+	text += r.inputChains(g)
+	text = r.expand(g, text, "")
+	if r.automaton && !g.tokens() {
+		text += r.stageChains(g)
+	}
+	var chains []nftChain
+	for c := range strings.SplitSeq(text, "\nchain ") {
+		if name, rules, _ := strings.Cut(c, "\n"); name != "" {
+			chains = append(chains, nftChain{name, textIf(rules != "", "\n"+rules)})
+		}
+	}
+	return chains
+}
+
+// letChains returns the chains that let through or drop new connections. A SYN is judged
+// even if the kernel remembers its ports from an earlier session: an address that was
+// admitted then could otherwise begin another session. UDP has no such mark of a new
+// connection, so the kernel's state decides.
+func (r nftRules) letChains(g guard) string {
+	const newTCP, newUDP = " tcp flags & (fin|syn|rst|ack) == syn", " ct state != { established, related }"
+	tcp, udp := nftMatches(ofTransport(knock.TCP, g.OpenPorts)), nftMatches(ofTransport(knock.UDP, g.OpenPorts))
+	text := "\nchain let_ID\n\t\tiif lo accept"
+	for _, m := range tcp {
+		text += "\n\t\t" + m + newTCP + " goto admitted_ID"
+	}
+	for _, m := range udp {
+		text += "\n\t\t" + m + newUDP + " goto admitted_ID"
+	}
+	text += "\nchain admitted_ID" + r.expand(g, "", "\n\t\tSADDR @openN_ID goto pass_ID")
+	if g.timed() && r.options.OpenAtEnd {
+		text += fmt.Sprintf("\n\t\tmeta time >= %d goto pass_ID comment \"the last window has ended\"", g.end().Unix())
+	}
+	text += "\nchain pass_ID\n\t\tcounter name let_ID" + "LOG" + "\n\t\tmeta priority set MARK"
+	text += "\nchain drop_ID\n\t\tmeta priority MARK accept\n\t\tiif lo accept"
+	for _, m := range tcp {
+		text += "\n\t\t" + m + newTCP + " goto refuse_ID"
+	}
+	for _, m := range udp {
+		text += "\n\t\t" + m + newUDP + " goto refuse_ID"
+	}
+	return text + "\nchain refuse_ID" +
+		"\n\t\tfib daddr type { local, broadcast, anycast, multicast } counter name dropped_ID drop"
 }
 
 // knockJumps returns the rules that select packets which count as knocks, right or
 // wrong, and lead them to the guard's chains.
 func (r nftRules) knockJumps(g guard) string {
-	if g.tokens() {
-		return fmt.Sprintf("\t\tudp dport %d udp length %d jump token_%s\n", g.TokenPort, udpHeader+knock.TokenSize, g.ID)
-	}
 	matches := nftMatches(g.KnockPorts)
 	if len(matches) == 0 {
 		matches = []string{"meta l4proto { tcp, udp }"}
 	}
-	return nftExpand(g, r.options, "", join(matches, "", func(m string) string {
-		return "\t\tmeta nfproto PROTO " + m + " jump knockN_ID\n"
+	return r.expand(g, "", join(matches, "", func(m string) string {
+		return "\n\t\tmeta nfproto PROTO " + m + " jump knockN_ID"
 	}))
 }
 
-// chains returns the chains of one guard.
-func (r nftRules) chains(g guard) string {
-	text := nftExpand(g, r.options, "\n\t# NAME\n\tchain door_ID {\n", "\t\tSADDR @openN_ID accept\n")
-	if g.timed() && r.options.OpenAtEnd {
-		text += fmt.Sprintf("\t\tmeta time >= %d accept comment \"the last window has ended\"\n", g.end().Unix())
-	}
-	text += "\t}"
-	switch {
-	case !r.automaton:
-		return text
-	case g.tokens():
-		return text + nftExpand(g, r.options, nftTokenChains, "")
-	}
+// stageChains returns the chains that follow an address through its sequence.
+func (r nftRules) stageChains(g guard) string {
 	// The rules try the first knock of each current window. Around a boundary, there
 	// are two windows. One map cannot hold both, so even and odd windows have a map each.
 	windows := []string{"0:0"}
@@ -269,11 +327,28 @@ func (r nftRules) chains(g guard) string {
 		windows = []string{"meta time map @even_ID", "meta time map @odd_ID"}
 	}
 	first := "meta priority set meta priority . meta l4proto . th dport map @next_ID goto beginN_ID"
-	if len(g.Windows[0].Steps) == 1 {
+	if g.stages() == 1 {
 		first = "meta priority . meta l4proto . th dport @last_ID goto admitN_ID"
 	}
-	start := join(windows, "", func(w string) string { return "\n\t\tmeta priority set " + w + " " + first })
-	return text + nftExpand(g, r.options, "", nftStageChains+start+nftAdvanceChains)
+	start := join(windows, "", func(w string) string { return "\n\t\tmeta priority set " + w + " \\\n\t\t\t" + first })
+	count := ""
+	for i := 1; i < g.stages(); i++ {
+		count += fmt.Sprintf("\n\t\tmeta priority & 0:%x == 0:%x counter name stage%d_ID", knock.MaxSteps-1, i, i)
+	}
+	return r.expand(g, "", nftStageChains+start+nftAdvanceChains+count+nftAdmitChains)
+}
+
+// inputChains returns the chains that close all other ports. Without the drop policy,
+// they are empty.
+func (r nftRules) inputChains(g guard) string {
+	if !r.options.DropPolicy {
+		return "\nchain allow_ID\nchain close_ID"
+	}
+	text := "\nchain allow_ID"
+	for _, m := range nftMatches(r.options.Allow) {
+		text += "\n\t\t" + m + " meta priority set MARK"
+	}
+	return text + nftCloseChain
 }
 
 const udpHeader = 8 // bytes
@@ -283,15 +358,15 @@ const udpHeader = 8 // bytes
 // loads in one transaction.
 const nftPartElements = 2000
 
-// nftElements writes the elements of a guard's sets: sequences, tokens and ports.
-func nftElements(b *lines, g guard) {
+// elements writes the elements of a guard's sets: sequences, tokens and ports.
+func (r nftRules) elements(b *lines, g guard) {
 	sets := []string{"map even", "map odd", "map next", "set last", "set ignore"}
 	if g.tokens() {
 		sets = []string{"map even", "map odd", "set tokens"}
 	}
 	for _, set := range sets {
 		kind, name, _ := strings.Cut(set, " ")
-		b.add("flush %s inet portknock %s_%s", kind, name, g.ID)
+		b.add("flush %s inet portknock %s_%s", kind, name, g.ID+g.copy)
 	}
 	elements := map[string][]string{}
 	addElement := func(set, format string, args ...any) {
@@ -300,7 +375,7 @@ func nftElements(b *lines, g guard) {
 	writeElements := func() {
 		for _, set := range sets {
 			if all := elements[set]; len(all) > 0 {
-				b.add("add element inet portknock %s_%s { %s }", set[len("map "):], g.ID, strings.Join(all, ", "))
+				b.add("add element inet portknock %s_%s { %s }", set[len("map "):], g.ID+g.copy, strings.Join(all, ", "))
 			}
 		}
 		clear(elements)
@@ -333,35 +408,23 @@ func nftElements(b *lines, g guard) {
 	}
 }
 
-// inputChain writes the chain that closes all other ports, and the end of the table.
-func (r nftRules) inputChain(b *lines, guarded []knock.PortRange) {
-	b.add(`
-	chain input {
-		type filter hook input priority 0; policy drop;
-		iif lo accept
-		ct state established,related accept
-		meta l4proto { icmp, ipv6-icmp } accept
-		udp sport 67 udp dport 68 accept comment "DHCP"
-		udp dport 546 accept comment "DHCPv6"
-		tcp flags & (fin|syn|rst|ack) != syn accept comment "sessions older than the rules"`)
-	for _, m := range nftMatches(guarded) {
-		b.add("\t\t%s accept comment \"judged by the guard\"", m)
-	}
-	for _, m := range nftMatches(r.options.Allow) {
-		b.add("\t\t%s accept", m)
-	}
-	b.add("\t}\n}")
-}
-
-// These are the texts for nftExpand.
+// These are the texts for expand. In a text of chains, a line "chain NAME" begins a chain.
 const (
+	nftCounters = `
+	counter let_ID { }
+	counter dropped_ID { }`
+
+	nftTokenCounters = `
+	counter spent_ID { }
+	counter refused_ID { }`
+
 	nftWindowMaps = `
-	# The window of a moment, as a stage before the first knock.
+	# The current time leads to the number of the window, as the stage before the first knock.
 	map even_ID { typeof meta time : meta priority; flags interval; }
 	map odd_ID { typeof meta time : meta priority; flags interval; }`
 
 	nftStageMaps = `
-	# The stage of a knocker and its knock lead to the next stage.
+	# The stage of an address and its next knock lead to the next stage.
 	map next_ID { typeof meta priority . meta l4proto . th dport : meta priority; }
 	set last_ID { typeof meta priority . meta l4proto . th dport; }
 	set ignore_ID { typeof meta l4proto . th dport; flags interval; }`
@@ -371,67 +434,87 @@ const (
 
 	nftClientSets = `
 	map atN_ID { typeof SADDR : meta priority; flags dynamic,timeout; timeout KNOCKTIMEOUT; size SIZE; }
-	set madeN_ID { typeof SADDR . meta l4proto . th dport; flags dynamic,timeout; timeout KNOCKTIMEOUT; size SIZE; }
+	set madeN_ID { typeof SADDR . meta l4proto . th dport; \
+		flags dynamic,timeout; timeout KNOCKTIMEOUT; size SIZE; }
 	set paceN_ID { typeof SADDR; flags dynamic,timeout; timeout 10s; size SIZE; }`
 
 	nftTokenSets = `
-	# A window and what opens in it; of that, what has been spent, and by whom.
-	set tokens_ID { typeof meta priority . @th,64,128; } # needs a later nft than 1.0.2
-	set used_ID { typeof @th,64,128; flags dynamic,timeout; timeout REMEMBERED; size SIZE; }`
+	# The tokens of each window; the used tokens of the key; the addresses that used them.
+	set tokens_ID { typeof meta priority . @th,64,128; } # nft 1.0.2 cannot read this line
+	set used_KEY { typeof @th,64,128; flags dynamic,timeout; timeout REMEMBERED; size SIZE; }`
 
 	nftSpentSets = `
-	set usedbyN_ID { typeof @th,64,128 . SADDR; flags dynamic,timeout; timeout REMEMBERED; size SIZE; }`
+	set usedbyN_KEY { typeof @th,64,128 . SADDR; flags dynamic,timeout; timeout REMEMBERED; size SIZE; }`
+
+	nftKnockChain = `
+chain knock_ID
+		meta priority MARK accept
+		iif lo accept
+		tcp flags & (fin|syn|rst|ack) != syn accept
+		ct state established,related accept
+		fib daddr type != local accept%s
+		meta priority set 0:0`
 
 	// Two addresses may send one token at the same moment. The kernel then makes only
 	// one element for the token. The element's quota is 86 bytes, which is enough for
 	// the first packet only: one packet with a token has 44 to 84 bytes, two have 88 or
 	// more. If the set has no room for the element, the token does not admit an address.
 	nftTokenChains = `
-	chain token_ID {
-		meta priority set meta time map @even_ID meta priority . @th,64,128 @tokens_ID goto valid_ID
-		meta priority set meta time map @odd_ID meta priority . @th,64,128 @tokens_ID goto valid_ID
-	}
-	chain valid_ID {
-		@th,64,128 . ip saddr @usedby4_ID goto admit_ID
-		@th,64,128 . ip6 saddr @usedby6_ID goto admit_ID
-		meta nfproto ipv4 add @used_ID { @th,64,128 timeout REMEMBERED quota until 86 bytes } update @usedby4_ID { @th,64,128 . ip saddr timeout REMEMBERED } goto admit_ID
-		meta nfproto ipv6 add @used_ID { @th,64,128 timeout REMEMBERED quota until 86 bytes } update @usedby6_ID { @th,64,128 . ip6 saddr timeout REMEMBERED } goto admit_ID
-		counter
+chain token_ID
+		meta priority set meta time map @even_ID \
+			meta priority . @th,64,128 @tokens_ID goto valid_ID
+		meta priority set meta time map @odd_ID \
+			meta priority . @th,64,128 @tokens_ID goto valid_ID
+chain valid_ID
+		@th,64,128 . ip saddr @usedby4_KEY goto admit_ID
+		@th,64,128 . ip6 saddr @usedby6_KEY goto admit_ID
+		meta nfproto ipv4 add @used_KEY { @th,64,128 timeout REMEMBERED quota until 86 bytes } \
+			update @usedby4_KEY { @th,64,128 . ip saddr timeout REMEMBERED } goto spent_ID
+		meta nfproto ipv6 add @used_KEY { @th,64,128 timeout REMEMBERED quota until 86 bytes } \
+			update @usedby6_KEY { @th,64,128 . ip6 saddr timeout REMEMBERED } goto spent_ID
+		counter name refused_ID
 		limit rate 10/minute log prefix "portknock refused: "CONSUME
-	}
-	chain admit_ID {
-		update @open4_ID { ip saddr timeout OPENFOR } counter
-		update @open6_ID { ip6 saddr timeout OPENFOR } counterCONSUME
-	}`
+chain spent_ID
+		counter name spent_ID
+		goto admit_ID
+chain admit_ID
+		update @open4_ID { ip saddr timeout OPENFOR }
+		update @open6_ID { ip6 saddr timeout OPENFOR }CONSUME`
 
 	// The rules for a first knock stand between nftStageChains and nftAdvanceChains.
 	nftStageChains = `
-	chain knockN_ID {
+chain knockN_ID
 		meta priority set SADDR map @atN_ID goto midN_ID
 		goto startN_ID
-	}
-	chain midN_ID {
+chain midN_ID
 		meta priority set meta priority . meta l4proto . th dport map @next_ID goto advanceN_ID
 		meta priority . meta l4proto . th dport @last_ID goto admitN_ID
 		SADDR . meta l4proto . th dport @madeN_ID REPEAT comment "a repeat"
 		meta l4proto . th dport @ignore_ID return
 		delete @atN_ID { SADDR : meta priority } comment "a wrong knock"
 		goto startN_ID
-	}
-	chain startN_ID {`
+chain startN_ID`
 	nftAdvanceChains = `
-	}
-	chain beginN_ID {
+chain beginN_ID
 		update @paceN_ID { SADDR timeout 10s limit rate over 20/second burst 60 packets } REPEAT
 		goto advanceN_ID
-	}
-	chain advanceN_ID {
+chain advanceN_ID
 		delete @atN_ID { SADDR : meta priority }
 		add @atN_ID { SADDR timeout KNOCKTIMEOUT : meta priority }
-		update @madeN_ID { SADDR . meta l4proto . th dport timeout KNOCKTIMEOUT }CONSUME
-	}
-	chain admitN_ID {
+		update @madeN_ID { SADDR . meta l4proto . th dport timeout KNOCKTIMEOUT }`
+	nftAdmitChains = `CONSUME
+chain admitN_ID
 		delete @atN_ID { SADDR : meta priority }
-		update @openN_ID { SADDR timeout OPENFOR } counterCONSUME
-	}`
+		update @openN_ID { SADDR timeout OPENFOR } counter name stageLAST_IDCONSUME`
+
+	nftCloseChain = `
+chain close_ID
+		meta priority MARK accept
+		iif lo accept
+		ct state established,related accept
+		meta l4proto { icmp, ipv6-icmp } accept
+		udp sport 67 udp dport 68 accept comment "DHCP"
+		udp dport 546 accept comment "DHCPv6"
+		tcp flags & (fin|syn|rst|ack) != syn accept comment "sessions older than the rules"
+		drop`
 )

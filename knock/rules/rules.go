@@ -58,6 +58,8 @@ type Options struct {
 	// ports. The rules are valid until the end of the first window that ends at Until or
 	// later. Sequences that never change need neither From nor Until.
 	From, Until time.Time
+	// Log logs connections that the guard lets through, at most ten a minute.
+	Log bool
 	// OpenAtEnd opens the guarded ports to everybody when the last window ends.
 	// Without it, the ports are then closed to everybody.
 	OpenAtEnd bool
@@ -116,6 +118,7 @@ type guard struct {
 	ID        string   // name of the guard in the firewall
 	Windows   []window // windows in order; one window without bounds if the sequence never changes
 	TokenPort uint16   // UDP port that receives tokens; 0 if knocks or SPA packets open the ports
+	copy      string   // text after ID in names, for a second copy of the rules; usually ""
 }
 
 // window is a window of time and what opens the ports in it: either the knocks in
@@ -129,6 +132,12 @@ type window struct {
 
 // tokens reports whether tokens open the ports.
 func (g guard) tokens() bool { return g.TokenPort > 0 }
+
+// stages returns the number of knocks in a sequence, or 0 if none open the ports.
+func (g guard) stages() int { return len(g.Windows[0].Steps) }
+
+// keyID returns the text in the names of sets that belong to the key of the guard.
+func (g guard) keyID() string { return cmp.Or(g.Fingerprint, g.ID) }
 
 // forwards reports whether fwknopd forwards the ports. Then no rule of this package
 // closes them.
@@ -404,11 +413,16 @@ func (l *lines) add(format string, args ...any) { fmt.Fprintf(l, format+"\n", ar
 
 // join calls word for each element of a list, and joins the results with a separator.
 func join[T any](list []T, separator string, word func(T) string) string {
-	words := make([]string, len(list))
+	return strings.Join(each(list, word), separator)
+}
+
+// each calls text for each element of a list, and returns the results.
+func each[T any](list []T, text func(T) string) []string {
+	texts := make([]string, len(list))
 	for i, e := range list {
-		words[i] = word(e)
+		texts[i] = text(e)
 	}
-	return strings.Join(words, separator)
+	return texts
 }
 
 // textIf returns the text if the condition is true, else "".

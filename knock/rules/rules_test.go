@@ -153,7 +153,7 @@ func TestDynamicSetsDeclareTimeouts(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for line := range strings.Lines(string(text)) {
+		for line := range strings.Lines(strings.ReplaceAll(string(text), "\\\n", "")) {
 			if !strings.Contains(line, "flags dynamic") {
 				continue
 			}
@@ -570,11 +570,11 @@ func TestWindowsCoverHorizonAndSkew(t *testing.T) {
 
 // The interval and the horizon of a refresh leave room for one failed refresh. A format
 // without a clock still gets few windows.
-func TestWriteUnitsRefreshTimes(t *testing.T) {
-	units := func(f Format, guards []Guard, o Options) (string, error) {
+func TestScriptRefreshTimes(t *testing.T) {
+	script := func(f Format, guards []Guard, o Options) (string, error) {
 		var text strings.Builder
-		command := func(file, horizon string) []string { return []string{"write", file, horizon} }
-		err := f.WriteUnits(&text, guards, o, Upkeep{Command: command})
+		command := func(horizon string) []string { return []string{"print", horizon} }
+		err := f.EmitScript(&text, guards, o, Script{Refresh: command})
 		return text.String(), err
 	}
 	for _, tt := range []struct {
@@ -604,13 +604,13 @@ func TestWriteUnitsRefreshTimes(t *testing.T) {
 			if err != nil || every != tt.every || horizon != tt.horizon {
 				t.Errorf("%s, Period %v, Skew %v: every %v, horizon %v, error %v", tt.format, tt.period, tt.skew, every, horizon, err)
 			}
-			text, err := units(tt.format, []Guard{slow, g}, o)
+			text, err := script(tt.format, []Guard{slow, g}, o)
 			if err != nil {
 				t.Fatalf("%s, Period %v, Skew %v: %v", tt.format, tt.period, tt.skew, err)
 			}
-			command := fmt.Sprintf("write %s %s; ", row.file, formatSpan(tt.horizon))
-			if !strings.Contains(text, command) || !strings.Contains(text, "\nOnUnitActiveSec="+formatSpan(tt.every)+"\n") {
-				t.Errorf("%s, Period %v, Skew %v: wrong command or timer:\n%s", tt.format, tt.period, tt.skew, text)
+			want := fmt.Sprintf("\nrefresh='print %s'\nevery=%.0f\n", formatSpan(tt.horizon), tt.every.Seconds())
+			if !strings.Contains(text, want) {
+				t.Errorf("%s, Period %v, Skew %v: the script lacks %q:\n%s", tt.format, tt.period, tt.skew, want, text)
 			}
 		}
 	}
@@ -618,8 +618,8 @@ func TestWriteUnitsRefreshTimes(t *testing.T) {
 	hour.Schedule = fixedSequence(time.Hour)
 	// The horizon loses its fraction of a second, which profiles and systemd do not know.
 	fraction := Options{From: noon, Until: noon.Add(2*time.Hour + time.Millisecond)}
-	if text, err := units("nftables", []Guard{hour}, fraction); err != nil || !strings.Contains(text, "write /etc/portknock.nft 2h; ") {
-		t.Errorf("units for a horizon with a fraction of a second: %s, error %v", text, err)
+	if text, err := script("nftables", []Guard{hour}, fraction); err != nil || !strings.Contains(text, "\nrefresh='print 2h'\n") {
+		t.Errorf("script for a horizon with a fraction of a second: %s, error %v", text, err)
 	}
 	skewed := hour
 	skewed.Skew = time.Hour
@@ -636,7 +636,7 @@ func TestWriteUnitsRefreshTimes(t *testing.T) {
 		{"pf", []Guard{hour}, now, "unknown format"},
 		{"nftables", []Guard{skewed}, now, "Skew"},
 	} {
-		if text, err := units(tt.format, tt.guards, tt.o); err == nil || !strings.Contains(err.Error(), tt.want) || text != "" {
+		if text, err := script(tt.format, tt.guards, tt.o); err == nil || !strings.Contains(err.Error(), tt.want) || text != "" {
 			t.Errorf("error %v, want one with %q and no text", err, tt.want)
 		}
 	}
@@ -752,26 +752,8 @@ func TestReservedNamesWorkAsProfileNames(t *testing.T) {
 			if err := Format(format).Emit(&text, guards, Options{}); err != nil {
 				t.Fatal(err)
 			}
-			if strings.Contains(text.String(), "\n# parts:") || strings.Count(text.String(), "\n[options]\n") > 1 {
+			if strings.Contains(text.String(), "\n# part\n") || strings.Count(text.String(), "\n[options]\n") > 1 {
 				t.Errorf("%s mistakes the profile name %q for its own:\n%s", format, name, text.String())
-			}
-		}
-	}
-}
-
-// A file with parts has the command for them and a note about it. Other files have
-// neither.
-func TestPartsCommandOnlyInLargeFiles(t *testing.T) {
-	for _, name := range []string{"nftables", "iptables"} {
-		for hours, want := range map[int]bool{1: false, 700: true} {
-			var text strings.Builder
-			o := Options{From: midnight, Until: midnight.Add(time.Duration(hours) * time.Hour)}
-			if err := Format(name).Emit(&text, []Guard{drawn(t, time.Hour, time.Minute, 20000, 29999)}, o); err != nil {
-				t.Fatal(err)
-			}
-			command, note := strings.Contains(text.String(), "\n# parts: "), strings.Contains(text.String(), "load in parts")
-			if command != want || note != want {
-				t.Errorf("%s, %d hours: parts command %v, note %v, want both %v", name, hours, command, note, want)
 			}
 		}
 	}

@@ -162,7 +162,7 @@ func TestEstablishedTupleCannotBypassGuard(t *testing.T) {
 			if got := r.client.ProbeAs(t, lab.Packet{Src: src, Dst: r.port(port), Flags: lab.SYN}, nil); got != want {
 				t.Errorf("after a session, port %d is %v for a SYN from the same port, want %v", port, got, want)
 			}
-			r.runHeaderLine(t, "undo")
+			r.runHeaderLine(t, "unload")
 		}
 	})
 }

@@ -42,7 +42,7 @@ func TestDropPolicyDropsAllButAllowedTraffic(t *testing.T) {
 		}
 		r.ssh(t, "true")
 		r.client.Run(t, "ping", "-c1", "-W5", r.addr().String())
-		r.runHeaderLine(t, "undo")
+		r.runHeaderLine(t, "unload")
 		r.expectPort(t, r.client, 8080, lab.Open)
 		r.expectRuleset(t, before)
 	})
@@ -57,7 +57,7 @@ func TestReloadWithoutDropPolicyReopensOtherPorts(t *testing.T) {
 		r.server.Listen(t, 8080)
 		dropping := emitRules(t, r.server, f, r.profile, "--policy", "drop")
 		before := r.ruleset(t)
-		for _, then := range []string{"load", "undo"} {
+		for _, then := range []string{"load", "unload"} {
 			runHeaderLine(t, r.server, dropping, "load")
 			r.expectPort(t, r.client, 8080, lab.Dropped)
 			r.runHeaderLine(t, then)

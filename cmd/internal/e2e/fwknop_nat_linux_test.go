@@ -113,7 +113,7 @@ func TestFwknopRulesForwardWhereProfileSays(t *testing.T) {
 		// If the host behind saw the client's address, its answers would not go through the
 		// gateway.
 		r.server.Shell(t, "printf '#; %s;\\n' 'ENABLE_IPT_SNAT Y' 'SNAT_TRANSLATE_IP "+r.addr().String()+"' >>'"+r.rules+"'")
-		r.runHeaderLine(t, "check")
+		r.runHeaderLine(t, "test")
 		r.runHeaderLine(t, "load")
 		r.expect(t, r.client, lab.Dropped)
 		r.knockAndWait(t, r.client, "-o", "NATAccess=192.0.2.1,80")
@@ -127,7 +127,7 @@ func TestFwknopRulesForwardWhereProfileSays(t *testing.T) {
 		r.runHeaderLine(t, "load")
 		r.awaitPort(t, 20*time.Second, r.client, 22, g.closed)
 		g.expectForwarding(t)
-		r.runHeaderLine(t, "undo")
+		r.runHeaderLine(t, "unload")
 		r.expect(t, r.client, lab.Dropped)
 		if out := r.server.Run(t, "iptables-save"); strings.Contains(out, "FWKNOP") {
 			t.Errorf("the undo left rules of fwknopd:\n%s", out)

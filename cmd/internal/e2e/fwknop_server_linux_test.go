@@ -29,7 +29,7 @@ func fwknopSettings(t testing.TB, more ...string) []string {
 func newFwknopRig(t testing.TB, more ...string) (*rig, *lab.Daemon) {
 	t.Helper()
 	r := newRig(t, fwknopd, lab.IPv4, fwknopSettings(t, more...)...)
-	r.runHeaderLine(t, "check")
+	r.runHeaderLine(t, "test")
 	load := lab.RulesLine(t, r.rules, "load")
 	r.server.Shell(t, load[strings.LastIndex(load, " && ")+len(" && "):]) // the last command loads the guard
 	return r, startFwknopd(t, r.server, lab.ReadFile(t, r.rules))
@@ -95,14 +95,14 @@ func TestFwknopHeaderLoadsAndReplacesRules(t *testing.T) {
 			emitRules(t, r.server, r.firewall, r.profile, "--output", r.rules)
 			r.runHeaderLine(t, "load")
 			r.knockAndWait(t, r.attacker)
-			r.runHeaderLine(t, "undo")
+			r.runHeaderLine(t, "unload")
 			r.runHeaderLine(t, "load")
 			r.expect(t, r.client, lab.Dropped)
 			if out, err := r.client.Try("portknock", "-c", old, "-o", "ConnectTimeout=1", "vps", "22"); err == nil {
 				t.Errorf("the old keys still open port 22: %s", out)
 			}
 			r.login(t)
-			r.runHeaderLine(t, "undo")
+			r.runHeaderLine(t, "unload")
 			r.expect(t, r.attacker, lab.Open)
 		})
 	}

@@ -20,7 +20,7 @@ func TestGuardFromLoadToUndo(t *testing.T) {
 		// did not track connections before the load.
 		idle := r.openEcho(t, "direct")
 		r.awaitAllAcknowledged(t)
-		r.runHeaderLine(t, "check")
+		r.runHeaderLine(t, "test")
 		r.runHeaderLine(t, "load")
 		once := r.ruleset(t)
 		idle.say(t, "before the first load")
@@ -45,7 +45,7 @@ func TestGuardFromLoadToUndo(t *testing.T) {
 		r.awaitPort(t, time.Minute, r.client, 22, lab.Dropped)
 		through.say(t, "after OpenFor")
 
-		r.runHeaderLine(t, "undo")
+		r.runHeaderLine(t, "unload")
 		r.expect(t, r.client, lab.Open)
 		through.say(t, "after the undo")
 		r.expectRuleset(t, before)
@@ -129,7 +129,7 @@ func TestSchemesInOneFileDoNotInterfere(t *testing.T) {
 		}
 		for _, flag := range []string{"--policy=guard", "--consume"} {
 			r.emitRules(t, append([]string{flag}, profiles[:4]...)...)
-			r.runHeaderLine(t, "check")
+			r.runHeaderLine(t, "test")
 			r.runHeaderLine(t, "load")
 			for i, name := range profiles {
 				r.client.Run(t, "portknock", "knock", "-c", r.profile, "-o", "HostName="+r.addr().String(), name)
@@ -143,7 +143,7 @@ func TestSchemesInOneFileDoNotInterfere(t *testing.T) {
 					}
 				}
 			}
-			r.runHeaderLine(t, "undo")
+			r.runHeaderLine(t, "unload")
 		}
 	})
 }

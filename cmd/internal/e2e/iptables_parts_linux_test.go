@@ -53,8 +53,8 @@ func (r *rig) fw(t testing.TB, script string, args ...string) string {
 	return r.server.Run(t, "sh", append([]string{script}, args...)...)
 }
 
-// awaitTrialEnd waits until no trial is in force.
-func (r *rig) awaitTrialEnd(t testing.TB, script string) {
+// awaitIptTrialEnd waits until no trial is in force.
+func (r *rig) awaitIptTrialEnd(t testing.TB, script string) {
 	t.Helper()
 	lab.Await(t, 10*time.Second, func() string { // a test cannot fake the kernel's clock
 		if left := r.fw(t, script, "fw_trial_left"); left != "" {
@@ -119,7 +119,7 @@ func TestIptablesProfilesLoadedOneAfterAnother(t *testing.T) {
 		var rulesets []string
 		for _, order := range [][]string{{"vps", "web"}, {"web", "vps"}} {
 			for _, name := range order {
-				runHeaderLine(t, r.server, files[name], "check")
+				runHeaderLine(t, r.server, files[name], "test")
 				runHeaderLine(t, r.server, files[name], "load")
 			}
 			rulesets = append(rulesets, r.ruleset(t))
@@ -142,10 +142,10 @@ func TestIptablesProfilesLoadedOneAfterAnother(t *testing.T) {
 			r.knockFrom(t, stopped, webSequence[2])
 			r.expectAnswers(t, "a sequence continues after loads", stopped, webOpen)
 
-			runHeaderLine(t, r.server, files["vps"], "undo")
+			runHeaderLine(t, r.server, files["vps"], "unload")
 			r.expectAnswers(t, "vps unloaded", byVPS, noneOpen)
 			r.expectAnswers(t, "vps unloaded", byWeb, webOpen)
-			runHeaderLine(t, r.server, files["web"], "undo")
+			runHeaderLine(t, r.server, files["web"], "unload")
 			r.expectRuleset(t, before)
 		}
 		if rulesets[0] != rulesets[1] {
@@ -191,7 +191,7 @@ func TestIptablesTenProfiles(t *testing.T) {
 		r.expect(t, r.attacker, lab.Dropped)
 		for i, name := range names {
 			if i%3 == 0 {
-				runHeaderLine(t, r.server, files[name], "undo")
+				runHeaderLine(t, r.server, files[name], "unload")
 			}
 		}
 		for i, name := range names {
@@ -245,9 +245,9 @@ func TestIptablesDropPolicySparesOtherProfiles(t *testing.T) {
 			from := r.freshAddr()
 			r.knockFrom(t, from, webSequence...)
 			r.expectAnswers(t, "drop policy", from, map[uint16]lab.State{22: lab.Open, 8080: lab.Open, 9999: lab.Dropped})
-			runHeaderLine(t, r.server, vps, "undo")
+			runHeaderLine(t, r.server, vps, "unload")
 			r.expectAnswers(t, "drop policy unloaded", from, map[uint16]lab.State{22: lab.Open, 8080: lab.Open, 9999: lab.Open})
-			runHeaderLine(t, r.server, web, "undo")
+			runHeaderLine(t, r.server, web, "unload")
 		}
 	})
 }
@@ -329,7 +329,7 @@ func TestIptablesTrialExpires(t *testing.T) {
 		if left := r.fw(t, script, "fw_trial_left"); left == "" {
 			t.Skip("this machine is too busy: the trial has expired")
 		}
-		r.awaitTrialEnd(t, script)
+		r.awaitIptTrialEnd(t, script)
 		r.expectAnswers(t, "expired", onTrial, noneOpen)
 		r.expectAnswers(t, "expired", admitted, vpsOpen)
 		r.expectAnswers(t, "expired", byWeb, webOpen)
@@ -589,7 +589,7 @@ func TestIptablesKilledTrialLeavesOldRules(t *testing.T) {
 			r.knockFrom(t, stopped, vpsSequence[0])
 			// timeout kills the shell and the programs that it runs.
 			_, _ = r.server.Try("sh", "-c", fmt.Sprintf("timeout -s KILL 0.%02d sh %s fw_trial 1 vps", 3*i+3, script))
-			r.awaitTrialEnd(t, script)
+			r.awaitIptTrialEnd(t, script)
 			when := fmt.Sprintf("killed after %d ms", 30*i+30)
 			r.expectAnswers(t, when, admitted, vpsOpen)
 			r.expectAnswers(t, when, r.freshAddr(), noneOpen)

@@ -354,13 +354,13 @@ func TestReloadWithNewHorizonKeepsStagesAndOpenings(t *testing.T) {
 		knocks, from := stepsAt(t, s, time.Now()), r.freshAddr()
 		r.client.KnockFrom(t, from, r.addr(), knocks[:2]...)
 		r.emitRules(t, "--horizon", "2h")
-		r.runHeaderLine(t, "check")
+		r.runHeaderLine(t, "test")
 		r.runHeaderLine(t, "load")
 		r.expect(t, r.client, lab.Open)
 		if !r.admits(t, from, knocks[2:]...) {
 			t.Error("an address loses its stage at the reload")
 		}
-		r.runHeaderLine(t, "undo")
+		r.runHeaderLine(t, "unload")
 		r.expect(t, r.attacker, lab.Open)
 	})
 }

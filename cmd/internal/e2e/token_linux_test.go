@@ -21,7 +21,7 @@ func TestTokenServesOnlyItsFirstAddress(t *testing.T) {
 		settings, s := tokens(t, period, 2*time.Minute)
 		// OpenFor is long enough for a busy machine to knock and to probe the port.
 		r := newRig(t, f, family, append(settings, "OpenFor 5s")...)
-		r.runHeaderLine(t, "check")
+		r.runHeaderLine(t, "test")
 		r.runHeaderLine(t, "load")
 		r.expect(t, r.client, lab.Dropped)
 		now := time.Now()
@@ -81,8 +81,7 @@ func TestTokenServesOnlyItsFirstAddress(t *testing.T) {
 		}
 		r.login(t)
 		transfer(t, r)
-		r.runHeaderLine(t, "watch")
-		r.runHeaderLine(t, "undo")
+		r.runHeaderLine(t, "unload")
 		r.expect(t, r.attacker, lab.Open)
 	})
 }
@@ -165,7 +164,7 @@ func TestReloadKeepsSpentTokensAndOpenings(t *testing.T) {
 		for i, settings := range [][]string{settings, settings, other, settings, static, settings} {
 			r.profile = vpsProfile(t, settings...)
 			r.emitRules(t, "--horizon", fmt.Sprintf("%dh", i+1))
-			r.runHeaderLine(t, "check")
+			r.runHeaderLine(t, "test")
 			r.runHeaderLine(t, "load")
 			if !r.admits(t, first) {
 				t.Errorf("load %d closes port 22 to an admitted address", i)

@@ -23,4 +23,15 @@
 // [LinkWAN] joins two hosts by an emulated wide-area link instead, which delays,
 // loses and reorders packets. The link needs the TUN driver, but no kernel module
 // that emulates a network. The order above does not hold on such a link.
+//
+// # Machines
+//
+// A [Machine] is a Debian server that boots. systemd runs in a container of
+// systemd-nspawn, inside a host of the lab, so that the kernel cleans up here too.
+// Each boot has a new host with a new network. The disk is an overlay in memory over
+// an image, and a host that lives as long as the test holds it. mmdebstrap makes the
+// image of each release once, in /var/cache/portknock-lab. A machine shares the
+// kernel of the computer that runs the test, with its clock and its modules.
+//
+// Tests with a machine are skipped unless PORTKNOCK_LAB_BOOT is 1.
 package lab

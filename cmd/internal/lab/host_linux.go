@@ -28,7 +28,9 @@ type Host struct {
 	pid        int
 	namespaces map[int]*os.File // namespaces by clone flag
 	path       string           // PATH of its commands
+	machine    bool             // the host is a booted machine with its own files
 	ctx        context.Context
+	end        func() // ends the host and all its programs
 
 	number    int           // number of the host on its segment, from 1; 0 without a link
 	peers     []*Host       // the other hosts on the segment
@@ -67,7 +69,7 @@ func NewHost(t TB, name string) *Host {
 	h := &Host{Name: name, pid: cmd.Process.Pid, path: systemPath(), namespaces: map[int]*os.File{}}
 	var cancel context.CancelFunc
 	h.ctx, cancel = context.WithCancel(context.Background())
-	t.Cleanup(func() {
+	h.end = sync.OnceFunc(func() {
 		cancel()
 		_, _ = keepAlive.Close(), output.Close() // the host's init ends, and with it all its processes
 		h.mu.Lock()
@@ -82,21 +84,24 @@ func NewHost(t TB, name string) *Host {
 			_ = ns.Close()
 		}
 	})
+	t.Cleanup(h.end)
 	must(t, output.SetReadDeadline(time.Now().Add(limit)))
 	answer := make([]byte, 1000)
 	if n, err := output.Read(answer); string(answer[:n]) != ready {
 		t.Fatalf("host %s does not start (does TestMain call lab.Main?): %s %v", name, answer[:n], err)
 	}
-	for kind, name := range namespaceNames {
-		h.namespaces[kind], err = os.Open(fmt.Sprintf("/proc/%d/ns/%s", h.pid, name))
+	for _, kind := range []int{unix.CLONE_NEWNET, unix.CLONE_NEWPID, unix.CLONE_NEWUTS, unix.CLONE_NEWNS} {
+		h.namespaces[kind], err = os.Open(fmt.Sprintf("/proc/%d/ns/%s", h.pid, namespaceNames[kind]))
 		must(t, err)
 	}
 	return h
 }
 
-// namespaceNames maps the clone flags of a host's namespaces to their names in /proc.
+// namespaceNames maps the clone flags of all namespaces that a host may have to their
+// names in /proc.
 var namespaceNames = map[int]string{
-	unix.CLONE_NEWNET: "net", unix.CLONE_NEWPID: "pid", unix.CLONE_NEWUTS: "uts", unix.CLONE_NEWNS: "mnt",
+	unix.CLONE_NEWNET: "net", unix.CLONE_NEWPID: "pid", unix.CLONE_NEWUTS: "uts", unix.CLONE_NEWIPC: "ipc",
+	unix.CLONE_NEWCGROUP: "cgroup", unix.CLONE_NEWNS: "mnt",
 }
 
 // enter moves the calling thread into namespaces of the host. The caller must throw
@@ -187,8 +192,15 @@ func (h *Host) Command(name string, args ...string) *Cmd {
 
 func (h *Host) command(ctx context.Context, cancel context.CancelFunc, name string, args []string) *Cmd {
 	c := &Cmd{Cmd: exec.CommandContext(ctx, name, args...), host: h, cancel: cancel}
-	c.Path, c.Err = lookPath(h.path, name)
-	c.Env = append(os.Environ(), "PATH="+h.path)
+	if h.machine {
+		// This process cannot follow the links in a machine's folders, so env(1) finds
+		// the program there.
+		c.Path, c.Args, c.Err = "/usr/bin/env", append([]string{"env", name}, args...), nil
+		c.Env, c.Dir = []string{"PATH=" + h.path, "HOME=/root"}, "/"
+	} else {
+		c.Path, c.Err = lookPath(h.path, name)
+		c.Env = append(os.Environ(), "PATH="+h.path)
+	}
 	// Children may hold the pipes after the command has ended. On a busy machine,
 	// another command that is about to start may hold them too: it has a copy of
 	// all open files until it starts.
@@ -212,7 +224,11 @@ func (c *Cmd) Start() (err error) {
 		if err = unix.Unshare(unix.CLONE_FS); err != nil {
 			return
 		}
-		if err = h.enter(unix.CLONE_NEWNET, unix.CLONE_NEWPID, unix.CLONE_NEWUTS, unix.CLONE_NEWNS); err != nil {
+		kinds := []int{unix.CLONE_NEWNET, unix.CLONE_NEWPID, unix.CLONE_NEWUTS}
+		if h.machine {
+			kinds = append(kinds, unix.CLONE_NEWIPC, unix.CLONE_NEWCGROUP)
+		}
+		if err = h.enter(append(kinds, unix.CLONE_NEWNS)...); err != nil {
 			return
 		}
 		err = c.Cmd.Start()

@@ -1,0 +1,11 @@
+// Package boot tests the built command and the emitted rules on Debian machines that
+// boot, reboot and lose their power. A file tests what its name says, without
+// _linux_test.go:
+//
+//	firewall  rules that the firewall's own service loads at boot
+//
+// Other files help the tests: main (builds the command).
+//
+// The tests run only if the environment variable PORTKNOCK_LAB_BOOT is 1, because they
+// download a Debian to make the machines' images. .ci/full sets the variable.
+package boot

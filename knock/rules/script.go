@@ -1,0 +1,226 @@
+package rules
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"embed"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/portknock/portknock/knock"
+)
+
+// shellFiles holds the shell code of scripts. Each script has the files that its format
+// needs, after the rules.
+//
+//go:embed sh/*.sh
+var shellFiles embed.FS
+
+// Script holds the settings that only a script has.
+type Script struct {
+	// OnFailureOpen leaves the ports open if the installed rules cannot be loaded. Without
+	// it, the script then closes the ports.
+	OnFailureOpen bool
+	// Interface is the network interface on which knockd and fwknopd listen. If it is "",
+	// the script uses the interface of the default route.
+	Interface string
+	// Refresh returns the command that prints a new script, whose rules are valid for
+	// horizon, such as 1h30m. It is nil if the script only contains rules.
+	Refresh func(horizon string) []string
+}
+
+// scriptCopy is the text after the ID in the names of a script's rules. The shell code
+// removes it to load the rules, and replaces it to load a second copy for a trial.
+const scriptCopy = ".COPY"
+
+// EmitScript writes a shell script that contains the rules of all guards. An
+// administrator runs the script on the server, to test, try, keep, install and remove the
+// rules. The errors are those of [Format.Emit].
+//
+// With s.Refresh, the installed script replaces its rules before they expire. The
+// rules are then valid for the time from o.From to o.Until. If that time is shorter than
+// a second, EmitScript chooses a time. EmitScript returns an error if these rules never
+// expire, or if the time is too short.
+func (f Format) EmitScript(w io.Writer, guards []Guard, o Options, s Script) error {
+	row, err := f.row()
+	if err != nil {
+		return err
+	}
+	every, refresh := time.Duration(0), ""
+	if s.Refresh != nil {
+		var horizon time.Duration
+		every, horizon, err = row.refreshTimes(guards, o)
+		if err != nil {
+			return err
+		}
+		o.Until = o.From.Add(horizon)
+		refresh = join(s.Refresh(formatSpan(horizon)), " ", quote)
+	}
+	o.File = row.file
+	checked, err := row.check(guards, o)
+	if err != nil {
+		return err
+	}
+	for i := range checked {
+		checked[i].copy = scriptCopy
+	}
+	d, err := row.emit(checked, o)
+	if err != nil {
+		return err
+	}
+	data, err := row.scriptData(checked, d)
+	if err != nil {
+		return err
+	}
+	onFailure := "closed"
+	if s.OnFailureOpen {
+		onFailure = "open"
+	}
+	var b lines
+	b.add("#!/bin/sh")
+	b.WriteString(row.scriptHeader(checked, d, o))
+	b.add("\n# shellcheck disable=SC2034 # functions below use these variables by name\nformat=%s\nid=%.6x\non_failure=%s", row.name, sha256.Sum256([]byte(data)), onFailure)
+	b.add("interface=%s\nrefresh=%s\nevery=%s", shellValue(s.Interface), shellValue(refresh), secondsIf(every))
+	b.WriteString(data)
+	for _, name := range append(row.shell, "status.sh", "install.sh", "main.sh") {
+		text, err := shellFiles.ReadFile("sh/" + name)
+		if err != nil {
+			return err
+		}
+		b.WriteString("\n" + string(text))
+	}
+	b.add("\nmain \"$@\"")
+	_, err = io.WriteString(w, b.String())
+	return err
+}
+
+// scriptData returns the variables and the rules of a script.
+func (f format) scriptData(guards []guard, d document) (string, error) {
+	var b lines
+	b.add("profiles=")
+	for i, g := range guards {
+		part := ""
+		if len(d.parts) > 0 {
+			part = d.parts[i]
+		}
+		b.add("\n#< %s\nprofiles=\"$profiles %[1]s\"", g.ID)
+		end := ""
+		if g.timed() && f.clock {
+			end = fmt.Sprint(g.end().Unix())
+		}
+		for _, v := range []struct{ name, value string }{
+			{"name", shellValue(g.Name)},
+			{"ports", shellValue(rangeList(g.OpenPorts))},
+			{"until", end},
+			{"key", g.Fingerprint},
+			{"stages", fmt.Sprint(g.stages())},
+		} {
+			b.add("%s_%s=%s", v.name, g.ID, v.value)
+		}
+		if err := hereDocument(&b, "rules_"+g.ID, part); err != nil {
+			return "", err
+		}
+		b.add("#> %s", g.ID)
+	}
+	b.add("")
+	err := errors.Join(hereDocument(&b, "rules_shared", d.shared))
+	if d.daemon != "" {
+		err = errors.Join(err, hereDocument(&b, "daemon_file", d.daemon))
+	}
+	return b.String(), err
+}
+
+// hereDocument adds a shell function that prints a text.
+func hereDocument(b *lines, name, text string) error {
+	const end = "END_OF_RULES"
+	if strings.Contains(text, "\n"+end+"\n") {
+		return errors.New("the rules contain the line " + end)
+	}
+	b.add("%s() {\n\tcat <<'%s'\n%s\n%[2]s\n}", name, end, strings.Trim(text, "\n"))
+	return nil
+}
+
+// scriptHeader returns the comment at the start of a script.
+func (f format) scriptHeader(guards []guard, d document, o Options) string {
+	var b lines
+	b.add("%s", f.about(guards, o))
+	b.add(`Save this script as a file and run it as root: sh FILE VERB
+  test              check that this server can load the rules; change nothing
+  trial [SECONDS]   load the rules for 60 seconds; then the kernel goes back by itself
+  keep [--force]    make the rules on trial permanent, until the next reboot; before,
+                    a new connection through them must have succeeded (--force: or not)
+  cancel            end the trial now
+  install [--force] keep, and load the rules at each boot and when they are removed
+  load              load the rules without a trial
+  status [--json]   say what is loaded, who is admitted, and what the guard has counted
+  unload [NAME...]  remove the rules of these profiles, until the next load or reboot
+  uninstall         unload, and remove everything that install has made
+
+The rules of other profiles on this server, admitted addresses and open sessions stay.
+Loading turns connection tracking on.`)
+	for _, note := range f.notes(d, o) {
+		b.add("\n%s", note)
+	}
+	return mark(b.String())
+}
+
+// shellValue returns a text as the value of a shell variable, or "" for "".
+func shellValue(s string) string {
+	if s == "" {
+		return ""
+	}
+	return quote(s)
+}
+
+// secondsIf returns a duration in seconds, or "" for 0.
+func secondsIf(d time.Duration) string {
+	return textIf(d > 0, fmt.Sprint(int(d/time.Second)))
+}
+
+// refreshTimes returns how often a server writes its rules (every) and how long the
+// rules are valid (horizon), both in whole seconds. The horizon is the time from
+// o.From to o.Until. If that time is not positive, refreshTimes chooses the horizon.
+// It returns an error if the rules never need a refresh.
+func (f format) refreshTimes(guards []Guard, o Options) (every, horizon time.Duration, err error) {
+	for _, g := range guards {
+		if g.SPA != nil { // the file for fwknopd has keys, which do not change with time
+			continue
+		}
+		_, w, err := g.Schedule.At(o.From)
+		if err != nil {
+			return 0, 0, fmt.Errorf("%s: %w", g.Name, err)
+		}
+		if w == (knock.Window{}) {
+			continue
+		}
+		// With a clock in the firewall, the interval decides how long a server may be
+		// down. Without a clock, an old sequence opens for Skew plus this interval.
+		period := w.End.Sub(w.Start)
+		interval := min(max(period, time.Minute), 24*time.Hour)
+		if !f.clock {
+			interval = max(min(max(g.Skew, 30*time.Second), period/4).Truncate(time.Second), time.Second)
+		}
+		every = min(cmp.Or(every, interval), interval)
+	}
+	horizon = o.Until.Sub(o.From).Truncate(time.Second)
+	switch {
+	case len(guards) == 0: // format.check returns the error
+	case every == 0:
+		return 0, 0, errors.New("the sequence never changes, so these rules need no refresh")
+	case horizon <= 0 && f.clock:
+		horizon = 4 * every // two refreshes in a row may fail or be late
+	case horizon <= 0:
+		horizon = 3 * every // a format without a clock allows few windows
+	case horizon < 2*every:
+		return 0, 0, fmt.Errorf("a refresh every %v needs a horizon of at least %v", every, 2*every)
+	}
+	return every, horizon, nil
+}
+
+// formatSpan writes whole seconds as systemd and a profile read them: 1h30m, 45s.
+func formatSpan(d time.Duration) string {
+	return strings.NewReplacer("h0m0s", "h", "m0s", "m").Replace(d.String())
+}

@@ -1,0 +1,205 @@
+# --- verbs ---
+
+state=/run/portknock # what lasts until the next reboot
+trial_seconds=60
+
+say() { printf '%s\n' "$*"; }
+warn() { printf 'portknock: %s\n' "$*" >&2; }
+die() {
+	code=$1
+	shift
+	warn "$*"
+	exit "$code"
+}
+
+# value prints the variable of a profile, such as ports_vps for "value ports vps".
+value() { eval "printf '%s\n' \"\${$1_$2}\""; }
+
+# names prints the names of profiles, separated by commas.
+names() {
+	list=
+	for part; do list="$list, $(value name "$part")"; done
+	printf '%s\n' "${list#, }"
+}
+
+# remember records that the rules of this script are in force for these profiles.
+remember() {
+	for part; do sum_write "$part"; done
+	unloaded_del "$@"
+}
+
+# in_force is true if the rules of this script are in force for a profile, unchanged.
+in_force() {
+	[ "$(read_file "$state/$1.sum")" = "$id" ] && [ "$(sum_state "$1" full)" = same ]
+}
+
+# lock makes verbs wait for each other. A script that another one runs under its lock has
+# PORTKNOCK_LOCKED in its environment.
+lock() {
+	[ -z "${PORTKNOCK_LOCKED-}" ] && command -v flock >/dev/null || return 0
+	exec 9>"$state/lock"
+	lock_tries=0
+	until flock -n 9; do # the flock of busybox cannot wait with a limit
+		lock_tries=$((lock_tries + 1))
+		[ "$lock_tries" -lt 60 ] || die 1 'another run of a portknock script does not end'
+		sleep 1
+	done
+}
+
+unlock() { [ -n "${PORTKNOCK_LOCKED-}" ] || exec 9>&-; }
+
+verb_test() {
+	fw_test "$@" || die 1 "this server cannot load the rules of $(names "$@")"
+	say "this server can load the rules of $(names "$@")"
+}
+
+verb_load() {
+	fw_load "$@" || die 1 "the rules of $(names "$@") are not loaded; the rules in force have not changed"
+	remember "$@"
+	say "loaded: $(names "$@")"
+}
+
+verb_trial() {
+	left=$(fw_trial_left)
+	[ -z "$left" ] || die 1 "a trial is running for $left more seconds; first run: sh $0 cancel"
+	fw_test "$@" || die 1 'the trial has not begun; the rules in force have not changed'
+	fw_trial "$trial_seconds" "$@" || die 1 'the trial has not begun; the rules in force have not changed'
+	unlock
+	say "The new rules of $(names "$@") are in force for $trial_seconds seconds."
+	say 'Keep this session open. Log in from another terminal, with a new connection: ssh -S none HOST'
+	say "If that works, run: sh $0 keep"
+	say 'If you do not, the kernel goes back to the rules, or to the open ports, from before the trial.'
+	if [ -t 0 ] && [ -t 1 ]; then
+		countdown "$@"
+	fi
+}
+
+# countdown shows the remaining seconds of a trial. The key Enter means keep.
+countdown() {
+	terminal=$(stty -g) || return 0
+	trap 'stty "$terminal"' EXIT
+	trap 'exit 1' HUP INT TERM
+	stty -icanon -echo min 0 time 10
+	say 'Or press Enter here to keep them.'
+	enter='
+'
+	while [ -t 0 ] && left=$(fw_trial_left) && [ -n "$left" ]; do
+		printf '\r%s seconds left  ' "$left"
+		# dd waits one second for a key. The x keeps a newline, which $() would remove.
+		if [ "$(dd bs=1 count=1 2>/dev/null && echo x)" = "${enter}x" ]; then
+			printf '\n'
+			(lock && verb_keep) && exit 0
+		fi
+	done
+	printf '\n'
+	die 1 'the trial has ended without keep; the rules from before are in force again'
+}
+
+# keep_trial makes the rules on trial permanent.
+keep_trial() {
+	[ "$(fw_trial_id)" = "$id" ] || die 1 "the rules of this script are not on trial; first run: sh $0 trial"
+	[ -n "$(fw_trial_left)" ] || die 1 "the trial has ended, and the rules from before are in force; run: sh $0 trial"
+	tried=$(fw_trial_parts)
+	if [ -z "$force" ]; then
+		for part in $tried; do
+			if fw_changed "$part" && ! fw_proved "$part"; then
+				die 1 "no connection has come through the new rules of $(value name "$part") yet; log in, then repeat"
+			fi
+		done
+	fi
+	# shellcheck disable=SC2086 # IDs are single words
+	fw_keep $tried || die 1 'not kept; the trial continues'
+	# shellcheck disable=SC2086
+	remember $tried
+}
+
+verb_keep() {
+	keep_trial
+	say "The new rules are permanent, until the next reboot. To load them at each boot: sh $0 install"
+}
+
+verb_cancel() {
+	fw_cancel || die 1 'the trial has not been cancelled; it ends by itself'
+	say 'no trial is running; the rules from before are in force'
+}
+
+verb_install() {
+	[ -r "$0" ] || die 1 'save this script as a file first; install copies it'
+	if [ -n "$(fw_trial_left)" ] && [ "$(fw_trial_id)" = "$id" ]; then
+		keep_trial
+	fi
+	for part; do
+		in_force "$part" ||
+			die 1 "the rules of $(value name "$part") in this script are not loaded; first run: sh $0 trial"
+	done
+	install_parts "$@" || die 1 'not installed; the rules stay loaded until the next reboot'
+	say "installed: $(names "$@"). The rules are loaded at each boot, and when they are removed."
+	# shellcheck disable=SC2154 # the head of the script sets on_failure
+	[ "$on_failure" = open ] ||
+		say "If the rules cannot be loaded, the ports are closed. To open them at the console: sh /etc/portknock/$1.sh unload"
+}
+
+verb_unload() {
+	fw_unload "$@" || die 1 "the rules of $(names "$@") are still loaded"
+	unloaded_add "$@"
+	say "unloaded: $(names "$@"). The ports are open, unless another profile or firewall closes them."
+}
+
+verb_uninstall() {
+	# The files go first: the watchdog must not load the rules again.
+	uninstall_parts "$@" || die 1 "not uninstalled: $(names "$@")"
+	fw_unload "$@" || die 1 "the rules of $(names "$@") are still loaded"
+	parts_installed || [ -n "$(fw_parts)" ] || rm -rf "$state"
+	say "uninstalled: $(names "$@")"
+}
+
+# select_profiles sets "selected" to the IDs of profiles that the user names, or of all.
+select_profiles() {
+	selected=
+	# shellcheck disable=SC2154 # the head of the script sets profiles
+	for name; do
+		found=
+		for part in $profiles; do
+			case $name in "$part" | "$(value name "$part")") found=$part ;; esac
+		done
+		[ -n "$found" ] || die 2 "unknown profile \"$name\"; this script has:$profiles"
+		selected="$selected $found"
+	done
+	selected=${selected:-$profiles}
+}
+
+main() {
+	umask 077
+	PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+	verb=${1-} force='' json=''
+	[ $# -eq 0 ] || shift
+	case $verb in
+	test | load | trial | keep | cancel | status | install | uninstall | unload | boot | watch) ;;
+	*) die 2 "unknown verb \"$verb\"; use: sh $0 test|trial|keep|cancel|install|load|status|unload|uninstall" ;;
+	esac
+	case $verb,${1-} in
+	keep,--force | install,--force)
+		force=1
+		shift
+		;;
+	status,--json)
+		json=1
+		shift
+		;;
+	trial,[0-9]*)
+		case $1 in *[!0-9]*) die 2 "\"$1\" is not a number of seconds" ;; esac
+		trial_seconds=$1
+		shift
+		case $trial_seconds in
+		0* | ?????*) die 2 'a trial takes 1 to 9999 seconds' ;;
+		esac
+		;;
+	esac
+	case ${1-} in -*) die 2 "unknown flag \"$1\" of $verb" ;; esac
+	select_profiles "$@"
+	[ "$(id -u)" = 0 ] || die 1 "only root can do this; run: sudo sh $0 $verb"
+	mkdir -p "$state" || exit 1
+	case $verb in status | boot | watch) ;; *) lock ;; esac
+	# shellcheck disable=SC2086 # IDs are single words
+	"verb_$verb" $selected
+}
