@@ -190,6 +190,11 @@ func (r iptRules) rootChain() iptChain {
 		for _, g := range r.guards {
 			for _, m := range iptMatches(ofTransport(t, g.OpenPorts)) {
 				admitted := fmt.Sprintf("%s -m recent --name %s --rcheck --seconds %d", m, iptOpenList(g), g.OpenFor/time.Second)
+				if r.options.Log {
+					// The kernel allows 29 bytes, and an ID has at most 12.
+					c.addRoot(pass, g.ID, admitted+" -m limit --limit 10/minute --limit-burst 10",
+						fmt.Sprintf(`LOG --log-prefix "portknock pass %s: "`, g.ID))
+				}
 				c.addRoot(pass, g.ID, admitted, "RETURN")
 				if g.timed() && r.options.OpenAtEnd {
 					c.addRoot(pass, g.ID, m+" -m time --datestart "+iptTime(g.end().Unix()), "RETURN")

@@ -311,7 +311,7 @@ func TestIptablesTrialExpires(t *testing.T) {
 		r.profile = r.vpsProfile(t, "Sequence 4001/udp 4003/tcp", "OpenFor 60s", "KnockTimeout 20s")
 		script := r.iptScript(t, []string{"vps"}, "--policy", "drop")
 		r.fw(t, script, "fw_test", "vps")
-		r.fw(t, script, "fw_trial", "4", "vps")
+		r.fw(t, script, "fw_trial", "5", "vps")
 		for function, want := range map[string]string{
 			"fw_trial_id": iptScriptID + "\n", "fw_trial_parts": "vps\n", "fw_parts": "vps\nweb\n",
 		} {
@@ -348,7 +348,7 @@ func TestIptablesTrialExpires(t *testing.T) {
 func TestIptablesTrialIsProvedAndKept(t *testing.T) {
 	eachIptablesFamily(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		r := newPartsRig(t, f, family, twoProfiles...)
-		script := r.iptScript(t, []string{"vps", "web"})
+		script := r.iptScript(t, []string{"vps", "web"}, "--log")
 		r.fw(t, script, "fw_load", "vps")
 		r.fw(t, script, "fw_trial", "60", "vps", "web")
 		proved := func(name string) bool {
@@ -406,7 +406,7 @@ func TestIptablesTrialWithoutOldRules(t *testing.T) {
 		r := newPartsRig(t, f, family, twoProfiles...)
 		before := r.ruleset(t)
 		script := r.iptScript(t, []string{"vps", "web"}, "--policy", "drop")
-		r.fw(t, script, "fw_trial", "2", "vps", "web")
+		r.fw(t, script, "fw_trial", "4", "vps", "web")
 		r.expect(t, r.attacker, lab.Dropped)
 		r.awaitPort(t, 10*time.Second, r.attacker, 22, lab.Open)
 		r.expectPort(t, r.attacker, 1, lab.Refused)
@@ -543,14 +543,14 @@ func TestIptablesGuardHasNoGap(t *testing.T) {
 				}
 			}
 		}()
-		r.fw(t, script, "fw_trial", "1", "vps", "web") // expires during the next calls
+		r.fw(t, script, "fw_trial", "2", "vps", "web") // expires during the next calls
 		r.fw(t, script, "fw_load", "web")
 		r.fw(t, script, "fw_trial", "60", "vps")
 		r.fw(t, script, "fw_keep", "vps")
 		r.fw(t, script, "fw_trial", "60", "vps", "web")
 		r.fw(t, script, "fw_cancel")
 		for i := range 12 {
-			for _, call := range []string{"fw_trial 1 vps web", "fw_keep vps web", "fw_cancel", "fw_load vps"} {
+			for _, call := range []string{"fw_trial 2 vps web", "fw_keep vps web", "fw_cancel", "fw_load vps"} {
 				// timeout kills the shell and the programs that it runs.
 				_, _ = r.server.Try("sh", "-c", fmt.Sprintf("timeout -s KILL 0.%02d sh %s %s", 3*i+2, script, call))
 			}
@@ -588,7 +588,7 @@ func TestIptablesKilledTrialLeavesOldRules(t *testing.T) {
 			r.knockFrom(t, admitted, vpsSequence...)
 			r.knockFrom(t, stopped, vpsSequence[0])
 			// timeout kills the shell and the programs that it runs.
-			_, _ = r.server.Try("sh", "-c", fmt.Sprintf("timeout -s KILL 0.%02d sh %s fw_trial 1 vps", 3*i+3, script))
+			_, _ = r.server.Try("sh", "-c", fmt.Sprintf("timeout -s KILL 0.%02d sh %s fw_trial 2 vps", 3*i+3, script))
 			r.awaitIptTrialEnd(t, script)
 			when := fmt.Sprintf("killed after %d ms", 30*i+30)
 			r.expectAnswers(t, when, admitted, vpsOpen)

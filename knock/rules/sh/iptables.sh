@@ -383,7 +383,7 @@ fw_load() { # ID...
 fw_trial() { # SECONDS ID...
 	ipt_start=$(date +%s)
 	ipt_gate="-A PORTKNOCK -m time --datestart $(ipt_date "$ipt_start")"
-	ipt_gate="$ipt_gate --datestop $(ipt_date $((ipt_start + $1))) -g PORTTRIAL"
+	ipt_gate="$ipt_gate --datestop $(ipt_date $((ipt_start + $1 - 1))) -g PORTTRIAL" # the last second counts
 	shift
 	# An earlier trial may have left lists. Its openings would look like a proof of this one.
 	for ipt_list in $(ipt_lists porttrial_); do
@@ -421,7 +421,7 @@ fw_trial_parts() {
 }
 
 fw_proved() { # ID
-	ipt_saved | grep -e "-A PORTTRIAL .*--comment \"[14]:$1\"" | grep -qv ' \[0:'
+	ipt_saved | grep -e "-A PORTTRIAL .*--comment \"[14]:$1\"" | grep -v ' -j LOG ' | grep -qv ' \[0:'
 }
 
 fw_keep() { # ID...
@@ -494,7 +494,7 @@ fw_counters() { # ID
 		{ n = substr($3, 2) + 0 }
 		$5 == "PORTKNOCK" || $5 == "PORTTRIAL" {
 			if ($2 == "mangle" && index($0, ":" id "\"")) {
-				if (/--comment "[14]:/) through += n
+				if (/--comment "[14]:/ && !/ -j LOG /) through += n
 				if (/--comment "[25]:/) dropped += n
 			}
 			next
