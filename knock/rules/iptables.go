@@ -51,12 +51,9 @@ func emitIptables(guards []guard, o Options) (document, error) {
 		unload: iptPlainCommand("unload", o.File),
 		parts:  each(guards, r.part),
 		notes: []string{
-			`Loading replaces only the profiles in this file. Other loaded profiles stay in
-force. To keep the rules over a reboot, save them
-as you save your others (netfilter-persistent save), and again after each load.
-A flush of the table mangle, or nft's "flush ruleset", removes the guard and
-leaves the port open: load again after it. firewalld flushes that table whenever
-it starts or reloads: load again after that, or use the format nftables.`,
+			`A flush of the table mangle also removes the rules. firewalld flushes this table
+when it starts or reloads. On a server with firewalld, use the format nftables or
+the script's service.`,
 			`Loading makes the lists in /proc/net/xt_recent readable by root only. Otherwise
 other users of this server could learn the knocks from these lists.`,
 			textIf(strings.Contains(rules, "\n"+partMark+"\n"), `An unprivileged container may refuse so many rules at once ("Message too

@@ -13,6 +13,7 @@ import (
 func emitNftables(guards []guard, o Options) (document, error) {
 	d := nftDocument(nftRules{o, true}, guards, "nft ", quote(o.File))
 	d.notes = []string{
+		unloadNote,
 		textIf(slices.ContainsFunc(guards, guard.timed), `Do not save these rules with "nft list ruleset". Outside UTC, the saved times
 are wrong after the clocks change.`),
 		nftVersionNote(guards),
@@ -23,6 +24,9 @@ rules, and after "flush ruleset".`),
 	}
 	return d, nil
 }
+
+// unloadNote is the note about the command unload, which nft cannot limit to a profile.
+const unloadNote = `The command unload removes the rules of all profiles on this server.`
 
 // tokenNote is the note about tokens that all firewalls share.
 const tokenNote = `Once used, a token works only for the address that used it, until its window

@@ -48,22 +48,38 @@ lock() {
 
 unlock() { [ -n "${PORTKNOCK_LOCKED-}" ] || exec 9>&-; }
 
+# warn_of_other_firewall warns if portknock's rules are in the other firewall as well. A
+# connection then needs both to let it through.
+warn_of_other_firewall() {
+	case $format in
+	iptables) nft -t list table inet portknock 2>/dev/null | grep -q 'chain on-let' && other=nftables ;;
+	*) iptables -w -t mangle -S PORTKNOCK >/dev/null 2>&1 && other=iptables ;;
+	esac || return 0
+	warn "this server has rules of portknock in $other too; a port that both guard lets nobody through"
+}
+
 verb_test() {
+	warn_of_other_firewall
 	fw_test "$@" || die 1 "this server cannot load the rules of $(names "$@")"
 	say "this server can load the rules of $(names "$@")"
 }
 
 verb_load() {
+	warn_of_other_firewall
 	fw_load "$@" || die 1 "the rules of $(names "$@") are not loaded; the rules in force have not changed"
 	remember "$@"
 	say "loaded: $(names "$@")"
 }
 
 verb_trial() {
+	warn_of_other_firewall
 	left=$(fw_trial_left)
 	[ -z "$left" ] || die 1 "a trial is running for $left more seconds; first run: sh $0 cancel"
 	fw_test "$@" || die 1 'the trial has not begun; the rules in force have not changed'
-	fw_trial "$trial_seconds" "$@" || die 1 'the trial has not begun; the rules in force have not changed'
+	if ! fw_trial "$trial_seconds" "$@"; then
+		fw_cancel # with iptables, the rules for IPv4 may be on trial
+		die 1 'the trial has not begun; the rules in force have not changed'
+	fi
 	unlock
 	say "The new rules of $(names "$@") are in force for $trial_seconds seconds."
 	say 'Keep this session open. Log in from another terminal, with a new connection: ssh -S none HOST'
