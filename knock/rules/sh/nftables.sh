@@ -26,8 +26,29 @@ part_rules() {
 	fi
 }
 
-# nft_errors filters what nft prints. nft quotes lines of its input, which hold secrets.
-nft_errors() { sed -n 's/^[^ ]*: Error: /nft: /p; /^[^ ]*Error: /!{/^netlink: /p;/^internal:/p;}' >&2; }
+# nft_errors prints the first error that nft reports. nft also quotes lines of its input, which
+# hold secrets.
+nft_errors() {
+	nft_line=$(sed -n 's/^[^ ]*: Error: /nft: /p; /^[^ ]*Error: /!{/^netlink: /p;/^internal:/p;}' | sed q)
+	case $nft_line in
+	*': Could not process rule: '*) ;; # from the kernel
+	*) nft_line="${nft_line:-nft: no reason given} (nft $(nft_version) may be too old)" ;;
+	esac
+	printf '%s\n' "$nft_line" >&2
+}
+
+nft_version() { nft --version | sed 's/^[^ ]* v\([^ ]*\).*/\1/'; }
+
+# nft_supported fails if nft is older than the rules require. Such a version may crash, after it
+# has loaded the rules or before.
+nft_supported() {
+	case $(nft_version) in
+	0.* | 1.0.0 | 1.0.1)
+		warn "nft $(nft_version) is too old; the rules need nft 1.0.2 or later"
+		return 1
+		;;
+	esac
+}
 
 # nft_run makes nft read rules in one transaction. If the kernel refuses that many rules at
 # once, as it does in an unprivileged container, nft_run loads them in parts. The chains of
@@ -101,6 +122,7 @@ nft_end_trial() {
 }
 
 fw_test() {
+	nft_supported || return
 	if unshare -n true 2>/dev/null; then
 		part_rules '' "$@" >"$state/test" || return
 		# shellcheck disable=SC2016 # the other shell expands $1
@@ -135,6 +157,7 @@ fw_test() {
 }
 
 fw_load() {
+	nft_supported || return
 	{
 		part_rules '' "$@"
 		nft_objects | nft_of "$@" | nft_except "$@" | nft_delete
@@ -153,6 +176,7 @@ nft_except() {
 }
 
 fw_trial() {
+	nft_supported || return
 	seconds=$1
 	shift
 	{
