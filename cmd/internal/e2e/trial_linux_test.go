@@ -628,3 +628,36 @@ func TestRulesOfOlderLayoutAreReplaced(t *testing.T) {
 		}
 	})
 }
+
+// TestRulesOfOlderLayoutWithOtherProfilesStay: a script does not replace the rules of an
+// older version if they guard ports of a profile that the script does not have.
+func TestRulesOfOlderLayoutWithOtherProfilesStay(t *testing.T) {
+	eachShell(t, func(t *testing.T, shell []string) {
+		r := newListeningRig(t, nftables, lab.IPv4)
+		r.server.Listen(t, 8080)
+		const guard = "\t\tct state established,related accept comment"
+		const web = "\t\ttcp dport 8080 tcp flags & (fin|syn|rst|ack) == syn"
+		text := strings.Replace(oldLayout, guard, web+" jump door_web\n"+web+" drop\n"+guard, 1)
+		text = strings.Replace(text, "\tchain guard {", "\tchain door_web { }\n\tchain guard {", 1)
+		r.server.Run(t, "nft", "-f", lab.File(t, "old.nft", text))
+		before := r.ruleset(t)
+		profile := vpsProfile(t, append(newSettings(), "Host web", twoKnocks, "OpenPorts 8080")...)
+		one := r.emitScript(t, profile).with(shell)
+		for _, verb := range []string{"load", "unload"} {
+			one.refused(t, `this would open the ports of "web"`, verb)
+			r.expectRuleset(t, before)
+		}
+		one.run(t, "trial")
+		r.expectGeneration(t, "during the trial", "new")
+		r.expectPort(t, r.attacker, 8080, lab.Dropped)
+		one.refused(t, `this would open the ports of "web"`, "keep", "--force")
+		one.run(t, "cancel")
+		r.expectGeneration(t, "after cancel", "old")
+		both := r.emitScript(t, profile, "vps", "web").with(shell)
+		both.run(t, "load")
+		r.expectGeneration(t, "loaded", "new")
+		r.expectPort(t, r.attacker, 8080, lab.Dropped)
+		one.run(t, "load")
+		r.expectPort(t, r.attacker, 8080, lab.Dropped)
+	})
+}

@@ -156,8 +156,23 @@ fw_test() {
 	esac
 }
 
+# nft_takes_over fails if rules of an older version are in force that guard the ports of other
+# profiles than these. Such rules go as a whole, and the ports would be open.
+nft_takes_over() {
+	for old in $(nft list chain inet portknock guard 2>/dev/null | sed -n 's/.* jump door_//p' | sort -u); do
+		case " $* " in
+		*" $old "*) ;;
+		*)
+			warn "this would open the ports of \"$old\", which rules of an older version guard;" \
+				"put all profiles into one script, or first run: nft delete table inet portknock"
+			return 1
+			;;
+		esac
+	done
+}
+
 fw_load() {
-	nft_supported || return
+	nft_supported && nft_takes_over "$@" || return
 	{
 		part_rules '' "$@"
 		nft_objects | nft_of "$@" | nft_except "$@" | nft_delete
@@ -242,6 +257,7 @@ nft_keep_openings() {
 }
 
 fw_keep() {
+	nft_takes_over "$@" || return
 	{
 		part_rules '' "$@"
 		for part; do nft_keep_openings "$part"; done
@@ -259,6 +275,7 @@ fw_cancel() {
 }
 
 fw_unload() {
+	nft_takes_over "$@" || return
 	nft_left=$({ fw_parts; fw_trial_parts; } | grep -vxF "$(printf '%s\n' "$@")") || :
 	if [ -z "$nft_left" ]; then
 		fw_remove
