@@ -148,6 +148,37 @@ func TestPartsLoadedOneByOne(t *testing.T) {
 	}
 }
 
+// TestPartsWithSimilarNames: profiles do not interfere whose names are alike, or like the
+// names of other objects in the table.
+func TestPartsWithSimilarNames(t *testing.T) {
+	eachShell(t, func(t *testing.T, shell []string) {
+		parts := numberedParts(6)
+		for i, name := range []string{"b", "a_b", "let_b", "trial", "begin", "used"} {
+			parts[i].name = name
+		}
+		r := newPartsRig(t, lab.IPv4, parts)
+		for _, p := range parts {
+			p.script(t, r).with(shell).run(t, "load")
+		}
+		for i, p := range parts {
+			s := p.script(t, r).with(shell)
+			s.run(t, "trial")
+			r.expectParts(t, parts[i:])
+			s.run(t, "cancel")
+			r.expectParts(t, parts[i:])
+			s.run(t, "trial")
+			s.run(t, "keep", "--force")
+			r.expectParts(t, parts[i:])
+			s.run(t, "unload")
+			r.expectPort(t, r.attacker, p.port, lab.Open)
+			r.expectParts(t, parts[i+1:])
+			if i == len(parts)-2 {
+				break // the last one is all that is left
+			}
+		}
+	})
+}
+
 // TestPartsKeepStateOfOthers: when one profile is replaced, tried or unloaded, the openings
 // of the others, their addresses in mid-sequence and their used tokens stay.
 func TestPartsKeepStateOfOthers(t *testing.T) {

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net/netip"
 	"regexp"
@@ -287,6 +288,50 @@ func TestTrialKeepsOldDurationUntilKept(t *testing.T) {
 	}
 }
 
+// TestTrialOnTerminal: on a terminal, a trial counts down. The key Enter keeps the rules,
+// if a connection has proved them. Without Enter, the script fails when the trial ends.
+func TestTrialOnTerminal(t *testing.T) {
+	lab.Require(t, "script")
+	eachShell(t, func(t *testing.T, shell []string) {
+		r := newListeningRig(t, nftables, lab.IPv4)
+		r.emitScript(t, vpsProfile(t, oldSettings()...)).run(t, "load")
+		after := r.emitScript(t, vpsProfile(t, newSettings()...)).with(shell)
+		start := func(seconds string) (*lab.Cmd, io.Writer, *lab.Log) {
+			t.Helper()
+			var log lab.Log
+			c := r.server.Command("script", "-qec", strings.Join(after.words("trial", seconds), " "), "/dev/null")
+			keys, err := c.StdinPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.Stdout = &log
+			if err := c.Start(); err != nil {
+				t.Fatal(err)
+			}
+			log.Await(t, "seconds left", 1)
+			return c, keys, &log
+		}
+		c, _, log := start("3")
+		if err := c.Wait(); err == nil || !strings.Contains(log.String(), "the trial has ended without keep") {
+			t.Errorf("the trial without Enter returns %v and prints %q", err, log)
+		}
+		r.expectGeneration(t, "after the trial", "old")
+
+		c, keys, log := start("60")
+		_, _ = io.WriteString(keys, "x\n")
+		log.Await(t, "no connection has come through", 1)
+		if !r.admits(t, r.freshAddr(), newKnocks...) {
+			t.Error("the new knocks do not open port 22")
+		}
+		_, _ = io.WriteString(keys, "\n")
+		if err := c.Wait(); err != nil {
+			t.Errorf("after Enter, the trial returns %v and prints %q", err, log)
+		}
+		after.refused(t, "not on trial", "keep")
+		r.expectGeneration(t, "after Enter", "new")
+	})
+}
+
 // TestFailedTrialLeavesGuard: a trial whose rules cannot be loaded leaves the rules in
 // force as they are, at once and later.
 func TestFailedTrialLeavesGuard(t *testing.T) {
@@ -345,21 +390,24 @@ func TestKilledScriptLeavesGuard(t *testing.T) {
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 1))
 	old.run(t, "load")
+	began := time.Now()
+	after.run(t, "trial")
+	whole := max(time.Since(began), 120*time.Millisecond) // of a run that is not killed
+	old.run(t, "cancel")
 	began, states := time.Now(), map[string]int{}
 	for i := range 100 {
-		if time.Since(began) > 35*time.Second {
+		if time.Since(began) > 35*time.Second { // a busy machine
 			t.Logf("only %d kills within 35 s", i)
 			break
 		}
 		verb := "trial"
 		if i%2 == 1 {
 			after.run(t, "trial")
-			r.expectGeneration(t, "before keep", "new")
 			verb = "keep --force"
 		}
 		// The group has the script and the programs that the script runs.
 		whom := []string{"$p", "-$p"}[random.IntN(2)]
-		delay := random.IntN(120)
+		delay := random.IntN(int(whole.Milliseconds()))
 		r.server.Shell(t, fmt.Sprintf("setsid dash '%s' %s >/dev/null 2>&1 & p=$!; exec 2>/dev/null; sleep 0.%03d; kill -9 %s; while kill -0 -$p; do sleep 0.01; done; :",
 			after.file, verb, delay, whom))
 		when := fmt.Sprintf("kill %d: %s of %s after %d ms", i, whom, verb, delay)
@@ -382,6 +430,10 @@ func TestKilledScriptLeavesGuard(t *testing.T) {
 		states[verb+": "+now+", then "+ended]++
 	}
 	t.Logf("%v after %v", states, time.Since(began))
+	old.run(t, "test")
+	if files := r.server.Run(t, "ls", "/run/portknock"); strings.Contains(files, "rules.") {
+		t.Errorf("files with rules are left:\n%s", files)
+	}
 }
 
 // attack makes the attacker send a SYN to port 22 every 0.5 ms while do runs, and returns
