@@ -50,6 +50,11 @@ nft_supported() {
 	esac
 }
 
+# nft_in_parts is an awk program that makes nft read rules in parts.
+nft_in_parts='/^# part$/ && close("nft -f -") { failed = 1; exit }
+	{ print | "nft -f -" }
+	END { exit failed || close("nft -f -") != 0 }'
+
 # nft_run makes nft read rules in one transaction. If the kernel refuses that many rules at
 # once, as it does in an unprivileged container, nft_run loads them in parts. The chains of
 # a profile come last, so that the old rules are in force until then.
@@ -62,8 +67,7 @@ nft_run() {
 	fi
 	case $nft_output in
 	*'Message too long'*)
-		nft_output=$(awk '/^# part$/ && close("nft -f -") { failed = 1; exit } { print | "nft -f -" }
-			END { exit failed || close("nft -f -") != 0 }' "$nft_input" 2>&1) && nft_failed= || nft_failed=1
+		nft_output=$(awk "$nft_in_parts" "$nft_input" 2>&1) && nft_failed= || nft_failed=1
 		;;
 	*) nft_failed=1 ;;
 	esac
@@ -126,7 +130,8 @@ fw_test() {
 	if unshare -n true 2>/dev/null; then
 		part_rules '' "$@" >"$state/test" || return
 		# shellcheck disable=SC2016 # the other shell expands $1
-		unshare -n sh -c 'nft -f "$1" && nft -t list table inet portknock' sh "$state/test" \
+		unshare -n sh -c '{ nft -f "$1" || { grep -q "Message too long" "$2" && awk "$3" "$1" 2>"$2"; }; } &&
+			nft -t list table inet portknock' sh "$state/test" "$state/errors" "$nft_in_parts" \
 			>"$state/tested" 2>"$state/errors" || {
 			nft_errors <"$state/errors"
 			rm -f "$state/test" "$state/tested" "$state/errors"
