@@ -195,8 +195,8 @@ func TestPartsKeepStateOfOthers(t *testing.T) {
 			r.server.Listen(t, 9000)
 			r.emitScript(t, lab.File(t, "config", append([]string{"Host token"}, settings...)...), "token").run(t, "load")
 			tokens := r.familyTokens(t, s, time.Now())
-			// These addresses have a state in the profile p0 or token.
-			open, middle, spender := r.freshAddr(), r.freshAddr(), r.freshAddr()
+			// One address has an opening of p0, the other one has used a token.
+			open, spender := r.freshAddr(), r.freshAddr()
 			r.client.KnockFrom(t, open, r.addr(), parts[0].steps...)
 			r.client.KnockFrom(t, spender, r.addr(), tokens[0])
 			changed := parts[1]
@@ -212,7 +212,7 @@ func TestPartsKeepStateOfOthers(t *testing.T) {
 				{"unload", func() { parts[1].script(t, r).run(t, "unload") }},
 				{"load", func() { load(t, r, parts[1]) }},
 			} {
-				middle = r.freshAddr()
+				middle := r.freshAddr()
 				r.client.KnockFrom(t, middle, r.addr(), parts[0].steps[0])
 				step.do()
 				r.client.KnockFrom(t, middle, r.addr(), parts[0].steps[1])
