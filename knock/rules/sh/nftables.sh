@@ -213,7 +213,8 @@ fw_trial() {
 
 # nft_elements prints the lines "ELEMENT SECONDS-LEFT" of a set with timeouts.
 nft_elements() {
-	nft list set inet portknock "$1" 2>/dev/null | tr -d '\n\t' | sed -n 's/.*elements = {\([^}]*\)}.*/\1/p' | tr ',' '\n' |
+	nft list set inet portknock "$1" 2>/dev/null | tr -d '\n\t' |
+		sed -n 's/.*elements = {\([^}]*\)}.*/\1/p' | tr ',' '\n' |
 		awk 'function seconds(time,   total, unit, n) {
 				while (match(time, /^[0-9]+(ms|[dhms])/)) {
 					n = time + 0
