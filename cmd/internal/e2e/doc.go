@@ -1,9 +1,12 @@
 // Package e2e tests the built command against real firewalls, daemons and clients,
 // on hosts of the lab. A file tests what its name says, without _linux_test.go:
 //
-//	guard           a guard from load to undo; reloads; several clients, profiles and schemes
+//	guard           a guard from load to unload; reloads; several clients, profiles and schemes
 //	droppolicy      rules with --policy drop
-//	loading         check, load, trial, keep and undo; failures; many windows
+//	loading         load and unload of plain rules: failures, many windows
+//	script          the verbs test, load and unload of a script; loads in a container
+//	trial           the verbs trial, keep and cancel; killed scripts; rules of older versions
+//	parts           profiles that are loaded one after another
 //	golden          the golden rules of testdata/rules
 //	traces          the traces of testdata/traces
 //	bypass          attempts to bypass a guard
@@ -13,7 +16,7 @@
 //	rotating        rotating sequences, with the kernel's clock
 //	token           tokens
 //	token_packets   packets that carry tokens
-//	refresh         the systemd units that regenerate rules
+//	refresh         rules that are regenerated and loaded while clients knock
 //	knockd          knockd with sequences that repeat or share ports
 //	oldnft          old versions of nft
 //	handmade        servers and clients that other people have made

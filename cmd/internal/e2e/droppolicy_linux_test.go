@@ -49,7 +49,7 @@ func TestDropPolicyDropsAllButAllowedTraffic(t *testing.T) {
 }
 
 // TestReloadWithoutDropPolicyReopensOtherPorts: rules without the drop policy replace
-// rules with the drop policy, and open the other ports again. The undo of rules without
+// rules with the drop policy, and open the other ports again. The unload of rules without
 // the drop policy also removes rules that have the drop policy.
 func TestReloadWithoutDropPolicyReopensOtherPorts(t *testing.T) {
 	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {

@@ -8,9 +8,9 @@ import (
 	"github.com/portknock/portknock/cmd/internal/lab"
 )
 
-// TestGuardFromLoadToUndo follows a guard from its first load to its undo: the server
-// without a guard, ssh through the guard, a reload, the end of an opening, and the undo.
-func TestGuardFromLoadToUndo(t *testing.T) {
+// TestGuardFromLoadToUnload follows a guard from its first load to its unload: the server
+// without a guard, ssh through the guard, a reload, the end of an opening, and the unload.
+func TestGuardFromLoadToUnload(t *testing.T) {
 	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		// OpenFor is long enough for a busy machine to log in and to reload the rules.
 		r := newRig(t, f, family, threeKnocks, "OpenFor 10s")
@@ -47,7 +47,7 @@ func TestGuardFromLoadToUndo(t *testing.T) {
 
 		r.runHeaderLine(t, "unload")
 		r.expect(t, r.client, lab.Open)
-		through.say(t, "after the undo")
+		through.say(t, "after the unload")
 		r.expectRuleset(t, before)
 	})
 }

@@ -54,7 +54,7 @@ func TestLoadFailsWhenDaemonCannotRun(t *testing.T) {
 	}
 }
 
-// TestChainsWithSimilarNamesAreKept: load and undo keep a chain of another program whose
+// TestChainsWithSimilarNamesAreKept: load and unload keep a chain of another program whose
 // name begins like the name of our chain.
 func TestChainsWithSimilarNamesAreKept(t *testing.T) {
 	eachIptables(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
@@ -78,10 +78,10 @@ func TestChainsWithSimilarNamesAreKept(t *testing.T) {
 	})
 }
 
-// TestManyWindowsLoadAndUndo: a server loads as many windows as iptables supports, and
-// then fewer windows. The undo removes all of them. Both families are in one rules file,
+// TestManyWindowsLoadAndUnload: a server loads as many windows as iptables supports, and
+// then fewer windows. The unload removes all of them. Both families are in one rules file,
 // which takes seconds to load, so each firewall runs this test with one family only.
-func TestManyWindowsLoadAndUndo(t *testing.T) {
+func TestManyWindowsLoadAndUnload(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		if family == lab.IPv4 == (f.Name == "iptables-legacy") {
 			return
@@ -106,7 +106,7 @@ func TestManyWindowsLoadAndUndo(t *testing.T) {
 		r.expectRuleset(t, before)
 		left, _ := r.server.Try("sh", "-c", "iptables-save | grep PORTKNOCK; ip6tables-save | grep PORTKNOCK; ls /proc/net/xt_recent")
 		if format(f) == "iptables" && strings.Contains(strings.ToLower(left), "portknock") {
-			t.Errorf("the undo left chains or lists:\n%s", left)
+			t.Errorf("the unload left chains or lists:\n%s", left)
 		}
 	})
 }

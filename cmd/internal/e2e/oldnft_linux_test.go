@@ -2,7 +2,9 @@ package e2e
 
 import (
 	"net/netip"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -15,7 +17,10 @@ import (
 
 // oldNfts are versions of nft that accept a timeout for an element of a map, but do not
 // pass this timeout to the kernel. They do not support the sets that tokens need.
-var oldNfts = []string{"nft-1.0.2"}
+var oldNfts = []string{oldestNft}
+
+// oldestNft is the oldest version of nft that the rules support.
+const oldestNft = "nft-1.0.2"
 
 // eachOldNft runs a test with every old nft that is installed, in parallel.
 func eachOldNft(t *testing.T, test func(*testing.T, string, lab.Family)) {
@@ -25,7 +30,7 @@ func eachOldNft(t *testing.T, test func(*testing.T, string, lab.Family)) {
 		return err != nil
 	})
 	if len(installed) == 0 {
-		lab.Require(t, oldNfts[0])
+		lab.Require(t, oldestNft)
 	}
 	for _, nft := range installed {
 		t.Run(nft, func(t *testing.T) {
@@ -36,10 +41,12 @@ func eachOldNft(t *testing.T, test func(*testing.T, string, lab.Family)) {
 	}
 }
 
-// TestOldNftRulesForgetAfterKnockTimeout: rules that an old nft has loaded forget the
+// TestOldNftRulesForgetAfterKnockTimeout: rules that the oldest supported nft
+// has loaded forget the
 // stage of a client that has not knocked for KnockTimeout.
 func TestOldNftRulesForgetAfterKnockTimeout(t *testing.T) {
-	eachOldNft(t, func(t *testing.T, nft string, family lab.Family) {
+	lab.Require(t, oldestNft)
+	eachOf(t, []lab.Firewall{nftables}, lab.Families, func(t *testing.T, _ lab.Firewall, family lab.Family) {
 		settings, s := rotating(t, periodWithNowAt(t, middle), time.Minute)
 		r := newRig(t, nftables, family, threeKnocks)
 		for _, tt := range []struct {
@@ -52,7 +59,7 @@ func TestOldNftRulesForgetAfterKnockTimeout(t *testing.T) {
 		} {
 			t.Run(tt.name, func(t *testing.T) {
 				profile := vpsProfile(t, append([]string{"KnockTimeout 2s"}, tt.settings...)...)
-				r.server.Run(t, nft, "-f", emitRules(t, r.server, r.firewall, profile))
+				r.server.Run(t, oldestNft, "-f", emitRules(t, r.server, r.firewall, profile))
 				checkTimeouts(t, r)
 				if !r.admits(t, r.freshAddr(), tt.steps...) {
 					t.Error("the sequence does not open port 22")
@@ -121,5 +128,61 @@ func TestOldNftLoadsNoPartOfTokenRules(t *testing.T) {
 		if tables := r.server.Run(t, "nft", "list", "tables"); tables != "" {
 			t.Errorf("%s has loaded the tables %s", nft, tables)
 		}
+	})
+}
+
+// TestScriptsWithOldNft: the verbs work with the oldest supported nft. With an older one,
+// they work or leave the server as it is, with one line that names the reason.
+func TestScriptsWithOldNft(t *testing.T) {
+	eachOldNft(t, func(t *testing.T, nft string, family lab.Family) {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, "nft"), []byte("#!/bin/sh\nexec "+nft+" \"$@\"\n"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		r := newListeningRig(t, nftables, family)
+		shell := withPath(dir, dash)
+		tok, _ := tokens(t, periodWithNowAt(t, middle), time.Minute)
+		refused := func(s script) {
+			t.Helper()
+			for _, verb := range []string{"test", "load", "trial"} {
+				before := r.ruleset(t)
+				out, err := s.try(verb)
+				if err == nil || !strings.HasPrefix(out, "nft: ") && !strings.HasPrefix(out, "portknock: nft ") || strings.Count(out, "\n") != 2 {
+					t.Errorf("%s with %s returns %v and prints %q, want the reason and what it means", verb, nft, err, out)
+				}
+				r.expectRuleset(t, before)
+			}
+		}
+		old := r.emitScript(t, vpsProfile(t, oldSettings()...)).with(shell)
+		if out, err := old.try("test"); err != nil && nft != oldestNft {
+			t.Logf("test: %s", out)
+			refused(old)
+			return
+		} else if err != nil {
+			t.Fatalf("test: %v\n%s", err, out)
+		}
+		old.run(t, "load")
+		after := r.emitScript(t, vpsProfile(t, newSettings("OpenFor 2m")...)).with(shell)
+		after.run(t, "trial", "2")
+		r.awaitTrialEnd(t)
+		r.expectGeneration(t, "after the trial", "old")
+		after.refused(t, "the trial has ended", "keep")
+		after.run(t, "trial")
+		after.refused(t, "yet", "keep")
+		after.refused(t, "a trial is running", "trial")
+		knocker := r.freshAddr()
+		if !r.admits(t, knocker, newKnocks...) {
+			t.Error("the new knocks do not open port 22")
+		}
+		after.run(t, "keep")
+		r.expectAnswer(t, "an address that the trial admitted, after keep", knocker, 22, lab.Open)
+		r.expectGeneration(t, "after keep", "new")
+		checkTimeouts(t, r)
+		old.run(t, "trial")
+		old.run(t, "cancel")
+		r.expectGeneration(t, "after cancel", "new")
+		refused(r.emitScript(t, vpsProfile(t, tok...)).with(shell))
+		after.run(t, "unload")
+		r.expect(t, r.attacker, lab.Open)
 	})
 }

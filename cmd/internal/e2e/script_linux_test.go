@@ -170,7 +170,7 @@ func TestTruncatedScriptDoesNothing(t *testing.T) {
 }
 
 // TestScriptLoadsInPartsInContainer: a container without privileges cannot load many rules
-// at once. The script's load then loads them in parts. It fails if a part fails.
+// at once. The verbs load, trial and keep then load them in parts. It fails if a part fails.
 func TestScriptLoadsInPartsInContainer(t *testing.T) {
 	t.Parallel()
 	knocks, _ := rotating(t, time.Hour, time.Minute)
@@ -188,7 +188,7 @@ func TestScriptLoadsInPartsInContainer(t *testing.T) {
 func testLoadInParts(t *testing.T, shell, settings []string) {
 	lab.Require(t, "nft", "unshare", "setpriv", "awk")
 	server := lab.NewHost(t, "server")
-	s := emitScript(t, server, nftables, vpsProfile(t, settings...), "--horizon", "60d", "vps").with(shell)
+	s := emitScript(t, server, nftables, vpsProfile(t, settings...), "--horizon", "40d", "vps").with(shell)
 	text := lab.ReadFile(t, s.file)
 	// The user has privileges only in a namespace of that user, and reads the script from a
 	// file that this user owns.
@@ -214,27 +214,27 @@ func testLoadInParts(t *testing.T, shell, settings []string) {
 			run = "PATH=" + dir + "/bin:$PATH busybox sh"
 		}
 		return server.Try("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups",
-			"unshare", "-Urnm", "sh", "-c", fmt.Sprintf("mount -t tmpfs tmpfs /run && load() { %s %s/script load; } && %s", run, dir, commands))
+			"unshare", "-Urnm", "sh", "-c", fmt.Sprintf("mount -t tmpfs tmpfs /run && verb() { %s %s/script \"$@\"; } && %s", run, dir, commands))
 	}
 	if out, err := inside(text, "true"); err != nil {
 		lab.Missing(t, fmt.Sprintf("user namespaces: %v %s", err, out))
 	}
-	out, err := inside(text, "load && load >&2 && nft list table inet portknock | grep -c 'timeout\\|goto' && ls /run/portknock")
+	out, err := inside(text, "verb load && verb load && verb trial && verb keep --force && nft list table inet portknock | grep -c 'timeout\\|goto' && ls /run/portknock")
 	if err != nil {
-		t.Errorf("two loads in a container return %v:\n%s", err, out)
+		t.Errorf("two loads and a trial in a container return %v:\n%s", err, out)
 	}
 	if strings.Contains(out, "rules.") {
 		t.Errorf("the load leaves a file with the rules: %s", out)
 	}
 	broken := strings.Replace(text, "\nadd table ", "\nnonsense\nadd table ", 1)
-	if out, err := inside(broken, "load"); err == nil {
+	if out, err := inside(broken, "verb load"); err == nil {
 		t.Errorf("the load succeeds although the rules have a fault: %s", out)
 	}
 	parts := strings.Split(text, "\n# part\n")
 	for _, faulty := range []int{1, len(parts) - 1} {
 		with := slices.Clone(parts)
 		with[faulty] = "add rule inet portknock begin jump nowhere # only the kernel finds this fault\n" + with[faulty]
-		if out, err := inside(strings.Join(with, "\n# part\n"), "load"); err == nil {
+		if out, err := inside(strings.Join(with, "\n# part\n"), "verb load"); err == nil {
 			t.Errorf("the load succeeds although part %d of %d has a fault: %s", faulty, len(parts), out)
 		}
 	}

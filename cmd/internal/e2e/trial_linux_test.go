@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net/netip"
 	"regexp"
@@ -287,6 +288,50 @@ func TestTrialKeepsOldDurationUntilKept(t *testing.T) {
 	}
 }
 
+// TestTrialOnTerminal: on a terminal, a trial counts down. The key Enter keeps the rules,
+// if a connection has proved them. Without Enter, the script fails when the trial ends.
+func TestTrialOnTerminal(t *testing.T) {
+	lab.Require(t, "script")
+	eachShell(t, func(t *testing.T, shell []string) {
+		r := newListeningRig(t, nftables, lab.IPv4)
+		r.emitScript(t, vpsProfile(t, oldSettings()...)).run(t, "load")
+		after := r.emitScript(t, vpsProfile(t, newSettings()...)).with(shell)
+		start := func(seconds string) (*lab.Cmd, io.Writer, *lab.Log) {
+			t.Helper()
+			var log lab.Log
+			c := r.server.Command("script", "-qec", strings.Join(after.words("trial", seconds), " "), "/dev/null")
+			keys, err := c.StdinPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.Stdout = &log
+			if err := c.Start(); err != nil {
+				t.Fatal(err)
+			}
+			log.Await(t, "seconds left", 1)
+			return c, keys, &log
+		}
+		c, _, log := start("3")
+		if err := c.Wait(); err == nil || !strings.Contains(log.String(), "the trial has ended without keep") {
+			t.Errorf("the trial without Enter returns %v and prints %q", err, log)
+		}
+		r.expectGeneration(t, "after the trial", "old")
+
+		c, keys, log := start("60")
+		_, _ = io.WriteString(keys, "x\n")
+		log.Await(t, "no connection has come through", 1)
+		if !r.admits(t, r.freshAddr(), newKnocks...) {
+			t.Error("the new knocks do not open port 22")
+		}
+		_, _ = io.WriteString(keys, "\n")
+		if err := c.Wait(); err != nil {
+			t.Errorf("after Enter, the trial returns %v and prints %q", err, log)
+		}
+		after.refused(t, "not on trial", "keep")
+		r.expectGeneration(t, "after Enter", "new")
+	})
+}
+
 // TestFailedTrialLeavesGuard: a trial whose rules cannot be loaded leaves the rules in
 // force as they are, at once and later.
 func TestFailedTrialLeavesGuard(t *testing.T) {
@@ -345,21 +390,24 @@ func TestKilledScriptLeavesGuard(t *testing.T) {
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 1))
 	old.run(t, "load")
+	began := time.Now()
+	after.run(t, "trial")
+	whole := max(time.Since(began), 120*time.Millisecond) // of a run that is not killed
+	old.run(t, "cancel")
 	began, states := time.Now(), map[string]int{}
 	for i := range 100 {
-		if time.Since(began) > 35*time.Second {
+		if time.Since(began) > 35*time.Second { // a busy machine
 			t.Logf("only %d kills within 35 s", i)
 			break
 		}
 		verb := "trial"
 		if i%2 == 1 {
 			after.run(t, "trial")
-			r.expectGeneration(t, "before keep", "new")
 			verb = "keep --force"
 		}
 		// The group has the script and the programs that the script runs.
 		whom := []string{"$p", "-$p"}[random.IntN(2)]
-		delay := random.IntN(120)
+		delay := random.IntN(int(whole.Milliseconds()))
 		r.server.Shell(t, fmt.Sprintf("setsid dash '%s' %s >/dev/null 2>&1 & p=$!; exec 2>/dev/null; sleep 0.%03d; kill -9 %s; while kill -0 -$p; do sleep 0.01; done; :",
 			after.file, verb, delay, whom))
 		when := fmt.Sprintf("kill %d: %s of %s after %d ms", i, whom, verb, delay)
@@ -382,9 +430,13 @@ func TestKilledScriptLeavesGuard(t *testing.T) {
 		states[verb+": "+now+", then "+ended]++
 	}
 	t.Logf("%v after %v", states, time.Since(began))
+	old.run(t, "test")
+	if files := r.server.Run(t, "ls", "/run/portknock"); strings.Contains(files, "rules.") {
+		t.Errorf("files with rules are left:\n%s", files)
+	}
 }
 
-// attack makes the attacker send a SYN to port 22 every 0.5 ms while do runs, and returns
+// attack makes the attacker send a SYN to port 22 about every 0.5 ms while do runs, and returns
 // how many it sent and how many the server answered.
 func (r *rig) attack(t testing.TB, do func()) (sent, answers int) {
 	t.Helper()
@@ -396,8 +448,10 @@ func (r *rig) attack(t testing.TB, do func()) (sent, answers int) {
 	c := r.attacker.Capture(t)
 	defer c.Close()
 	for {
-		r.attacker.Flood(t, 500, func(int) lab.Packet {
-			time.Sleep(500 * time.Microsecond)
+		r.attacker.Flood(t, 500, func(i int) lab.Packet {
+			if i%3 == 0 { // a sleep takes three times as long as it should
+				time.Sleep(500 * time.Microsecond)
+			}
 			return lab.Packet{Dst: r.port(22), Flags: lab.SYN}
 		})
 		sent += 500
@@ -433,7 +487,7 @@ func TestNoInstantWithoutGuard(t *testing.T) {
 		}
 	}
 	sent, answers := r.attack(t, func() {
-		for range 4 {
+		for range 3 {
 			verbs(other, "load")
 			verbs(after, "trial 1")
 			time.Sleep(1200 * time.Millisecond)
@@ -451,6 +505,10 @@ func TestNoInstantWithoutGuard(t *testing.T) {
 	t.Logf("%d SYNs", sent)
 	if answers > 0 {
 		t.Errorf("the server has answered %d of %d SYNs", answers, sent)
+	}
+	old.run(t, "unload")
+	if _, answers := r.attack(t, func() {}); answers == 0 {
+		t.Error("the attack does not find an open port either")
 	}
 }
 
@@ -626,5 +684,38 @@ func TestRulesOfOlderLayoutAreReplaced(t *testing.T) {
 				t.Errorf("%s: the rules were\n%s\nand are now\n%s", end, before, now)
 			}
 		}
+	})
+}
+
+// TestRulesOfOlderLayoutWithOtherProfilesStay: a script does not replace the rules of an
+// older version if they guard ports of a profile that the script does not have.
+func TestRulesOfOlderLayoutWithOtherProfilesStay(t *testing.T) {
+	eachShell(t, func(t *testing.T, shell []string) {
+		r := newListeningRig(t, nftables, lab.IPv4)
+		r.server.Listen(t, 8080)
+		const guard = "\t\tct state established,related accept comment"
+		const web = "\t\ttcp dport 8080 tcp flags & (fin|syn|rst|ack) == syn"
+		text := strings.Replace(oldLayout, guard, web+" jump door_web\n"+web+" drop\n"+guard, 1)
+		text = strings.Replace(text, "\tchain guard {", "\tchain door_web { }\n\tchain guard {", 1)
+		r.server.Run(t, "nft", "-f", lab.File(t, "old.nft", text))
+		before := r.ruleset(t)
+		profile := vpsProfile(t, append(newSettings(), "Host web", twoKnocks, "OpenPorts 8080")...)
+		one := r.emitScript(t, profile).with(shell)
+		for _, verb := range []string{"load", "unload"} {
+			one.refused(t, `this would open the ports of "web"`, verb)
+			r.expectRuleset(t, before)
+		}
+		one.run(t, "trial")
+		r.expectGeneration(t, "during the trial", "new")
+		r.expectPort(t, r.attacker, 8080, lab.Dropped)
+		one.refused(t, `this would open the ports of "web"`, "keep", "--force")
+		one.run(t, "cancel")
+		r.expectGeneration(t, "after cancel", "old")
+		both := r.emitScript(t, profile, "vps", "web").with(shell)
+		both.run(t, "load")
+		r.expectGeneration(t, "loaded", "new")
+		r.expectPort(t, r.attacker, 8080, lab.Dropped)
+		one.run(t, "load")
+		r.expectPort(t, r.attacker, 8080, lab.Dropped)
 	})
 }

@@ -36,7 +36,7 @@ func EditFile(t TB, path string, oldNew ...string) {
 	must(t, os.WriteFile(path, []byte(edited), 0o600))
 }
 
-// RulesLine returns the command with this name (check, load, undo and so on) from the
+// RulesLine returns the command with this name (test, load or unload) from the
 // header of a file that portknock emit-rules has written.
 func RulesLine(t TB, rules, name string) string {
 	t.Helper()

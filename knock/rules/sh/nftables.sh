@@ -26,8 +26,34 @@ part_rules() {
 	fi
 }
 
-# nft_errors filters what nft prints. nft quotes lines of its input, which hold secrets.
-nft_errors() { sed -n 's/^[^ ]*: Error: /nft: /p; /^[^ ]*Error: /!{/^netlink: /p;/^internal:/p;}' >&2; }
+# nft_errors prints the first error that nft reports. nft also quotes lines of its input, which
+# hold secrets.
+nft_errors() {
+	nft_line=$(sed -n 's/^[^ ]*: Error: /nft: /p; /^[^ ]*Error: /!{/^netlink: /p;/^internal:/p;}' | sed q)
+	case $nft_line in
+	*': Could not process rule: '*) ;; # from the kernel
+	*) nft_line="${nft_line:-nft: no reason given} (nft $(nft_version) may be too old)" ;;
+	esac
+	printf '%s\n' "$nft_line" >&2
+}
+
+nft_version() { nft --version | sed 's/^[^ ]* v\([^ ]*\).*/\1/'; }
+
+# nft_supported fails if nft is older than the rules require. Such a version may crash, after it
+# has loaded the rules or before.
+nft_supported() {
+	case $(nft_version) in
+	0.* | 1.0.0 | 1.0.1)
+		warn "nft $(nft_version) is too old; the rules need nft 1.0.2 or later"
+		return 1
+		;;
+	esac
+}
+
+# nft_in_parts is an awk program that makes nft read rules in parts.
+nft_in_parts='/^# part$/ && close("nft -f -") { failed = 1; exit }
+	{ print | "nft -f -" }
+	END { exit failed || close("nft -f -") != 0 }'
 
 # nft_run makes nft read rules in one transaction. If the kernel refuses that many rules at
 # once, as it does in an unprivileged container, nft_run loads them in parts. The chains of
@@ -41,8 +67,7 @@ nft_run() {
 	fi
 	case $nft_output in
 	*'Message too long'*)
-		nft_output=$(awk '/^# part$/ && close("nft -f -") { failed = 1; exit } { print | "nft -f -" }
-			END { exit failed || close("nft -f -") != 0 }' "$nft_input" 2>&1) && nft_failed= || nft_failed=1
+		nft_output=$(awk "$nft_in_parts" "$nft_input" 2>&1) && nft_failed= || nft_failed=1
 		;;
 	*) nft_failed=1 ;;
 	esac
@@ -101,10 +126,12 @@ nft_end_trial() {
 }
 
 fw_test() {
+	nft_supported || return
 	if unshare -n true 2>/dev/null; then
 		part_rules '' "$@" >"$state/test" || return
 		# shellcheck disable=SC2016 # the other shell expands $1
-		unshare -n sh -c 'nft -f "$1" && nft -t list table inet portknock' sh "$state/test" \
+		unshare -n sh -c '{ nft -f "$1" || { grep -q "Message too long" "$2" && awk "$3" "$1" 2>"$2"; }; } &&
+			nft -t list table inet portknock' sh "$state/test" "$state/errors" "$nft_in_parts" \
 			>"$state/tested" 2>"$state/errors" || {
 			nft_errors <"$state/errors"
 			rm -f "$state/test" "$state/tested" "$state/errors"
@@ -139,7 +166,23 @@ fw_test() {
 	esac
 }
 
+# nft_takes_over fails if rules of an older version are in force that guard the ports of other
+# profiles than these. Such rules go as a whole, and the ports would be open.
+nft_takes_over() {
+	for old in $(nft list chain inet portknock guard 2>/dev/null | sed -n 's/.* jump door_//p' | sort -u); do
+		case " $* " in
+		*" $old "*) ;;
+		*)
+			warn "this would open the ports of \"$old\", which rules of an older version guard;" \
+				"put all profiles into one script, or first run: nft delete table inet portknock"
+			return 1
+			;;
+		esac
+	done
+}
+
 fw_load() {
+	nft_supported && nft_takes_over "$@" || return
 	part_rules '' "$@" | nft_run && nft_leftovers "$@" | nft_run
 }
 
@@ -165,6 +208,7 @@ nft_except() {
 }
 
 fw_trial() {
+	nft_supported || return
 	seconds=$1
 	shift
 	{
@@ -232,6 +276,7 @@ nft_keep_openings() {
 }
 
 fw_keep() {
+	nft_takes_over "$@" || return
 	{
 		part_rules '' "$@"
 		for part; do nft_keep_openings "$part"; done
@@ -246,6 +291,7 @@ fw_cancel() {
 }
 
 fw_unload() {
+	nft_takes_over "$@" || return
 	nft_left=$({ fw_parts; fw_trial_parts; } | grep -vxF "$(printf '%s\n' "$@")") || :
 	if [ -z "$nft_left" ]; then
 		fw_remove
