@@ -67,8 +67,8 @@ func (r *rig) awaitIptTrialEnd(t testing.TB, script string) {
 	time.Sleep(50 * time.Millisecond)
 }
 
-// newPartsRig returns a rig for profiles that are not loaded yet.
-func newPartsRig(t testing.TB, f lab.Firewall, family lab.Family, settings ...string) *rig {
+// newIptablesRig returns a rig for profiles that are not loaded yet.
+func newIptablesRig(t testing.TB, f lab.Firewall, family lab.Family, settings ...string) *rig {
 	t.Helper()
 	r := newListeningRig(t, f, family)
 	r.server.Listen(t, 8080)
@@ -109,7 +109,7 @@ var (
 // both orders. Each profile admits, and a load disturbs only its own profile.
 func TestIptablesProfilesLoadedOneAfterAnother(t *testing.T) {
 	eachIptablesFamily(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		r := newPartsRig(t, f, family, twoProfiles...)
+		r := newIptablesRig(t, f, family, twoProfiles...)
 		before := r.ruleset(t)
 		files := map[string]string{}
 		for _, name := range []string{"vps", "web"} {
@@ -210,7 +210,7 @@ func TestIptablesTenProfiles(t *testing.T) {
 // off, fails and leaves the loaded rules as they are.
 func TestIptablesIncompleteFileChangesNothing(t *testing.T) {
 	eachIptables(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		r := newPartsRig(t, f, family, twoProfiles...)
+		r := newIptablesRig(t, f, family, twoProfiles...)
 		file := emitRulesFor(t, r.server, f, r.profile, "vps")
 		runHeaderLine(t, r.server, file, "load")
 		before := r.ruleset(t)
@@ -234,7 +234,7 @@ func TestIptablesIncompleteFileChangesNothing(t *testing.T) {
 // guarded ports of another, in both orders of the loads.
 func TestIptablesDropPolicySparesOtherProfiles(t *testing.T) {
 	eachIptables(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		r := newPartsRig(t, f, family, twoProfiles...)
+		r := newIptablesRig(t, f, family, twoProfiles...)
 		r.server.Listen(t, 9999)
 		web := emitRulesFor(t, r.server, f, r.profile, "web")
 		vps := emitRulesFor(t, r.server, f, r.profile, "--policy", "drop", "vps")
@@ -257,7 +257,7 @@ func TestIptablesDropPolicySparesOtherProfiles(t *testing.T) {
 func TestIptablesSpentTokensSurviveRename(t *testing.T) {
 	eachIptablesFamily(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		settings, s := tokens(t, periodWithNowAt(t, middle), 2*time.Minute)
-		r := newPartsRig(t, f, family, slices.Concat(settings, []string{"Host renamed"}, settings,
+		r := newIptablesRig(t, f, family, slices.Concat(settings, []string{"Host renamed"}, settings,
 			[]string{"Host other", "OpenPorts 8080", twoKnocks})...)
 		script := r.iptScript(t, []string{"vps", "renamed", "other"})
 		token := r.familyTokens(t, s, time.Now())
@@ -299,7 +299,7 @@ func TestIptablesSpentTokensSurviveRename(t *testing.T) {
 // openings and the stages that they had before.
 func TestIptablesTrialExpires(t *testing.T) {
 	eachIptablesFamily(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		r := newPartsRig(t, f, family, twoProfiles...)
+		r := newIptablesRig(t, f, family, twoProfiles...)
 		old := r.iptScript(t, []string{"vps", "web"})
 		r.fw(t, old, "fw_load", "vps", "web")
 		before := r.ruleset(t)
@@ -347,7 +347,7 @@ func TestIptablesTrialExpires(t *testing.T) {
 // openings stay after it is kept.
 func TestIptablesTrialIsProvedAndKept(t *testing.T) {
 	eachIptablesFamily(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		r := newPartsRig(t, f, family, twoProfiles...)
+		r := newIptablesRig(t, f, family, twoProfiles...)
 		script := r.iptScript(t, []string{"vps", "web"}, "--log")
 		r.fw(t, script, "fw_load", "vps")
 		r.fw(t, script, "fw_trial", "60", "vps", "web")
@@ -403,7 +403,7 @@ func TestIptablesTrialIsProvedAndKept(t *testing.T) {
 // after it. A reload during a trial ends the trial of that part.
 func TestIptablesTrialWithoutOldRules(t *testing.T) {
 	eachIptables(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		r := newPartsRig(t, f, family, twoProfiles...)
+		r := newIptablesRig(t, f, family, twoProfiles...)
 		before := r.ruleset(t)
 		script := r.iptScript(t, []string{"vps", "web"}, "--policy", "drop")
 		r.fw(t, script, "fw_trial", "4", "vps", "web")
@@ -440,7 +440,7 @@ func TestIptablesTrialWithoutOldRules(t *testing.T) {
 // later load replaces it. A listing tells whether the rules of a part changed.
 func TestIptablesCloseAndListing(t *testing.T) {
 	eachIptablesFamily(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		r := newPartsRig(t, f, family, twoProfiles...)
+		r := newIptablesRig(t, f, family, twoProfiles...)
 		script := r.iptScript(t, []string{"vps", "web"})
 		dropping := r.iptScript(t, []string{"web"}, "--policy", "drop")
 		r.fw(t, script, "fw_close", "vps")
@@ -477,7 +477,7 @@ func TestIptablesCloseAndListing(t *testing.T) {
 // root rules had no comments, and keeps the openings.
 func TestIptablesTakesOverOldLayout(t *testing.T) {
 	eachIptables(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		r := newPartsRig(t, f, family, twoProfiles...)
+		r := newIptablesRig(t, f, family, twoProfiles...)
 		before := r.ruleset(t)
 		old := lab.File(t, "old", `*mangle
 :PORTKNOCK - [0:0]
@@ -523,7 +523,7 @@ COMMIT`)
 func TestIptablesGuardHasNoGap(t *testing.T) {
 	lab.Require(t, "timeout")
 	eachIptablesFamily(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		r := newPartsRig(t, f, family, twoProfiles...)
+		r := newIptablesRig(t, f, family, twoProfiles...)
 		script := r.iptScript(t, []string{"vps", "web"})
 		r.fw(t, script, "fw_load", "vps", "web")
 		before := r.ruleset(t)
@@ -577,7 +577,7 @@ func TestIptablesGuardHasNoGap(t *testing.T) {
 func TestIptablesKilledTrialLeavesOldRules(t *testing.T) {
 	lab.Require(t, "timeout")
 	eachIptablesFamily(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		r := newPartsRig(t, f, family, twoKnocks, "OpenFor 1m", "KnockTimeout 1m",
+		r := newIptablesRig(t, f, family, twoKnocks, "OpenFor 1m", "KnockTimeout 1m",
 			"Host web", "Sequence 1000/udp 2000/udp", "OpenPorts 22 8080")
 		old := r.iptScript(t, []string{"vps", "web"})
 		r.fw(t, old, "fw_load", "vps", "web")
@@ -607,7 +607,7 @@ func TestIptablesKilledTrialLeavesOldRules(t *testing.T) {
 // ports, until the trial expires.
 func TestIptablesTrialLosesDropPolicy(t *testing.T) {
 	eachIptables(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		r := newPartsRig(t, f, family, twoProfiles...)
+		r := newIptablesRig(t, f, family, twoProfiles...)
 		dropping := r.iptScript(t, []string{"vps"}, "--policy", "drop", "--allow", "8080")
 		script := r.iptScript(t, []string{"vps", "web"})
 		r.fw(t, dropping, "fw_load", "vps")
@@ -639,7 +639,7 @@ func TestIptablesTrialLosesDropPolicy(t *testing.T) {
 func TestIptablesScriptRunsInBusybox(t *testing.T) {
 	lab.Require(t, "busybox")
 	eachIptables(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		r := newPartsRig(t, f, family, twoProfiles...)
+		r := newIptablesRig(t, f, family, twoProfiles...)
 		before := r.ruleset(t)
 		script := r.iptScript(t, []string{"vps", "web"})
 		dir := t.TempDir()
