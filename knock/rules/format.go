@@ -43,7 +43,7 @@ func formats() []format {
 		// windows. nft needs 500 MB of memory for them.
 		{name: "nftables", file: "/etc/portknock.nft", emit: emitNftables,
 			windows: 150_000, entries: 300_000, clock: true, tokens: true,
-			shell: []string{"nftables.sh"}},
+			shell: []string{"nftables.sh", "nodaemon.sh"}},
 	}
 }
 

@@ -362,7 +362,6 @@ uninstall_parts() {
 	rm -f /etc/portknock/each
 	rmdir /etc/portknock 2>/dev/null || [ ! -d /etc/portknock ] ||
 		warn "/etc/portknock has files that portknock did not write; remove them yourself"
-	rm -rf /run/portknock
 }
 
 # parts_installed is true if any part is installed.

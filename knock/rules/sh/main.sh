@@ -144,6 +144,7 @@ verb_uninstall() {
 	# The files go first: the watchdog must not load the rules again.
 	uninstall_parts "$@" || die 1 "not uninstalled: $(names "$@")"
 	fw_unload "$@" || die 1 "the rules of $(names "$@") are still loaded"
+	parts_installed || [ -n "$(fw_parts)" ] || rm -rf "$state"
 	say "uninstalled: $(names "$@")"
 }
 

@@ -96,7 +96,7 @@ nft_end_trial() {
 		END { for (h in hook) if (!present[hook[h]]) print h }' | nft_delete
 }
 
-fw_test() {
+nft_test() {
 	if unshare -n true 2>/dev/null; then
 		part_rules '' "$@" >"$state/test" || return
 		# shellcheck disable=SC2016 # the other shell expands $1
@@ -130,7 +130,7 @@ fw_test() {
 	esac
 }
 
-fw_load() {
+nft_load() {
 	{
 		part_rules '' "$@"
 		nft_objects | nft_of "$@" | nft_except "$@" | nft_delete
@@ -145,7 +145,7 @@ nft_except() {
 	rm -f "$state/declared"
 }
 
-fw_trial() {
+nft_trial() {
 	seconds=$1
 	shift
 	{
@@ -187,11 +187,11 @@ nft_packets() {
 	nft list counter inet portknock "$1" 2>/dev/null | awk '$1 == "packets" { print $2 }'
 }
 
-fw_changed() {
+nft_changed() {
 	[ "$(nft_listing "$1" '' | cksum)" != "$(nft_listing "$1" .trial | sed 's/\.trial//g' | cksum)" ]
 }
 
-fw_keep() {
+nft_keep() {
 	{
 		part_rules '' "$@"
 		for part; do
@@ -207,13 +207,13 @@ fw_keep() {
 	} | nft_run
 }
 
-fw_cancel() {
+nft_cancel() {
 	nft_end_trial | nft_run || return
 	# Without parts, only the used tokens are worth keeping.
 	if ! nft_objects | grep -q -e '^chain on-' -e '^set used'; then fw_remove; fi
 }
 
-fw_unload() {
+nft_unload() {
 	nft_left=$({ fw_parts; fw_trial_parts; } | grep -vxF "$(printf '%s\n' "$@")") || :
 	if [ -z "$nft_left" ]; then
 		fw_remove
@@ -228,8 +228,6 @@ fw_remove() {
 }
 
 fw_parts() { nft_objects | sed -n '/\.trial$/d; s/^chain let_//p'; }
-
-fw_listing() { nft_listing "$1" '' "${2-}"; }
 
 # nft_listing prints the chains and sets of a part, or of its copy. With -s, it leaves out
 # the elements of constant sets.
