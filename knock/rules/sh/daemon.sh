@@ -122,17 +122,20 @@ daemon_start() {
 	fi
 }
 
-# daemon_end INSTANCE ends an instance and removes its files.
+# daemon_end INSTANCE ends an instance and removes its files. The TCP server of an fwknopd
+# may outlive the fwknopd, but is in the same process group.
 daemon_end() {
 	if systemd_runs; then
 		systemctl stop "portknock-daemon-$1.service" 2>/dev/null
-	else
+	elif daemon_runs "$1"; then
+		daemon_group=$(sed 's/.*) //' "/proc/$daemon_process/stat" | cut -d ' ' -f 3)
 		for daemon_wait in 1 2 3 4 5 6 7 8 9 10; do
-			daemon_runs "$1" || break
 			kill "$daemon_process" 2>/dev/null
 			sleep 0.2 2>/dev/null || sleep 1
+			daemon_runs "$1" || break
 		done
 		: "$daemon_wait"
+		kill -9 "-${daemon_group:?}" 2>/dev/null
 	fi
 	rm -rf "${daemons:?}/$1"
 }
