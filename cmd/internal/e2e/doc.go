@@ -15,6 +15,7 @@
 //	token_packets   packets that carry tokens
 //	refresh         the systemd units that regenerate rules
 //	knockd          knockd with sequences that repeat or share ports
+//	daemon_script   emit-rules --script for knockd and fwknopd
 //	oldnft          old versions of nft
 //	handmade        servers and clients that other people have made
 //	fwknop_server   fwknopd with emitted rules
