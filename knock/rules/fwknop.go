@@ -70,7 +70,9 @@ CMD_CYCLE, do not load the guard, and use the rest as access.conf.`)
 	}
 	needsFirewallRule := slices.ContainsFunc(guards, func(g guard) bool { return g.SPA.Via != spa.UDP })
 	d.notes = append(d.notes, textIf(!needsFirewallRule, `fwknopd sees a packet before any firewall does: its port needs no rule and
-answers as before.`), textIf(needsFirewallRule, `With TCP or HTTP, a firewall must accept connections to the port of the packets.
+answers as before. An fwknopd without packet capture, as in Debian 13, listens on the
+UDP port instead: the firewall must accept packets to it, and each fwknopd needs a port
+of its own.`), textIf(needsFirewallRule, `With TCP or HTTP, a firewall must accept connections to the port of the packets.
 For TCP, fwknopd listens there itself. For HTTP, a web server must listen there; its
 answer does not matter.`))
 	return d, nil
@@ -164,6 +166,7 @@ func fwknopdConfText(guards []guard, o Options) string {
 			addNew(&filters, "udp dst portrange %d-%d", spa.RandomPorts.First, spa.RandomPorts.Last)
 		default:
 			addNew(&filters, "udp dst port %d", keys.Port)
+			addNew(&lines, "UDPSERV_PORT %d;", keys.Port) // for an fwknopd without packet capture
 		}
 		switch {
 		case keys.NATLocal:

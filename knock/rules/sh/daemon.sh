@@ -140,10 +140,19 @@ daemon_end() {
 	rm -rf "${daemons:?}/$1"
 }
 
+# port_taken FOLDER is true if two daemons cannot run at once. An fwknopd without packet
+# capture, as in Debian 13, listens on a UDP port. Then the daemon of a trial takes the
+# port, and systemd starts that of the old rules again and again, until the trial ends.
+port_taken() {
+	[ "$daemon" = fwknopd ] && systemd_runs && ! automatic &&
+		fwknopd -f -a "$1/conf" -c "$1/fwknopd.conf" -r "$1" -p "$1/pid" -d "$1/digests" \
+			--exit-parse-config 2>&1 | grep -q 'pcap capture not compiled in'
+}
+
 # daemons_start COPY SECONDS ID... starts the daemons of parts, and waits until they are
 # known to run. COPY is .trial or empty. An instance that runs with the same files goes on.
 daemons_start() {
-	daemons_copy=$1 daemons_seconds=$2 daemons_started=
+	daemons_copy=$1 daemons_seconds=$2 daemons_started='' daemons_waiting='' daemons_status=0
 	shift 2
 	automatic || daemon_can || return
 	mkdir -p "$daemons" || return
@@ -159,6 +168,11 @@ daemons_start() {
 		if [ -z "$daemons_copy" ] && daemon_same "$daemons_new" "$daemons_old" && daemon_runs "$daemons_old"; then
 			daemons_new=$daemons_old
 		else
+			if port_taken "$daemons/$daemons_new"; then
+				[ -z "$daemons_old" ] || daemons_waiting="$daemons_waiting $daemons_old"
+				[ -z "$daemons_seconds" ] || daemons_seconds=$trial_seconds
+				systemctl stop "portknock-daemon-$part.*.service"
+			fi
 			daemon_start "$daemons_new" "$daemons_seconds" || return
 			daemons_started="$daemons_started $daemons_new"
 		fi
@@ -169,9 +183,11 @@ daemons_start() {
 	for daemons_new in $daemons_started; do
 		daemon_runs "$daemons_new" || {
 			warn "the $daemon of $(value name "${daemons_new%.*}") does not run; the system log says why"
-			return 1
+			daemons_status=1
 		}
 	done
+	for daemons_old in $daemons_waiting; do daemon_start "$daemons_old"; done
+	return "$daemons_status"
 }
 
 # daemon_same INSTANCE INSTANCE is true if two instances of the rules in force do the same.
@@ -186,7 +202,7 @@ daemons_switch() {
 }
 
 # daemons_prune ends the instances that belong neither to rules in force nor to a trial.
-# When one of several fwknopds ends that share a TCP port, another one must begin to listen
+# When one of several fwknopds ends that share a port, another one must begin to listen
 # there, which fwknopd does only at its start.
 daemons_prune() {
 	rm -f "$daemons"/*.next
@@ -202,8 +218,12 @@ daemons_prune() {
 	done
 	[ -n "$daemons_ended" ] || return 0
 	for daemons_folder in "$daemons"/*.[ab]; do
-		grep -q '^ENABLE_TCP_SERVER Y' "$daemons_folder/fwknopd.conf" 2>/dev/null || continue
 		daemons_old=${daemons_folder##*/}
+		if systemd_runs && ! systemctl -q is-active "portknock-daemon-$daemons_old.service"; then
+			systemctl restart "portknock-daemon-$daemons_old.service" 2>/dev/null
+			continue
+		fi
+		grep -q '^ENABLE_TCP_SERVER Y' "$daemons_folder/fwknopd.conf" 2>/dev/null || continue
 		if systemd_runs; then
 			systemctl --no-block restart "portknock-daemon-$daemons_old.service"
 		else
