@@ -162,11 +162,21 @@ func (f format) scriptHeader(guards []guard, d document, o Options) string {
 
 The rules of other profiles on this server, admitted addresses and open sessions stay.
 Loading turns connection tracking on.`)
+	if d.daemons != nil {
+		b.add("\n%s", daemonNote)
+	}
 	for _, note := range f.notes(d, o) {
 		b.add("\n%s", note)
 	}
 	return mark(b.String())
 }
+
+// daemonNote says which daemons a script starts.
+const daemonNote = `Each profile has a daemon of its own, which this script starts and ends. A second
+daemon runs during a trial. The script changes neither other daemons nor the files in
+/etc of the same programs. The daemon listens on the interface of the default route,
+unless the script was made with --interface NAME. Before you load rules of the
+formats nftables or iptables for such a profile, unload this script.`
 
 // shellValue returns a text as the value of a shell variable, or "" for "".
 func shellValue(s string) string {

@@ -6,7 +6,8 @@
 #
 # A load starts the new daemon beside the old one, and ends the old one when the rules are
 # loaded. A trial also starts a daemon beside the old one, for the sets of the copies. When
-# the trial expires, the old rules are in force again and their daemon still runs.
+# the trial expires, the old rules are in force again and their daemon still runs. Only an
+# fwknopd without packet capture needs systemd for that: see port_taken.
 #
 # An instance is one daemon: ID.a or ID.b for the rules in force, ID.trial for the copy.
 # The files in $daemons:
@@ -140,14 +141,26 @@ daemon_end() {
 	rm -rf "${daemons:?}/$1"
 }
 
-# port_taken FOLDER is true if two daemons cannot run at once. An fwknopd without packet
-# capture, as in Debian 13, listens on a UDP port. Then the daemon of a trial takes the
-# port, and systemd starts that of the old rules again and again, until the trial ends.
-port_taken() {
-	[ "$daemon" = fwknopd ] && systemd_runs && ! automatic &&
+# without_capture FOLDER is true for an fwknopd without packet capture, as in Debian 13. It
+# listens on a UDP port, and reads nothing else.
+without_capture() {
+	[ "$daemon" = fwknopd ] &&
 		fwknopd -f -a "$1/conf" -c "$1/fwknopd.conf" -r "$1" -p "$1/pid" -d "$1/digests" \
 			--exit-parse-config 2>&1 | grep -q 'pcap capture not compiled in'
 }
+
+# packets_arrive FOLDER checks that the daemon can receive the packets that it waits for.
+packets_arrive() {
+	if ! grep -q '^UDPSERV_PORT ' "$1/fwknopd.conf" && without_capture "$1"; then
+		warn "this fwknopd cannot capture packets; set SPAProtocol udp and one SPAPort in the profile"
+		return 1
+	fi
+}
+
+# port_taken FOLDER is true if two daemons cannot run at once, because they need the same
+# UDP port. Then the daemon of a trial takes the port, and systemd tries to start that of
+# the old rules again and again, until the trial ends.
+port_taken() { systemd_runs && ! automatic && without_capture "$1"; }
 
 # daemons_start COPY SECONDS ID... starts the daemons of parts, and waits until they are
 # known to run. COPY is .trial or empty. An instance that runs with the same files goes on.
@@ -165,6 +178,7 @@ daemons_start() {
 		esac
 		daemon_end "$daemons_new"
 		daemon_write "$daemons_new" "$daemons/$daemons_new" || return
+		automatic || packets_arrive "$daemons/$daemons_new" || return
 		if [ -z "$daemons_copy" ] && daemon_same "$daemons_new" "$daemons_old" && daemon_runs "$daemons_old"; then
 			daemons_new=$daemons_old
 		else
@@ -246,6 +260,8 @@ fw_test() {
 	for part; do
 		if ! daemon_write "$part.a" "$daemons_test/$part" || ! daemon_test "$daemons_test/$part"; then
 			warn "$daemon cannot read its file for $(value name "$part")"
+			daemons_status=1
+		elif ! packets_arrive "$daemons_test/$part"; then
 			daemons_status=1
 		fi
 	done

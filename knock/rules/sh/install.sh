@@ -516,8 +516,6 @@ early_flushers() (
 systemd_units() {
 	systemd_formats=" $(installed_formats | tr '\n' ' ')"
 	systemd_paths='/run -/etc/portknock' systemd_modules='' systemd_calls=''
-	case $systemd_formats in *' knockd '*) systemd_paths='/run /etc' ;; esac # knockd reads /etc/knockd.conf
-	case $systemd_formats in *' fwknop '*) systemd_paths="$systemd_paths -/etc/fwknop" ;; esac
 	if [ "$systemd_formats" != ' nftables ' ]; then # iptables loads kernel modules itself
 		systemd_modules=' CAP_SYS_MODULE' systemd_calls=' @module'
 	fi
@@ -530,7 +528,7 @@ systemd_units() {
 		After=local-fs.target$(early_flushers)
 		Wants=network-pre.target
 		Before=network-pre.target ssh.service sshd.service ssh.socket sshd.socket
-		Before=knockd.service fwknop-server.service shutdown.target
+		Before=shutdown.target
 		Conflicts=shutdown.target
 		StartLimitIntervalSec=0
 
