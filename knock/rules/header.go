@@ -79,8 +79,7 @@ func (f format) header(guards []guard, d document, o Options) string {
 
 // loadNote says what the commands of the header do, and what else there is.
 const loadNote = `load replaces the rules of the profiles in this file. Admitted addresses, open
-sessions and the rules of other profiles stay. unload removes the rules of all
-profiles on this server. Loading turns connection tracking on.
+sessions and the rules of other profiles stay. Loading turns connection tracking on.
 
 For everything else, use the script that "portknock emit-rules --script" prints:
 a trial that ends by itself, a service that loads the rules when the server

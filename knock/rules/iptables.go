@@ -1,6 +1,7 @@
 package rules
 
 import (
+	_ "embed" // the shell code of the rules
 	"fmt"
 	"slices"
 	"strings"
@@ -12,6 +13,27 @@ import (
 // iptJump is the rule that sends all packets to the chain PORTKNOCK.
 const iptJump = "PREROUTING -j PORTKNOCK"
 
+// iptScript is the shell code that loads iptables rules. It is the backend of the
+// scripts that EmitScript writes.
+//
+//go:embed sh/iptables.sh
+var iptScript string
+
+// iptPlainScript returns the part of iptScript that a file without a script needs: the
+// functions that test, load and unload its rules.
+func iptPlainScript() string {
+	_, text, _ := strings.Cut(iptScript, "#<plain\n")
+	text, _, _ = strings.Cut(text, "#>plain\n")
+	return text
+}
+
+// iptPlainCommand returns the command that runs a verb of [iptPlainScript] on a file.
+// The script is in the file, in comments. If the file is missing or cut off, the command
+// fails, because the call of the script is not in the file.
+func iptPlainCommand(verb, file string) string {
+	return fmt.Sprintf(`(sed -n "s/^#: //p" %[2]s; echo ipt_plain) | sh -s %[1]s %[2]s`, verb, quote(file))
+}
+
 // emitIptables writes one text for both iptables-restore and ip6tables-restore. Both
 // can read the text because no rule for both families names an address.
 func emitIptables(guards []guard, o Options) (document, error) {
@@ -20,39 +42,30 @@ func emitIptables(guards []guard, o Options) (document, error) {
 			return document{}, err
 		}
 	}
-	const restore = "$t-restore -w --noflush"
-	file, jumps := quote(o.File), iptRemoveOldJumps(o)
-	// The load line restores, and then removes the jumps of earlier loads. Undoing the
-	// old rules first would open the port for a moment and forget admitted addresses.
-	load := iptLoad(restore + " " + file + jumps)
-	body := iptRules{guards, o}.text()
-	parts := textIf(strings.Contains(body, "\n"+partMark+"\n"), iptLoad(`awk -v r="`+restore+`" "/^`+partMark+
-		`$/ { print \"COMMIT\" | r; if (close(r)) exit 1; print \"*mangle\" | r } { print | r } END { exit close(r) != 0 }" `+file+jumps))
+	r := iptRules{guards, o}
+	rules := r.text()
 	knocks := slices.ContainsFunc(guards, func(g guard) bool { return !g.tokens() })
 	return document{
-		test:   iptForBothOrFail("$t-restore -w --test --noflush " + file),
-		load:   load,
-		unload: iptForBoth(iptUndo()),
+		test:   iptPlainCommand("test", o.File),
+		load:   iptPlainCommand("load", o.File),
+		unload: iptPlainCommand("unload", o.File),
+		parts:  each(guards, r.part),
 		notes: []string{
-			`Loading adds a second jump to our chain and then takes one away, so that the
-port is guarded all the while. To keep the rules over a reboot, save them
-as you save your others (netfilter-persistent save), and again after each load.
-A flush of the table mangle, or nft's "flush ruleset", removes the guard and
-leaves the port open: load again after it. firewalld flushes that table whenever
-it starts or reloads: load again after that, or use the format nftables.`,
+			`A flush of the table mangle also removes the rules. firewalld flushes this table
+when it starts or reloads. On a server with firewalld, use the format nftables or
+the script's service.`,
 			`Loading makes the lists in /proc/net/xt_recent readable by root only. Otherwise
 other users of this server could learn the knocks from these lists.`,
-			textIf(parts != "", `An unprivileged container may refuse so many rules at once ("Message too
-long"): there load in parts, of which the guard itself is the last. What is
-left of an earlier, longer file does nothing, and goes with the undo.`),
-			textIf(knocks, `xt_recent remembers 100 addresses a list: who sends first knocks from forged
-addresses faster than that keeps others from knocking. Raise it with the
-module's parameter ip_list_tot, or use nftables.`),
-			textIf(slices.ContainsFunc(guards, guard.tokens), `A token serves the address that spends it first. From any other it is refused
-and logged as "portknock refused". IPv4 and IPv6 have tokens of their own, half
-of them each. A restart of the server, an undo or a flush forgets what is spent.`),
+			textIf(strings.Contains(rules, "\n"+partMark+"\n"), `An unprivileged container may refuse so many rules at once ("Message too
+long"). The load command will then load in parts, with the guard itself last.`),
+			textIf(knocks, `xt_recent remembers 100 addresses in each list. An attacker who sends first knocks
+from forged addresses faster than that keeps other clients from knocking. Raise
+the module's parameter ip_list_tot, or use nftables.`),
+			textIf(slices.ContainsFunc(guards, guard.tokens), `A token admits the first address that uses it. From any other address it is refused
+and logged as "portknock refused". IPv4 and IPv6 have separate tokens, half
+of them each. After a restart of the server, or a flush, spent tokens are forgotten.`),
 		},
-		body: body,
+		body: "\n" + strings.ReplaceAll(comments("#: ", iptPlainScript()), "#: \n", "#:\n") + rules,
 	}, nil
 }
 
@@ -70,57 +83,6 @@ func iptCheck(g guard) error {
 		return refuse("", others, "%s: iptables needs separate tokens for IPv4 and IPv6; set TokensPerWindow to 2 or more", g.Name)
 	}
 	return nil
-}
-
-// iptForBoth runs a command for iptables and for ip6tables. The command calls the
-// program $t.
-func iptForBoth(command string) string {
-	return "for t in iptables ip6tables; do " + command + "; done"
-}
-
-// iptForBothOrFail is like iptForBoth, but stops with an error if the command fails.
-func iptForBothOrFail(command string) string { return "(" + iptForBoth(command+" || exit") + ")" }
-
-// iptLoad is like iptForBothOrFail, for a command that loads rules. The lists of
-// xt_recent show the stage of each address, which reveals the knocks. Thus only root
-// may read the lists. If the command loads the module, this holds from the start, else
-// as soon as the lists exist.
-func iptLoad(command string) string {
-	return "{ modprobe -q xt_recent ip_list_perms=0600 2>/dev/null; " + iptForBothOrFail(command) +
-		" && { chmod 600 /proc/net/xt_recent/portknock_* || :; }; }"
-}
-
-// iptTables lists the tables that can hold rules. Each has a jump to its chain
-// PORTKNOCK.
-var iptTables = []struct{ name, jump string }{{"mangle", iptJump}, {"filter", "INPUT -j PORTKNOCK"}}
-
-// iptRemoveOldJumps returns commands to run after a load. They leave one jump in each
-// table. If this file has no drop policy, they remove all jumps in the table filter,
-// which an earlier file's drop policy may have left.
-func iptRemoveOldJumps(o Options) string {
-	line := ""
-	for _, t := range iptTables {
-		jumps := 1
-		if t.name == "filter" && !o.DropPolicy {
-			jumps = 0
-		}
-		line += fmt.Sprintf(` && while [ $($t -w -t %[1]s -S %[2]s | grep -cx ".* PORTKNOCK") -gt %[3]d ] && $t -w -t %[1]s -D %[4]s; do :; done`,
-			t.name, strings.Fields(t.jump)[0], jumps, t.jump)
-	}
-	return line
-}
-
-// iptUndo returns commands that remove the jumps and then all PORTKNOCK chains. They
-// ask the kernel for the chains, because chains of an earlier file may be left.
-func iptUndo() string {
-	var jumps, chains []string
-	for _, t := range iptTables {
-		jumps = append(jumps, fmt.Sprintf("while $t -w -t %s -D %s 2>/dev/null; do :; done", t.name, t.jump))
-		// Restoring a chain empties the chain. Only empty chains can be removed.
-		chains = append(chains, fmt.Sprintf(`{ echo "*%[1]s"; $t-save -t %[1]s | `+
-			`sed -n "/^:PORTKNOCK[- ]/{s/ .*/ -/p;s/:\(.*\) -/-X \1/;H;};\${x;p;}"; echo COMMIT; } | $t-restore -w --noflush`, t.name))
-	}
-	return strings.Join(append(jumps, chains...), "; ")
 }
 
 // iptMatches returns matches for the first packets of connections and flows to ports.
@@ -145,6 +107,10 @@ type iptRules struct {
 	guards  []guard
 	options Options
 }
+
+// part returns the rules of one guard as iptables-restore reads them. The rules of
+// several guards can be loaded one after the other; see sh/iptables.sh.
+func (r iptRules) part(g guard) string { return iptRules{[]guard{g}, r.options}.text() }
 
 // text returns the rules as iptables-restore reads them.
 func (r iptRules) text() string {
@@ -171,39 +137,86 @@ func (r iptRules) text() string {
 	}
 	b.add("COMMIT")
 	if r.options.DropPolicy {
-		r.filterTable(&b)
+		b.add("*filter\n:PORTKNOCK - [0:0]\n-I INPUT -j PORTKNOCK")
+		for _, line := range r.filterChain().lines {
+			b.add("%s", line)
+		}
+		b.add("COMMIT")
 	}
 	return b.String()
+}
+
+// iptPhase is the place of a rule in a root chain. The rules of all loaded profiles are
+// in the order of their phases. Thus an address that any profile admits passes before
+// any profile drops its packet.
+type iptPhase int
+
+// The phases of the root chain in the table mangle.
+const (
+	iptFirst      iptPhase = iota // what the guard does not judge
+	iptPassTCP                    // let through SYNs of admitted addresses
+	iptDropTCP                    // drop other SYNs
+	iptKnown                      // connections that the kernel knows
+	iptPassUDP                    // let through datagrams of admitted addresses
+	iptDropUDP                    // drop other datagrams
+	iptNotKnocks                  // packets that cannot be knocks
+	iptSendKnocks                 // send the rest to the chains of the profiles
+)
+
+// The phases of the root chain in the table filter.
+const (
+	iptBasics   iptPhase = iota // what the drop policy never drops
+	iptGuarded                  // ports that the guard in mangle has judged
+	iptAllowed                  // ports that Options.Allow lists
+	iptDropRest                 // the drop policy
+)
+
+// iptFixed is the ID of rules that are the same in all files.
+const iptFixed = "-"
+
+// addRoot appends a rule of a root chain. The comment of the rule has its phase and the
+// ID of its guard. The load command finds the rules of a profile by these comments.
+func (c *iptChain) addRoot(phase iptPhase, id, match, target string) {
+	c.add(`%s -m comment --comment "%d:%s" -j %s`, match, phase, id, target)
 }
 
 // rootChain returns the chain that every packet enters.
 func (r iptRules) rootChain() iptChain {
 	c := iptChain{name: "PORTKNOCK"}
-	guardRules := func(t knock.Transport, localMatches ...string) {
+	guardRules := func(pass, drop iptPhase, t knock.Transport, localMatches ...string) {
 		for _, g := range r.guards {
 			for _, m := range iptMatches(ofTransport(t, g.OpenPorts)) {
-				c.add("%s -m recent --name %s --rcheck --seconds %d -j RETURN", m, iptOpenList(g), g.OpenFor/time.Second)
+				admitted := fmt.Sprintf("%s -m recent --name %s --rcheck --seconds %d", m, iptOpenList(g), g.OpenFor/time.Second)
+				if r.options.Log {
+					// The kernel allows 29 bytes, and an ID has at most 12.
+					c.addRoot(pass, g.ID, admitted+" -m limit --limit 10/minute --limit-burst 10",
+						fmt.Sprintf(`LOG --log-prefix "portknock pass %s: "`, g.ID))
+				}
+				c.addRoot(pass, g.ID, admitted, "RETURN")
 				if g.timed() && r.options.OpenAtEnd {
-					c.add("%s -m time --datestart %s -j RETURN", m, iptTime(g.end().Unix()))
+					c.addRoot(pass, g.ID, m+" -m time --datestart "+iptTime(g.end().Unix()), "RETURN")
 				}
 			}
 		}
-		for _, m := range iptMatches(ofTransport(t, guardedPorts(r.guards))) {
-			for _, local := range localMatches {
-				c.add(local+" -j DROP", m)
+		for _, g := range r.guards {
+			for _, m := range iptMatches(ofTransport(t, g.OpenPorts)) {
+				for _, local := range localMatches {
+					c.addRoot(drop, g.ID, fmt.Sprintf(local, m), "DROP")
+				}
 			}
 		}
 	}
-	c.add("-i lo -j RETURN")
-	c.note("A SYN is judged even where the kernel remembers its ports from a session: who\n# was in could begin another.")
-	guardRules(knock.TCP, "%s -m addrtype --dst-type LOCAL")
+	c.addRoot(iptFirst, iptFixed, "-i lo", "RETURN")
+	c.note("A SYN is judged even if the kernel remembers its ports from an open session. Otherwise\n" +
+		"# an address that was admitted before could begin another session.")
+	guardRules(iptPassTCP, iptDropTCP, knock.TCP, "%s -m addrtype --dst-type LOCAL")
 	c.note("The state also makes the kernel put fragments together first.")
-	c.add("-m conntrack --ctstate ESTABLISHED,RELATED -j RETURN")
+	c.addRoot(iptKnown, iptFixed, "-m conntrack --ctstate ESTABLISHED,RELATED", "RETURN")
 	// Datagrams also reach a service by broadcast, multicast and anycast addresses.
-	guardRules(knock.UDP, "-4 %s -m addrtype --dst-type LOCAL,BROADCAST,MULTICAST",
+	guardRules(iptPassUDP, iptDropUDP, knock.UDP, "-4 %s -m addrtype --dst-type LOCAL,BROADCAST,MULTICAST",
 		"-6 %s -m addrtype --dst-type LOCAL,ANYCAST", "-6 %s -d ff00::/8")
-	c.add("-m addrtype ! --dst-type LOCAL -j RETURN")
-	c.add("-p tcp ! --syn -j RETURN")
+	c.addRoot(iptNotKnocks, iptFixed, "-m addrtype ! --dst-type LOCAL", "RETURN")
+	c.addRoot(iptNotKnocks, iptFixed, "-p tcp ! --syn", "RETURN")
 	for _, g := range r.guards {
 		knocks := iptMatches(g.KnockPorts)
 		switch {
@@ -213,7 +226,7 @@ func (r iptRules) rootChain() iptChain {
 			knocks = []string{"-p tcp", "-p udp"}
 		}
 		for _, m := range knocks {
-			c.add("%s -j %s", m, iptChainName(g, ""))
+			c.addRoot(iptSendKnocks, g.ID, m, iptChainName(g, ""))
 		}
 	}
 	return c
@@ -261,7 +274,7 @@ func (c *iptChain) add(format string, args ...any) {
 			flag, rule = f.flag, rest
 		}
 	}
-	c.lines = append(c.lines, flag+"-A "+c.name+" "+rule)
+	c.lines = append(c.lines, flag+"-A "+c.name+" "+strings.TrimSpace(rule))
 	c.rules++
 }
 
@@ -496,22 +509,33 @@ func iptTree(g guard, c iptChain, spans []iptSpan, nodes *int, otherwise string)
 	return append([]iptChain{c}, below...)
 }
 
-// filterTable writes the table filter, which closes all other ports.
-func (r iptRules) filterTable(b *lines) {
-	b.add(`*filter
-:PORTKNOCK - [0:0]
--I INPUT -j PORTKNOCK
--A PORTKNOCK -i lo -j RETURN
--A PORTKNOCK -m conntrack --ctstate ESTABLISHED,RELATED -j RETURN
--4 -A PORTKNOCK -p icmp -j RETURN
--6 -A PORTKNOCK -p ipv6-icmp -j RETURN
--4 -A PORTKNOCK -p udp --sport 67 --dport 68 -j RETURN
--6 -A PORTKNOCK -p udp --dport 546 -j RETURN
-# Sessions that are older than the rules.
--A PORTKNOCK -p tcp ! --syn -j RETURN
-# What the guard in mangle has judged, and what is allowed.`)
-	for _, m := range slices.Concat(iptMatches(guardedPorts(r.guards)), iptMatches(r.options.Allow)) {
-		b.add("-A PORTKNOCK %s -j RETURN", m)
+// filterChain returns the chain of the table filter, which closes all other ports.
+func (r iptRules) filterChain() iptChain {
+	c := iptChain{name: "PORTKNOCK"}
+	for _, match := range []string{
+		"-i lo",
+		"-m conntrack --ctstate ESTABLISHED,RELATED",
+		"-4 -p icmp",
+		"-6 -p ipv6-icmp",
+		"-4 -p udp --sport 67 --dport 68",
+		"-6 -p udp --dport 546",
+		"-p tcp ! --syn", // sessions that are older than the rules
+	} {
+		c.addRoot(iptBasics, iptFixed, match, "RETURN")
 	}
-	b.add("-A PORTKNOCK -j DROP\nCOMMIT")
+	c.note("The guard in mangle has judged these ports.")
+	for _, g := range r.guards {
+		for _, m := range iptMatches(g.OpenPorts) {
+			c.addRoot(iptGuarded, g.ID, m, "RETURN")
+		}
+	}
+	for _, g := range r.guards {
+		for _, m := range iptMatches(r.options.Allow) {
+			c.addRoot(iptAllowed, g.ID, m, "RETURN")
+		}
+	}
+	for _, g := range r.guards {
+		c.addRoot(iptDropRest, g.ID, "", "DROP")
+	}
+	return c
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,6 +26,11 @@ type iptKernel struct {
 	depth     int                           // most chains in a row for the last packet
 
 	consumes bool // whether the rules may drop knocks
+}
+
+// withoutScript returns a text without the shell code in its comments.
+func withoutScript(text string) string {
+	return regexp.MustCompile(`(?m)^#:.*\n`).ReplaceAllString(text, "")
 }
 
 // loadRules returns the kernel with the rules of a guard. It checks that each chain is
@@ -138,7 +144,7 @@ func (k *iptKernel) rule(words []string, s knock.Step) (then, to string, ok bool
 			if i+5 < len(words) && words[i+4] == "--hitcount" {
 				hits = k.number(words[i+5])
 			}
-		case "--seconds", "--hitcount":
+		case "--seconds", "--hitcount", "--comment":
 		case "--rcheck":
 			n := 0
 			for _, stamp := range k.lists[list][k.source] {
@@ -486,7 +492,7 @@ func TestIptablesSplitsLargeFile(t *testing.T) {
 		if err := Format("iptables").Emit(&text, []Guard{g}, Options{From: midnight, Until: midnight.Add(100 * time.Hour)}); err != nil {
 			t.Fatal(err)
 		}
-		return text.String()
+		return withoutScript(text.String())
 	}
 	parts := strings.Split(emit(drawn(t, time.Hour, 2*time.Minute, 20000, 29999)), "\n# part\n")
 	for _, part := range parts {
@@ -502,6 +508,82 @@ func TestIptablesSplitsLargeFile(t *testing.T) {
 	text := emit(mustGuard(t, "part", "7001 9000 8000", "22"))
 	if strings.Contains(text, "\n# part\n") || strings.Contains(text, "# parts:") {
 		t.Errorf("a small file has parts:\n%s", text)
+	}
+}
+
+// A part has only the chains, lists and labels of its own profile, and rules that all
+// parts share. The text of several profiles has the rules of all parts.
+func TestIptablesPartHasOnlyItsProfile(t *testing.T) {
+	guards, err := checkAll([]Guard{mustGuard(t, "vps", "7001 9000 8000", "22"), tokenGuard(t, "web")},
+		Options{From: noon, Until: noon.Add(time.Hour)}, format{windows: 10, clock: true, tokens: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := iptRules{guards, Options{DropPolicy: true}}
+	all := strings.Split(r.text(), "\n")
+	for i, g := range guards {
+		part, other := r.part(g), guards[1-i].ID
+		for _, name := range []string{"PORTKNOCK-" + other, "portknock_" + other, ":" + other} {
+			if strings.Contains(part, name) {
+				t.Errorf("the part of %s contains %q:\n%s", g.ID, name, part)
+			}
+		}
+		for line := range strings.Lines(part) {
+			if line = strings.TrimSuffix(line, "\n"); line != "" && !slices.Contains(all, line) {
+				t.Errorf("the text of both profiles lacks this line of %s: %s", g.ID, line)
+			}
+		}
+		labels := regexp.MustCompile(`(?m)-A PORTKNOCK .*--comment "([0-9]):`).FindAllStringSubmatch(part, -1)
+		for _, table := range strings.Split(part, "*filter") {
+			if n := strings.Count(table, "-A PORTKNOCK "); n == 0 || n != strings.Count(table, "--comment") {
+				t.Errorf("%d rules of the root chain of %s, with %d labels", n, g.ID, len(labels))
+			}
+		}
+	}
+}
+
+// The shell function fw_close writes the same rules for all parts as this package.
+func TestIptablesScriptHasSharedRules(t *testing.T) {
+	lines := iptRules{}.rootChain().lines
+	shared := 0
+	for _, line := range lines {
+		if strings.HasPrefix(line, "-A ") {
+			shared++
+			if !strings.Contains(iptScript, "'"+line+"'") {
+				t.Errorf("sh/iptables.sh lacks the rule %s", line)
+			}
+		}
+	}
+	if shared != 4 {
+		t.Errorf("%d shared rules, want 4: %q", shared, lines)
+	}
+}
+
+// The lists of spent tokens have the name of the key, so that they stay when the name of
+// the profile changes.
+func TestIptablesSpentListsBelongToKey(t *testing.T) {
+	lists := func(g Guard) []string {
+		var text bytes.Buffer
+		if err := Format("iptables").Emit(&text, []Guard{g}, Options{From: noon, Until: noon.Add(5 * time.Hour)}); err != nil {
+			t.Fatal(err)
+		}
+		names := regexp.MustCompile(`--name portspent_\S+`).FindAllString(withoutScript(text.String()), -1)
+		slices.Sort(names)
+		return slices.Compact(names)
+	}
+	a := tokenGuard(t, "vps")
+	renamed, longer := a, a
+	renamed.Name = "renamed"
+	token := a.Schedule.(knock.Token)
+	token.Period *= 2
+	longer.Schedule = token
+	if got := lists(renamed); !slices.Equal(got, lists(a)) || len(got) != 2*iptTokenListCycle*token.Tokens {
+		t.Errorf("the lists of a renamed profile are %q, before they were %q", got, lists(a))
+	}
+	for _, list := range lists(longer) {
+		if slices.Contains(lists(a), list) {
+			t.Errorf("profiles with different tokens share the list %s", list)
+		}
 	}
 }
 

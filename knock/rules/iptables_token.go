@@ -87,7 +87,7 @@ func (r iptRules) tokenChains(g guard) []iptChain {
 		for n := range w.Tokens {
 			for _, f := range iptFamilies {
 				if i < iptTokenListCycle && knock.IsTokenOf(f.ipv6, n) {
-					spent = append(spent, iptTokenChain(g, slotOf(w, n), f, len(spent) == 0))
+					spent = append(spent, iptTokenChain(g, slotOf(w, n), iptSpentList(g, w, n), f, len(spent) == 0))
 				}
 			}
 		}
@@ -111,19 +111,31 @@ func (r iptRules) tokenChains(g guard) []iptChain {
 // iptTokenChainName returns the name of the chain for the valid token in a slot.
 func iptTokenChainName(g guard, slot int) string { return iptChainName(g, fmt.Sprint("-u", slot)) }
 
+// iptSpentList returns the name of the list that records token n of a window. The name
+// holds what the token is made of: the key, the period and the window. Thus profiles
+// with the same key share the list, and a token stays spent after a profile is renamed.
+// The list does not belong to a generation of the rules, so a trial shares it too.
+func iptSpentList(g guard, w window, n int) string {
+	key := g.Fingerprint
+	if key == "" {
+		key = g.ID
+	}
+	return fmt.Sprintf("portspent_%s_%d_%d_%d", key, w.End.Sub(w.Start)/time.Second, w.number()%iptTokenListCycle, n)
+}
+
 // iptTokenChain returns the chain that spends a token, or refuses the token if another
 // address has spent it. The first of these chains has a comment that explains all.
-func iptTokenChain(g guard, slot int, f iptFamily, first bool) iptChain {
+//
+// No list for knocks may have the name of the list, in earlier or later files. A list
+// keeps the mask of its first rule, and the kernel empties the list when a rule asks for
+// more hits than earlier rules.
+func iptTokenChain(g guard, slot int, list string, f iptFamily, first bool) iptChain {
 	c := iptChain{name: iptTokenChainName(g, slot)}
 	if first {
-		c.note("Who has spent a token may again, others may not. Four windows share the lists.")
+		c.note("The address that has spent a token may use it again. Others may not. Four windows share the lists.")
 	}
 	admit, refused := iptChainName(g, "-in"), iptChainName(g, "-no")
 	remembered := 2 * g.Windows[0].End.Sub(g.Windows[0].Start) / time.Second
-	// No list for knocks may have this name, in earlier or later files. A list keeps
-	// the mask of its first rule, and the kernel empties the list when a rule asks for
-	// more hits than earlier rules.
-	list := fmt.Sprintf("portknock_%s_t%d", g.ID, slot)
 	c.add("-m recent --name %s_by --rcheck --seconds %d -g %s", list, remembered, admit)
 	// If two addresses send a token at the same moment, both are refused.
 	c.add("%s-m recent --name %s --set --mask %s", f.flag, list, f.anyMask)

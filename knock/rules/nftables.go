@@ -13,6 +13,7 @@ import (
 func emitNftables(guards []guard, o Options) (document, error) {
 	d := nftDocument(nftRules{o, true}, guards, "nft ", quote(o.File))
 	d.notes = []string{
+		unloadNote,
 		textIf(slices.ContainsFunc(guards, guard.timed), `Do not save these rules with "nft list ruleset". Outside UTC, the saved times
 are wrong after the clocks change.`),
 		nftVersionNote(guards),
@@ -23,6 +24,9 @@ rules, and after "flush ruleset".`),
 	}
 	return d, nil
 }
+
+// unloadNote is the note about the command unload, which nft cannot limit to a profile.
+const unloadNote = `The command unload removes the rules of all profiles on this server.`
 
 // tokenNote is the note about tokens that all firewalls share.
 const tokenNote = `Once used, a token works only for the address that used it, until its window
@@ -112,11 +116,10 @@ const nftMark = "ffff:7070"
 // served all profiles of one file.
 const nftShared = `# One table holds the rules of all profiles on this server. The rules come before
 # NAT, so that published ports are guarded too.
-table inet portknock {
-	chain guard { }
-	chain input { }
-	chain begin { type filter hook prerouting priority -153; policy accept; }
-}
+add table inet portknock
+add chain inet portknock guard
+add chain inet portknock input
+add chain inet portknock begin { type filter hook prerouting priority -153; policy accept; }
 flush chain inet portknock guard
 flush chain inet portknock input
 delete chain inet portknock guard
@@ -435,7 +438,8 @@ const (
 
 	nftClientSets = `
 	map atN_ID { typeof SADDR : meta priority; flags dynamic,timeout; timeout KNOCKTIMEOUT; size SIZE; }
-	set madeN_ID { typeof SADDR . meta l4proto . th dport; flags dynamic,timeout; timeout KNOCKTIMEOUT; size SIZE; }
+	set madeN_ID { typeof SADDR . meta l4proto . th dport; \
+		flags dynamic,timeout; timeout KNOCKTIMEOUT; size SIZE; }
 	set paceN_ID { typeof SADDR; flags dynamic,timeout; timeout 10s; size SIZE; }`
 
 	nftTokenSets = `
@@ -461,8 +465,10 @@ chain knock_ID
 	// more. If the set has no room for the element, the token does not admit an address.
 	nftTokenChains = `
 chain token_ID
-		meta priority set meta time map @even_ID meta priority . @th,64,128 @tokens_ID goto valid_ID
-		meta priority set meta time map @odd_ID meta priority . @th,64,128 @tokens_ID goto valid_ID
+		meta priority set meta time map @even_ID \
+			meta priority . @th,64,128 @tokens_ID goto valid_ID
+		meta priority set meta time map @odd_ID \
+			meta priority . @th,64,128 @tokens_ID goto valid_ID
 chain valid_ID
 		@th,64,128 . ip saddr @usedby4_KEY goto admit_ID
 		@th,64,128 . ip6 saddr @usedby6_KEY goto admit_ID

@@ -153,7 +153,7 @@ func TestDynamicSetsDeclareTimeouts(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for line := range strings.Lines(string(text)) {
+		for line := range strings.Lines(strings.ReplaceAll(string(text), "\\\n", "")) {
 			if !strings.Contains(line, "flags dynamic") {
 				continue
 			}

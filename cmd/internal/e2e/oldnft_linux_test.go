@@ -15,7 +15,7 @@ import (
 
 // oldNfts are versions of nft that accept a timeout for an element of a map, but do not
 // pass this timeout to the kernel. They do not support the sets that tokens need.
-var oldNfts = []string{"nft-0.9.8", "nft-1.0.2"}
+var oldNfts = []string{"nft-1.0.2"}
 
 // eachOldNft runs a test with every old nft that is installed, in parallel.
 func eachOldNft(t *testing.T, test func(*testing.T, string, lab.Family)) {

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"regexp"
 	"slices"
 	"strings"
@@ -9,28 +10,32 @@ import (
 	"github.com/portknock/portknock/cmd/internal/lab"
 )
 
-// TestWatchShowsNoKnocksOrTokens: the watch command shows the counters and the admitted
-// addresses. It shows neither knocks nor tokens.
-func TestWatchShowsNoKnocksOrTokens(t *testing.T) {
-	eachOf(t, lab.Firewalls, onlyIPv4, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		r := newRig(t, f, family, twoKnocks, "Host one", "Scheme token", "OpenPorts 8080", keyFileSetting(t))
+// TestStatusShowsNoKnocksOrTokens: status shows the counters and the admitted addresses.
+// It shows neither knocks nor tokens.
+func TestStatusShowsNoKnocksOrTokens(t *testing.T) {
+	eachShell(t, func(t *testing.T, shell []string) {
+		// TODO: fails until the script has the verb status.
+		r := newRig(t, nftables, lab.IPv4, twoKnocks, "Host one", "Scheme token", "OpenPorts 8080", keyFileSetting(t))
 		secrets := []string{"7001", "8003"}
-		if !f.Async {
-			r.emitRules(t, "one")
-			token := strings.Fields(r.server.Run(t, "portknock", "sequence", "-c", r.profile, "one"))[0]
-			_, payload, _ := strings.Cut(token, "=")
-			secrets = append(secrets, payload[:16])
-		}
-		r.runHeaderLine(t, "load")
+		token := strings.Fields(r.server.Run(t, "portknock", "sequence", "-c", r.profile, "one"))[0]
+		_, payload, _ := strings.Cut(token, "=")
+		secrets = append(secrets, payload[:16])
+		s := r.emitScript(t, r.profile, "vps", "one").with(shell)
+		s.run(t, "load")
 		r.ssh(t, "true")
-		got := r.runHeaderLine(t, "watch")
-		for _, s := range secrets {
-			if regexp.MustCompile(`\b` + s).MatchString(got) {
-				t.Errorf("the watch command shows %q:\n%s", s, got)
+		for _, verb := range [][]string{{"status"}, {"status", "--json"}} {
+			got := s.run(t, verb...)
+			for _, secret := range secrets {
+				if regexp.MustCompile(`\b` + secret).MatchString(got) {
+					t.Errorf("%q shows %q:\n%s", verb, secret, got)
+				}
 			}
-		}
-		if client := r.client.Addr(family).String(); !strings.Contains(got, client) {
-			t.Errorf("the watch command does not show the admitted address %s:\n%s", client, got)
+			if client := r.client.Addr(lab.IPv4).String(); !strings.Contains(got, client) {
+				t.Errorf("%q does not show the admitted address %s:\n%s", verb, client, got)
+			}
+			if len(verb) > 1 && !json.Valid([]byte(got)) {
+				t.Errorf("%q prints no valid JSON:\n%s", verb, got)
+			}
 		}
 	})
 }
@@ -48,35 +53,36 @@ func TestRecentListsAreReadableByRootOnly(t *testing.T) {
 	})
 }
 
-// TestFailedRefreshPrintsNoRules: if nft cannot load the rules, the service reports this.
-// The service prints no line of the rules, so the journal does not contain one either.
-func TestFailedRefreshPrintsNoRules(t *testing.T) {
+// TestFailedLoadPrintsNoRules: if nft cannot load the rules, the script prints the reason.
+// It prints no line of the rules, so a journal does not contain one either.
+func TestFailedLoadPrintsNoRules(t *testing.T) {
 	t.Parallel()
-	for _, tt := range []struct{ format, scheme, conflict string }{
-		{"nftables", "Scheme token", "add set inet portknock tokens_vps { type ipv4_addr; }"},
-		{"nftables", "Scheme rotating", "add set inet portknock last_vps { type ipv4_addr; }"},
-		{"knockd", "Scheme rotating", "add set inet portknock open4_vps { type ipv6_addr; }"},
+	for _, tt := range []struct{ scheme, conflict string }{
+		{"Scheme token", "add set inet portknock tokens_vps { type ipv4_addr; }"},
+		{"Scheme rotating", "add set inet portknock last_vps { type ipv4_addr; }"},
 	} {
-		t.Run(tt.format+" "+tt.scheme, func(t *testing.T) {
-			t.Parallel()
-			h := lab.NewHost(t, "server")
-			lab.Require(t, "nft")
-			text, rules := printedUnits(t, h, tt.format, vpsProfile(t, tt.scheme, keyFileSetting(t)))
-			h.Shell(t, "nft 'add table inet portknock; "+tt.conflict+"'")
-			err := runAll(h, unitCommands(t, text)[:1])
-			if err == nil {
-				t.Fatal("nft has loaded the rules, but this test needs an error of nft")
-			}
-			_, output, _ := strings.Cut(err.Error(), "\n") // the first line is the command
-			if !strings.Contains(output, ": Error: ") || !strings.Contains(output, "nft did not load the rules") {
-				t.Errorf("the service does not print nft's error: %s", output)
-			}
-			for line := range strings.Lines(lab.ReadFile(t, rules)) {
-				line = strings.TrimSpace(line)
-				if len(line) > 20 && !strings.HasPrefix(line, "# ") && strings.Contains(output, line) {
-					t.Errorf("the service prints a line of the rules: %s", line)
+		t.Run(tt.scheme, func(t *testing.T) {
+			eachShell(t, func(t *testing.T, shell []string) {
+				h := lab.NewHost(t, "server")
+				lab.Require(t, "nft")
+				s := emitScript(t, h, nftables, vpsProfile(t, tt.scheme, keyFileSetting(t)), "vps").with(shell)
+				h.Shell(t, "nft 'add table inet portknock; "+tt.conflict+"'")
+				for _, verb := range []string{"load", "test", "trial"} {
+					output, err := s.try(verb)
+					if verb == "load" && err == nil {
+						t.Fatal("nft has loaded the rules, but this test needs an error of nft")
+					}
+					if err != nil && !strings.Contains(output, "nft: ") {
+						t.Errorf("%s does not print the error of nft: %s", verb, output)
+					}
+					for line := range strings.Lines(lab.ReadFile(t, s.file)) {
+						line = strings.TrimSpace(line)
+						if len(line) > 20 && strings.Contains(line, "inet portknock") && strings.Contains(output, line) {
+							t.Errorf("%s prints a line of the rules: %s", verb, line)
+						}
+					}
 				}
-			}
+			})
 		})
 	}
 }

@@ -81,7 +81,6 @@ func TestTokenServesOnlyItsFirstAddress(t *testing.T) {
 		}
 		r.login(t)
 		transfer(t, r)
-		r.runHeaderLine(t, "watch")
 		r.runHeaderLine(t, "unload")
 		r.expect(t, r.attacker, lab.Open)
 	})

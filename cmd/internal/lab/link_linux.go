@@ -122,7 +122,7 @@ func addressing(h *Host, hosts []*Host) string {
 		fmt.Fprintf(&b, "route add local %s dev lo\n", f.sources(h.number))
 		for _, peer := range hosts {
 			if peer.number != h.number {
-				fmt.Fprintf(&b, "neigh add %s lladdr %s nud permanent dev eth0\n", f.addr(peer.number), mac(peer.number))
+				fmt.Fprintf(&b, "neigh replace %s lladdr %s nud permanent dev eth0\n", f.addr(peer.number), mac(peer.number))
 				fmt.Fprintf(&b, "route add %s via %s\n", f.sources(peer.number), f.addr(peer.number))
 			}
 		}

@@ -28,10 +28,10 @@ var Releases = []string{"bookworm", "trixie"}
 // files outlive a boot, and everything else ends with the boot: processes, /run, the
 // network and all firewall rules.
 type Machine struct {
-	base   *Host // runs the switch and mounts the disk, until the test ends
-	hosts  []*Host
-	booted *Host // nil while the power is off
-	nspawn *Daemon
+	base   *Host   // runs the switch and mounts the disk, until the test ends
+	hosts  []*Host // hosts of the segment; the first one stands for the machine, and does not run
+	booted *Host   // host of the present boot; nil while the power is off
+	nspawn *Daemon // container of the present boot
 
 	groups *os.File // all control groups; nil if the machine has none
 	group  string   // path of the machine's control group below groups
@@ -44,8 +44,8 @@ const (
 )
 
 // NewMachine makes a machine with a new disk, powered off, on one Ethernet segment with
-// its peers, as by [Link]. The peers must not have a link yet. Most tests have one peer,
-// the client.
+// its peers, as by [Link]. There must be at least one peer, such as the client, and the
+// peers must not have a link yet. Until the first boot, they cannot use [Host.Probe].
 //
 // NewMachine skips the test unless PORTKNOCK_LAB_BOOT is 1.
 func NewMachine(t TB, release string, peers ...*Host) *Machine {
@@ -125,7 +125,9 @@ func (m *Machine) Boot(t TB) *Host {
 	if t.Failed() {
 		t.FailNow()
 	}
-	h.awaitCarrier(t)
+	for _, linked := range append([]*Host{h}, m.hosts[1:]...) {
+		linked.awaitCarrier(t)
+	}
 	must(t, m.attachDisk(h))
 	leader := m.startSystemd(t, h)
 
@@ -207,7 +209,8 @@ func (m *Machine) startSystemd(t TB, h *Host) (leader int) {
 		Missing(t, "the unified hierarchy of control groups")
 	}
 	m.group = filepath.Join(string(own[1]), fmt.Sprintf("portknock-lab-%d", h.pid))
-	if out, err := h.Try("sh", "-ec", `mount -t cgroup2 cgroup2 /sys/fs/cgroup; mkdir "/sys/fs/cgroup$1"`, "sh", m.group); err != nil {
+	const makeGroup = `mount -t cgroup2 cgroup2 /sys/fs/cgroup; mkdir "/sys/fs/cgroup$1"`
+	if out, err := h.Try("sh", "-ec", makeGroup, "sh", m.group); err != nil {
 		Missing(t, "a control group: "+out)
 	}
 	m.groups, err = os.Open(fmt.Sprintf("/proc/%d/root/sys/fs/cgroup", h.pid))
@@ -291,7 +294,8 @@ func (m *Machine) off() {
 		return
 	}
 	var groups []string
-	_ = filepath.WalkDir(fmt.Sprintf("/proc/self/fd/%d%s", m.groups.Fd(), m.group), func(path string, d fs.DirEntry, err error) error {
+	root := fmt.Sprintf("/proc/self/fd/%d%s", m.groups.Fd(), m.group)
+	_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err == nil && d.IsDir() {
 			groups = append(groups, path)
 		}

@@ -80,7 +80,9 @@ func TestWatchPortSeesShortOpening(t *testing.T) {
 		time.Sleep(50 * time.Millisecond)
 		open, first, last := w.Stop(t)
 		t.Logf("%v: open for %v", f, open)
-		if shortest, longest := closing.Sub(opened)-100*time.Millisecond, after.Sub(before)+100*time.Millisecond; open < shortest || open > longest {
+		const tolerance = 100 * time.Millisecond
+		shortest, longest := closing.Sub(opened)-tolerance, after.Sub(before)+tolerance
+		if open < shortest || open > longest {
 			t.Errorf("%v: open for %v, not from %v to %v", f, open, shortest, longest)
 		}
 		if first.Before(before) || last.After(after) || !first.Before(last) {

@@ -21,9 +21,10 @@ flushers='nftables netfilter-persistent iptables ip6tables firewalld'
 log_err() {
 	if [ -n "${JOURNAL_STREAM-}" ] && [ "$(stat -Lc %d:%i /proc/self/fd/2)" = "$JOURNAL_STREAM" ]; then
 		printf '<3>portknock: %s\n' "$1" >&2
-	elif ! logger -p daemon.err -t portknock -- "$1" 2>/dev/null || [ -t 2 ]; then
-		warn "$1"
+		return
 	fi
+	# Without a syslog daemon, some versions of logger report no error.
+	{ [ -S /dev/log ] && logger -p daemon.err -t portknock -- "$1" 2>/dev/null && [ ! -t 2 ]; } || warn "$1"
 }
 
 # uptime_now prints the seconds since the machine started. A step of the clock does not change them.
@@ -67,7 +68,7 @@ sum_write() (
 	umask 077
 	run_folder
 	short=$(hash_rules "$1" -s)
-	# The rules are gone if another program has flushed them since the load. Then the old checksum says so.
+	# The rules are gone if another program has flushed them since the load. The old checksum shows that then.
 	[ -n "$short" ] || exit 1
 	printf '%s\n%s\n%s\n' "$id" "$short" "$(hash_rules "$1")" >"/run/portknock/$1.sum.tmp" &&
 		mv -f "/run/portknock/$1.sum.tmp" "/run/portknock/$1.sum" && uptime_now >"/run/portknock/$1.seen"
@@ -123,6 +124,7 @@ unloaded_del() {
 # ports. It returns 1 unless the installed rules are in force. The verb watch tries again each minute.
 load_or_fall_back() {
 	run_folder
+	close_if_gone "$1"
 	fall_last=$(time_unseen "$1")
 	if fall_fault=$(fw_load "$1" 2>&1); then
 		sum_write "$1"
@@ -154,6 +156,17 @@ load_or_fall_back() {
 	return 1
 }
 
+# gone ID is true if the firewall has no rules of the part. The plain drop of fw_close does not count.
+gone() {
+	! fw_parts 2>/dev/null | grep -qx "$1"
+}
+
+# close_if_gone ID closes the ports of a part that is gone, because loading its rules takes much longer. The load
+# removes the plain drop again.
+close_if_gone() {
+	[ "$on_failure" != closed ] || ! gone "$1" || fw_close "$1" 2>/dev/null || :
+}
+
 # proved_valid ID is true if there is an older script whose rules have not expired.
 proved_valid() (
 	[ -s "/etc/portknock/$1.proved" ] || exit 1
@@ -178,14 +191,21 @@ log_now_and_then() {
 # left_alone ID TRIAL is true if neither boot nor watch may load the part. TRIAL is not empty during a trial. A load
 # would end the trial, so only a part that is gone is loaded then: a flush has removed the trial's rules as well.
 left_alone() {
-	unloaded "$1" || { [ -n "$2" ] && [ "$(sum_state "$1")" != gone ]; }
+	unloaded "$1" || { [ -n "$2" ] && ! gone "$1"; }
 }
 
 # verb_boot loads the installed parts. The service calls it at the start of the machine, and so does each unit that
-# flushes.
+# flushes. With PORTKNOCK_CLOSE in the environment, it only closes the ports of parts that are gone.
 verb_boot() {
 	boot_status=0
 	lock
+	if [ -n "${PORTKNOCK_CLOSE-}" ]; then
+		for boot_id in $profiles; do
+			unloaded "$boot_id" || close_if_gone "$boot_id"
+		done
+		unlock
+		return
+	fi
 	boot_trial=$(fw_trial_left 2>/dev/null)
 	for boot_id in $profiles; do
 		left_alone "$boot_id" "$boot_trial" || load_or_fall_back "$boot_id" || boot_status=1
@@ -394,11 +414,16 @@ service_install() {
 		PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 		export PATH
 		worst=0
+		if [ "$1" = boot ]; then # first close all ports, which takes less time than to load rules
+		    for script in /etc/portknock/*.sh; do
+		        [ ! -f "$script" ] || PORTKNOCK_CLOSE=1 sh "$script" boot
+		    done
+		fi
 		for script in /etc/portknock/*.sh; do
-			[ -f "$script" ] || continue
-			sh "$script" "$1"
-			status=$?
-			[ "$status" -le "$worst" ] || worst=$status
+		    [ -f "$script" ] || continue
+		    sh "$script" "$1"
+		    status=$?
+		    [ "$status" -le "$worst" ] || worst=$status
 		done
 		exit "$worst"
 	END
@@ -512,10 +537,11 @@ early_flushers() (
 # systemd_units writes the service for the start, and the timer and the service for the watchdog.
 #
 # portknock.service has no default dependencies, because it starts before them. It has no ExecStop: a stop leaves the
-# rules in force. Only messages from priority notice up are logged of the watchdog, which runs each minute.
+# rules in force. The journal of the watchdog, which runs each minute, has no lines about its starts: they have
+# priority info.
 systemd_units() {
 	systemd_formats=" $(installed_formats | tr '\n' ' ')"
-	systemd_paths='/run -/etc/portknock' systemd_modules='' systemd_calls=''
+	systemd_modules='' systemd_calls=''
 	if [ "$systemd_formats" != ' nftables ' ]; then # iptables loads kernel modules itself
 		systemd_modules=' CAP_SYS_MODULE' systemd_calls=' @module'
 	fi
@@ -538,7 +564,7 @@ systemd_units() {
 		ExecStart=/bin/sh /etc/portknock/each boot
 		ExecReload=/bin/sh /etc/portknock/each boot
 		SyslogIdentifier=portknock
-		$(systemd_sandbox "$systemd_paths")
+		$(systemd_sandbox)
 
 		[Install]
 		WantedBy=multi-user.target
@@ -554,8 +580,9 @@ systemd_units() {
 		Type=oneshot
 		ExecStart=/bin/sh /etc/portknock/each watch
 		SyslogIdentifier=portknock
+		SyslogLevel=notice
 		LogLevelMax=notice
-		$(systemd_sandbox "$systemd_paths /etc/systemd/system")
+		$(systemd_sandbox)
 	END
 	write_file /etc/systemd/system/portknock-watch.timer 0644 <<-END
 		[Unit]
@@ -572,26 +599,17 @@ systemd_units() {
 	END
 }
 
-# systemd_sandbox PATHS prints settings that limit what a service may do. PATHS are those that it may write to.
+# systemd_sandbox prints settings that limit what a service may do. None of them makes a mount namespace: at an early
+# moment of the boot, systemd cannot always make one, and the service would fail.
 systemd_sandbox() {
 	cat <<-END
 		TimeoutStartSec=3min
 		UMask=0077
-		ProtectSystem=strict
-		ReadWritePaths=$1
-		ProtectHome=read-only
-		PrivateDevices=yes
-		ProtectClock=yes
-		ProtectControlGroups=yes
-		ProtectHostname=yes
-		ProtectKernelLogs=yes
-		ProtectKernelTunables=yes
 		CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_RAW$systemd_modules
 		NoNewPrivileges=yes
 		LockPersonality=yes
 		MemoryDenyWriteExecute=yes
 		RestrictAddressFamilies=AF_UNIX AF_NETLINK AF_INET AF_INET6
-		RestrictNamespaces=yes
 		RestrictRealtime=yes
 		RestrictSUIDSGID=yes
 		SystemCallArchitectures=native
@@ -610,23 +628,23 @@ openrc_install() {
 		extra_started_commands="reload"
 
 		depend() {
-			need localmount
-			after nftables iptables ip6tables
-			before net sshd
+		    need localmount
+		    after nftables iptables ip6tables
+		    before net sshd
 		}
 
 		start() {
-			ebegin "Loading port knocking rules"
-			sh /etc/portknock/each boot
-			eend $?
+		    ebegin "Loading port knocking rules"
+		    sh /etc/portknock/each boot
+		    eend $?
 		}
 
 		reload() {
-			start
+		    start
 		}
 
 		stop() {
-			return 0 # the rules stay in force
+		    return 0 # the rules stay in force
 		}
 	END
 	rc-update -q add portknock default && cron_install || return
@@ -640,22 +658,30 @@ openrc_install() {
 # cron_install [boot] makes cron run watch each minute. With boot, cron also loads the rules at the start.
 cron_install() {
 	cron_watch='* * * * *' cron_command='/bin/sh /etc/portknock/each'
-	if [ -d /etc/cron.d ] && [ ! -d /etc/crontabs ]; then # busybox has /etc/crontabs and reads no /etc/cron.d
+	if ! cron_runs; then
+		warn "found neither systemd nor a running cron"
+		warn "before the network starts, run: $cron_command boot"
+		warn "each minute, run: $cron_command watch"
+		return 1
+	elif [ -d /etc/cron.d ] && [ ! -d /etc/crontabs ]; then # busybox has /etc/crontabs and reads no /etc/cron.d
 		{
 			echo '# portknock: loads its rules again if they are gone'
 			[ -z "${1-}" ] || echo "@reboot root $cron_command boot"
 			echo "$cron_watch root $cron_command watch"
 		} | write_file /etc/cron.d/portknock 0644 || return
 	elif ! crontab_edit ${1:+"@reboot $cron_command boot"} "$cron_watch $cron_command watch"; then
-		warn "found neither systemd nor OpenRC nor cron"
-		warn "before the network starts, run: $cron_command boot"
-		warn "each minute, run: $cron_command watch"
+		warn "cannot change the crontab of root"
 		return 1
 	fi
 	[ "$(watch_interval)" -ge 60 ] || warn "cron runs the refresh once a minute only"
 	[ -n "${1-}" ] || return 0
 	warn "cron may load the rules after the network; to load them before, run: $cron_command boot"
 	[ ! -d /etc/crontabs ] # the cron of busybox may not know @reboot
+}
+
+# cron_runs is true if there is a process of a cron. A folder for it may be there without one.
+cron_runs() {
+	cat /proc/[0-9]*/comm 2>/dev/null | grep -qx -e cron -e crond -e fcron -e dcron
 }
 
 # crontab_edit LINE... replaces portknock's lines in the crontab of root.

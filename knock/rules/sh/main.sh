@@ -38,27 +38,48 @@ in_force() {
 lock() {
 	[ -z "${PORTKNOCK_LOCKED-}" ] && command -v flock >/dev/null || return 0
 	exec 9>"$state/lock"
-	flock -w 60 9 || die 1 'another run of a portknock script does not end'
+	lock_tries=0
+	until flock -n 9; do # the flock of busybox cannot wait with a limit
+		lock_tries=$((lock_tries + 1))
+		[ "$lock_tries" -lt 60 ] || die 1 'another run of a portknock script does not end'
+		sleep 1
+	done
 }
 
 unlock() { [ -n "${PORTKNOCK_LOCKED-}" ] || exec 9>&-; }
 
+# warn_of_other_firewall warns if portknock's rules are in the other firewall as well. A
+# connection then needs both to let it through.
+warn_of_other_firewall() {
+	case $format in
+	iptables) nft -t list table inet portknock 2>/dev/null | grep -q 'chain on-let' && other=nftables ;;
+	*) iptables -w -t mangle -S PORTKNOCK >/dev/null 2>&1 && other=iptables ;;
+	esac || return 0
+	warn "this server has rules of portknock in $other too; a port that both guard lets nobody through"
+}
+
 verb_test() {
+	warn_of_other_firewall
 	fw_test "$@" || die 1 "this server cannot load the rules of $(names "$@")"
 	say "this server can load the rules of $(names "$@")"
 }
 
 verb_load() {
+	warn_of_other_firewall
 	fw_load "$@" || die 1 "the rules of $(names "$@") are not loaded; the rules in force have not changed"
 	remember "$@"
 	say "loaded: $(names "$@")"
 }
 
 verb_trial() {
+	warn_of_other_firewall
 	left=$(fw_trial_left)
 	[ -z "$left" ] || die 1 "a trial is running for $left more seconds; first run: sh $0 cancel"
 	fw_test "$@" || die 1 'the trial has not begun; the rules in force have not changed'
-	fw_trial "$trial_seconds" "$@" || die 1 'the trial has not begun; the rules in force have not changed'
+	if ! fw_trial "$trial_seconds" "$@"; then
+		fw_cancel # with iptables, the rules for IPv4 may be on trial
+		die 1 'the trial has not begun; the rules in force have not changed'
+	fi
 	unlock
 	say "The new rules of $(names "$@") are in force for $trial_seconds seconds."
 	say 'Keep this session open. Log in from another terminal, with a new connection: ssh -S none HOST'
@@ -128,6 +149,9 @@ verb_install() {
 			die 1 "the rules of $(value name "$part") in this script are not loaded; first run: sh $0 trial"
 	done
 	install_parts "$@" || die 1 'not installed; the rules stay loaded until the next reboot'
+	if grep -qs '^[^#]*include.*portknock' /etc/nftables.conf; then
+		warn 'remove the include line from /etc/nftables.conf: it loads the rules of another file'
+	fi
 	say "installed: $(names "$@"). The rules are loaded at each boot, and when they are removed."
 	# shellcheck disable=SC2154 # the head of the script sets on_failure
 	[ "$on_failure" = open ] ||

@@ -9,13 +9,17 @@
 part_rules() {
 	copy=$1
 	shift
-	rules_shared
-	for part; do
-		"rules_$part"
-		echo '# part'
-	done | sed "s/\.COPY/$copy/g" | if [ -n "$copy" ]; then
-		# The present chains at the hooks stay, and get a rule in front.
+	{
+		rules_shared
+		for part; do
+			"rules_$part"
+			echo '# part'
+		done
+	} | sed "s/\.COPY/$copy/g" | if [ -n "$copy" ]; then
+		# The present chains at the hooks stay, and get a rule in front. Those of an older version,
+		# guard and input, stay too.
 		sed -e '/^flush chain inet portknock on-/d' \
+			-e '/ chain inet portknock guard$/d' -e '/ chain inet portknock input$/d' \
 			-e 's/^add rule \(inet portknock on-[^ ]*\) goto /insert rule \1 meta nfproto @trial goto /'
 	else
 		cat
@@ -29,16 +33,16 @@ nft_errors() { sed -n 's/^[^ ]*: Error: /nft: /p; /^[^ ]*Error: /!{/^netlink: /p
 # once, as it does in an unprivileged container, nft_run loads them in parts. The chains of
 # a profile come last, so that the old rules are in force until then.
 nft_run() {
-	nft_input=$(mktemp "$state/rules.XXXXXX") || return
-	cat >"$nft_input"
+	nft_input=$state/rules
+	cat >"$nft_input" || return
 	if nft_output=$(nft -f "$nft_input" 2>&1); then
 		rm -f "$nft_input"
 		return 0
 	fi
 	case $nft_output in
 	*'Message too long'*)
-		nft_output=$(awk '/^# part$/ && close("nft -f -") { exit 1 } { print | "nft -f -" }
-			END { exit close("nft -f -") != 0 }' "$nft_input" 2>&1) && nft_failed= || nft_failed=1
+		nft_output=$(awk '/^# part$/ && close("nft -f -") { failed = 1; exit } { print | "nft -f -" }
+			END { exit failed || close("nft -f -") != 0 }' "$nft_input" 2>&1) && nft_failed= || nft_failed=1
 		;;
 	*) nft_failed=1 ;;
 	esac
@@ -107,14 +111,19 @@ nft_test() {
 			return 1
 		}
 		# Older versions of nft leave out what they do not know, without an error.
-		nft_lost=$(awk '/^\t(set|map) / { key = $1 " " $2 }
-			FNR == NR && key && /[ \t]timeout [0-9]/ { want[key] = "timeout" }
-			FNR == NR && key && !(key in want) { want[key] = "" }
-			FNR == NR { key = ""; next }
-			/^\t(set|map) / { seen[key] = 1 }
-			/^\t\ttimeout / { time[key] = 1 }
-			END { for (k in want) if (!(k in seen)) print k; else if (want[k] && !(k in time)) print "timeout of " k }
-			' "$state/test" "$state/tested")
+		nft_lost=$(awk '
+			/^\t(set|map) / { set = $1 " " $2 }
+			FNR == NR && set { want[set] = want[set] $0 }
+			FNR == NR && /}$/ { set = "" }
+			FNR == NR { next }
+			/^\t(set|map) / { found[set] = 1 }
+			/^\t\ttimeout / { timed[set] = 1 }
+			END {
+				for (set in want) {
+					if (!(set in found)) print set
+					else if (want[set] ~ /; timeout / && !(set in timed)) print "timeout of " set
+				}
+			}' "$state/test" "$state/tested")
 		rm -f "$state/test" "$state/tested" "$state/errors"
 		[ -z "$nft_lost" ] || {
 			warn "this version of nft loses parts of the rules: $(echo "$nft_lost" | head -n 1); use a later version"
@@ -131,12 +140,22 @@ nft_test() {
 }
 
 nft_load() {
-	{
-		part_rules '' "$@"
-		nft_objects | nft_of "$@" | nft_except "$@" | nft_delete
-	} | nft_run || return
-	[ -n "$(fw_trial_parts)" ] || nft_end_trial | nft_run
+	part_rules '' "$@" | nft_run && nft_leftovers "$@" | nft_run
 }
+
+# nft_leftovers prints commands that delete the objects of parts that their rules do not
+# declare, such as copies. Without other parts on trial, they end the trial too.
+nft_leftovers() {
+	{
+		nft_objects | nft_of "$@" | nft_except "$@"
+		if ! fw_trial_parts | grep -qvxF "$(printf '%s\n' "$@")"; then
+			nft_objects | grep -e '^chain trial_' -e '^set trial$'
+		fi
+	} | nft_delete
+}
+
+# nft_end_empty_trial ends a trial that has no copies any more.
+nft_end_empty_trial() { [ -n "$(fw_trial_parts)" ] || nft_end_trial | nft_run; }
 
 # nft_except leaves out the objects that the rules of the parts declare.
 nft_except() {
@@ -150,9 +169,13 @@ nft_trial() {
 	shift
 	{
 		nft_end_trial
-		echo 'table inet portknock { set trial { typeof meta nfproto; flags timeout; }; }'
+		echo 'add table inet portknock'
+		echo 'add set inet portknock trial { typeof meta nfproto; flags timeout; }'
 		echo "add chain inet portknock trial_$id"
 		part_rules .trial "$@"
+		# An older version's chains must not drop what the copies let through.
+		nft_objects | grep -x -e 'chain guard' -e 'chain input' |
+			sed 's/^chain \(.*\)/insert rule inet portknock \1 meta nfproto @trial meta priority ffff:7070 accept/'
 		echo "add element inet portknock trial { ipv4 timeout ${seconds}s, ipv6 timeout ${seconds}s }"
 	} | nft_run
 }
@@ -191,26 +214,35 @@ nft_changed() {
 	[ "$(nft_listing "$1" '' | cksum)" != "$(nft_listing "$1" .trial | sed 's/\.trial//g' | cksum)" ]
 }
 
+# nft_keep_openings prints commands that add the openings of a part's copy to the part. Each
+# has the seconds that it has left, since the part may have another timeout. An address
+# that the part admits too keeps the longer of its two openings.
+nft_keep_openings() {
+	for family in 4 6; do
+		{
+			nft_elements "open${family}_$1" | sed 's/$/ part/'
+			nft_elements "open${family}_$1.trial"
+		} | awk -v set="inet portknock open${family}_$1" '
+			$3 == "part" { left[$1] = $2 }
+			$3 == "" && $2 > left[$1] + 0 {
+				add = "add element " set " { " $1 " timeout " $2 "s }"
+				print add "\ndelete element " set " { " $1 " }\n" add
+			}'
+	done
+}
+
 nft_keep() {
 	{
 		part_rules '' "$@"
-		for part; do
-			for family in 4 6; do
-				nft list set inet portknock "open${family}_$part.trial" | tr -d '\n\t' |
-					sed -n "s/.*elements = \({[^}]*}\).*/add element inet portknock open${family}_$part \1/p" | grep . || :
-			done
-		done
-		{
-			nft_objects | nft_of "$@" | nft_except "$@"
-			nft_objects | grep -e '^chain trial_' -e '^set trial$'
-		} | nft_delete
+		for part; do nft_keep_openings "$part"; done
+		nft_leftovers "$@"
 	} | nft_run
 }
 
 nft_cancel() {
 	nft_end_trial | nft_run || return
-	# Without parts, only the used tokens are worth keeping.
-	if ! nft_objects | grep -q -e '^chain on-' -e '^set used'; then fw_remove; fi
+	# Without parts, and without an older version's rules, only the used tokens are worth keeping.
+	if ! nft_objects | grep -q -e '^chain on-' -e '^chain guard$' -e '^set used'; then fw_remove; fi
 }
 
 nft_unload() {
@@ -218,7 +250,8 @@ nft_unload() {
 	if [ -z "$nft_left" ]; then
 		fw_remove
 	else
-		nft_objects | nft_of "$@" | nft_delete | nft_run
+		nft_objects | nft_of "$@" | nft_delete | nft_run || return
+		nft_end_empty_trial
 	fi
 }
 
