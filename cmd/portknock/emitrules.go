@@ -46,7 +46,7 @@ func (c *emitRules) flags(a *app, f *pflag.FlagSet) {
 	f.BoolVar(&c.script, "script", false, "print a shell script with the rules: it tests, tries, keeps, installs\nand removes them")
 	f.BoolVar(&c.refresh, "refresh", false, "with --script, on a server with portknock and the key: the installed\nscript renews its rules before they expire")
 	f.StringVar(&c.onFailure, "on-failure", "closed", "with --script: `STATE` of the ports if the installed rules cannot be\nloaded: closed or open")
-	f.StringVar(&c.nic, "interface", "", "with --script: `NAME` of the interface on which knockd or fwknopd\nlistens; by default that of the default route")
+	f.StringVar(&c.nic, "interface", "", "`NAME` of the interface on which knockd or fwknopd listens; by default,\na script takes that of the default route")
 }
 
 func (c *emitRules) run(ctx context.Context, a *app, args []string) error {
@@ -64,7 +64,7 @@ func (c *emitRules) run(ctx context.Context, a *app, args []string) error {
 	format := rules.Format(c.format)
 	var text bytes.Buffer
 	if c.script {
-		s := rules.Script{OnFailureOpen: c.onFailure == "open", Interface: c.nic}
+		s := rules.Script{OnFailureOpen: c.onFailure == "open"}
 		if c.refresh {
 			if s.Refresh, err = c.refreshCommand(args); err != nil {
 				return err
@@ -156,14 +156,13 @@ func (c *emitRules) ruleOptions() (o rules.Options, err error) {
 		return o, usageError("--at-end %q is not closed or open", c.atEnd)
 	case c.onFailure != "closed" && c.onFailure != "open":
 		return o, usageError("--on-failure %q is not closed or open", c.onFailure)
-	case !c.script && (c.refresh || c.nic != "" || c.allFlags.Changed("on-failure")):
-		return o, usageError("--refresh, --on-failure and --interface need --script")
-	case strings.ContainsFunc(c.nic, func(r rune) bool { return unicode.IsControl(r) || unicode.IsSpace(r) }):
-		return o, usageError("--interface %q is not the name of an interface", c.nic)
+	case !c.script && (c.refresh || c.allFlags.Changed("on-failure")):
+		return o, usageError("--refresh and --on-failure need --script")
 	case c.refresh && c.path == "-":
 		return o, usageError("a service cannot read the profile from standard input; name the file with -c")
 	}
-	o = rules.Options{DropPolicy: c.policy == "drop", OpenAtEnd: c.atEnd == "open", Consume: c.consume, Force: c.force, Log: c.log}
+	o = rules.Options{DropPolicy: c.policy == "drop", OpenAtEnd: c.atEnd == "open", Consume: c.consume, Force: c.force, Log: c.log,
+		Interface: c.nic}
 	o.From = now()
 	o.Until = o.From.Add(c.horizon)
 	if c.allow != "" {

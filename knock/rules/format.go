@@ -43,7 +43,7 @@ func formats() []format {
 		// windows. nft needs 500 MB of memory for them.
 		{name: "nftables", file: "/etc/portknock.nft", emit: emitNftables,
 			windows: 150_000, entries: 300_000, clock: true, tokens: true,
-			shell: []string{"nftables.sh"}},
+			shell: []string{"nftables.sh", "nodaemon.sh"}},
 	}
 }
 
@@ -79,8 +79,10 @@ type document struct {
 	notes  []string // paragraphs of the header; "" paragraphs are left out
 	shared string   // rules before the parts
 	parts  []string // rules of each guard
-	daemon string   // file of the daemon; "" if the format has none
 	body   string   // what a plain file holds after its header
+
+	daemons    []string // file of each guard's daemon in a script; nil if the format has no daemon
+	plainNotes []string // paragraphs of the header of a plain file; a script's header leaves them out
 }
 
 // rules returns the rules of all guards.
@@ -117,10 +119,20 @@ func (f format) check(guards []Guard, o Options) ([]guard, error) {
 		return nil, errors.New("no profile given")
 	case len(o.Allow) > 0 && !o.DropPolicy:
 		return nil, errors.New("allowed ports need the drop policy, because nothing else closes them")
+	case o.Interface != "" && f.clock:
+		return nil, errors.New("only knockd and fwknopd listen on an interface")
+	case len(o.Interface) > 15 || strings.ContainsFunc(o.Interface, notInInterface):
+		return nil, fmt.Errorf("%q is not the name of an interface", o.Interface)
 	case strings.ContainsFunc(o.File, unicode.IsControl):
 		return nil, fmt.Errorf("%q: the file name contains control characters", o.File)
 	}
 	return checkAll(guards, o, f)
+}
+
+// notInInterface is true for characters that the name of an interface cannot contain, or
+// that the daemons do not read.
+func notInInterface(r rune) bool {
+	return r <= ' ' || r >= 127 || strings.ContainsRune(`/;'"\#`, r)
 }
 
 // End returns when the rules that [Format.Emit] writes for the guard expire, in UTC.

@@ -16,6 +16,9 @@ import (
 // reads from a file of their own.
 const fwknopdConf = "/run/portknock.fwknopd.conf"
 
+// fwknopdPID is the file in which fwknopd keeps its process ID.
+const fwknopdPID = "/run/fwknop/fwknopd.pid"
+
 // emitFwknop writes an access.conf. Comments in the same file hold the fwknopd.conf.
 // Ports that fwknopd forwards do not need a guard: no packet reaches them without the
 // rules that fwknopd makes.
@@ -26,29 +29,26 @@ func emitFwknop(guards []guard, o Options) (document, error) {
 	conf := `sed -n "s/^#; //p" ` + quote(o.File) + " >" + fwknopdConf + " && chmod 600 " + fwknopdConf
 	args := " -a " + quote(o.File) + " -c " + fwknopdConf
 	// An fwknopd that finds nothing to listen at ends without a message, shortly after
-	// it has gone into the background.
-	start := conf + " && { pkill -HUP -x fwknopd || { fwknopd" + args + " && sleep 1 && pkill -0 -x fwknopd; }" +
+	// it has gone into the background. fwknopd -K would also end another program that has
+	// the number in an old pid file, but pkill compares the name.
+	find := "-x -F " + fwknopdPID + " fwknopd 2>/dev/null"
+	start := conf + " && { pkill -HUP " + find + " || { fwknopd" + args + " && sleep 1 && pkill -0 " + find + "; }" +
 		` || { echo "fwknopd does not run: its log says why" >&2; false; }; }`
 	// The next load must not mistake an fwknopd that is ending for a running one.
-	stop := `timeout 5 sh -c "while pkill -x fwknopd; do sleep 0.1; done"`
-	const interfaceNote = `fwknopd listens on one interface, eth0 by default. To choose another one, change
-PCAP_INTF below. A running fwknopd keeps its own fwknopd.conf and only reads this
+	stop := `timeout 5 sh -c "while pkill ` + find + `; do sleep 0.1; done"`
+	interfaceNote := textIf(o.Interface == "", `fwknopd listens on one interface, eth0 by default. To choose another one, use
+--interface NAME. `) + `A running fwknopd keeps its own fwknopd.conf and only reads this
 file again, if it uses this file.`
 	const acceptNote = `Packets are for IPv4 only; IPv6 addresses are not admitted. fwknopd accepts a packet
 whose clock differs by less than 120 s from this server's, and each packet once.`
-	var file lines
-	file.WriteString("\n" + comments("#; ", fwknopdConfText(guards)))
-	for _, g := range guards {
-		fwknopStanza(&file, g)
-	}
+	file := func(guards []guard) string { return fwknopFile(guards, o) }
 	var d document
 	if guards[0].forwards() {
 		d = document{
 			test:   conf + " && fwknopd --exit-parse-config" + args,
 			load:   start,
 			unload: stop,
-			body:   file.String(),
-			daemon: file.String(),
+			body:   file(guards),
 			notes: []string{`fwknopd makes the rules with iptables. No rule closes the port here: make sure
 that nobody reaches the target without these rules. They need
 net.ipv4.ip_forward=1, and a firewall that accepts established connections. No
@@ -62,14 +62,17 @@ fwknopd lets only one connection through at a time.`,
 			},
 		}
 	} else {
-		d = nftDaemon(guards, o, start, stop, file.String())
-		d.notes = append(d.notes, interfaceNote, acceptNote,
+		d = nftDaemon(guards, o, start, stop, file)
+		d.notes = append(d.notes, acceptNote)
+		d.plainNotes = append(d.plainNotes, interfaceNote,
 			`To let fwknopd make its own rules with iptables instead, remove the lines
 CMD_CYCLE, do not load the guard, and use the rest as access.conf.`)
 	}
 	needsFirewallRule := slices.ContainsFunc(guards, func(g guard) bool { return g.SPA.Via != spa.UDP })
 	d.notes = append(d.notes, textIf(!needsFirewallRule, `fwknopd sees a packet before any firewall does: its port needs no rule and
-answers as before.`), textIf(needsFirewallRule, `With TCP or HTTP, a firewall must accept connections to the port of the packets.
+answers as before. An fwknopd without packet capture, as in Debian 13, listens on the
+UDP port instead: the firewall must accept packets to it, and each fwknopd needs a port
+of its own.`), textIf(needsFirewallRule, `With TCP or HTTP, a firewall must accept connections to the port of the packets.
 For TCP, fwknopd listens there itself. For HTTP, a web server must listen there; its
 answer does not matter.`))
 	return d, nil
@@ -86,6 +89,9 @@ func checkFwknopd(guards []guard, o Options) error {
 	for _, g := range guards {
 		keys := g.SPA
 		switch {
+		case g.forwards() && g.copy != "":
+			// All fwknopds on a server share the names of their iptables chains.
+			return fmt.Errorf("%s: a script cannot load a NATAccess; leave out --script", g.Name)
 		case g.forwards() != forwards:
 			return errors.New("profiles with and without NATAccess need two files: " +
 				"fwknopd forwards with its own rules")
@@ -125,10 +131,22 @@ func (g *guard) checkSPA(o Options, guarded []knock.PortRange) error {
 	return nil
 }
 
+// fwknopFile returns the text of an access.conf, with the fwknopd.conf in comments.
+func fwknopFile(guards []guard, o Options) string {
+	var b lines
+	b.WriteString("\n" + comments("#; ", fwknopdConfText(guards, o)))
+	for _, g := range guards {
+		fwknopStanza(&b, g)
+	}
+	return b.String()
+}
+
 // fwknopdConfText returns the text of the fwknopd.conf.
-func fwknopdConfText(guards []guard) string {
-	var filters []string
-	lines := []string{"PCAP_INTF eth0;"}
+func fwknopdConfText(guards []guard, o Options) string {
+	var filters, lines []string
+	if o.Interface != "" {
+		lines = append(lines, "PCAP_INTF "+o.Interface+";")
+	}
 	addNew := func(list *[]string, format string, args ...any) {
 		if line := fmt.Sprintf(format, args...); !slices.Contains(*list, line) {
 			*list = append(*list, line)
@@ -148,6 +166,7 @@ func fwknopdConfText(guards []guard) string {
 			addNew(&filters, "udp dst portrange %d-%d", spa.RandomPorts.First, spa.RandomPorts.Last)
 		default:
 			addNew(&filters, "udp dst port %d", keys.Port)
+			addNew(&lines, "UDPSERV_PORT %d;", keys.Port) // for an fwknopd without packet capture
 		}
 		switch {
 		case keys.NATLocal:
@@ -192,6 +211,17 @@ func fwknopStanza(b *lines, g guard) {
 		set("FORCE_NAT", fmt.Sprintf("%v %d", keys.NAT.Addr(), keys.NAT.Port()))
 		return
 	}
-	set("CMD_CYCLE_OPEN", fmt.Sprintf("nft add %s { $SRC timeout %s }", nftOpenElement(g, "4"), nftTime(g.OpenFor)))
+	set("CMD_CYCLE_OPEN", fwknopOpenCommand(g))
 	set("CMD_CYCLE_CLOSE", "NONE")
+}
+
+// fwknopOpenCommand returns the command that admits an address, as knockdOpenCommand does.
+// fwknopd runs the command without a shell: it splits the command at blanks, knows no
+// quotes, reads up to a semicolon, drops a "$" before other words than its own, and takes
+// at most 255 characters. awk therefore makes the blanks, which are \040, and the lines.
+func fwknopOpenCommand(g guard) string {
+	const space = `\040`
+	element := strings.ReplaceAll(" "+nftOpenElement(g, "4")+" {", " ", space) + "$SRC"
+	return fmt.Sprintf(`awk -v e=%[2]s BEGIN{print"add"e"}\ndelete"e"}\nadd"e"%[1]stimeout%[1]s%[3]s}"|"nft%[1]s-f-"}`,
+		space, element, nftTime(g.OpenFor))
 }

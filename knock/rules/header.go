@@ -1,6 +1,7 @@
 package rules
 
 import (
+	"slices"
 	"strings"
 	"time"
 
@@ -68,8 +69,10 @@ func (f format) header(guards []guard, d document, o Options) string {
 	b.add("test: %s", d.test)
 	b.add("load: %s", d.load)
 	b.add("unload: %s", d.unload)
-	for _, note := range append([]string{loadNote}, f.notes(d, o)...) {
-		b.add("\n%s", note)
+	for _, note := range slices.Concat([]string{loadNote}, f.notes(d, o), d.plainNotes) {
+		if note != "" {
+			b.add("\n%s", note)
+		}
 	}
 	return mark(b.String())
 }

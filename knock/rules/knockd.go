@@ -17,29 +17,16 @@ func emitKnockd(guards []guard, o Options) (document, error) {
 	if err := checkSections(guards); err != nil {
 		return document{}, err
 	}
-	var b lines
-	b.add("\n[options]\n\tUseSyslog")
-	for _, g := range guards {
-		for _, w := range g.Windows {
-			name := knockdSection(g, w)
-			// knockd's timeout is in seconds, from the first knock to the last.
-			timeout := math.Ceil((g.KnockTimeout * time.Duration(max(len(w.Steps)-1, 1))).Seconds())
-			addSection := func(name string, s knock.Sequence) {
-				steps := join(s, ",", func(step knock.Step) string { return fmt.Sprintf("%d:%s", step.Port, step.Transport) })
-				b.add("\n[%s]\n\tsequence = %s\n\tseq_timeout = %.0f\n\ttcpflags = syn", name, steps, timeout)
-			}
-			addSection(name, w.Steps)
-			b.add("\tstart_command = %s\n\tstart_command_6 = %s", knockdOpenCommand(g, "4"), knockdOpenCommand(g, "6"))
-			if trap := g.trap(w, guardedPorts(guards)); len(trap) > 0 {
-				addSection(name+"_trap", trap)
-			}
-		}
-	}
-	d := nftDaemon(guards, o, "{ pkill -HUP -x knockd || knockd -d -c "+quote(o.File)+"; }", "pkill -x knockd", b.String())
-	d.notes = append(d.notes,
+	file := func(some []guard) string { return knockdFile(some, guardedPorts(guards), o) }
+	// A knockd in the foreground, as a service has it, writes no pid file.
+	reload := "systemctl reload knockd 2>/dev/null || pkill -HUP -x -F " + knockdPID + " knockd 2>/dev/null"
+	stop := "systemctl stop knockd 2>/dev/null; pkill -x -F " + knockdPID + " knockd 2>/dev/null"
+	d := nftDaemon(guards, o, "{ "+reload+" || knockd -d -c "+quote(o.File)+"; }", stop, file)
+	d.plainNotes = append(d.plainNotes,
 		"A running knockd only reads its own file again. That file must be\n"+o.File+`.`,
-		`knockd listens on one interface, eth0 by default. To choose another one, add the
-line "Interface = NAME" under [options], or start knockd with -i NAME.`,
+		textIf(o.Interface == "", `knockd listens on one interface, eth0 by default. To choose another one, use
+--interface NAME.`))
+	d.notes = append(d.notes,
 		`knockd sees only the ports in this file, so an ascending scan of these ports would
 open the guarded ports. Each sequence therefore has a second section with
 neighboring ports, whose packets count as wrong knocks. knockd counts whole seconds
@@ -52,6 +39,36 @@ time. If the refresh stops, old sequences stay valid and new ones do not work. E
 refresh makes knockd forget unfinished sequences; admitted addresses stay.`)
 	}
 	return d, nil
+}
+
+// knockdPID is the file in which a knockd in the background keeps its process ID.
+const knockdPID = "/run/knockd.pid"
+
+// knockdFile returns the text of a knockd.conf that opens some of the guards. guarded are
+// the ports of all guards.
+func knockdFile(guards []guard, guarded []knock.PortRange, o Options) string {
+	var b lines
+	b.add("\n[options]\n\tUseSyslog")
+	if o.Interface != "" {
+		b.add("\tInterface = %s", o.Interface)
+	}
+	for _, g := range guards {
+		for _, w := range g.Windows {
+			name := knockdSection(g, w)
+			// knockd's timeout is in seconds, from the first knock to the last.
+			timeout := math.Ceil((g.KnockTimeout * time.Duration(max(len(w.Steps)-1, 1))).Seconds())
+			addSection := func(name string, s knock.Sequence) {
+				steps := join(s, ",", func(step knock.Step) string { return fmt.Sprintf("%d:%s", step.Port, step.Transport) })
+				b.add("\n[%s]\n\tsequence = %s\n\tseq_timeout = %.0f\n\ttcpflags = syn", name, steps, timeout)
+			}
+			addSection(name, w.Steps)
+			b.add("\tstart_command = %s\n\tstart_command_6 = %s", knockdOpenCommand(g, "4"), knockdOpenCommand(g, "6"))
+			if trap := g.trap(w, guarded); len(trap) > 0 {
+				addSection(name+"_trap", trap)
+			}
+		}
+	}
+	return b.String()
 }
 
 // checkSections refuses different sequences that begin with the same knock. knockd

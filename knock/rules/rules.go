@@ -42,6 +42,10 @@ type Options struct {
 	// File is the path where the text will be stored. The commands in the header
 	// name it. If it is "", they name the usual path of the format.
 	File string
+	// Interface is the network interface on which knockd or fwknopd listens. If it is "",
+	// a script uses the interface of the default route, and a plain file leaves the choice
+	// to the daemon, which takes eth0.
+	Interface string
 	// DropPolicy also closes all other ports of the server, except those in Allow.
 	DropPolicy bool
 	// Allow lists the ports that DropPolicy leaves open to everybody.

@@ -24,9 +24,6 @@ type Script struct {
 	// OnFailureOpen leaves the ports open if the installed rules cannot be loaded. Without
 	// it, the script then closes the ports.
 	OnFailureOpen bool
-	// Interface is the network interface on which knockd and fwknopd listen. If it is "",
-	// the script uses the interface of the default route.
-	Interface string
 	// Refresh returns the command that prints a new script, whose rules are valid for
 	// horizon, such as 1h30m. It is nil if the script only contains rules.
 	Refresh func(horizon string) []string
@@ -61,6 +58,8 @@ func (f Format) EmitScript(w io.Writer, guards []Guard, o Options, s Script) err
 	}
 	o.File = row.file
 	checked, err := row.check(guards, o)
+	nic := o.Interface
+	o.Interface = "" // the shell code finds the interface
 	if err != nil {
 		return err
 	}
@@ -82,8 +81,8 @@ func (f Format) EmitScript(w io.Writer, guards []Guard, o Options, s Script) err
 	var b lines
 	b.add("#!/bin/sh")
 	b.WriteString(row.scriptHeader(checked, d, o))
-	b.add("\n# shellcheck disable=SC2034 # functions below use these variables by name\nformat=%s\nid=%.6x\non_failure=%s", row.name, sha256.Sum256([]byte(data)), onFailure)
-	b.add("interface=%s\nrefresh=%s\nevery=%s", shellValue(s.Interface), shellValue(refresh), secondsIf(every))
+	b.add("\n# shellcheck disable=SC2034 # functions below use these variables by name\nformat=%s\nid=%.6x\non_failure=%s", row.name, sha256.Sum256([]byte(data+nic)), onFailure)
+	b.add("interface=%s\nrefresh=%s\nevery=%s", shellValue(nic), shellValue(refresh), secondsIf(every))
 	b.WriteString(data)
 	for _, name := range append(row.shell, "status.sh", "install.sh", "main.sh") {
 		text, err := shellFiles.ReadFile("sh/" + name)
@@ -123,13 +122,15 @@ func (f format) scriptData(guards []guard, d document) (string, error) {
 		if err := hereDocument(&b, "rules_"+g.ID, part); err != nil {
 			return "", err
 		}
+		if len(d.daemons) > 0 {
+			if err := hereDocument(&b, "daemon_"+g.ID, d.daemons[i]); err != nil {
+				return "", err
+			}
+		}
 		b.add("#> %s", g.ID)
 	}
 	b.add("")
-	err := errors.Join(hereDocument(&b, "rules_shared", d.shared))
-	if d.daemon != "" {
-		err = errors.Join(err, hereDocument(&b, "daemon_file", d.daemon))
-	}
+	err := hereDocument(&b, "rules_shared", d.shared)
 	return b.String(), err
 }
 
@@ -161,11 +162,21 @@ func (f format) scriptHeader(guards []guard, d document, o Options) string {
 
 The rules of other profiles on this server, admitted addresses and open sessions stay.
 Loading turns connection tracking on.`)
+	if d.daemons != nil {
+		b.add("\n%s", daemonNote)
+	}
 	for _, note := range f.notes(d, o) {
 		b.add("\n%s", note)
 	}
 	return mark(b.String())
 }
+
+// daemonNote says which daemons a script starts.
+const daemonNote = `Each profile has a daemon of its own, which this script starts and ends. A second
+daemon runs during a trial. The script changes neither other daemons nor the files in
+/etc of the same programs. The daemon listens on the interface of the default route,
+unless the script was made with --interface NAME. Before you load rules of the
+formats nftables or iptables for such a profile, unload this script.`
 
 // shellValue returns a text as the value of a shell variable, or "" for "".
 func shellValue(s string) string {

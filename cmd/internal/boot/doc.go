@@ -2,6 +2,7 @@
 // boot, reboot and lose their power. A file tests what its name says, without
 // _linux_test.go:
 //
+//	daemon    installed scripts for knockd and fwknopd
 //	firewall  rules that the firewall's own service loads at boot
 //
 // Other files help the tests: main (builds the command).

@@ -18,6 +18,7 @@
 //	token_packets   packets that carry tokens
 //	refresh         rules that are regenerated and loaded while clients knock
 //	knockd          knockd with sequences that repeat or share ports
+//	daemon_script   emit-rules --script for knockd and fwknopd
 //	oldnft          old versions of nft
 //	handmade        servers and clients that other people have made
 //	fwknop_server   fwknopd with emitted rules

@@ -554,7 +554,7 @@ systemd_units() {
 		After=local-fs.target$(early_flushers)
 		Wants=network-pre.target
 		Before=network-pre.target ssh.service sshd.service ssh.socket sshd.socket
-		Before=knockd.service fwknop-server.service shutdown.target
+		Before=shutdown.target
 		Conflicts=shutdown.target
 		StartLimitIntervalSec=0
 

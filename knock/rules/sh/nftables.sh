@@ -125,7 +125,7 @@ nft_end_trial() {
 		END { for (h in hook) if (!present[hook[h]]) print h }' | nft_delete
 }
 
-fw_test() {
+nft_test() {
 	nft_supported || return
 	if unshare -n true 2>/dev/null; then
 		part_rules '' "$@" >"$state/test" || return
@@ -181,7 +181,7 @@ nft_takes_over() {
 	done
 }
 
-fw_load() {
+nft_load() {
 	nft_supported && nft_takes_over "$@" || return
 	part_rules '' "$@" | nft_run && nft_leftovers "$@" | nft_run
 }
@@ -207,7 +207,7 @@ nft_except() {
 	rm -f "$state/declared"
 }
 
-fw_trial() {
+nft_trial() {
 	nft_supported || return
 	seconds=$1
 	shift
@@ -254,7 +254,7 @@ nft_packets() {
 	nft list counter inet portknock "$1" 2>/dev/null | awk '$1 == "packets" { print $2 }'
 }
 
-fw_changed() {
+nft_changed() {
 	[ "$(nft_listing "$1" '' | cksum)" != "$(nft_listing "$1" .trial | sed 's/\.trial//g' | cksum)" ]
 }
 
@@ -275,7 +275,7 @@ nft_keep_openings() {
 	done
 }
 
-fw_keep() {
+nft_keep() {
 	nft_takes_over "$@" || return
 	{
 		part_rules '' "$@"
@@ -284,13 +284,13 @@ fw_keep() {
 	} | nft_run
 }
 
-fw_cancel() {
+nft_cancel() {
 	nft_end_trial | nft_run || return
 	# Without parts, and without an older version's rules, only the used tokens are worth keeping.
 	if ! nft_objects | grep -q -e '^chain on-' -e '^chain guard$' -e '^set used'; then fw_remove; fi
 }
 
-fw_unload() {
+nft_unload() {
 	nft_takes_over "$@" || return
 	nft_left=$({ fw_parts; fw_trial_parts; } | grep -vxF "$(printf '%s\n' "$@")") || :
 	if [ -z "$nft_left" ]; then
@@ -307,8 +307,6 @@ fw_remove() {
 }
 
 fw_parts() { nft_objects | sed -n '/\.trial$/d; s/^chain let_//p'; }
-
-fw_listing() { nft_listing "$1" '' "${2-}"; }
 
 # nft_listing prints the chains and sets of a part, or of its copy. With -s, it leaves out
 # the elements of constant sets.
