@@ -91,7 +91,7 @@ func checkFwknopd(guards []guard, o Options) error {
 		switch {
 		case g.forwards() && g.copy != "":
 			// All fwknopds on a server share the names of their iptables chains.
-			return fmt.Errorf("%s: a script cannot load a NATAccess; leave out --script", g.Name)
+			return fmt.Errorf("%s: a script cannot load a NATAccess; emit plain rules", g.Name)
 		case g.forwards() != forwards:
 			return errors.New("profiles with and without NATAccess need two files: " +
 				"fwknopd forwards with its own rules")
