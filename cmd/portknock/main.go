@@ -89,8 +89,9 @@ func table() []row {
 				"sends it in every second round."},
 		{"emit-rules", "[FLAGS] HOST...", 1, math.MaxInt, "emit-rules needs one HOST or more", &emitRules{},
 			"Print the rules, or the configuration of a daemon, that guard the ports of these\n" +
-				"profiles on a server. The comment above them has the commands that check them, load\n" +
-				"them, try them for a minute and undo them."},
+				"profiles on a server. The comment above them has the commands that test, load and\n" +
+				"unload them. With --script, print a shell script that contains the rules and also\n" +
+				"tries them for a minute, keeps them and installs them."},
 		{"profile", "list|show|import [FLAGS] [HOST|FILE]", 1, math.MaxInt, profileOperandsError, nil,
 			"List the profiles, show one with its defaults, or import the profiles in the\n" +
 				".fwknoprc of fwknop's client."},

@@ -69,7 +69,7 @@ func (f format) header(guards []guard, d document, o Options) string {
 	b.add("test: %s", d.test)
 	b.add("load: %s", d.load)
 	b.add("unload: %s", d.unload)
-	for _, note := range slices.Concat([]string{loadNote}, f.notes(d, o), d.plainNotes) {
+	for _, note := range slices.Concat([]string{loadNote}, d.plainNotes, f.notes(d, o)) {
 		if note != "" {
 			b.add("\n%s", note)
 		}

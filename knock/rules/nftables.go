@@ -13,7 +13,6 @@ import (
 func emitNftables(guards []guard, o Options) (document, error) {
 	d := nftDocument(nftRules{o, true}, guards, "nft ", quote(o.File))
 	d.notes = []string{
-		unloadNote,
 		textIf(slices.ContainsFunc(guards, guard.timed), `Do not save these rules with "nft list ruleset". Outside UTC, the saved times
 are wrong after the clocks change.`),
 		nftVersionNote(guards),
@@ -36,6 +35,8 @@ ends. The kernel log reports other uses with "portknock refused".`
 // file.
 func nftDocument(r nftRules, guards []guard, nft, file string) document {
 	d := document{
+		plainNotes: []string{unloadNote},
+
 		test:   nft + "-c -f " + file,
 		load:   nft + "-f " + file,
 		unload: "nft delete table inet portknock",
