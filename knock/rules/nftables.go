@@ -169,9 +169,8 @@ func nftTime(d time.Duration) string {
 
 // expand returns the text perGuard, followed by the text perFamily once for each
 // family. It replaces placeholders in capitals, such as OPENFOR, with values of the guard.
-// In perFamily, it also replaces N_, SADDR and PROTO with values of the family. All
-// replacements in a text happen in one pass: a second pass would also replace a
-// placeholder in a value, such as in the name of a profile.
+// In perFamily, it also replaces N_, SADDR and PROTO with values of the family. No value
+// contains a placeholder, so a text may be expanded twice.
 func (r nftRules) expand(g guard, perGuard, perFamily string) string {
 	repeat, consume, log := "return", "", ""
 	if r.options.Consume {
@@ -185,7 +184,7 @@ func (r nftRules) expand(g guard, perGuard, perFamily string) string {
 	// minute more covers a clock that is set back.
 	remembered := 2*g.Windows[0].End.Sub(g.Windows[0].Start) + time.Minute
 	words := []string{
-		"NAME", g.Name, "ID", g.ID + g.copy, "KEY", g.keyID(), "SIZE", fmt.Sprint(setSize), "MARK", nftMark,
+		"ID", g.ID + g.copy, "KEY", g.keyID(), "SIZE", fmt.Sprint(setSize), "MARK", nftMark,
 		"OPENFOR", nftTime(g.OpenFor), "KNOCKTIMEOUT", nftTime(g.KnockTimeout), "REMEMBERED", nftTime(remembered),
 		"REPEAT", repeat, "CONSUME", consume, "LOG", log, "LAST", fmt.Sprint(g.stages()),
 	}
