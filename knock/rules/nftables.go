@@ -25,7 +25,7 @@ rules, and after "flush ruleset".`),
 }
 
 // unloadNote is the note about the command unload, which nft cannot limit to a profile.
-const unloadNote = `The command unload removes the rules of all profiles on this server.`
+const unloadNote = `unload removes the rules of all profiles on this server.`
 
 // tokenNote is the note about tokens that all firewalls share.
 const tokenNote = `Once used, a token works only for the address that used it, until its window
@@ -73,9 +73,9 @@ func floodNote(guards []guard) string {
 		return ""
 	}
 	rate := int(setSize / (longest + 3*time.Second).Seconds())
-	return fmt.Sprintf(`The kernel remembers up to %d addresses that have begun a sequence. First knocks
-from more than %d forged addresses a second can keep clients out. Admitted
-addresses are unaffected.`, setSize, rate)
+	return fmt.Sprintf(`The kernel remembers up to %d addresses that have begun a sequence. An attacker
+who sends first knocks from %d forged addresses a second fills this memory, and
+other clients cannot knock. Admitted addresses are unaffected.`, setSize, rate)
 }
 
 // nftRules makes the text of parts. A part is what one profile has in the table: chains,

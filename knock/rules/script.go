@@ -150,18 +150,19 @@ func (f format) scriptHeader(guards []guard, d document, o Options) string {
 	b.add("%s", f.about(guards, o))
 	b.add(`Save this script as a file and run it as root: sh FILE VERB
   test              check that this server can load the rules; change nothing
-  trial [SECONDS]   load the rules for 60 seconds; then the kernel goes back by itself
-  keep [--force]    make the rules on trial permanent, until the next reboot; before,
-                    a new connection through them must have succeeded (--force: or not)
-  cancel            end the trial now
-  install [--force] keep, and load the rules at each boot and when they are removed
-  load              load the rules without a trial
-  status [--json]   say what is loaded, who is admitted, and what the guard has counted
-  unload [NAME...]  remove the rules of these profiles, until the next load or reboot
-  uninstall         unload, and remove everything that install has made
+  trial [SECONDS]   load the rules for SECONDS (default 60); then the kernel goes back.
+                    At a terminal, trial waits for Enter, which does the same as keep
+  keep [--force]    end the trial, and leave its rules loaded until the next reboot;
+                    needs a new connection through these rules first, or --force
+  cancel            end the trial now, and go back
+  install [--force] keep; then load the rules at each boot, and again if they are removed
+  load              load the rules without a trial, until the next reboot
+  status [--json]   show the rules, the services, admitted addresses and counters
+  unload [NAME...]  remove the rules of these profiles; installed rules return at a boot
+  uninstall         remove this script's profiles from the server, also from its disk
 
-The rules of other profiles on this server, admitted addresses and open sessions stay.
-Loading turns connection tracking on.`)
+No verb changes the rules of other profiles, or ends open sessions. Loading keeps
+admitted addresses, and turns on the kernel's connection tracking.`)
 	if d.daemons != nil {
 		b.add("\n%s", daemonNote)
 	}
