@@ -93,8 +93,9 @@ does a program that flushes all rules.`
 func (f format) notes(d document, o Options) (notes []string) {
 	allowed := textIf(len(o.Allow) > 0, " except "+rangeList(o.Allow))
 	for _, note := range append([]string{
-		textIf(o.DropPolicy, "The drop policy also closes all other ports of this server"+allowed+`.
-It does not change what this server forwards, for example to containers.`),
+		textIf(o.DropPolicy, "The drop policy also closes all other TCP and UDP ports of this server"+allowed+`.
+Other protocols pass, such as ping, VRRP and IPsec (ESP, AH). The drop policy does
+not change what this server forwards, for example to containers.`),
 		textIf(o.Consume, `These rules drop the knocks. If the server answers at other closed ports, a scan
 finds the ports that do not answer. In that case leave out --consume.`),
 	}, d.notes...) {

@@ -516,8 +516,6 @@ func (r iptRules) filterChain() iptChain {
 	for _, match := range []string{
 		"-i lo",
 		"-m conntrack --ctstate ESTABLISHED,RELATED",
-		"-4 -p icmp",
-		"-6 -p ipv6-icmp",
 		"-4 -p udp --sport 67 --dport 68",
 		"-6 -p udp --dport 546",
 		"-p tcp ! --syn", // sessions that are older than the rules
@@ -536,7 +534,8 @@ func (r iptRules) filterChain() iptChain {
 		}
 	}
 	for _, g := range r.guards {
-		c.addRoot(iptDropRest, g.ID, "", "DROP")
+		c.addRoot(iptDropRest, g.ID, "-p tcp", "DROP")
+		c.addRoot(iptDropRest, g.ID, "-p udp", "DROP")
 	}
 	return c
 }

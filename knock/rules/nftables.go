@@ -516,7 +516,7 @@ chain close_ID
 		meta priority MARK accept
 		iif lo accept
 		ct state established,related accept
-		meta l4proto { icmp, ipv6-icmp } accept
+		meta l4proto != { tcp, udp } accept
 		udp sport 67 udp dport 68 accept comment "DHCP"
 		udp dport 546 accept comment "DHCPv6"
 		tcp flags & (fin|syn|rst|ack) != syn accept comment "sessions older than the rules"

@@ -1,13 +1,16 @@
 package e2e
 
 import (
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/portknock/portknock/cmd/internal/lab"
+	"golang.org/x/sys/unix"
 )
 
 // TestDropPolicyDropsAllButAllowedTraffic: --policy drop closes all other ports. It lets
@@ -81,5 +84,66 @@ func TestDropPolicyKeepsIdleSessions(t *testing.T) {
 		r.awaitAllAcknowledged(t)
 		r.runHeaderLine(t, "load")
 		idle.say(t, "after the load")
+	})
+}
+
+// TestDropPolicyPassesOtherProtocols: --policy drop closes TCP and UDP. Packets of all
+// other protocols pass as without a guard, such as those of routers and tunnels.
+func TestDropPolicyPassesOtherProtocols(t *testing.T) {
+	const vrrp, ospf = 112, 89 // the IP protocols that package unix does not name
+	type sent struct {
+		name  string
+		proto int
+		as    lab.Reshape
+	}
+	content := func(name string, proto int, bytes ...byte) sent {
+		return sent{name, proto, lab.Content(uint8(proto), bytes...)}
+	}
+	// The authentication header of IPv6 is an extension header. 59 means that nothing follows.
+	protocols := []sent{
+		content("VRRP", vrrp, 0x31, 1, 100, 1, 0, 100, 0, 0, 192, 0, 2, 9),
+		content("OSPF", ospf, append([]byte{2, 1, 0, 44, 192, 0, 2, 9}, make([]byte, 36)...)...),
+		content("ESP", unix.IPPROTO_ESP, append([]byte{0, 0, 1, 0, 0, 0, 0, 1}, make([]byte, 32)...)...),
+		content("AH", unix.IPPROTO_AH, append([]byte{59, 4, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1}, make([]byte, 12)...)...),
+		content("SCTP", unix.IPPROTO_SCTP, append([]byte{0, 22, 0, 22, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 20}, make([]byte, 16)...)...),
+		content("UDP-Lite", unix.IPPROTO_UDPLITE, 0, 22, 0, 22, 0, 8, 0, 0),
+		{"GRE", unix.IPPROTO_GRE, lab.Inside(unix.IPPROTO_GRE, 0, 0, 8, 0)},
+		{"IPIP", unix.IPPROTO_IPIP, lab.Inside(unix.IPPROTO_IPIP)},
+		{"6in4", unix.IPPROTO_IPV6, lab.Inside(unix.IPPROTO_IPV6)},
+	}
+	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		lab.Require(t, "nft")
+		r := newRig(t, f, family, twoKnocks)
+		r.emitRules(t, "--policy", "drop")
+		r.runHeaderLine(t, "load")
+		table, field, all := "ip", "ip protocol", protocols
+		if family == lab.IPv6 {
+			table, field = "ip6", "ip6 nexthdr"
+		} else {
+			all = append(all[:len(all):len(all)], content("IGMP", unix.IPPROTO_IGMP, 0x11, 0, 0xee, 0xff, 0, 0, 0, 0))
+		}
+		var counters strings.Builder
+		for _, p := range append(all, sent{proto: unix.IPPROTO_UDP}) {
+			fmt.Fprintf(&counters, "counter p%d { }\n", p.proto)
+		}
+		// This chain comes after the chains of the drop policy.
+		counters.WriteString("chain in { type filter hook input priority 10;\n")
+		for _, p := range append(all, sent{proto: unix.IPPROTO_UDP}) {
+			fmt.Fprintf(&counters, "%s %d counter name p%d\n", field, p.proto, p.proto)
+		}
+		r.server.RunInput(t, strings.NewReader("table "+table+" seen {\n"+counters.String()+"}\n}"), "nft", "-f", "-")
+		passed := func(p sent) bool {
+			r.attacker.SendAs(t, lab.Packet{Dst: r.port(22)}, p.as)
+			r.attacker.Capture(t).Packets(t) // waits until the packet has arrived
+			return strings.Contains(r.server.Shell(t, fmt.Sprintf("nft list counter %s seen p%d", table, p.proto)), "packets 1 ")
+		}
+		for _, p := range all {
+			if !passed(p) {
+				t.Errorf("a packet of %s does not pass the drop policy", p.name)
+			}
+		}
+		if passed(sent{proto: unix.IPPROTO_UDP}) {
+			t.Error("a datagram passes the drop policy")
+		}
 	})
 }

@@ -128,6 +128,15 @@ func As(proto uint8) Reshape {
 	}
 }
 
+// Content replaces all that follows the IPv4 or IPv6 header by a packet of another
+// protocol.
+func Content(proto uint8, content ...byte) Reshape {
+	return func(packet []byte) [][]byte {
+		header, _, _ := split(packet)
+		return [][]byte{join(header, content, proto)}
+	}
+}
+
 // Inside puts the packet into another packet between the same hosts, behind a header
 // (before) of the protocol proto.
 func Inside(proto uint8, before ...byte) Reshape {
