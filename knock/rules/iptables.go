@@ -103,6 +103,11 @@ func iptMatch(t knock.Transport, ports string) string {
 	return "-p udp --dport " + ports
 }
 
+// iptNoSession matches the packets that no TCP session sends, and its SYN. All other packets
+// of a session have ACK or RST. A server's answer to the rest, such as FIN alone, would
+// tell a scanner whether a service listens.
+const iptNoSession = "--tcp-flags RST,ACK NONE"
+
 // iptRules is the input for the iptables text.
 type iptRules struct {
 	guards  []guard
@@ -201,6 +206,7 @@ func (r iptRules) rootChain() iptChain {
 		}
 		for _, g := range r.guards {
 			for _, m := range iptMatches(ofTransport(t, g.OpenPorts)) {
+				m = strings.Replace(m, "--syn", iptNoSession, 1)
 				for _, local := range localMatches {
 					c.addRoot(drop, g.ID, fmt.Sprintf(local, m), "DROP")
 				}
@@ -513,11 +519,14 @@ func iptTree(g guard, c iptChain, spans []iptSpan, nodes *int, otherwise string)
 // filterChain returns the chain of the table filter, which closes all other ports.
 func (r iptRules) filterChain() iptChain {
 	c := iptChain{name: "PORTKNOCK"}
+	c.addRoot(iptBasics, iptFixed, "-i lo", "RETURN")
+	c.note("FIN, NULL and Xmas scans.")
+	c.addRoot(iptBasics, iptFixed, "-p tcp --tcp-flags SYN,RST,ACK NONE", "DROP")
+	c.addRoot(iptBasics, iptFixed, "-p tcp --tcp-flags FIN,SYN,RST,ACK FIN,SYN", "DROP")
 	for _, match := range []string{
-		"-i lo",
 		"-m conntrack --ctstate ESTABLISHED,RELATED",
 		"-4 -p udp --sport 67 --dport 68",
-		"-6 -p udp --dport 546",
+		"-6 -s fe80::/10 -p udp --sport 547 --dport 546",
 		"-p tcp ! --syn", // sessions that are older than the rules
 	} {
 		c.addRoot(iptBasics, iptFixed, match, "RETURN")

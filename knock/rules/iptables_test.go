@@ -122,6 +122,9 @@ func (k *iptKernel) rule(words []string, s knock.Step) (then, to string, ok bool
 		case "-p":
 			fits = arg == s.Transport.String()
 		case "--syn", "--dst-type":
+		case "--tcp-flags": // all TCP packets here are SYNs
+			i++
+			fits = arg == "RST,ACK" && words[i] == "NONE"
 		case "--dport":
 			first, last, isRange := strings.Cut(arg, ":")
 			if !isRange {

@@ -284,8 +284,13 @@ func (r nftRules) chains(g guard) []nftChain {
 // even if the kernel remembers its ports from an earlier session: an address that was
 // admitted then could otherwise begin another session. UDP has no such mark of a new
 // connection, so the kernel's state decides.
+//
+// A session's packets have ACK or RST, except for its SYN. The rules also drop all other
+// packets without ACK and RST, because the answer of a server would tell a scanner
+// whether a service listens.
 func (r nftRules) letChains(g guard) string {
 	const newTCP, newUDP = " tcp flags & (fin|syn|rst|ack) == syn", " ct state != { established, related }"
+	const noSession = " tcp flags & (rst|ack) == 0"
 	tcp, udp := nftMatches(ofTransport(knock.TCP, g.OpenPorts)), nftMatches(ofTransport(knock.UDP, g.OpenPorts))
 	text := "\nchain let_ID\n\t\tiif lo accept"
 	for _, m := range tcp {
@@ -301,7 +306,7 @@ func (r nftRules) letChains(g guard) string {
 	text += "\nchain pass_ID\n\t\tcounter name let_ID" + "LOG" + "\n\t\tmeta priority set MARK"
 	text += "\nchain drop_ID\n\t\tmeta priority MARK accept\n\t\tiif lo accept"
 	for _, m := range tcp {
-		text += "\n\t\t" + m + newTCP + " goto refuse_ID"
+		text += "\n\t\t" + m + noSession + " goto refuse_ID"
 	}
 	for _, m := range udp {
 		text += "\n\t\t" + m + newUDP + " goto refuse_ID"
@@ -513,12 +518,13 @@ chain admitN_ID
 
 	nftCloseChain = `
 chain close_ID
-		meta priority MARK accept
 		iif lo accept
+		tcp flags & (rst|ack) == 0 tcp flags & (fin|syn) != syn drop comment "FIN, NULL and Xmas scans"
+		meta priority MARK accept
 		ct state established,related accept
 		meta l4proto != { tcp, udp } accept
 		udp sport 67 udp dport 68 accept comment "DHCP"
-		udp dport 546 accept comment "DHCPv6"
-		tcp flags & (fin|syn|rst|ack) != syn accept comment "sessions older than the rules"
+		ip6 saddr fe80::/10 udp sport 547 udp dport 546 accept comment "DHCPv6"
+		tcp flags & (rst|ack) != 0 accept comment "sessions older than the rules"
 		drop`
 )

@@ -147,3 +147,37 @@ func TestDropPolicyPassesOtherProtocols(t *testing.T) {
 		}
 	})
 }
+
+// TestDropPolicyPassesDHCPv6FromLinkOnly: the drop policy passes a datagram to the DHCPv6
+// client only if it comes from port 547 of a link-local address.
+func TestDropPolicyPassesDHCPv6FromLinkOnly(t *testing.T) {
+	eachOf(t, lab.Firewalls, []lab.Family{lab.IPv6}, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		lab.Require(t, "nft")
+		r := newRig(t, f, family, twoKnocks)
+		r.emitRules(t, "--policy", "drop")
+		r.runHeaderLine(t, "load")
+		// This chain comes after the chains of the drop policy.
+		r.server.Run(t, "nft", "add table ip6 seen; add counter ip6 seen dhcp; "+
+			"add chain ip6 seen in { type filter hook input priority 10; }; add rule ip6 seen in udp dport 546 counter name dhcp")
+		seen := 0
+		for _, c := range []struct {
+			from   string
+			passes bool
+		}{
+			{"[fe80::9]:547", true},
+			{"[fe80::9]:546", false},
+			{"[fe80::9]:1547", false},
+			{"[2001:db8::9]:547", false},
+			{"[fd00::9]:547", false},
+		} {
+			r.attacker.SendAs(t, lab.Packet{Src: netip.MustParseAddrPort(c.from), Dst: r.port(546)}, nil)
+			r.attacker.Capture(t).Packets(t) // waits until the datagram has arrived
+			if c.passes {
+				seen++
+			}
+			if out := r.server.Shell(t, "nft list counter ip6 seen dhcp"); !strings.Contains(out, fmt.Sprintf("packets %d ", seen)) {
+				t.Fatalf("after the datagram from %s, want %d datagrams that passed:\n%s", c.from, seen, out)
+			}
+		}
+	})
+}

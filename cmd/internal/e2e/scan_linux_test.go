@@ -1,11 +1,13 @@
 package e2e
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/portknock/portknock/cmd/internal/lab"
 	"github.com/portknock/portknock/knock"
+	"golang.org/x/sys/unix"
 )
 
 // TestScannerCannotTellKnockPorts: on a server that rejects packets to closed ports, a
@@ -54,4 +56,87 @@ func TestNmapScanOfAllPortsOpensNothing(t *testing.T) {
 		t.Errorf("nmap does not show port 22 filtered and port 7001 not filtered:\n%s", out)
 	}
 	r.expect(t, r.client, lab.Dropped)
+}
+
+// TestScansWithoutSYNLearnNothing: a packet that neither begins nor continues a
+// connection gets no answer at a guarded port. With the drop policy, it gets no answer at
+// any port, not even at a port of --allow. Without that policy, other ports answer as
+// without a guard.
+func TestScansWithoutSYNLearnNothing(t *testing.T) {
+	scans := map[string]lab.Flags{"NULL": 0, "FIN": lab.FIN, "Xmas": lab.FIN | lab.PSH | lab.URG,
+		"SYN FIN": lab.SYN | lab.FIN, "PSH": lab.PSH, "URG": lab.URG, "ECE CWR": ece | cwr}
+	type answers map[string]map[uint16]lab.State
+	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		r := newRig(t, f, family, twoKnocks, "OpenPorts 22 2200")
+		guarded, others := []uint16{22, 2200}, []uint16{80, 81, 8080, 8081} // half of each listens
+		r.server.Listen(t, 80)
+		r.server.Listen(t, 8080)
+		scan := func() answers {
+			all := answers{}
+			for name, flags := range scans {
+				all[name] = map[uint16]lab.State{}
+				for _, port := range slices.Concat(guarded, others) {
+					p := lab.Packet{Dst: r.port(port), Flags: flags, Proto: unix.IPPROTO_TCP}
+					all[name][port] = r.attacker.ProbeAs(t, p, nil)
+				}
+			}
+			return all
+		}
+		before := scan()
+		if before["FIN"][22] == before["FIN"][2200] {
+			t.Fatal("without a guard, FIN does not tell a listening port from another")
+		}
+		for _, flags := range [][]string{nil, {"--policy", "drop", "--allow", "80,81"}} {
+			r.emitRules(t, flags...)
+			r.runHeaderLine(t, "load")
+			silent, same := guarded, others
+			if flags != nil {
+				silent, same = slices.Concat(guarded, others), nil
+			}
+			for name, got := range scan() {
+				for _, port := range silent {
+					if got[port] != lab.Dropped {
+						t.Errorf("flags %v: a %s packet to port %d is %v", flags, name, port, got[port])
+					}
+				}
+				for _, port := range same {
+					if got[port] != before[name][port] {
+						t.Errorf("flags %v: a %s packet to port %d is %v, and %v without a guard",
+							flags, name, port, got[port], before[name][port])
+					}
+				}
+			}
+		}
+		r.expectPort(t, r.client, 80, lab.Open)
+		r.expectPort(t, r.client, 81, lab.Refused)
+		r.ssh(t, "true")
+	})
+}
+
+// TestNmapScansWithoutSYNLearnNothing: with the drop policy, nmap's scans -sF, -sN and -sX
+// find no difference between any two ports.
+func TestNmapScansWithoutSYNLearnNothing(t *testing.T) {
+	eachOf(t, kernelFirewalls(), lab.Families, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		lab.Require(t, "nmap")
+		r := newRig(t, f, family, twoKnocks)
+		r.server.Listen(t, 80)
+		args := func(flag string) []string {
+			args := []string{flag, "-Pn", "-n", "-v", "--max-retries", "1", "-p", "22,23,80,81", r.addr().String()}
+			if family == lab.IPv6 {
+				args = append(args, "-6")
+			}
+			return args
+		}
+		if out := r.attacker.Run(t, "nmap", args("-sF")...); !strings.Contains(out, "23/tcp closed") || strings.Contains(out, "22/tcp closed") {
+			t.Fatalf("without a guard, nmap -sF does not find the listening ports:\n%s", out)
+		}
+		r.emitRules(t, "--policy", "drop", "--allow", "80,81")
+		r.runHeaderLine(t, "load")
+		for _, flag := range []string{"-sF", "-sN", "-sX"} {
+			out := r.attacker.Run(t, "nmap", args(flag)...)
+			if strings.Contains(out, "closed") || !strings.Contains(out, "open|filtered") {
+				t.Errorf("nmap %s tells ports from one another:\n%s", flag, out)
+			}
+		}
+	})
 }

@@ -590,7 +590,7 @@ fw_close() { # ID...
 		for ipt_port in $(value ports "$ipt_id"); do
 			ipt_number=$(printf '%s\n' "${ipt_port%/*}" | tr - :)
 			if [ "${ipt_port#*/}" = tcp ]; then
-				echo "-A PORTKNOCK -p tcp --syn --dport $ipt_number -m addrtype --dst-type LOCAL" \
+				echo "-A PORTKNOCK -p tcp --dport $ipt_number --tcp-flags RST,ACK NONE -m addrtype --dst-type LOCAL" \
 					"-m comment --comment \"2:$ipt_id\" -j DROP"
 				continue
 			fi

@@ -361,7 +361,7 @@ fw_close() {
 		for range in $(value ports "$part"); do
 			transport=${range#*/} ports=${range%/*}
 			case $transport in
-			tcp) new='tcp flags & (fin|syn|rst|ack) == syn' ;;
+			tcp) new='tcp flags & (rst|ack) == 0' ;;
 			*) new='ct state != { established, related }' ;;
 			esac
 			echo "add rule inet portknock closed_$part $transport dport $ports $new drop"
