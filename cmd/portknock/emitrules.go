@@ -23,12 +23,12 @@ import (
 // --script it prints a shell script that contains the rules and loads them.
 type emitRules struct {
 	config
-	format, policy, allow, output string
-	atEnd, onFailure, nic         string
-	horizon                       time.Duration
-	consume, force, log           bool
-	script, refresh               bool
-	allFlags                      *pflag.FlagSet // all flags of the command, for refreshCommand
+	format, policy, allow, public, output string
+	atEnd, onFailure, nic                 string
+	horizon                               time.Duration
+	consume, force, log                   bool
+	script, refresh                       bool
+	allFlags                              *pflag.FlagSet // all flags of the command, for refreshCommand
 }
 
 func (c *emitRules) flags(a *app, f *pflag.FlagSet) {
@@ -37,6 +37,7 @@ func (c *emitRules) flags(a *app, f *pflag.FlagSet) {
 	f.StringVar(&c.format, "format", "nftables", "`NAME` of the format: "+formatList(rules.Formats(), ", "))
 	f.StringVar(&c.policy, "policy", "guard", "`POLICY` for all other ports: guard leaves them alone, drop closes\nthem")
 	f.StringVar(&c.allow, "allow", "", "with --policy drop, leave these `PORTS` open to everyone, such as\n80/tcp,443/tcp")
+	f.StringVar(&c.public, "public", "", "leave these `PORTS` open to everyone although NAT of the server leads\nthem to a guarded port, such as 443/tcp by REDIRECT")
 	durationVar(f, &c.horizon, "horizon", "how long the rules stay valid: a `TIME` such as 30d (needed for Scheme\nrotating, token and md5-hourly, except with --refresh)")
 	f.StringVar(&c.atEnd, "at-end", "closed", "`STATE` of the ports after the horizon: closed, so that knocks no\nlonger open them, or open to everyone")
 	f.BoolVar(&c.consume, "consume", false, "drop the knock packets; use it only if the server drops packets to\nall closed ports, or a scan finds the knock ports")
@@ -170,6 +171,11 @@ func (c *emitRules) ruleOptions() (o rules.Options, err error) {
 			return o, usageError("--allow: %w", err)
 		}
 	}
+	if c.public != "" {
+		if o.Public, err = knock.ParsePortRanges(c.public); err != nil {
+			return o, usageError("--public: %w", err)
+		}
+	}
 	if c.output != "" {
 		o.File, err = filepath.Abs(c.output)
 	}
@@ -216,7 +222,7 @@ func (c *emitRules) refreshCommand(hosts []string) (func(horizon string) []strin
 			words = append(words, "-o", o)
 		}
 		words = append(words, "--format", c.format, "--horizon", horizon, "--script", "--refresh")
-		for _, name := range []string{"policy", "allow", "at-end", "consume", "force", "log", "on-failure", "interface"} {
+		for _, name := range []string{"policy", "allow", "public", "at-end", "consume", "force", "log", "on-failure", "interface"} {
 			switch f := c.allFlags.Lookup(name); {
 			case f.Value.String() == f.DefValue:
 			case f.Value.Type() == "bool":

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 	"unicode"
+
+	"github.com/portknock/portknock/knock"
 )
 
 // Format is the name of a firewall or daemon that this package writes rules for. A
@@ -126,7 +128,24 @@ func (f format) check(guards []Guard, o Options) ([]guard, error) {
 	case strings.ContainsFunc(o.File, unicode.IsControl):
 		return nil, fmt.Errorf("%q: the file name contains control characters", o.File)
 	}
-	return checkAll(guards, o, f)
+	checked, err := checkAll(guards, o, f)
+	if err == nil {
+		err = checkPublic(o.Public, guardedPorts(checked))
+	}
+	return checked, err
+}
+
+// checkPublic refuses a public port that is guarded: the guard judges a packet to it before
+// NAT, and closes the port.
+func checkPublic(public, guarded []knock.PortRange) error {
+	for _, p := range public {
+		for _, g := range guarded {
+			if p.Transport == g.Transport && p.First <= g.Last && g.First <= p.Last {
+				return fmt.Errorf("%v is guarded, so it cannot be public", g)
+			}
+		}
+	}
+	return nil
 }
 
 // notInInterface is true for characters that the name of an interface cannot contain, or

@@ -96,6 +96,8 @@ func (f format) notes(d document, o Options) (notes []string) {
 		textIf(o.DropPolicy, "The drop policy also closes all other TCP and UDP ports of this server"+allowed+`.
 Other protocols pass, such as ping, VRRP and IPsec (ESP, AH). The drop policy does
 not change what this server forwards, for example to containers.`),
+		textIf(len(o.Public) > 0, "If NAT of this server leads "+rangeList(o.Public)+` to a guarded port, that path is
+open to everyone.`),
 		textIf(o.Consume, `These rules drop the knocks. If the server answers at other closed ports, a scan
 finds the ports that do not answer. In that case leave out --consume.`),
 	}, d.notes...) {

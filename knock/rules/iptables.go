@@ -42,6 +42,10 @@ func emitIptables(guards []guard, o Options) (document, error) {
 			return document{}, err
 		}
 	}
+	if len(o.Public) > 0 {
+		return document{}, refuse("", func(f format) bool { return f.clock && f.name != "iptables" },
+			"format iptables does not guard ports after NAT, so it has no public ports")
+	}
 	r := iptRules{guards, o}
 	rules := r.text()
 	knocks := slices.ContainsFunc(guards, func(g guard) bool { return !g.tokens() })

@@ -89,11 +89,17 @@ other clients cannot knock. Admitted addresses are unaffected.`, setSize, rate)
 //	on-let_ID    marks a new connection of an admitted address to a guarded port
 //	on-drop_ID   drops new connections to guarded ports that no part has marked
 //	on-knock_ID  judges knocks
+//	on-letin_ID  at input, after NAT: marks as on-let_ID does, and what Public lists
+//	on-dropin_ID at input: drops as on-drop_ID does
 //	on-allow_ID  at input, with the drop policy: marks what Allow lists
 //	on-close_ID  at input, with the drop policy: drops what no part has marked
 //
 // Because all parts mark before any part drops, an address that one part admits may
 // connect although another part guards the same port.
+//
+// The chains on-letin_ID and on-dropin_ID are for packets that reach a guarded port of this
+// server by another path: from another port by NAT, or at an address that is local by
+// another routing table. A packet that a part has marked before NAT keeps its mark.
 type nftRules struct {
 	options   Options
 	automaton bool // rules judge knocks and tokens; else a daemon fills the sets of admitted addresses
@@ -104,6 +110,8 @@ var nftHooks = []struct{ name, hook, priority string }{
 	{"let", "prerouting", "-152"},
 	{"drop", "prerouting", "-151"},
 	{"knock", "prerouting", "-150"},
+	{"letin", "input", "-3"},
+	{"dropin", "input", "-2"},
 	{"allow", "input", "-1"},
 	{"close", "input", "0"},
 }
@@ -116,7 +124,8 @@ const nftMark = "ffff:7070"
 // changes nothing. It also deletes the chains guard and input of older versions, which
 // served all profiles of one file.
 const nftShared = `# One table holds the rules of all profiles on this server. The rules come before
-# NAT, so that published ports are guarded too.
+# NAT, so that published ports are guarded too. At input, after NAT, rules guard the ports
+# again, because other ports may be redirected to them.
 add table inet portknock
 add chain inet portknock guard
 add chain inet portknock input
@@ -280,7 +289,8 @@ func (r nftRules) chains(g guard) []nftChain {
 	return chains
 }
 
-// letChains returns the chains that let through or drop new connections. A SYN is judged
+// letChains returns the chains that let through or drop new connections, before NAT and at
+// input. A SYN is judged
 // even if the kernel remembers its ports from an earlier session: an address that was
 // admitted then could otherwise begin another session. UDP has no such mark of a new
 // connection, so the kernel's state decides.
@@ -304,15 +314,25 @@ func (r nftRules) letChains(g guard) string {
 		text += fmt.Sprintf("\n\t\tmeta time >= %d goto pass_ID comment \"the last window has ended\"", g.end().Unix())
 	}
 	text += "\nchain pass_ID\n\t\tcounter name let_ID" + "LOG" + "\n\t\tmeta priority set MARK"
-	text += "\nchain drop_ID\n\t\tmeta priority MARK accept\n\t\tiif lo accept"
-	for _, m := range tcp {
-		text += "\n\t\t" + m + noSession + " goto refuse_ID"
+	refuse := func(in string) string {
+		chain := "\nchain drop" + in + "_ID\n\t\tmeta priority MARK accept\n\t\tiif lo accept"
+		for _, m := range tcp {
+			chain += "\n\t\t" + m + noSession + " goto refuse" + in + "_ID"
+		}
+		for _, m := range udp {
+			chain += "\n\t\t" + m + newUDP + " goto refuse" + in + "_ID"
+		}
+		return chain + "\nchain refuse" + in + "_ID"
 	}
-	for _, m := range udp {
-		text += "\n\t\t" + m + newUDP + " goto refuse_ID"
+	text += refuse("") + "\n\t\tfib daddr type { local, broadcast, anycast, multicast } counter name dropped_ID drop"
+	text += "\nchain letin_ID\n\t\tmeta priority MARK accept"
+	for _, t := range []knock.Transport{knock.TCP, knock.UDP} {
+		if ranges := ofTransport(t, mergePorts(r.options.Public)); len(ranges) > 0 {
+			ports := join(ranges, ", ", func(r knock.PortRange) string { return portNumbers(r, "-") })
+			text += fmt.Sprintf("\n\t\tmeta l4proto %s ct status dnat ct original proto-dst { %s } meta priority set MARK accept", t, ports)
+		}
 	}
-	return text + "\nchain refuse_ID" +
-		"\n\t\tfib daddr type { local, broadcast, anycast, multicast } counter name dropped_ID drop"
+	return text + "\n\t\tgoto let_ID" + refuse("in") + "\n\t\tcounter name dropped_ID drop"
 }
 
 // knockJumps returns the rules that select packets which count as knocks, right or

@@ -50,6 +50,9 @@ type Options struct {
 	DropPolicy bool
 	// Allow lists the ports that DropPolicy leaves open to everybody.
 	Allow []knock.PortRange
+	// Public lists ports that NAT of this server leads to a guarded port (REDIRECT or DNAT),
+	// and that stay open to everybody. Without it, the guard also covers these ports.
+	Public []knock.PortRange
 	// Consume drops the knocks instead of leaving them to the server's other rules. Set it
 	// only if the server drops packets to all closed ports. Otherwise a scan finds the
 	// knock ports, because only these do not answer.

@@ -185,21 +185,7 @@ func TestMulticastAndBroadcastCannotBypassGuard(t *testing.T) {
 				from.SendAs(t, lab.Packet{Dst: netip.AddrPortFrom(netip.MustParseAddr(to), 5000), Payload: []byte(to)}, nil)
 			}
 			from.Capture(t).Packets(t) // waits until the datagrams have arrived
-			if _, err := local.Write([]byte("end")); err != nil {
-				t.Fatal(err)
-			}
-			var heard []string
-			for buf := make([]byte, 100); ; {
-				_ = service.SetReadDeadline(time.Now().Add(10 * time.Second))
-				n, _, err := service.ReadFrom(buf)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if string(buf[:n]) == "end" {
-					return strings.Join(heard, " ")
-				}
-				heard = append(heard, string(buf[:n]))
-			}
+			return datagrams(t, service, local)
 		}
 		if got, want := hears(r.attacker), strings.Join(all, " "); got != want {
 			t.Fatalf("without a guard the service receives %q, want %q", got, want)
@@ -213,6 +199,27 @@ func TestMulticastAndBroadcastCannotBypassGuard(t *testing.T) {
 			t.Errorf("after the knocks the service receives %q, want %q", got, want)
 		}
 	})
+}
+
+// datagrams returns the datagrams that a service has received, with a space between two.
+// local is a connection to the service from its own host.
+func datagrams(t testing.TB, service net.PacketConn, local net.Conn) string {
+	t.Helper()
+	if _, err := local.Write([]byte("end")); err != nil {
+		t.Fatal(err)
+	}
+	var heard []string
+	for buf := make([]byte, 100); ; {
+		_ = service.SetReadDeadline(time.Now().Add(10 * time.Second))
+		n, _, err := service.ReadFrom(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if string(buf[:n]) == "end" {
+			return strings.Join(heard, " ")
+		}
+		heard = append(heard, string(buf[:n]))
+	}
 }
 
 // TestForgedKnocksCannotKeepClientsOut: forged first knocks from a client's address do

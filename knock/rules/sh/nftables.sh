@@ -351,20 +351,28 @@ fw_admitted() {
 	for family in 4 6; do nft_elements "open${family}_$1"; done
 }
 
+# fw_close closes the ports of parts to everyone, before NAT and at input. At input, packets
+# that another part has let through before NAT pass.
 fw_close() {
 	for part; do
 		echo 'table inet portknock {'
 		echo "	chain closed_$part { type filter hook prerouting priority -154; policy accept; }"
+		echo "	chain closedin_$part { type filter hook input priority -2; policy accept; }"
 		echo '}'
-		echo "flush chain inet portknock closed_$part"
-		echo "add rule inet portknock closed_$part iif lo accept"
-		for range in $(value ports "$part"); do
-			transport=${range#*/} ports=${range%/*}
-			case $transport in
-			tcp) new='tcp flags & (rst|ack) == 0' ;;
-			*) new='ct state != { established, related }' ;;
-			esac
-			echo "add rule inet portknock closed_$part $transport dport $ports $new drop"
+		for chain in "closed_$part" "closedin_$part"; do
+			echo "flush chain inet portknock $chain"
+			[ "$chain" = "closed_$part" ] || echo "add rule inet portknock $chain meta priority ffff:7070 accept"
+			echo "add rule inet portknock $chain iif lo accept"
+			# This rule makes the kernel join fragments first.
+			echo "add rule inet portknock $chain ct state established continue"
+			for range in $(value ports "$part"); do
+				transport=${range#*/} ports=${range%/*}
+				case $transport in
+				tcp) new='tcp flags & (rst|ack) == 0' ;;
+				*) new='ct state != { established, related }' ;;
+				esac
+				echo "add rule inet portknock $chain $transport dport $ports $new drop"
+			done
 		done
 	done | nft_run
 }
