@@ -39,7 +39,7 @@ Example, in ~/.ssh/config:
 and in ~/.config/portknock/config (mode 0600):
   Host vps
       HostName 203.0.113.7
-      Sequence 7000/udp 8000/tcp 9000/udp`
+      Sequence 41380/udp 5917/tcp 23046/udp`
 
 // printHelp is the command that prints the usage text, or the help of one command.
 type printHelp struct{ noFlags }

@@ -5,7 +5,7 @@
 //
 //	Host vps 203.0.113.7
 //	    HostName 203.0.113.7
-//	    Sequence 7000/udp 8000/tcp 9000/udp
+//	    Sequence 41380/udp 5917/tcp 23046/udp
 //
 //	Host *
 //	    ConnectTimeout 20

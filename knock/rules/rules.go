@@ -58,8 +58,8 @@ type Options struct {
 	// knock ports, because only these do not answer.
 	Consume bool
 	// Force accepts guards that are otherwise refused as too weak: a sequence that a scan
-	// of all ports sends, changing sequences that an attacker could guess, and SPA packets
-	// without an HMAC.
+	// of all ports sends, a sequence that attackers know from documentation, sequences that
+	// an attacker could guess, and SPA packets without an HMAC.
 	Force bool
 	// From and Until bound the time in which changing sequences and tokens open the
 	// ports. The rules are valid until the end of the first window that ends at Until or
@@ -240,7 +240,12 @@ func (g *guard) checkKnocks(o Options, guarded []knock.PortRange) error {
 		case g.timed() && g.possibleSequences() < minSequences:
 			return refuse("Force", nil, "an attacker can guess %d knocks (%.0f sequences); "+
 				"raise Knocks or PortRange", len(w.Steps), g.possibleSequences())
+		case !g.timed() && isExample(w.Steps):
+			return refuse("Force", nil, "attackers know the knocks 7000 8000 9000 from documentation; choose other ports")
 		case !w.Steps.SweepFinds(notCounted):
+			if !g.timed() && len(w.Steps) < 3 {
+				return refuse("Force", nil, "an attacker can guess two knocks in a day; use three knocks or more")
+			}
 		case g.timed():
 			return refuse("Force", nil, "a port scan opens it in the window from %s; raise Knocks or PortRange",
 				w.Start.UTC().Format(time.RFC3339))
@@ -249,6 +254,14 @@ func (g *guard) checkKnocks(o Options, guarded []knock.PortRange) error {
 		}
 	}
 	return nil
+}
+
+// isExample reports whether a sequence is the one that knockd and others use as an example,
+// with any transports and in any order.
+func isExample(s knock.Sequence) bool {
+	ports := each(s, func(step knock.Step) uint16 { return step.Port })
+	slices.Sort(ports)
+	return slices.Equal(ports, []uint16{7000, 8000, 9000})
 }
 
 // minSequences is the number of packets that an attacker sends in four months, at
@@ -424,8 +437,8 @@ func join[T any](list []T, separator string, word func(T) string) string {
 }
 
 // each calls text for each element of a list, and returns the results.
-func each[T any](list []T, text func(T) string) []string {
-	texts := make([]string, len(list))
+func each[T, U any](list []T, text func(T) U) []U {
+	texts := make([]U, len(list))
 	for i, e := range list {
 		texts[i] = text(e)
 	}

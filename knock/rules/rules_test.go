@@ -169,7 +169,7 @@ func TestDynamicSetsDeclareTimeouts(t *testing.T) {
 }
 
 func TestEmitRefusesBadGuards(t *testing.T) {
-	good := func() Guard { return mustGuard(t, "vps", "7001/udp 8003/tcp", "22") }
+	good := func() Guard { return mustGuard(t, "vps", "7001/udp 8003/tcp 9005/udp", "22") }
 	with := func(change func(*Guard)) []Guard { g := good(); change(&g); return []Guard{g} }
 	web, _ := knock.ParsePortRanges("80")
 	until := func(d time.Duration) Options { return Options{From: noon, Until: noon.Add(d)} }
@@ -221,6 +221,21 @@ func TestEmitRefusesBadGuards(t *testing.T) {
 			guards: []Guard{mustGuard(t, "vps", "7001", "22")},
 			want:   "scan",
 		},
+		"two knocks": {
+			format: "nftables",
+			guards: []Guard{mustGuard(t, "vps", "7001/udp 8003/tcp", "22")},
+			want:   "an attacker can guess two knocks in a day; use three knocks or more",
+		},
+		"example of many documents": {
+			format: "nftables",
+			guards: []Guard{mustGuard(t, "vps", "7000 8000 9000", "22")},
+			want:   "attackers know the knocks 7000 8000 9000 from documentation; choose other ports",
+		},
+		"example in another order with other transports": {
+			format: "nftables",
+			guards: []Guard{mustGuard(t, "vps", "9000/udp 7000 8000/udp", "22")},
+			want:   "attackers know the knocks 7000 8000 9000",
+		},
 		"neighbors around a guarded port": {
 			format: "nftables",
 			guards: []Guard{mustGuard(t, "vps", "21 23", "22")},
@@ -269,7 +284,7 @@ func TestEmitRefusesBadGuards(t *testing.T) {
 		"KnockPorts with another guard's port": {
 			format: "nftables",
 			guards: []Guard{
-				mustGuard(t, "mosh", "1 3", "22 29000-30000/udp"),
+				mustGuard(t, "mosh", "1 3 9", "22 29000-30000/udp"),
 				mustRotation(t, "vps", time.Hour, 0, "20001/udp 20005/udp 20003/udp"),
 			},
 			o:    Options{From: midnight, Until: midnight.Add(1)},
@@ -328,7 +343,7 @@ func TestEmitRefusesBadGuards(t *testing.T) {
 		},
 		"TokenPort is guarded": {
 			format: "nftables",
-			guards: append([]Guard{mustGuard(t, "mosh", "1 3", "60000-63000/udp")}, tokenGuard(t, "vps")),
+			guards: append([]Guard{mustGuard(t, "mosh", "1 3 9", "60000-63000/udp")}, tokenGuard(t, "vps")),
 			o:      until(time.Hour),
 			want:   "vps: tokens go to 62202/udp, which is a guarded port",
 		},
@@ -388,12 +403,12 @@ func TestEmitRefusesBadGuards(t *testing.T) {
 		},
 		"same first knock in knockd": {
 			format: "knockd",
-			guards: []Guard{good(), mustGuard(t, "web", "7001/udp 9005/tcp", "80")},
+			guards: []Guard{good(), mustGuard(t, "web", "7001/udp 9005/tcp 4000/udp", "80")},
 			want:   "web: it has the same first knock as vps, which would confuse knockd; choose another one",
 		},
 		"Consume with a shared knock": {
 			format: "nftables",
-			guards: []Guard{good(), mustGuard(t, "web", "9000 7001/udp", "80")},
+			guards: []Guard{good(), mustGuard(t, "web", "9000 7001/udp 4000", "80")},
 			o:      Options{Consume: true},
 			want:   "web: profile vps shares a knock with it and would drop that knock first; use other knocks",
 		},
@@ -489,6 +504,8 @@ func TestRefusalNamesOptionAndFormats(t *testing.T) {
 		suits  []Format
 	}{
 		{format: "nftables", guard: mustGuard(t, "vps", "7001", "22"), option: "Force"},
+		{format: "nftables", guard: mustGuard(t, "vps", "7001/udp 8003", "22"), option: "Force"},
+		{format: "nftables", guard: mustGuard(t, "vps", "7000/udp 8000 9000", "22"), option: "Force"},
 		{format: "fwknop", guard: packets, option: "Force"},
 		{format: "nftables", guard: packets, suits: []Format{"fwknop"}},
 		{format: "nftables", guard: changing, option: "Until"},
@@ -614,7 +631,7 @@ func TestScriptRefreshTimes(t *testing.T) {
 			}
 		}
 	}
-	static, hour := mustGuard(t, "vps", "7001 8003", "22"), mustGuard(t, "vps", "1", "22")
+	static, hour := mustGuard(t, "vps", "7001 8003 9005", "22"), mustGuard(t, "vps", "1", "22")
 	hour.Schedule = fixedSequence(time.Hour)
 	// The horizon loses its fraction of a second, which profiles and systemd do not know.
 	fraction := Options{From: noon, Until: noon.Add(2*time.Hour + time.Millisecond)}
@@ -667,7 +684,7 @@ func (hourFromAnyMoment) At(t time.Time) ([]knock.Sequence, knock.Window, error)
 func TestEmitReportsWriteErrors(t *testing.T) {
 	full := errors.New("disk full")
 	for _, format := range Formats() {
-		guards := []Guard{mustGuard(t, "vps", "7001/udp 8003/tcp", "22")}
+		guards := []Guard{mustGuard(t, "vps", "7001/udp 8003/tcp 9005/udp", "22")}
 		if format == "fwknop" {
 			guards = []Guard{spaGuard(t, "vps", spa.Keys{HMACKey: hmacKey}, "22")}
 		}

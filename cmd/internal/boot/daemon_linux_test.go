@@ -27,7 +27,7 @@ func TestInstalledDaemonScriptSurvivesReboot(t *testing.T) {
 				addRoute := func() { server.Run(t, "ip", "route", "add", "default", "via", client.Addr(lab.IPv4).String()) }
 				profile := lab.File(t, "config", append([]string{"Host vps", "HostName " + m.Addr(lab.IPv4).String()}, settings...)...)
 				script := filepath.Join(t.TempDir(), "script")
-				client.Run(t, "portknock", "emit-rules", "-c", profile, "--format", format, "--script", "--output", script, "vps")
+				client.Run(t, "portknock", "emit-rules", "--force", "-c", profile, "--format", format, "--script", "--output", script, "vps")
 				copyTo(t, m, script, "/root/guard.sh", 0o600)
 				knock := func() {
 					client.Run(t, "portknock", "knock", "--wait", "-c", profile, "-o", "ConnectTimeout=20", "vps")
@@ -88,7 +88,7 @@ func TestDaemonScriptTrialGoesBackUnderSystemd(t *testing.T) {
 				for i, name := range []string{"/root/first.sh", "/root/second.sh"} {
 					profiles[i] = lab.File(t, "config", append([]string{"Host vps", "OpenFor 2", "HostName " + m.Addr(lab.IPv4).String()}, settings[i]...)...)
 					script := filepath.Join(t.TempDir(), "script")
-					client.Run(t, "portknock", "emit-rules", "-c", profiles[i], "--format", format, "--script", "--output", script, "vps")
+					client.Run(t, "portknock", "emit-rules", "--force", "-c", profiles[i], "--format", format, "--script", "--output", script, "vps")
 					copyTo(t, m, script, name, 0o600)
 				}
 				opens := func(i int) {

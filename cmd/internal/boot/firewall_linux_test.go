@@ -17,7 +17,7 @@ func TestNftablesServiceGuardsPortFromBoot(t *testing.T) {
 			m, client := newMachine(t, release)
 			profile := lab.File(t, "config", "Host vps", "Sequence 7001/udp 8003/tcp")
 			rules := filepath.Join(t.TempDir(), "rules")
-			client.Run(t, "portknock", "emit-rules", "-c", profile, "--format", "nftables", "--output", rules, "vps")
+			client.Run(t, "portknock", "emit-rules", "--force", "-c", profile, "--format", "nftables", "--output", rules, "vps")
 			copyTo(t, m, rules, "/etc/nftables.conf", 0o600)
 			// Debian's nftables.service does not say that it must start before sshd.
 			write(t, m, "/etc/systemd/system/nftables.service.d/order.conf", "[Unit]\nBefore=ssh.service\n", 0o644)

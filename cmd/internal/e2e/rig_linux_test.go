@@ -86,7 +86,8 @@ func emitRules(t testing.TB, h *lab.Host, f lab.Firewall, profile string, flags 
 func emitRulesFor(t testing.TB, h *lab.Host, f lab.Firewall, profile string, args ...string) string {
 	t.Helper()
 	rules := filepath.Join(t.TempDir(), "rules")
-	common := []string{"emit-rules", "-c", profile, "--format", format(f), "--output", rules, "--horizon", "20m"}
+	// Most tests use two knocks, which need --force.
+	common := []string{"emit-rules", "--force", "-c", profile, "--format", format(f), "--output", rules, "--horizon", "20m"}
 	h.Run(t, "portknock", append(common, args...)...)
 	return rules
 }
