@@ -13,6 +13,10 @@ import (
 // iptJump is the rule that sends all packets to the chain PORTKNOCK.
 const iptJump = "PREROUTING -j PORTKNOCK"
 
+// iptInputJump is the rule that sends the packets for this server to the chain PORTKNOCKIN,
+// after NAT.
+const iptInputJump = "INPUT -j PORTKNOCKIN"
+
 // iptScript is the shell code that loads iptables rules. It is the backend of the
 // scripts that EmitScript writes.
 //
@@ -41,10 +45,6 @@ func emitIptables(guards []guard, o Options) (document, error) {
 		if err := iptCheck(g); err != nil {
 			return document{}, err
 		}
-	}
-	if len(o.Public) > 0 {
-		return document{}, refuse("", func(f format) bool { return f.clock && f.name != "iptables" },
-			"format iptables does not guard ports after NAT, so it has no public ports")
 	}
 	r := iptRules{guards, o}
 	rules := r.text()
@@ -128,13 +128,13 @@ func (r iptRules) text() string {
 	b.add("\n# In mangle, before NAT, so that published ports are guarded too.\n*mangle")
 	parts := r.parts()
 	last := len(parts) - 1
-	parts[last] = slices.Insert(parts[last], 0, r.rootChain())
+	parts[last] = slices.Insert(parts[last], 0, r.rootChain(), r.inputChain())
 	for i, chains := range parts {
 		for _, c := range chains {
 			b.add(":%s - [0:0]", c.name)
 		}
 		if i == last {
-			b.add("-I %s", iptJump)
+			b.add("-I %s\n-I %s", iptJump, iptInputJump)
 		}
 		for _, c := range chains {
 			for _, line := range c.lines {
@@ -161,7 +161,8 @@ func (r iptRules) text() string {
 // any profile drops its packet.
 type iptPhase int
 
-// The phases of the root chain in the table mangle.
+// The phases of the root chains in the table mangle. The chain at the hook INPUT has those
+// before iptNotKnocks.
 const (
 	iptFirst      iptPhase = iota // what the guard does not judge
 	iptPassTCP                    // let through SYNs of admitted addresses
@@ -240,6 +241,44 @@ func (r iptRules) rootChain() iptChain {
 			c.addRoot(iptSendKnocks, g.ID, m, iptChainName(g, ""))
 		}
 	}
+	return c
+}
+
+// inputChain returns the chain for packets that reach this server, after NAT. It guards the
+// ports again, because other ports may be redirected to them, and because addresses may be
+// local by another routing table. It admits an address that may connect to the port before
+// NAT or to the port after NAT.
+func (r iptRules) inputChain() iptChain {
+	c := iptChain{name: "PORTKNOCKIN"}
+	beforeNAT := func(t knock.Transport, ports string) string {
+		return fmt.Sprintf("-p %v%s -m conntrack --ctstate DNAT --ctorigdstport %s", t, textIf(t == knock.TCP, " --syn"), ports)
+	}
+	guardRules := func(pass, drop iptPhase, t knock.Transport) {
+		for _, g := range r.guards {
+			for _, p := range ofTransport(t, mergePorts(g.OpenPorts)) {
+				ports := portNumbers(p, ":")
+				for _, m := range []string{iptMatch(t, ports), beforeNAT(t, ports)} {
+					c.addRoot(pass, g.ID, fmt.Sprintf("%s -m recent --name %s --rcheck --seconds %d", m, iptOpenList(g), g.OpenFor/time.Second), "RETURN")
+					if g.timed() && r.options.OpenAtEnd {
+						c.addRoot(pass, g.ID, m+" -m time --datestart "+iptTime(g.end().Unix()), "RETURN")
+					}
+				}
+			}
+			for _, p := range ofTransport(t, mergePorts(r.options.Public)) {
+				c.addRoot(pass, g.ID, beforeNAT(t, portNumbers(p, ":")), "RETURN")
+			}
+		}
+		for _, g := range r.guards {
+			for _, m := range iptMatches(ofTransport(t, g.OpenPorts)) {
+				c.addRoot(drop, g.ID, strings.Replace(m, "--syn", iptNoSession, 1), "DROP")
+			}
+		}
+	}
+	c.note("After NAT. Ports before NAT are those of ctorigdstport.")
+	c.addRoot(iptFirst, iptFixed, "-i lo", "RETURN")
+	guardRules(iptPassTCP, iptDropTCP, knock.TCP)
+	c.addRoot(iptKnown, iptFixed, "-m conntrack --ctstate ESTABLISHED,RELATED", "RETURN")
+	guardRules(iptPassUDP, iptDropUDP, knock.UDP)
 	return c
 }
 

@@ -62,7 +62,7 @@ func loadRules(t testing.TB, g Guard, o Options) *iptKernel {
 			t.Fatalf("unexpected line %q", line)
 		}
 	}
-	used := map[string]bool{"PORTKNOCK": true}
+	used := map[string]bool{"PORTKNOCK": true, "PORTKNOCKIN": true}
 	for _, rules := range k.chains {
 		for _, r := range rules {
 			if to := r[len(r)-1]; strings.HasPrefix(to, "PORTKNOCK") {
@@ -536,9 +536,10 @@ func TestIptablesPartHasOnlyItsProfile(t *testing.T) {
 				t.Errorf("the text of both profiles lacks this line of %s: %s", g.ID, line)
 			}
 		}
-		labels := regexp.MustCompile(`(?m)-A PORTKNOCK .*--comment "([0-9]):`).FindAllStringSubmatch(part, -1)
+		labels := regexp.MustCompile(`(?m)-A PORTKNOCK(?:IN)? .*--comment "([0-9]):`).FindAllStringSubmatch(part, -1)
 		for _, table := range strings.Split(part, "*filter") {
-			if n := strings.Count(table, "-A PORTKNOCK "); n == 0 || n != strings.Count(table, "--comment") {
+			n := strings.Count(table, "-A PORTKNOCK ") + strings.Count(table, "-A PORTKNOCKIN ")
+			if n == 0 || n != strings.Count(table, "--comment") {
 				t.Errorf("%d rules of the root chain of %s, with %d labels", n, g.ID, len(labels))
 			}
 		}
@@ -547,7 +548,7 @@ func TestIptablesPartHasOnlyItsProfile(t *testing.T) {
 
 // The shell function fw_close writes the same rules for all parts as this package.
 func TestIptablesScriptHasSharedRules(t *testing.T) {
-	lines := iptRules{}.rootChain().lines
+	lines := slices.Concat(iptRules{}.rootChain().lines, iptRules{}.inputChain().lines)
 	shared := 0
 	for _, line := range lines {
 		if strings.HasPrefix(line, "-A ") {
@@ -557,8 +558,8 @@ func TestIptablesScriptHasSharedRules(t *testing.T) {
 			}
 		}
 	}
-	if shared != 4 {
-		t.Errorf("%d shared rules, want 4: %q", shared, lines)
+	if shared != 6 {
+		t.Errorf("%d shared rules, want 6: %q", shared, lines)
 	}
 }
 

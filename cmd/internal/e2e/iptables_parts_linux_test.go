@@ -464,9 +464,17 @@ func TestIptablesCloseAndListing(t *testing.T) {
 		if again := r.fw(t, script, "fw_listing", "vps"); again != loaded {
 			t.Errorf("the listing was\n%s\nand after traffic and another part it is\n%s", loaded, again)
 		}
-		r.server.Run(t, "iptables", "-t", "mangle", "-F")
-		if got := r.fw(t, script, "fw_parts"); got != "" {
-			t.Errorf("after a flush, in force are %q, want nothing", got)
+		for _, flush := range []string{"INPUT", "PREROUTING", ""} {
+			r.server.Shell(t, "iptables -t mangle -F "+flush)
+			if got := r.fw(t, script, "fw_parts"); got != "" {
+				t.Errorf("after a flush of %q, in force are %q, want nothing", flush, got)
+			}
+			if flush != "" {
+				r.fw(t, script, "fw_load", "vps")
+				if got := r.fw(t, script, "fw_parts"); got != "vps\nweb\n" {
+					t.Errorf("after a flush of %q and a load, in force are %q", flush, got)
+				}
+			}
 		}
 		r.fw(t, script, "fw_unload", "vps", "web")
 		r.expect(t, r.attacker, lab.Open)
@@ -627,7 +635,7 @@ func TestIptablesTrialLosesDropPolicy(t *testing.T) {
 		r.fw(t, script, "fw_trial", "60", "vps", "web")
 		r.fw(t, script, "fw_keep", "vps", "web")
 		expect("kept", lab.Refused, lab.Dropped)
-		if rules := r.ruleset(t); strings.Contains(rules, "INPUT -j PORTKNOCK") {
+		if rules := r.ruleset(t); strings.Contains(rules, "INPUT -j PORTKNOCK\n") {
 			t.Errorf("without a drop policy, the table filter still has rules:\n%s", rules)
 		}
 		r.fw(t, script, "fw_remove")

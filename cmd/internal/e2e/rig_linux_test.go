@@ -320,12 +320,6 @@ func eachKernelFirewall(t *testing.T, test func(*testing.T, lab.Firewall, lab.Fa
 	eachOf(t, kernelFirewalls(), lab.Families, test)
 }
 
-// eachInputFirewall is eachFirewall for the firewalls that also judge connections after NAT.
-func eachInputFirewall(t *testing.T, test func(*testing.T, lab.Firewall, lab.Family)) {
-	isIptables := func(f lab.Firewall) bool { return format(f) == "iptables" }
-	eachOf(t, slices.DeleteFunc(slices.Clone(lab.Firewalls), isIptables), lab.Families, test)
-}
-
 // eachIptables runs a test against every iptables with IPv4, for features that only
 // iptables has, and that are the same in both families.
 func eachIptables(t *testing.T, test func(*testing.T, lab.Firewall, lab.Family)) {

@@ -1,11 +1,12 @@
 # This file loads rules with iptables and ip6tables. It keeps the parts of several
 # profiles in one guard.
 #
-# Each table has one root chain, PORTKNOCK. A part has chains PORTKNOCK-ID*, lists
+# Each table has one root chain, PORTKNOCK. The table mangle has a second one, PORTKNOCKIN,
+# at the hook INPUT. A part has chains PORTKNOCK-ID*, lists
 # portknock_ID_* of xt_recent, and rules in the root chains. The comment PHASE:ID of each
 # root rule holds its place and its part. The ID "-" marks rules that all parts share.
 #
-# A trial has copies: the root chains PORTTRIAL, chains PORTTRIAL-ID* and lists
+# A trial has copies: the root chains PORTTRIAL, PORTTRIALIN, chains PORTTRIAL-ID* and lists
 # porttrial_ID_*. The first rule of PORTKNOCK leads to PORTTRIAL until a date. The chain
 # PORTTRIAL_SCRIPTID is empty; its name records the script on trial.
 #
@@ -54,11 +55,21 @@ function list_name(match_text) {
 # put appends a rule to a root chain of the output.
 function put(table, chain, rule, mark,   n) {
 	n = ++size[table, chain]
-	sub(/-A PORT(KNOCK|TRIAL) /, "-A " chain " ", rule)
+	sub(/-A PORT(KNOCK|TRIAL)(IN)? /, "-A " chain suffix[table] " ", rule)
 	out[table, chain, n] = rule
 	mark_of[table, chain, n] = mark
 	if (mark !~ /:-$/) used[table, chain] = 1
 	if (chain == "PORTKNOCK") in_force[substr(mark, 3)] = 1
+}
+# root sets the variables table and chain for a chain of the text. For the root chains at the
+# hook INPUT of the table mangle, they become "input" and the name without IN.
+function root(name) {
+	chain = name
+	if (table == "input") table = "mangle"
+	if (table == "mangle" && chain ~ /^PORT(KNOCK|TRIAL)IN$/) {
+		table = "input"
+		sub(/IN$/, "", chain)
+	}
 }
 # copy puts the rules of a loaded root chain without the parts in skip and old shared rules.
 function copy(table, from, to, replace, bare,   i, mark, rule) {
@@ -119,20 +130,25 @@ function keeps(table, chain,   id) {
 }
 BEGIN {
 	hook["mangle"] = "PREROUTING"
-	hook["filter"] = "INPUT"
+	hook["filter"] = hook["input"] = "INPUT"
+	suffix["input"] = "IN"
 	n = split(ids, word, " ")
 	for (i = 1; i <= n; i++) gone[word[i]] = 1
 }
 $0 == "# new" { complete = 1; table = ""; next }
 /^\*/ { table = substr($1, 2) }
-!complete && /^:PORT(KNOCK|TRIAL|SPENT)[-_ ]/ { chains[table, ++chain_count[table]] = substr($1, 2) }
+!complete && /^:PORT(KNOCK|TRIAL|SPENT)(IN)?[-_ ]/ {
+	root(substr($1, 2))
+	chains[table, ++chain_count[table]] = chain
+}
 !complete && /^\[/ {
-	if ($3 == hook[table] && $4 == "-j" && $5 == "PORTKNOCK" && NF == 5) jumps[table]++
-	else if ($3 == "PORTKNOCK" && / -g PORTTRIAL$/) { if (table == "mangle") old_gate = $0 }
-	else if ($3 == "PORTKNOCK" || $3 == "PORTTRIAL") {
-		n = ++loaded[table, $3]
-		old_rule[table, $3, n] = $0
-		old_mark[table, $3, n] = label($0)
+	root($4 == "-j" && NF == 5 ? $5 : $3)
+	if ($3 == hook[table] && $4 == "-j" && chain == "PORTKNOCK" && NF == 5) jumps[table]++
+	else if (chain == "PORTKNOCK" && / -g PORTTRIAL(IN)?$/) { if (table == "mangle") old_gate = $0 }
+	else if ($3 == chain suffix[table] && (chain == "PORTKNOCK" || chain == "PORTTRIAL")) {
+		n = ++loaded[table, chain]
+		old_rule[table, chain, n] = $0
+		old_mark[table, chain, n] = label($0)
 		if (label($0) == "") old_layout = 1
 	} else if (/ portspent_/ && match($0, /--name portspent_[^ ]+( --mask [^ ]+)?/)) {
 		spent_list[++spents] = substr($0, RSTART, RLENGTH)
@@ -145,6 +161,7 @@ $0 == "# part" { body[++bodies] = $0 }
 /^[-:]/ {
 	chain = /^:/ ? substr($1, 2) : $1 == "-A" ? $2 : $3
 	if ($1 == "-I") next
+	root(chain)
 	if (chain == "PORTKNOCK" || chain == "PORTTRIAL") {
 		mark = label($0)
 		if (/^:/ || mark ~ /:-$/ && repeated[table, $0]++) next
@@ -169,7 +186,7 @@ END {
 		for (i = 1; i <= chain_count["mangle"]; i++)
 			if (chains["mangle", i] ~ /^PORTTRIAL-/ && !(owner(chains["mangle", i]) in gone)) on_trial = 1
 	if (mode != "trial") gate = old_gate
-	tables = split("mangle filter", name, " ")
+	tables = split("mangle input filter", name, " ")
 	for (i = 1; i <= tables; i++) {
 		t = name[i]
 		if (mode == "remove") break
@@ -185,22 +202,25 @@ END {
 		t = name[i]
 		gated = on_trial && (t == "mangle" || used[t, "PORTKNOCK"] || used[t, "PORTTRIAL"])
 		needed = gated || used[t, "PORTKNOCK"]
-		if (!needed && !chain_count[t] && !jumps[t] && (t == "filter" || !bodies)) continue
-		print "*" t
+		if (!needed && !chain_count[t] && !jumps[t] && (t != "mangle" || !bodies)) continue
+		print "*" (t == "input" ? "mangle" : t)
+		knock_chain = "PORTKNOCK" suffix[t]
 		if (t == "mangle") {
 			for (k = 1; k <= bodies; k++) print body[k]
 			if (bodies) print "# part"
 		}
-		if (needed) print ":PORTKNOCK - [0:0]"
+		if (needed) print ":" knock_chain " - [0:0]"
 		if (gated) {
-			print ":PORTTRIAL - [0:0]"
+			print ":PORTTRIAL" suffix[t] " - [0:0]"
 			if (mode == "trial" && t == "mangle") print ":PORTTRIAL_" marker " - [0:0]"
-			print gate
+			rule = gate
+			sub(/-A PORTKNOCK /, "-A " knock_chain " ", rule)
+			print rule suffix[t]
 			print_root(t, "PORTTRIAL")
 		}
 		if (needed) print_root(t, "PORTKNOCK")
-		if (needed && !jumps[t]) print "-I " hook[t] " -j PORTKNOCK"
-		for (k = needed ? 2 : 1; k <= jumps[t]; k++) print "-D " hook[t] " -j PORTKNOCK"
+		if (needed && !jumps[t]) print "-I " hook[t] " -j " knock_chain
+		for (k = needed ? 2 : 1; k <= jumps[t]; k++) print "-D " hook[t] " -j " knock_chain
 		if (t == "mangle") {
 			lists = 0
 			for (k = 1; k <= spents; k++) if (keeps(t, spent_by[k])) refers[list_name(spent_list[k])] = 1
@@ -220,8 +240,8 @@ END {
 			if (chain == "PORTKNOCK" ? needed : chain == "PORTTRIAL" ? gated : chain == "PORTSPENT" ? lists : \
 				mode == "trial" && chain == "PORTTRIAL_" marker ? 1 : (t, chain) in declared || keeps(t, chain)) continue
 			if (olds++ % 100 == 0) print "# part"
-			old[olds] = chain
-			print ":" chain " - [0:0]"
+			old[olds] = chain suffix[t]
+			print ":" old[olds] " - [0:0]"
 		}
 		for (k = 1; k <= olds; k++) {
 			if (k % 100 == 1) print "# part"
@@ -449,17 +469,22 @@ fw_unload() { # ID...
 
 fw_remove() { ipt_do remove </dev/null; }
 
-# fw_parts leaves out parts that one family lacks, because then the guard has a gap.
+# fw_parts leaves out parts that one family lacks, and all parts if a jump is missing, because
+# then the guard has a gap.
 fw_parts() {
 	ipt_saved | awk '
-		/-A PREROUTING -j PORTKNOCK$/ { jump[$1] = 1 }
+		/-A PREROUTING -j PORTKNOCK$/ { before[$1] = 1 }
+		/-A INPUT -j PORTKNOCKIN$/ { after[$1] = 1 }
 		$5 == "PORTKNOCK" && match($0, /--comment "?[0-9]:[a-z0-9_]+/) {
 			id = substr($0, RSTART, RLENGTH)
 			sub(/.*:/, "", id)
 			in_family[id, $1] = 1
 			ids[id] = 1
 		}
-		END { for (id in ids) if (jump[4] && jump[6] && in_family[id, 4] && in_family[id, 6]) print id }' | sort
+		END {
+			if (!(before[4] && before[6] && after[4] && after[6])) exit
+			for (id in ids) if (in_family[id, 4] && in_family[id, 6]) print id
+		}' | sort
 }
 
 # ipt_listing prints the rules of a part in one root chain. It leaves out what depends on
@@ -467,10 +492,10 @@ fw_parts() {
 # rules of other parts.
 ipt_listing() { # ID PORTKNOCK|PORTTRIAL
 	ipt_saved | sed 's/ \[[0-9:]*\]//' | awk -v id="$1" -v root="$2" '
-		$3 == "-A" && $5 == "-j" && $6 == root { jump[$1, $2] = $0 }
-		$3 == "-A" && $4 == root && index($0, ":" id "\"") && !($2 == "filter" && /--comment "1:/) {
-			if (($1, $2) in jump) print jump[$1, $2]
-			delete jump[$1, $2]
+		$3 == "-A" && $5 == "-j" && ($6 == root || $6 == root "IN") { jump[$1, $2, $6] = $0 }
+		$3 == "-A" && ($4 == root || $4 == root "IN") && index($0, ":" id "\"") && !($2 == "filter" && /--comment "1:/) {
+			if (($1, $2, $4) in jump) print jump[$1, $2, $4]
+			delete jump[$1, $2, $4]
 			print
 		}
 		{ chain = $3 == "-A" ? $4 : substr($3, 2) }
@@ -484,7 +509,7 @@ fw_listing() { # ID [-s]
 
 # fw_changed is true if the copy of a part has other rules than the part in force.
 fw_changed() { # ID
-	[ "$(ipt_listing "$1" PORTKNOCK | grep -v ' -j PORTKNOCK$' | cksum)" != \
+	[ "$(ipt_listing "$1" PORTKNOCK | grep -v ' -j PORTKNOCK\(IN\)*$' | cksum)" != \
 		"$(ipt_listing "$1" PORTTRIAL | sed 's/PORTTRIAL/PORTKNOCK/g; s/--name porttrial_/--name portknock_/g' | cksum)" ]
 }
 
@@ -492,6 +517,11 @@ fw_counters() { # ID
 	ipt_saved | awk -v id="$1" -v stages="$(value stages "$1")" '
 		$4 != "-A" { next }
 		{ n = substr($3, 2) + 0 }
+		$5 ~ /^PORT(KNOCK|TRIAL)IN$/ {
+			# The other root chain counts the packets that these rules let through.
+			if (index($0, ":" id "\"") && /--comment "[25]:/) dropped += n
+			next
+		}
 		$5 == "PORTKNOCK" || $5 == "PORTTRIAL" {
 			if ($2 == "mangle" && index($0, ":" id "\"")) {
 				if (/--comment "[14]:/ && !/ -j LOG /) through += n
@@ -580,25 +610,31 @@ fw_admitted() { # ID
 	ipt_open "$1" $ipt_prefix
 }
 
+# fw_close closes the ports of parts to everyone, before NAT and at input.
 fw_close() { # ID...
 	for ipt_id; do
 		echo "*mangle"
 		echo '-A PORTKNOCK -i lo -m comment --comment "0:-" -j RETURN'
 		echo '-A PORTKNOCK -m conntrack --ctstate ESTABLISHED,RELATED -m comment --comment "3:-" -j RETURN'
+		echo '-A PORTKNOCKIN -i lo -m comment --comment "0:-" -j RETURN'
+		echo '-A PORTKNOCKIN -m conntrack --ctstate ESTABLISHED,RELATED -m comment --comment "3:-" -j RETURN'
 		echo '-A PORTKNOCK -m addrtype ! --dst-type LOCAL -m comment --comment "6:-" -j RETURN'
 		echo '-A PORTKNOCK -p tcp ! --syn -m comment --comment "6:-" -j RETURN'
 		for ipt_port in $(value ports "$ipt_id"); do
 			ipt_number=$(printf '%s\n' "${ipt_port%/*}" | tr - :)
 			if [ "${ipt_port#*/}" = tcp ]; then
-				echo "-A PORTKNOCK -p tcp --dport $ipt_number --tcp-flags RST,ACK NONE -m addrtype --dst-type LOCAL" \
-					"-m comment --comment \"2:$ipt_id\" -j DROP"
+				ipt_match="-p tcp --dport $ipt_number --tcp-flags RST,ACK NONE"
+				ipt_mark="-m comment --comment \"2:$ipt_id\" -j DROP"
+				echo "-A PORTKNOCK $ipt_match -m addrtype --dst-type LOCAL $ipt_mark"
+				echo "-A PORTKNOCKIN $ipt_match $ipt_mark"
 				continue
 			fi
+			ipt_mark="-m comment --comment \"5:$ipt_id\" -j DROP"
 			for ipt_local in '-4 -m addrtype --dst-type LOCAL,BROADCAST,MULTICAST' \
 				'-6 -m addrtype --dst-type LOCAL,ANYCAST' '-6 -d ff00::/8'; do
-				echo "${ipt_local%% *} -A PORTKNOCK -p udp --dport $ipt_number ${ipt_local#* }" \
-					"-m comment --comment \"5:$ipt_id\" -j DROP"
+				echo "${ipt_local%% *} -A PORTKNOCK -p udp --dport $ipt_number ${ipt_local#* } $ipt_mark"
 			done
+			echo "-A PORTKNOCKIN -p udp --dport $ipt_number $ipt_mark"
 		done
 		echo COMMIT
 	done | ipt_do load
