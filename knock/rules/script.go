@@ -82,7 +82,7 @@ func (f Format) EmitScript(w io.Writer, guards []Guard, o Options, s Script) err
 	b.add("#!/bin/sh")
 	b.WriteString(row.scriptHeader(checked, d, o))
 	b.add("\n# shellcheck disable=SC2034 # functions below use these variables by name\nformat=%s\nid=%.6x\non_failure=%s", row.name, sha256.Sum256([]byte(data+nic)), onFailure)
-	b.add("interface=%s\nrefresh=%s\nevery=%s", shellValue(nic), shellValue(refresh), secondsIf(every))
+	b.add("interface=%s\nrefresh=%s\nevery=%s", shellValue(nic), shellValue(refresh), textIf(every > 0, fmt.Sprint(int(every/time.Second))))
 	b.WriteString(data)
 	for _, name := range append(row.shell, "status.sh", "install.sh", "main.sh") {
 		text, err := shellFiles.ReadFile("sh/" + name)
@@ -101,10 +101,6 @@ func (f format) scriptData(guards []guard, d document) (string, error) {
 	var b lines
 	b.add("profiles=")
 	for i, g := range guards {
-		part := ""
-		if len(d.parts) > 0 {
-			part = d.parts[i]
-		}
 		b.add("\n#< %s\nprofiles=\"$profiles %[1]s\"", g.ID)
 		end := ""
 		if g.timed() && f.clock {
@@ -119,13 +115,12 @@ func (f format) scriptData(guards []guard, d document) (string, error) {
 		} {
 			b.add("%s_%s=%s", v.name, g.ID, v.value)
 		}
-		if err := hereDocument(&b, "rules_"+g.ID, part); err != nil {
-			return "", err
+		err := hereDocument(&b, "rules_"+g.ID, d.parts[i])
+		if d.daemons != nil {
+			err = errors.Join(err, hereDocument(&b, "daemon_"+g.ID, d.daemons[i]))
 		}
-		if len(d.daemons) > 0 {
-			if err := hereDocument(&b, "daemon_"+g.ID, d.daemons[i]); err != nil {
-				return "", err
-			}
+		if err != nil {
+			return "", err
 		}
 		b.add("#> %s", g.ID)
 	}
@@ -185,11 +180,6 @@ func shellValue(s string) string {
 		return ""
 	}
 	return quote(s)
-}
-
-// secondsIf returns a duration in seconds, or "" for 0.
-func secondsIf(d time.Duration) string {
-	return textIf(d > 0, fmt.Sprint(int(d/time.Second)))
 }
 
 // refreshTimes returns how often a server writes its rules (every) and how long the
