@@ -254,9 +254,8 @@ daemons_result() {
 
 fw_test() {
 	daemon_can || return
-	# shellcheck disable=SC2154 # main.sh sets state
-	daemons_test=$(mktemp -d "$state/test.XXXXXX") || return
-	daemons_status=0
+	daemons_test=$daemons/test daemons_status=0
+	rm -rf "$daemons_test" # a killed run may have left it
 	for part; do
 		if ! daemon_write "$part.a" "$daemons_test/$part" || ! daemon_test "$daemons_test/$part"; then
 			warn "$daemon cannot read its file for $(value name "$part")"

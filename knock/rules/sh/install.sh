@@ -188,10 +188,12 @@ log_now_and_then() {
 
 # ----- the verbs that the service manager calls
 
-# left_alone ID TRIAL is true if neither boot nor watch may load the part. TRIAL is not empty during a trial. A load
-# would end the trial, so only a part that is gone is loaded then: a flush has removed the trial's rules as well.
+# left_alone ID TRIAL is true if neither boot nor watch may load the part. TRIAL is not
+# empty during a trial. A load would end the trial, so only a part that is gone is loaded
+# then: a flush has removed the trial's rules as well. A script that has waited for the lock
+# may no longer be the installed one.
 left_alone() {
-	unloaded "$1" || { [ -n "$2" ] && ! gone "$1"; }
+	unloaded "$1" || [ "$(script_id "/etc/portknock/$1.sh")" != "$id" ] || { [ -n "$2" ] && ! gone "$1"; }
 }
 
 # verb_boot loads the installed parts. The service calls it at the start of the machine, and so does each unit that
@@ -201,7 +203,7 @@ verb_boot() {
 	lock
 	if [ -n "${PORTKNOCK_CLOSE-}" ]; then
 		for boot_id in $profiles; do
-			unloaded "$boot_id" || close_if_gone "$boot_id"
+			left_alone "$boot_id" '' || close_if_gone "$boot_id"
 		done
 		unlock
 		return

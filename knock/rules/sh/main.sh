@@ -44,7 +44,6 @@ lock() {
 		[ "$lock_tries" -lt 60 ] || die 1 'another run of a portknock script does not end'
 		sleep 1
 	done
-	rm -f "$state"/rules.?????? # a killed run has left them
 }
 
 unlock() { [ -n "${PORTKNOCK_LOCKED-}" ] || exec 9>&-; }
