@@ -110,3 +110,50 @@ func TestProfileWithNameOfTemporaryFile(t *testing.T) {
 		t.Errorf("uninstall leaves %s", left)
 	}
 }
+
+// TestOtherFirewallTakesOver: a script for the other firewall warns of a profile that both
+// would guard, and names the command that unloads it. The watchdog of the installed script
+// does not load its rules beside those of the other firewall, until these are gone.
+func TestOtherFirewallTakesOver(t *testing.T) {
+	t.Parallel()
+	for _, f := range []lab.Firewall{nftables, firewallNamed("iptables-nft")} {
+		t.Run(f.Name, func(t *testing.T) {
+			t.Parallel()
+			lab.Require(t, "nft", "iptables-nft", "ip6tables-nft")
+			other := nftables
+			if f.Name == nftables.Name {
+				other = firewallNamed("iptables-nft")
+			}
+			r := newInstallRig(t, f)
+			other.Install(t, r.server)
+			before := r.emitScript(t, vpsProfile(t, oldSettings()...))
+			after := emitScript(t, r.server, other, vpsProfile(t, newSettings()...), "vps")
+			before.run(t, "load")
+			before.run(t, "install")
+			const unload = "sh /etc/portknock/vps.sh unload"
+			if out := after.run(t, "test"); !strings.Contains(out, "; first run: "+unload+"\n") {
+				t.Errorf("no warning of the rules in the other firewall: %q", out)
+			}
+			r.server.Shell(t, unload)
+			after.run(t, "load")
+			before.installed().run(t, "watch")
+			r.expectGeneration(t, "after watch of the installed script", "new")
+			after.run(t, "unload")
+			r.server.Shell(t, ": >/run/portknock/unloaded")
+			before.installed().run(t, "watch")
+			r.expectGeneration(t, "after the rules of the other firewall were unloaded", "old")
+			r.server.Shell(t, unload)
+
+			after.run(t, "load")
+			after.run(t, "install")
+			if out := after.run(t, "load"); out != "loaded: vps\n" {
+				t.Errorf("load prints %q", out)
+			}
+			if left, err := r.server.Try("ls", "/etc/portknock/vps.proved"); err == nil {
+				t.Errorf("install leaves %s, whose rules would stay beside the new ones", left)
+			}
+			after.run(t, "uninstall")
+			r.expectGeneration(t, "after uninstall", "none")
+		})
+	}
+}

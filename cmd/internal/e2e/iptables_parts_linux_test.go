@@ -445,6 +445,9 @@ func TestIptablesCloseAndListing(t *testing.T) {
 		dropping := r.iptScript(t, []string{"web"}, "--policy", "drop")
 		r.fw(t, script, "fw_close", "vps")
 		r.expect(t, r.client, lab.Dropped)
+		if got := r.fw(t, script, "fw_parts"); got != "" {
+			t.Errorf("after fw_close, in force are %q, want nothing", got)
+		}
 		closed := r.fw(t, script, "fw_listing", "vps")
 		r.fw(t, script, "fw_load", "vps")
 		loaded := r.fw(t, script, "fw_listing", "vps")

@@ -191,9 +191,10 @@ log_now_and_then() {
 # left_alone ID TRIAL is true if neither boot nor watch may load the part. TRIAL is not
 # empty during a trial. A load would end the trial, so only a part that is gone is loaded
 # then: a flush has removed the trial's rules as well. A script that has waited for the lock
-# may no longer be the installed one.
+# may no longer be the installed one. Rules for the other firewall may have replaced these.
 left_alone() {
-	unloaded "$1" || [ "$(script_id "/etc/portknock/$1.sh")" != "$id" ] || { [ -n "$2" ] && ! gone "$1"; }
+	unloaded "$1" || [ "$(script_id "/etc/portknock/$1.sh")" != "$id" ] ||
+		if gone "$1"; then other_firewall_has "$1"; else [ -n "$2" ]; fi
 }
 
 # verb_boot loads the installed parts. The service calls it at the start of the machine, and so does each unit that
@@ -321,6 +322,15 @@ script_id() {
 	[ ! -f "$1" ] || sed -n '/^id=[0-9a-f]*$/{ s/^id=//p; q; }' "$1"
 }
 
+# same_firewall FILE is true unless one of an installed script and this one loads rules with
+# iptables, and the other one with nft.
+same_firewall() {
+	[ ! -f "$1" ] || case $format in
+	iptables) grep -qx 'format=iptables' "$1" ;;
+	*) ! grep -qx 'format=iptables' "$1" ;;
+	esac
+}
+
 # part_complete FILE ID is true if a script holds the part and is not cut off.
 part_complete() {
 	# shellcheck disable=SC2016 # this is the last line of a script, as it stands there
@@ -338,7 +348,9 @@ put_part() (
 	old=/etc/portknock/$2.sh
 	old_id=$(script_id "$old")
 	loaded_id=$(read_file "/run/portknock/$2.loaded")
-	if [ -n "$old_id" ] && [ "$old_id" = "$loaded_id" ] && [ "$old_id" != "$(script_id "$1")" ]; then
+	if ! same_firewall "$old"; then
+		rm -f "/etc/portknock/$2.proved" # a load of these rules would not replace the new ones
+	elif [ -n "$old_id" ] && [ "$old_id" = "$loaded_id" ] && [ "$old_id" != "$(script_id "$1")" ]; then
 		write_file "/etc/portknock/$2.proved" 0600 <"$old" || exit
 	fi
 	awk -v id="$2" '

@@ -24,7 +24,11 @@ names() {
 
 # remember records that the rules of this script are in force for these profiles.
 remember() {
-	for part; do sum_write "$part"; done
+	for part; do
+		sum_write "$part" || warn "cannot record in $state that $(value name "$part") is loaded"
+		# The daemon of rules in nftables would run on when these rules are unloaded.
+		[ "$format" != iptables ] || other_firewall_has "$part" || daemons_end_left "$part"
+	done
 	unloaded_del "$@"
 }
 
@@ -48,31 +52,42 @@ lock() {
 
 unlock() { [ -n "${PORTKNOCK_LOCKED-}" ] || exec 9>&-; }
 
-# warn_of_other_firewall warns if portknock's rules are in the other firewall as well. A
-# connection then needs both to let it through.
-warn_of_other_firewall() {
+# other_firewall_has ID is true if the other firewall has rules of the profile. A connection
+# then needs both firewalls to let it through.
+other_firewall_has() {
 	case $format in
-	iptables) nft -t list table inet portknock 2>/dev/null | grep -q 'chain on-let' && other=nftables ;;
-	*) iptables -w -t mangle -S PORTKNOCK >/dev/null 2>&1 && other=iptables ;;
-	esac || return 0
-	warn "this server has rules of portknock in $other too; a port that both guard lets nobody through"
+	iptables) nft -t list chain inet portknock "let_$1" ;;
+	*) iptables -w -t mangle -S PORTKNOCK | grep -e "--comment \"\{0,1\}[14]:$1\"\{0,1\} " ;;
+	esac >/dev/null 2>&1
+}
+
+# warn_of_other_firewall ID... warns of profiles that the other firewall has too.
+warn_of_other_firewall() {
+	other=iptables
+	[ "$format" != iptables ] || other=nftables
+	for part; do
+		other_firewall_has "$part" || continue
+		undo="sh /etc/portknock/$part.sh unload"
+		! same_firewall "/etc/portknock/$part.sh" || undo="the verb unload of the script that loaded it"
+		warn "$(value name "$part") is also loaded in $other, and both together admit nobody; first run: $undo"
+	done
 }
 
 verb_test() {
-	warn_of_other_firewall
+	warn_of_other_firewall "$@"
 	fw_test "$@" || die 1 "this server cannot load the rules of $(names "$@")"
 	say "this server can load the rules of $(names "$@")"
 }
 
 verb_load() {
-	warn_of_other_firewall
+	warn_of_other_firewall "$@"
 	fw_load "$@" || die 1 "the rules of $(names "$@") are not loaded; the rules in force have not changed"
 	remember "$@"
 	say "loaded: $(names "$@")"
 }
 
 verb_trial() {
-	warn_of_other_firewall
+	warn_of_other_firewall "$@"
 	left=$(fw_trial_left)
 	[ -z "$left" ] || die 1 "a trial is running for $left more seconds; first run: sh $0 cancel"
 	fw_test "$@" || die 1 'the trial has not begun; the rules in force have not changed'
@@ -159,12 +174,14 @@ verb_install() {
 }
 
 verb_unload() {
+	warn_of_other_firewall "$@"
 	fw_unload "$@" || die 1 "the rules of $(names "$@") are still loaded"
 	unloaded_add "$@"
 	say "unloaded: $(names "$@"). The ports are open, unless another profile or firewall closes them."
 }
 
 verb_uninstall() {
+	warn_of_other_firewall "$@"
 	# The files go first: the watchdog must not load the rules again.
 	uninstall_parts "$@" || die 1 "not uninstalled: $(names "$@")"
 	fw_unload "$@" || die 1 "the rules of $(names "$@") are still loaded"
