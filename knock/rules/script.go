@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -84,7 +85,7 @@ func (f Format) EmitScript(w io.Writer, guards []Guard, o Options, s Script) err
 	b.add("\n# shellcheck disable=SC2034 # functions below use these variables by name\nformat=%s\nid=%.6x\non_failure=%s", row.name, sha256.Sum256([]byte(data+nic)), onFailure)
 	b.add("interface=%s\nrefresh=%s\nevery=%s", shellValue(nic), shellValue(refresh), secondsIf(every))
 	b.WriteString(data)
-	for _, name := range append(row.shell, "instance.sh", "status.sh", "install.sh", "main.sh") {
+	for _, name := range slices.Concat([]string{"main.sh", "install.sh", "status.sh", "instance.sh"}, row.shell) {
 		text, err := shellFiles.ReadFile("sh/" + name)
 		if err != nil {
 			return err

@@ -111,6 +111,40 @@ func TestProfileWithNameOfTemporaryFile(t *testing.T) {
 	}
 }
 
+// TestInstallIsAllOrNothing: install does not keep a trial if it cannot install all profiles
+// that it was asked for.
+func TestInstallIsAllOrNothing(t *testing.T) {
+	eachShell(t, func(t *testing.T, shell []string) {
+		r := newInstallRig(t, nftables)
+		before := r.emitScript(t, vpsProfile(t, oldSettings()...)).with(shell)
+		profile := vpsProfile(t, newSettings("Host web", "Sequence 1000/udp 2000/udp 3000/udp", "OpenPorts 8080")...)
+		after := r.emitScript(t, profile, "vps", "web").with(shell)
+		before.run(t, "load")
+		after.run(t, "trial", "60", "vps")
+		if !r.admits(t, r.freshAddr(), newKnocks...) {
+			t.Fatal("the new knocks do not open port 22")
+		}
+		after.refused(t, "the rules of web in this script are not loaded", "install")
+		after.refused(t, "takes no profiles", "keep", "web")
+		after.refused(t, "this script has: vps, web", "load", "nobody")
+		after.run(t, "cancel")
+		r.expectGeneration(t, "after install failed", "old")
+
+		after.run(t, "trial", "60", "vps")
+		if !r.admits(t, r.freshAddr(), newKnocks...) {
+			t.Fatal("the new knocks do not open port 22")
+		}
+		after.run(t, "install", "vps")
+		r.expectGeneration(t, "after install", "new")
+		if got := r.server.Shell(t, "cd /etc/portknock && ls"); got != "each\nvps.sh" && got != "each\nvps.sh\n" {
+			t.Errorf("install writes %q", got)
+		}
+		after.run(t, "uninstall")
+		after.run(t, "uninstall")
+		r.expectGeneration(t, "after uninstall", "none")
+	})
+}
+
 // TestOtherFirewallTakesOver: a script for the other firewall warns of a profile that both
 // would guard, and names the command that unloads it. The watchdog of the installed script
 // does not load its rules beside those of the other firewall, until these are gone.

@@ -3,7 +3,7 @@
 # Scripts of all formats have these functions, because a script of another format may have
 # left daemons. daemon.sh says what an instance is, and lists the files in $daemons.
 
-daemons=/run/portknock/daemon
+daemons=$state/daemon
 
 # systemd_runs is true if systemd can start the daemons.
 systemd_runs() { [ -d /run/systemd/system ] && command -v systemd-run >/dev/null; }

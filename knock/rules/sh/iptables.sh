@@ -250,7 +250,8 @@ ipt_restore() { # PROGRAM [--test]
 	--test*) ;;
 	*'Message too long'*) # an unprivileged container refuses many rules at once
 		printf '%s\n' "$ipt_merged" | awk -v r="$1-restore -w --noflush -c" '
-			/^# part$/ { print "COMMIT" | r; if (close(r)) exit 1; print "*mangle" | r }
+			/^\*/ { table = $0 }
+			/^# part$/ { print "COMMIT" | r; if (close(r)) exit 1; print table | r }
 			{ print | r }
 			END { exit close(r) != 0 }' && return
 		;;

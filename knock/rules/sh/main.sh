@@ -123,7 +123,10 @@ countdown() {
 		fi
 	done
 	printf '\n'
-	die 1 'the trial has ended without keep; the rules from before are in force again'
+	for part; do
+		in_force "$part" || die 1 'the trial has ended without keep; the rules from before are in force again'
+	done
+	say 'The rules were kept by another run of this script.'
 }
 
 # keep_trial makes the rules on trial permanent.
@@ -156,21 +159,23 @@ verb_cancel() {
 
 verb_install() {
 	[ -r "$0" ] || die 1 'save this script as a file first; install copies it'
-	if [ -n "$(fw_trial_left)" ] && [ "$(fw_trial_id)" = "$id" ]; then
-		keep_trial
-	fi
+	tried=
+	[ -z "$(fw_trial_left)" ] || [ "$(fw_trial_id)" != "$id" ] || tried=$(fw_trial_parts)
 	for part; do
-		in_force "$part" ||
+		printf '%s\n' "$tried" | grep -qx "$part" || in_force "$part" ||
 			die 1 "the rules of $(value name "$part") in this script are not loaded; first run: sh $0 trial"
 	done
+	[ -z "$tried" ] || keep_trial
 	install_parts "$@" || die 1 'not installed; the rules stay loaded until the next reboot'
 	if grep -qs '^[^#]*include.*portknock' /etc/nftables.conf; then
 		warn 'remove the include line from /etc/nftables.conf: it loads the rules of another file'
 	fi
 	say "installed: $(names "$@"). The rules are loaded at each boot, and when they are removed."
 	# shellcheck disable=SC2154 # the head of the script sets on_failure
-	[ "$on_failure" = open ] ||
-		say "If the rules cannot be loaded, the ports are closed. To open them at the console: sh /etc/portknock/$1.sh unload"
+	[ "$on_failure" = open ] || {
+		say 'If the rules cannot be loaded, the ports are closed. To open them at the console:'
+		for part; do say "  sh /etc/portknock/$part.sh unload"; done
+	}
 }
 
 verb_unload() {
@@ -198,7 +203,8 @@ select_profiles() {
 		for part in $profiles; do
 			case $name in "$part" | "$(value name "$part")") found=$part ;; esac
 		done
-		[ -n "$found" ] || die 2 "unknown profile \"$name\"; this script has:$profiles"
+		# shellcheck disable=SC2086 # IDs are single words
+		[ -n "$found" ] || die 2 "unknown profile \"$name\"; this script has: $(names $profiles)"
 		selected="$selected $found"
 	done
 	selected=${selected:-$profiles}
@@ -232,6 +238,7 @@ main() {
 		;;
 	esac
 	case ${1-} in -*) die 2 "unknown flag \"$1\" of $verb" ;; esac
+	case $verb,${1-} in keep,?* | cancel,?*) die 2 "$verb takes no profiles: it is for the whole trial" ;; esac
 	select_profiles "$@"
 	[ "$(id -u)" = 0 ] || die 1 "only root can do this; run: sudo sh $0 $verb"
 	mkdir -p "$state" || exit 1

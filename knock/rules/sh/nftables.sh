@@ -42,6 +42,10 @@ nft_version() { nft --version | sed 's/^[^ ]* v\([^ ]*\).*/\1/'; }
 # nft_supported fails if nft is older than the rules require. Such a version may crash, after it
 # has loaded the rules or before.
 nft_supported() {
+	command -v nft >/dev/null || {
+		warn 'nft is not installed'
+		return 1
+	}
 	case $(nft_version) in
 	0.* | 1.0.0 | 1.0.1)
 		warn "nft $(nft_version) is too old; the rules need nft 1.0.2 or later"
@@ -130,9 +134,9 @@ nft_test() {
 	if unshare -n true 2>/dev/null; then
 		part_rules '' "$@" >"$state/test" || return
 		# shellcheck disable=SC2016 # the other shell expands $1
-		unshare -n sh -c '{ nft -f "$1" || { grep -q "Message too long" "$2" && awk "$3" "$1" 2>"$2"; }; } &&
-			nft -t list table inet portknock' sh "$state/test" "$state/errors" "$nft_in_parts" \
-			>"$state/tested" 2>"$state/errors" || {
+		unshare -n sh -c 'exec 2>"$2"
+			{ nft -f "$1" || { grep -q "Message too long" "$2" && awk "$3" "$1" 2>"$2"; }; } &&
+				nft -t list table inet portknock' sh "$state/test" "$state/errors" "$nft_in_parts" >"$state/tested" || {
 			nft_errors <"$state/errors"
 			rm -f "$state/test" "$state/tested" "$state/errors"
 			return 1
