@@ -37,14 +37,14 @@ func (c *emitRules) flags(a *app, f *pflag.FlagSet) {
 	f.StringVar(&c.format, "format", "nftables", "`NAME` of the format: "+formatList(rules.Formats(), ", "))
 	f.StringVar(&c.policy, "policy", "guard", "`POLICY` for all other ports: guard leaves them alone, drop closes\nthem")
 	f.StringVar(&c.allow, "allow", "", "with --policy drop, leave these `PORTS` open to everyone, such as\n80/tcp,443/tcp")
-	durationVar(f, &c.horizon, "horizon", "how long the rules stay valid: a `TIME` such as 30d (for Scheme\nrotating, token and md5-hourly only)")
-	f.StringVar(&c.atEnd, "at-end", "closed", "`STATE` of the ports after the horizon: closed (even after knocks) or\nopen to everyone")
-	f.BoolVar(&c.consume, "consume", false, "drop the knock packets; use it only if the server drops packets to\nall closed ports")
+	durationVar(f, &c.horizon, "horizon", "how long the rules stay valid: a `TIME` such as 30d (needed for Scheme\nrotating, token and md5-hourly, except with --refresh)")
+	f.StringVar(&c.atEnd, "at-end", "closed", "`STATE` of the ports after the horizon: closed, so that knocks no\nlonger open them, or open to everyone")
+	f.BoolVar(&c.consume, "consume", false, "drop the knock packets; use it only if the server drops packets to\nall closed ports, or a scan finds the knock ports")
 	f.BoolVar(&c.force, "force", false, "accept a sequence that a scan finds or an attacker can guess, and SPA\nwithout an HMAC")
 	f.StringVar(&c.output, "output", "", "write the rules to this `FILE`, mode 0600, and print ValidUntil for the\nprofile; the commands in the file use this path")
 	f.BoolVar(&c.log, "log", false, "log the connections that the guard lets through, at most ten a minute")
-	f.BoolVar(&c.script, "script", false, "print a shell script with the rules: it tests, tries, keeps, installs\nand removes them")
-	f.BoolVar(&c.refresh, "refresh", false, "with --script, on a server with portknock and the key: the installed\nscript renews its rules before they expire")
+	f.BoolVar(&c.script, "script", false, "print a shell script that contains the rules, and has commands to\ntest, try, keep, install and remove them")
+	f.BoolVar(&c.refresh, "refresh", false, "with --script: the installed script makes new rules before they\nexpire; run this on the server, which needs portknock and the key")
 	f.StringVar(&c.onFailure, "on-failure", "closed", "with --script: `STATE` of the ports if the installed rules cannot be\nloaded: closed or open")
 	f.StringVar(&c.nic, "interface", "", "`NAME` of the interface on which knockd or fwknopd listens; by default,\na script takes that of the default route")
 }
@@ -83,6 +83,9 @@ func (c *emitRules) run(ctx context.Context, a *app, args []string) error {
 	}
 	if err := secret.Replace(o.File, text.Bytes(), nil); err != nil {
 		return err
+	}
+	if c.refresh {
+		return nil // the server renews its rules, so they do not expire for the client
 	}
 	return c.printValidUntil(a, guards, o)
 }

@@ -88,9 +88,10 @@ func table() []row {
 				"after the start of a window, also print the sequence of the previous window: a client\n" +
 				"sends it in every second round."},
 		{"emit-rules", "[FLAGS] HOST...", 1, math.MaxInt, "emit-rules needs one HOST or more", &emitRules{},
-			"Print the rules, or the configuration of a daemon, that guard the ports of these\n" +
-				"profiles on a server. The comment above them has the commands that check them, load\n" +
-				"them, try them for a minute and undo them."},
+			"Print the server's firewall rules for these profiles. For knockd and fwknop, print the\n" +
+				"daemon's configuration. The comment above it has commands to test, load and unload\n" +
+				"it. With --script, print a shell script with commands to test, try, keep and install\n" +
+				"the rules."},
 		{"profile", "list|show|import [FLAGS] [HOST|FILE]", 1, math.MaxInt, profileOperandsError, nil,
 			"List the profiles, show one with its defaults, or import the profiles in the\n" +
 				".fwknoprc of fwknop's client."},

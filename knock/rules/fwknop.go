@@ -37,8 +37,9 @@ func emitFwknop(guards []guard, o Options) (document, error) {
 	// The next load must not mistake an fwknopd that is ending for a running one.
 	stop := `timeout 5 sh -c "while pkill ` + find + `; do sleep 0.1; done"`
 	interfaceNote := textIf(o.Interface == "", `fwknopd listens on one interface, eth0 by default. To choose another one, use
---interface NAME. `) + `A running fwknopd keeps its own fwknopd.conf and only reads this
-file again, if it uses this file.`
+"portknock emit-rules --interface NAME". `) + `load tells a running fwknopd to read
+its access.conf again. So this file must be the one that it reads. It keeps its own
+fwknopd.conf. unload also stops fwknopd.`
 	const acceptNote = `Packets are for IPv4 only; IPv6 addresses are not admitted. fwknopd accepts a packet
 whose clock differs by less than 120 s from this server's, and each packet once.`
 	file := func(guards []guard) string { return fwknopFile(guards, o) }

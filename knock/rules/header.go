@@ -22,11 +22,12 @@ func (f format) describe(b *lines, g guard, o Options) {
 	b.add("portknock: %s for %s%s", action, g.Name, textIf(g.Fingerprint != "", ", key "+g.Fingerprint))
 	switch w := g.Windows[0]; {
 	case g.SPA != nil:
-		b.add("  opens for %v after an SPA packet", g.OpenFor)
+		b.add("  after an SPA packet, an address may connect for %v", g.OpenFor)
 	case g.tokens():
-		b.add("  opens for %v after a token to %d/udp; each window has %d tokens, for one address each", g.OpenFor, g.TokenPort, len(w.Tokens))
+		b.add("  after a token to %d/udp, an address may connect for %v\n  each window has %d tokens, and each token admits one address",
+			g.TokenPort, g.OpenFor, len(w.Tokens))
 	default:
-		b.add("  opens for %v after %d knocks, with at most %v between two knocks", g.OpenFor, len(w.Steps), g.KnockTimeout)
+		b.add("  after %d knocks, an address may connect for %v\n  at most %v may pass between two knocks", len(w.Steps), g.OpenFor, g.KnockTimeout)
 	}
 	end, atEnd := g.end().UTC().Format(time.RFC3339), "closed to everyone"
 	if o.OpenAtEnd {
@@ -34,9 +35,9 @@ func (f format) describe(b *lines, g guard, o Options) {
 	}
 	switch {
 	case g.SPA != nil:
-		b.add("  valid until the keys change")
+		b.add("  does not expire")
 	case !g.timed():
-		b.add("  valid until the sequence changes")
+		b.add("  does not expire")
 	case !f.clock:
 		b.add("  the last window ends at %s; load new rules before that", end)
 	default:
@@ -66,10 +67,11 @@ func (f format) about(guards []guard, o Options) string {
 func (f format) header(guards []guard, d document, o Options) string {
 	var b lines
 	b.add("%s", f.about(guards, o))
+	b.add("Commands for root, if this file is %s:", o.File)
 	b.add("test: %s", d.test)
 	b.add("load: %s", d.load)
 	b.add("unload: %s", d.unload)
-	for _, note := range slices.Concat([]string{loadNote}, f.notes(d, o), d.plainNotes) {
+	for _, note := range slices.Concat([]string{loadNote}, d.plainNotes, f.notes(d, o)) {
 		if note != "" {
 			b.add("\n%s", note)
 		}
@@ -79,13 +81,13 @@ func (f format) header(guards []guard, d document, o Options) string {
 
 // loadNote says what the commands of the header do, and what else there is.
 const loadNote = `load replaces the rules of the profiles in this file. Admitted addresses, open
-sessions and the rules of other profiles stay. Loading turns connection tracking on.
+sessions and the rules of other profiles stay. Loading also turns on the kernel's
+connection tracking.
 
-For everything else, use the script that "portknock emit-rules --script" prints:
-a trial that ends by itself, a service that loads the rules when the server
-starts or another program removes them, status, and removing one profile.
-Without that service, a reboot or "flush ruleset" removes the rules and opens
-the ports.`
+"portknock emit-rules --script" prints a script that can do more. It has a trial that
+ends by itself, a status, and a service that loads the rules at each boot and again if
+another program removes them. Without that service, a reboot opens the ports, and so
+does a program that flushes all rules.`
 
 // notes returns the paragraphs of a header about the options and the format.
 func (f format) notes(d document, o Options) (notes []string) {

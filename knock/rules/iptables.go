@@ -46,10 +46,11 @@ func emitIptables(guards []guard, o Options) (document, error) {
 	rules := r.text()
 	knocks := slices.ContainsFunc(guards, func(g guard) bool { return !g.tokens() })
 	return document{
-		test:   iptPlainCommand("test", o.File),
-		load:   iptPlainCommand("load", o.File),
-		unload: iptPlainCommand("unload", o.File),
-		parts:  each(guards, r.part),
+		test:       iptPlainCommand("test", o.File),
+		load:       iptPlainCommand("load", o.File),
+		unload:     iptPlainCommand("unload", o.File),
+		parts:      each(guards, r.part),
+		plainNotes: []string{`unload removes the rules of the profiles in this file.`},
 		notes: []string{
 			`A flush of the table mangle also removes the rules. firewalld flushes this table
 when it starts or reloads. On a server with firewalld, use the format nftables or
@@ -58,9 +59,9 @@ the script's service.`,
 other users of this server could learn the knocks from these lists.`,
 			textIf(strings.Contains(rules, "\n"+partMark+"\n"), `An unprivileged container may refuse so many rules at once ("Message too
 long"). The load command will then load in parts, with the guard itself last.`),
-			textIf(knocks, `xt_recent remembers 100 addresses in each list. An attacker who sends first knocks
-from forged addresses faster than that keeps other clients from knocking. Raise
-the module's parameter ip_list_tot, or use nftables.`),
+			textIf(knocks, `xt_recent remembers 100 addresses in each list. An attacker who forges many addresses
+can fill a list, and other clients cannot knock. For longer lists, set
+"options xt_recent ip_list_tot=1000" in a file in /etc/modprobe.d, or use nftables.`),
 			textIf(slices.ContainsFunc(guards, guard.tokens), `A token admits the first address that uses it. From any other address it is refused
 and logged as "portknock refused". IPv4 and IPv6 have separate tokens, half
 of them each. After a restart of the server, or a flush, spent tokens are forgotten.`),

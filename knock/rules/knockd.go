@@ -23,15 +23,16 @@ func emitKnockd(guards []guard, o Options) (document, error) {
 	stop := "systemctl stop knockd 2>/dev/null; pkill -x -F " + knockdPID + " knockd 2>/dev/null"
 	d := nftDaemon(guards, o, "{ "+reload+" || knockd -d -c "+quote(o.File)+"; }", stop, file)
 	d.plainNotes = append(d.plainNotes,
-		"A running knockd only reads its own file again. That file must be\n"+o.File+`.`,
+		`load tells a running knockd to read its file again. So this file must be the one that
+it reads, `+o.File+`. unload also stops knockd.`,
 		textIf(o.Interface == "", `knockd listens on one interface, eth0 by default. To choose another one, use
---interface NAME.`))
+"portknock emit-rules --interface NAME".`))
 	d.notes = append(d.notes,
 		`knockd sees only the ports in this file, so an ascending scan of these ports would
 open the guarded ports. Each sequence therefore has a second section with
-neighboring ports, whose packets count as wrong knocks. knockd counts whole seconds
-from the first knock, treats a doubled knock as a wrong one, and needs two more
-attempts after a lost last knock.`)
+neighboring ports, whose packets count as wrong knocks.`,
+		`knockd counts whole seconds from the first knock, and treats a doubled knock as a
+wrong one. If the last knock is lost, the client must try two more times.`)
 	if slices.ContainsFunc(guards, guard.timed) {
 		d.notes = append(d.notes, `knockd has no clock: it opens the ports to the sequences of all windows in this
 file until it reads another file. A script with --refresh loads new windows in

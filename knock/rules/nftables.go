@@ -13,7 +13,6 @@ import (
 func emitNftables(guards []guard, o Options) (document, error) {
 	d := nftDocument(nftRules{o, true}, guards, "nft ", quote(o.File))
 	d.notes = []string{
-		unloadNote,
 		textIf(slices.ContainsFunc(guards, guard.timed), `Do not save these rules with "nft list ruleset". Outside UTC, the saved times
 are wrong after the clocks change.`),
 		nftVersionNote(guards),
@@ -26,7 +25,7 @@ rules, and after "flush ruleset".`),
 }
 
 // unloadNote is the note about the command unload, which nft cannot limit to a profile.
-const unloadNote = `The command unload removes the rules of all profiles on this server.`
+const unloadNote = `unload removes the rules of all profiles on this server.`
 
 // tokenNote is the note about tokens that all firewalls share.
 const tokenNote = `Once used, a token works only for the address that used it, until its window
@@ -36,6 +35,8 @@ ends. The kernel log reports other uses with "portknock refused".`
 // file.
 func nftDocument(r nftRules, guards []guard, nft, file string) document {
 	d := document{
+		plainNotes: []string{unloadNote},
+
 		test:   nft + "-c -f " + file,
 		load:   nft + "-f " + file,
 		unload: "nft delete table inet portknock",
@@ -72,9 +73,9 @@ func floodNote(guards []guard) string {
 		return ""
 	}
 	rate := int(setSize / (longest + 3*time.Second).Seconds())
-	return fmt.Sprintf(`The kernel remembers up to %d addresses that have begun a sequence. First knocks
-from more than %d forged addresses a second can keep clients out. Admitted
-addresses are unaffected.`, setSize, rate)
+	return fmt.Sprintf(`The kernel remembers up to %d addresses that have begun a sequence. An attacker
+who sends first knocks from %d forged addresses a second fills this memory, and
+other clients cannot knock. Admitted addresses are unaffected.`, setSize, rate)
 }
 
 // nftRules makes the text of parts. A part is what one profile has in the table: chains,
@@ -168,9 +169,8 @@ func nftTime(d time.Duration) string {
 
 // expand returns the text perGuard, followed by the text perFamily once for each
 // family. It replaces placeholders in capitals, such as OPENFOR, with values of the guard.
-// In perFamily, it also replaces N_, SADDR and PROTO with values of the family. All
-// replacements in a text happen in one pass: a second pass would also replace a
-// placeholder in a value, such as in the name of a profile.
+// In perFamily, it also replaces N_, SADDR and PROTO with values of the family. No value
+// contains a placeholder, so a text may be expanded twice.
 func (r nftRules) expand(g guard, perGuard, perFamily string) string {
 	repeat, consume, log := "return", "", ""
 	if r.options.Consume {
@@ -184,7 +184,7 @@ func (r nftRules) expand(g guard, perGuard, perFamily string) string {
 	// minute more covers a clock that is set back.
 	remembered := 2*g.Windows[0].End.Sub(g.Windows[0].Start) + time.Minute
 	words := []string{
-		"NAME", g.Name, "ID", g.ID + g.copy, "KEY", g.keyID(), "SIZE", fmt.Sprint(setSize), "MARK", nftMark,
+		"ID", g.ID + g.copy, "KEY", g.keyID(), "SIZE", fmt.Sprint(setSize), "MARK", nftMark,
 		"OPENFOR", nftTime(g.OpenFor), "KNOCKTIMEOUT", nftTime(g.KnockTimeout), "REMEMBERED", nftTime(remembered),
 		"REPEAT", repeat, "CONSUME", consume, "LOG", log, "LAST", fmt.Sprint(g.stages()),
 	}

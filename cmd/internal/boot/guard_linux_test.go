@@ -394,3 +394,42 @@ func TestInstalledScriptRefreshesItsRules(t *testing.T) {
 		}
 	})
 }
+
+// TestPowerCutDuringInstall: if the power fails at any moment of trial and install, the old
+// or the new rules are in force after the boot.
+func TestPowerCutDuringInstall(t *testing.T) {
+	eachRelease(t, kernelFormats, func(t *testing.T, g *guarded) {
+		g.install(t, "/root/vps.sh", "vps")
+		sequences := []string{"7001/udp 8003/tcp 9005/udp", "1001/udp 2003/tcp 3005/udp"}
+		for i := range 6 {
+			g.change(t, sequences[(i+1)%2])
+			g.script(t, "/root/new.sh", "vps")
+			after := time.Duration(i) * 120 * time.Millisecond
+			install := g.server.Command("sh", "-c", "sh /root/new.sh trial 600 && sh /root/new.sh install --force")
+			if err := install.Start(); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(after) // the moment of the power cut
+			g.machine.PowerCut()
+			_ = install.Wait()
+			g.server = g.machine.Boot(t)
+			g.expect(t, fmt.Sprintf("power cut %v after the start of trial", after), lab.Dropped)
+			admits := 0
+			for _, s := range sequences {
+				steps, err := knock.ParseSequence(s)
+				if err != nil {
+					t.Fatal(err)
+				}
+				g.nextIP++
+				from := g.client.Source(lab.IPv4, g.nextIP)
+				g.client.KnockFrom(t, from, g.ssh().Addr(), steps...)
+				if g.client.ProbeFrom(t, from, g.ssh()) == lab.Open {
+					admits++
+				}
+			}
+			if admits != 1 {
+				t.Errorf("power cut %v after the start of trial: %d of 2 sequences open the port\n%s", after, admits, g.state(t))
+			}
+		}
+	})
+}

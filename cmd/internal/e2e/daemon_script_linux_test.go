@@ -318,3 +318,28 @@ func TestDaemonScriptLaterKnocksProlongOpening(t *testing.T) {
 		})
 	})
 }
+
+// TestDaemonScriptBesideKernelProfile: a profile whose knocks the kernel judges, and one
+// whose knocks a daemon judges, guard one port. Each admits its clients, in both orders
+// of the loads, and the unload of one leaves the other in force.
+func TestDaemonScriptBesideKernelProfile(t *testing.T) {
+	eachDaemonScript(t, func(t *testing.T, r *daemonRig) {
+		config := lab.File(t, "config", "Host kernel", "HostName "+r.addr().String(), "Sequence 1001/udp 2003/tcp 3005/udp")
+		kernel := emitRulesFor(t, r.server, nftables, config, "--script", "kernel")
+		verb := func(script, verb string) { r.server.Run(t, "sh", script, verb) }
+		for _, order := range [][2]string{{r.scripts[0], kernel}, {kernel, r.scripts[0]}} {
+			verb(order[0], "load")
+			verb(order[1], "load")
+			r.expect(t, r.attacker, lab.Dropped)
+			if !r.admits(t, r.freshAddr(), sequence("1001/udp 2003/tcp 3005/udp")...) {
+				t.Errorf("%s: the knocks that the kernel judges open nothing", order)
+			}
+			r.client.Run(t, "portknock", "knock", "--wait", "-c", r.profiles[0], "-o", "ConnectTimeout=10", "vps")
+			r.expect(t, r.attacker, lab.Dropped)
+			verb(order[0], "unload")
+			r.expect(t, r.attacker, lab.Dropped)
+			verb(order[1], "unload")
+			r.awaitPort(t, 10*time.Second, r.attacker, lab.GuardedPort, lab.Open)
+		}
+	})
+}

@@ -30,22 +30,18 @@ func TestLoadFailsWhenDaemonCannotRun(t *testing.T) {
 	for _, tt := range []struct {
 		firewall lab.Firewall
 		settings []string
-		old, new string // old is a text in the rules, new replaces it
 	}{{
 		firewall: fwknopd,
 		settings: fwknopSettings(t),
-		old:      "PCAP_INTF eth0;",
-		new:      "PCAP_INTF nowhere;",
 	}, {
 		firewall: firewallNamed("knockd"),
 		settings: []string{"Sequence 7001/udp 8003"},
-		old:      "[options]\n",
-		new:      "[options]\n\tInterface = nowhere\n",
 	}} {
 		t.Run(tt.firewall.Name, func(t *testing.T) {
 			t.Parallel()
 			r := newRig(t, tt.firewall, lab.IPv4, tt.settings...)
-			lab.EditFile(t, r.rules, tt.old, tt.new)
+			r.emitRules(t, "--interface", "eth0")
+			lab.EditFile(t, r.rules, "eth0", "nowhere")
 			if out, err := tryHeaderLine(t, r.server, r.rules, "load"); err == nil || out == "" {
 				t.Errorf("the load returns %v and prints %q, want an error and a message", err, out)
 			}

@@ -70,7 +70,11 @@ func TestRefreshLosesNoClientAtWindowEnd(t *testing.T) {
 		}
 		var daemon *lab.Daemon
 		if f.Async {
+			// A knockd in the foreground writes a log that the test can read, but no PID file.
+			// A knockd that ends removes the PID file, so the old one must be gone before.
+			r.server.Shell(t, "timeout 10 sh -c 'while pkill -x knockd; do sleep 0.05; done'")
 			daemon = r.server.Knockd(t, rules)
+			r.server.Shell(t, "pgrep -nx knockd >/run/knockd.pid")
 		}
 		r.expect(t, r.client, lab.Dropped)
 		r.knockAndWait(t, r.client)
