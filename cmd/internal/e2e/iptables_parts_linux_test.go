@@ -668,3 +668,22 @@ func TestIptablesScriptRunsInBusybox(t *testing.T) {
 		r.expectRuleset(t, before)
 	})
 }
+
+// TestIptablesPartsStayInTheirTable: when the rules are loaded in parts, each part goes to
+// the table that it was written for.
+func TestIptablesPartsStayInTheirTable(t *testing.T) {
+	t.Parallel()
+	server := lab.NewHost(t, "server")
+	shell := lab.ReadFile(t, filepath.Join("..", "..", "..", "knock", "rules", "sh", "iptables.sh"))
+	script := lab.File(t, "script", shell, "cd /run", `PATH=/run:$PATH`,
+		`cat >fake-restore <<-"END"`,
+		`[ -e called ] || { : >called; echo "Message too long"; exit 1; }`,
+		`grep -e "^\*" -e "^-" >>loaded`,
+		"END", "sed -i '1i #!/bin/sh' fake-restore", "chmod 700 fake-restore",
+		`ipt_merged='*mangle`, "-N a", "# part", "-N b", "COMMIT", "*filter", "-N c", "# part", "-X d", `COMMIT'`,
+		"ipt_restore fake && cat loaded")
+	got := strings.Join(strings.Fields(server.Run(t, "sh", script)), " ")
+	if want := "*mangle -N a *mangle -N b *filter -N c *filter -X d"; got != want {
+		t.Errorf("iptables-restore reads %q, want %q", got, want)
+	}
+}

@@ -34,8 +34,7 @@ log_err() {
 # uptime_now prints the seconds since the machine started. A step of the clock does not
 # change them.
 uptime_now() {
-	read -r uptime_seconds uptime_idle </proc/uptime || return
-	: "$uptime_idle"
+	read -r uptime_seconds _ </proc/uptime || return
 	printf '%s\n' "${uptime_seconds%%.*}"
 }
 
@@ -105,7 +104,7 @@ unloaded() {
 
 # unloaded_add ID... is for the verb unload.
 unloaded_add() {
-	for unloaded_id in "$@"; do
+	for unloaded_id; do
 		unloaded "$unloaded_id" || printf '%s\n' "$unloaded_id" >>"$state/unloaded"
 		rm -f "$state/$unloaded_id.sum" "$state/$unloaded_id.failing"
 	done
@@ -113,7 +112,7 @@ unloaded_add() {
 
 # unloaded_del ID... is for the verbs load, keep and install.
 unloaded_del() {
-	for unloaded_id in "$@"; do
+	for unloaded_id; do
 		unloaded "$unloaded_id" || continue
 		grep -vx "$unloaded_id" "$state/unloaded" >"$state/unloaded.tmp"
 		mv -f "$state/unloaded.tmp" "$state/unloaded"
@@ -379,7 +378,7 @@ put_part() (
 # install_parts ID... installs parts of this script whose rules are in force, and what loads
 # them again.
 install_parts() {
-	for install_id in "$@"; do
+	for install_id; do
 		if ! put_part "$0" "$install_id"; then
 			warn "cannot write /etc/portknock/$install_id.sh"
 			return 1
@@ -394,9 +393,7 @@ install_parts() {
 
 # uninstall_parts ID... removes installed parts. It leaves their rules in force.
 uninstall_parts() {
-	for install_id in "$@"; do
-		rm -f "/etc/portknock/$install_id".* "$state/$install_id".*
-	done
+	for install_id; do rm -f "/etc/portknock/$install_id".* "$state/$install_id".*; done
 	unloaded_del "$@"
 	if parts_installed; then
 		service_install

@@ -32,12 +32,11 @@ daemon_end() {
 		systemctl stop "portknock-daemon-$1.service" 2>/dev/null
 	elif daemon_runs "$1"; then
 		daemon_group=$(sed 's/.*) //' "/proc/$daemon_process/stat" | cut -d ' ' -f 3)
-		for daemon_wait in 1 2 3 4 5 6 7 8 9 10; do
+		for _ in 1 2 3 4 5 6 7 8 9 10; do
 			kill "$daemon_process" 2>/dev/null
 			sleep 0.2 2>/dev/null || sleep 1
 			daemon_runs "$1" || break
 		done
-		: "$daemon_wait"
 		kill -9 "-${daemon_group:?}" 2>/dev/null
 	fi
 	rm -rf "${daemons:?}/$1"

@@ -166,7 +166,7 @@ verb_install() {
 			die 1 "the rules of $(value name "$part") in this script are not loaded; first run: sh $0 trial"
 	done
 	[ -z "$tried" ] || keep_trial
-	install_parts "$@" || die 1 'not installed; the rules stay loaded until the next reboot'
+	install_parts "$@" || die 1 "not completely installed; the rules stay loaded until a reboot; to undo: sh $0 uninstall"
 	if grep -qs '^[^#]*include.*portknock' /etc/nftables.conf; then
 		warn 'remove the include line from /etc/nftables.conf: it loads the rules of another file'
 	fi

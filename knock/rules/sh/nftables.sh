@@ -251,12 +251,7 @@ fw_trial_id() { nft_objects | sed -n 's/^chain trial_//p'; }
 
 fw_trial_parts() { nft_objects | sed -n 's/^chain let_\(.*\)\.trial$/\1/p'; }
 
-fw_proved() { [ "$(nft_packets "let_$1.trial")" -gt 0 ] 2>/dev/null; }
-
-# nft_packets prints the packets that a counter has counted.
-nft_packets() {
-	nft list counter inet portknock "$1" 2>/dev/null | awk '$1 == "packets" { print $2 }'
-}
+fw_proved() { nft list counter inet portknock "let_$1.trial" 2>/dev/null | grep -q 'packets [1-9]'; }
 
 nft_changed() {
 	[ "$(nft_listing "$1" '' | cksum)" != "$(nft_listing "$1" .trial | sed 's/\.trial//g' | cksum)" ]
