@@ -197,7 +197,15 @@ log_now_and_then() {
 # may no longer be the installed one. Rules for the other firewall may have replaced these.
 left_alone() {
 	unloaded "$1" || [ "$(script_id "/etc/portknock/$1.sh")" != "$id" ] ||
-		if gone "$1"; then other_firewall_has "$1"; else [ -n "$2" ]; fi
+		if gone "$1"; then replaced "$1"; else [ -n "$2" ]; fi
+}
+
+# replaced ID is true if another script has loaded the part into the other firewall.
+replaced() {
+	case $(read_file "$state/$1.sum") in
+	'' | "$id") return 1 ;;
+	*) other_firewall_has "$1" ;;
+	esac
 }
 
 # verb_boot loads the installed parts. The service calls it at the start of the machine, and
@@ -236,7 +244,7 @@ verb_watch() {
 	# be repaired meanwhile.
 	if [ -z "$watch_trial" ] && [ -n "$refresh" ]; then
 		for watch_id in $profiles; do
-			unloaded "$watch_id" || refresh_part "$watch_id" || watch_status=1
+			left_alone "$watch_id" '' || refresh_part "$watch_id" || watch_status=1
 		done
 	fi
 	return "$watch_status"
@@ -300,6 +308,7 @@ refresh_part() (
 		fi
 		if fault=$(put_part "$new" "$1" 2>&1); then
 			unlock
+			fault=
 			sh "/etc/portknock/$1.sh" boot || fault='the new rules cannot be loaded'
 		else
 			unlock
