@@ -191,13 +191,10 @@ log_now_and_then() {
 
 # ----- the verbs that the service manager calls
 
-# left_alone ID TRIAL is true if neither boot nor watch may load the part. TRIAL is not
-# empty during a trial. A load would end the trial, so only a part that is gone is loaded
-# then: a flush has removed the trial's rules as well. A script that has waited for the lock
-# may no longer be the installed one. Rules for the other firewall may have replaced these.
-left_alone() {
-	unloaded "$1" || [ "$(script_id "/etc/portknock/$1.sh")" != "$id" ] ||
-		if gone "$1"; then replaced "$1"; else [ -n "$2" ]; fi
+# not_ours ID is true if this script must not load the part: the administrator has unloaded
+# it, or has installed another script while this one waited for the lock.
+not_ours() {
+	unloaded "$1" || [ "$(script_id "/etc/portknock/$1.sh")" != "$id" ]
 }
 
 # replaced ID is true if another script has loaded the part into the other firewall.
@@ -208,6 +205,13 @@ replaced() {
 	esac
 }
 
+# left_alone ID TRIAL is true if neither boot nor watch may load the part. TRIAL is not
+# empty during a trial. A load would end the trial, so only a part that is gone is loaded
+# then: a flush has removed the trial's rules as well.
+left_alone() {
+	not_ours "$1" || { replaced "$1" && gone "$1"; } || { [ -n "$2" ] && ! gone "$1"; }
+}
+
 # verb_boot loads the installed parts. The service calls it at the start of the machine, and
 # so does each unit that flushes. With PORTKNOCK_CLOSE in the environment, it only closes
 # the ports of parts that are gone.
@@ -216,7 +220,7 @@ verb_boot() {
 	lock
 	if [ -n "${PORTKNOCK_CLOSE-}" ]; then
 		for boot_id in $profiles; do
-			left_alone "$boot_id" '' || close_if_gone "$boot_id"
+			not_ours "$boot_id" || replaced "$boot_id" || close_if_gone "$boot_id"
 		done
 		unlock
 		return
