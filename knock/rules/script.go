@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -86,7 +87,7 @@ func (f Format) EmitScript(w io.Writer, guards []Guard, o Options, s Script) err
 	b.add("interface=%s\nrefresh=%s", shellValue(nic), shellValue(refresh))
 	b.add("every=%s", textIf(every > 0, fmt.Sprint(int(every/time.Second))))
 	b.WriteString(data)
-	for _, name := range append(row.shell, "status.sh", "install.sh", "main.sh") {
+	for _, name := range slices.Concat([]string{"main.sh", "install.sh", "status.sh", "instance.sh"}, row.shell) {
 		text, err := shellFiles.ReadFile("sh/" + name)
 		if err != nil {
 			return err

@@ -241,6 +241,27 @@ func TestDaemonScriptLeavesOtherDaemonsAlone(t *testing.T) {
 	}
 }
 
+// TestFormatWithoutDaemonEndsDaemon: the load of rules that judge knocks themselves ends the
+// daemon of the profile, which would admit addresses to them. A trial does not end it.
+func TestFormatWithoutDaemonEndsDaemon(t *testing.T) {
+	eachDaemonScript(t, func(t *testing.T, r *daemonRig) {
+		after := emitScript(t, r.server, nftables, vpsProfile(t, newSettings()...), "vps")
+		r.run(t, 0, "load")
+		after.run(t, "trial", "60")
+		r.expectDaemons(t, 1)
+		after.run(t, "keep", "--force")
+		r.expectDaemons(t, 0)
+		r.expectGeneration(t, "after keep", "new")
+		r.run(t, 0, "load")
+		after.run(t, "load")
+		r.expectDaemons(t, 0)
+		r.run(t, 0, "load")
+		after.run(t, "unload")
+		r.expectDaemons(t, 0)
+		r.expect(t, r.attacker, lab.Open)
+	})
+}
+
 // TestDaemonScriptsOfTwoProfiles: a second script does not replace the daemon of a first
 // one that is for another profile.
 func TestDaemonScriptsOfTwoProfiles(t *testing.T) {

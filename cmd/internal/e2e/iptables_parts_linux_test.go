@@ -445,6 +445,9 @@ func TestIptablesCloseAndListing(t *testing.T) {
 		dropping := r.iptScript(t, []string{"web"}, "--policy", "drop")
 		r.fw(t, script, "fw_close", "vps")
 		r.expect(t, r.client, lab.Dropped)
+		if got := r.fw(t, script, "fw_parts"); got != "" {
+			t.Errorf("after fw_close, in force are %q, want nothing", got)
+		}
 		closed := r.fw(t, script, "fw_listing", "vps")
 		r.fw(t, script, "fw_load", "vps")
 		loaded := r.fw(t, script, "fw_listing", "vps")
@@ -664,4 +667,23 @@ func TestIptablesScriptRunsInBusybox(t *testing.T) {
 		fw("fw_unload", "vps", "web")
 		r.expectRuleset(t, before)
 	})
+}
+
+// TestIptablesPartsStayInTheirTable: when the rules are loaded in parts, each part goes to
+// the table that it was written for.
+func TestIptablesPartsStayInTheirTable(t *testing.T) {
+	t.Parallel()
+	server := lab.NewHost(t, "server")
+	shell := lab.ReadFile(t, filepath.Join("..", "..", "..", "knock", "rules", "sh", "iptables.sh"))
+	script := lab.File(t, "script", shell, "cd /run", `PATH=/run:$PATH`,
+		`cat >fake-restore <<-"END"`,
+		`[ -e called ] || { : >called; echo "Message too long"; exit 1; }`,
+		`grep -e "^\*" -e "^-" >>loaded`,
+		"END", "sed -i '1i #!/bin/sh' fake-restore", "chmod 700 fake-restore",
+		`ipt_merged='*mangle`, "-N a", "# part", "-N b", "COMMIT", "*filter", "-N c", "# part", "-X d", `COMMIT'`,
+		"ipt_restore fake && cat loaded")
+	got := strings.Join(strings.Fields(server.Run(t, "sh", script)), " ")
+	if want := "*mangle -N a *mangle -N b *filter -N c *filter -X d"; got != want {
+		t.Errorf("iptables-restore reads %q, want %q", got, want)
+	}
 }

@@ -329,6 +329,12 @@ func TestTrialOnTerminal(t *testing.T) {
 		}
 		after.refused(t, "not on trial", "keep")
 		r.expectGeneration(t, "after Enter", "new")
+
+		c, _, log = start("60")
+		after.run(t, "keep", "--force")
+		if err := c.Wait(); err != nil || !strings.Contains(log.String(), "kept by another run") {
+			t.Errorf("after keep by another run, the trial returns %v and prints %q", err, log)
+		}
 	})
 }
 

@@ -57,7 +57,8 @@ status_text() {
 		say "profile    $(value name "$part"), guards $(value ports "$part")$(value key "$part" | sed 's/..*/, key &/')"
 		until=$(value until "$part")
 		say "rules      $(rules_state "$part")${until:+; valid until $(show_time "$until")}"
-		[ "$(trial_state "$part")" = none ] || say "on trial   $(trial_state "$part")"
+		on_trial=$(trial_state "$part")
+		[ "$on_trial" = none ] || say "on trial   $on_trial"
 		installed_state "$part" | awk '
 			{ word = $1; sub(/^[^ ]* /, ""); is[word] = $0 }
 			END {
