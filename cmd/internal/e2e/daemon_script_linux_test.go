@@ -154,12 +154,12 @@ func TestDaemonScriptKeepNeedsConnection(t *testing.T) {
 	eachDaemonScript(t, func(t *testing.T, r *daemonRig) {
 		r.run(t, 0, "load")
 		r.run(t, 1, "trial")
-		r.fail(t, "no connection has come through", 1, "keep")
+		r.fail(t, "no new connection has come through", 1, "keep")
 		r.expectOpener(t, 1)
 		r.run(t, 1, "keep")
 		r.expectDaemons(t, 1)
 		r.expectOpener(t, 1)
-		if out := r.run(t, 1, "status"); !strings.Contains(out, "as loaded") {
+		if out := r.run(t, 1, "status"); !strings.Contains(out, "in force, unchanged") {
 			t.Errorf("status prints\n%s", out)
 		}
 	})

@@ -11,6 +11,7 @@
 //	traces          the traces of testdata/traces
 //	bypass          attempts to bypass a guard
 //	scan            the ports that a scanner sees
+//	status          the verb status of a script
 //	secrecy         outputs and files that must not reveal knocks or tokens
 //	traffic         packets for services and for other hosts
 //	rotating        rotating sequences, with the kernel's clock

@@ -339,7 +339,7 @@ func TestIptablesTrialExpires(t *testing.T) {
 		r.expectAnswers(t, "expired", stopped, vpsOpen)
 		r.fw(t, script, "fw_cancel")
 		r.expectRuleset(t, before)
-		r.expectAnswers(t, "cancelled", admitted, vpsOpen)
+		r.expectAnswers(t, "canceled", admitted, vpsOpen)
 	})
 }
 
@@ -508,10 +508,10 @@ COMMIT`)
 		r.expect(t, r.attacker, lab.Dropped)
 		r.expectAnswers(t, "on trial", from, map[uint16]lab.State{22: lab.Dropped, 1: lab.Refused})
 		r.fw(t, script, "fw_cancel")
-		r.expectAnswers(t, "cancelled", from, map[uint16]lab.State{22: lab.Open, 1: lab.Dropped})
+		r.expectAnswers(t, "canceled", from, map[uint16]lab.State{22: lab.Open, 1: lab.Dropped})
 		if after := strings.Replace(r.ruleset(t), "-A PREROUTING -j PORTKNOCK\n", "", -1); strings.Contains(after, "TRIAL") ||
 			after != strings.Replace(oldRules, "-A PREROUTING -j PORTKNOCK\n", "", -1) && !strings.Contains(after, "PORTSPENT") {
-			t.Errorf("a cancelled trial changes the old rules from\n%s\nto\n%s", oldRules, after)
+			t.Errorf("a canceled trial changes the old rules from\n%s\nto\n%s", oldRules, after)
 		}
 		r.fw(t, script, "fw_load", "vps")
 		r.expectAnswers(t, "taken over", from, map[uint16]lab.State{22: lab.Open, 1: lab.Refused})
@@ -521,7 +521,7 @@ COMMIT`)
 	})
 }
 
-// TestIptablesGuardHasNoGap: while rules are loaded, tried, kept and cancelled, and while
+// TestIptablesGuardHasNoGap: while rules are loaded, tried, kept and canceled, and while
 // these functions are killed, no SYN of an attacker is answered.
 func TestIptablesGuardHasNoGap(t *testing.T) {
 	lab.Require(t, "timeout")
@@ -623,7 +623,7 @@ func TestIptablesTrialLosesDropPolicy(t *testing.T) {
 		r.fw(t, script, "fw_trial", "60", "vps", "web")
 		expect("on trial", lab.Refused, lab.Dropped)
 		r.fw(t, script, "fw_cancel")
-		expect("cancelled", lab.Dropped, lab.Open)
+		expect("canceled", lab.Dropped, lab.Open)
 		r.expectRuleset(t, before)
 		r.fw(t, script, "fw_trial", "60", "web")
 		expect("only web on trial", lab.Dropped, lab.Dropped)

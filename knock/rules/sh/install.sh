@@ -730,7 +730,10 @@ cron_runs() {
 # crontab_edit LINE... replaces portknock's lines in the crontab of root.
 crontab_edit() (
 	command -v crontab >/dev/null || exit 1
-	old=$(crontab -l 2>/dev/null)
+	old=$(crontab -l 2>&1) || case $old in
+	*'no crontab'* | *"can't open"*) old='' ;; # root has none yet
+	*) exit 1 ;;
+	esac
 	new=$(
 		printf '%s\n' "$old" | grep -v ' /bin/sh /etc/portknock/each '
 		[ $# = 0 ] || printf '%s\n' "$@"

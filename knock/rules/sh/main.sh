@@ -84,24 +84,32 @@ verb_load() {
 	fw_load "$@" || die 1 "the rules of $(names "$@") are not loaded; the rules in force have not changed"
 	remember "$@"
 	say "loaded: $(names "$@")"
+	for part; do
+		[ -f "/etc/portknock/$part.sh" ] || say "The rules are lost at a reboot. To load them at each boot: sh $0 install"
+		break
+	done
 }
 
 verb_trial() {
 	warn_of_other_firewall "$@"
 	left=$(fw_trial_left)
-	[ -z "$left" ] || die 1 "a trial is running for $left more seconds; first run: sh $0 cancel"
+	[ -z "$left" ] || die 1 "another trial ends in $left seconds; wait, or run: sh $0 cancel"
 	fw_test "$@" || die 1 'the trial has not begun; the rules in force have not changed'
 	if ! fw_trial "$trial_seconds" "$@"; then
 		fw_cancel # with iptables, the rules for IPv4 may be on trial
 		die 1 'the trial has not begun; the rules in force have not changed'
 	fi
 	unlock
-	say "The new rules of $(names "$@") are in force for $trial_seconds seconds."
-	say 'Keep this session open. Log in from another terminal, with a new connection: ssh -S none HOST'
-	say "If that works, run: sh $0 keep"
-	say 'If you do not, the kernel goes back to the rules, or to the open ports, from before the trial.'
+	say "The new rules of $(names "$@") are in force for $trial_seconds seconds. Keep this session open."
+	say 'Log in from another terminal, with a new connection: ssh -S none HOST'
 	if [ -t 0 ] && [ -t 1 ]; then
+		say 'If that works, press Enter here. Otherwise the trial ends by itself:'
+		say 'then the rules from before are in force again, or the ports are open if there were none.'
 		countdown "$@"
+	else
+		say "If that works, run: sh $0 keep"
+		say 'Otherwise the trial ends by itself: then the rules from before are in force again,'
+		say 'or the ports are open if there were none.'
 	fi
 }
 
@@ -111,7 +119,6 @@ countdown() {
 	trap 'stty "$terminal"' EXIT
 	trap 'exit 1' HUP INT TERM
 	stty -icanon -echo min 0 time 10
-	say 'Or press Enter here to keep them.'
 	enter='
 '
 	while [ -t 0 ] && left=$(fw_trial_left) && [ -n "$left" ]; do
@@ -131,13 +138,14 @@ countdown() {
 
 # keep_trial makes the rules on trial permanent.
 keep_trial() {
-	[ "$(fw_trial_id)" = "$id" ] || die 1 "the rules of this script are not on trial; first run: sh $0 trial"
+	[ "$(fw_trial_id)" = "$id" ] || die 1 "no trial of these rules is running; it may have ended; run: sh $0 trial"
 	[ -n "$(fw_trial_left)" ] || die 1 "the trial has ended, and the rules from before are in force; run: sh $0 trial"
 	tried=$(fw_trial_parts)
 	if [ -z "$force" ]; then
 		for part in $tried; do
 			if fw_changed "$part" && ! fw_proved "$part"; then
-				die 1 "no connection has come through the new rules of $(value name "$part") yet; log in, then repeat"
+				warn "no new connection has come through the new rules of $(value name "$part") yet"
+				die 1 'log in with a new connection (ssh -S none HOST), then keep the rules'
 			fi
 		done
 	fi
@@ -149,12 +157,17 @@ keep_trial() {
 
 verb_keep() {
 	keep_trial
-	say "The new rules are permanent, until the next reboot. To load them at each boot: sh $0 install"
+	say "The new rules stay loaded until a reboot. To load them at each boot: sh $0 install"
 }
 
 verb_cancel() {
-	fw_cancel || die 1 'the trial has not been cancelled; it ends by itself'
-	say 'no trial is running; the rules from before are in force'
+	left=$(fw_trial_left)
+	fw_cancel || die 1 'the trial has not been canceled; it ends by itself'
+	if [ -n "$left" ]; then
+		say 'the trial has ended; the rules from before are in force again'
+	else
+		say 'no trial was running; the rules in force have not changed'
+	fi
 }
 
 verb_install() {
@@ -163,7 +176,7 @@ verb_install() {
 	[ -z "$(fw_trial_left)" ] || [ "$(fw_trial_id)" != "$id" ] || tried=$(fw_trial_parts)
 	for part; do
 		printf '%s\n' "$tried" | grep -qx "$part" || in_force "$part" ||
-			die 1 "the rules of $(value name "$part") in this script are not loaded; first run: sh $0 trial"
+			die 1 "the rules of $(value name "$part") in this script are not loaded; first run trial, then log in"
 	done
 	[ -z "$tried" ] || keep_trial
 	install_parts "$@" || die 1 "not completely installed; the rules stay loaded until a reboot; to undo: sh $0 uninstall"
@@ -183,6 +196,7 @@ verb_unload() {
 	fw_unload "$@" || die 1 "the rules of $(names "$@") are still loaded"
 	unloaded_add "$@"
 	say "unloaded: $(names "$@"). The ports are open, unless another profile or firewall closes them."
+	! parts_installed || say "Installed rules return at the next boot. To remove them for good: sh $0 uninstall"
 }
 
 verb_uninstall() {

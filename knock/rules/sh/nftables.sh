@@ -345,7 +345,9 @@ fw_counters() {
 }
 
 fw_admitted() {
-	for family in 4 6; do nft_elements "open${family}_$1"; done
+	copy=
+	[ -z "$(fw_trial_left)" ] || ! fw_trial_parts | grep -qx "$1" || copy=.trial
+	for family in 4 6; do nft_elements "open${family}_$1$copy"; done
 }
 
 # The plain drop spares what other parts, or copies on trial, have marked as let through. The
