@@ -22,7 +22,7 @@ import (
 //   - otherwise the reason why the first address was unreachable at the start, such as a
 //     missing route. Connect then returns before its time is up.
 //
-// If ctx is cancelled, Connect returns the error that it would return if its time
+// If ctx is canceled, Connect returns the error that it would return if its time
 // ended then: a ClosedError holds the time so far and the last refusal. The error also
 // wraps [context.Canceled].
 func (d *Dialer) Connect(ctx context.Context, host string, port uint16) (net.Conn, error) {
@@ -50,7 +50,7 @@ func (d *Dialer) Probe(ctx context.Context, host string, port uint16) error {
 func (d *Dialer) connect(parent context.Context, host string, port uint16) (_ net.Conn, err error) {
 	defer func() {
 		if err != nil && errors.Is(parent.Err(), context.Canceled) {
-			err = cancelled{err}
+			err = canceled{err}
 		}
 	}()
 	r := &race{

@@ -37,7 +37,7 @@ func (e *KnockError) Error() string {
 func (e *KnockError) Unwrap() error { return e.Err }
 
 // ClosedError is the error of Connect if the port did not open in time, or did not open
-// before ctx was cancelled.
+// before ctx was canceled.
 type ClosedError struct {
 	Port uint16
 
@@ -86,10 +86,10 @@ func (e *ClosedError) Error() string {
 
 func (e *ClosedError) Unwrap() error { return e.Err }
 
-// cancelled is an error that Connect returns because ctx was cancelled.
-type cancelled struct{ error }
+// canceled is an error that Connect returns because ctx was canceled.
+type canceled struct{ error }
 
-func (c cancelled) Unwrap() []error { return []error{c.error, context.Canceled} }
+func (c canceled) Unwrap() []error { return []error{c.error, context.Canceled} }
 
 // IsNoRoute reports whether an error means that this machine has no route to the
 // address, or no local address to send from. A Dialer calls this an outage.

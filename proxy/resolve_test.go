@@ -76,7 +76,7 @@ func TestLiteralAddressIsNotResolved(t *testing.T) {
 }
 
 // TestFailedResolveIsResolveError: the error is a ResolveError if the name is unknown,
-// and if the time is up during the lookup. The error of a cancelled lookup contains
+// and if the time is up during the lookup. The error of a canceled lookup contains
 // context.Canceled.
 func TestFailedResolveIsResolveError(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -100,7 +100,7 @@ func TestFailedResolveIsResolveError(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		time.AfterFunc(ms, cancel)
 		if _, err = d.Connect(ctx, "vps", 22); !errors.Is(err, context.Canceled) {
-			t.Errorf("cancelled lookup: error %v, want context.Canceled", err)
+			t.Errorf("canceled lookup: error %v, want context.Canceled", err)
 		}
 	})
 }

@@ -24,7 +24,7 @@ func dialTCP(ctx context.Context, from netip.Addr, to netip.AddrPort) (net.Conn,
 	d := net.Dialer{
 		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: -1, Interval: -1, Count: -1},
 		// Closing the socket sends RST in every state. The option is set before the
-		// connect, so that a cancelled socket never ends by FIN. Errors are ignored:
+		// connect, so that a canceled socket never ends by FIN. Errors are ignored:
 		// a system that lacks an option can still connect.
 		Control: func(_, _ string, c syscall.RawConn) error {
 			return c.Control(func(fd uintptr) {

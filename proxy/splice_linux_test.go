@@ -159,7 +159,7 @@ func useUpDescriptors(t *testing.T) {
 	}
 }
 
-// TestCancelledSpliceReleasesFiles: a cancelled Splice returns at once, no matter what it
+// TestCancelledSpliceReleasesFiles: a canceled Splice returns at once, no matter what it
 // waits for. Its files can be closed afterwards.
 func TestCancelledSpliceReleasesFiles(t *testing.T) {
 	writeForever := func(w io.Writer) {

@@ -201,12 +201,12 @@ func (t *target) dial(ctx context.Context, e Event, early bool) {
 		}
 		began := time.Now()
 		conn, err := connect(ctx, e.From, t.addr)
-		cancelled := ctx.Err() != nil
+		canceled := ctx.Err() != nil
 		t.removeLive(d)
 		switch {
 		case err == nil:
 			t.race.offer(conn, e)
-		case cancelled, isSilence(err):
+		case canceled, isSilence(err):
 			t.race.trace(Lost, nil, e)
 		case IsNoRoute(err) && t.survives(err):
 			t.race.trace(Unreachable, err, e)

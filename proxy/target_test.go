@@ -124,7 +124,7 @@ func TestPauseBeginsAfterSlowKnocks(t *testing.T) {
 	})
 }
 
-// TestCancelledConnectTellsItsProgress: the error of a cancelled Connect is the error of
+// TestCancelledConnectTellsItsProgress: the error of a canceled Connect is the error of
 // the step that Connect had reached.
 func TestCancelledConnectTellsItsProgress(t *testing.T) {
 	silent := func(netip.Addr, int) (time.Duration, error) { return noAnswer, nil }
@@ -135,13 +135,13 @@ func TestCancelledConnectTellsItsProgress(t *testing.T) {
 		want   any // pointer to a variable of the error's type
 		text   string
 	}{{
-		name: "cancelled without an answer", answer: silent,
+		name: "canceled without an answer", answer: silent,
 		want: new(*ClosedError), text: "port 22 did not open within 400ms: no answer",
 	}, {
-		name: "cancelled after a refusal", answer: func(netip.Addr, int) (time.Duration, error) { return 30 * ms, errRefused },
+		name: "canceled after a refusal", answer: func(netip.Addr, int) (time.Duration, error) { return 30 * ms, errRefused },
 		want: new(*ClosedError), text: "port 22 did not open within 400ms: connection refused",
 	}, {
-		name: "cancelled before the first address is known", answer: silent,
+		name: "canceled before the first address is known", answer: silent,
 		change: func(d *Dialer) {
 			d.Resolve = func(ctx context.Context, _ string) ([]netip.Addr, error) {
 				<-ctx.Done()
@@ -150,7 +150,7 @@ func TestCancelledConnectTellsItsProgress(t *testing.T) {
 		},
 		want: new(*ResolveError), text: `cannot resolve "vps": no answer in time`,
 	}, {
-		name: "cancelled before the first knocks have left", answer: silent,
+		name: "canceled before the first knocks have left", answer: silent,
 		change: func(d *Dialer) {
 			d.Knock = func(context.Context, netip.Addr, netip.Addr, int) error { return errnosTemporary[1] }
 		},

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -58,11 +59,11 @@ func (f Format) EmitScript(w io.Writer, guards []Guard, o Options, s Script) err
 	}
 	o.File = row.file
 	checked, err := row.check(guards, o)
-	nic := o.Interface
-	o.Interface = "" // the shell code finds the interface
 	if err != nil {
 		return err
 	}
+	nic := o.Interface
+	o.Interface = "" // the shell code finds the interface
 	for i := range checked {
 		checked[i].copy = scriptCopy
 	}
@@ -80,11 +81,13 @@ func (f Format) EmitScript(w io.Writer, guards []Guard, o Options, s Script) err
 	}
 	var b lines
 	b.add("#!/bin/sh")
-	b.WriteString(row.scriptHeader(checked, d, o))
-	b.add("\n# shellcheck disable=SC2034 # functions below use these variables by name\nformat=%s\nid=%.6x\non_failure=%s", row.name, sha256.Sum256([]byte(data+nic)), onFailure)
-	b.add("interface=%s\nrefresh=%s\nevery=%s", shellValue(nic), shellValue(refresh), secondsIf(every))
+	b.WriteString(row.scriptHeader(checked, d, o, every))
+	b.add("\n# shellcheck disable=SC2034 # functions below use these variables by name")
+	b.add("format=%s\nid=%.6x\non_failure=%s", row.name, sha256.Sum256([]byte(data+nic)), onFailure)
+	b.add("interface=%s\nrefresh=%s", shellValue(nic), shellValue(refresh))
+	b.add("every=%s", textIf(every > 0, fmt.Sprint(int(every/time.Second))))
 	b.WriteString(data)
-	for _, name := range append(row.shell, "status.sh", "install.sh", "main.sh") {
+	for _, name := range slices.Concat([]string{"main.sh", "install.sh", "status.sh", "instance.sh"}, row.shell) {
 		text, err := shellFiles.ReadFile("sh/" + name)
 		if err != nil {
 			return err
@@ -101,10 +104,6 @@ func (f format) scriptData(guards []guard, d document) (string, error) {
 	var b lines
 	b.add("profiles=")
 	for i, g := range guards {
-		part := ""
-		if len(d.parts) > 0 {
-			part = d.parts[i]
-		}
 		b.add("\n#< %s\nprofiles=\"$profiles %[1]s\"", g.ID)
 		end := ""
 		if g.timed() && f.clock {
@@ -119,13 +118,12 @@ func (f format) scriptData(guards []guard, d document) (string, error) {
 		} {
 			b.add("%s_%s=%s", v.name, g.ID, v.value)
 		}
-		if err := hereDocument(&b, "rules_"+g.ID, part); err != nil {
-			return "", err
+		err := hereDocument(&b, "rules_"+g.ID, d.parts[i])
+		if d.daemons != nil {
+			err = errors.Join(err, hereDocument(&b, "daemon_"+g.ID, d.daemons[i]))
 		}
-		if len(d.daemons) > 0 {
-			if err := hereDocument(&b, "daemon_"+g.ID, d.daemons[i]); err != nil {
-				return "", err
-			}
+		if err != nil {
+			return "", err
 		}
 		b.add("#> %s", g.ID)
 	}
@@ -144,8 +142,9 @@ func hereDocument(b *lines, name, text string) error {
 	return nil
 }
 
-// scriptHeader returns the comment at the start of a script.
-func (f format) scriptHeader(guards []guard, d document, o Options) string {
+// scriptHeader returns the comment at the start of a script. every is the time between two
+// refreshes, or 0.
+func (f format) scriptHeader(guards []guard, d document, o Options, every time.Duration) string {
 	var b lines
 	b.add("%s", f.about(guards, o))
 	b.add(`Save this script as a file and run it as root: sh FILE VERB
@@ -163,11 +162,12 @@ func (f format) scriptHeader(guards []guard, d document, o Options) string {
 
 No verb changes the rules of other profiles, or ends open sessions. Loading keeps
 admitted addresses, and turns on the kernel's connection tracking.`)
-	if d.daemons != nil {
-		b.add("\n%s", daemonNote)
-	}
-	for _, note := range f.notes(d, o) {
-		b.add("\n%s", note)
+	refreshNote := fmt.Sprintf(`The installed script makes new rules every %s, so the times above are only those of the
+first rules. The profile needs no ValidUntil.`, formatSpan(every))
+	for _, note := range append([]string{textIf(every > 0, refreshNote), textIf(d.daemons != nil, daemonNote)}, f.notes(d, o)...) {
+		if note != "" {
+			b.add("\n%s", note)
+		}
 	}
 	return mark(b.String())
 }
@@ -185,11 +185,6 @@ func shellValue(s string) string {
 		return ""
 	}
 	return quote(s)
-}
-
-// secondsIf returns a duration in seconds, or "" for 0.
-func secondsIf(d time.Duration) string {
-	return textIf(d > 0, fmt.Sprint(int(d/time.Second)))
 }
 
 // refreshTimes returns how often a server writes its rules (every) and how long the

@@ -67,7 +67,7 @@ func TestInstalledDaemonScriptSurvivesReboot(t *testing.T) {
 	}
 }
 
-// TestDaemonScriptTrialGoesBackUnderSystemd: when a trial expires or is cancelled, the old
+// TestDaemonScriptTrialGoesBackUnderSystemd: when a trial expires or is canceled, the old
 // secret opens the port again, and the new one does not.
 func TestDaemonScriptTrialGoesBackUnderSystemd(t *testing.T) {
 	t.Parallel()

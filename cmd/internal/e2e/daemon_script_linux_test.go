@@ -154,12 +154,12 @@ func TestDaemonScriptKeepNeedsConnection(t *testing.T) {
 	eachDaemonScript(t, func(t *testing.T, r *daemonRig) {
 		r.run(t, 0, "load")
 		r.run(t, 1, "trial")
-		r.fail(t, "no connection has come through", 1, "keep")
+		r.fail(t, "no new connection has come through", 1, "keep")
 		r.expectOpener(t, 1)
 		r.run(t, 1, "keep")
 		r.expectDaemons(t, 1)
 		r.expectOpener(t, 1)
-		if out := r.run(t, 1, "status"); !strings.Contains(out, "as loaded") {
+		if out := r.run(t, 1, "status"); !strings.Contains(out, "in force, unchanged") {
 			t.Errorf("status prints\n%s", out)
 		}
 	})
@@ -239,6 +239,27 @@ func TestDaemonScriptLeavesOtherDaemonsAlone(t *testing.T) {
 	if out := r.server.Run(t, "pgrep", "-x", "knockd"); strings.Count(out, "\n") != 2 {
 		t.Errorf("the processes of knockd are %q, want two", out)
 	}
+}
+
+// TestFormatWithoutDaemonEndsDaemon: the load of rules that judge knocks themselves ends the
+// daemon of the profile, which would admit addresses to them. A trial does not end it.
+func TestFormatWithoutDaemonEndsDaemon(t *testing.T) {
+	eachDaemonScript(t, func(t *testing.T, r *daemonRig) {
+		after := emitScript(t, r.server, nftables, vpsProfile(t, newSettings()...), "vps")
+		r.run(t, 0, "load")
+		after.run(t, "trial", "60")
+		r.expectDaemons(t, 1)
+		after.run(t, "keep", "--force")
+		r.expectDaemons(t, 0)
+		r.expectGeneration(t, "after keep", "new")
+		r.run(t, 0, "load")
+		after.run(t, "load")
+		r.expectDaemons(t, 0)
+		r.run(t, 0, "load")
+		after.run(t, "unload")
+		r.expectDaemons(t, 0)
+		r.expect(t, r.attacker, lab.Open)
+	})
 }
 
 // TestDaemonScriptsOfTwoProfiles: a second script does not replace the daemon of a first

@@ -7,10 +7,14 @@
 //	script          the verbs test, load and unload of a script; loads in a container
 //	trial           the verbs trial, keep and cancel; killed scripts; rules of older versions
 //	parts           profiles that are loaded one after another
+//	iptables_parts  the same for iptables, and trials of iptables rules
+//	install         installed scripts that change firewalls, formats or versions
 //	golden          the golden rules of testdata/rules
 //	traces          the traces of testdata/traces
 //	bypass          attempts to bypass a guard
 //	scan            the ports that a scanner sees
+//	coverage        other paths to a guarded port
+//	status          the verb status of a script
 //	secrecy         outputs and files that must not reveal knocks or tokens
 //	traffic         packets for services and for other hosts
 //	rotating        rotating sequences, with the kernel's clock

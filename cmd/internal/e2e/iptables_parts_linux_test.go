@@ -339,7 +339,7 @@ func TestIptablesTrialExpires(t *testing.T) {
 		r.expectAnswers(t, "expired", stopped, vpsOpen)
 		r.fw(t, script, "fw_cancel")
 		r.expectRuleset(t, before)
-		r.expectAnswers(t, "cancelled", admitted, vpsOpen)
+		r.expectAnswers(t, "canceled", admitted, vpsOpen)
 	})
 }
 
@@ -445,6 +445,9 @@ func TestIptablesCloseAndListing(t *testing.T) {
 		dropping := r.iptScript(t, []string{"web"}, "--policy", "drop")
 		r.fw(t, script, "fw_close", "vps")
 		r.expect(t, r.client, lab.Dropped)
+		if got := r.fw(t, script, "fw_parts"); got != "" {
+			t.Errorf("after fw_close, in force are %q, want nothing", got)
+		}
 		closed := r.fw(t, script, "fw_listing", "vps")
 		r.fw(t, script, "fw_load", "vps")
 		loaded := r.fw(t, script, "fw_listing", "vps")
@@ -513,10 +516,10 @@ COMMIT`)
 		r.expect(t, r.attacker, lab.Dropped)
 		r.expectAnswers(t, "on trial", from, map[uint16]lab.State{22: lab.Dropped, 1: lab.Refused})
 		r.fw(t, script, "fw_cancel")
-		r.expectAnswers(t, "cancelled", from, map[uint16]lab.State{22: lab.Open, 1: lab.Dropped})
+		r.expectAnswers(t, "canceled", from, map[uint16]lab.State{22: lab.Open, 1: lab.Dropped})
 		if after := strings.Replace(r.ruleset(t), "-A PREROUTING -j PORTKNOCK\n", "", -1); strings.Contains(after, "TRIAL") ||
 			after != strings.Replace(oldRules, "-A PREROUTING -j PORTKNOCK\n", "", -1) && !strings.Contains(after, "PORTSPENT") {
-			t.Errorf("a cancelled trial changes the old rules from\n%s\nto\n%s", oldRules, after)
+			t.Errorf("a canceled trial changes the old rules from\n%s\nto\n%s", oldRules, after)
 		}
 		r.fw(t, script, "fw_load", "vps")
 		r.expectAnswers(t, "taken over", from, map[uint16]lab.State{22: lab.Open, 1: lab.Refused})
@@ -526,7 +529,7 @@ COMMIT`)
 	})
 }
 
-// TestIptablesGuardHasNoGap: while rules are loaded, tried, kept and cancelled, and while
+// TestIptablesGuardHasNoGap: while rules are loaded, tried, kept and canceled, and while
 // these functions are killed, no SYN of an attacker is answered.
 func TestIptablesGuardHasNoGap(t *testing.T) {
 	lab.Require(t, "timeout")
@@ -628,7 +631,7 @@ func TestIptablesTrialLosesDropPolicy(t *testing.T) {
 		r.fw(t, script, "fw_trial", "60", "vps", "web")
 		expect("on trial", lab.Refused, lab.Dropped)
 		r.fw(t, script, "fw_cancel")
-		expect("cancelled", lab.Dropped, lab.Open)
+		expect("canceled", lab.Dropped, lab.Open)
 		r.expectRuleset(t, before)
 		r.fw(t, script, "fw_trial", "60", "web")
 		expect("only web on trial", lab.Dropped, lab.Dropped)
@@ -672,4 +675,23 @@ func TestIptablesScriptRunsInBusybox(t *testing.T) {
 		fw("fw_unload", "vps", "web")
 		r.expectRuleset(t, before)
 	})
+}
+
+// TestIptablesPartsStayInTheirTable: when the rules are loaded in parts, each part goes to
+// the table that it was written for.
+func TestIptablesPartsStayInTheirTable(t *testing.T) {
+	t.Parallel()
+	server := lab.NewHost(t, "server")
+	shell := lab.ReadFile(t, filepath.Join("..", "..", "..", "knock", "rules", "sh", "iptables.sh"))
+	script := lab.File(t, "script", shell, "cd /run", `PATH=/run:$PATH`,
+		`cat >fake-restore <<-"END"`,
+		`[ -e called ] || { : >called; echo "Message too long"; exit 1; }`,
+		`grep -e "^\*" -e "^-" >>loaded`,
+		"END", "sed -i '1i #!/bin/sh' fake-restore", "chmod 700 fake-restore",
+		`ipt_merged='*mangle`, "-N a", "# part", "-N b", "COMMIT", "*filter", "-N c", "# part", "-X d", `COMMIT'`,
+		"ipt_restore fake && cat loaded")
+	got := strings.Join(strings.Fields(server.Run(t, "sh", script)), " ")
+	if want := "*mangle -N a *mangle -N b *filter -N c *filter -X d"; got != want {
+		t.Errorf("iptables-restore reads %q, want %q", got, want)
+	}
 }

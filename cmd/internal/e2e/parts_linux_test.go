@@ -370,3 +370,47 @@ func TestPartsLogInThroughEach(t *testing.T) {
 	r.login(t)
 	r.expect(t, r.attacker, lab.Dropped)
 }
+
+// TestPlainDropOfOnePart: the plain drop of a part, whose rules cannot be loaded, lets pass
+// what other parts and a trial let through. It stays when other parts go.
+func TestPlainDropOfOnePart(t *testing.T) {
+	eachShell(t, func(t *testing.T, shell []string) {
+		parts := numberedParts(2)
+		r := newPartsRig(t, lab.IPv4, parts)
+		closed, other := parts[0].script(t, r).with(shell), parts[1].script(t, r).with(shell)
+		expect := func(when string, port uint16, want lab.State) {
+			t.Helper()
+			if got := r.attacker.Probe(t, r.port(port)); got != want {
+				t.Errorf("%s: port %d is %v, want %v", when, port, got, want)
+			}
+		}
+		closed.call(t, "fw_close", parts[0].name)
+		expect("after the plain drop", parts[0].port, lab.Dropped)
+		other.run(t, "load")
+		expect("after the load of another part", parts[0].port, lab.Dropped)
+		from := r.freshAddr()
+		r.client.KnockFrom(t, from, r.addr(), parts[1].steps...)
+		r.expectAnswer(t, "after the knocks of another part", from, 22, lab.Open)
+		r.expectAnswer(t, "after the knocks of another part", from, parts[0].port, lab.Dropped)
+		other.run(t, "unload")
+		expect("after the unload of the other part", parts[0].port, lab.Dropped)
+		closed.run(t, "cancel")
+		expect("after cancel", parts[0].port, lab.Dropped)
+
+		closed.run(t, "trial")
+		from = r.freshAddr()
+		r.client.KnockFrom(t, from, r.addr(), parts[0].steps...)
+		r.expectAnswer(t, "after the knocks during a trial", from, parts[0].port, lab.Open)
+		closed.run(t, "cancel")
+		expect("after a trial", parts[0].port, lab.Dropped)
+		closed.run(t, "load")
+		from = r.freshAddr()
+		r.client.KnockFrom(t, from, r.addr(), parts[0].steps...)
+		r.expectAnswer(t, "after the knocks", from, parts[0].port, lab.Open)
+		closed.run(t, "unload")
+		expect("after unload", parts[0].port, lab.Open)
+		if tables := r.server.Run(t, "nft", "list", "tables"); tables != "" {
+			t.Errorf("unload leaves %s", tables)
+		}
+	})
+}

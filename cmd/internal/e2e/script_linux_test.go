@@ -118,6 +118,17 @@ func (s script) refused(t testing.TB, text string, verb ...string) {
 	}
 }
 
+// call runs a shell function of the script, which must succeed.
+func (s script) call(t testing.TB, function ...string) {
+	t.Helper()
+	text, found := strings.CutSuffix(lab.ReadFile(t, s.file), "main \"$@\"\n")
+	if !found {
+		t.Fatal("the script does not end as expected")
+	}
+	s.file = lab.File(t, "script", text, "umask 077", `mkdir -p "$state"`, "verb=load", `"$@"`)
+	s.run(t, function...)
+}
+
 // TestScriptGuardFromLoadToUnload: the verbs test, load and unload do what they say. The
 // unload of the last profile leaves no rules.
 func TestScriptGuardFromLoadToUnload(t *testing.T) {

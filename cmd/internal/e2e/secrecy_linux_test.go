@@ -14,7 +14,6 @@ import (
 // It shows neither knocks nor tokens.
 func TestStatusShowsNoKnocksOrTokens(t *testing.T) {
 	eachShell(t, func(t *testing.T, shell []string) {
-		// TODO: fails until the script has the verb status.
 		r := newRig(t, nftables, lab.IPv4, twoKnocks, "Host one", "Scheme token", "OpenPorts 8080", keyFileSetting(t))
 		secrets := []string{"7001", "8003"}
 		token := strings.Fields(r.server.Run(t, "portknock", "sequence", "-c", r.profile, "one"))[0]

@@ -150,7 +150,7 @@ func TestTrialExpiresByItself(t *testing.T) {
 		after.refused(t, "the trial has ended", "keep", "--force")
 		after.run(t, "cancel")
 		r.expectGeneration(t, "after cancel", "old")
-		after.refused(t, "not on trial", "keep", "--force")
+		after.refused(t, "no trial of these rules is running", "keep", "--force")
 	})
 }
 
@@ -197,7 +197,7 @@ func TestKeepNeedsProof(t *testing.T) {
 		after.run(t, "trial")
 		session.say(t, "during the trial")
 		r.expect(t, r.client, lab.Dropped)
-		const unproved = "no connection has come through the new rules of vps yet"
+		const unproved = "no new connection has come through the new rules of vps yet"
 		after.refused(t, unproved, "keep")
 		knocker := r.freshAddr()
 		r.client.KnockFrom(t, knocker, r.addr(), newKnocks...)
@@ -205,9 +205,9 @@ func TestKeepNeedsProof(t *testing.T) {
 		r.attacker.Knock(t, r.addr(), oldKnocks...)
 		r.expect(t, r.attacker, lab.Dropped)
 		after.refused(t, unproved, "keep")
-		old.refused(t, "the rules of this script are not on trial", "keep")
-		old.refused(t, "a trial is running", "trial")
-		after.refused(t, "a trial is running", "trial")
+		old.refused(t, "no trial of these rules is running", "keep")
+		old.refused(t, "another trial ends in", "trial")
+		after.refused(t, "another trial ends in", "trial")
 
 		r.profile = changed
 		r.config = r.sshConfig(t, changed)
@@ -220,7 +220,7 @@ func TestKeepNeedsProof(t *testing.T) {
 		if left := r.ruleset(t); strings.Contains(left, "trial") {
 			t.Errorf("keep leaves objects of the trial:\n%s", left)
 		}
-		after.refused(t, "not on trial", "keep")
+		after.refused(t, "no trial of these rules is running", "keep")
 		r.login(t)
 		// The rules that were kept are the same as after a load.
 		kept := r.ruleset(t)
@@ -319,7 +319,7 @@ func TestTrialOnTerminal(t *testing.T) {
 
 		c, keys, log := start("60")
 		_, _ = io.WriteString(keys, "x\n")
-		log.Await(t, "no connection has come through", 1)
+		log.Await(t, "no new connection has come through", 1)
 		if !r.admits(t, r.freshAddr(), newKnocks...) {
 			t.Error("the new knocks do not open port 22")
 		}
@@ -327,8 +327,14 @@ func TestTrialOnTerminal(t *testing.T) {
 		if err := c.Wait(); err != nil {
 			t.Errorf("after Enter, the trial returns %v and prints %q", err, log)
 		}
-		after.refused(t, "not on trial", "keep")
+		after.refused(t, "no trial of these rules is running", "keep")
 		r.expectGeneration(t, "after Enter", "new")
+
+		c, _, log = start("60")
+		after.run(t, "keep", "--force")
+		if err := c.Wait(); err != nil || !strings.Contains(log.String(), "kept by another run") {
+			t.Errorf("after keep by another run, the trial returns %v and prints %q", err, log)
+		}
 	})
 }
 

@@ -19,18 +19,9 @@
 #   ID.next                instance of the rules that are about to be loaded
 #   ID.digests             packets that the fwknopd of the profile has accepted
 
-daemons=/run/portknock/daemon
 daemon=knockd
 # shellcheck disable=SC2154 # the head of the script sets format and interface
 [ "$format" = knockd ] || daemon=fwknopd
-
-# systemd_runs is true if systemd can start the daemons.
-systemd_runs() { [ -d /run/systemd/system ] && command -v systemd-run >/dev/null; }
-
-# automatic is true if no administrator waits for an answer. At boot, the network may
-# start only after the rules are loaded.
-# shellcheck disable=SC2154 # main sets verb
-automatic() { [ "$verb" = boot ] || [ "$verb" = watch ]; }
 
 # interface_code prints shell code that sets "interface" to the interface of the default
 # route, unless it is set.
@@ -92,18 +83,6 @@ daemon_code() {
 	fi
 }
 
-# daemon_runs INSTANCE is true if an instance runs. At boot, systemd may start it later.
-daemon_runs() {
-	if ! systemd_runs; then
-		read -r daemon_process <"$daemons/$1/process" &&
-			tr '\0' ' ' <"/proc/$daemon_process/cmdline" | grep -qF "$daemons/$1/"
-	elif automatic; then
-		[ "$(systemctl show -p LoadState --value "portknock-daemon-$1.service")" = loaded ]
-	else
-		systemctl -q is-active "portknock-daemon-$1.service"
-	fi
-} 2>/dev/null
-
 # daemon_start INSTANCE [SECONDS] starts an instance. After SECONDS, the instance ends.
 daemon_start() {
 	if systemd_runs; then
@@ -121,24 +100,6 @@ daemon_start() {
 		# shellcheck disable=SC2086 # the limit is two words or none
 		setsid $daemon_limit sh "$daemons/$1/run" </dev/null >/dev/null 2>&1 9>&- &
 	fi
-}
-
-# daemon_end INSTANCE ends an instance and removes its files. The TCP server of an fwknopd
-# may outlive the fwknopd, but is in the same process group.
-daemon_end() {
-	if systemd_runs; then
-		systemctl stop "portknock-daemon-$1.service" 2>/dev/null
-	elif daemon_runs "$1"; then
-		daemon_group=$(sed 's/.*) //' "/proc/$daemon_process/stat" | cut -d ' ' -f 3)
-		for daemon_wait in 1 2 3 4 5 6 7 8 9 10; do
-			kill "$daemon_process" 2>/dev/null
-			sleep 0.2 2>/dev/null || sleep 1
-			daemon_runs "$1" || break
-		done
-		: "$daemon_wait"
-		kill -9 "-${daemon_group:?}" 2>/dev/null
-	fi
-	rm -rf "${daemons:?}/$1"
 }
 
 # without_capture FOLDER is true for an fwknopd without packet capture, as in Debian 13. It
@@ -254,9 +215,8 @@ daemons_result() {
 
 fw_test() {
 	daemon_can || return
-	# shellcheck disable=SC2154 # main.sh sets state
-	daemons_test=$(mktemp -d "$state/test.XXXXXX") || return
-	daemons_status=0
+	daemons_test=$daemons/test daemons_status=0
+	rm -rf "$daemons_test" # a killed run may have left it
 	for part; do
 		if ! daemon_write "$part.a" "$daemons_test/$part" || ! daemon_test "$daemons_test/$part"; then
 			warn "$daemon cannot read its file for $(value name "$part")"

@@ -1,23 +1,27 @@
-# install.sh keeps the rules in force after a reboot, after a flush by another program, and after a load that failed.
+# --- install ---
 #
-# It uses the script's data, the functions fw_... of the firewall, and these functions of main.sh: warn, value, lock
-# and unlock. A script that runs while its parent holds the lock has PORTKNOCK_LOCKED=1 in its environment.
+# The rules are loaded again after a reboot, after a flush by another program, and after a
+# load that failed. A script that runs while its parent holds the lock has PORTKNOCK_LOCKED=1
+# in its environment.
 #
 # A part is what one profile has in the firewall. ID names a part. Files of a part:
 #   /etc/portknock/ID.sh       the installed script, with this part only
 #   /etc/portknock/ID.proved   the installed script before that one, if its rules were loaded
-#   /run/portknock/ID.sum      the loaded rules: script, hash without constant sets, hash of everything
-#   /run/portknock/ID.loaded   the installed script whose rules were loaded last
-#   /run/portknock/ID.seen     when the rules were last found in order, in seconds of the machine's uptime
-#   /run/portknock/ID.failing  what is in force because the installed rules cannot be loaded, and when that was logged
-#   /run/portknock/ID.refreshed, ID.refresh_failed  when the last refresh worked, and when a failure was logged
-#   /run/portknock/unloaded    the parts that the administrator has unloaded, one on a line
+#   $state/ID.sum      the loaded rules: script, hash without constant sets, hash of everything
+#   $state/ID.loaded   the installed script whose rules were loaded last
+#   $state/ID.seen     when the rules were last found in order, in seconds of the uptime
+#   $state/ID.failing  what is in force because the installed rules cannot be loaded, and
+#                      when that was logged
+#   $state/ID.refreshed, ID.refresh_failed  when the last refresh worked, and when a failure
+#                      was logged
+#   $state/unloaded    the parts that the administrator has unloaded, one on a line
 
 # These systemd units may flush rules that are not their own.
 flushers='nftables netfilter-persistent iptables ip6tables firewalld'
 
-# log_err TEXT logs one line at priority err. In a systemd service, stderr is the journal, which reads the priority
-# from the start of the line. A line from logger could lose the name of the service there.
+# log_err TEXT logs one line at priority err. In a systemd service, stderr is the journal,
+# which reads the priority from the start of the line. A line from logger could lose the
+# name of the service there.
 log_err() {
 	if [ -n "${JOURNAL_STREAM-}" ] && [ "$(stat -Lc %d:%i /proc/self/fd/2)" = "$JOURNAL_STREAM" ]; then
 		printf '<3>portknock: %s\n' "$1" >&2
@@ -27,10 +31,10 @@ log_err() {
 	{ [ -S /dev/log ] && logger -p daemon.err -t portknock -- "$1" 2>/dev/null && [ ! -t 2 ]; } || warn "$1"
 }
 
-# uptime_now prints the seconds since the machine started. A step of the clock does not change them.
+# uptime_now prints the seconds since the machine started. A step of the clock does not
+# change them.
 uptime_now() {
-	read -r uptime_seconds uptime_idle </proc/uptime || return
-	: "$uptime_idle"
+	read -r uptime_seconds _ </proc/uptime || return
 	printf '%s\n' "${uptime_seconds%%.*}"
 }
 
@@ -39,18 +43,15 @@ read_file() {
 	[ ! -f "$1" ] || sed q "$1"
 }
 
-# run_folder makes the folder of the files that do not outlive a reboot.
-run_folder() {
-	[ -d /run/portknock ] || mkdir -m 0700 /run/portknock
-}
-
-# write_file FILE MODE writes stdin to a file. After a crash, the file has either its old or its new content.
+# write_file FILE MODE writes stdin to a file. After a crash, the file has either its old or
+# its new content.
 write_file() (
 	umask 077
 	cat >"$1.tmp" && chmod "$2" "$1.tmp" && write_out "$1.tmp" && mv -f "$1.tmp" "$1" && write_out "${1%/*}"
 )
 
-# write_out PATH waits until a file or a folder is on the disk. Some versions of sync take no operands, or ignore them.
+# write_out PATH waits until a file or a folder is on the disk. Some versions of sync take
+# no operands, or ignore them.
 write_out() {
 	sync "$1" 2>/dev/null || sync
 }
@@ -63,19 +64,20 @@ hash_rules() {
 	[ -z "$hash_text" ] || printf '%s\n' "$hash_text" | sha256sum | cut -c 1-64
 }
 
-# sum_write ID remembers the rules in force as the right ones. Call it after each load or keep.
+# sum_write ID remembers the rules in force as the right ones. Call it after each load or
+# keep.
 sum_write() (
 	umask 077
-	run_folder
 	short=$(hash_rules "$1" -s)
-	# The rules are gone if another program has flushed them since the load. The old checksum shows that then.
+	# The rules are gone if another program has flushed them since the load. The old
+	# checksum shows that then.
 	[ -n "$short" ] || exit 1
-	printf '%s\n%s\n%s\n' "$id" "$short" "$(hash_rules "$1")" >"/run/portknock/$1.sum.tmp" &&
-		mv -f "/run/portknock/$1.sum.tmp" "/run/portknock/$1.sum" && uptime_now >"/run/portknock/$1.seen"
+	printf '%s\n%s\n%s\n' "$id" "$short" "$(hash_rules "$1")" >"$state/$1.sum.tmp" &&
+		mv -f "$state/$1.sum.tmp" "$state/$1.sum" && uptime_now >"$state/$1.seen"
 )
 
-# sum_state ID [full] prints what the rules in force are: same, gone, changed, or unknown (there is no checksum).
-# With full, it compares the constant sets too, which takes longer.
+# sum_state ID [full] prints what the rules in force are: same, gone, changed, or unknown
+# (there is no checksum). With full, it compares the constant sets too, which takes longer.
 sum_state() (
 	line=2 option=-s
 	[ "${2-}" != full ] || line=3 option=
@@ -83,9 +85,9 @@ sum_state() (
 	now=$(hash_rules "$1" $option)
 	if [ -z "$now" ]; then
 		echo gone
-	elif [ ! -f "/run/portknock/$1.sum" ]; then
+	elif [ ! -f "$state/$1.sum" ]; then
 		echo unknown
-	elif [ "$now" = "$(sed -n "${line}p" "/run/portknock/$1.sum")" ]; then
+	elif [ "$now" = "$(sed -n "${line}p" "$state/$1.sum")" ]; then
 		echo same
 	else
 		echo changed
@@ -94,43 +96,43 @@ sum_state() (
 
 # ----- parts that the administrator has unloaded
 
-# unloaded ID is true if the administrator has unloaded the part. Only load, or a reboot, brings such a part back.
+# unloaded ID is true if the administrator has unloaded the part. Only load, or a reboot,
+# brings such a part back.
 unloaded() {
-	grep -qx "$1" /run/portknock/unloaded 2>/dev/null
+	grep -qx "$1" "$state/unloaded" 2>/dev/null
 }
 
 # unloaded_add ID... is for the verb unload.
 unloaded_add() {
-	run_folder
-	for unloaded_id in "$@"; do
-		unloaded "$unloaded_id" || printf '%s\n' "$unloaded_id" >>/run/portknock/unloaded
-		rm -f "/run/portknock/$unloaded_id.sum" "/run/portknock/$unloaded_id.failing"
+	for unloaded_id; do
+		unloaded "$unloaded_id" || printf '%s\n' "$unloaded_id" >>"$state/unloaded"
+		rm -f "$state/$unloaded_id.sum" "$state/$unloaded_id.failing"
 	done
 }
 
 # unloaded_del ID... is for the verbs load, keep and install.
 unloaded_del() {
-	for unloaded_id in "$@"; do
+	for unloaded_id; do
 		unloaded "$unloaded_id" || continue
-		grep -vx "$unloaded_id" /run/portknock/unloaded >/run/portknock/unloaded.tmp
-		mv -f /run/portknock/unloaded.tmp /run/portknock/unloaded
+		grep -vx "$unloaded_id" "$state/unloaded" >"$state/unloaded.tmp"
+		mv -f "$state/unloaded.tmp" "$state/unloaded"
 	done
 }
 
 # ----- load, or do what --on-failure says
 
-# load_or_fall_back ID loads a part of the installed script. If that fails, it tries in turn: the rules loaded before
-# are still in force; the installed script before this one; with --on-failure closed, a plain drop of the guarded
-# ports. It returns 1 unless the installed rules are in force. The verb watch tries again each minute.
+# load_or_fall_back ID loads a part of the installed script. If that fails, it tries in
+# turn: the rules loaded before are still in force; the installed script before this one;
+# with --on-failure closed, a plain drop of the guarded ports. It returns 1 unless the
+# installed rules are in force. The verb watch tries again each minute.
 load_or_fall_back() {
-	run_folder
 	close_if_gone "$1"
 	fall_last=$(time_unseen "$1")
 	if fall_fault=$(fw_load "$1" 2>&1); then
 		sum_write "$1"
-		printf '%s\n' "$id" >"/run/portknock/$1.loaded"
-		if [ -f "/run/portknock/$1.failing" ]; then
-			rm -f "/run/portknock/$1.failing"
+		printf '%s\n' "$id" >"$state/$1.loaded"
+		if [ -f "$state/$1.failing" ]; then
+			rm -f "$state/$1.failing"
 			log_err "profile $(value name "$1"): the installed rules are loaded again after $fall_last"
 		fi
 		return 0
@@ -141,7 +143,7 @@ load_or_fall_back() {
 	if [ "$(sum_state "$1")" = same ]; then
 		fall_now='the rules loaded before stay in force'
 		# A fallback that was loaded earlier is what stays.
-		[ ! -f "/run/portknock/$1.failing" ] || fall_now=$(sed -n 3p "/run/portknock/$1.failing")
+		[ ! -f "$state/$1.failing" ] || fall_now=$(sed -n 3p "$state/$1.failing")
 	elif proved_valid "$1" && PORTKNOCK_LOCKED=1 sh "/etc/portknock/$1.proved" load >/dev/null 2>&1; then
 		fall_now='the rules installed before these are in force'
 	elif [ "$on_failure" != closed ]; then
@@ -152,17 +154,18 @@ load_or_fall_back() {
 		fall_now="$fall_ports cannot be closed and are OPEN" fall_undo="to retry: sh /etc/portknock/$1.sh load"
 	fi
 	fall_fault="profile $(value name "$1"): cannot load the installed rules (${fall_fault:-no reason})"
-	log_now_and_then "/run/portknock/$1.failing" "$fall_fault: $fall_now; $fall_undo" "$fall_now"
+	log_now_and_then "$state/$1.failing" "$fall_fault: $fall_now; $fall_undo" "$fall_now"
 	return 1
 }
 
-# gone ID is true if the firewall has no rules of the part. The plain drop of fw_close does not count.
+# gone ID is true if the firewall has no rules of the part. The plain drop of fw_close does
+# not count.
 gone() {
 	! fw_parts 2>/dev/null | grep -qx "$1"
 }
 
-# close_if_gone ID closes the ports of a part that is gone, because loading its rules takes much longer. The load
-# removes the plain drop again.
+# close_if_gone ID closes the ports of a part that is gone, because loading its rules takes
+# much longer. The load removes the plain drop again.
 close_if_gone() {
 	[ "$on_failure" != closed ] || ! gone "$1" || fw_close "$1" 2>/dev/null || :
 }
@@ -174,8 +177,8 @@ proved_valid() (
 	[ -z "$until" ] || [ "$until" -gt "$(date +%s)" ]
 )
 
-# log_now_and_then FILE TEXT [NOTE] logs a text, but the same text only once an hour. FILE keeps the time, the text and
-# the note. log_now_and_then returns 1 if it has not logged.
+# log_now_and_then FILE TEXT [NOTE] logs a text, but the same text only once an hour. FILE
+# keeps the time, the text and the note. log_now_and_then returns 1 if it has not logged.
 log_now_and_then() {
 	log_now=$(uptime_now)
 	log_last=$(read_file "$1")
@@ -188,20 +191,36 @@ log_now_and_then() {
 
 # ----- the verbs that the service manager calls
 
-# left_alone ID TRIAL is true if neither boot nor watch may load the part. TRIAL is not empty during a trial. A load
-# would end the trial, so only a part that is gone is loaded then: a flush has removed the trial's rules as well.
-left_alone() {
-	unloaded "$1" || { [ -n "$2" ] && ! gone "$1"; }
+# not_ours ID is true if this script must not load the part: the administrator has unloaded
+# it, or has installed another script while this one waited for the lock.
+not_ours() {
+	unloaded "$1" || [ "$(script_id "/etc/portknock/$1.sh")" != "$id" ]
 }
 
-# verb_boot loads the installed parts. The service calls it at the start of the machine, and so does each unit that
-# flushes. With PORTKNOCK_CLOSE in the environment, it only closes the ports of parts that are gone.
+# replaced ID is true if another script has loaded the part into the other firewall.
+replaced() {
+	case $(read_file "$state/$1.sum") in
+	'' | "$id") return 1 ;;
+	*) other_firewall_has "$1" ;;
+	esac
+}
+
+# left_alone ID TRIAL is true if neither boot nor watch may load the part. TRIAL is not
+# empty during a trial. A load would end the trial, so only a part that is gone is loaded
+# then: a flush has removed the trial's rules as well.
+left_alone() {
+	not_ours "$1" || { replaced "$1" && gone "$1"; } || { [ -n "$2" ] && ! gone "$1"; }
+}
+
+# verb_boot loads the installed parts. The service calls it at the start of the machine, and
+# so does each unit that flushes. With PORTKNOCK_CLOSE in the environment, it only closes
+# the ports of parts that are gone.
 verb_boot() {
 	boot_status=0
 	lock
 	if [ -n "${PORTKNOCK_CLOSE-}" ]; then
 		for boot_id in $profiles; do
-			unloaded "$boot_id" || close_if_gone "$boot_id"
+			not_ours "$boot_id" || replaced "$boot_id" || close_if_gone "$boot_id"
 		done
 		unlock
 		return
@@ -214,7 +233,8 @@ verb_boot() {
 	return "$boot_status"
 }
 
-# verb_watch loads the installed parts that are gone or changed. It prints nothing if everything is in order.
+# verb_watch loads the installed parts that are gone or changed. It prints nothing if
+# everything is in order.
 verb_watch() {
 	watch_status=0
 	lock
@@ -224,10 +244,11 @@ verb_watch() {
 		left_alone "$watch_id" "$watch_trial" || watch_part "$watch_id" || watch_status=1
 	done
 	unlock
-	# The lock is free while the command runs that makes new rules, so that a flush can be repaired meanwhile.
+	# The lock is free while the command runs that makes new rules, so that a flush can
+	# be repaired meanwhile.
 	if [ -z "$watch_trial" ] && [ -n "$refresh" ]; then
 		for watch_id in $profiles; do
-			unloaded "$watch_id" || refresh_part "$watch_id" || watch_status=1
+			left_alone "$watch_id" '' || refresh_part "$watch_id" || watch_status=1
 		done
 	fi
 	return "$watch_status"
@@ -237,11 +258,11 @@ verb_watch() {
 watch_part() {
 	watch_state=$(sum_state "$1")
 	watch_time=$(time_unseen "$1")
-	watch_loaded=$(read_file "/run/portknock/$1.loaded")
+	watch_loaded=$(read_file "$state/$1.loaded")
 	watch_failing=
-	[ ! -f "/run/portknock/$1.failing" ] || watch_failing=1
+	[ ! -f "$state/$1.failing" ] || watch_failing=1
 	if [ "$watch_state" = same ] && [ -z "$watch_failing" ] && [ "$watch_loaded" = "$id" ]; then
-		uptime_now >"/run/portknock/$1.seen"
+		uptime_now >"$state/$1.seen"
 		return 0
 	fi
 	load_or_fall_back "$1" || return
@@ -258,18 +279,20 @@ watch_part() {
 
 # time_unseen ID prints how long ago the part was last found in order.
 time_unseen() (
-	last=$(read_file "/run/portknock/$1.seen")
+	last=$(read_file "$state/$1.seen")
 	if [ -n "$last" ]; then echo "at most $(($(uptime_now) - last)) s"; else echo 'an unknown time'; fi
 )
 
-# refresh_part ID makes a new script when the old one is due, and loads it. If that fails, the old one stays.
+# refresh_part ID makes a new script when the old one is due, and loads it. If that fails,
+# the old one stays.
 refresh_part() (
 	now=$(date +%s)
-	last=$(read_file "/run/portknock/$1.refreshed")
+	last=$(read_file "$state/$1.refreshed")
 	until=$(value until "$1")
 	slack=30 # half the interval of the timer, so that a timer that is early does not skip a refresh
 	[ "$every" -ge 60 ] || slack=$((every / 2))
-	# A clock that went back, or a reboot, makes a refresh due too: the rules may begin later than now.
+	# A clock that went back, or a reboot, makes a refresh due too: the rules may begin
+	# later than now.
 	if [ -n "$last" ] && [ "$now" -ge "$last" ] && [ $((now - last)) -lt $((every - slack)) ] &&
 		{ [ -z "$until" ] || [ $((until - now)) -ge "$every" ]; }; then
 		exit 0
@@ -287,19 +310,25 @@ refresh_part() (
 			rm -f "$new"
 			exit 0
 		fi
-		fault=$(put_part "$new" "$1" 2>&1)
-		unlock
-		[ -n "$fault" ] || sh "/etc/portknock/$1.sh" boot || fault='the new rules cannot be loaded'
+		if fault=$(put_part "$new" "$1" 2>&1); then
+			unlock
+			fault=
+			sh "/etc/portknock/$1.sh" boot || fault='the new rules cannot be loaded'
+		else
+			unlock
+			fault="cannot write /etc/portknock/$1.sh: $(printf '%s\n' "$fault" | sed q)"
+		fi
 	fi
 	rm -f "$new"
 	if [ -z "$fault" ]; then
-		printf '%s\n' "$now" >"/run/portknock/$1.refreshed"
-		rm -f "/run/portknock/$1.refresh_failed"
+		printf '%s\n' "$now" >"$state/$1.refreshed"
+		rm -f "$state/$1.refresh_failed"
 		exit 0
 	fi
 	fault="cannot refresh the rules: $fault; the old ones stay${until:+ until $(show_time "$until")}"
-	# Only a failure that is logged is an error to the service manager, which would log it each minute.
-	! log_now_and_then "/run/portknock/$1.refresh_failed" "profile $(value name "$1"): $fault"
+	# Only a failure that is logged is an error to the service manager, which would log
+	# it each minute.
+	! log_now_and_then "$state/$1.refresh_failed" "profile $(value name "$1"): $fault"
 )
 
 # limit_time COMMAND... ends a command that takes too long, where timeout is known.
@@ -307,7 +336,8 @@ limit_time() {
 	if command -v timeout >/dev/null; then timeout 60 "$@"; else "$@"; fi
 }
 
-# show_time SECONDS prints a time in UTC. busybox needs another form of the operand on some systems.
+# show_time SECONDS prints a time in UTC. busybox needs another form of the operand on some
+# systems.
 show_time() {
 	TZ=UTC0 date -d "@$1" '+%Y-%m-%d %H:%M:%S UTC' 2>/dev/null || printf '%s\n' "$1"
 }
@@ -317,6 +347,15 @@ show_time() {
 # script_id FILE prints the ID of all rules in a script.
 script_id() {
 	[ ! -f "$1" ] || sed -n '/^id=[0-9a-f]*$/{ s/^id=//p; q; }' "$1"
+}
+
+# same_firewall FILE is true unless one of an installed script and this one loads rules with
+# iptables, and the other one with nft.
+same_firewall() {
+	[ ! -f "$1" ] || case $format in
+	iptables) grep -qx 'format=iptables' "$1" ;;
+	*) ! grep -qx 'format=iptables' "$1" ;;
+	esac
 }
 
 # part_complete FILE ID is true if a script holds the part and is not cut off.
@@ -335,8 +374,10 @@ put_part() (
 	fi
 	old=/etc/portknock/$2.sh
 	old_id=$(script_id "$old")
-	loaded_id=$(read_file "/run/portknock/$2.loaded")
-	if [ -n "$old_id" ] && [ "$old_id" = "$loaded_id" ] && [ "$old_id" != "$(script_id "$1")" ]; then
+	loaded_id=$(read_file "$state/$2.loaded")
+	if ! same_firewall "$old"; then
+		rm -f "/etc/portknock/$2.proved" # a load of these rules would not replace the new ones
+	elif [ -n "$old_id" ] && [ "$old_id" = "$loaded_id" ] && [ "$old_id" != "$(script_id "$1")" ]; then
 		write_file "/etc/portknock/$2.proved" 0600 <"$old" || exit
 	fi
 	awk -v id="$2" '
@@ -347,16 +388,16 @@ put_part() (
 		write_file "$old" 0600 <"/etc/portknock/$2.new" && rm -f "/etc/portknock/$2.new"
 )
 
-# install_parts ID... installs parts of this script whose rules are in force, and what loads them again.
+# install_parts ID... installs parts of this script whose rules are in force, and what loads
+# them again.
 install_parts() {
-	run_folder
-	for install_id in "$@"; do
+	for install_id; do
 		if ! put_part "$0" "$install_id"; then
 			warn "cannot write /etc/portknock/$install_id.sh"
 			return 1
 		fi
-		printf '%s\n' "$id" >"/run/portknock/$install_id.loaded"
-		rm -f "/run/portknock/$install_id.failing" "/run/portknock/$install_id.refreshed"
+		printf '%s\n' "$id" >"$state/$install_id.loaded"
+		rm -f "$state/$install_id.failing" "$state/$install_id.refreshed"
 		sum_write "$install_id"
 	done
 	unloaded_del "$@"
@@ -365,21 +406,14 @@ install_parts() {
 
 # uninstall_parts ID... removes installed parts. It leaves their rules in force.
 uninstall_parts() {
-	for install_id in "$@"; do
-		for uninstall_end in sh proved new refresh; do
-			rm -f "/etc/portknock/$install_id.$uninstall_end"
-		done
-		for uninstall_end in sum loaded seen failing refreshed refresh_failed; do
-			rm -f "/run/portknock/$install_id.$uninstall_end"
-		done
-	done
+	for install_id; do rm -f "/etc/portknock/$install_id".* "$state/$install_id".*; done
 	unloaded_del "$@"
 	if parts_installed; then
 		service_install
 		return
 	fi
 	service_uninstall
-	rm -f /etc/portknock/each
+	rm -f /etc/portknock/each /etc/portknock/each.tmp
 	rmdir /etc/portknock 2>/dev/null || [ ! -d /etc/portknock ] ||
 		warn "/etc/portknock has files that portknock did not write; remove them yourself"
 }
@@ -397,7 +431,8 @@ installed_formats() {
 	sed -n 's/^format=\([a-z]*\)$/\1/p' /etc/portknock/*.sh | sort -u
 }
 
-# watch_interval prints the seconds between two runs of watch: 60, or fewer if a refresh is due more often.
+# watch_interval prints the seconds between two runs of watch: 60, or fewer if a refresh is
+# due more often.
 watch_interval() {
 	sed -n 's/^every=\([0-9][0-9]*\)$/\1/p' /etc/portknock/*.sh | sort -n | sed q | {
 		read -r interval || interval=60
@@ -476,7 +511,8 @@ systemd_install() {
 	return "$systemd_status"
 }
 
-# unit_file NAME prints the file of a systemd service, and nothing if there is none, or if it is masked or an alias.
+# unit_file NAME prints the file of a systemd service, and nothing if there is none, or if
+# it is masked or an alias.
 unit_file() (
 	for folder in /etc/systemd/system /run/systemd/system /usr/local/lib/systemd/system /usr/lib/systemd/system \
 		/lib/systemd/system; do
@@ -489,9 +525,10 @@ unit_file() (
 	done
 )
 
-# drop_in NAME makes a service that flushes load the rules again. systemd runs the commands of a drop-in after those
-# of the unit. A minus sign keeps our failure from becoming the service's. Only a unit that can reload gets
-# ExecReload, because that setting would make any unit reloadable.
+# drop_in NAME makes a service that flushes load the rules again. systemd runs the commands
+# of a drop-in after those of the unit. A minus sign keeps our failure from becoming the
+# service's. Only a unit that can reload gets ExecReload, because that setting would make
+# any unit reloadable.
 drop_in() (
 	file=$(unit_file "$1")
 	[ -n "$file" ] || exit 0
@@ -500,7 +537,8 @@ drop_in() (
 	{
 		echo "# portknock: $1 flushes all rules or some, and these commands load portknock's again."
 		echo '[Service]'
-		# firewalld counts as started, and as reloaded, before it flushes. It answers only after that.
+		# firewalld counts as started, and as reloaded, before it flushes. It
+		# answers only after that.
 		[ "$1" != firewalld ] || echo 'ExecStartPost=-/bin/sh -c "firewall-cmd --state"'
 		echo "ExecStartPost=-$command"
 		if grep -q '^ExecReload=.' "$file"; then
@@ -523,8 +561,9 @@ drop_ins_add() {
 	[ -z "$drop_ins_new" ] || systemctl daemon-reload
 }
 
-# early_flushers prints the flushers that start before sockets.target. portknock.service may wait for these only: it
-# starts before ssh.socket, so an order after any other service would be a cycle. The drop-ins cover the others.
+# early_flushers prints the flushers that start before sockets.target. portknock.service may
+# wait for these only: it starts before ssh.socket, so an order after any other service
+# would be a cycle. The drop-ins cover the others.
 early_flushers() (
 	for flusher in $flushers; do
 		file=$(unit_file "$flusher")
@@ -534,11 +573,12 @@ early_flushers() (
 	done
 )
 
-# systemd_units writes the service for the start, and the timer and the service for the watchdog.
+# systemd_units writes the service for the start, and the timer and the service for the
+# watchdog.
 #
-# portknock.service has no default dependencies, because it starts before them. It has no ExecStop: a stop leaves the
-# rules in force. The journal of the watchdog, which runs each minute, has no lines about its starts: they have
-# priority info.
+# portknock.service has no default dependencies, because it starts before them. It has no
+# ExecStop: a stop leaves the rules in force. The journal of the watchdog, which runs each
+# minute, has no lines about its starts: they have priority info.
 systemd_units() {
 	systemd_formats=" $(installed_formats | tr '\n' ' ')"
 	systemd_modules='' systemd_calls=''
@@ -599,8 +639,9 @@ systemd_units() {
 	END
 }
 
-# systemd_sandbox prints settings that limit what a service may do. None of them makes a mount namespace: at an early
-# moment of the boot, systemd cannot always make one, and the service would fail.
+# systemd_sandbox prints settings that limit what a service may do. None of them makes a
+# mount namespace: at an early moment of the boot, systemd cannot always make one, and the
+# service would fail.
 systemd_sandbox() {
 	cat <<-END
 		TimeoutStartSec=3min
@@ -619,8 +660,8 @@ systemd_sandbox() {
 
 # ----- other service managers
 
-# openrc_install writes a service for the start. It is in the runlevel default, because an order counts only within
-# a runlevel, and sshd and most firewalls are in that one.
+# openrc_install writes a service for the start. It is in the runlevel default, because an
+# order counts only within a runlevel, and sshd and most firewalls are in that one.
 openrc_install() {
 	write_file /etc/init.d/portknock 0755 <<-'END' || return
 		#!/sbin/openrc-run
@@ -655,7 +696,8 @@ openrc_install() {
 	return "$openrc_status"
 }
 
-# cron_install [boot] makes cron run watch each minute. With boot, cron also loads the rules at the start.
+# cron_install [boot] makes cron run watch each minute. With boot, cron also loads the rules
+# at the start.
 cron_install() {
 	cron_watch='* * * * *' cron_command='/bin/sh /etc/portknock/each'
 	if ! cron_runs; then
@@ -679,7 +721,8 @@ cron_install() {
 	[ ! -d /etc/crontabs ] # the cron of busybox may not know @reboot
 }
 
-# cron_runs is true if there is a process of a cron. A folder for it may be there without one.
+# cron_runs is true if there is a process of a cron. A folder for it may be there without
+# one.
 cron_runs() {
 	cat /proc/[0-9]*/comm 2>/dev/null | grep -qx -e cron -e crond -e fcron -e dcron
 }
@@ -687,7 +730,10 @@ cron_runs() {
 # crontab_edit LINE... replaces portknock's lines in the crontab of root.
 crontab_edit() (
 	command -v crontab >/dev/null || exit 1
-	old=$(crontab -l 2>/dev/null)
+	old=$(crontab -l 2>&1) || case $old in
+	*'no crontab'* | *"can't open"*) old='' ;; # root has none yet
+	*) exit 1 ;;
+	esac
 	new=$(
 		printf '%s\n' "$old" | grep -v ' /bin/sh /etc/portknock/each '
 		[ $# = 0 ] || printf '%s\n' "$@"
@@ -705,10 +751,10 @@ crontab_edit() (
 #   watchdog_last SECONDS  when watch last found the rules in order, since 1970
 #   failing TEXT           only if the installed rules cannot be loaded: what is in force instead
 installed_state() (
-	state=no service=none enabled=no watchdog=missing
+	installed=no service=none enabled=no watchdog=missing
 	if [ -f "/etc/portknock/$1.sh" ]; then
-		state=other
-		[ "$(script_id "/etc/portknock/$1.sh")" != "$id" ] || state=yes
+		installed=other
+		[ "$(script_id "/etc/portknock/$1.sh")" != "$id" ] || installed=yes
 	fi
 	if [ -f /etc/systemd/system/portknock.service ]; then
 		service=$(systemctl is-active portknock.service)
@@ -722,13 +768,13 @@ installed_state() (
 	elif [ -f /etc/cron.d/portknock ]; then
 		enabled=yes
 	fi
-	seen=$(read_file "/run/portknock/$1.seen")
+	seen=$(read_file "$state/$1.seen")
 	if [ "$watchdog" = missing ] &&
 		{ [ -f /etc/cron.d/portknock ] || crontab -l 2>/dev/null | grep -q '/etc/portknock/each watch'; }; then
 		watchdog=inactive
 		[ -z "$seen" ] || [ $(($(uptime_now) - seen)) -gt 150 ] || watchdog=active
 	fi
-	printf 'installed %s\nservice %s\nenabled %s\nwatchdog %s\n' "$state" "$service" "$enabled" "$watchdog"
+	printf 'installed %s\nservice %s\nenabled %s\nwatchdog %s\n' "$installed" "$service" "$enabled" "$watchdog"
 	[ -z "$seen" ] || printf 'watchdog_last %s\n' $(($(date +%s) - $(uptime_now) + seen))
-	[ ! -f "/run/portknock/$1.failing" ] || printf 'failing %s\n' "$(sed -n 2p "/run/portknock/$1.failing")"
+	[ ! -f "$state/$1.failing" ] || printf 'failing %s\n' "$(sed -n 2p "$state/$1.failing")"
 )

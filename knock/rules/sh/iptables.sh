@@ -270,7 +270,8 @@ ipt_restore() { # PROGRAM [--test]
 	--test*) ;;
 	*'Message too long'*) # an unprivileged container refuses many rules at once
 		printf '%s\n' "$ipt_merged" | awk -v r="$1-restore -w --noflush -c" '
-			/^# part$/ { print "COMMIT" | r; if (close(r)) exit 1; print "*mangle" | r }
+			/^\*/ { table = $0 }
+			/^# part$/ { print "COMMIT" | r; if (close(r)) exit 1; print table | r }
 			{ print | r }
 			END { exit close(r) != 0 }' && return
 		;;
@@ -470,12 +471,12 @@ fw_unload() { # ID...
 fw_remove() { ipt_do remove </dev/null; }
 
 # fw_parts leaves out parts that one family lacks, and all parts if a jump is missing, because
-# then the guard has a gap.
+# then the guard has a gap. It leaves out the plain drops of fw_close, which let nobody through.
 fw_parts() {
 	ipt_saved | awk '
 		/-A PREROUTING -j PORTKNOCK$/ { before[$1] = 1 }
 		/-A INPUT -j PORTKNOCKIN$/ { after[$1] = 1 }
-		$5 == "PORTKNOCK" && match($0, /--comment "?[0-9]:[a-z0-9_]+/) {
+		$2 == "mangle" && $5 == "PORTKNOCK" && match($0, /--comment "?[14]:[a-z0-9_]+/) {
 			id = substr($0, RSTART, RLENGTH)
 			sub(/.*:/, "", id)
 			in_family[id, $1] = 1

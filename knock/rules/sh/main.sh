@@ -24,7 +24,11 @@ names() {
 
 # remember records that the rules of this script are in force for these profiles.
 remember() {
-	for part; do sum_write "$part"; done
+	for part; do
+		sum_write "$part" || warn "cannot record in $state that $(value name "$part") is loaded"
+		# The daemon of rules in nftables would run on when these rules are unloaded.
+		[ "$format" != iptables ] || other_firewall_has "$part" || daemons_end_left "$part"
+	done
 	unloaded_del "$@"
 }
 
@@ -44,50 +48,68 @@ lock() {
 		[ "$lock_tries" -lt 60 ] || die 1 'another run of a portknock script does not end'
 		sleep 1
 	done
-	rm -f "$state"/rules.?????? # a killed run has left them
 }
 
 unlock() { [ -n "${PORTKNOCK_LOCKED-}" ] || exec 9>&-; }
 
-# warn_of_other_firewall warns if portknock's rules are in the other firewall as well. A
-# connection then needs both to let it through.
-warn_of_other_firewall() {
+# other_firewall_has ID is true if the other firewall has rules of the profile. A connection
+# then needs both firewalls to let it through.
+other_firewall_has() {
 	case $format in
-	iptables) nft -t list table inet portknock 2>/dev/null | grep -q 'chain on-let' && other=nftables ;;
-	*) iptables -w -t mangle -S PORTKNOCK >/dev/null 2>&1 && other=iptables ;;
-	esac || return 0
-	warn "this server has rules of portknock in $other too; a port that both guard lets nobody through"
+	iptables) nft -t list chain inet portknock "let_$1" ;;
+	*) iptables -w -t mangle -S PORTKNOCK | grep -e "--comment \"\{0,1\}[14]:$1\"\{0,1\} " ;;
+	esac >/dev/null 2>&1
+}
+
+# warn_of_other_firewall ID... warns of profiles that the other firewall has too.
+warn_of_other_firewall() {
+	other=iptables
+	[ "$format" != iptables ] || other=nftables
+	for part; do
+		other_firewall_has "$part" || continue
+		undo="sh /etc/portknock/$part.sh unload"
+		! same_firewall "/etc/portknock/$part.sh" || undo="the verb unload of the script that loaded it"
+		warn "$(value name "$part") is also loaded in $other, and both together admit nobody; first run: $undo"
+	done
 }
 
 verb_test() {
-	warn_of_other_firewall
+	warn_of_other_firewall "$@"
 	fw_test "$@" || die 1 "this server cannot load the rules of $(names "$@")"
 	say "this server can load the rules of $(names "$@")"
 }
 
 verb_load() {
-	warn_of_other_firewall
+	warn_of_other_firewall "$@"
 	fw_load "$@" || die 1 "the rules of $(names "$@") are not loaded; the rules in force have not changed"
 	remember "$@"
 	say "loaded: $(names "$@")"
+	for part; do
+		[ -f "/etc/portknock/$part.sh" ] || say "The rules are lost at a reboot. To load them at each boot: sh $0 install"
+		break
+	done
 }
 
 verb_trial() {
-	warn_of_other_firewall
+	warn_of_other_firewall "$@"
 	left=$(fw_trial_left)
-	[ -z "$left" ] || die 1 "a trial is running for $left more seconds; first run: sh $0 cancel"
+	[ -z "$left" ] || die 1 "another trial ends in $left seconds; wait, or run: sh $0 cancel"
 	fw_test "$@" || die 1 'the trial has not begun; the rules in force have not changed'
 	if ! fw_trial "$trial_seconds" "$@"; then
 		fw_cancel # with iptables, the rules for IPv4 may be on trial
 		die 1 'the trial has not begun; the rules in force have not changed'
 	fi
 	unlock
-	say "The new rules of $(names "$@") are in force for $trial_seconds seconds."
-	say 'Keep this session open. Log in from another terminal, with a new connection: ssh -S none HOST'
-	say "If that works, run: sh $0 keep"
-	say 'If you do not, the kernel goes back to the rules, or to the open ports, from before the trial.'
+	say "The new rules of $(names "$@") are in force for $trial_seconds seconds. Keep this session open."
+	say 'Log in from another terminal, with a new connection: ssh -S none HOST'
 	if [ -t 0 ] && [ -t 1 ]; then
+		say 'If that works, press Enter here. Otherwise the trial ends by itself:'
+		say 'then the rules from before are in force again, or the ports are open if there were none.'
 		countdown "$@"
+	else
+		say "If that works, run: sh $0 keep"
+		say 'Otherwise the trial ends by itself: then the rules from before are in force again,'
+		say 'or the ports are open if there were none.'
 	fi
 }
 
@@ -97,7 +119,6 @@ countdown() {
 	trap 'stty "$terminal"' EXIT
 	trap 'exit 1' HUP INT TERM
 	stty -icanon -echo min 0 time 10
-	say 'Or press Enter here to keep them.'
 	enter='
 '
 	while [ -t 0 ] && left=$(fw_trial_left) && [ -n "$left" ]; do
@@ -109,18 +130,22 @@ countdown() {
 		fi
 	done
 	printf '\n'
-	die 1 'the trial has ended without keep; the rules from before are in force again'
+	for part; do
+		in_force "$part" || die 1 'the trial has ended without keep; the rules from before are in force again'
+	done
+	say 'The rules were kept by another run of this script.'
 }
 
 # keep_trial makes the rules on trial permanent.
 keep_trial() {
-	[ "$(fw_trial_id)" = "$id" ] || die 1 "the rules of this script are not on trial; first run: sh $0 trial"
+	[ "$(fw_trial_id)" = "$id" ] || die 1 "no trial of these rules is running; it may have ended; run: sh $0 trial"
 	[ -n "$(fw_trial_left)" ] || die 1 "the trial has ended, and the rules from before are in force; run: sh $0 trial"
 	tried=$(fw_trial_parts)
 	if [ -z "$force" ]; then
 		for part in $tried; do
 			if fw_changed "$part" && ! fw_proved "$part"; then
-				die 1 "no connection has come through the new rules of $(value name "$part") yet; log in, then repeat"
+				warn "no new connection has come through the new rules of $(value name "$part") yet"
+				die 1 'log in with a new connection (ssh -S none HOST), then keep the rules'
 			fi
 		done
 	fi
@@ -132,40 +157,50 @@ keep_trial() {
 
 verb_keep() {
 	keep_trial
-	say "The new rules are permanent, until the next reboot. To load them at each boot: sh $0 install"
+	say "The new rules stay loaded until a reboot. To load them at each boot: sh $0 install"
 }
 
 verb_cancel() {
-	fw_cancel || die 1 'the trial has not been cancelled; it ends by itself'
-	say 'no trial is running; the rules from before are in force'
+	left=$(fw_trial_left)
+	fw_cancel || die 1 'the trial has not been canceled; it ends by itself'
+	if [ -n "$left" ]; then
+		say 'the trial has ended; the rules from before are in force again'
+	else
+		say 'no trial was running; the rules in force have not changed'
+	fi
 }
 
 verb_install() {
 	[ -r "$0" ] || die 1 'save this script as a file first; install copies it'
-	if [ -n "$(fw_trial_left)" ] && [ "$(fw_trial_id)" = "$id" ]; then
-		keep_trial
-	fi
+	tried=
+	[ -z "$(fw_trial_left)" ] || [ "$(fw_trial_id)" != "$id" ] || tried=$(fw_trial_parts)
 	for part; do
-		in_force "$part" ||
-			die 1 "the rules of $(value name "$part") in this script are not loaded; first run: sh $0 trial"
+		printf '%s\n' "$tried" | grep -qx "$part" || in_force "$part" ||
+			die 1 "the rules of $(value name "$part") in this script are not loaded; first run trial, then log in"
 	done
-	install_parts "$@" || die 1 'not installed; the rules stay loaded until the next reboot'
+	[ -z "$tried" ] || keep_trial
+	install_parts "$@" || die 1 "not completely installed; the rules stay loaded until a reboot; to undo: sh $0 uninstall"
 	if grep -qs '^[^#]*include.*portknock' /etc/nftables.conf; then
 		warn 'remove the include line from /etc/nftables.conf: it loads the rules of another file'
 	fi
 	say "installed: $(names "$@"). The rules are loaded at each boot, and when they are removed."
 	# shellcheck disable=SC2154 # the head of the script sets on_failure
-	[ "$on_failure" = open ] ||
-		say "If the rules cannot be loaded, the ports are closed. To open them at the console: sh /etc/portknock/$1.sh unload"
+	[ "$on_failure" = open ] || {
+		say 'If the rules cannot be loaded, the ports are closed. To open them at the console:'
+		for part; do say "  sh /etc/portknock/$part.sh unload"; done
+	}
 }
 
 verb_unload() {
+	warn_of_other_firewall "$@"
 	fw_unload "$@" || die 1 "the rules of $(names "$@") are still loaded"
 	unloaded_add "$@"
 	say "unloaded: $(names "$@"). The ports are open, unless another profile or firewall closes them."
+	! parts_installed || say "Installed rules return at the next boot. To remove them for good: sh $0 uninstall"
 }
 
 verb_uninstall() {
+	warn_of_other_firewall "$@"
 	# The files go first: the watchdog must not load the rules again.
 	uninstall_parts "$@" || die 1 "not uninstalled: $(names "$@")"
 	fw_unload "$@" || die 1 "the rules of $(names "$@") are still loaded"
@@ -182,7 +217,8 @@ select_profiles() {
 		for part in $profiles; do
 			case $name in "$part" | "$(value name "$part")") found=$part ;; esac
 		done
-		[ -n "$found" ] || die 2 "unknown profile \"$name\"; this script has:$profiles"
+		# shellcheck disable=SC2086 # IDs are single words
+		[ -n "$found" ] || die 2 "unknown profile \"$name\"; this script has: $(names $profiles)"
 		selected="$selected $found"
 	done
 	selected=${selected:-$profiles}
@@ -216,6 +252,7 @@ main() {
 		;;
 	esac
 	case ${1-} in -*) die 2 "unknown flag \"$1\" of $verb" ;; esac
+	case $verb,${1-} in keep,?* | cancel,?*) die 2 "$verb takes no profiles: it is for the whole trial" ;; esac
 	select_profiles "$@"
 	[ "$(id -u)" = 0 ] || die 1 "only root can do this; run: sudo sh $0 $verb"
 	mkdir -p "$state" || exit 1

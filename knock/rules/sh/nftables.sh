@@ -42,6 +42,10 @@ nft_version() { nft --version | sed 's/^[^ ]* v\([^ ]*\).*/\1/'; }
 # nft_supported fails if nft is older than the rules require. Such a version may crash, after it
 # has loaded the rules or before.
 nft_supported() {
+	command -v nft >/dev/null || {
+		warn 'nft is not installed'
+		return 1
+	}
 	case $(nft_version) in
 	0.* | 1.0.0 | 1.0.1)
 		warn "nft $(nft_version) is too old; the rules need nft 1.0.2 or later"
@@ -130,9 +134,9 @@ nft_test() {
 	if unshare -n true 2>/dev/null; then
 		part_rules '' "$@" >"$state/test" || return
 		# shellcheck disable=SC2016 # the other shell expands $1
-		unshare -n sh -c '{ nft -f "$1" || { grep -q "Message too long" "$2" && awk "$3" "$1" 2>"$2"; }; } &&
-			nft -t list table inet portknock' sh "$state/test" "$state/errors" "$nft_in_parts" \
-			>"$state/tested" 2>"$state/errors" || {
+		unshare -n sh -c 'exec 2>"$2"
+			{ nft -f "$1" || { grep -q "Message too long" "$2" && awk "$3" "$1" 2>"$2"; }; } &&
+				nft -t list table inet portknock' sh "$state/test" "$state/errors" "$nft_in_parts" >"$state/tested" || {
 			nft_errors <"$state/errors"
 			rm -f "$state/test" "$state/tested" "$state/errors"
 			return 1
@@ -247,12 +251,7 @@ fw_trial_id() { nft_objects | sed -n 's/^chain trial_//p'; }
 
 fw_trial_parts() { nft_objects | sed -n 's/^chain let_\(.*\)\.trial$/\1/p'; }
 
-fw_proved() { [ "$(nft_packets "let_$1.trial")" -gt 0 ] 2>/dev/null; }
-
-# nft_packets prints the packets that a counter has counted.
-nft_packets() {
-	nft list counter inet portknock "$1" 2>/dev/null | awk '$1 == "packets" { print $2 }'
-}
+fw_proved() { nft list counter inet portknock "let_$1.trial" 2>/dev/null | grep -q 'packets [1-9]'; }
 
 nft_changed() {
 	[ "$(nft_listing "$1" '' | cksum)" != "$(nft_listing "$1" .trial | sed 's/\.trial//g' | cksum)" ]
@@ -286,20 +285,18 @@ nft_keep() {
 
 nft_cancel() {
 	nft_end_trial | nft_run || return
-	# Without parts, and without an older version's rules, only the used tokens are worth keeping.
-	if ! nft_objects | grep -q -e '^chain on-' -e '^chain guard$' -e '^set used'; then fw_remove; fi
+	nft_guards || nft_objects | grep -q '^set used' || fw_remove
 }
 
 nft_unload() {
 	nft_takes_over "$@" || return
-	nft_left=$({ fw_parts; fw_trial_parts; } | grep -vxF "$(printf '%s\n' "$@")") || :
-	if [ -z "$nft_left" ]; then
-		fw_remove
-	else
-		nft_objects | nft_of "$@" | nft_delete | nft_run || return
-		nft_end_empty_trial
-	fi
+	nft_objects | nft_of "$@" | nft_delete | nft_run && nft_end_empty_trial || return
+	nft_guards || fw_remove
 }
+
+# nft_guards is true if the table guards a port, by parts, copies, plain drops or the rules of
+# an older version.
+nft_guards() { nft_objects | grep -q -e '^chain on-' -e '^chain closed_' -e '^chain guard$'; }
 
 fw_remove() {
 	nft list table inet portknock >/dev/null 2>&1 || return 0
@@ -348,31 +345,33 @@ fw_counters() {
 }
 
 fw_admitted() {
-	for family in 4 6; do nft_elements "open${family}_$1"; done
+	copy=
+	[ -z "$(fw_trial_left)" ] || ! fw_trial_parts | grep -qx "$1" || copy=.trial
+	for family in 4 6; do nft_elements "open${family}_$1$copy"; done
 }
 
-# fw_close closes the ports of parts to everyone, before NAT and at input. At input, packets
-# that another part has let through before NAT pass.
+# The plain drop spares what other parts, or copies on trial, have marked as let through. The
+# rules of an older version stay: unlike the shared rules, fw_close does not delete them.
 fw_close() {
-	for part; do
-		echo 'table inet portknock {'
-		echo "	chain closed_$part { type filter hook prerouting priority -154; policy accept; }"
-		echo "	chain closedin_$part { type filter hook input priority -2; policy accept; }"
-		echo '}'
-		for chain in "closed_$part" "closedin_$part"; do
-			echo "flush chain inet portknock $chain"
-			[ "$chain" = "closed_$part" ] || echo "add rule inet portknock $chain meta priority ffff:7070 accept"
-			echo "add rule inet portknock $chain iif lo accept"
-			# This rule makes the kernel join fragments first.
-			echo "add rule inet portknock $chain ct state established continue"
-			for range in $(value ports "$part"); do
-				transport=${range#*/} ports=${range%/*}
-				case $transport in
-				tcp) new='tcp flags & (rst|ack) == 0' ;;
-				*) new='ct state != { established, related }' ;;
-				esac
-				echo "add rule inet portknock $chain $transport dport $ports $new drop"
+	{
+		echo 'add table inet portknock'
+		rules_shared | grep ' inet portknock begin '
+		for part; do
+			for hook in prerouting/-151 input/-2; do
+				chain="inet portknock closed_$part"
+				[ "$hook" = prerouting/-151 ] || chain="inet portknock closedin_$part"
+				echo "add chain $chain { type filter hook ${hook%/*} priority ${hook#*/}; policy accept; }"
+				echo "flush chain $chain"
+				echo "add rule $chain meta priority ffff:7070 accept"
+				echo "add rule $chain iif lo accept"
+				for range in $(value ports "$part"); do
+					case $range in
+					*/tcp) new='tcp flags & (rst|ack) == 0' ;;
+					*) new='ct state != { established, related }' ;;
+					esac
+					echo "add rule $chain ${range#*/} dport ${range%/*} $new drop"
+				done
 			done
 		done
-	done | nft_run
+	} | nft_run
 }

@@ -51,22 +51,33 @@ verb_status() {
 
 status_text() {
 	if [ -n "$left" ]; then say "trial      $left s left"; else say 'trial      none'; fi
-	say "clock      synchronized: $(clock_state)"
 	for part; do
 		say ''
 		say "profile    $(value name "$part"), guards $(value ports "$part")$(value key "$part" | sed 's/..*/, key &/')"
 		until=$(value until "$part")
-		say "rules      $(rules_state "$part")${until:+; valid until $(show_time "$until")}"
-		[ "$(trial_state "$part")" = none ] || say "on trial   $(trial_state "$part")"
+		case $(rules_state "$part") in
+		'as loaded') rules='in force, unchanged since they were loaded' ;;
+		other) rules='in force, but from another script' ;;
+		changed) rules='changed since they were loaded' ;;
+		*) rules='not loaded' ;;
+		esac
+		say "rules      $rules"
+		[ -z "$until" ] || say "valid      until $(show_time "$until"); clock synchronized: $(clock_state)"
+		on_trial=$(trial_state "$part")
+		[ "$on_trial" = none ] || say "on trial   $on_trial"
 		installed_state "$part" | awk '
 			{ word = $1; sub(/^[^ ]* /, ""); is[word] = $0 }
 			END {
-				printf "installed  %s; service %s, enabled %s, ", is["installed"], is["service"], is["enabled"]
-				print "watchdog " is["watchdog"]
+				printf "installed  %s", is["installed"]
+				if (is["installed"] != "no") {
+					printf "; service %s, enabled %s, ", is["service"], is["enabled"]
+					printf "watchdog %s", is["watchdog"]
+				}
+				print ""
 				if ("failing" in is) print "failing    " is["failing"]
 			}'
 		fw_counters "$part" | awk '
-			{ gsub(/_/, " ", $1); list = list (list ? ", " : "") $1 " " $2 }
+			{ gsub(/_/, " ", $1); sub(/^stage/, "knock ", $1); list = list (list ? ", " : "") $1 ": " $2 }
 			END { if (list) print "counted    " list }'
 		fw_admitted "$part" | awk '{ print "admitted   " $1 " for " $2 " s" }'
 	done
