@@ -179,7 +179,7 @@ func TestWatchdogRepairsFlushWithinMinute(t *testing.T) {
 		g.install(t, "/root/vps.sh", "vps")
 		flush := "nft flush ruleset"
 		if g.format == "iptables" {
-			flush = "iptables -t mangle -F PREROUTING; ip6tables -t mangle -F PREROUTING"
+			flush = "iptables -t mangle -F; ip6tables -t mangle -F"
 		}
 		watch := g.client.WatchPort(t, g.ssh())
 		g.server.Shell(t, flush)
