@@ -140,7 +140,7 @@ func (f format) check(guards []Guard, o Options) ([]guard, error) {
 func checkPublic(public, guarded []knock.PortRange) error {
 	for _, p := range public {
 		for _, g := range guarded {
-			if p.Transport == g.Transport && p.First <= g.Last && g.First <= p.Last {
+			if overlap(p, g) {
 				return fmt.Errorf("%v is guarded, so it cannot be public", g)
 			}
 		}

@@ -1,7 +1,6 @@
 package rules
 
 import (
-	_ "embed" // the shell code of the rules
 	"fmt"
 	"slices"
 	"strings"
@@ -17,16 +16,10 @@ const iptJump = "PREROUTING -j PORTKNOCK"
 // after NAT.
 const iptInputJump = "INPUT -j PORTKNOCKIN"
 
-// iptScript is the shell code that loads iptables rules. It is the backend of the
-// scripts that EmitScript writes.
-//
-//go:embed sh/iptables.sh
-var iptScript string
-
-// iptPlainScript returns the part of iptScript that a file without a script needs: the
+// iptPlainScript returns the part of sh/iptables.sh that a file without a script needs: the
 // functions that test, load and unload its rules.
 func iptPlainScript() string {
-	_, text, _ := strings.Cut(iptScript, "#<plain\n")
+	_, text, _ := strings.Cut(shellFile("iptables.sh"), "#<plain\n")
 	text, _, _ = strings.Cut(text, "#>plain\n")
 	return text
 }
@@ -61,7 +54,7 @@ when it starts or reloads. On a server with firewalld, use the format nftables o
 the script's service.`,
 			`Loading makes the lists in /proc/net/xt_recent readable by root only. Otherwise
 other users of this server could learn the knocks from these lists.`,
-			textIf(strings.Contains(rules, "\n"+partMark+"\n"), `An unprivileged container may refuse so many rules at once ("Message too
+			textIf(strings.Contains(rules, "\n"+partMark+"\n"), `An unprivileged container may refuse this number of rules at once ("Message too
 long"). The load command will then load in parts, with the guard itself last.`),
 			textIf(knocks, `xt_recent remembers 100 addresses in each list. An attacker who forges many addresses
 can fill a list, and other clients cannot knock. For longer lists, set
@@ -197,26 +190,15 @@ func (r iptRules) rootChain() iptChain {
 	guardRules := func(pass, drop iptPhase, t knock.Transport, localMatches ...string) {
 		for _, g := range r.guards {
 			for _, m := range iptMatches(ofTransport(t, g.OpenPorts)) {
-				admitted := fmt.Sprintf("%s -m recent --name %s --rcheck --seconds %d", m, iptOpenList(g), g.OpenFor/time.Second)
 				if r.options.Log {
 					// The kernel allows 29 bytes, and an ID has at most 12.
-					c.addRoot(pass, g.ID, admitted+" -m limit --limit 10/minute --limit-burst 10",
+					c.addRoot(pass, g.ID, iptAdmitted(g, m)+" -m limit --limit 10/minute --limit-burst 10",
 						fmt.Sprintf(`LOG --log-prefix "portknock pass %s: "`, g.ID))
 				}
-				c.addRoot(pass, g.ID, admitted, "RETURN")
-				if g.timed() && r.options.OpenAtEnd {
-					c.addRoot(pass, g.ID, m+" -m time --datestart "+iptTime(g.end().Unix()), "RETURN")
-				}
+				r.addPass(&c, pass, g, m)
 			}
 		}
-		for _, g := range r.guards {
-			for _, m := range iptMatches(ofTransport(t, g.OpenPorts)) {
-				m = strings.Replace(m, "--syn", iptNoSession, 1)
-				for _, local := range localMatches {
-					c.addRoot(drop, g.ID, fmt.Sprintf(local, m), "DROP")
-				}
-			}
-		}
+		r.addDrops(&c, drop, t, localMatches...)
 	}
 	c.addRoot(iptFirst, iptFixed, "-i lo", "RETURN")
 	c.note("A SYN is judged even if the kernel remembers its ports from an open session. Otherwise\n" +
@@ -244,6 +226,33 @@ func (r iptRules) rootChain() iptChain {
 	return c
 }
 
+// iptAdmitted returns a match for the packets of match that admitted addresses send.
+func iptAdmitted(g guard, match string) string {
+	return fmt.Sprintf("%s -m recent --name %s --rcheck --seconds %d", match, iptOpenList(g), g.OpenFor/time.Second)
+}
+
+// addPass adds the rules that let the packets of match through: those of admitted addresses,
+// and all of them after the last window if OpenAtEnd is set.
+func (r iptRules) addPass(c *iptChain, phase iptPhase, g guard, match string) {
+	c.addRoot(phase, g.ID, iptAdmitted(g, match), "RETURN")
+	if g.timed() && r.options.OpenAtEnd {
+		c.addRoot(phase, g.ID, match+" -m time --datestart "+iptTime(g.end().Unix()), "RETURN")
+	}
+}
+
+// addDrops adds the rules that drop packets to guarded ports which belong to no session. Each
+// of the formats in local adds matches to the match of a port, and makes a rule.
+func (r iptRules) addDrops(c *iptChain, phase iptPhase, t knock.Transport, local ...string) {
+	for _, g := range r.guards {
+		for _, m := range iptMatches(ofTransport(t, g.OpenPorts)) {
+			m = strings.Replace(m, "--syn", iptNoSession, 1)
+			for _, format := range local {
+				c.addRoot(phase, g.ID, fmt.Sprintf(format, m), "DROP")
+			}
+		}
+	}
+}
+
 // inputChain returns the chain for packets that reach this server, after NAT. It guards the
 // ports again, because other ports may be redirected to them, and because addresses may be
 // local by another routing table. It admits an address that may connect to the port before
@@ -258,21 +267,14 @@ func (r iptRules) inputChain() iptChain {
 			for _, p := range ofTransport(t, mergePorts(g.OpenPorts)) {
 				ports := portNumbers(p, ":")
 				for _, m := range []string{iptMatch(t, ports), beforeNAT(t, ports)} {
-					c.addRoot(pass, g.ID, fmt.Sprintf("%s -m recent --name %s --rcheck --seconds %d", m, iptOpenList(g), g.OpenFor/time.Second), "RETURN")
-					if g.timed() && r.options.OpenAtEnd {
-						c.addRoot(pass, g.ID, m+" -m time --datestart "+iptTime(g.end().Unix()), "RETURN")
-					}
+					r.addPass(&c, pass, g, m)
 				}
 			}
 			for _, p := range ofTransport(t, mergePorts(r.options.Public)) {
 				c.addRoot(pass, g.ID, beforeNAT(t, portNumbers(p, ":")), "RETURN")
 			}
 		}
-		for _, g := range r.guards {
-			for _, m := range iptMatches(ofTransport(t, g.OpenPorts)) {
-				c.addRoot(drop, g.ID, strings.Replace(m, "--syn", iptNoSession, 1), "DROP")
-			}
-		}
+		r.addDrops(&c, drop, t, "%s")
 	}
 	c.note("After NAT. Ports before NAT are those of ctorigdstport.")
 	c.addRoot(iptFirst, iptFixed, "-i lo", "RETURN")

@@ -553,7 +553,7 @@ func TestIptablesScriptHasSharedRules(t *testing.T) {
 	for _, line := range lines {
 		if strings.HasPrefix(line, "-A ") {
 			shared++
-			if !strings.Contains(iptScript, "'"+line+"'") {
+			if !strings.Contains(shellFile("iptables.sh"), "'"+line+"'") {
 				t.Errorf("sh/iptables.sh lacks the rule %s", line)
 			}
 		}

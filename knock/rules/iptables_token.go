@@ -116,11 +116,7 @@ func iptTokenChainName(g guard, slot int) string { return iptChainName(g, fmt.Sp
 // with the same key share the list, and a token stays spent after a profile is renamed.
 // The list does not belong to a generation of the rules, so a trial shares it too.
 func iptSpentList(g guard, w window, n int) string {
-	key := g.Fingerprint
-	if key == "" {
-		key = g.ID
-	}
-	return fmt.Sprintf("portspent_%s_%d_%d_%d", key, w.End.Sub(w.Start)/time.Second, w.number()%iptTokenListCycle, n)
+	return fmt.Sprintf("portspent_%s_%d_%d_%d", g.keyID(), w.End.Sub(w.Start)/time.Second, w.number()%iptTokenListCycle, n)
 }
 
 // iptTokenChain returns the chain that spends a token, or refuses the token if another

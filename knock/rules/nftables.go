@@ -145,14 +145,19 @@ type nftFamily struct{ n, addr, proto string }
 
 var nftFamilies = []nftFamily{{"4", "ip saddr", "ipv4"}, {"6", "ip6 saddr", "ipv6"}}
 
+// nftPorts returns the ports of one transport as a set, such as "{ 22, 80-81 }", or "".
+func nftPorts(t knock.Transport, ranges []knock.PortRange) string {
+	ports := join(ofTransport(t, mergePorts(ranges)), ", ", func(r knock.PortRange) string { return portNumbers(r, "-") })
+	return textIf(ports != "", "{ "+ports+" }")
+}
+
 // nftMatches returns one expression for each transport that has ports, such as
 // "tcp dport { 22, 80-81 }".
 func nftMatches(ranges []knock.PortRange) []string {
 	var all []string
 	for _, t := range []knock.Transport{knock.TCP, knock.UDP} {
-		if r := ofTransport(t, mergePorts(ranges)); len(r) > 0 {
-			words := join(r, ", ", func(r knock.PortRange) string { return portNumbers(r, "-") })
-			all = append(all, fmt.Sprintf("%s dport { %s }", t, words))
+		if ports := nftPorts(t, ranges); ports != "" {
+			all = append(all, fmt.Sprintf("%s dport %s", t, ports))
 		}
 	}
 	return all
@@ -290,10 +295,9 @@ func (r nftRules) chains(g guard) []nftChain {
 }
 
 // letChains returns the chains that let through or drop new connections, before NAT and at
-// input. A SYN is judged
-// even if the kernel remembers its ports from an earlier session: an address that was
-// admitted then could otherwise begin another session. UDP has no such mark of a new
-// connection, so the kernel's state decides.
+// input. A SYN is judged even if the kernel remembers its ports from an earlier session:
+// an address that was admitted then could otherwise begin another session. UDP has no
+// such mark of a new connection, so the kernel's state decides.
 //
 // A session's packets have ACK or RST, except for its SYN. The rules also drop all other
 // packets without ACK and RST, because the answer of a server would tell a scanner
@@ -327,9 +331,8 @@ func (r nftRules) letChains(g guard) string {
 	text += refuse("") + "\n\t\tfib daddr type { local, broadcast, anycast, multicast } counter name dropped_ID drop"
 	text += "\nchain letin_ID\n\t\tmeta priority MARK accept"
 	for _, t := range []knock.Transport{knock.TCP, knock.UDP} {
-		if ranges := ofTransport(t, mergePorts(r.options.Public)); len(ranges) > 0 {
-			ports := join(ranges, ", ", func(r knock.PortRange) string { return portNumbers(r, "-") })
-			text += fmt.Sprintf("\n\t\tmeta l4proto %s ct status dnat ct original proto-dst { %s } meta priority set MARK accept", t, ports)
+		if ports := nftPorts(t, r.options.Public); ports != "" {
+			text += fmt.Sprintf("\n\t\tmeta l4proto %s ct status dnat ct original proto-dst %s meta priority set MARK accept", t, ports)
 		}
 	}
 	return text + "\n\t\tgoto let_ID" + refuse("in") + "\n\t\tcounter name dropped_ID drop"

@@ -212,7 +212,7 @@ func (g *guard) checkKnocks(o Options, guarded []knock.PortRange) error {
 		for _, k := range g.KnockPorts {
 			// Some later window would have a knock at this port, when nobody is there to
 			// read the error.
-			if g.timed() && c.Transport == k.Transport && c.First <= k.Last && k.First <= c.Last {
+			if g.timed() && overlap(c, k) {
 				return fmt.Errorf("PortRange and Protocol include %v; a guarded port cannot be a knock", c)
 			}
 		}
@@ -383,6 +383,11 @@ func firewallName(name string) string {
 		return id
 	}
 	return fmt.Sprintf("%.5s_%x", id, sha256.Sum256([]byte(name)))[:maxBytes]
+}
+
+// overlap reports whether two ranges share a port.
+func overlap(a, b knock.PortRange) bool {
+	return a.Transport == b.Transport && a.First <= b.Last && b.First <= a.Last
 }
 
 // mergePorts returns the ranges in order, TCP before UDP. It joins ranges that

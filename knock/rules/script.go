@@ -20,6 +20,15 @@ import (
 //go:embed sh/*.sh
 var shellFiles embed.FS
 
+// shellFile returns a file of the folder sh. It panics if no such file is embedded.
+func shellFile(name string) string {
+	text, err := shellFiles.ReadFile("sh/" + name)
+	if err != nil {
+		panic(err)
+	}
+	return string(text)
+}
+
 // Script holds the settings that only a script has.
 type Script struct {
 	// OnFailureOpen leaves the ports open if the installed rules cannot be loaded. Without
@@ -88,11 +97,7 @@ func (f Format) EmitScript(w io.Writer, guards []Guard, o Options, s Script) err
 	b.add("every=%s", textIf(every > 0, fmt.Sprint(int(every/time.Second))))
 	b.WriteString(data)
 	for _, name := range slices.Concat([]string{"main.sh", "install.sh", "status.sh", "instance.sh"}, row.shell) {
-		text, err := shellFiles.ReadFile("sh/" + name)
-		if err != nil {
-			return err
-		}
-		b.WriteString("\n" + string(text))
+		b.WriteString("\n" + shellFile(name))
 	}
 	b.add("\nmain \"$@\"")
 	_, err = io.WriteString(w, b.String())

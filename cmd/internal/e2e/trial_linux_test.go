@@ -183,7 +183,7 @@ func TestTrialOnServerWithoutGuard(t *testing.T) {
 }
 
 // TestKeepNeedsProof: keep needs a new connection through the new rules. A connection of
-// an address that the old rules admitted is no proof, and neither are knocks alone.
+// an address that the old rules admitted does not count, and knocks alone do not either.
 func TestKeepNeedsProof(t *testing.T) {
 	eachShell(t, func(t *testing.T, shell []string) {
 		r := newRig(t, nftables, lab.IPv4, oldSettings()...)

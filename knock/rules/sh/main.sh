@@ -84,10 +84,7 @@ verb_load() {
 	fw_load "$@" || die 1 "the rules of $(names "$@") are not loaded; the rules in force have not changed"
 	remember "$@"
 	say "loaded: $(names "$@")"
-	for part; do
-		[ -f "/etc/portknock/$part.sh" ] || say "The rules are lost at a reboot. To load them at each boot: sh $0 install"
-		break
-	done
+	[ -f "/etc/portknock/$1.sh" ] || say "The rules are lost at a reboot. To load them at each boot: sh $0 install"
 }
 
 verb_trial() {

@@ -319,12 +319,7 @@ nft_listing() {
 		/^\t}/ { on = 0 }
 		END { if (present) printf "%s", text }'
 	[ -z "${3-}" ] || return 0
-	nft_objects | awk -v end="_$1$2" '
-		$2 ~ /^(even|odd|next|last|ignore|tokens)_/ && $1 ~ /set|map/ {
-			role = $2
-			sub(/_.*/, "", role)
-			if (substr($2, length(role) + 1) == end) print
-		}' | sort |
+	nft_objects | grep -xE "(set|map) (even|odd|next|last|ignore|tokens)_$1$2" | sort |
 		while read -r kind name; do
 			TZ=UTC nft -s list "$kind" inet portknock "$name"
 		done

@@ -42,9 +42,6 @@ trial_state() {
 # verb_status returns 1 unless the rules of all profiles are in force as they were loaded.
 verb_status() {
 	left=$(fw_trial_left) status=0
-	for part; do
-		[ "$(rules_state "$part")" = 'as loaded' ] || status=1
-	done
 	if [ -n "$json" ]; then status_json "$@"; else status_text "$@"; fi
 	return "$status"
 }
@@ -55,7 +52,9 @@ status_text() {
 		say ''
 		say "profile    $(value name "$part"), guards $(value ports "$part")$(value key "$part" | sed 's/..*/, key &/')"
 		until=$(value until "$part")
-		case $(rules_state "$part") in
+		rules=$(rules_state "$part")
+		[ "$rules" = 'as loaded' ] || status=1
+		case $rules in
 		'as loaded') rules='in force, unchanged since they were loaded' ;;
 		other) rules='in force, but from another script' ;;
 		changed) rules='changed since they were loaded' ;;
@@ -95,9 +94,11 @@ status_json() {
 	comma=
 	for part; do
 		until=$(value until "$part")
+		rules=$(rules_state "$part")
+		[ "$rules" = 'as loaded' ] || status=1
 		printf '%s{"name":%s,"ports":"%s","key":"%s","rules":"%s","valid_until":%s,"trial":"%s"' "$comma" \
 			"$(json_text "$(value name "$part")")" "$(value ports "$part")" "$(value key "$part")" \
-			"$(rules_state "$part")" "${until:-null}" "$(trial_state "$part")"
+			"$rules" "${until:-null}" "$(trial_state "$part")"
 		installed_state "$part" | while read -r word text; do
 			printf ',"%s":%s' "$word" "$(json_text "$text")"
 		done
