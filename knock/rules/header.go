@@ -71,12 +71,17 @@ func (f format) header(guards []guard, d document, o Options) string {
 	b.add("test: %s", d.test)
 	b.add("load: %s", d.load)
 	b.add("unload: %s", d.unload)
-	for _, note := range slices.Concat([]string{loadNote}, d.plainNotes, f.notes(d, o)) {
+	b.addNotes(slices.Concat([]string{loadNote}, d.plainNotes, f.notes(d, o)))
+	return mark(b.String())
+}
+
+// addNotes adds paragraphs with an empty line before each. It leaves out "" paragraphs.
+func (l *lines) addNotes(notes []string) {
+	for _, note := range notes {
 		if note != "" {
-			b.add("\n%s", note)
+			l.add("\n%s", note)
 		}
 	}
-	return mark(b.String())
 }
 
 // loadNote says what the commands of the header do, and what else there is.
@@ -90,9 +95,9 @@ another program removes them. Without that service, a reboot opens the ports, an
 does a program that flushes all rules.`
 
 // notes returns the paragraphs of a header about the options and the format.
-func (f format) notes(d document, o Options) (notes []string) {
+func (f format) notes(d document, o Options) []string {
 	allowed := textIf(len(o.Allow) > 0, " except "+rangeList(o.Allow))
-	for _, note := range append([]string{
+	return append([]string{
 		textIf(o.DropPolicy, "The drop policy also closes all other TCP and UDP ports of this server"+allowed+`.
 Other protocols pass, such as ping, VRRP and IPsec (ESP, AH). The drop policy does
 not change what this server forwards, for example to containers.`),
@@ -100,12 +105,7 @@ not change what this server forwards, for example to containers.`),
 open to everyone.`),
 		textIf(o.Consume, `These rules drop the knocks. If the server answers at other closed ports, a scan
 finds the ports that do not answer. In that case leave out --consume.`),
-	}, d.notes...) {
-		if note != "" {
-			notes = append(notes, note)
-		}
-	}
-	return notes
+	}, d.notes...)
 }
 
 // mark makes a comment of a text.

@@ -169,11 +169,7 @@ No verb changes the rules of other profiles, or ends open sessions. Loading keep
 admitted addresses, and turns on the kernel's connection tracking.`)
 	refreshNote := fmt.Sprintf(`The installed script makes new rules every %s, so the times above are only those of the
 first rules. The profile needs no ValidUntil.`, formatSpan(every))
-	for _, note := range append([]string{textIf(every > 0, refreshNote), textIf(d.daemons != nil, daemonNote)}, f.notes(d, o)...) {
-		if note != "" {
-			b.add("\n%s", note)
-		}
-	}
+	b.addNotes(append([]string{textIf(every > 0, refreshNote), textIf(d.daemons != nil, daemonNote)}, f.notes(d, o)...))
 	return mark(b.String())
 }
 
