@@ -153,7 +153,7 @@ func (c *channel) upload(ctx context.Context, path string, text []byte) error {
 
 // becomeRoot replaces the shell by one of root. It calls ask for the user's password on the
 // server, if sudo wants it.
-func (c *channel) becomeRoot(ctx context.Context, ask func() (string, error)) error {
+func (c *channel) becomeRoot(ctx context.Context, ask func(context.Context) (string, error)) error {
 	out, err := c.run(ctx, time.Minute, `if [ "$(id -u)" = 0 ]; then echo root
 elif ! command -v sudo >/dev/null; then echo none
 elif sudo -n true 2>/dev/null; then echo free
@@ -176,7 +176,7 @@ else sudo -n true 2>&1 | head -n 1; fi`)
 	if !strings.Contains(out, "password") {
 		return errors.New(out) // such as: sudo: sorry, you must have a tty to run sudo
 	}
-	password, err := ask()
+	password, err := ask(ctx)
 	if err != nil {
 		return err
 	}

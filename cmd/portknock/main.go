@@ -92,6 +92,10 @@ func table() []row {
 				"daemon's configuration. The comment above it has commands to test, load and unload\n" +
 				"it. With --script, print a shell script with commands to test, try, keep and install\n" +
 				"the rules."},
+		{"deploy", "[FLAGS] [USER@]HOST...", 1, math.MaxInt, "deploy needs one HOST or more", &deploy{},
+			"Set up servers over ssh, or change what they have. For each HOST: load the rules of its\n" +
+				"profile on trial, prove from here that a new login works, and only then install them.\n" +
+				"If anything fails, the server goes back to the rules from before by itself."},
 		{"profile", "list|show|import [FLAGS] [HOST|FILE]", 1, math.MaxInt, profileOperandsError, nil,
 			"List the profiles, show one with its defaults, or import the profiles in the\n" +
 				".fwknoprc of fwknop's client."},

@@ -47,6 +47,8 @@ verb_status() {
 }
 
 status_text() {
+	# shellcheck disable=SC2154 # the head of the script sets made_by
+	[ -z "$made_by" ] || say "made by    $made_by"
 	if [ -n "$left" ]; then say "trial      $left s left"; else say 'trial      none'; fi
 	for part; do
 		say ''
@@ -89,8 +91,8 @@ other profiles loaded: $others"
 json_text() { printf '%s' "$1" | sed 's/[\\"]/\\&/g; s/^/"/; s/$/"/'; }
 
 status_json() {
-	printf '{"format":"%s","id":"%s","clock_synchronized":"%s","trial_seconds_left":%s,"profiles":[' \
-		"$format" "$id" "$(clock_state)" "${left:-null}"
+	printf '{"format":"%s","id":"%s","made_by":%s,"clock_synchronized":"%s","trial_seconds_left":%s,"profiles":[' \
+		"$format" "$id" "$(json_text "$made_by")" "$(clock_state)" "${left:-null}"
 	comma=
 	for part; do
 		until=$(value until "$part")
