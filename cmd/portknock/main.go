@@ -96,6 +96,9 @@ func table() []row {
 			"Set up servers over ssh, or change what they have. For each HOST: load the rules of its\n" +
 				"profile on trial, prove from here that a new login works, and only then install them.\n" +
 				"If anything fails, the server goes back to the rules from before by itself."},
+		{"undeploy", "[FLAGS] [USER@]HOST...", 1, math.MaxInt, "undeploy needs one HOST or more", &undeploy{},
+			"Remove from servers what deploy has installed there for the profile of each HOST. Their\n" +
+				"ports are then open. The rules of other profiles stay."},
 		{"profile", "list|show|import [FLAGS] [HOST|FILE]", 1, math.MaxInt, profileOperandsError, nil,
 			"List the profiles, show one with its defaults, or import the profiles in the\n" +
 				".fwknoprc of fwknop's client."},

@@ -38,9 +38,7 @@ const (
 // probePort sends one SYN. Its limit is shorter than the second after which the kernel repeats
 // a SYN.
 func probePort(ctx context.Context, to netip.AddrPort) portState {
-	ctx, cancel := context.WithTimeout(ctx, 900*time.Millisecond)
-	defer cancel()
-	conn, err := new(net.Dialer).DialContext(ctx, "tcp", to.String())
+	conn, err := (&net.Dialer{Timeout: 900 * time.Millisecond}).DialContext(ctx, "tcp", to.String())
 	switch {
 	case err == nil:
 		// A RST and not a FIN: sshd then does not log this connection.
@@ -49,7 +47,8 @@ func probePort(ctx context.Context, to netip.AddrPort) portState {
 		return portOpen
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return portRefused
-	case ctx.Err() != nil:
+	}
+	if e, ok := errors.AsType[net.Error](err); ok && e.Timeout() {
 		return portSilent
 	}
 	return portRejected

@@ -1,31 +1,156 @@
 package e2e
 
 import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/portknock/portknock/cmd/internal/lab"
 )
 
 // newDeployRig makes a rig whose server has an sshd, and files of its own in /etc, so that
-// scripts can be installed there.
+// scripts can be installed there. The server has no guard.
 func newDeployRig(t testing.TB, settings ...string) *rig {
 	t.Helper()
 	r := newRig(t, nftables, lab.IPv4, settings...)
-	r.server.Shell(t, `cp -a /etc /run/etc && mount --bind /run/etc /etc && mkdir -p /etc/cron.d && cp "$(command -v sleep)" /run/cron`)
-	cron := r.server.Command("sh", "-c", "exec /run/cron 1000")
-	if err := cron.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(cron.End)
+	r.ownEtc(t)
 	return r
 }
 
-// TestDeployFirstTime: deploy guards a server that had no guard, and a client can log in.
-func TestDeployFirstTime(t *testing.T) {
+// deploy starts a command for the host vps and returns its output when it has printed a line
+// with this text, or when it has ended.
+func (r *rig) deployUntil(t testing.TB, text string, args ...string) (c *lab.Cmd, out string, rest io.Reader) {
+	t.Helper()
+	c = r.client.Command("portknock", append([]string{"deploy", "-c", r.profile, "--ssh-config", r.config}, args...)...)
+	pipe, err := c.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Stderr = c.Stdout
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.End)
+	lines := bufio.NewReader(pipe)
+	for {
+		line, err := lines.ReadString('\n')
+		out += line
+		if err != nil || text != "" && strings.Contains(line, text) {
+			return c, out, lines
+		}
+	}
+}
+
+// deploy runs a deploy of the host vps to its end. It checks the exit code, and that the
+// output contains texts.
+func (r *rig) deploy(t testing.TB, code int, texts []string, args ...string) (out string) {
+	t.Helper()
+	c, out, _ := r.deployUntil(t, "", append(args, "vps")...)
+	err := c.Wait()
+	got := 0
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		got = exit.ExitCode()
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	if got != code {
+		t.Errorf("deploy %v ends with exit code %d, want %d\n%s", args, got, code, out)
+	}
+	for _, text := range texts {
+		if !strings.Contains(out, text) {
+			t.Errorf("deploy %v does not print %q:\n%s", args, text, out)
+		}
+	}
+	return out
+}
+
+// TestDeployGuardsServer: a deploy installs the rules on a server that had none, and proves
+// them. A second one finds the same rules. undeploy leaves nothing.
+func TestDeployGuardsServer(t *testing.T) {
 	t.Parallel()
 	r := newDeployRig(t, threeKnocks)
-	out, err := r.client.Try("portknock", "deploy", "-c", r.profile, "--ssh-config", r.config, "vps")
-	t.Logf("%v\n%s", err, out)
+	before := r.ruleset(t)
+	files := r.server.Shell(t, "find /etc /run/portknock 2>/dev/null | sort")
+	r.deploy(t, 0, []string{"no rules for vps", "22/tcp for vps"}, "--dry-run")
+	r.expectRuleset(t, before)
+	r.expect(t, r.attacker, lab.Open)
+
+	out := r.deploy(t, 0, []string{"proved    the port does not answer", "proved    a new login", "deployed  vps"})
 	r.login(t)
 	r.expect(t, r.attacker, lab.Dropped)
+	if strings.Contains(out, "7001") {
+		t.Errorf("the output contains a knock:\n%s", out)
+	}
+	if left := r.server.Shell(t, "ls /run/portknock | grep '^deploy[.][0-9A-Z]' || :"); left != "" {
+		t.Errorf("deploy leaves %s", left)
+	}
+
+	var results []struct{ Host, Result, Format, ID, Login, Silence string }
+	out = r.deploy(t, 0, nil, "--json")
+	if err := json.Unmarshal([]byte(out), &results); err != nil || len(results) != 1 || results[0].Result != "deployed" ||
+		results[0].Login != "proved" || results[0].Silence != "proved" || results[0].Format != "nftables" {
+		t.Errorf("deploy --json prints %s, %v", out, err)
+	}
+
+	r.client.Run(t, "portknock", "undeploy", "-c", r.profile, "--ssh-config", r.config, "vps")
+	r.expect(t, r.attacker, lab.Open)
+	r.expectRuleset(t, before)
+	if got := r.server.Shell(t, "find /etc /run/portknock 2>/dev/null | sort"); got != files {
+		t.Errorf("undeploy leaves files: before\n%s\nafter\n%s", files, got)
+	}
+}
+
+// TestDeployGoesBack: if the new rules do not let a login through, the server has its old
+// rules afterwards, and the exit code is 6.
+func TestDeployGoesBack(t *testing.T) {
+	t.Parallel()
+	r := newDeployRig(t, threeKnocks)
+	r.deploy(t, 0, nil)
+	right := r.profile
+	for name, c := range map[string]struct {
+		settings []string
+		args     []string
+		text     string
+	}{
+		"nothing listens at the guarded port": {settings: []string{threeKnocks, "OpenPorts 222"}, text: "connection refused"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r.profile = r.vpsProfile(t, c.settings...)
+			r.deploy(t, 6, []string{"not deployed", c.text, "the rules from before are in force"}, c.args...)
+			r.profile = right
+			r.login(t)
+			r.expect(t, r.attacker, lab.Dropped)
+		})
+	}
+}
+
+// TestDeployKilled: if the client is killed in a deploy, the server either has the old rules or
+// the new ones.
+func TestDeployKilled(t *testing.T) {
+	t.Parallel()
+	for _, step := range []string{"server ", "new ", "trial ", "proved    the port", "proved    a new", "install "} {
+		t.Run(step, func(t *testing.T) {
+			t.Parallel()
+			r := newDeployRig(t, threeKnocks)
+			c, _, _ := r.deployUntil(t, step, "vps")
+			c.End()
+			lab.Await(t, 20*time.Second, func() string {
+				if out, err := r.server.Try("flock", "-n", "/run/portknock/deploy.lock", "true"); err != nil {
+					return "the deploy still has its lock: " + out
+				}
+				return ""
+			})
+			if step == "install " || step == "proved    a new" { // the kill may be too late
+				r.login(t)
+				return
+			}
+			r.expect(t, r.attacker, lab.Open)
+			r.login(t)
+		})
+	}
 }
