@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -189,18 +190,29 @@ func (d *deploy) settle(ctx context.Context, s *server, err error) error {
 	if _, failed := errors.AsType[*statusError](err); !failed {
 		s.say("note      %v; asking the server again", err)
 		s.close()
-		if openErr := s.open(ctx); openErr != nil {
-			return &failure{exitUnknown, fmt.Errorf("the server may have the old rules or the new ones: %w", err),
-				fmt.Sprintf("the trial ends at %s; portknock knocks for both\nthen run again: portknock deploy %s", clockTime(s.trialEnds), s.host)}
+		if openErr := s.open(ctx, 60); openErr != nil {
+			return d.unknown(s, err)
 		}
 	}
 	st, statusErr := s.readStatus(ctx, "/etc/portknock/"+s.part+".sh")
+	inForce, sumErr := s.channel.run(ctx, verbLimit, "head -n 1 /run/portknock/"+s.part+".sum")
 	switch {
-	case statusErr != nil: // nothing is installed
-	case st.ID == s.result.ID && st.Profiles[0].Rules == "as loaded":
+	case errors.Is(cmp.Or(statusErr, sumErr), errChannel):
+		return d.unknown(s, err)
+	case statusErr == nil && st.ID == s.result.ID && inForce == s.result.ID:
 		return d.finish(s)
+	case inForce == s.result.ID:
+		return &failure{exitUnknown, fmt.Errorf("the new rules are in force, but not installed: %w", err),
+			fmt.Sprintf("the rules are lost at a reboot\nrun again: portknock deploy %s", s.host)}
 	}
+	s.result.Result = notDeployed
 	return s.cancel(ctx, err)
+}
+
+// unknown is the failure if the server does not answer any more.
+func (d *deploy) unknown(s *server, err error) error {
+	return &failure{exitUnknown, fmt.Errorf("the server may have the old rules or the new ones: %w", err),
+		fmt.Sprintf("the trial ends at %s; portknock knocks for both\nthen run again: portknock deploy %s", clockTime(s.trialEnds), s.host)}
 }
 
 // finish records what the server has now.

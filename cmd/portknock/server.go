@@ -90,8 +90,12 @@ func (f *serverFlags) each(ctx context.Context, a *app, c *config, hosts []strin
 			errs[i] = do(ctx, servers[i])
 		}
 	}
-	open := func(ctx context.Context, s *server) error { return cmp.Or(s.open(ctx), prepare(ctx, s)) }
-	closeAll := func(ctx context.Context, s *server) error { s.close(); return nil }
+	open := func(ctx context.Context, s *server) error {
+		if err := s.open(ctx, 0); err != nil {
+			return err
+		}
+		return prepare(ctx, s)
+	}
 	if parallel == 1 {
 		for i, s := range servers {
 			step(i, open)
@@ -108,7 +112,7 @@ func (f *serverFlags) each(ctx context.Context, a *app, c *config, hosts []strin
 			free <- true
 			wait.Go(func() {
 				step(i, change)
-				_ = closeAll(ctx, s)
+				s.close()
 				<-free
 			})
 		}
@@ -171,8 +175,9 @@ func (s *server) say(format string, args ...any) {
 	_ = s.app.print("%s\n", line)
 }
 
-// open connects to the server, and becomes root there.
-func (s *server) open(ctx context.Context) (err error) {
+// open connects to the server, and becomes root there. It waits so many seconds for another run
+// that changes the server.
+func (s *server) open(ctx context.Context, wait int) (err error) {
 	if s.ssh, err = s.readSSHSettings(ctx); err != nil {
 		return err
 	}
@@ -199,9 +204,14 @@ mkdir -p /run/portknock
 trap 'rm -f %[1]s %[1]s.out' EXIT
 trap 'exit 1' HUP TERM
 exec 8>>/run/portknock/deploy.lock
-if ! command -v flock >/dev/null; then :
-elif flock -n 8; then echo %[2]s >/run/portknock/deploy.lock
-else echo "busy $(cat /run/portknock/deploy.lock)"; fi`, s.file, shellWord(madeBy())))
+command -v flock >/dev/null || no_lock=none
+tries=0
+until [ "$no_lock" ] || flock -n 8; do # the flock of busybox cannot wait with a limit
+	tries=$((tries + 1))
+	if [ $tries -gt %[2]d ]; then echo "busy $(cat /run/portknock/deploy.lock)"; break; fi
+	sleep 1
+done
+[ $tries -gt %[2]d ] || echo %[3]s >/run/portknock/deploy.lock`, s.file, wait, shellWord(madeBy())))
 	if by, busy := strings.CutPrefix(out, "busy "); busy && err == nil {
 		err = &failure{exitNotDeployed, fmt.Errorf("another deploy to this server is running: %s", by), "wait until it has ended"}
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/portknock/portknock/cmd/internal/lab"
+	"github.com/portknock/portknock/knock"
 )
 
 // newDeployRig makes a rig whose server has an sshd, and files of its own in /etc, so that
@@ -153,4 +154,76 @@ func TestDeployKilled(t *testing.T) {
 			r.login(t)
 		})
 	}
+}
+
+// TestDeployAsksAgainAfterBrokenConnection: if the connection breaks while the server installs
+// the rules, deploy connects again, and finds that the rules are installed.
+func TestDeployAsksAgainAfterBrokenConnection(t *testing.T) {
+	t.Parallel()
+	lab.Require(t, "flock", "pgrep", "pkill")
+	r := newDeployRig(t, threeKnocks)
+	c, out, rest := r.deployUntil(t, "trial ", "vps")
+	holder := r.server.Command("sh", "-c", "exec 9>/run/portknock/lock && flock 9 && exec sleep 1000")
+	if err := holder.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer holder.End()
+	lab.Await(t, 20*time.Second, func() string {
+		if _, err := r.server.Try("pgrep", "-f", "^sh /run/portknock/deploy[.][^ ]* install"); err != nil {
+			return "the server does not install the rules"
+		}
+		return ""
+	})
+	r.client.Run(t, "pkill", "-KILL", "-x", "ssh")
+	holder.End()
+	more, _ := io.ReadAll(rest)
+	if err := c.Wait(); err != nil || !strings.Contains(string(more), "asking the server again") || !strings.Contains(string(more), "deployed  vps") {
+		t.Errorf("deploy ends with %v and prints\n%s%s", err, out, more)
+	}
+	r.login(t)
+	r.expect(t, r.attacker, lab.Dropped)
+}
+
+// TestOneDeployAtATime: a deploy to a server that another one changes fails, and says who does
+// that.
+func TestOneDeployAtATime(t *testing.T) {
+	t.Parallel()
+	r := newDeployRig(t, threeKnocks)
+	c, _, rest := r.deployUntil(t, "new ", "vps")
+	r.deploy(t, 6, []string{"another deploy to this server is running: root@client"})
+	_, _ = io.Copy(io.Discard, rest)
+	if err := c.Wait(); err != nil {
+		t.Errorf("the first deploy: %v", err)
+	}
+	r.login(t)
+}
+
+// TestDeployRefusesWrongClock: a deploy of rules that follow the clock fails if the clocks differ
+// by more than Skew.
+func TestDeployRefusesWrongClock(t *testing.T) {
+	t.Parallel()
+	key := lab.File(t, "key", knock.NewKey().Reveal())
+	r := newDeployRig(t, "Scheme token", "KeyFile "+key, "Skew 1m")
+	t.Run("shifted", func(t *testing.T) {
+		c := r.client.Command("env", "PORTKNOCK_TEST_SHIFT=-2m", "portknock", "deploy", "-c", r.profile, "--ssh-config", r.config, "vps")
+		out, err := c.CombinedOutput()
+		if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 6 || !strings.Contains(string(out), "the clocks differ by 2m0") {
+			t.Errorf("deploy ends with %v and prints\n%s", err, out)
+		}
+	})
+	r.expect(t, r.attacker, lab.Open)
+	r.deploy(t, 0, []string{"clock     the server's clock", "valid until "})
+	r.login(t)
+	r.expect(t, r.attacker, lab.Dropped)
+}
+
+// TestDeployTakesIptablesWithoutNft: a server without a suitable nft gets rules for iptables.
+func TestDeployTakesIptablesWithoutNft(t *testing.T) {
+	t.Parallel()
+	lab.Require(t, "iptables")
+	r := newDeployRig(t, threeKnocks)
+	r.server.Shell(t, `printf '#!/bin/sh\nexit 127\n' >/run/nft && chmod 755 /run/nft && mount --bind /run/nft "$(readlink -f "$(command -v nft)")"`)
+	r.deploy(t, 0, []string{"the server cannot load rules of nftables", "format iptables", "deployed  vps"})
+	r.login(t)
+	r.expect(t, r.attacker, lab.Dropped)
 }
