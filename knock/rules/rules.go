@@ -53,13 +53,16 @@ type Options struct {
 	// Public lists ports that NAT of this server leads to a guarded port (REDIRECT or DNAT),
 	// and that stay open to everybody. Without it, the guard also covers these ports.
 	Public []knock.PortRange
+	// Trust lists the sources that need no knock for the guarded ports. With DropPolicy,
+	// all other ports stay open to them too.
+	Trust []Trust
 	// Consume drops the knocks instead of leaving them to the server's other rules. Set it
 	// only if the server drops packets to all closed ports. Otherwise a scan finds the
 	// knock ports, because only these do not answer.
 	Consume bool
 	// Force accepts guards that are otherwise refused as too weak: a sequence that a scan
 	// of all ports sends, a sequence that attackers know from documentation, sequences that
-	// an attacker could guess, and SPA packets without an HMAC.
+	// an attacker could guess, SPA packets without an HMAC, and a Trust of every address.
 	Force bool
 	// From and Until bound the time in which changing sequences and tokens open the
 	// ports. The rules are valid until the end of the first window that ends at Until or
