@@ -442,8 +442,10 @@ fw_trial_parts() {
 	ipt_saved | sed -n 's/^[46] mangle :PORTTRIAL-\([a-z0-9_]*\)[- ].*/\1/p' | sort -u
 }
 
+# fw_proved looks at the table mangle only: in the table filter, the drop policy counts
+# connections to guarded ports from everyone who has passed the table mangle.
 fw_proved() { # ID
-	ipt_saved | grep -e "-A PORTTRIAL .*--comment \"[14]:$1\"" | grep -v ' -j LOG ' | grep -qv ' \[0:'
+	ipt_saved | grep -e "^[46] mangle .*-A PORTTRIAL .*--comment \"[14]:$1\"" | grep -v ' -j LOG ' | grep -qv ' \[0:'
 }
 
 fw_keep() { # ID...
@@ -473,7 +475,7 @@ fw_remove() { ipt_do remove </dev/null; }
 
 # fw_trusted_came is true if a connection from a trusted source has come since the trial began.
 fw_trusted_came() { # ID
-	ipt_saved | grep -e "-A PORTTRIAL\(IN\)\{0,1\} .*--comment \"[14]:$1 trusted\"" | grep -qv ' \[0:'
+	ipt_saved | grep -e "^[46] mangle .*-A PORTTRIAL\(IN\)\{0,1\} .*--comment \"[14]:$1 trusted\"" | grep -qv ' \[0:'
 }
 
 # fw_parts leaves out parts that one family lacks, and all parts if a jump is missing, because
