@@ -30,7 +30,7 @@ func (f format) describe(b *lines, g guard, o Options) {
 		b.add("  after %d knocks, an address may connect for %v\n  at most %v may pass between two knocks", len(w.Steps), g.OpenFor, g.KnockTimeout)
 	}
 	if len(o.Trust) > 0 {
-		b.add("  connections from %s need no knock", join(mergeTrust(o.Trust), ", ", Trust.String))
+		b.add("  connections from %s need no knock", strings.Join(o.trusted().all(), ", "))
 	}
 	end, atEnd := g.end().UTC().Format(time.RFC3339), "closed to everyone"
 	if o.OpenAtEnd {

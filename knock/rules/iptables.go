@@ -233,16 +233,11 @@ const iptTrusted = " trusted"
 
 // trusted returns matches for the packets of match that come from the sources in Trust.
 func (r iptRules) trusted(match string) []string {
-	var all []string
-	for _, t := range ofFamily(0, r.options.Trust) {
-		all = append(all, fmt.Sprintf("%s -i %v", match, t))
+	s := r.options.trusted()
+	add := func(before, after string) func(string) string {
+		return func(source string) string { return before + match + after + source }
 	}
-	for _, f := range iptFamilies {
-		for _, t := range ofFamily(f.bits, r.options.Trust) {
-			all = append(all, fmt.Sprintf("%s%s -s %v", f.flag, match, t))
-		}
-	}
-	return all
+	return slices.Concat(each(s.interfaces, add("", " -i ")), each(s.ipv4, add("-4 ", " -s ")), each(s.ipv6, add("-6 ", " -s ")))
 }
 
 // addPass adds the rules that let the packets of match through: those of admitted addresses,

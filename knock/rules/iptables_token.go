@@ -22,7 +22,6 @@ import (
 // iptFamily holds what differs between the address families in a rule.
 type iptFamily struct {
 	flag    string // flag before a rule, for iptables-restore
-	bits    int    // length of an address
 	ipv6    bool
 	start   string // u32 expression for the start of the UDP header; "" if offset is enough
 	offset  int    // number of bytes to add to start
@@ -32,8 +31,8 @@ type iptFamily struct {
 // iptFamilies lists IPv4 and IPv6. The rules do not recognize a token in an IPv6 packet
 // with extension headers, because u32 cannot skip these headers.
 var iptFamilies = []iptFamily{
-	{flag: "-4 ", bits: 32, start: "0>>22&0x3C@", anyMask: "0.0.0.0"},
-	{flag: "-6 ", bits: 128, ipv6: true, offset: 40, anyMask: "::"},
+	{flag: "-4 ", start: "0>>22&0x3C@", anyMask: "0.0.0.0"},
+	{flag: "-6 ", ipv6: true, offset: 40, anyMask: "::"},
 }
 
 // u32At returns the u32 expression for the 32 bits at an offset from the UDP header.

@@ -142,12 +142,9 @@ add rule inet portknock begin ct state established accept comment "makes the ker
 
 // nftFamily is an address family. Each guard has separate sets for each family, because
 // a set holds addresses of one length.
-type nftFamily struct {
-	n, addr, proto string
-	bits           int // length of an address
-}
+type nftFamily struct{ n, addr, proto string }
 
-var nftFamilies = []nftFamily{{"4", "ip saddr", "ipv4", 32}, {"6", "ip6 saddr", "ipv6", 128}}
+var nftFamilies = []nftFamily{{"4", "ip saddr", "ipv4"}, {"6", "ip6 saddr", "ipv6"}}
 
 // nftPorts returns the ports of one transport as a set, such as "{ 22, 80-81 }", or "".
 func nftPorts(t knock.Transport, ranges []knock.PortRange) string {
@@ -203,7 +200,7 @@ func (r nftRules) expand(g guard, perGuard, perFamily string) string {
 	// minute more covers a clock that is set back.
 	remembered := 2*g.Windows[0].End.Sub(g.Windows[0].Start) + time.Minute
 	words := []string{
-		"TRUSTED", join(ofFamily(0, r.options.Trust), ", ", func(t Trust) string { return `"` + t.iface + `"` }),
+		"TRUSTED", `"` + strings.Join(r.options.trusted().interfaces, `", "`) + `"`,
 		"ID", g.ID + g.copy, "KEY", g.keyID(), "SIZE", fmt.Sprint(setSize), "MARK", nftMark,
 		"OPENFOR", nftTime(g.OpenFor), "KNOCKTIMEOUT", nftTime(g.KnockTimeout), "REMEMBERED", nftTime(remembered),
 		"REPEAT", repeat, "CONSUME", consume, "LOG", log, "LAST", fmt.Sprint(g.stages()),
@@ -391,13 +388,15 @@ func (r nftRules) stageChains(g guard) string {
 // contain a placeholder.
 func (r nftRules) trusted() []string {
 	var all []string
-	if len(ofFamily(0, r.options.Trust)) > 0 {
+	s := r.options.trusted()
+	if len(s.interfaces) > 0 {
 		all = append(all, "iifname { TRUSTED }")
 	}
-	for _, f := range nftFamilies {
-		if prefixes := ofFamily(f.bits, r.options.Trust); len(prefixes) > 0 {
-			all = append(all, fmt.Sprintf("%s { %s }", f.addr, join(prefixes, ", ", Trust.String)))
-		}
+	if len(s.ipv4) > 0 {
+		all = append(all, "ip saddr { "+strings.Join(s.ipv4, ", ")+" }")
+	}
+	if len(s.ipv6) > 0 {
+		all = append(all, "ip6 saddr { "+strings.Join(s.ipv6, ", ")+" }")
 	}
 	return all
 }

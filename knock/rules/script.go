@@ -117,7 +117,7 @@ func (f format) scriptData(guards []guard, d document, o Options) (string, error
 		for _, v := range []struct{ name, value string }{
 			{"name", shellValue(g.Name)},
 			{"ports", shellValue(rangeList(g.OpenPorts))},
-			{"trust", shellValue(join(mergeTrust(o.Trust), " ", Trust.String))},
+			{"trust", shellValue(strings.Join(o.trusted().all(), " "))},
 			{"until", end},
 			{"key", g.Fingerprint},
 			{"stages", fmt.Sprint(g.stages())},

@@ -53,9 +53,9 @@ func parseTrust(word string) (Trust, error) {
 		return Trust{}, errors.New("not an interface, an address or a prefix; write a prefix as 192.168.1.0/24")
 	case p.Addr().Is4In6() && p.Bits() >= 96:
 		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96).Masked()
-		return Trust{}, fmt.Errorf("an IPv4 address in an IPv6 address; write %v", Trust{prefix: p})
+		return Trust{}, fmt.Errorf("an IPv4 address in an IPv6 address; write %s", Trust{prefix: p}.String())
 	case p != p.Masked():
-		return Trust{}, fmt.Errorf("bits are set after the prefix; write %v, or %v for one address", p.Masked(), p.Addr())
+		return Trust{}, fmt.Errorf("bits are set after the prefix; write %s, or %s for one address", p.Masked().String(), p.Addr().String())
 	}
 	return Trust{prefix: p}, nil
 }
@@ -93,41 +93,43 @@ func checkTrust(o Options) error {
 		case t == Trust{}:
 			return errors.New("an empty Trust; make it with ParseTrust")
 		case t.everyone() && !o.Force:
-			return refuse("Force", nil, "%v trusts every address, so nobody needs to knock; trust a smaller prefix", t)
+			return refuse("Force", nil, "%s trusts every address, so nobody needs to knock; trust a smaller prefix", t.String())
 		}
 	}
 	return nil
 }
 
-// mergeTrust returns the interfaces by name, and then the prefixes by address. It leaves out
-// prefixes that others contain, because nftables refuses overlaps.
-func mergeTrust(sources []Trust) []Trust {
-	sorted := slices.Clone(sources)
-	for i := range sorted { // slices.SortFunc would add 30 kB to the program
-		for k := i; k > 0 && sorted[k].before(sorted[k-1]); k-- {
-			sorted[k], sorted[k-1] = sorted[k-1], sorted[k]
+// sources holds texts for Trust, in one order.
+type sources struct{ interfaces, ipv4, ipv6 []string }
+
+// trusted returns the interfaces by name and the prefixes by address. It leaves out prefixes
+// that others contain, because nftables refuses overlaps.
+func (o Options) trusted() (s sources) {
+	var last Trust
+	for _, t := range sorted(o.Trust, Trust.compare) {
+		// Only the last prefix can contain t, because two prefixes that overlap are one inside
+		// the other.
+		if t == last || last.prefix.Overlaps(t.prefix) {
+			continue
+		}
+		last = t
+		switch a := t.prefix.Addr(); {
+		case t.iface != "":
+			s.interfaces = append(s.interfaces, t.iface)
+		case a.Is4():
+			s.ipv4 = append(s.ipv4, t.String())
+		default:
+			s.ipv6 = append(s.ipv6, t.String())
 		}
 	}
-	var all []Trust
-	for _, t := range sorted {
-		// The last prefix is the only one that can contain t, because two prefixes that overlap
-		// are one inside the other.
-		if n := len(all); n == 0 || all[n-1] != t && !all[n-1].prefix.Overlaps(t.prefix) {
-			all = append(all, t)
-		}
-	}
-	return all
+	return s
 }
 
-// before reports whether t comes before u: interfaces, then IPv4, then IPv6.
-func (t Trust) before(u Trust) bool {
+// all returns the interfaces and then the prefixes.
+func (s sources) all() []string { return slices.Concat(s.interfaces, s.ipv4, s.ipv6) }
+
+// compare orders interfaces before IPv4, and IPv4 before IPv6.
+func (t Trust) compare(u Trust) int {
 	// An interface has the zero Addr, which Compare puts before all others.
-	order := cmp.Or(t.prefix.Addr().Compare(u.prefix.Addr()), t.prefix.Bits()-u.prefix.Bits(), strings.Compare(t.iface, u.iface))
-	return order < 0
-}
-
-// ofFamily returns the prefixes with addresses of a length in bits. For length 0, it returns
-// the interfaces.
-func ofFamily(bits int, sources []Trust) []Trust {
-	return slices.DeleteFunc(mergeTrust(sources), func(t Trust) bool { return t.prefix.Addr().BitLen() != bits })
+	return cmp.Or(t.prefix.Addr().Compare(u.prefix.Addr()), t.prefix.Bits()-u.prefix.Bits(), strings.Compare(t.iface, u.iface))
 }

@@ -32,7 +32,7 @@ func TestTrustHasOneSpelling(t *testing.T) {
 		"2001:db8::1 ::/1 0.0.0.0/0 1.2.3.4":                            "0.0.0.0/0 ::/1",
 		"fe80::/10 15_bytes_or_les":                                     "15_bytes_or_les fe80::/10",
 	} {
-		if got := join(mergeTrust(trust(t, list)), " ", Trust.String); got != want {
+		if got := strings.Join(Options{Trust: trust(t, list)}.trusted().all(), " "); got != want {
 			t.Errorf("%q: %q, want %q", list, got, want)
 		}
 	}
@@ -148,7 +148,7 @@ func FuzzParseTrust(f *testing.F) {
 				t.Errorf("%q: %v needs quotes", list, s)
 			}
 		}
-		merged := mergeTrust(sources)
+		merged := Options{Trust: sources}.trusted().all()
 		if len(merged) == 0 || len(merged) > len(sources) {
 			t.Errorf("%q: %v becomes %v", list, sources, merged)
 		}
