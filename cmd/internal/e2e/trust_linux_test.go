@@ -207,7 +207,8 @@ func TestTrustedConnectionDoesNotProveTrial(t *testing.T) {
 }
 
 // TestStatusShowsTrust: status lists the trusted sources, and counts their connections apart
-// from those after knocks.
+// from those after knocks. A connection from a trusted source after its knocks is one of the
+// latter.
 func TestStatusShowsTrust(t *testing.T) {
 	eachOf(t, kernelFirewalls(), lab.Families, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		shell := dash
@@ -234,6 +235,11 @@ func TestStatusShowsTrust(t *testing.T) {
 		p := s.status(t, true).Profiles[0]
 		if strings.Join(p.Trusted, " ") != "wg7 "+r.trustedRange() || p.Counters["trusted"] != 3 || p.Counters["let_through"] != 1 {
 			t.Errorf("status --json has %+v", p)
+		}
+		r.client.KnockFrom(t, r.client.Source(family, 99), r.addr(), newKnocks...)
+		r.expectAnswer(t, "a trusted address, after knocks", r.client.Source(family, 99), 22, lab.Open)
+		if c := s.status(t, true).Profiles[0].Counters; c["trusted"] != 3 || c["let_through"] != 2 {
+			t.Errorf("after knocks from a trusted address, the counters are %v", c)
 		}
 		plain := r.emitScript(t, r.profile).with(shell)
 		plain.run(t, "load")
