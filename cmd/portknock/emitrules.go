@@ -23,25 +23,41 @@ import (
 // --script it prints a shell script that contains the rules and loads them.
 type emitRules struct {
 	config
-	format, policy, allow, public, output string
-	atEnd, onFailure, nic                 string
-	horizon                               time.Duration
-	consume, force, log                   bool
-	script, refresh                       bool
-	allFlags                              *pflag.FlagSet // all flags of the command, for refreshCommand
+	format, policy, output string
+	allow, public, trust   list
+	atEnd, onFailure, nic  string
+	horizon                time.Duration
+	consume, force, log    bool
+	script, refresh        bool
+	allFlags               *pflag.FlagSet // all flags of the command, for refreshCommand
 }
+
+// list is a flag that a user may give several times. It joins the values with commas.
+type list string
+
+func (l *list) Set(value string) error {
+	if *l != "" {
+		*l += ","
+	}
+	*l += list(value)
+	return nil
+}
+
+func (l *list) String() string { return string(*l) }
+func (l *list) Type() string   { return "list" }
 
 func (c *emitRules) flags(a *app, f *pflag.FlagSet) {
 	c.allFlags = f
 	c.config.flags(a, f)
 	f.StringVar(&c.format, "format", "nftables", "`NAME` of the format: "+formatList(rules.Formats(), ", "))
 	f.StringVar(&c.policy, "policy", "guard", "`POLICY` for all other ports: guard leaves them alone, drop closes\nthem")
-	f.StringVar(&c.allow, "allow", "", "with --policy drop, leave these `PORTS` open to everyone, such as\n80/tcp,443/tcp")
-	f.StringVar(&c.public, "public", "", "leave these `PORTS` open to everyone although NAT of the server leads\nthem to a guarded port, such as 443/tcp by REDIRECT")
+	f.Var(&c.allow, "allow", "with --policy drop, leave these `PORTS` open to everyone, such as\n80/tcp,443/tcp")
+	f.Var(&c.public, "public", "leave these `PORTS` open to everyone although NAT of the server leads\nthem to a guarded port, such as 443/tcp by REDIRECT")
+	f.Var(&c.trust, "trust", "let connections from these `SOURCES` through without knocks:\ninterfaces, addresses or prefixes, such as wg0,192.168.1.0/24")
 	durationVar(f, &c.horizon, "horizon", "how long the rules stay valid: a `TIME` such as 30d (needed for Scheme\nrotating, token and md5-hourly, except with --refresh)")
 	f.StringVar(&c.atEnd, "at-end", "closed", "`STATE` of the ports after the horizon: closed, so that knocks no\nlonger open them, or open to everyone")
 	f.BoolVar(&c.consume, "consume", false, "drop the knock packets; use it only if the server drops packets to\nall closed ports, or a scan finds the knock ports")
-	f.BoolVar(&c.force, "force", false, "accept a sequence that a scan finds or an attacker can guess, and SPA\nwithout an HMAC")
+	f.BoolVar(&c.force, "force", false, "accept a sequence that a scan finds or an attacker can guess, SPA\nwithout an HMAC, and --trust for every address")
 	f.StringVar(&c.output, "output", "", "write the rules to this `FILE`, mode 0600, and print ValidUntil for the\nprofile; the commands in the file use this path")
 	f.BoolVar(&c.log, "log", false, "log the connections that the guard lets through, at most ten a minute")
 	f.BoolVar(&c.script, "script", false, "print a shell script that contains the rules, and has commands to\ntest, try, keep, install and remove them")
@@ -170,13 +186,18 @@ func (c *emitRules) ruleOptions() (o rules.Options, err error) {
 	o.From = now()
 	o.Until = o.From.Add(c.horizon)
 	if c.allow != "" {
-		if o.Allow, err = knock.ParsePortRanges(c.allow); err != nil {
+		if o.Allow, err = knock.ParsePortRanges(string(c.allow)); err != nil {
 			return o, usageError("--allow: %w", err)
 		}
 	}
 	if c.public != "" {
-		if o.Public, err = knock.ParsePortRanges(c.public); err != nil {
+		if o.Public, err = knock.ParsePortRanges(string(c.public)); err != nil {
 			return o, usageError("--public: %w", err)
+		}
+	}
+	if c.trust != "" {
+		if o.Trust, err = rules.ParseTrust(string(c.trust)); err != nil {
+			return o, usageError("--trust: %w", err)
 		}
 	}
 	if c.output != "" {
@@ -225,7 +246,7 @@ func (c *emitRules) refreshCommand(hosts []string) (func(horizon string) []strin
 			words = append(words, "-o", o)
 		}
 		words = append(words, "--format", c.format, "--horizon", horizon, "--script", "--refresh")
-		for _, name := range []string{"policy", "allow", "public", "at-end", "consume", "force", "log", "on-failure", "interface"} {
+		for _, name := range []string{"policy", "allow", "public", "trust", "at-end", "consume", "force", "log", "on-failure", "interface"} {
 			switch f := c.allFlags.Lookup(name); {
 			case f.Value.String() == f.DefValue:
 			case f.Value.Type() == "bool":
