@@ -303,7 +303,7 @@ func (a *app) flagSet(r *row) *pflag.FlagSet {
 // log off.
 func parse(f *pflag.FlagSet, args []string) error {
 	return f.ParseAll(args, func(flag *pflag.Flag, value string) error {
-		if value == "" && flag.Value.Type() == "string" && flag.Name != "log-file" {
+		if value == "" && slices.Contains([]string{"string", "list"}, flag.Value.Type()) && flag.Name != "log-file" {
 			return fmt.Errorf("--%s needs a value", flag.Name)
 		}
 		return f.Set(flag.Name, value)

@@ -16,22 +16,38 @@ import (
 // ruleFlags has the flags of the commands that make rules. The flags decide what is in the
 // rules, for every format.
 type ruleFlags struct {
-	policy, allow, public, atEnd, nic string
-	horizon                           time.Duration
-	consume, force, log               bool
+	policy, atEnd, nic   string
+	allow, public, trust list
+	horizon              time.Duration
+	consume, force, log  bool
 }
+
+// list is a flag that a user may give several times. It joins the values with commas.
+type list string
+
+func (l *list) Set(value string) error {
+	if *l != "" {
+		*l += ","
+	}
+	*l += list(value)
+	return nil
+}
+
+func (l *list) String() string { return string(*l) }
+func (l *list) Type() string   { return "list" }
 
 // onFailureUsage is the usage of the flag --on-failure.
 const onFailureUsage = "with --script: `STATE` of the ports if the installed rules cannot be\nloaded: closed or open"
 
 func (r *ruleFlags) flags(f *pflag.FlagSet) {
 	f.StringVar(&r.policy, "policy", "guard", "`POLICY` for all other ports: guard leaves them alone, drop closes\nthem")
-	f.StringVar(&r.allow, "allow", "", "with --policy drop, leave these `PORTS` open to everyone, such as\n80/tcp,443/tcp")
-	f.StringVar(&r.public, "public", "", "leave these `PORTS` open to everyone although NAT of the server leads\nthem to a guarded port, such as 443/tcp by REDIRECT")
+	f.Var(&r.allow, "allow", "with --policy drop, leave these `PORTS` open to everyone, such as\n80/tcp,443/tcp")
+	f.Var(&r.public, "public", "leave these `PORTS` open to everyone although NAT of the server leads\nthem to a guarded port, such as 443/tcp by REDIRECT")
+	f.Var(&r.trust, "trust", "let connections from these `SOURCES` through without knocks:\ninterfaces, addresses or prefixes, such as wg0,192.168.1.0/24")
 	durationVar(f, &r.horizon, "horizon", "how long the rules stay valid: a `TIME` such as 30d (needed for Scheme\nrotating, token and md5-hourly, except with --refresh)")
 	f.StringVar(&r.atEnd, "at-end", "closed", "`STATE` of the ports after the horizon: closed, so that knocks no\nlonger open them, or open to everyone")
 	f.BoolVar(&r.consume, "consume", false, "drop the knock packets; use it only if the server drops packets to\nall closed ports, or a scan finds the knock ports")
-	f.BoolVar(&r.force, "force", false, "accept a sequence that a scan finds or an attacker can guess, and SPA\nwithout an HMAC")
+	f.BoolVar(&r.force, "force", false, "accept a sequence that a scan finds or an attacker can guess, SPA\nwithout an HMAC, and --trust for every address")
 	f.BoolVar(&r.log, "log", false, "log the connections that the guard lets through, at most ten a minute")
 	f.StringVar(&r.nic, "interface", "", "`NAME` of the interface on which knockd or fwknopd listens; by default,\na script takes that of the default route")
 }
@@ -49,13 +65,18 @@ func (r *ruleFlags) ruleOptions() (o rules.Options, err error) {
 	o.From = now()
 	o.Until = o.From.Add(r.horizon)
 	if r.allow != "" {
-		if o.Allow, err = knock.ParsePortRanges(r.allow); err != nil {
+		if o.Allow, err = knock.ParsePortRanges(string(r.allow)); err != nil {
 			return o, usageError("--allow: %w", err)
 		}
 	}
 	if r.public != "" {
-		if o.Public, err = knock.ParsePortRanges(r.public); err != nil {
+		if o.Public, err = knock.ParsePortRanges(string(r.public)); err != nil {
 			return o, usageError("--public: %w", err)
+		}
+	}
+	if r.trust != "" {
+		if o.Trust, err = rules.ParseTrust(string(r.trust)); err != nil {
+			return o, usageError("--trust: %w", err)
 		}
 	}
 	return o, nil
@@ -64,7 +85,7 @@ func (r *ruleFlags) ruleOptions() (o rules.Options, err error) {
 // given returns the flags in all that differ from their defaults, as words of a command line.
 // The horizon is not one of them.
 func (r *ruleFlags) given(all *pflag.FlagSet) (words []string) {
-	for _, name := range []string{"policy", "allow", "public", "at-end", "consume", "force", "log", "interface"} {
+	for _, name := range []string{"policy", "allow", "public", "trust", "at-end", "consume", "force", "log", "interface"} {
 		switch f := all.Lookup(name); {
 		case f.Value.String() == f.DefValue:
 		case f.Value.Type() == "bool":

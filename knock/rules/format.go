@@ -128,6 +128,9 @@ func (f format) check(guards []Guard, o Options) ([]guard, error) {
 	case strings.ContainsFunc(o.File, unicode.IsControl):
 		return nil, fmt.Errorf("%q: the file name contains control characters", o.File)
 	}
+	if err := checkTrust(o); err != nil {
+		return nil, err
+	}
 	checked, err := checkAll(guards, o, f)
 	if err == nil {
 		err = checkPublic(o.Public, guardedPorts(checked))

@@ -96,6 +96,8 @@ func checkFwknopd(guards []guard, o Options) error {
 		case g.forwards() != forwards:
 			return errors.New("profiles with and without NATAccess need two files: " +
 				"fwknopd forwards with its own rules")
+		case forwards && len(o.Trust) > 0:
+			return fmt.Errorf("%s: no rule guards the port of a NATAccess, so no source can be trusted", g.Name)
 		case forwards && o.DropPolicy:
 			return errors.New("the drop policy would close the ports that fwknopd opens for a NATAccess")
 		case keys.Via != spa.TCP:

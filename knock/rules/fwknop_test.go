@@ -51,6 +51,10 @@ func TestEmitFwknopMatchesGoldenFiles(t *testing.T) {
 			guards: []Guard{old, tor, far},
 			o:      Options{Force: true},
 		},
+		"trust": {
+			guards: []Guard{vps},
+			o:      Options{Trust: trust(t, "wg0 2001:db8:7::/48")},
+		},
 		"nat": {
 			guards: []Guard{inner, local},
 		},

@@ -29,6 +29,9 @@ func (f format) describe(b *lines, g guard, o Options) {
 	default:
 		b.add("  after %d knocks, an address may connect for %v\n  at most %v may pass between two knocks", len(w.Steps), g.OpenFor, g.KnockTimeout)
 	}
+	if len(o.Trust) > 0 {
+		b.add("  connections from %s need no knock", strings.Join(o.trusted().all(), ", "))
+	}
 	end, atEnd := g.end().UTC().Format(time.RFC3339), "closed to everyone"
 	if o.OpenAtEnd {
 		atEnd = "open to everyone"
@@ -101,6 +104,7 @@ func (f format) notes(d document, o Options) []string {
 		textIf(o.DropPolicy, "The drop policy also closes all other TCP and UDP ports of this server"+allowed+`.
 Other protocols pass, such as ping, VRRP and IPsec (ESP, AH). The drop policy does
 not change what this server forwards, for example to containers.`),
+		textIf(o.DropPolicy && len(o.Trust) > 0, "The drop policy leaves all ports open to sources that need no knock."),
 		textIf(len(o.Public) > 0, "If NAT of this server leads "+rangeList(o.Public)+` to a guarded port, that path is
 open to everyone.`),
 		textIf(o.Consume, `These rules drop the knocks. If the server answers at other closed ports, a scan

@@ -171,7 +171,7 @@ const (
 const (
 	iptBasics   iptPhase = iota // what the drop policy never drops
 	iptGuarded                  // ports that the guard in mangle has judged
-	iptAllowed                  // ports that Options.Allow lists
+	iptAllowed                  // ports that Options.Allow lists, and sources that Options.Trust lists
 	iptDropRest                 // the drop policy
 )
 
@@ -190,12 +190,7 @@ func (r iptRules) rootChain() iptChain {
 	guardRules := func(pass, drop iptPhase, t knock.Transport, localMatches ...string) {
 		for _, g := range r.guards {
 			for _, m := range iptMatches(ofTransport(t, g.OpenPorts)) {
-				if r.options.Log {
-					// The kernel allows 29 bytes, and an ID has at most 12.
-					c.addRoot(pass, g.ID, iptAdmitted(g, m)+" -m limit --limit 10/minute --limit-burst 10",
-						fmt.Sprintf(`LOG --log-prefix "portknock pass %s: "`, g.ID))
-				}
-				r.addPass(&c, pass, g, m)
+				r.addPass(&c, pass, g, m, r.options.Log)
 			}
 		}
 		r.addDrops(&c, drop, t, localMatches...)
@@ -231,10 +226,35 @@ func iptAdmitted(g guard, match string) string {
 	return fmt.Sprintf("%s -m recent --name %s --rcheck --seconds %d", match, iptOpenList(g), g.OpenFor/time.Second)
 }
 
+// iptTrusted is the text after the ID in the comments of rules for Trust. Such a rule has the
+// place and the part of any other, but a connection through it does not prove that the knocks
+// work.
+const iptTrusted = " trusted"
+
+// trusted returns matches for the packets of match that come from the sources in Trust.
+func (r iptRules) trusted(match string) []string {
+	s := r.options.trusted()
+	add := func(before, after string) func(string) string {
+		return func(source string) string { return before + match + after + source }
+	}
+	return slices.Concat(each(s.interfaces, add("", " -i ")), each(s.ipv4, add("-4 ", " -s ")), each(s.ipv6, add("-6 ", " -s ")))
+}
+
 // addPass adds the rules that let the packets of match through: those of admitted addresses,
-// and all of them after the last window if OpenAtEnd is set.
-func (r iptRules) addPass(c *iptChain, phase iptPhase, g guard, match string) {
-	c.addRoot(phase, g.ID, iptAdmitted(g, match), "RETURN")
+// those from the sources in Trust, and all of them after the last window if OpenAtEnd is set.
+func (r iptRules) addPass(c *iptChain, phase iptPhase, g guard, match string, log bool) {
+	pass := func(id, match string) {
+		if log {
+			// The kernel allows 29 bytes, and an ID has at most 12.
+			c.addRoot(phase, id, match+" -m limit --limit 10/minute --limit-burst 10",
+				fmt.Sprintf(`LOG --log-prefix "portknock pass %s: "`, g.ID))
+		}
+		c.addRoot(phase, id, match, "RETURN")
+	}
+	pass(g.ID, iptAdmitted(g, match))
+	for _, m := range r.trusted(match) {
+		pass(g.ID+iptTrusted, m)
+	}
 	if g.timed() && r.options.OpenAtEnd {
 		c.addRoot(phase, g.ID, match+" -m time --datestart "+iptTime(g.end().Unix()), "RETURN")
 	}
@@ -267,7 +287,7 @@ func (r iptRules) inputChain() iptChain {
 			for _, p := range ofTransport(t, mergePorts(g.OpenPorts)) {
 				ports := portNumbers(p, ":")
 				for _, m := range []string{iptMatch(t, ports), beforeNAT(t, ports)} {
-					r.addPass(&c, pass, g, m)
+					r.addPass(&c, pass, g, m, false) // the other root chain logs the connection
 				}
 			}
 			for _, p := range ofTransport(t, mergePorts(r.options.Public)) {
@@ -585,6 +605,11 @@ func (r iptRules) filterChain() iptChain {
 	for _, g := range r.guards {
 		for _, m := range iptMatches(r.options.Allow) {
 			c.addRoot(iptAllowed, g.ID, m, "RETURN")
+		}
+	}
+	for _, g := range r.guards {
+		for _, m := range r.trusted("") {
+			c.addRoot(iptAllowed, g.ID+iptTrusted, m, "RETURN")
 		}
 	}
 	for _, g := range r.guards {

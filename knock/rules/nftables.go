@@ -86,12 +86,13 @@ other clients cannot knock. Admitted addresses are unaffected.`, setSize, rate)
 // A packet passes the hooks in this order:
 //
 //	begin        one for all parts: nothing is marked yet
-//	on-let_ID    marks a new connection of an admitted address to a guarded port
+//	on-let_ID    marks a new connection of an admitted address to a guarded port. It also
+//	             marks those of sources that Trust lists
 //	on-drop_ID   drops new connections to guarded ports that no part has marked
 //	on-knock_ID  judges knocks
 //	on-letin_ID  at input, after NAT: marks as on-let_ID does, and what Public lists
 //	on-dropin_ID at input: drops as on-drop_ID does
-//	on-allow_ID  at input, with the drop policy: marks what Allow lists
+//	on-allow_ID  at input, with the drop policy: marks what Allow and Trust list
 //	on-close_ID  at input, with the drop policy: drops what no part has marked
 //
 // Because all parts mark before any part drops, an address that one part admits may
@@ -183,8 +184,9 @@ func nftTime(d time.Duration) string {
 
 // expand returns the text perGuard, followed by the text perFamily once for each
 // family. It replaces placeholders in capitals, such as OPENFOR, with values of the guard.
-// In perFamily, it also replaces N_, SADDR and PROTO with values of the family. No value
-// contains a placeholder, so a text may be expanded twice.
+// In perFamily, it also replaces N_, SADDR and PROTO with values of the family. A text may
+// be expanded twice, because no value contains a placeholder. TRUSTED is an exception: only
+// the last expansion may have it.
 func (r nftRules) expand(g guard, perGuard, perFamily string) string {
 	repeat, consume, log := "return", "", ""
 	if r.options.Consume {
@@ -198,6 +200,7 @@ func (r nftRules) expand(g guard, perGuard, perFamily string) string {
 	// minute more covers a clock that is set back.
 	remembered := 2*g.Windows[0].End.Sub(g.Windows[0].Start) + time.Minute
 	words := []string{
+		"TRUSTED", `"` + strings.Join(r.options.trusted().interfaces, `", "`) + `"`,
 		"ID", g.ID + g.copy, "KEY", g.keyID(), "SIZE", fmt.Sprint(setSize), "MARK", nftMark,
 		"OPENFOR", nftTime(g.OpenFor), "KNOCKTIMEOUT", nftTime(g.KnockTimeout), "REMEMBERED", nftTime(remembered),
 		"REPEAT", repeat, "CONSUME", consume, "LOG", log, "LAST", fmt.Sprint(g.stages()),
@@ -252,6 +255,9 @@ func (r nftRules) part(g guard) string {
 // 1.0.2 drops the timeout of a map's element without an error.
 func (r nftRules) sets(g guard) string {
 	perGuard, perFamily := nftCounters, nftOpenSet
+	if len(r.options.Trust) > 0 {
+		perGuard += nftTrustCounter
+	}
 	switch {
 	case !r.automaton:
 	case g.tokens():
@@ -314,10 +320,17 @@ func (r nftRules) letChains(g guard) string {
 		text += "\n\t\t" + m + newUDP + " goto admitted_ID"
 	}
 	text += "\nchain admitted_ID" + r.expand(g, "", "\n\t\tSADDR @openN_ID goto pass_ID")
+	for _, m := range r.trusted() {
+		text += "\n\t\t" + m + " goto trust_ID"
+	}
 	if g.timed() && r.options.OpenAtEnd {
 		text += fmt.Sprintf("\n\t\tmeta time >= %d goto pass_ID comment \"the last window has ended\"", g.end().Unix())
 	}
 	text += "\nchain pass_ID\n\t\tcounter name let_ID" + "LOG" + "\n\t\tmeta priority set MARK"
+	if len(r.options.Trust) > 0 {
+		// A connection from here does not prove that the knocks work, so it has its own counter.
+		text += "\nchain trust_ID\n\t\tcounter name trusted_ID" + "LOG" + "\n\t\tmeta priority set MARK"
+	}
 	refuse := func(in string) string {
 		chain := "\nchain drop" + in + "_ID\n\t\tmeta priority MARK accept\n\t\tiif lo accept"
 		for _, m := range tcp {
@@ -370,6 +383,24 @@ func (r nftRules) stageChains(g guard) string {
 	return r.expand(g, "", nftStageChains+start+nftAdvanceChains+count+nftAdmitChains)
 }
 
+// trusted returns one expression for the interfaces of Trust, and one for the prefixes of
+// each family. The names of interfaces follow in [nftRules.expand], because a name may
+// contain a placeholder.
+func (r nftRules) trusted() []string {
+	var all []string
+	s := r.options.trusted()
+	if len(s.interfaces) > 0 {
+		all = append(all, "iifname { TRUSTED }")
+	}
+	if len(s.ipv4) > 0 {
+		all = append(all, "ip saddr { "+strings.Join(s.ipv4, ", ")+" }")
+	}
+	if len(s.ipv6) > 0 {
+		all = append(all, "ip6 saddr { "+strings.Join(s.ipv6, ", ")+" }")
+	}
+	return all
+}
+
 // inputChains returns the chains that close all other ports. Without the drop policy,
 // they are empty.
 func (r nftRules) inputChains(g guard) string {
@@ -378,6 +409,9 @@ func (r nftRules) inputChains(g guard) string {
 	}
 	text := "\nchain allow_ID"
 	for _, m := range nftMatches(r.options.Allow) {
+		text += "\n\t\t" + m + " meta priority set MARK"
+	}
+	for _, m := range r.trusted() {
 		text += "\n\t\t" + m + " meta priority set MARK"
 	}
 	return text + nftCloseChain
@@ -445,6 +479,9 @@ const (
 	nftCounters = `
 	counter let_ID { }
 	counter dropped_ID { }`
+
+	nftTrustCounter = `
+	counter trusted_ID { }`
 
 	nftTokenCounters = `
 	counter spent_ID { }

@@ -53,13 +53,16 @@ type Options struct {
 	// Public lists ports that NAT of this server leads to a guarded port (REDIRECT or DNAT),
 	// and that stay open to everybody. Without it, the guard also covers these ports.
 	Public []knock.PortRange
+	// Trust lists the sources that need no knock for the guarded ports. With DropPolicy,
+	// all other ports stay open to them too.
+	Trust []Trust
 	// Consume drops the knocks instead of leaving them to the server's other rules. Set it
 	// only if the server drops packets to all closed ports. Otherwise a scan finds the
 	// knock ports, because only these do not answer.
 	Consume bool
 	// Force accepts guards that are otherwise refused as too weak: a sequence that a scan
 	// of all ports sends, a sequence that attackers know from documentation, sequences that
-	// an attacker could guess, and SPA packets without an HMAC.
+	// an attacker could guess, SPA packets without an HMAC, and a Trust of every address.
 	Force bool
 	// From and Until bound the time in which changing sequences and tokens open the
 	// ports. The rules are valid until the end of the first window that ends at Until or
@@ -393,11 +396,11 @@ func overlap(a, b knock.PortRange) bool {
 // mergePorts returns the ranges in order, TCP before UDP. It joins ranges that
 // overlap or touch, because nftables refuses overlaps.
 func mergePorts(ranges []knock.PortRange) []knock.PortRange {
-	sorted := slices.SortedFunc(slices.Values(ranges), func(a, b knock.PortRange) int {
+	byStart := func(a, b knock.PortRange) int {
 		return cmp.Or(cmp.Compare(a.Transport, b.Transport), cmp.Compare(a.First, b.First))
-	})
+	}
 	var all []knock.PortRange
-	for _, r := range sorted {
+	for _, r := range sorted(ranges, byStart) {
 		if n := len(all) - 1; n >= 0 && all[n].Transport == r.Transport && int(r.First) <= int(all[n].Last)+1 {
 			all[n].Last = max(all[n].Last, r.Last)
 		} else {
@@ -439,6 +442,18 @@ func (l *lines) add(format string, args ...any) { fmt.Fprintf(l, format+"\n", ar
 // join calls word for each element of a list, and joins the results with a separator.
 func join[T any](list []T, separator string, word func(T) string) string {
 	return strings.Join(each(list, word), separator)
+}
+
+// sorted returns a sorted copy of a short list. For each type of elements, slices.SortFunc
+// would add more than 10 kB to the program.
+func sorted[T any](list []T, compare func(a, b T) int) []T {
+	list = slices.Clone(list)
+	for i := range list {
+		for k := i; k > 0 && compare(list[k], list[k-1]) < 0; k-- {
+			list[k], list[k-1] = list[k-1], list[k]
+		}
+	}
+	return list
 }
 
 // each calls text for each element of a list, and returns the results.

@@ -75,6 +75,10 @@ func TestEmitMatchesGoldenFiles(t *testing.T) {
 			guards: []Guard{vps},
 			o:      Options{DropPolicy: true, Allow: allow},
 		},
+		"trust": {
+			guards: []Guard{vps, mustGuard(t, "mosh", "1000 2000 3000 4000", "60000-61000/udp")},
+			o:      Options{Trust: trust(t, "wg0 br-lan 192.168.1.0/24 203.0.113.7 2001:db8:7::/48"), DropPolicy: true, Allow: allow, Log: true},
+		},
 		"consume": {
 			guards: []Guard{vps},
 			o:      Options{Consume: true},

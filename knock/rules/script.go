@@ -82,7 +82,7 @@ func (f Format) EmitScript(w io.Writer, guards []Guard, o Options, s Script) err
 	if err != nil {
 		return err
 	}
-	data, err := row.scriptData(checked, d)
+	data, err := row.scriptData(checked, d, o)
 	if err != nil {
 		return err
 	}
@@ -107,7 +107,7 @@ func (f Format) EmitScript(w io.Writer, guards []Guard, o Options, s Script) err
 }
 
 // scriptData returns the variables and the rules of a script.
-func (f format) scriptData(guards []guard, d document) (string, error) {
+func (f format) scriptData(guards []guard, d document, o Options) (string, error) {
 	var b lines
 	b.add("profiles=")
 	for i, g := range guards {
@@ -119,6 +119,7 @@ func (f format) scriptData(guards []guard, d document) (string, error) {
 		for _, v := range []struct{ name, value string }{
 			{"name", shellValue(g.Name)},
 			{"ports", shellValue(rangeList(g.OpenPorts))},
+			{"trust", shellValue(strings.Join(o.trusted().all(), " "))},
 			{"until", end},
 			{"key", g.Fingerprint},
 			{"stages", fmt.Sprint(g.stages())},

@@ -13,6 +13,7 @@ type status struct {
 	Trial    *int `json:"trial_seconds_left"`
 	Profiles []struct {
 		Name, Rules, Trial, Installed string
+		Trusted                       []string
 		Counters                      map[string]int
 		Admitted                      []struct {
 			Address string

@@ -4,7 +4,8 @@
 # Each table has one root chain, PORTKNOCK. The table mangle has a second one, PORTKNOCKIN,
 # at the hook INPUT. A part has chains PORTKNOCK-ID*, lists
 # portknock_ID_* of xt_recent, and rules in the root chains. The comment PHASE:ID of each
-# root rule holds its place and its part. The ID "-" marks rules that all parts share.
+# root rule holds its place and its part. The ID "-" marks rules that all parts share. The
+# comment PHASE:ID trusted is for a rule of a source that needs no knock.
 #
 # A trial has copies: the root chains PORTTRIAL, PORTTRIALIN, chains PORTTRIAL-ID* and lists
 # porttrial_ID_*. The first rule of PORTKNOCK leads to PORTTRIAL until a date. The chain
@@ -441,8 +442,10 @@ fw_trial_parts() {
 	ipt_saved | sed -n 's/^[46] mangle :PORTTRIAL-\([a-z0-9_]*\)[- ].*/\1/p' | sort -u
 }
 
+# fw_proved looks at the table mangle only: in the table filter, the drop policy counts
+# connections to guarded ports from everyone who has passed the table mangle.
 fw_proved() { # ID
-	ipt_saved | grep -e "-A PORTTRIAL .*--comment \"[14]:$1\"" | grep -v ' -j LOG ' | grep -qv ' \[0:'
+	ipt_saved | grep -e "^[46] mangle .*-A PORTTRIAL .*--comment \"[14]:$1\"" | grep -v ' -j LOG ' | grep -qv ' \[0:'
 }
 
 fw_keep() { # ID...
@@ -470,15 +473,20 @@ fw_unload() { # ID...
 
 fw_remove() { ipt_do remove </dev/null; }
 
+# fw_trusted_came is true if a connection from a trusted source has come since the trial began.
+fw_trusted_came() { # ID
+	ipt_saved | grep -e "^[46] mangle .*-A PORTTRIAL\(IN\)\{0,1\} .*--comment \"[14]:$1 trusted\"" | grep -qv ' \[0:'
+}
+
 # fw_parts leaves out parts that one family lacks, and all parts if a jump is missing, because
-# then the guard has a gap. It leaves out the plain drops of fw_close, which let nobody through.
+# then the guard has a gap. It leaves out the plain drops of fw_close, which do not know knocks.
 fw_parts() {
 	ipt_saved | awk '
 		/-A PREROUTING -j PORTKNOCK$/ { before[$1] = 1 }
 		/-A INPUT -j PORTKNOCKIN$/ { after[$1] = 1 }
-		$2 == "mangle" && $5 == "PORTKNOCK" && match($0, /--comment "?[14]:[a-z0-9_]+/) {
+		$2 == "mangle" && $5 == "PORTKNOCK" && match($0, /--comment "?[14]:[a-z0-9_]+("| -)/) {
 			id = substr($0, RSTART, RLENGTH)
-			sub(/.*:/, "", id)
+			gsub(/.*:|[" -]/, "", id)
 			in_family[id, $1] = 1
 			ids[id] = 1
 		}
@@ -494,7 +502,7 @@ fw_parts() {
 ipt_listing() { # ID PORTKNOCK|PORTTRIAL
 	ipt_saved | sed 's/ \[[0-9:]*\]//' | awk -v id="$1" -v root="$2" '
 		$3 == "-A" && $5 == "-j" && ($6 == root || $6 == root "IN") { jump[$1, $2, $6] = $0 }
-		$3 == "-A" && ($4 == root || $4 == root "IN") && index($0, ":" id "\"") && !($2 == "filter" && /--comment "1:/) {
+		$3 == "-A" && ($4 == root || $4 == root "IN") && $0 ~ ":" id "( trusted)?\"" && !($2 == "filter" && /--comment "1:/) {
 			if (($1, $2, $4) in jump) print jump[$1, $2, $4]
 			delete jump[$1, $2, $4]
 			print
@@ -515,7 +523,7 @@ fw_changed() { # ID
 }
 
 fw_counters() { # ID
-	ipt_saved | awk -v id="$1" -v stages="$(value stages "$1")" '
+	ipt_saved | awk -v id="$1" -v stages="$(value stages "$1")" -v trust="$(value trust "$1")" '
 		$4 != "-A" { next }
 		{ n = substr($3, 2) + 0 }
 		$5 ~ /^PORT(KNOCK|TRIAL)IN$/ {
@@ -528,6 +536,7 @@ fw_counters() { # ID
 				if (/--comment "[14]:/ && !/ -j LOG /) through += n
 				if (/--comment "[25]:/) dropped += n
 			}
+			if ($2 == "mangle" && index($0, ":" id " trusted\"") && !/ -j LOG /) trusted += n
 			next
 		}
 		{ chain = $5; sub(/^PORT(KNOCK|TRIAL)-/, "", chain); sub(/-.*/, "", chain) }
@@ -542,6 +551,7 @@ fw_counters() { # ID
 		}
 		END {
 			print "let_through " through + 0
+			if (trust) print "trusted " trusted + 0
 			print "dropped " dropped + 0
 			for (i = 1; i <= stages; i++) print "stage" i " " stage[i] + 0
 			if (!stages) print "tokens_spent " spent + 0 "\ntokens_refused " refused + 0
@@ -611,7 +621,22 @@ fw_admitted() { # ID
 	ipt_open "$1" $ipt_prefix
 }
 
-# fw_close closes the ports of parts to everyone, before NAT and at input.
+# ipt_trust prints rules of both root chains that let pass what a match and a trusted source
+# select. PHASE is that of the rule.
+ipt_trust() { # ID PHASE MATCH
+	for ipt_source in $(value trust "$1"); do
+		case $ipt_source in
+		*:*) ipt_flag='-6 ' ipt_source="-s $ipt_source" ;;
+		*[!0-9./]*) ipt_flag='' ipt_source="-i $ipt_source" ;;
+		*) ipt_flag='-4 ' ipt_source="-s $ipt_source" ;;
+		esac
+		for ipt_chain in PORTKNOCK PORTKNOCKIN; do
+			echo "$ipt_flag-A $ipt_chain $3 $ipt_source -m comment --comment \"$2:$1 trusted\" -j RETURN"
+		done
+	done
+}
+
+# fw_close closes the ports of parts to everyone but trusted sources, before NAT and at input.
 fw_close() { # ID...
 	for ipt_id; do
 		echo "*mangle"
@@ -624,12 +649,14 @@ fw_close() { # ID...
 		for ipt_port in $(value ports "$ipt_id"); do
 			ipt_number=$(printf '%s\n' "${ipt_port%/*}" | tr - :)
 			if [ "${ipt_port#*/}" = tcp ]; then
+				ipt_trust "$ipt_id" 1 "-p tcp --syn --dport $ipt_number"
 				ipt_match="-p tcp --dport $ipt_number --tcp-flags RST,ACK NONE"
 				ipt_mark="-m comment --comment \"2:$ipt_id\" -j DROP"
 				echo "-A PORTKNOCK $ipt_match -m addrtype --dst-type LOCAL $ipt_mark"
 				echo "-A PORTKNOCKIN $ipt_match $ipt_mark"
 				continue
 			fi
+			ipt_trust "$ipt_id" 4 "-p udp --dport $ipt_number"
 			ipt_mark="-m comment --comment \"5:$ipt_id\" -j DROP"
 			for ipt_local in '-4 -m addrtype --dst-type LOCAL,BROADCAST,MULTICAST' \
 				'-6 -m addrtype --dst-type LOCAL,ANYCAST' '-6 -d ff00::/8'; do

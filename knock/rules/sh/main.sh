@@ -73,8 +73,19 @@ warn_of_other_firewall() {
 	done
 }
 
+# warn_of_missing_interfaces ID... warns of trusted interfaces that this server does not have.
+warn_of_missing_interfaces() {
+	for source in $(value trust "$1"); do # all profiles of a script trust the same sources
+		case $source in
+		*:*) ;;
+		*[!0-9./]*) [ -e "/sys/class/net/$source" ] || warn "trusted interface $source does not exist now" ;;
+		esac
+	done
+}
+
 verb_test() {
 	warn_of_other_firewall "$@"
+	warn_of_missing_interfaces "$@"
 	fw_test "$@" || die 1 "this server cannot load the rules of $(names "$@")"
 	say "this server can load the rules of $(names "$@")"
 }
@@ -89,6 +100,7 @@ verb_load() {
 
 verb_trial() {
 	warn_of_other_firewall "$@"
+	warn_of_missing_interfaces "$@"
 	left=$(fw_trial_left)
 	[ -z "$left" ] || die 1 "another trial ends in $left seconds; wait, or run: sh $0 cancel"
 	fw_test "$@" || die 1 'the trial has not begun; the rules in force have not changed'
@@ -99,6 +111,8 @@ verb_trial() {
 	unlock
 	say "The new rules of $(names "$@") are in force for $trial_seconds seconds. Keep this session open."
 	say 'Log in from another terminal, with a new connection: ssh -S none HOST'
+	trust=$(value trust "$1" | sed 's/ /, /g')
+	[ -z "$trust" ] || say "Connections from trusted sources do not count: $trust"
 	if [ -t 0 ] && [ -t 1 ]; then
 		say 'If that works, press Enter here. Otherwise the trial ends by itself:'
 		say 'then the rules from before are in force again, or the ports are open if there were none.'
@@ -142,6 +156,8 @@ keep_trial() {
 		for part in $tried; do
 			if fw_changed "$part" && ! fw_proved "$part"; then
 				warn "no new connection has come through the new rules of $(value name "$part") yet"
+				! fw_trusted_came "$part" || die 1 'connections from trusted sources do not prove that' \
+					"knocks work; log in from elsewhere, or run: sh $0 keep --force"
 				die 1 'log in with a new connection (ssh -S none HOST), then keep the rules'
 			fi
 		done

@@ -253,6 +253,8 @@ fw_trial_parts() { nft_objects | sed -n 's/^chain let_\(.*\)\.trial$/\1/p'; }
 
 fw_proved() { nft list counter inet portknock "let_$1.trial" 2>/dev/null | grep -q 'packets [1-9]'; }
 
+fw_trusted_came() { nft list counter inet portknock "trusted_$1.trial" 2>/dev/null | grep -q 'packets [1-9]'; }
+
 nft_changed() {
 	[ "$(nft_listing "$1" '' | cksum)" != "$(nft_listing "$1" .trial | sed 's/\.trial//g' | cksum)" ]
 }
@@ -345,26 +347,48 @@ fw_admitted() {
 	for family in 4 6; do nft_elements "open${family}_$1$copy"; done
 }
 
-# The plain drop spares what other parts, or copies on trial, have marked as let through. The
-# rules of an older version stay: unlike the shared rules, fw_close does not delete them.
+# nft_trust prints one match for each trusted source of a part.
+nft_trust() {
+	for source in $(value trust "$1"); do
+		case $source in
+		*:*) echo "ip6 saddr $source" ;;
+		*[!0-9./]*) echo "iifname \"$source\"" ;;
+		*) echo "ip saddr $source" ;;
+		esac
+	done
+}
+
+# The plain drop spares what other parts, or copies on trial, have marked as let through. It
+# also spares trusted sources, which chains before it mark. The rules of an older version
+# stay: unlike the shared rules, fw_close does not delete them.
 fw_close() {
 	{
 		echo 'add table inet portknock'
 		rules_shared | grep ' inet portknock begin '
 		for part; do
-			for hook in prerouting/-151 input/-2; do
-				chain="inet portknock closed_$part"
-				[ "$hook" = prerouting/-151 ] || chain="inet portknock closedin_$part"
-				echo "add chain $chain { type filter hook ${hook%/*} priority ${hook#*/}; policy accept; }"
+			for hook in closedlet/prerouting/-152 closed/prerouting/-151 closedletin/input/-3 closedin/input/-2; do
+				chain="inet portknock ${hook%%/*}_$part"
+				where=${hook#*/}
+				case $hook,$(value trust "$part") in closedlet*,) continue ;; esac
+				echo "add chain $chain { type filter hook ${where%/*} priority ${where#*/}; policy accept; }"
 				echo "flush chain $chain"
 				echo "add rule $chain meta priority ffff:7070 accept"
 				echo "add rule $chain iif lo accept"
 				for range in $(value ports "$part"); do
-					case $range in
-					*/tcp) new='tcp flags & (rst|ack) == 0' ;;
+					case $range,$hook in
+					*/tcp,closedlet*) new='tcp flags & (fin|syn|rst|ack) == syn' ;;
+					*/tcp,*) new='tcp flags & (rst|ack) == 0' ;;
 					*) new='ct state != { established, related }' ;;
 					esac
-					echo "add rule $chain ${range#*/} dport ${range%/*} $new drop"
+					new="${range#*/} dport ${range%/*} $new"
+					case $hook in
+					closedlet*)
+						nft_trust "$part" | while read -r match; do
+							echo "add rule $chain $new $match meta priority set ffff:7070"
+						done
+						;;
+					*) echo "add rule $chain $new drop" ;;
+					esac
 				done
 			done
 		done

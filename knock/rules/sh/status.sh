@@ -77,7 +77,12 @@ status_text() {
 				print ""
 				if ("failing" in is) print "failing    " is["failing"]
 			}'
+		trust=$(value trust "$part" | sed 's/ /, /g')
+		[ -z "$trust" ] || fw_counters "$part" | awk -v trust="$trust" '
+			$1 == "trusted" { came = "; " $2 ($2 == 1 ? " connection" : " connections") }
+			END { print "trusted    " trust ": no knock needed" came }'
 		fw_counters "$part" | awk '
+			$1 == "trusted" { next }
 			{ gsub(/_/, " ", $1); sub(/^stage/, "knock ", $1); list = list (list ? ", " : "") $1 ": " $2 }
 			END { if (list) print "counted    " list }'
 		fw_admitted "$part" | awk '{ print "admitted   " $1 " for " $2 " s" }'
@@ -104,7 +109,7 @@ status_json() {
 		installed_state "$part" | while read -r word text; do
 			printf ',"%s":%s' "$word" "$(json_text "$text")"
 		done
-		printf ',"counters":{'
+		printf ',"trusted":[%s],"counters":{' "$(value trust "$part" | sed 's/[^ ][^ ]*/"&"/g; s/ /,/g')"
 		fw_counters "$part" | awk '{ printf "%s\"%s\":%d", (NR > 1 ? "," : ""), $1, $2 }'
 		printf '},"admitted":['
 		fw_admitted "$part" | awk '{ printf "%s{\"address\":\"%s\",\"seconds_left\":%d}", (NR > 1 ? "," : ""), $1, $2 }'
