@@ -21,8 +21,10 @@ type deploy struct {
 	format, onFailure string
 	dryRun, unproved  bool
 	parallel          int
+	renew, all        bool
 	trial             time.Duration
 	allFlags          *pflag.FlagSet // all flags of the command
+	recorded          []string       // flags for the next deploy --renew
 }
 
 // The exit codes of deploy and undeploy.
@@ -44,40 +46,119 @@ func (d *deploy) flags(a *app, f *pflag.FlagSet) {
 	d.trial = 90 * time.Second
 	durationVar(f, &d.trial, "trial", "how long the server keeps the new rules without a proof: a `TIME` from\n30s to 2h (default 90s)")
 	f.BoolVar(&d.unproved, "unproved", false, "install the rules although no login through them works from here; you\nneed another way into the server")
+	f.BoolVar(&d.renew, "renew", false, "only if the rules on the server expire within 30 days: make new ones,\nwith the flags of the last deploy")
+	f.BoolVar(&d.all, "all", false, "with --renew: all servers to which this computer has deployed")
 	f.IntVar(&d.parallel, "parallel", 1, "deploy to `N` servers at a time")
 	f.StringVar(&d.onFailure, "on-failure", "closed", "`STATE` of the ports if the server cannot load the installed rules:\nclosed or open")
 }
 
 func (d *deploy) run(ctx context.Context, a *app, hosts []string) error {
 	switch {
-	case d.trial < 30*time.Second || d.trial > 2*time.Hour:
-		return usageError("--trial must be from 30s to 2h")
-	case d.onFailure != "closed" && d.onFailure != "open":
-		return usageError("--on-failure %q is not closed or open", d.onFailure)
+	case d.all && !d.renew:
+		return usageError("--all is for deploy --renew")
+	case d.all == (len(hosts) > 0):
+		return usageError("deploy needs one HOST or more, or --renew --all")
 	case d.parallel < 1:
 		return usageError("--parallel must be 1 or more")
 	}
-	if d.horizon == 0 {
-		d.horizon = defaultHorizon
-	}
-	o, err := d.ruleOptions()
-	if err != nil {
+	if err := d.complete(); err != nil {
 		return err
 	}
+	settings := map[string]*deploy{} // by host
+	for _, host := range hosts {
+		settings[host] = d
+	}
+	if d.renew {
+		var err error
+		if hosts, settings, err = d.renewals(a, hosts); err != nil || len(hosts) == 0 {
+			return err
+		}
+	}
 	return d.each(ctx, a, &d.config, hosts, d.parallel,
-		func(ctx context.Context, s *server) error { return d.prepare(ctx, s, o) },
+		func(ctx context.Context, s *server) error { return settings[s.host].prepare(ctx, s) },
 		func(ctx context.Context, s *server) error {
 			if d.dryRun {
 				s.result.Result = isPlanned
 				return nil
 			}
-			return d.change(ctx, s)
+			return settings[s.host].change(ctx, s)
 		})
+}
+
+// complete checks the flags, and sets defaults.
+func (d *deploy) complete() error {
+	switch {
+	case d.trial < 30*time.Second || d.trial > 2*time.Hour:
+		return usageError("--trial must be from 30s to 2h")
+	case d.onFailure != "closed" && d.onFailure != "open":
+		return usageError("--on-failure %q is not closed or open", d.onFailure)
+	}
+	d.recorded = d.given(d.allFlags)
+	if d.horizon == 0 {
+		d.horizon = defaultHorizon
+	} else {
+		d.recorded = append(d.recorded, "--horizon", fmt.Sprintf("%ds", d.horizon/time.Second))
+	}
+	if d.onFailure == "open" {
+		d.recorded = append(d.recorded, "--on-failure", "open")
+	}
+	_, err := d.ruleOptions()
+	return err
+}
+
+// renewals returns the hosts whose rules expire soon, and the settings of their last deploy.
+func (d *deploy) renewals(a *app, hosts []string) (due []string, settings map[string]*deploy, err error) {
+	path, err := d.find()
+	if err != nil {
+		return nil, nil, err
+	}
+	var all []*deployment
+	if d.all {
+		all, err = listDeployments(path)
+	}
+	for _, host := range hosts {
+		last, loadErr := loadDeployment(path, profileOf(host))
+		if last == nil {
+			return nil, nil, cmp.Or(loadErr, usageError("%s: not deployed from here; run: portknock deploy %[1]s", host))
+		}
+		all = append(all, last)
+	}
+	settings = map[string]*deploy{}
+	for _, last := range all {
+		switch end := last.profile.ValidUntil; {
+		case end.IsZero():
+			a.log.say(verbose, "%s: the rules do not expire", last.profile.Name)
+			continue
+		case end.Sub(now()) > deployedNear:
+			a.log.say(verbose, "%s: nothing to renew: the rules are valid until %s", last.profile.Name, utc(end))
+			continue
+		}
+		again := &deploy{}
+		flags := pflag.NewFlagSet("deploy", pflag.ContinueOnError)
+		log := a.log
+		again.flags(a, flags)
+		a.log = log // flags has set the defaults of its flags
+		if err := flags.Parse(last.Flags); err != nil {
+			return nil, nil, fmt.Errorf("%s: flags of the last deploy: %w", last.profile.Name, err)
+		}
+		again.config, again.serverFlags, again.dryRun, again.unproved, again.trial = d.config, d.serverFlags, d.dryRun, d.unproved, d.trial
+		again.format = last.Format
+		if err := again.complete(); err != nil {
+			return nil, nil, err
+		}
+		due = append(due, last.Server)
+		settings[last.Server] = again
+	}
+	return due, settings, err
 }
 
 // prepare makes the script for a server, and checks that the server can load its rules.
 // It changes nothing that the firewall uses.
-func (d *deploy) prepare(ctx context.Context, s *server, o rules.Options) error {
+func (d *deploy) prepare(ctx context.Context, s *server) error {
+	o, err := d.ruleOptions()
+	if err != nil {
+		return err
+	}
 	guards, warnings, err := d.guards(ctx, s.app, []string{s.profile.Name})
 	if err != nil {
 		return err
@@ -89,6 +170,7 @@ func (d *deploy) prepare(ctx context.Context, s *server, o rules.Options) error 
 		return err
 	}
 	s.app.log.warn(warnings)
+	s.fingerprint, s.admitsOthers = guards[0].Fingerprint, len(o.Trust) > 0
 	return s.plan(ctx, guards[0])
 }
 
@@ -110,8 +192,8 @@ func (d *deploy) uploadScript(ctx context.Context, s *server, guards []rules.Gua
 			return emitFailure(err, false)
 		}
 		s.result.Format = string(format)
-		if end := format.End(guards[0], o); !end.IsZero() {
-			s.result.ValidUntil = utc(end)
+		if s.validUntil = format.End(guards[0], o); !s.validUntil.IsZero() {
+			s.result.ValidUntil = utc(s.validUntil)
 		}
 		if err := s.channel.upload(ctx, s.file, script.Bytes()); err != nil {
 			return err
@@ -218,8 +300,15 @@ func (d *deploy) unknown(s *server, err error) error {
 // finish records what the server has now.
 func (d *deploy) finish(s *server) error {
 	s.result.Result = isDeployed
+	p := *s.profile
+	p.ValidUntil = s.validUntil
+	err := saveDeployment(d.path, &deployment{profile: &p, Format: s.result.Format, ID: s.result.ID, Server: s.host,
+		Fingerprint: s.fingerprint, Flags: d.recorded})
+	if err != nil {
+		return &failure{exitFailed, fmt.Errorf("deployed, but not recorded: %w", err), "mend this, then run: portknock deploy " + s.host}
+	}
 	s.say("deployed  %s", s.profile.Name)
-	return d.record(s)
+	return nil
 }
 
 // The results of a deploy.
@@ -231,5 +320,3 @@ const (
 )
 
 func clockTime(t time.Time) string { return t.Format(time.TimeOnly) }
-
-func (d *deploy) record(s *server) error { return nil }

@@ -117,6 +117,7 @@ sed -n "s/^made_by='\{0,1\}\([^']*\)'\{0,1\}$/\1/p" "/etc/portknock/$part.sh" 2>
 	}
 	s.result.ID = st.ID
 	s.present = st.Profiles[0].Rules != "not loaded"
+	s.admitsOthers = s.admitsOthers || len(st.Others) > 0
 	f := &s.facts
 	s.say("server    %s: %s", s.host, f.system)
 	s.say("present   %s", presentRules(st, by))

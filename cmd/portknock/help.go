@@ -69,9 +69,13 @@ var version string
 type printVersion struct{ noFlags }
 
 func (*printVersion) run(_ context.Context, a *app, _ []string) error {
-	v := version
-	if info, ok := debug.ReadBuildInfo(); ok && v == "" {
-		v = info.Main.Version
+	return a.print("portknock %s %s/%s %s\n", programVersion(), runtime.GOOS, runtime.GOARCH, runtime.Version())
+}
+
+// programVersion returns the version of this program.
+func programVersion() string {
+	if info, ok := debug.ReadBuildInfo(); ok && version == "" {
+		return info.Main.Version
 	}
-	return a.print("portknock %s %s/%s %s\n", v, runtime.GOOS, runtime.GOARCH, runtime.Version())
+	return version
 }

@@ -119,6 +119,7 @@ func (s *server) proveSilence(ctx context.Context, before map[netip.AddrPort]por
 		switch {
 		case state == portSilent && (before[to] != portSilent || s.present):
 			s.result.Silence = proved
+		case state == portOpen && s.admitsOthers: // such as the connection of this deploy
 		case state != portSilent:
 			s.result.Silence = ""
 			return fmt.Errorf("without a knock, %v is %s during the trial", to, state)
@@ -164,7 +165,7 @@ func (s *server) proveConnection(ctx context.Context) error {
 		s.result.Login = notProvable
 		return errors.New("no login or connection from here goes through the new rules")
 	}
-	d, err := dialer(ctx, s.profile, &s.app.log)
+	d, err := dialer(ctx, s.profile, nil, &s.app.log)
 	if err != nil {
 		return err
 	}

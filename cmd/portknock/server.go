@@ -40,15 +40,26 @@ type server struct {
 	host    string // as the user gave it: NAME or USER@NAME
 	several bool   // the command has several servers, so output needs their names
 	profile *profile.Profile
+
+	// ownConfig is true if flags say where the profiles are, or change them. The ProxyCommand
+	// of the user does not know this.
+	ownConfig bool
+
 	ssh     sshSettings
 	channel *channel
-	file    string // path of the script on the server
-	part    string // ID of the profile in the script
 	facts   facts
-	result  result
-	present bool // the server has rules for the profile already
 
-	trialEnds time.Time // when the trial ends at the latest
+	file    string // path of the new script on the server
+	part    string // ID of the profile in the script
+	present bool   // the server has rules for the profile already
+	// admitsOthers is true if the server may let this computer through for another reason than
+	// the new knocks: another profile, or a trusted source.
+	admitsOthers bool
+
+	validUntil  time.Time // when the new rules expire; zero if they do not
+	fingerprint string    // fingerprint of the key of the new rules
+	trialEnds   time.Time // when the trial ends at the latest
+	result      result
 }
 
 // result is what the flag --json prints of a server.
@@ -72,9 +83,10 @@ func (f *serverFlags) each(ctx context.Context, a *app, c *config, hosts []strin
 	if c.path == "-" {
 		return usageError("ssh cannot read the profile from standard input; name the file with -c")
 	}
+	ownConfig := c.path != "" || len(c.options) > 0
 	var servers []*server
 	for _, host := range hosts {
-		_, profiles, err := c.profiles(ctx, a, host[strings.LastIndex(host, "@")+1:])
+		_, profiles, err := c.profiles(ctx, a, profileOf(host))
 		if err != nil {
 			return err
 		}
@@ -82,7 +94,7 @@ func (f *serverFlags) each(ctx context.Context, a *app, c *config, hosts []strin
 			return usageError("%s is given twice", host)
 		}
 		servers = append(servers, &server{serverFlags: f, app: a, config: c, host: host, several: len(hosts) > 1,
-			profile: profiles[0], result: result{Host: host, Result: notDeployed}})
+			ownConfig: ownConfig, profile: profiles[0], result: result{Host: host, Result: notDeployed}})
 	}
 	errs := make([]error, len(servers))
 	step := func(i int, do func(context.Context, *server) error) {
@@ -281,7 +293,7 @@ func (s *server) sshCommand(via, command string) []string {
 		"PermitLocalCommand no", "ServerAliveInterval 5", "ServerAliveCountMax 6"} {
 		args = append(args, "-o", option)
 	}
-	if s.direct() && (s.ssh.proxyCommand == "" || via != "" || s.config.path != "" || len(s.config.options) > 0) {
+	if s.direct() && (s.ssh.proxyCommand == "" || via != "" || s.ownConfig) {
 		args = append(args, "-o", "ProxyUseFdpass no", "-o", "ProxyCommand "+s.proxyCommand(via))
 	}
 	return append(args, "--", s.host, command)
@@ -319,18 +331,18 @@ func (s *server) proxyCommand(via string) string {
 		words[i] = strings.ReplaceAll(shellWord(w), "%", "%%")
 	}
 	host := "%h"
-	if s.ssh.hostName == s.sshName() && s.profile.HostName != "" {
+	if s.ssh.hostName == profileOf(s.host) && s.profile.HostName != "" {
 		host = strings.ReplaceAll(shellWord(s.profile.HostName), "%", "%%")
 	}
 	return strings.Join(append(words, host, "%p"), " ")
 }
 
-// sshName returns the name of the server without the user.
-func (s *server) sshName() string { return s.host[strings.LastIndex(s.host, "@")+1:] }
+// profileOf returns the name of a server without the user.
+func profileOf(host string) string { return host[strings.LastIndex(host, "@")+1:] }
 
 // address returns the host at which the server's ports are, as seen from this computer.
 func (s *server) address() string {
-	if s.ssh.hostName == s.sshName() && s.profile.HostName != "" {
+	if s.ssh.hostName == profileOf(s.host) && s.profile.HostName != "" {
 		return s.profile.HostName
 	}
 	return s.ssh.hostName

@@ -66,10 +66,8 @@ func (u *undeploy) remove(ctx context.Context, s *server) error {
 	}
 	s.result.Result = isRemoved
 	s.say("removed   %s; its ports are open, unless another profile or firewall closes them", s.profile.Name)
-	return u.forget(s)
+	return removeDeployment(u.path, s.profile.Name)
 }
-
-func (u *undeploy) forget(s *server) error { return nil }
 
 // The results of undeploy, besides isUnknown.
 const (

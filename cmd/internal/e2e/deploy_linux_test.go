@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -226,4 +228,107 @@ func TestDeployTakesIptablesWithoutNft(t *testing.T) {
 	r.deploy(t, 0, []string{"the server cannot load rules of nftables", "format iptables", "deployed  vps"})
 	r.login(t)
 	r.expect(t, r.attacker, lab.Dropped)
+}
+
+// TestDeployFollowsEditsOfTheProfile: with nothing but edits of the profile and deploy, a server
+// goes from static to rotating, to tokens, and to another key. undeploy ends it.
+func TestDeployFollowsEditsOfTheProfile(t *testing.T) {
+	t.Parallel()
+	r := newDeployRig(t, threeKnocks)
+	before := r.ruleset(t)
+	key := filepath.Join(filepath.Dir(r.profile), "key")
+	newKey := func() {
+		if err := os.WriteFile(key, []byte(knock.NewKey().Reveal()), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	newKey()
+	for _, step := range []struct {
+		name     string
+		edit     func()
+		settings []string
+	}{
+		{"static", func() {}, []string{threeKnocks}},
+		{"rotating", func() {}, []string{"Scheme rotating", "KeyFile " + key}},
+		{"token", func() {}, []string{"Scheme token", "KeyFile " + key}},
+		{"new key", newKey, []string{"Scheme token", "KeyFile " + key}},
+	} {
+		step.edit()
+		lines := append([]string{"Host vps", "HostName " + r.addr().String()}, step.settings...)
+		if err := os.WriteFile(r.profile, []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if step.name != "static" {
+			r.login(t) // the profile has changed, and the server has not
+		}
+		r.deploy(t, 0, []string{"deployed  vps"})
+		r.login(t)
+		r.expect(t, r.attacker, lab.Dropped)
+	}
+	r.client.Run(t, "portknock", "undeploy", "-c", r.profile, "--ssh-config", r.config, "vps")
+	r.expect(t, r.attacker, lab.Open)
+	r.expectRuleset(t, before)
+	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(r.profile), "deployed", "vps*")); len(left) > 0 {
+		t.Errorf("undeploy leaves %v", left)
+	}
+}
+
+// TestTwoAdministratorsDeployInTurn: each administrator deploys a profile of his own to the same
+// server, and both keep working.
+func TestTwoAdministratorsDeployInTurn(t *testing.T) {
+	t.Parallel()
+	r := newDeployRig(t, threeKnocks)
+	alice, bob := r.profile, r.vpsProfile(t, otherKnocks)
+	bobs := strings.Replace(lab.ReadFile(t, bob), "Host vps", "Host bob", 1)
+	bob = lab.File(t, "config", bobs)
+	deploy := func(profile, host string, texts ...string) {
+		t.Helper()
+		r.profile = profile
+		config := lab.File(t, "ssh_config", strings.Replace(lab.ReadFile(t, r.proxyConfig(t, "portknock -c "+profile+" --profile "+host+" %h %p")), "Host vps", "Host vps bob", 1))
+		out, err := r.client.Try("portknock", "deploy", "-c", profile, "--ssh-config", config, host)
+		if err != nil {
+			t.Errorf("deploy of %s: %v\n%s", host, err, out)
+		}
+		for _, text := range texts {
+			if !strings.Contains(out, text) {
+				t.Errorf("deploy of %s does not print %q:\n%s", host, text, out)
+			}
+		}
+	}
+	deploy(alice, "vps", "no rules for vps")
+	r.client.Run(t, "portknock", "knock", "--wait", "-c", alice, "vps") // Bob cannot get in yet: Alice opens the port
+	deploy(bob, "bob", "no rules for bob", "other profiles: vps")
+	deploy(alice, "vps", "the same rules for vps, installed by root@client", "other profiles: bob")
+	deploy(bob, "bob", "the same rules for bob")
+	for host, profile := range map[string]string{"vps": alice, "bob": bob} {
+		config := r.proxyConfig(t, "portknock -c "+profile+" --profile "+host+" %h %p")
+		if got := sshOutput(t, r.client, "-F", config, "vps", "echo in"); got != "in\n" {
+			t.Errorf("%s: ssh prints %q, want in", host, got)
+		}
+	}
+	r.expect(t, r.attacker, lab.Dropped)
+}
+
+// TestDeployRenew: deploy --renew makes new rules with the flags of the last deploy, but only if
+// the old ones expire soon.
+func TestDeployRenew(t *testing.T) {
+	t.Parallel()
+	key := lab.File(t, "key", knock.NewKey().Reveal())
+	r := newDeployRig(t, "Scheme token", "KeyFile "+key)
+	r.server.Listen(t, 80)
+	r.server.Listen(t, 81)
+	r.deploy(t, 0, nil, "--policy", "drop", "--allow", "80", "--horizon", "20d")
+	renew := func(args ...string) string {
+		return r.client.Run(t, "portknock", append([]string{"deploy", "-v", "-c", r.profile, "--ssh-config", r.config, "--renew"}, args...)...)
+	}
+	if out := renew("--all"); !strings.Contains(out, "deployed  vps") {
+		t.Errorf("deploy --renew --all prints:\n%s", out)
+	}
+	r.expectPort(t, r.attacker, 80, lab.Open)
+	r.expectPort(t, r.attacker, 81, lab.Dropped)
+	r.deploy(t, 0, nil, "--horizon", "40d")
+	if out := renew("vps"); !strings.Contains(out, "nothing to renew") || strings.Contains(out, "trial") {
+		t.Errorf("deploy --renew of rules for 40 days prints:\n%s", out)
+	}
+	r.expectPort(t, r.attacker, 81, lab.Open)
 }

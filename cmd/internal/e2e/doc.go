@@ -18,6 +18,7 @@
 //	status          the verb status of a script
 //	secrecy         outputs and files that must not reveal knocks or tokens
 //	traffic         packets for services and for other hosts
+//	deployed        a profile that has changed since it was deployed
 //	rotating        rotating sequences, with the kernel's clock
 //	token           tokens
 //	token_packets   packets that carry tokens
