@@ -234,7 +234,8 @@ func (w *stderrWatch) Write(b []byte) (int, error) {
 			return len(b), nil
 		}
 		w.rest = rest
-		if line = strings.TrimRight(line, "\r"); line != "" {
+		// The ProxyCommand of ssh is portknock, which may advise to run what runs now.
+		if line = strings.TrimRight(line, "\r"); line != "" && !strings.Contains(line, deployAdvice) {
 			w.latest = line
 			fmt.Fprintln(w.to, line)
 		}

@@ -352,6 +352,9 @@ func (c *config) login(ctx context.Context, a *app, host string) (*profile.Profi
 	return p, d, nil
 }
 
+// deployAdvice is in warnings of connect, before the name of a profile.
+const deployAdvice = "; run: portknock deploy "
+
 // warnOfDeployment warns that a deployment cannot be used. If the user may not read the
 // deployment at all, it belongs to another user, and the warning appears only with -v.
 func warnOfDeployment(a *app, p *profile.Profile, err error) {
@@ -402,10 +405,10 @@ func otherKnocks(ctx context.Context, a *app, p *profile.Profile, d *deployment)
 			text = "the deployed profile cannot be used: " + oneLine(err.Error())
 			break
 		}
-		a.log.say(always, "%s: the profile has changed since it was deployed at %s; trying both; run: portknock deploy %s",
+		a.log.say(always, "%s: the profile has changed since it was deployed at %s; trying both"+deployAdvice+"%s",
 			p.Name, utc(d.Time), p.Name)
 		return d.profile, nil
 	}
-	a.log.say(always, "%s: %s; trying only the profile; run: portknock deploy %s", p.Name, text, p.Name)
+	a.log.say(always, "%s: %s; trying only the profile"+deployAdvice+"%s", p.Name, text, p.Name)
 	return nil, nil
 }

@@ -194,18 +194,18 @@ func expiryWarning(end, now time.Time, near time.Duration, advice string) string
 	case !end.After(now):
 		verb = "expired"
 	}
-	return fmt.Sprintf("the rules %s at %s; %s", verb, utc(end), advice)
+	return fmt.Sprintf("the rules %s at %s%s", verb, utc(end), advice)
 }
 
 // warnOfExpiry warns if the rules of a profile expire soon or have expired. The profile
 // has the end of rules that emit-rules made, or its deployment d has the end of rules that
 // deploy made. d is nil if there is no deployment.
 func warnOfExpiry(a *app, p *profile.Profile, d *deployment) {
-	near, advice := expiryNear, "emit and load new rules, then set ValidUntil"
+	near, advice := expiryNear, "; emit and load new rules, then set ValidUntil"
 	if d != nil && p.ValidUntil.Equal(d.profile.ValidUntil) {
 		// Do not warn of rules with a short validity from the first day on.
 		near = min(deployedNear, d.profile.ValidUntil.Sub(d.Time)/2)
-		advice = "run: portknock deploy --renew " + p.Name
+		advice = deployAdvice + "--renew " + p.Name
 	}
 	if text := expiryWarning(p.ValidUntil, now(), near, advice); text != "" {
 		a.log.say(always, "%s: %s", p.Name, text)

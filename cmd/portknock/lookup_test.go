@@ -30,7 +30,7 @@ func TestWarningBeforeAndAfterRulesExpire(t *testing.T) {
 		{now.Add(-400 * day), ended},
 	} {
 		want := strings.Replace(tt.text, "%s", tt.end.Format(time.RFC3339), 1)
-		if got := expiryWarning(tt.end, now, expiryNear, "act"); got != want {
+		if got := expiryWarning(tt.end, now, expiryNear, "; act"); got != want {
 			t.Errorf("rules that expire at %v:\ngot  %s\nwant %s", tt.end, got, want)
 		}
 	}
