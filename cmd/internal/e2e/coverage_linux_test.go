@@ -17,13 +17,14 @@ import (
 // the server.
 
 // redirect makes the server rewrite the ports of TCP and UDP, as an administrator would:
-// 443, 2222 and 2224 become 22 by REDIRECT, and 2223 by DNAT.
+// 443, 2222 and 2224 become 22 by REDIRECT, and 2223 by DNAT. 8443 becomes 8080.
 func (r *rig) redirect(t testing.TB) {
 	t.Helper()
 	table := map[lab.Family]string{lab.IPv4: "ip", lab.IPv6: "ip6"}[r.family]
 	r.server.RunInput(t, strings.NewReader(fmt.Sprintf(`table %s paths {
 		chain in { type nat hook prerouting priority -100
 			meta l4proto { tcp, udp } th dport { 443, 2222, 2224 } redirect to :22
+			meta l4proto { tcp, udp } th dport 8443 redirect to :8080
 			meta l4proto { tcp, udp } th dport 2223 dnat to %s
 		}
 	}`, table, r.port(22))), "nft", "-f", "-")
@@ -37,6 +38,20 @@ func (r *rig) expectPaths(t testing.TB, when string, from *lab.Host, want lab.St
 			t.Errorf("%s, port %d is %v for the %s, want %v", when, port, got, from.Name, want)
 		}
 	}
+}
+
+// routeByTable makes the addresses of a prefix local to the server, but only by another
+// routing table. The attacker sends packets for these addresses to the server.
+// routeByTable returns one of the addresses.
+func (r *rig) routeByTable(t testing.TB) netip.Addr {
+	t.Helper()
+	ip, prefix := "ip", netip.MustParsePrefix("198.51.100.0/24")
+	if r.family == lab.IPv6 {
+		ip, prefix = "ip -6", netip.MustParsePrefix("2001:db8:77::/64")
+	}
+	r.server.Shell(t, fmt.Sprintf("%s rule add to %s lookup 777; %[1]s route add local %[2]s dev lo table 777", ip, prefix))
+	r.attacker.Shell(t, fmt.Sprintf("%s route add %s via %s", ip, prefix, r.addr()))
+	return prefix.Addr().Next()
 }
 
 // listenTransparently makes the server accept connections to a port at any address that
@@ -69,17 +84,12 @@ func TestGuardCoversOtherPaths(t *testing.T) {
 				r := newRig(t, f, family, twoKnocks, "OpenPorts 22/tcp 22/udp 2200/tcp", "OpenFor 1m")
 				r.emitRules(t, flags...)
 				r.redirect(t)
-				prefix, beyond := "198.51.100.0/24", "198.51.100.9"
-				if family == lab.IPv6 {
-					prefix, beyond = "2001:db8:77::/64", "2001:db8:77::9"
-				}
-				ip := map[lab.Family]string{lab.IPv4: "ip", lab.IPv6: "ip -6"}[family]
-				r.server.Shell(t, fmt.Sprintf("%s rule add to %s lookup 777; %[1]s route add local %[2]s dev lo table 777", ip, prefix))
+				beyond := r.routeByTable(t)
 				listenTransparently(t, r.server, family, 2200)
 				expect := func(when string, from *lab.Host, want lab.State) {
 					t.Helper()
 					r.expectPaths(t, when, from, want, 22, 2222, 2223)
-					syn := lab.Packet{Dst: netip.AddrPortFrom(netip.MustParseAddr(beyond), 2200), Flags: lab.SYN}
+					syn := lab.Packet{Dst: netip.AddrPortFrom(beyond, 2200), Flags: lab.SYN}
 					if got := from.ProbeAs(t, syn, nil); got != want {
 						t.Errorf("%s, the port is %v for the %s at an address of another routing table, want %v", when, got, from.Name, want)
 					}
