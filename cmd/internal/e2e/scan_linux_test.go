@@ -190,10 +190,10 @@ func (r *rig) nmap(t testing.TB, flags string, addrs ...string) answers {
 	return all
 }
 
-// echoDatagrams makes the server answer datagrams to a port.
-func (r *rig) echoDatagrams(t testing.TB, port uint16) {
+// echoDatagrams makes a host answer each datagram to a port with the same datagram.
+func echoDatagrams(t testing.TB, h *lab.Host, port uint16) {
 	t.Helper()
-	c := lab.Socket(t, r.server, func() (net.PacketConn, error) { return net.ListenPacket("udp", fmt.Sprintf(":%d", port)) })
+	c := lab.Socket(t, h, func() (net.PacketConn, error) { return net.ListenPacket("udp", fmt.Sprintf(":%d", port)) })
 	go func() {
 		for buf := make([]byte, 2000); ; {
 			n, from, err := c.ReadFrom(buf)
@@ -235,7 +235,7 @@ func testScans(t *testing.T, f lab.Firewall, family lab.Family, nat bool) {
 	r := newRig(t, f, family, append(settings, "OpenPorts 22/tcp 22/udp 2200/tcp 2201/tcp 2201/udp")...)
 	r.answerAllDatagrams(t)
 	for _, port := range []uint16{22, 80, 8080} {
-		r.echoDatagrams(t, port)
+		echoDatagrams(t, r.server, port)
 	}
 	r.server.Listen(t, 80)
 	r.server.Listen(t, 8080)
