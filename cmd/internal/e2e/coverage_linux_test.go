@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/portknock/portknock/cmd/internal/lab"
+	"github.com/portknock/portknock/knock"
 	"golang.org/x/sys/unix"
 )
 
@@ -150,6 +151,47 @@ func TestGuardsOnBothSidesOfRedirect(t *testing.T) {
 				r.expectPaths(t, "after the knocks for 22", r.attacker, lab.Open, 22, 2223)
 				r.expectPaths(t, "after the knocks for 22", r.attacker, lab.Dropped, 2222)
 			})
+		}
+	})
+}
+
+// TestForwardedKnocksAdmitOnlySender: knocks to a published address of the server admit at
+// most their sender, although NAT leads these knocks to another host and gives them another
+// source address. Knocks to other hosts that the server routes admit nobody.
+func TestForwardedKnocksAdmitOnlySender(t *testing.T) {
+	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		r := newRig(t, f, family, twoKnocks, "OpenFor 5m")
+		table := map[lab.Family]string{lab.IPv4: "ip", lab.IPv6: "ip6"}[family]
+		published, host := r.server.Source(family, 1), r.attacker.Addr(family)
+		r.server.Shell(t, "echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding")
+		r.server.RunInput(t, strings.NewReader(fmt.Sprintf(`table %s published {
+			chain in { type nat hook prerouting priority -100; %[1]s daddr %s dnat to %s; }
+			chain out { type nat hook postrouting priority 100; oif eth0 masquerade; }
+		}`, table, published, host)), "nft", "-f", "-")
+		r.runHeaderLine(t, "load")
+		knocks := sequence("7001/udp 8003/tcp")
+		capture := r.attacker.Capture(t)
+		for _, to := range []netip.Addr{r.attacker.Source(family, 5), published} {
+			for _, s := range knocks {
+				p := lab.Packet{Dst: netip.AddrPortFrom(to, s.Port)}
+				if s.Transport == knock.TCP {
+					p.Flags = lab.SYN
+				}
+				r.client.SendAs(t, p, nil) // to the server, whatever the destination
+			}
+			forwarded := 0
+			for _, p := range capture.Packets(t) {
+				if !p.Out && p.Src.Addr() == r.addr() && (p.Dst.Port() == 7001 || p.Dst.Port() == 8003) {
+					forwarded++
+				}
+			}
+			if forwarded < len(knocks) {
+				t.Errorf("the server forwards %d of the knocks to %v", forwarded, to)
+			}
+			r.expect(t, r.attacker, lab.Dropped)
+			if to != published {
+				r.expect(t, r.client, lab.Dropped)
+			}
 		}
 	})
 }
