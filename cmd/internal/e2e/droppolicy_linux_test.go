@@ -271,6 +271,14 @@ func TestDropPolicyAndOtherPrograms(t *testing.T) {
 					t.Errorf("a service at port %d receives %q, want %q", port, got, want)
 				}
 			}
+			asker := lab.Socket(t, r.server, func() (net.PacketConn, error) { return net.ListenPacket("udp", ":6000") })
+			local := r.server.Dial(t, "udp", "127.0.0.1:6000")
+			r.server.SendAs(t, lab.Packet{Src: r.port(6000), Dst: netip.AddrPortFrom(netip.MustParseAddr(multicast), 5353), Payload: []byte("query")}, nil)
+			r.client.Send(t, lab.Packet{Src: netip.AddrPortFrom(r.client.Addr(family), 5353), Dst: r.port(6000), Payload: []byte("answer")})
+			r.client.Capture(t).Packets(t) // waits until the datagrams have arrived
+			if got := datagrams(t, asker, local); got != "" {
+				t.Errorf("after a multicast query, the server receives %q, want nothing", got)
+			}
 		})
 	})
 }

@@ -189,3 +189,29 @@ func TestForgedDatagramsFillConnectionTable(t *testing.T) {
 		}
 	})
 }
+
+// TestACKShowsServiceAtRoutedAddress: at an IPv4 address that is local only by another routing
+// table, the kernel rejects a lone ACK only if a service listens. The guard and the drop policy
+// do not change that.
+func TestACKShowsServiceAtRoutedAddress(t *testing.T) {
+	eachOf(t, lab.Firewalls, onlyIPv4, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		r := newRig(t, f, family, twoKnocks, "OpenPorts 22/tcp 2200/tcp 2201/tcp")
+		beyond := r.routeByTable(t)
+		listenTransparently(t, r.server, family, 2200)
+		for _, policy := range []string{"guard", "drop"} {
+			r.emitRules(t, "--policy", policy)
+			r.runHeaderLine(t, "load")
+			for _, tt := range []struct {
+				at   netip.AddrPort
+				want lab.State
+			}{
+				{netip.AddrPortFrom(beyond, 2200), lab.Refused}, {netip.AddrPortFrom(beyond, 2201), lab.Dropped},
+				{r.port(2200), lab.Refused}, {r.port(2201), lab.Refused},
+			} {
+				if got := r.attacker.ProbeAs(t, lab.Packet{Dst: tt.at, Flags: lab.ACK}, nil); got != tt.want {
+					t.Errorf("policy %s: a lone ACK to %v is %v, want %v", policy, tt.at, got, tt.want)
+				}
+			}
+		}
+	})
+}
