@@ -173,6 +173,39 @@ func TestEstablishedTupleCannotBypassGuard(t *testing.T) {
 	})
 }
 
+// TestPacketsBeforeSYNCannotBypassGuard: other packets from the same port, before a SYN, do
+// not make the guard let the SYN through. They may make the kernel track a connection, also
+// one that NAT leads to the guarded port, or that --public leaves open.
+func TestPacketsBeforeSYNCannotBypassGuard(t *testing.T) {
+	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		r := newRig(t, f, family, twoKnocks)
+		r.redirect(t)
+		for _, policy := range []string{"guard", "drop"} {
+			r.emitRules(t, "--policy", policy, "--public", "2224/tcp")
+			r.runHeaderLine(t, "load")
+			r.expectPaths(t, "policy "+policy, r.attacker, lab.Open, 2224)
+			capture := r.attacker.Capture(t)
+			var sent []lab.Packet
+			for _, flags := range []lab.Flags{lab.ACK, lab.SYN | lab.ACK, lab.FIN | lab.ACK, lab.RST} {
+				for _, port := range []uint16{22, 2222, 2223} {
+					for _, first := range []uint16{port, 2224} {
+						src := netip.AddrPortFrom(r.attacker.Addr(family), uint16(40000+len(sent)))
+						before := lab.Packet{Src: src, Dst: r.port(first), Flags: flags}
+						syn := lab.Packet{Src: src, Dst: r.port(port), Flags: lab.SYN}
+						sent = append(sent, before, syn, before, before, syn, syn)
+					}
+				}
+			}
+			r.attacker.Send(t, sent...)
+			for _, p := range capture.Packets(t) {
+				if !p.Out && p.Flags&lab.SYN != 0 {
+					t.Errorf("policy %s: the server answers a SYN: %v", policy, p)
+				}
+			}
+		}
+	})
+}
+
 // TestMulticastAndBroadcastCannotBypassGuard: the guard also covers datagrams to
 // multicast and broadcast addresses, which a service receives too.
 func TestMulticastAndBroadcastCannotBypassGuard(t *testing.T) {

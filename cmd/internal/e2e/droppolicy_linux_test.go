@@ -51,6 +51,21 @@ func TestDropPolicyDropsAllButAllowedTraffic(t *testing.T) {
 	})
 }
 
+// TestAllowNamesPortAfterNAT: if NAT leads one port to another, --allow must name the other
+// port. It then opens both.
+func TestAllowNamesPortAfterNAT(t *testing.T) {
+	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		r := newRig(t, f, family, twoKnocks)
+		r.redirect(t)
+		r.server.Listen(t, 8080)
+		for allowed, want := range map[string]lab.State{"8443": lab.Dropped, "8080": lab.Open} {
+			r.emitRules(t, "--policy", "drop", "--allow", allowed)
+			r.runHeaderLine(t, "load")
+			r.expectPaths(t, "with --allow "+allowed, r.client, want, 8080, 8443)
+		}
+	})
+}
+
 // TestReloadWithoutDropPolicyReopensOtherPorts: rules without the drop policy replace
 // rules with the drop policy, and open the other ports again. The unload of rules without
 // the drop policy also removes rules that have the drop policy.
