@@ -14,9 +14,9 @@
 //	bypass          attempts to bypass a guard
 //	scan            the ports that a scanner sees
 //	coverage        other paths to a guarded port
-//	limits          limits of the rules that SECURITY.md names
 //	status          the verb status of a script
 //	secrecy         outputs and files that must not reveal knocks or tokens
+//	limits          limits of the rules that SECURITY.md names
 //	traffic         packets for services and for other hosts
 //	rotating        rotating sequences, with the kernel's clock
 //	token           tokens
