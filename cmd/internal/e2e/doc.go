@@ -17,6 +17,7 @@
 //	trust           sources that need no knock
 //	status          the verb status of a script
 //	secrecy         outputs and files that must not reveal knocks or tokens
+//	limits          limits of the rules that SECURITY.md names
 //	traffic         packets for services and for other hosts
 //	rotating        rotating sequences, with the kernel's clock
 //	token           tokens
