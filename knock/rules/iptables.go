@@ -56,9 +56,11 @@ the script's service.`,
 other users of this server could learn the knocks from these lists.`,
 			textIf(strings.Contains(rules, "\n"+partMark+"\n"), `An unprivileged container may refuse this number of rules at once ("Message too
 long"). The load command will then load in parts, with the guard itself last.`),
-			textIf(knocks, `xt_recent remembers 100 addresses in each list. An attacker who forges many addresses
-can fill a list, and other clients cannot knock. For longer lists, set
-"options xt_recent ip_list_tot=1000" in a file in /etc/modprobe.d, or use nftables.`),
+			`xt_recent remembers 100 addresses in each list, so it admits at most 100 addresses at
+the same time.` + textIf(knocks, ` An attacker who forges many addresses can also fill the list of those
+that have begun to knock, and other clients cannot knock.`) + ` If loading these rules also
+loads the module xt_recent, a list has room for 4096. For other lengths, set
+"options xt_recent ip_list_tot=1000" in a file in /etc/modprobe.d, or use nftables.`,
 			textIf(slices.ContainsFunc(guards, guard.tokens), `A token admits the first address that uses it. From any other address it is refused
 and logged as "portknock refused". IPv4 and IPv6 have separate tokens, half
 of them each. After a restart of the server, or a flush, spent tokens are forgotten.`),
