@@ -498,7 +498,8 @@ func iptWindows(g guard, odd int64, fill func(*iptChain, window)) (chains []iptC
 const iptMaxFan = 6
 
 // iptTree returns a tree of chains that lead a packet to the chain of the current span. The
-// first chain is the root. No two spans overlap.
+// first chain is the root. No two spans overlap. With all spans in one chain, a packet would
+// cost 5 µs instead of 3 µs for 720 windows, and 20 µs for 8760.
 func iptTree(g guard, odd int64, spans []iptSpan) (tree []iptChain) {
 	side := []string{"-even", "-odd"}[odd]
 	node := func(name string, spans []iptSpan) iptChain {
