@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"math"
 	"net/netip"
 	"path/filepath"
 	"strings"
@@ -19,6 +20,13 @@ var manyProfiles = []struct{ profiles, knocks int }{{1, 3}, {10, 5}, {20, 10}, {
 // begun any sequence.
 func figureStranger(firewall string, profiles, knocks int) string {
 	return fmt.Sprintf("a stranger's packet, %s, %d x %d", firewall, profiles, knocks)
+}
+
+// strangerRatio returns how much more a stranger's packet costs with many profiles than with
+// one of three knocks, or NaN.
+func (r *Report) strangerRatio(firewall string, profiles, knocks int) float64 {
+	one := manyProfiles[0]
+	return r.figure(figureStranger(firewall, profiles, knocks)) / r.figure(figureStranger(firewall, one.profiles, one.knocks))
 }
 
 // strangers measures what a packet of an address that has not begun any sequence costs a
@@ -81,6 +89,13 @@ func (r *Report) strangers(ctx context.Context, o *options) error {
 		}
 		for _, n := range targets {
 			r.addFigure(n.figure, n.best, "µs")
+		}
+		for _, f := range lab.Firewalls {
+			for _, many := range manyProfiles[1:] {
+				if ratio := r.strangerRatio(f.Name, many.profiles, many.knocks); !math.IsNaN(ratio) {
+					r.addFigure(figureStranger(f.Name, many.profiles, many.knocks)+", relative to 1 x 3", ratio, "")
+				}
+			}
 		}
 		return nil
 	})
