@@ -350,6 +350,10 @@ func iptTime(second int64) string { return time.Unix(second, 0).UTC().Format("20
 // not count as two knocks. The match "! --update --hitcount n" adds a stamp only while the
 // entry has fewer than n, in one step. The match --set adds a stamp in any case, so only the
 // first knock uses it, and the next rule takes out an entry that got two of them.
+//
+// A repeated knock adds no stamp, so it does not extend the time for the next knock. A client
+// that begins anew would then run out of time amid its sequence. Therefore a first knock begins
+// anew if half of KnockTimeout has passed since the last right knock.
 
 // iptListOf returns the number of the list for a window. Windows that are in force at the
 // same time, or within KnockTimeout, have different lists. A sequence that never changes has
@@ -432,15 +436,16 @@ func iptAddKnocks(c *iptChain, g guard, w window, verdict string) {
 		return
 	}
 	list := iptAtList(g, number)
-	noStage := fmt.Sprintf("%s ! --rcheck --seconds %d", list, g.KnockTimeout/time.Second)
-	c.add("%s %s -g %s", knocked[0], noStage, iptChainName(g, "-b"+number))
-	c.add("%s -j RETURN", noStage)
+	timeout, begin := g.KnockTimeout/time.Second, iptChainName(g, "-b"+number)
+	c.add("%s %s ! --rcheck --seconds %d -g %s", knocked[0], list, timeout, begin)
+	c.add("%s ! --rcheck --seconds %d -j RETURN", list, timeout)
 	c.add("%s %s --rcheck --hitcount %d %s", knocked[last-1], list, last-1, admit)
 	for n := last - 1; n > 1; n-- {
 		c.add(`%s %s --rcheck --hitcount %d %[2]s ! --update --hitcount %[4]d -m comment --comment "stage %[4]d" %[5]s`,
 			knocked[n-1], list, n-1, n, verdict)
 		c.add("%s %s --rcheck --hitcount %d %s", knocked[n-1], list, n, verdict)
 	}
+	c.add("%s %s ! --rcheck --seconds %d -g %s", knocked[0], list, (timeout+1)/2, begin)
 	c.add("%s %s", knocked[0], verdict)
 	c.add("-g %s", iptChainName(g, "-w"+number))
 }

@@ -501,6 +501,26 @@ func TestIptablesSequenceOfAnyShapeOpens(t *testing.T) {
 	}
 }
 
+// A client that begins anew has KnockTimeout between its knocks again, also if an earlier
+// attempt got further. A copy of the first knock that comes late does no harm.
+func TestIptablesFirstKnockBeginsAnew(t *testing.T) {
+	k := loadRules(t, mustGuard(t, "vps", "7001 9000 8000", "22"), Options{})
+	a, b, c := knock.Step{Port: 7001}, knock.Step{Port: 9000}, knock.Step{Port: 8000}
+	k.opens(a, b)
+	k.now += 4
+	k.opensSameSource(a)
+	k.now += 4
+	k.opensSameSource(b)
+	k.now += 4
+	if !k.opensSameSource(c) {
+		t.Error("a second attempt with pauses of 4 s does not open")
+	}
+	k.opens(a, b)
+	if k.now += 2; !k.opensSameSource(a, c) {
+		t.Error("a copy of the first knock 2 s later takes back the second knock")
+	}
+}
+
 // After the last window the port is closed to everybody, or with OpenAtEnd open to
 // everybody.
 func TestIptablesAfterLastWindow(t *testing.T) {

@@ -103,11 +103,11 @@ func (r *rig) sendTwice(t testing.TB, addrs []netip.Addr, port uint16) {
 				var set unix.CPUSet
 				set.Set(cpu)
 				_ = unix.SchedSetaffinity(0, &set) // a machine with one processor has no second one
-				any := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+				listen := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 					return c.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_FREEBIND, 1) })
 				}}
 				for i, from := range addrs {
-					c, err := any.ListenPacket(context.Background(), "udp4", netip.AddrPortFrom(from, 0).String())
+					c, err := listen.ListenPacket(context.Background(), "udp4", netip.AddrPortFrom(from, 0).String())
 					if err != nil {
 						t.Error(err)
 						ready.Add(2)
@@ -221,6 +221,25 @@ func TestIptablesTakesOverListPerStage(t *testing.T) {
 			r.expectRuleset(t, before)
 		}
 	})
+}
+
+// TestIptablesLoadAsksForLongLists: if a load also loads xt_recent, it asks for long lists that
+// only root can read, unless the administrator has set their length.
+func TestIptablesLoadAsksForLongLists(t *testing.T) {
+	t.Parallel()
+	r := newIptablesRig(t, firewallNamed("iptables-legacy"), lab.IPv4, threeKnocks)
+	script := r.iptScript(t, []string{"vps"})
+	dir := t.TempDir()
+	r.server.Shell(t, "mkdir /run/modprobe.d && printf '#!/bin/sh\necho \"$@\" >>"+dir+"/asked\n' >"+dir+"/modprobe && chmod 700 "+dir+"/modprobe")
+	for options, want := range map[string]string{
+		"options nf_conntrack hashsize=8192":      "-q xt_recent ip_list_perms=0600 ip_list_tot=4096 ip_list_hash_size=512\n",
+		"options xt_recent ip_list_tot=20000 x=y": "-q xt_recent ip_list_perms=0600\n",
+	} {
+		r.server.Shell(t, "rm -f "+dir+"/asked; echo '"+options+"' >/run/modprobe.d/local.conf; PATH="+dir+":$PATH sh "+script+" fw_load vps")
+		if got := lab.ReadFile(t, dir+"/asked"); got != want {
+			t.Errorf("with %q, the load runs modprobe %q, want %q", options, got, want)
+		}
+	}
 }
 
 // TestRulesLoadNear1970: rules that a server writes when its clock has not left 1970 yet can be

@@ -292,7 +292,7 @@ ipt_change() { # MODE
 	# The lists of xt_recent show the stage of each address, which reveals the knocks. The
 	# administrator's own size of the lists has priority over 4096 addresses.
 	ipt_size='ip_list_tot=4096 ip_list_hash_size=512'
-	! grep -qs '^options  *xt_recent .*ip_list_tot' /etc/modprobe.d/*.conf || ipt_size=
+	! grep -qs '^options  *xt_recent .*ip_list_tot' /etc/modprobe.d/*.conf /run/modprobe.d/*.conf || ipt_size=
 	# shellcheck disable=SC2086 # two words
 	modprobe -q xt_recent ip_list_perms=0600 $ipt_size 2>/dev/null
 	[ "$1" != load ] || ! ipt_is_old ||
