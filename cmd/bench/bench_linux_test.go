@@ -19,7 +19,7 @@ func TestMeasureSelectedCells(t *testing.T) {
 	lab.NewHost(t, "any") // skips the test here if needed; in measure, a skip is an error
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	only := "^(clean/(nftables/portknock, (3|token)|open port/nc$)|crowd|stream/down|keystroke|stalled|guesses)"
+	only := "^(clean/(nftables/portknock, (3|token)|open port/nc$)|crowd|stream/down|keystroke|stalled|strangers|guesses)"
 	o := &options{runs: 2, quick: true, only: regexp.MustCompile(only)}
 	r, err := measure(ctx, o)
 	if err != nil || len(r.Missing) > 0 {
@@ -56,6 +56,9 @@ func TestMeasureSelectedCells(t *testing.T) {
 		if us := r.figure("a keystroke and its echo, " + name + ", median"); !(us > 0) {
 			t.Errorf("%s: %v µs for a keystroke", name, us)
 		}
+	}
+	if ratio := r.strangerRatio("nftables", 10, 5); !(ratio > 0) {
+		t.Errorf("ten profiles are %v times as slow as one", ratio)
 	}
 	if err := r.print(&bytes.Buffer{}); err != nil {
 		t.Error(err)
