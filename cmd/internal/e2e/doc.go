@@ -16,6 +16,7 @@
 //	coverage        other paths to a guarded port
 //	status          the verb status of a script
 //	secrecy         outputs and files that must not reveal knocks or tokens
+//	crowd           many clients, and floods of forged packets
 //	traffic         packets for services and for other hosts
 //	rotating        rotating sequences, with the kernel's clock
 //	token           tokens
