@@ -8,6 +8,7 @@
 //	trial           the verbs trial, keep and cancel; killed scripts; rules of older versions
 //	parts           profiles that are loaded one after another
 //	iptables_parts  the same for iptables, and trials of iptables rules
+//	iptables_stages the lists of iptables that hold stages; rules of a clock near 1970
 //	install         installed scripts that change firewalls, formats or versions
 //	golden          the golden rules of testdata/rules
 //	traces          the traces of testdata/traces
