@@ -20,11 +20,11 @@ type contestant struct {
 }
 
 // The ports of the server. A sequence opens each guarded port. The server drops packets
-// to all ports except these three.
+// to all ports except these four.
 const (
 	guardedPort = 22   // guarded port with three knocks
 	longPort    = 2210 // guarded port with ten knocks
-	otherPort   = 2211
+	otherPort   = 2211 // guarded port with three other knocks, for rules that include the profile other
 	openPort    = 2222
 )
 

@@ -22,22 +22,22 @@ func loadGrids() []grid {
 	clean := lab.WAN{Delay: oneWay}
 	rough := lab.WAN{Delay: oneWay, Jitter: oneWay, Reorder: .20, ReorderBy: 5 * time.Millisecond, Seed: 8}
 	three, ten, other := bound(portknock3), bound(portknock10), bound(portknock(", 3 other knocks", "other", otherPort))
-	var grids []grid
-	for _, s := range []server{nftables, iptables} {
+	thousand, pair := crowd{clients: 1000}, crowd{clients: 1, shared: true, repeat: true}
+	grids := []grid{{link: "load: 1,000 addresses", wan: clean, server: unguarded, contestants: []contestant{ncBound}, run: thousand.run}}
+	for _, s := range []server{loadServer(lab.Firewalls[0], "nftables"), loadServer(lab.Firewalls[1], "iptables")} {
 		add := func(name string, wan lab.WAN, run runner, contestants ...contestant) {
 			grids = append(grids, grid{link: "load: " + name, wan: wan, server: s, contestants: contestants, run: run})
 		}
 		add("none", clean, nil, portknock3, portknock10)
 		add("none, jitter", rough, nil, portknock3, portknock10)
-		add("1,000 addresses, open port", clean, crowd{clients: 1000}.run, ncBound)
-		add("1,000 addresses", clean, crowd{clients: 1000}.run, three)
-		add("1,000 addresses, jitter", rough, crowd{clients: 1000}.run, three)
+		add("1,000 addresses", clean, thousand.run, three)
+		add("1,000 addresses, jitter", rough, thousand.run, three)
 		add("1,000 addresses, outage of 2 s", clean, crowd{clients: 1000, outage: 2 * time.Second}.run, three)
 		add("50 clients of one address", clean, crowd{clients: 50, shared: true}.run, three)
-		add("two profiles, 3 and 3 knocks", clean, crowd{clients: 1, shared: true, repeat: true}.run, three, other)
-		add("two profiles, 3 and 3 knocks, jitter", rough, crowd{clients: 1, shared: true, repeat: true}.run, three, other)
-		add("two profiles, 3 and 10 knocks", clean, crowd{clients: 1, shared: true, repeat: true}.run, three, ten)
-		add("two profiles, 3 and 10 knocks, jitter", rough, crowd{clients: 1, shared: true, repeat: true}.run, three, ten)
+		add("two profiles, 3 and 3 knocks", clean, pair.run, three, other)
+		add("two profiles, 3 and 3 knocks, jitter", rough, pair.run, three, other)
+		add("two profiles, 3 and 10 knocks", clean, pair.run, three, ten)
+		add("two profiles, 3 and 10 knocks, jitter", rough, pair.run, three, ten)
 		add("forged random packets", clean, flood{floodRate, randomPacket}.run, three)
 		add("forged first knocks", clean, flood{floodRate, firstKnock}.run, three)
 		add("forged first knocks, 5,000/s", clean, flood{5000, firstKnock}.run, three)
@@ -48,14 +48,14 @@ func loadGrids() []grid {
 	return grids
 }
 
-// iptables is a server whose rules use the iptables of most distributions, iptables-nft.
-var iptables = func() server {
-	f := lab.Firewalls[1]
+// loadServer returns a server with a firewall of the lab and one more profile.
+func loadServer(f lab.Firewall, format string) server {
+	// The rig drops packets with nft, and the outage of a crowd needs nft.
 	return server{f.Name, append([]string{"nft"}, f.Programs...), func(t *tb, r *rig) {
 		f.Install(t, r.server)
-		r.load(t, "iptables")
+		r.load(t, format, "other")
 	}}
-}()
+}
 
 // bound returns c with the address from as its source address.
 func bound(c contestant) contestant {
@@ -66,6 +66,7 @@ func bound(c contestant) contestant {
 	return c
 }
 
+// ncBound is ncOpen with the address from as its source address.
 var ncBound = func() contestant {
 	c := ncOpen
 	c.argv = func(r *rig, from netip.Addr) []string {
@@ -127,6 +128,8 @@ type crowd struct {
 // crowdPause is the time from one start of a crowd to the next.
 const crowdPause = 200 * time.Millisecond
 
+// run starts the crowd. Each client takes a share of the processors, so a large crowd takes
+// long on a small machine. Compare with the crowd of nc.
 func (c crowd) run(ctx context.Context, t *tb, o *options, r *rig, selected []contestant, cells []Cell) error {
 	rounds := 1
 	if c.repeat {
@@ -142,8 +145,8 @@ func (c crowd) run(ctx context.Context, t *tb, o *options, r *rig, selected []co
 			return context.Cause(ctx)
 		}
 		next := time.Now().Add(crowdPause)
-		// The processes are shells, which wait for a line and then become the contestants.
-		// So a process costs little before it is let go.
+		// The processes are shells that wait for a line, and then become the contestants.
+		// Otherwise the first client would be done before the last one starts.
 		var held []*login
 		for n := range c.clients {
 			for i := range selected {
@@ -185,19 +188,19 @@ type flood struct {
 }
 
 const (
-	floodRate   = 20_000
-	floodLogins = 20
+	floodRate   = 20_000 // packets per second of most floods
+	floodLogins = 20     // number of clients that log in during a flood
 )
 
+// run floods the server, and starts the clients when the flood has filled all lists of
+// addresses. The flood goes on until the last client has given up.
 func (f flood) run(ctx context.Context, t *tb, o *options, r *rig, selected []contestant, cells []Cell) error {
-	// The clients begin when the flood has filled all lists of addresses. The flood goes on
-	// until the last client has given up.
 	first, between, after, count := 11*time.Second, 150*time.Millisecond, 9*time.Second, floodLogins
 	if o.quick {
 		first, after, count = 100*time.Millisecond, time.Second, 1
 	}
 	span := first + time.Duration(count)*between + after
-	// The server must know a way back to the forged addresses, or it would drop their packets.
+	// Without a route to the forged addresses, the server might drop their packets.
 	r.server.Run(t, "ip", "route", "add", forgedPrefix.String(), "via", r.client.Addr(lab.IPv4).String())
 	var all logins
 	defer all.end()
@@ -257,6 +260,7 @@ func forgedKnock(r *rig, n int, s knock.Step) lab.Packet {
 	return r.knockFrom(netip.AddrFrom4(b), s)
 }
 
+// knockFrom returns a knock from any address.
 func (r *rig) knockFrom(from netip.Addr, s knock.Step) lab.Packet {
 	p := lab.Packet{Src: netip.AddrPortFrom(from, 10000), Dst: netip.AddrPortFrom(r.server.Addr(lab.IPv4), s.Port)}
 	if s.Transport == knock.TCP {

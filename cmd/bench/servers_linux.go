@@ -75,12 +75,13 @@ func newRig(t *tb, portknock string, link func(client, server *lab.Host)) *rig {
 	return r
 }
 
-// load loads the rules that portknock writes. It also loads a firewall that drops packets
-// to ports that are not open, as most servers do.
-func (r *rig) load(t *tb, format string) {
+// load loads the rules that portknock writes for its usual profiles and further ones. It
+// also loads a firewall that drops packets to ports that are not open, as most servers do.
+func (r *rig) load(t *tb, format string, profiles ...string) {
 	r.dropExcept(t, guardedPort, longPort, otherPort, openPort)
 	r.rules = filepath.Join(t.TempDir(), "rules")
-	args := []string{"emit-rules", "-c", r.profile, "--format", format, "--horizon", horizon, "--output", r.rules, "vps", "long", "other"}
+	args := []string{"emit-rules", "-c", r.profile, "--format", format, "--horizon", horizon, "--output", r.rules, "vps", "long"}
+	args = append(args, profiles...)
 	if format == "nftables" {
 		args = append(args, "token")
 	}
