@@ -122,7 +122,7 @@ type crowd struct {
 	clients int
 	shared  bool          // all clients have one address; else each has an address of its own
 	repeat  bool          // the crowd starts once for each run of --runs
-	outage  time.Duration // how long the server receives no packets, from the start of the clients
+	outage  time.Duration // how long the server receives no packets after the last client has started
 }
 
 // crowdPause is the time from one start of a crowd to the next.
@@ -163,8 +163,6 @@ func (c crowd) run(ctx context.Context, t *tb, o *options, r *rig, selected []co
 		}
 		if c.outage > 0 {
 			r.server.Run(t, "nft", "add table inet outage; add chain inet outage c { type filter hook prerouting priority -400; policy drop; }")
-			end := time.AfterFunc(c.outage, func() { _, _ = r.server.Try("nft", "delete table inet outage") })
-			defer end.Stop()
 		}
 		time.Sleep(crowdPause / 10) // until the shells wait
 		for _, one := range held {
@@ -175,6 +173,10 @@ func (c crowd) run(ctx context.Context, t *tb, o *options, r *rig, selected []co
 		}
 		for _, one := range held {
 			all.await(one)
+		}
+		if c.outage > 0 {
+			time.Sleep(c.outage)
+			r.server.Run(t, "nft", "delete table inet outage")
 		}
 		time.Sleep(time.Until(next))
 	}
