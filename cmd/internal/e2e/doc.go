@@ -19,6 +19,7 @@
 //	status          the verb status of a script
 //	secrecy         outputs and files that must not reveal knocks or tokens
 //	limits          limits of the rules that SECURITY.md names
+//	crowd           many clients, and floods of forged packets
 //	traffic         packets for services and for other hosts
 //	rotating        rotating sequences, with the kernel's clock
 //	token           tokens
