@@ -160,6 +160,13 @@ func measure(ctx context.Context, o *options) (*Report, error) {
 		if err := r.measureParallel(ctx, o); err != nil {
 			return err
 		}
+		if o.only != nil {
+			for _, g := range loadGrids() {
+				if err := r.addCells(g.cells(ctx, o)); err != nil {
+					return err
+				}
+			}
+		}
 		return r.costs(ctx, o)
 	})
 	if err != nil && ctx.Err() == nil {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"regexp"
@@ -19,7 +20,8 @@ func TestMeasureSelectedCells(t *testing.T) {
 	lab.NewHost(t, "any") // skips the test here if needed; in measure, a skip is an error
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	only := "^(clean/(nftables/portknock, (3|token)|open port/nc$)|crowd|stream/down|keystroke|stalled|guesses)"
+	only := "^(clean/(nftables/portknock, (3|token)|open port/nc$)|crowd|stream/down|keystroke|stalled|strangers|guesses" +
+		"|load: (two profiles, 3 and 10 knocks|1,000 addresses|forged random packets)/nftables)"
 	o := &options{runs: 2, quick: true, only: regexp.MustCompile(only)}
 	r, err := measure(ctx, o)
 	if err != nil || len(r.Missing) > 0 {
@@ -29,13 +31,19 @@ func TestMeasureSelectedCells(t *testing.T) {
 	for _, c := range r.Cells {
 		names = append(names, c.name())
 	}
-	want := []string{"clean/open port/nc", "clean/nftables/portknock, 3 knocks", "clean/nftables/portknock, token"}
+	want := []string{"clean/open port/nc", "clean/nftables/portknock, 3 knocks", "clean/nftables/portknock, token",
+		"load: 1,000 addresses/nftables/portknock, 3 knocks",
+		"load: two profiles, 3 and 10 knocks/nftables/portknock, 3 knocks",
+		"load: two profiles, 3 and 10 knocks/nftables/portknock, 10 knocks",
+		"load: forged random packets/nftables/portknock, 3 knocks"}
 	if !slices.Equal(names, want) {
 		t.Fatalf("measured the cells %q", names)
 	}
+	runs := map[string]int{"load: 1,000 addresses": 10, "load: forged random packets": 1}
 	for _, c := range r.Cells {
-		if c.Runs != 2 || len(c.Times) != 2 {
-			t.Errorf("%s: %d of %d runs succeeded, want 2 of 2", c.name(), len(c.Times), c.Runs)
+		want := cmp.Or(runs[c.Link], 2)
+		if c.Runs != want || len(c.Times) != want {
+			t.Errorf("%s: %d of %d runs succeeded, want %d of %[4]d", c.name(), len(c.Times), c.Runs, want)
 		}
 		for _, ms := range c.Times {
 			if ms < 2*milliseconds(2*oneWay) { // the handshake and the banner each take a round trip
@@ -56,6 +64,9 @@ func TestMeasureSelectedCells(t *testing.T) {
 		if us := r.figure("a keystroke and its echo, " + name + ", median"); !(us > 0) {
 			t.Errorf("%s: %v µs for a keystroke", name, us)
 		}
+	}
+	if ratio := r.strangerRatio("nftables", 10, 5); !(ratio > 0) {
+		t.Errorf("ten profiles are %v times as slow as one", ratio)
 	}
 	if err := r.print(&bytes.Buffer{}); err != nil {
 		t.Error(err)

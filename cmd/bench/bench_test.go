@@ -76,8 +76,8 @@ func TestPrintAlignsTables(t *testing.T) {
 	}
 	for _, want := range []string{
 		"Some CPU, 2 cores, Linux 6.18, go1.26, on 2026-11-21; up to 2 runs of each contestant, in turn\n",
-		"link      server     contestant            median ms  p95 ms  succeeded\n",
-		"loss 5 %  nftables   portknock, 3 knocks   90.0       90.0    1 of 2\n",
+		"link      server     contestant            median ms  p95 ms  worst ms  succeeded\n",
+		"loss 5 %  nftables   portknock, 3 knocks   90.0       90.0    90.0      1 of 2\n",
 		"down       portknock   0.300      900.0  6.00\n",
 		"binary, stripped  at most 5 MB  -         not measured\n",
 		"clean/fwknopd/fwknop + nc: not installed\n",
@@ -111,7 +111,7 @@ func TestWriteJSONAndMarkdown(t *testing.T) {
 		}
 		for _, want := range []string{
 			"\n| link | server |",
-			"\n| loss 5 % | nftables | portknock, 3 knocks | 90.0 | 90.0 | 1 of 2 |\n",
+			"\n| loss 5 % | nftables | portknock, 3 knocks | 90.0 | 90.0 | 90.0 | 1 of 2 |\n",
 			"|---|---|",
 		} {
 			if !strings.Contains(string(markdown), want) {

@@ -20,10 +20,11 @@ type contestant struct {
 }
 
 // The ports of the server. A sequence opens each guarded port. The server drops packets
-// to all ports except these three.
+// to all ports except these four.
 const (
 	guardedPort = 22   // guarded port with three knocks
 	longPort    = 2210 // guarded port with ten knocks
+	otherPort   = 2211 // guarded port with three other knocks, for rules that include the profile other
 	openPort    = 2222
 )
 
@@ -45,8 +46,9 @@ func forgetSpentTokens(c contestant) contestant {
 
 // sequence has only TCP knocks, because the contestant shellNC cannot send others.
 var (
-	sequence     = []string{"7001/tcp", "8003/tcp", "9005/tcp"}
-	longSequence = []string{"10421/udp", "10697/tcp", "10556/udp", "10459/tcp", "10205/udp",
+	sequence      = []string{"7001/tcp", "8003/tcp", "9005/tcp"}
+	otherSequence = []string{"7103/tcp", "8107/tcp", "9109/tcp"}
+	longSequence  = []string{"10421/udp", "10697/tcp", "10556/udp", "10459/tcp", "10205/udp",
 		"10333/tcp", "10918/udp", "10777/tcp", "10132/udp", "10845/tcp"}
 )
 

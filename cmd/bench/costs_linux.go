@@ -27,6 +27,7 @@ func (r *Report) costs(ctx context.Context, o *options) error {
 		{"stalled", r.stalled},
 		{"crowd", r.crowd},
 		{"rules", r.rules},
+		{"strangers", r.strangers},
 		{"guesses", r.guesses},
 		{"size", r.size},
 	} {

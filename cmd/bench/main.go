@@ -27,7 +27,7 @@ Measure portknock and comparable programs in one run. bench needs Linux and root
       --only REGEXP    measure only the names that match, such as ^clean/ or
                        portknock$. The names are LINK/SERVER/CONTESTANT,
                        stream/DIRECTION/CONTESTANT, start, keystroke, stalled,
-                       crowd, rules, guesses and size
+                       crowd, rules, strangers, guesses and size
       --quick          smoke test: one run, small transfers, few connections
       --output PATH    write PATH.json and PATH.md; if PATH is a folder, write
                        bench.json and bench.md into it

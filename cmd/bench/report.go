@@ -105,11 +105,11 @@ type table struct {
 func (r *Report) tables() []table {
 	cells := table{
 		title: "From the start of the process to the SSH banner",
-		head:  []string{"link", "server", "contestant", "median ms", "p95 ms", "succeeded"},
+		head:  []string{"link", "server", "contestant", "median ms", "p95 ms", "worst ms", "succeeded"},
 	}
 	for _, c := range r.Cells {
 		cells.rows = append(cells.rows, []string{c.Link, c.Server, c.Contestant, formatNumber(median(c.Times)),
-			formatNumber(quantile(c.Times, 0.95)), fmt.Sprintf("%d of %d", len(c.Times), c.Runs)})
+			formatNumber(quantile(c.Times, 0.95)), formatNumber(quantile(c.Times, 1)), fmt.Sprintf("%d of %d", len(c.Times), c.Runs)})
 	}
 	streams := table{"Streams", []string{"direction", "contestant", "CPU-s/GiB", "MB/s", "MB resident"}, nil}
 	for _, s := range r.Streams {

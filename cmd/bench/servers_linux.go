@@ -60,11 +60,13 @@ func newRig(t *tb, portknock string, link func(client, server *lab.Host)) *rig {
 	r.profile = lab.File(t, "config", "Host vps", "HostName "+r.addr, "Sequence "+strings.Join(sequence, " "),
 		"Host long", "HostName "+r.addr, "Port "+fmt.Sprint(longPort), "OpenPorts "+fmt.Sprint(longPort),
 		"Sequence "+strings.Join(longSequence, " "),
+		"Host other", "HostName "+r.addr, "Port "+fmt.Sprint(otherPort), "OpenPorts "+fmt.Sprint(otherPort),
+		"Sequence "+strings.Join(otherSequence, " "),
 		"Host "+twoFamilies, "Sequence "+strings.Join(sequence, " "),
 		"Host token", "HostName "+r.addr, "Scheme token", "KeyFile "+lab.File(t, "token", knock.NewKey().Reveal()),
 		"Host fwknop", "HostName "+r.addr, "Scheme fwknop",
 		"KeyFile "+lab.File(t, "rijndael", "base64:"+rijndaelKey), "HMACKeyFile "+lab.File(t, "hmac", "base64:"+hmacKey))
-	for _, port := range []uint16{guardedPort, longPort, openPort} {
+	for _, port := range []uint16{guardedPort, longPort, otherPort, openPort} {
 		r.server.Serve(t, port, func(c net.Conn) {
 			_, _ = io.WriteString(c, banner)
 			_, _ = io.Copy(io.Discard, c)
@@ -73,12 +75,13 @@ func newRig(t *tb, portknock string, link func(client, server *lab.Host)) *rig {
 	return r
 }
 
-// load loads the rules that portknock writes. It also loads a firewall that drops packets
-// to ports that are not open, as most servers do.
-func (r *rig) load(t *tb, format string) {
-	r.dropExcept(t, guardedPort, longPort, openPort)
+// load loads the rules that portknock writes for its usual profiles and further ones. It
+// also loads a firewall that drops packets to ports that are not open, as most servers do.
+func (r *rig) load(t *tb, format string, profiles ...string) {
+	r.dropExcept(t, guardedPort, longPort, otherPort, openPort)
 	r.rules = filepath.Join(t.TempDir(), "rules")
 	args := []string{"emit-rules", "-c", r.profile, "--format", format, "--horizon", horizon, "--output", r.rules, "vps", "long"}
+	args = append(args, profiles...)
 	if format == "nftables" {
 		args = append(args, "token")
 	}

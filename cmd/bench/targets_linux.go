@@ -40,6 +40,10 @@ func (r *Report) judge() {
 	r.atMost("a year of hourly windows: time to load the rules with nft", 5, r.figure(figureLoad), "s")
 	r.atMost("a year of hourly windows: resident memory of nft", 100, r.figure(figureLoadMemory), "MB")
 	r.ratio("a scanner's packet: rules for a year, relative to rules for a day", 1.20, r.figure(figureYear), r.figure(figureDay))
+	for _, firewall := range []string{"nftables", "iptables-nft", "iptables-legacy"} {
+		r.ratio("a stranger's packet, "+firewall+": 20 profiles of 10 knocks, relative to 1 profile of 3", 8,
+			r.strangerRatio(firewall, 20, 10), 1)
+	}
 	r.atMost("binary, stripped", 5, r.figure(figureSize), "MB")
 }
 

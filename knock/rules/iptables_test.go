@@ -106,17 +106,14 @@ func (k *iptKernel) chain(name string, s knock.Step, depth int) string {
 // rule reports whether a rule matches a packet. It also returns the rule's last option
 // (-j, -g or "") and its target.
 func (k *iptKernel) rule(words []string, s knock.Step) (then, to string, ok bool) {
-	list, seconds, hits := "", int64(0), 1
 	for i := 0; i < len(words); i++ {
 		word, arg := words[i], ""
-		if word != "--syn" && word != "!" && word != "--rcheck" && word != "--set" && word != "--remove" {
+		if word != "--syn" && word != "!" {
 			i++
 			arg = words[i]
 		}
 		fits := true
 		switch word {
-		case "-m":
-			list, seconds, hits = "", 0, 1
 		case "-i", "--ctstate", "!":
 			return "", "", false // all packets here are new, local SYNs that do not come from lo
 		case "-p":
@@ -136,31 +133,17 @@ func (k *iptKernel) rule(words []string, s knock.Step) (then, to string, ok bool
 		case "--datestop":
 			fits = k.now <= k.time(arg)
 		case "--name":
-			list = arg
-			if k.lists[list] == nil {
-				k.lists[list] = map[string][]int64{}
+			n := slices.IndexFunc(words[i:], func(word string) bool { return word == "-m" || word == "-j" || word == "-g" })
+			if n < 0 {
+				n = len(words) - i
 			}
-			// The other options of the match follow the name.
-			if i+3 < len(words) && words[i+2] == "--seconds" {
-				seconds = int64(k.number(words[i+3]))
+			fits = k.recent(arg, words[i+1:i+n])
+			i += n - 1
+		case "-m":
+		case "--comment":
+			for !strings.HasSuffix(words[i], `"`) {
+				i++
 			}
-			if i+5 < len(words) && words[i+4] == "--hitcount" {
-				hits = k.number(words[i+5])
-			}
-		case "--seconds", "--hitcount", "--comment":
-		case "--rcheck":
-			n := 0
-			for _, stamp := range k.lists[list][k.source] {
-				if k.now-stamp <= seconds {
-					n++
-				}
-			}
-			fits = n >= hits
-		case "--set":
-			k.lists[list][k.source] = append(k.lists[list][k.source], k.now)
-		case "--remove":
-			_, fits = k.lists[list][k.source]
-			delete(k.lists[list], k.source)
 		case "-j", "-g":
 			return word, arg, true
 		default:
@@ -171,6 +154,55 @@ func (k *iptKernel) rule(words []string, s knock.Step) (then, to string, ok bool
 		}
 	}
 	return "", "", true
+}
+
+// recent acts on a list, and reports whether the match fits, as the kernel's xt_recent does.
+func (k *iptKernel) recent(name string, options []string) bool {
+	list := k.lists[name]
+	if list == nil {
+		list = map[string][]int64{}
+		k.lists[name] = list
+	}
+	not := options[0] == "!"
+	if not {
+		options = options[1:]
+	}
+	action, seconds, hits := options[0], int64(1<<40), 1
+	for option := range slices.Chunk(options[1:], 2) {
+		switch option[0] {
+		case "--seconds":
+			seconds = int64(k.number(option[1]))
+		case "--hitcount":
+			hits = k.number(option[1])
+		default:
+			k.t.Fatalf("unknown option %q", option)
+		}
+	}
+	stamps, listed := list[k.source]
+	n := 0
+	for _, stamp := range stamps {
+		if k.now-stamp <= seconds {
+			n++
+		}
+	}
+	fits := not
+	switch {
+	case action == "--set":
+		list[k.source] = append(stamps, k.now)
+		return true
+	case !listed:
+	case action == "--remove":
+		delete(list, k.source)
+		return true
+	case action == "--rcheck" || action == "--update":
+		fits = n >= hits != not
+		if action == "--update" && fits {
+			list[k.source] = append(stamps, k.now)
+		}
+	default:
+		k.t.Fatalf("unknown option %q", action)
+	}
+	return fits
 }
 
 func (k *iptKernel) number(word string) int {
@@ -318,11 +350,10 @@ func TestIptablesOpensOnlyCurrentWindows(t *testing.T) {
 	}
 }
 
-// If two windows share ports, a knock counts in both windows. Thus a client that uses
-// one window does not disturb a client with the same address that uses the other.
-func TestIptablesSharedPortsCountInBothWindows(t *testing.T) {
+// Around a boundary, both windows open, one after the other and from one address.
+func TestIptablesBothWindowsOpenAroundBoundary(t *testing.T) {
 	g := drawn(t, 10*time.Second, 4*time.Second, 20000, 20011)
-	o := Options{From: midnight, Until: midnight.Add(30 * time.Minute), Force: true}
+	o := Options{From: midnight, Until: midnight.Add(3 * time.Minute), Force: true}
 	k := loadRules(t, g, o)
 	windows := windowsOf(t, g, o)
 	for i := range windows[1:] {
@@ -334,23 +365,36 @@ func TestIptablesSharedPortsCountInBothWindows(t *testing.T) {
 			t.Fatalf("window %d opens although the first knock came one second too early", i+1)
 		}
 		for k.now = b.startSecond(g.Skew); k.now < a.endSecond(g.Skew); k.now++ {
-			if !k.opens(a.Steps...) || !k.opens(b.Steps...) {
-				t.Fatalf("the sequences of windows %d and %d do not both open at second %d", i, i+1, k.now)
-			}
-			for _, first := range [][]knock.Step{a.Steps, b.Steps} {
-				for n := 1; n < len(first); n++ {
-					var mixed []knock.Step // knocks of both windows, alternately
-					for j := range first {
-						mixed = append(mixed, a.Steps[j], b.Steps[j])
-					}
-					if !k.opens(mixed...) {
-						t.Fatalf("the mixed sequences of windows %d and %d do not open at second %d", i, i+1, k.now)
-					}
-					if k.opens(first[:n]...) {
+			for _, w := range [][]knock.Step{a.Steps, b.Steps} {
+				for n := range w {
+					if k.opens(w[:n]...) {
 						t.Fatalf("only %d knocks of window %d or the next one open at second %d", n, i, k.now)
+					}
+					for _, other := range [][]knock.Step{a.Steps, b.Steps} {
+						if !k.opensSameSource(other...) {
+							t.Fatalf("%d knocks of window %d or the next one, and then all of one: closed at second %d", n, i, k.now)
+						}
+						k.opens(w[:n]...)
 					}
 				}
 			}
+		}
+	}
+}
+
+// Around a boundary, a packet that is a knock of both windows counts in both, also if the
+// rules drop it.
+func TestIptablesSharedKnockCountsInBothWindows(t *testing.T) {
+	g := mustRotation(t, "vps", time.Hour, 10*time.Minute, "20001/udp 20003/udp 20009/udp", "20003/udp 20001/udp 20007/udp")
+	udp := func(port uint16) knock.Step { return knock.Step{Transport: knock.UDP, Port: port} }
+	for _, consume := range []bool{false, true} {
+		k := loadRules(t, g, Options{From: midnight, Until: midnight.Add(5 * time.Hour), Consume: consume})
+		k.now, k.consumes = midnight.Add(2*time.Hour).Unix(), consume
+		if !k.opens(udp(20003), udp(20001), udp(20003), udp(20007)) || !k.opens(udp(20001), udp(20003), udp(20001), udp(20009)) {
+			t.Errorf("with Consume %v, a knock of both windows counts in one of them only", consume)
+		}
+		if k.passes(udp(20003)) == consume || !k.passes(udp(20005)) {
+			t.Errorf("with Consume %v, the rules drop the wrong packets", consume)
 		}
 	}
 }
@@ -457,18 +501,23 @@ func TestIptablesSequenceOfAnyShapeOpens(t *testing.T) {
 	}
 }
 
-// In a flood of first knocks from one address, at most 20 per second count.
-func TestIptablesLimitsFirstKnocksPerSecond(t *testing.T) {
-	g := mustRotation(t, "vps", time.Hour, 10*time.Minute, "20001/udp 20005/udp 20009/udp", "20005/udp 20001/udp 20009/udp")
-	k := loadRules(t, g, Options{From: midnight, Until: midnight.Add(5 * time.Hour)})
-	k.now = midnight.Add(150 * time.Minute).Unix()
-	for range 1000 {
-		k.passes(knock.Step{Transport: knock.UDP, Port: 20001})
+// A client that begins anew has KnockTimeout between its knocks again, also if an earlier
+// attempt got further. A copy of the first knock that comes late does no harm.
+func TestIptablesFirstKnockBeginsAnew(t *testing.T) {
+	k := loadRules(t, mustGuard(t, "vps", "7001 9000 8000", "22"), Options{})
+	a, b, c := knock.Step{Port: 7001}, knock.Step{Port: 9000}, knock.Step{Port: 8000}
+	k.opens(a, b)
+	k.now += 4
+	k.opensSameSource(a)
+	k.now += 4
+	k.opensSameSource(b)
+	k.now += 4
+	if !k.opensSameSource(c) {
+		t.Error("a second attempt with pauses of 4 s does not open")
 	}
-	for name, list := range k.lists {
-		if n := len(list[k.source]); n > 20 {
-			t.Errorf("list %s has %d entries in one second, want at most 20", name, n)
-		}
+	k.opens(a, b)
+	if k.now += 2; !k.opensSameSource(a, c) {
+		t.Error("a copy of the first knock 2 s later takes back the second knock")
 	}
 }
 
@@ -536,11 +585,11 @@ func TestIptablesPartHasOnlyItsProfile(t *testing.T) {
 				t.Errorf("the text of both profiles lacks this line of %s: %s", g.ID, line)
 			}
 		}
-		labels := regexp.MustCompile(`(?m)-A PORTKNOCK(?:IN)? .*--comment "([0-9]):`).FindAllStringSubmatch(part, -1)
+		label := regexp.MustCompile(`-A PORTKNOCK(?:IN)? .*--comment "[0-9]:`)
 		for _, table := range strings.Split(part, "*filter") {
 			n := strings.Count(table, "-A PORTKNOCK ") + strings.Count(table, "-A PORTKNOCKIN ")
-			if n == 0 || n != strings.Count(table, "--comment") {
-				t.Errorf("%d rules of the root chain of %s, with %d labels", n, g.ID, len(labels))
+			if labels := len(label.FindAllString(table, -1)); n == 0 || n != labels {
+				t.Errorf("%d rules of the root chain of %s, with %d labels", n, g.ID, labels)
 			}
 		}
 	}

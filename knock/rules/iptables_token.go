@@ -65,15 +65,10 @@ const iptTokenListCycle = 4
 // the kernel's clock in 32 bits, and there may be 1000 ticks a second.
 const iptTokenPeriod = 7 * 24 * time.Hour
 
-// tokenChains returns the chains of a guard that tokens open. It makes two trees: one
-// for windows of even number, one for windows of odd number. Around a boundary, an
-// even and an odd window overlap, but two windows of the same tree never do.
+// tokenChains returns the chains of a guard that tokens open.
 func (r iptRules) tokenChains(g guard) []iptChain {
 	slotOf := func(w window, n int) int { return int(w.number()%iptTokenListCycle)*len(w.Tokens) + n }
-	var leaves, spent []iptChain
-	var spans [2][]iptSpan
-	for i, w := range g.Windows {
-		c, span := iptWindowChain(g, i)
+	addTokens := func(c *iptChain, w window) {
 		for _, f := range iptFamilies {
 			for n, token := range w.Tokens {
 				if knock.IsTokenOf(f.ipv6, n) {
@@ -81,31 +76,30 @@ func (r iptRules) tokenChains(g guard) []iptChain {
 				}
 			}
 		}
-		leaves = append(leaves, c)
-		odd := w.number() & 1
-		spans[odd] = append(spans[odd], span)
+	}
+	var spent []iptChain
+	for _, w := range g.Windows[:min(len(g.Windows), iptTokenListCycle)] {
 		for n := range w.Tokens {
 			for _, f := range iptFamilies {
-				if i < iptTokenListCycle && knock.IsTokenOf(f.ipv6, n) {
+				if knock.IsTokenOf(f.ipv6, n) {
 					spent = append(spent, iptTokenChain(g, slotOf(w, n), iptSpentList(g, w, n), f, len(spent) == 0))
 				}
 			}
 		}
 	}
-	root, even, odd := iptChain{name: iptChainName(g, "")}, iptChain{name: iptChainName(g, "-even")}, iptChain{name: iptChainName(g, "-odd")}
+	root, admit, refused := iptChain{name: iptChainName(g, "")}, iptChain{name: iptChainName(g, "-in")}, iptChain{name: iptChainName(g, "-no")}
+	even, _ := iptWindows(g, 0, addTokens)
+	odd, _ := iptWindows(g, 1, addTokens)
 	root.note(g.Name + ": a packet goes to the windows of the moment, in UTC, and is one of their tokens.")
-	root.add("-j %s", even.name)
-	root.add("-j %s", odd.name)
-	admit, refused := iptChain{name: iptChainName(g, "-in")}, iptChain{name: iptChainName(g, "-no")}
+	root.add("-j %s", even[0].name)
+	root.add("-j %s", odd[0].name)
 	admit.add("-m recent --name %s --set", iptOpenList(g))
 	refused.add(`-m limit --limit 10/minute -j LOG --log-prefix "portknock refused: "`)
 	if r.options.Consume {
 		admit.add("-j DROP")
 		refused.add("-j DROP")
 	}
-	nodes := new(int)
-	trees := append(iptTree(g, even, spans[0], nodes, ""), iptTree(g, odd, spans[1], nodes, "")...)
-	return slices.Concat([]iptChain{root}, trees, leaves, spent, []iptChain{admit, refused})
+	return slices.Concat([]iptChain{root}, even, odd, spent, []iptChain{admit, refused})
 }
 
 // iptTokenChainName returns the name of the chain for the valid token in a slot.

@@ -169,8 +169,9 @@ func (w window) number() int64 {
 }
 
 // startSecond and endSecond return when a server starts and stops accepting the
-// window, in seconds since 1970. The time is longer than the window by skew at each end.
-func (w window) startSecond(skew time.Duration) int64 { return w.Start.Add(-skew).Unix() }
+// window, in seconds since 1970. The time is longer than the window by skew at each end, but
+// does not start before 1970, because the firewalls cannot read such a time.
+func (w window) startSecond(skew time.Duration) int64 { return max(0, w.Start.Add(-skew).Unix()) }
 func (w window) endSecond(skew time.Duration) int64   { return w.End.Add(skew).Unix() }
 
 // check sets the windows of a guard. It refuses guards that the format cannot express,
@@ -285,7 +286,8 @@ func (g guard) possibleSequences() float64 {
 }
 
 // collectWindows sets g.Windows. The first window is the one at From minus Skew,
-// because the server's clock may be behind. The last window is the first that ends at
+// because the server's clock may be behind. It does not start before 1970: a server without
+// a battery for its clock may start there. The last window is the first that ends at
 // Until or later. A format without a clock also needs the windows until Skew after
 // Until, because a client whose clock is ahead may already knock in them.
 func (g *guard) collectWindows(o Options, f format) error {
@@ -293,7 +295,7 @@ func (g *guard) collectWindows(o Options, f format) error {
 	if !f.clock {
 		until = until.Add(g.Skew)
 	}
-	for moment := o.From.Add(-g.Skew); ; {
+	for moment := time.Unix(max(0, o.From.Add(-g.Skew).Unix()), 0); ; {
 		next, err := g.windowAt(moment)
 		if err != nil {
 			return err

@@ -589,6 +589,28 @@ func TestWindowsCoverHorizonAndSkew(t *testing.T) {
 	}
 }
 
+// No format gets a time before 1970 from a server whose clock starts there. The first window
+// is then the one that begins in 1970.
+func TestEmitNear1970(t *testing.T) {
+	for _, f := range []Format{"iptables", "knockd", "nftables"} {
+		for _, since := range []time.Duration{0, time.Second, time.Minute, time.Hour} {
+			g := mustRotation(t, "vps", time.Hour, 2*time.Minute, "20001/udp 20005/udp 20009/udp")
+			from := time.Unix(0, 0).Add(since)
+			o := Options{From: from, Until: from.Add(90 * time.Minute)}
+			var text bytes.Buffer
+			if err := f.Emit(&text, []Guard{g}, o); err != nil {
+				t.Errorf("%s, %v after 1970 began: %v", f, since, err)
+			}
+			if strings.Contains(withoutScript(text.String()), "1969-") {
+				t.Errorf("%s, %v after 1970 began: the rules name a time before 1970", f, since)
+			}
+			if first := windowsOf(t, g, o)[0]; first.number() != 0 || first.startSecond(g.Skew) != 0 {
+				t.Errorf("%v after 1970 began: window %d starts at %d, want window 0 at 0", since, first.number(), first.startSecond(g.Skew))
+			}
+		}
+	}
+}
+
 // The interval and the horizon of a refresh leave room for one failed refresh. A format
 // without a clock still gets few windows.
 func TestScriptRefreshTimes(t *testing.T) {

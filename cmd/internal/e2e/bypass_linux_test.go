@@ -22,7 +22,7 @@ var padding = []byte{1, 4, 0, 0, 0, 0} // the content of an extension header
 
 // TestEncapsulatedSYNDropped: the guard drops a SYN that the server would answer, in
 // every form: in fragments, with options or extension headers, in a tunnel, and to
-// other addresses of the server.
+// other addresses of the server. So does the drop policy at other ports.
 func TestEncapsulatedSYNDropped(t *testing.T) {
 	type packed struct {
 		as    lab.Reshape
@@ -86,22 +86,28 @@ func TestEncapsulatedSYNDropped(t *testing.T) {
 		r.server.Shell(t, `ip addr add fe80::1/64 dev eth0 nodad
 			ip addr add 2001:db8:77::1/128 dev lo; ip addr add 198.51.100.1/32 dev lo
 			echo 1 >/proc/sys/net/ipv6/conf/all/forwarding`)
-		probe := func(p packed) lab.State {
-			to := r.addr()
-			if p.to != "" {
-				to = netip.MustParseAddr(p.to)
+		r.server.Listen(t, 8080)
+		for _, policy := range []string{"", "guard", "drop"} {
+			ports := []uint16{22, 8080}
+			if policy == "guard" {
+				ports = ports[:1] // the port that the guard closes
 			}
-			syn := lab.Packet{Dst: netip.AddrPortFrom(to, 22), Flags: lab.SYN | p.flags, Payload: []byte(p.data)}
-			return r.attacker.ProbeAs(t, syn, p.as)
-		}
-		for _, loaded := range []bool{false, true} {
-			if loaded {
+			if policy != "" {
+				r.emitRules(t, "--policy", policy)
 				r.runHeaderLine(t, "load")
 			}
 			for _, table := range []map[string]packed{bothFamilies, byFamily[family]} {
 				for name, p := range table {
-					if got := probe(p); !loaded && p.open && got != lab.Open || loaded && got == lab.Open {
-						t.Errorf("%s, rules loaded: %v: the port is %v", name, loaded, got)
+					to := r.addr()
+					if p.to != "" {
+						to = netip.MustParseAddr(p.to)
+					}
+					for _, port := range ports {
+						syn := lab.Packet{Dst: netip.AddrPortFrom(to, port), Flags: lab.SYN | p.flags, Payload: []byte(p.data)}
+						got := r.attacker.ProbeAs(t, syn, p.as)
+						if policy == "" && p.open && got != lab.Open || policy != "" && got == lab.Open {
+							t.Errorf("%s, policy %q: port %d is %v", name, policy, port, got)
+						}
 					}
 				}
 			}
@@ -163,6 +169,39 @@ func TestEstablishedTupleCannotBypassGuard(t *testing.T) {
 				t.Errorf("after a session, port %d is %v for a SYN from the same port, want %v", port, got, want)
 			}
 			r.runHeaderLine(t, "unload")
+		}
+	})
+}
+
+// TestPacketsBeforeSYNCannotBypassGuard: other packets from the same port, before a SYN, do
+// not make the guard let the SYN through. They may make the kernel track a connection, also
+// one that NAT leads to the guarded port, or that --public leaves open.
+func TestPacketsBeforeSYNCannotBypassGuard(t *testing.T) {
+	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		r := newRig(t, f, family, twoKnocks)
+		r.redirect(t)
+		for _, policy := range []string{"guard", "drop"} {
+			r.emitRules(t, "--policy", policy, "--public", "2224/tcp")
+			r.runHeaderLine(t, "load")
+			r.expectPaths(t, "policy "+policy, r.attacker, lab.Open, 2224)
+			capture := r.attacker.Capture(t)
+			var sent []lab.Packet
+			for _, flags := range []lab.Flags{lab.ACK, lab.SYN | lab.ACK, lab.FIN | lab.ACK, lab.RST} {
+				for _, port := range []uint16{22, 2222, 2223} {
+					for _, first := range []uint16{port, 2224} {
+						src := netip.AddrPortFrom(r.attacker.Addr(family), uint16(40000+len(sent)))
+						before := lab.Packet{Src: src, Dst: r.port(first), Flags: flags}
+						syn := lab.Packet{Src: src, Dst: r.port(port), Flags: lab.SYN}
+						sent = append(sent, before, syn, before, before, syn, syn)
+					}
+				}
+			}
+			r.attacker.Send(t, sent...)
+			for _, p := range capture.Packets(t) {
+				if !p.Out && p.Flags&lab.SYN != 0 {
+					t.Errorf("policy %s: the server answers a SYN: %v", policy, p)
+				}
+			}
 		}
 	})
 }

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/portknock/portknock/cmd/internal/lab"
+	"github.com/portknock/portknock/knock"
 	"golang.org/x/sys/unix"
 )
 
@@ -17,13 +18,14 @@ import (
 // the server.
 
 // redirect makes the server rewrite the ports of TCP and UDP, as an administrator would:
-// 443, 2222 and 2224 become 22 by REDIRECT, and 2223 by DNAT.
+// 443, 2222 and 2224 become 22 by REDIRECT, and 2223 by DNAT. 8443 becomes 8080.
 func (r *rig) redirect(t testing.TB) {
 	t.Helper()
 	table := map[lab.Family]string{lab.IPv4: "ip", lab.IPv6: "ip6"}[r.family]
 	r.server.RunInput(t, strings.NewReader(fmt.Sprintf(`table %s paths {
 		chain in { type nat hook prerouting priority -100
 			meta l4proto { tcp, udp } th dport { 443, 2222, 2224 } redirect to :22
+			meta l4proto { tcp, udp } th dport 8443 redirect to :8080
 			meta l4proto { tcp, udp } th dport 2223 dnat to %s
 		}
 	}`, table, r.port(22))), "nft", "-f", "-")
@@ -37,6 +39,20 @@ func (r *rig) expectPaths(t testing.TB, when string, from *lab.Host, want lab.St
 			t.Errorf("%s, port %d is %v for the %s, want %v", when, port, got, from.Name, want)
 		}
 	}
+}
+
+// routeByTable makes the addresses of a prefix local to the server, but only by another
+// routing table. The attacker sends packets for these addresses to the server.
+// routeByTable returns one of the addresses.
+func (r *rig) routeByTable(t testing.TB) netip.Addr {
+	t.Helper()
+	ip, prefix := "ip", netip.MustParsePrefix("198.51.100.0/24")
+	if r.family == lab.IPv6 {
+		ip, prefix = "ip -6", netip.MustParsePrefix("2001:db8:77::/64")
+	}
+	r.server.Shell(t, fmt.Sprintf("%s rule add to %s lookup 777; %[1]s route add local %[2]s dev lo table 777", ip, prefix))
+	r.attacker.Shell(t, fmt.Sprintf("%s route add %s via %s", ip, prefix, r.addr()))
+	return prefix.Addr().Next()
 }
 
 // listenTransparently makes the server accept connections to a port at any address that
@@ -69,17 +85,12 @@ func TestGuardCoversOtherPaths(t *testing.T) {
 				r := newRig(t, f, family, twoKnocks, "OpenPorts 22/tcp 22/udp 2200/tcp", "OpenFor 1m")
 				r.emitRules(t, flags...)
 				r.redirect(t)
-				prefix, beyond := "198.51.100.0/24", "198.51.100.9"
-				if family == lab.IPv6 {
-					prefix, beyond = "2001:db8:77::/64", "2001:db8:77::9"
-				}
-				ip := map[lab.Family]string{lab.IPv4: "ip", lab.IPv6: "ip -6"}[family]
-				r.server.Shell(t, fmt.Sprintf("%s rule add to %s lookup 777; %[1]s route add local %[2]s dev lo table 777", ip, prefix))
+				beyond := r.routeByTable(t)
 				listenTransparently(t, r.server, family, 2200)
 				expect := func(when string, from *lab.Host, want lab.State) {
 					t.Helper()
 					r.expectPaths(t, when, from, want, 22, 2222, 2223)
-					syn := lab.Packet{Dst: netip.AddrPortFrom(netip.MustParseAddr(beyond), 2200), Flags: lab.SYN}
+					syn := lab.Packet{Dst: netip.AddrPortFrom(beyond, 2200), Flags: lab.SYN}
 					if got := from.ProbeAs(t, syn, nil); got != want {
 						t.Errorf("%s, the port is %v for the %s at an address of another routing table, want %v", when, got, from.Name, want)
 					}
@@ -140,6 +151,47 @@ func TestGuardsOnBothSidesOfRedirect(t *testing.T) {
 				r.expectPaths(t, "after the knocks for 22", r.attacker, lab.Open, 22, 2223)
 				r.expectPaths(t, "after the knocks for 22", r.attacker, lab.Dropped, 2222)
 			})
+		}
+	})
+}
+
+// TestForwardedKnocksAdmitOnlySender: knocks to a published address of the server admit at
+// most their sender, although NAT leads these knocks to another host and gives them another
+// source address. Knocks to other hosts that the server routes admit nobody.
+func TestForwardedKnocksAdmitOnlySender(t *testing.T) {
+	eachFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		r := newRig(t, f, family, twoKnocks, "OpenFor 5m")
+		table := map[lab.Family]string{lab.IPv4: "ip", lab.IPv6: "ip6"}[family]
+		published, host := r.server.Source(family, 1), r.attacker.Addr(family)
+		r.server.Shell(t, "echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding")
+		r.server.RunInput(t, strings.NewReader(fmt.Sprintf(`table %s published {
+			chain in { type nat hook prerouting priority -100; %[1]s daddr %s dnat to %s; }
+			chain out { type nat hook postrouting priority 100; oif eth0 masquerade; }
+		}`, table, published, host)), "nft", "-f", "-")
+		r.runHeaderLine(t, "load")
+		knocks := sequence("7001/udp 8003/tcp")
+		capture := r.attacker.Capture(t)
+		for _, to := range []netip.Addr{r.attacker.Source(family, 5), published} {
+			for _, s := range knocks {
+				p := lab.Packet{Dst: netip.AddrPortFrom(to, s.Port)}
+				if s.Transport == knock.TCP {
+					p.Flags = lab.SYN
+				}
+				r.client.SendAs(t, p, nil) // to the server, whatever the destination
+			}
+			forwarded := 0
+			for _, p := range capture.Packets(t) {
+				if !p.Out && p.Src.Addr() == r.addr() && (p.Dst.Port() == 7001 || p.Dst.Port() == 8003) {
+					forwarded++
+				}
+			}
+			if forwarded < len(knocks) {
+				t.Errorf("the server forwards %d of the knocks to %v", forwarded, to)
+			}
+			r.expect(t, r.attacker, lab.Dropped)
+			if to != published {
+				r.expect(t, r.client, lab.Dropped)
+			}
 		}
 	})
 }

@@ -8,6 +8,7 @@
 //	trial           the verbs trial, keep and cancel; killed scripts; rules of older versions
 //	parts           profiles that are loaded one after another
 //	iptables_parts  the same for iptables, and trials of iptables rules
+//	iptables_stages the lists of iptables that hold stages; rules of a clock near 1970
 //	install         installed scripts that change firewalls, formats or versions
 //	golden          the golden rules of testdata/rules
 //	traces          the traces of testdata/traces
@@ -17,6 +18,8 @@
 //	trust           sources that need no knock
 //	status          the verb status of a script
 //	secrecy         outputs and files that must not reveal knocks or tokens
+//	limits          limits of the rules that SECURITY.md names
+//	crowd           many clients, and floods of forged packets
 //	traffic         packets for services and for other hosts
 //	deployed        a profile that has changed since it was deployed
 //	rotating        rotating sequences, with the kernel's clock

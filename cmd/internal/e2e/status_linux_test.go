@@ -2,7 +2,10 @@ package e2e
 
 import (
 	"encoding/json"
+	"fmt"
+	"os"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/portknock/portknock/cmd/internal/lab"
@@ -11,6 +14,7 @@ import (
 // status is the output of the verb status with --json, as far as tests read it.
 type status struct {
 	Trial    *int `json:"trial_seconds_left"`
+	ListSize *int `json:"list_size"`
 	Profiles []struct {
 		Name, Rules, Trial, Installed string
 		Trusted                       []string
@@ -67,6 +71,12 @@ func TestStatusCountsAndNames(t *testing.T) {
 		if format(f) == "nftables" { // iptables counts since the last load
 			vps.run(t, "load")
 			check("after a second load", 1)
+		}
+		file, _ := os.ReadFile("/sys/module/xt_recent/parameters/ip_list_tot")
+		kernelSize := strings.TrimSpace(string(file))
+		size, line := vps.status(t, true).ListSize, "\nlists      hold "+kernelSize+" addresses each\n"
+		if has := strings.Contains(vps.run(t, "status"), line); has != (format(f) == "iptables") || has != (size != nil && fmt.Sprint(*size) == kernelSize) {
+			t.Errorf("a list holds %s addresses; status prints this line: %v, with --json %v", kernelSize, has, size)
 		}
 		if other := web.status(t, true).Profiles[0]; other.Counters["let_through"] != 0 || len(other.Admitted) != 0 {
 			t.Errorf("the other profile has the counts of the first: %+v", other)

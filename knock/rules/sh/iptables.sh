@@ -290,8 +290,12 @@ ipt_is_old() {
 # ipt_change loads ipt_text in a MODE of ipt_program, first for IPv4 and then for IPv6. It
 # checks both families before it changes one.
 ipt_change() { # MODE
-	# The lists of xt_recent show the stage of each address, which reveals the knocks.
-	modprobe -q xt_recent ip_list_perms=0600 2>/dev/null
+	# The lists of xt_recent show the stage of each address, which reveals the knocks. The
+	# administrator's own size of the lists has priority over 4096 addresses.
+	ipt_size='ip_list_tot=4096 ip_list_hash_size=512'
+	! grep -qs '^options  *xt_recent .*ip_list_tot' /etc/modprobe.d/*.conf /run/modprobe.d/*.conf || ipt_size=
+	# shellcheck disable=SC2086 # two words
+	modprobe -q xt_recent ip_list_perms=0600 $ipt_size 2>/dev/null
 	[ "$1" != load ] || ! ipt_is_old ||
 		echo "portknock: replacing rules of an earlier version: load the rules of all profiles again" >&2
 	for ipt_step in --test ''; do
@@ -542,13 +546,8 @@ fw_counters() { # ID
 		{ chain = $5; sub(/^PORT(KNOCK|TRIAL)-/, "", chain); sub(/-.*/, "", chain) }
 		chain != id { next }
 		/ -g [^ ]*-no$/ { refused += n }
-		match($0, /--set --name [^ ]+/) {
-			list = substr($0, RSTART + 13, RLENGTH - 13)
-			if (list ~ /^portspent_.*_by$/) spent += n
-			if (list ~ /^portspent_/) next
-			list = substr(list, length("portknock_" id "_") + 1)
-			stage[list == "open" ? stages : list + 0] += n
-		}
+		/--set --name portspent_[^ ]*_by / { spent += n }
+		match($0, /--comment "stage [0-9]+/) { stage[substr($0, RSTART + 17, RLENGTH - 17) + 0] += n }
 		END {
 			print "let_through " through + 0
 			if (trust) print "trusted " trusted + 0

@@ -39,9 +39,14 @@ trial_state() {
 	fi
 }
 
+# list_size prints how many addresses a list of iptables holds, if the kernel tells.
+list_size() {
+	[ "$format" != iptables ] || cat /sys/module/xt_recent/parameters/ip_list_tot 2>/dev/null
+}
+
 # verb_status returns 1 unless the rules of all profiles are in force as they were loaded.
 verb_status() {
-	left=$(fw_trial_left) status=0
+	left=$(fw_trial_left) status=0 size=$(list_size)
 	if [ -n "$json" ]; then status_json "$@"; else status_text "$@"; fi
 	return "$status"
 }
@@ -50,6 +55,7 @@ status_text() {
 	# shellcheck disable=SC2154 # the head of the script sets made_by
 	[ -z "$made_by" ] || say "made by    $made_by"
 	if [ -n "$left" ]; then say "trial      $left s left"; else say 'trial      none'; fi
+	[ -z "$size" ] || say "lists      hold $size addresses each"
 	for part; do
 		say ''
 		say "profile    $(value name "$part"), guards $(value ports "$part")$(value key "$part" | sed 's/..*/, key &/')"
@@ -96,8 +102,8 @@ other profiles loaded: $others"
 json_text() { printf '%s' "$1" | sed 's/[\\"]/\\&/g; s/^/"/; s/$/"/'; }
 
 status_json() {
-	printf '{"format":"%s","id":"%s","made_by":%s,"clock_synchronized":"%s","trial_seconds_left":%s,"profiles":[' \
-		"$format" "$id" "$(json_text "$made_by")" "$(clock_state)" "${left:-null}"
+	printf '{"format":"%s","id":"%s","made_by":%s,"clock_synchronized":"%s","trial_seconds_left":%s,"list_size":%s,"profiles":[' \
+		"$format" "$id" "$(json_text "$made_by")" "$(clock_state)" "${left:-null}" "${size:-null}"
 	comma=
 	for part; do
 		until=$(value until "$part")
