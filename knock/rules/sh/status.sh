@@ -102,8 +102,9 @@ other profiles loaded: $others"
 json_text() { printf '%s' "$1" | sed 's/[\\"]/\\&/g; s/^/"/; s/$/"/'; }
 
 status_json() {
-	printf '{"format":"%s","id":"%s","made_by":%s,"clock_synchronized":"%s","trial_seconds_left":%s,"list_size":%s,"profiles":[' \
-		"$format" "$id" "$(json_text "$made_by")" "$(clock_state)" "${left:-null}" "${size:-null}"
+	printf '{"format":"%s","id":"%s","made_by":%s,"clock_synchronized":"%s",' \
+		"$format" "$id" "$(json_text "$made_by")" "$(clock_state)"
+	printf '"trial_seconds_left":%s,"list_size":%s,"profiles":[' "${left:-null}" "${size:-null}"
 	comma=
 	for part; do
 		until=$(value until "$part")
