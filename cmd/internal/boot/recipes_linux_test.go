@@ -57,11 +57,10 @@ mkdir -p /etc/cron.d && cp "$(command -v sleep)" /run/cron`)
 	f.servers["web1"] = f.machine.Boot(t)
 	f.servers["web1"].Shell(t, `useradd -m admin && cp -r /root/.ssh /home/admin && chown -R admin /home/admin &&
 echo 'admin ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/admin`)
-	users := map[string]string{"web1": "admin", "web2": "root", "db1": "root"}
 	var inventory []string
-	for name, server := range f.servers {
+	for name, user := range map[string]string{"web1": "admin", "web2": "root", "db1": "root"} {
 		inventory = append(inventory, fmt.Sprintf("%s ansible_host=%s ansible_user=%s "+
-			"ansible_ssh_args='-F %s -o ControlMaster=auto -o ControlPersist=60s'", name, server.Addr(lab.IPv4), users[name], f.ssh[name]))
+			"ansible_ssh_args='-F %s -o ControlMaster=auto -o ControlPersist=60s'", name, f.servers[name].Addr(lab.IPv4), user, f.ssh[name]))
 	}
 	f.inventory = lab.File(t, "inventory", inventory...)
 	if err := os.MkdirAll(f.path(""), 0o700); err != nil {
