@@ -99,7 +99,7 @@ other profiles loaded: $others"
 }
 
 # json_text prints a text as a string of JSON.
-json_text() { printf '%s' "$1" | sed 's/[\\"]/\\&/g; s/^/"/; s/$/"/'; }
+json_text() { printf '%s\n' "$1" | sed 's/[\\"]/\\&/g; s/^/"/; s/$/"/'; }
 
 status_json() {
 	printf '{"format":"%s","id":"%s","made_by":%s,"clock_synchronized":"%s",' \
