@@ -49,7 +49,7 @@ func (c *connect) run(ctx context.Context, a *app, args []string) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	unwatch := watchCaller(ctx, cancel, a.stdout)
-	p, err := c.config.profile(ctx, a, cmp.Or(c.name, args[0]))
+	p, last, err := c.config.login(ctx, a, cmp.Or(c.name, args[0]))
 	if c.optional && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, profile.ErrNoProfile)) {
 		p, err = c.withoutKnocks(args[0]), nil
 	}
@@ -62,7 +62,11 @@ func (c *connect) run(ctx context.Context, a *app, args []string) error {
 	if text := openPortsWarning(p, port); text != "" {
 		a.log.say(always, "%s: %s", p.Name, text)
 	}
-	d, err := dialer(ctx, p, &a.log)
+	deployed, err := otherKnocks(ctx, a, p, last)
+	if err != nil {
+		return err
+	}
+	d, err := dialer(ctx, p, deployed, &a.log)
 	if err != nil {
 		return err
 	}

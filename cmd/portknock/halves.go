@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync"
+	"time"
 
 	"github.com/portknock/portknock/knock"
 	"github.com/portknock/portknock/knock/profile"
@@ -42,7 +44,10 @@ func guard(ctx context.Context, p *profile.Profile) (rules.Guard, error) {
 
 // dialer returns the Dialer that a profile describes: the half for the client. If the
 // profile has no Scheme, the Dialer connects without knocking.
-func dialer(ctx context.Context, p *profile.Profile, log *logger) (*proxy.Dialer, error) {
+//
+// If deployed is not nil, the server may have the guard of that profile or of p. The Dialer
+// then sends the knocks of both in turn. Everything else is as p describes it.
+func dialer(ctx context.Context, p, deployed *profile.Profile, log *logger) (*proxy.Dialer, error) {
 	d := &proxy.Dialer{Timeout: p.ConnectTimeout, Trace: log.trace}
 	switch {
 	// With IPv4Only, the port stays closed for IPv6, but IPv6 could win the race.
@@ -50,6 +55,8 @@ func dialer(ctx context.Context, p *profile.Profile, log *logger) (*proxy.Dialer
 		d.Family = "ip4"
 	case p.AddressFamily == "inet6":
 		d.Family = "ip6"
+	case deployed != nil && deployed.Facts().IPv4Only:
+		d.Family = "ip4"
 	}
 	if p.Scheme == "" {
 		return d, nil
@@ -58,9 +65,31 @@ func dialer(ctx context.Context, p *profile.Profile, log *logger) (*proxy.Dialer
 	if err != nil {
 		return nil, keyFailure(p, err)
 	}
-	k := &knocker{p, picker, log}
+	k := &knocker{profile: p, picker: picker, log: log}
+	if deployed != nil {
+		first, err := deployed.Picker(ctx)
+		if err != nil {
+			return nil, keyFailure(deployed, err)
+		}
+		k.picker, k.failed = alternating{first, picker}, map[netip.Addr]int{}
+	}
 	d.Source, d.Knock = k.source, k.knock
 	return d, nil
+}
+
+// alternating is the Picker of a client that does not know which of two guards a server
+// has. Each of the two Pickers counts only its own rounds.
+type alternating struct {
+	even knock.Picker // makes the rounds 0, 2, 4 and so on
+	odd  knock.Picker // makes the rounds 1, 3, 5 and so on
+}
+
+// Round implements [knock.Picker].
+func (a alternating) Round(now time.Time, from, to netip.Addr, n int) (knock.Round, error) {
+	if n%2 == 0 {
+		return a.even.Round(now, from, to, n/2)
+	}
+	return a.odd.Round(now, from, to, n/2)
 }
 
 // knocker sends a profile's knocks.
@@ -68,6 +97,11 @@ type knocker struct {
 	profile *profile.Profile
 	picker  knock.Picker
 	log     *logger
+
+	// failed has the last round to each destination whose knocks could not be sent. It is
+	// nil if the Picker is not alternating.
+	failed map[netip.Addr]int
+	mu     sync.Mutex // guards failed
 }
 
 // source returns the address from which the knocks and the connection to an address leave.
@@ -117,5 +151,24 @@ func (k *knocker) knock(ctx context.Context, from, to netip.Addr, round int) err
 		return err
 	}
 	k.log.say(secrets, "%v: round %d: %v", to, round, r.Send)
-	return knock.Sender{From: from}.Send(ctx, to, r.Send, r.Pause)
+	err = knock.Sender{From: from}.Send(ctx, to, r.Send, r.Pause)
+	if err != nil && k.tolerates(to, round, err) {
+		k.log.say(verbose, "round %d: cannot send the knocks to %v: %v; trying the others", round, to, err)
+		return nil
+	}
+	return err
+}
+
+// tolerates reports whether the knocks of the next round may be sent although those of this
+// round could not. Of two guards, only one may have a listener for the knocks, such as
+// fwknopd. Two errors in a row, and a missing route, are about this machine.
+func (k *knocker) tolerates(to netip.Addr, round int, err error) bool {
+	if k.failed == nil || proxy.IsNoRoute(err) {
+		return false
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	last, before := k.failed[to]
+	k.failed[to] = round
+	return !before || last != round-1
 }

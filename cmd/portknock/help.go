@@ -11,6 +11,8 @@ const usage = `Usage: portknock [FLAGS] HOST PORT           knock, connect, join
        portknock connect [FLAGS] HOST PORT   the same
        portknock knock [FLAGS] HOST [PORT]   only send the knocks
        portknock sequence [FLAGS] HOST       print what a client would send now
+       portknock deploy [FLAGS] HOST...      set up a server over ssh, or change it
+       portknock undeploy [FLAGS] HOST...    remove that from the server
        portknock emit-rules [FLAGS] HOST...  print the rules for the server
        portknock profile list|show           print what the profile file contains
        portknock profile import FILE         import profiles from fwknop's .fwknoprc
@@ -30,7 +32,9 @@ Common flags ("portknock help COMMAND" lists those of a command):
       --log-file FILE       write a log to the end of FILE (or set PORTKNOCK_LOG=FILE)
 
 Exit status: 0 done, 1 connecting or writing failed, 2 wrong usage, 3 the profile or the
-key is missing or wrong, 4 the knocks could not be sent, 5 the port did not open in time.
+key is missing or wrong, 4 the knocks could not be sent, 5 the port did not open in time,
+6 not deployed: the server has the rules from before, 7 nobody knows which rules the
+server has.
 
 Example, in ~/.ssh/config:
   Host vps
@@ -69,9 +73,13 @@ var version string
 type printVersion struct{ noFlags }
 
 func (*printVersion) run(_ context.Context, a *app, _ []string) error {
-	v := version
-	if info, ok := debug.ReadBuildInfo(); ok && v == "" {
-		v = info.Main.Version
+	return a.print("portknock %s %s/%s %s\n", programVersion(), runtime.GOOS, runtime.GOARCH, runtime.Version())
+}
+
+// programVersion returns the version of this program.
+func programVersion() string {
+	if info, ok := debug.ReadBuildInfo(); ok && version == "" {
+		return info.Main.Version
 	}
-	return a.print("portknock %s %s/%s %s\n", v, runtime.GOOS, runtime.GOARCH, runtime.Version())
+	return version
 }

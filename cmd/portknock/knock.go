@@ -24,7 +24,7 @@ func (c *knockOnly) flags(a *app, f *pflag.FlagSet) {
 }
 
 func (c *knockOnly) run(ctx context.Context, a *app, args []string) error {
-	p, err := c.config.profile(ctx, a, cmp.Or(c.name, args[0]))
+	p, last, err := c.config.login(ctx, a, cmp.Or(c.name, args[0]))
 	if err != nil {
 		return err
 	}
@@ -37,21 +37,29 @@ func (c *knockOnly) run(ctx context.Context, a *app, args []string) error {
 			return err
 		}
 	}
-	d, err := dialer(ctx, p, &a.log)
+	deployed, err := otherKnocks(ctx, a, p, last)
 	if err != nil {
 		return err
+	}
+	d, err := dialer(ctx, p, deployed, &a.log)
+	if err != nil {
+		return err
+	}
+	rounds := 1
+	if deployed != nil {
+		rounds = 2 // one with each profile's knocks
 	}
 	if c.wait {
 		err = d.Probe(ctx, host, cmp.Or(port, 22))
 	} else {
-		err = knockOnce(ctx, d, host, &a.log)
+		err = knockOnce(ctx, d, host, rounds, &a.log)
 	}
 	return connectFailure(p, err)
 }
 
-// knockOnce sends one round of knocks to the first address of each family. It cannot know
-// which of these addresses the next program will use.
-func knockOnce(ctx context.Context, d *proxy.Dialer, host string, log *logger) error {
+// knockOnce sends the first rounds of knocks to the first address of each family. It cannot
+// know which of these addresses the next program will use.
+func knockOnce(ctx context.Context, d *proxy.Dialer, host string, rounds int, log *logger) error {
 	ctx, cancel := context.WithTimeout(ctx, d.Timeout)
 	defer cancel()
 	began := time.Now()
@@ -66,8 +74,8 @@ func knockOnce(ctx context.Context, d *proxy.Dialer, host string, log *logger) e
 			continue
 		}
 		from, failed := d.Source(to)
-		if failed == nil {
-			failed = d.Knock(ctx, from, to, 0)
+		for n := 0; n < rounds && failed == nil; n++ {
+			failed = d.Knock(ctx, from, to, n)
 		}
 		if failed != nil {
 			err = &proxy.KnockError{To: to, Err: failed}

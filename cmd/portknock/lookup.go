@@ -22,7 +22,7 @@ var now = time.Now
 // config has the flags of every command that reads profiles. It says where to look up
 // profiles, but does not store profiles. So one process can use several configs.
 type config struct {
-	path     string            // path of the profile file; "" to call [profile.Find], - for standard input
+	path     string            // path of the profile file; "" until find is called, - for standard input
 	options  []string          // values of -o, as given
 	settings []profile.Setting // settings from flags, made by check; they override the file
 }
@@ -47,12 +47,16 @@ func (c *config) set(source string, options ...string) error {
 	return nil
 }
 
-// find returns the path that -c gives, or else the path and the error of [profile.Find].
-func (c *config) find() (string, error) {
+// find returns the path that -c gives, or else the path and the error of [profile.Find]. It
+// keeps the path of a file that it has found.
+func (c *config) find() (path string, err error) {
 	if c.path != "" {
 		return c.path, nil
 	}
-	return profile.Find()
+	if path, err = profile.Find(); err == nil {
+		c.path = path
+	}
+	return path, err
 }
 
 // file reads the profile file. Each error is a failure with exitProfile. If the file does
@@ -95,12 +99,14 @@ func (c *config) profiles(ctx context.Context, a *app, hosts ...string) (file *p
 	if file, err = c.file(ctx, a); err != nil {
 		return nil, nil, err
 	}
+	// Several profiles often have the same KeyCommand, which must not ask the user twice.
+	runner := secret.Runner{Stderr: os.Stderr, Foreground: foreground, Printed: map[string][]byte{}}
 	for _, host := range hosts {
 		p, err := file.Lookup(host, c.settings...)
 		if err != nil {
 			return nil, nil, profileFailure(err, profile.ErrNoProfile, "portknock profile list shows all profiles")
 		}
-		p.Runner = secret.Runner{Stderr: os.Stderr, Foreground: foreground}
+		p.Runner = runner
 		all = append(all, p)
 	}
 	return file, all, nil
@@ -114,9 +120,7 @@ func (c *config) profile(ctx context.Context, a *app, host string) (*profile.Pro
 	if err != nil {
 		return nil, err
 	}
-	if end := expiryWarning(all[0].ValidUntil, now()); end != "" {
-		a.log.say(always, "%s: %s", all[0].Name, end)
-	}
+	warnOfExpiry(a, all[0], nil)
 	return all[0], nil
 }
 
@@ -172,20 +176,40 @@ func durationVar(f *pflag.FlagSet, d *time.Duration, name, usage string) {
 	})
 }
 
-// expiryNear is the time before the rules expire in which portknock warns.
-const expiryNear = 14 * 24 * time.Hour
+// These are the times before the rules expire in which portknock warns. deploy makes rules
+// for half a year, so its warnings can begin early. The rules of emit-rules often last for
+// 30 days.
+const (
+	expiryNear   = 14 * 24 * time.Hour
+	deployedNear = 30 * 24 * time.Hour
+)
 
-// expiryWarning returns the warning for rules that expire at the time end. It returns "" if
-// end is unknown, or later than expiryNear from now.
-func expiryWarning(end, now time.Time) string {
-	text := "the rules expire at %s; emit and load new rules, then set ValidUntil"
+// expiryWarning returns the warning for rules that expire at the time end. It ends with the
+// advice. It returns "" if end is unknown, or later than near from now.
+func expiryWarning(end, now time.Time, near time.Duration, advice string) string {
+	verb := "expire"
 	switch {
-	case end.IsZero() || end.Sub(now) > expiryNear:
+	case end.IsZero() || end.Sub(now) > near:
 		return ""
 	case !end.After(now):
-		text = "the rules expired at %s; emit and load new rules, then set ValidUntil"
+		verb = "expired"
 	}
-	return fmt.Sprintf(text, utc(end))
+	return fmt.Sprintf("the rules %s at %s%s", verb, utc(end), advice)
+}
+
+// warnOfExpiry warns if the rules of a profile expire soon or have expired. The profile
+// has the end of rules that emit-rules made, or its deployment d has the end of rules that
+// deploy made. d is nil if there is no deployment.
+func warnOfExpiry(a *app, p *profile.Profile, d *deployment) {
+	near, advice := expiryNear, "; emit and load new rules, then set ValidUntil"
+	if d != nil && p.ValidUntil.Equal(d.profile.ValidUntil) {
+		// Do not warn of rules with a short validity from the first day on.
+		near = min(deployedNear, d.profile.ValidUntil.Sub(d.Time)/2)
+		advice = deployAdvice + "--renew " + p.Name
+	}
+	if text := expiryWarning(p.ValidUntil, now(), near, advice); text != "" {
+		a.log.say(always, "%s: %s", p.Name, text)
+	}
 }
 
 const maxInput = 4 << 20 // largest input that is read, in bytes

@@ -15,8 +15,8 @@ func TestWarningBeforeAndAfterRulesExpire(t *testing.T) {
 	now := time.Date(2027, 11, 1, 0, 0, 0, 0, time.UTC)
 	const day = 24 * time.Hour
 	const (
-		ends  = "the rules expire at %s; emit and load new rules, then set ValidUntil"
-		ended = "the rules expired at %s; emit and load new rules, then set ValidUntil"
+		ends  = "the rules expire at %s; act"
+		ended = "the rules expired at %s; act"
 	)
 	for _, tt := range []struct {
 		end  time.Time
@@ -30,7 +30,7 @@ func TestWarningBeforeAndAfterRulesExpire(t *testing.T) {
 		{now.Add(-400 * day), ended},
 	} {
 		want := strings.Replace(tt.text, "%s", tt.end.Format(time.RFC3339), 1)
-		if got := expiryWarning(tt.end, now); got != want {
+		if got := expiryWarning(tt.end, now, expiryNear, "; act"); got != want {
 			t.Errorf("rules that expire at %v:\ngot  %s\nwant %s", tt.end, got, want)
 		}
 	}
@@ -78,7 +78,7 @@ func TestTimeoutIsBelowTenSeconds(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, p := range []*profile.Profile{p, new(remote).withoutKnocks("vps")} {
-		d, err := dialer(t.Context(), p, &logger{})
+		d, err := dialer(t.Context(), p, nil, &logger{})
 		if err != nil {
 			t.Fatal(err)
 		}

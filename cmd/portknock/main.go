@@ -92,6 +92,13 @@ func table() []row {
 				"daemon's configuration. The comment above it has commands to test, load and unload\n" +
 				"it. With --script, print a shell script with commands to test, try, keep and install\n" +
 				"the rules."},
+		{"deploy", "[FLAGS] [USER@]HOST...", 0, math.MaxInt, "", &deploy{},
+			"Set up servers over ssh, or change what they have. For each HOST: load the rules of its\n" +
+				"profile on trial, prove from here that a new login works, and only then install them.\n" +
+				"If anything fails, the server goes back to the rules from before by itself."},
+		{"undeploy", "[FLAGS] [USER@]HOST...", 1, math.MaxInt, "undeploy needs one HOST or more", &undeploy{},
+			"Remove from servers what deploy has installed there for the profile of each HOST. Their\n" +
+				"ports are then open. The rules of other profiles stay."},
 		{"profile", "list|show|import [FLAGS] [HOST|FILE]", 1, math.MaxInt, profileOperandsError, nil,
 			"List the profiles, show one with its defaults, or import the profiles in the\n" +
 				".fwknoprc of fwknop's client."},
@@ -296,7 +303,7 @@ func (a *app) flagSet(r *row) *pflag.FlagSet {
 // log off.
 func parse(f *pflag.FlagSet, args []string) error {
 	return f.ParseAll(args, func(flag *pflag.Flag, value string) error {
-		if value == "" && flag.Value.Type() == "string" && flag.Name != "log-file" {
+		if value == "" && slices.Contains([]string{"string", "list"}, flag.Value.Type()) && flag.Name != "log-file" {
 			return fmt.Errorf("--%s needs a value", flag.Name)
 		}
 		return f.Set(flag.Name, value)

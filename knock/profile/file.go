@@ -21,6 +21,7 @@ var ErrNoProfile = errors.New("no profile")
 type File struct {
 	name   string   // file name in errors
 	dir    string   // folder where a relative KeyFile starts; "" if the file is in no folder
+	first  string   // comment on the first line; "" if the line is not a comment
 	blocks []*block // settings above the first Host line, then the Host blocks
 
 	// wild has the numbers of the blocks that have a wildcard in a pattern without "!".
@@ -132,6 +133,10 @@ func parse(name, dir string, data []byte) (*File, error) {
 		return nil, err
 	}
 	f := &File{name: name, dir: dir, byName: make(map[string][]int)}
+	line, _, _ := strings.Cut(string(data), "\n")
+	if text, ok := strings.CutPrefix(line, "#"); ok {
+		f.first = strings.TrimSpace(text)
+	}
 	f.blocks = append(f.blocks, &block{patterns: []pattern{{text: "*", wild: true}}})
 	for _, t := range statements {
 		last := f.blocks[len(f.blocks)-1]
@@ -240,6 +245,11 @@ func (s Setting) checkAgain() (Setting, error) {
 	}
 	return checkOverride(cmp.Or(s.source, "setting"), statement{keyword: s.Keyword, words: words})
 }
+
+// Comment returns the text of the comment on the first line, without the "#" and the
+// blanks around the text. It returns "" if the first line does not start with "#". A
+// program can store facts about the file there.
+func (f *File) Comment() string { return f.first }
 
 // Entries describes the Host blocks, in file order.
 func (f *File) Entries() []Entry {

@@ -126,3 +126,17 @@ Host *
 		t.Errorf("empty file: got %#v, which JSON does not write as []", got)
 	}
 }
+
+func TestCommentOfTheFirstLine(t *testing.T) {
+	for text, want := range map[string]string{
+		"":                              "",
+		"#":                             "",
+		"# {\"a\": 1} # b \r\nHost x\n": `{"a": 1} # b`,
+		"Host x # a\n":                  "",
+		"\n# a\n":                       "",
+	} {
+		if got := mustParse(t, text).Comment(); got != want {
+			t.Errorf("%q: got %q, want %q", text, got, want)
+		}
+	}
+}

@@ -156,15 +156,16 @@ var fwknopScheme = scheme{
 		return "", nil
 	},
 	server: func(p *Profile, k knock.Key) (_ Server, err error) {
-		s, hmacKey := &p.SPA, knock.Key{}
+		s := &p.SPA
+		keys := &spa.Keys{
+			Key: k, Mode: s.Mode, Port: s.Port, Via: s.Protocol,
+			NAT: s.NATAccess, NATLocal: s.NATLocal, RequireSource: s.AllowIP.IsValid(),
+		}
 		if s.HMACKeyFile != "" {
-			if hmacKey, err = loadKey(s.HMACKeyFile, parseForeignKey); err != nil {
+			keys.HMAC = s.HMACDigest
+			if keys.HMACKey, err = loadKey(s.HMACKeyFile, parseForeignKey); err != nil {
 				return Server{}, err
 			}
-		}
-		keys := &spa.Keys{
-			Key: k, Mode: s.Mode, HMACKey: hmacKey, HMAC: s.HMACDigest, Port: s.Port, Via: s.Protocol,
-			NAT: s.NATAccess, NATLocal: s.NATLocal, RequireSource: s.AllowIP.IsValid(),
 		}
 		// This error gets no keyword: it may be about several settings, and it names its subject.
 		_, err = p.request(keys).Packet(time.Now())

@@ -34,6 +34,8 @@ type Script struct {
 	// OnFailureOpen leaves the ports open if the installed rules cannot be loaded. Without
 	// it, the script then closes the ports.
 	OnFailureOpen bool
+	// By says who made the script, for the administrators of the server. It may be "".
+	By string
 	// Refresh returns the command that prints a new script, whose rules are valid for
 	// horizon, such as 1h30m. It is nil if the script only contains rules.
 	Refresh func(horizon string) []string
@@ -94,7 +96,7 @@ func (f Format) EmitScript(w io.Writer, guards []Guard, o Options, s Script) err
 	b.add("\n# shellcheck disable=SC2034 # functions below use these variables by name")
 	b.add("format=%s\nid=%.6x\non_failure=%s", row.name, sha256.Sum256([]byte(data+nic)), onFailure)
 	b.add("interface=%s\nrefresh=%s", shellValue(nic), shellValue(refresh))
-	b.add("every=%s", textIf(every > 0, fmt.Sprint(int(every/time.Second))))
+	b.add("every=%s\nmade_by=%s", textIf(every > 0, fmt.Sprint(int(every/time.Second))), shellValue(s.By))
 	b.WriteString(data)
 	for _, name := range slices.Concat([]string{"main.sh", "install.sh", "status.sh", "instance.sh"}, row.shell) {
 		b.WriteString("\n" + shellFile(name))

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os/exec"
+	"strings"
 	"time"
 )
 
@@ -22,6 +23,11 @@ type Runner struct {
 	// command. It returns the function done, which must not be nil. Run calls done after
 	// the command has ended or could not start.
 	Foreground func(command *exec.Cmd) (done func())
+
+	// Printed keeps what each command has printed, if Printed is not nil. Run then runs
+	// each command only once, so that a user unlocks a key store only once. Two calls of
+	// Run with one Printed must not run at the same time.
+	Printed map[string][]byte
 
 	// Limit is the longest time that a command may take. 0 means 30 seconds, enough for a
 	// user to unlock a key store.
@@ -38,6 +44,19 @@ type Runner struct {
 // the command and all processes that the command has started. On Unix, a process that has
 // left the command's process group is not killed.
 func (r Runner) Run(ctx context.Context, command []string, what string) ([]byte, error) {
+	id := strings.Join(command, "\x00") // no word of a command can contain a zero byte
+	if text, ok := r.Printed[id]; ok {
+		return text, nil
+	}
+	text, err := r.run(ctx, command, what)
+	if err == nil && r.Printed != nil {
+		r.Printed[id] = text
+	}
+	return text, err
+}
+
+// run is Run without Printed.
+func (r Runner) run(ctx context.Context, command []string, what string) ([]byte, error) {
 	limit := cmp.Or(r.Limit, 30*time.Second)
 	late := fmt.Errorf("did not print %s within %v", what, limit)
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, late)

@@ -146,3 +146,18 @@ func TestRunDoesNotWaitForChild(t *testing.T) {
 		t.Errorf("Run took %v", took)
 	}
 }
+
+// With Printed, each command runs once. A command that fails runs again.
+func TestRunKeepsWhatCommandsPrinted(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "runs")
+	r := Runner{Printed: map[string][]byte{}}
+	for _, name := range []string{"a", "b", "a", "b", "fails", "fails"} {
+		text, err := r.Run(t.Context(), []string{"sh", "-c", `echo $1 >>"$2"; [ $1 != fails ] && echo "key $1"`, "sh", name, file}, "a key")
+		if want := "key " + name; (string(text) != want || err != nil) && name != "fails" {
+			t.Errorf("%s: got %q, error %v", name, text, err)
+		}
+	}
+	if got, err := os.ReadFile(file); string(got) != "a\nb\nfails\nfails\n" || err != nil {
+		t.Errorf("the commands ran in the order %q, error %v", got, err)
+	}
+}

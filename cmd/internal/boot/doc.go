@@ -4,6 +4,7 @@
 //
 //	daemon    installed scripts for knockd and fwknopd
 //	firewall  rules that the firewall's own service loads at boot
+//	recipes   the recipes for Ansible and cloud-init in testdata
 //
 // Other files help the tests: main (builds the command).
 //

@@ -14,13 +14,19 @@ import (
 func newInstallRig(t testing.TB, f lab.Firewall) *rig {
 	t.Helper()
 	r := newListeningRig(t, f, lab.IPv4)
+	r.ownEtc(t)
+	return r
+}
+
+// ownEtc gives the server files of its own in /etc, and a process that looks like cron.
+func (r *rig) ownEtc(t testing.TB) {
+	t.Helper()
 	r.server.Shell(t, `cp -a /etc /run/etc && mount --bind /run/etc /etc && mkdir -p /etc/cron.d && cp "$(command -v sleep)" /run/cron`)
 	cron := r.server.Command("sh", "-c", "exec /run/cron 1000")
 	if err := cron.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(cron.End)
-	return r
 }
 
 // installed returns the installed script of the profile vps.

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -22,11 +23,14 @@ import (
 // an installed Debian. The lab does not remove old images.
 const imageCache = "/var/cache/portknock-lab"
 
-// imageOptions are the options of mmdebstrap that decide what is in an image.
+// imagePackages are the packages of every image. Ansible needs python3.
+const imagePackages = "systemd,systemd-sysv,dbus,nftables,iptables,openssh-server,iproute2,procps,kmod,ufw,knockd," +
+	"fwknop-server,netcat-openbsd,util-linux,sudo,fish,python3"
+
+// imageOptions are the options of mmdebstrap that decide what is in an image, beside the
+// packages.
 var imageOptions = []string{
 	"--variant=apt", "--components=main", "--skip=output/dev", `--aptopt=APT::Install-Recommends "false"`,
-	"--include=systemd,systemd-sysv,dbus,nftables,iptables,openssh-server,iproute2,procps,kmod,firewalld,ufw,knockd," +
-		"fwknop-server,netcat-openbsd,util-linux",
 	"--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*",
 	"--dpkgopt=path-exclude=/usr/share/locale/*",
 }
@@ -53,32 +57,37 @@ const buildLimit = 9 * time.Minute
 
 var (
 	imageMutex  sync.Mutex
-	imageErrors = map[string]error{} // results of earlier calls of buildImage, by release
+	imageErrors = map[string]error{} // results of earlier calls of buildImage, by name
 )
 
 // image returns the folder with the files of a Debian release. The first caller on a
 // machine makes the image, which takes a minute.
-func image(t TB, release string) string {
+//
+// A name such as trixie+cloud-init stands for a release with another package instead of
+// firewalld. Debian does not install cloud-init beside firewalld.
+func image(t TB, name string) string {
 	t.Helper()
 	Require(t, "mmdebstrap", "apt-get")
-	recipe := sha256.Sum256([]byte(strings.Join(imageOptions, "\n") + imageSetup))
-	dir := filepath.Join(imageCache, fmt.Sprintf("%s-%x", release, recipe[:6]))
+	release, extra, _ := strings.Cut(name, "+")
+	options := append(slices.Clone(imageOptions), "--include="+imagePackages+","+cmp.Or(extra, "firewalld"))
+	recipe := sha256.Sum256([]byte(strings.Join(options, "\n") + imageSetup))
+	dir := filepath.Join(imageCache, fmt.Sprintf("%s-%x", name, recipe[:6]))
 	imageMutex.Lock()
 	defer imageMutex.Unlock()
-	err, known := imageErrors[release]
+	err, known := imageErrors[name]
 	if !known {
-		err = buildImage(dir, release)
-		imageErrors[release] = err
+		err = buildImage(dir, release, options)
+		imageErrors[name] = err
 	}
 	if err != nil {
-		Missing(t, fmt.Sprintf("an image of %s: %v", release, err))
+		Missing(t, fmt.Sprintf("an image of %s: %v", name, err))
 	}
 	return dir
 }
 
 // buildImage makes an image in dir, unless the image exists. Only one process builds at
 // a time.
-func buildImage(dir, release string) error {
+func buildImage(dir, release string, options []string) error {
 	if err := os.MkdirAll(imageCache, 0o755); err != nil {
 		return err
 	}
@@ -109,7 +118,7 @@ func buildImage(dir, release string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), buildLimit)
 	defer cancel()
 	root := filepath.Join(partial, "root")
-	args := slices.Concat([]string{"--quiet", "--mode=root"}, imageOptions,
+	args := slices.Concat([]string{"--quiet", "--mode=root"}, options,
 		[]string{"--customize-hook=sh " + setup + ` "$1"`, release, root, mirror})
 	c := exec.CommandContext(ctx, "mmdebstrap", args...)
 	c.Env = append(os.Environ(), "PATH="+systemPath(), "LC_ALL=C")

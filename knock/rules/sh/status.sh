@@ -52,6 +52,8 @@ verb_status() {
 }
 
 status_text() {
+	# shellcheck disable=SC2154 # the head of the script sets made_by
+	[ -z "$made_by" ] || say "made by    $made_by"
 	if [ -n "$left" ]; then say "trial      $left s left"; else say 'trial      none'; fi
 	[ -z "$size" ] || say "lists      hold $size addresses each"
 	for part; do
@@ -97,11 +99,12 @@ other profiles loaded: $others"
 }
 
 # json_text prints a text as a string of JSON.
-json_text() { printf '%s' "$1" | sed 's/[\\"]/\\&/g; s/^/"/; s/$/"/'; }
+json_text() { printf '%s\n' "$1" | sed 's/[\\"]/\\&/g; s/^/"/; s/$/"/'; }
 
 status_json() {
-	printf '{"format":"%s","id":"%s","clock_synchronized":"%s","trial_seconds_left":%s,"list_size":%s,"profiles":[' \
-		"$format" "$id" "$(clock_state)" "${left:-null}" "${size:-null}"
+	printf '{"format":"%s","id":"%s","made_by":%s,"clock_synchronized":"%s",' \
+		"$format" "$id" "$(json_text "$made_by")" "$(clock_state)"
+	printf '"trial_seconds_left":%s,"list_size":%s,"profiles":[' "${left:-null}" "${size:-null}"
 	comma=
 	for part; do
 		until=$(value until "$part")

@@ -1,0 +1,334 @@
+package e2e
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/portknock/portknock/cmd/internal/lab"
+	"github.com/portknock/portknock/knock"
+)
+
+// newDeployRig makes a rig whose server has an sshd, and files of its own in /etc, so that
+// scripts can be installed there. The server has no guard.
+func newDeployRig(t testing.TB, settings ...string) *rig {
+	t.Helper()
+	r := newRig(t, nftables, lab.IPv4, settings...)
+	r.ownEtc(t)
+	return r
+}
+
+// deploy starts a command for the host vps and returns its output when it has printed a line
+// with this text, or when it has ended.
+func (r *rig) deployUntil(t testing.TB, text string, args ...string) (c *lab.Cmd, out string, rest io.Reader) {
+	t.Helper()
+	c = r.client.Command("portknock", append([]string{"deploy", "-c", r.profile, "--ssh-config", r.config}, args...)...)
+	pipe, err := c.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Stderr = c.Stdout
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.End)
+	lines := bufio.NewReader(pipe)
+	for {
+		line, err := lines.ReadString('\n')
+		out += line
+		if err != nil || text != "" && strings.Contains(line, text) {
+			return c, out, lines
+		}
+	}
+}
+
+// deploy runs a deploy of the host vps to its end. It checks the exit code, and that the
+// output contains texts.
+func (r *rig) deploy(t testing.TB, code int, texts []string, args ...string) (out string) {
+	t.Helper()
+	c, out, _ := r.deployUntil(t, "", append(args, "vps")...)
+	err := c.Wait()
+	got := 0
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		got = exit.ExitCode()
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	if got != code {
+		t.Errorf("deploy %v ends with exit code %d, want %d\n%s", args, got, code, out)
+	}
+	for _, text := range texts {
+		if !strings.Contains(out, text) {
+			t.Errorf("deploy %v does not print %q:\n%s", args, text, out)
+		}
+	}
+	return out
+}
+
+// TestDeployGuardsServer: a deploy installs the rules on a server that had none, and proves
+// them. A second one finds the same rules. undeploy leaves nothing.
+func TestDeployGuardsServer(t *testing.T) {
+	t.Parallel()
+	r := newDeployRig(t, threeKnocks)
+	before := r.ruleset(t)
+	files := r.server.Shell(t, "find /etc /run/portknock 2>/dev/null | sort")
+	r.deploy(t, 0, []string{"no rules for vps", "22/tcp for vps"}, "--dry-run")
+	r.expectRuleset(t, before)
+	r.expect(t, r.attacker, lab.Open)
+
+	out := r.deploy(t, 0, []string{"proved    the port does not answer", "proved    a new login", "deployed  vps"})
+	r.login(t)
+	r.expect(t, r.attacker, lab.Dropped)
+	if strings.Contains(out, "7001") {
+		t.Errorf("the output contains a knock:\n%s", out)
+	}
+	if left := r.server.Shell(t, "ls /run/portknock | grep '^deploy[.][0-9A-Z]' || :"); left != "" {
+		t.Errorf("deploy leaves %s", left)
+	}
+
+	var results []struct{ Host, Result, Format, ID, Login, Silence string }
+	out = r.deploy(t, 0, nil, "--json")
+	if err := json.Unmarshal([]byte(out), &results); err != nil || len(results) != 1 || results[0].Result != "deployed" ||
+		results[0].Login != "proved" || results[0].Silence != "proved" || results[0].Format != "nftables" {
+		t.Errorf("deploy --json prints %s, %v", out, err)
+	}
+
+	r.client.Run(t, "portknock", "undeploy", "-c", r.profile, "--ssh-config", r.config, "vps")
+	r.expect(t, r.attacker, lab.Open)
+	r.expectRuleset(t, before)
+	if got := r.server.Shell(t, "find /etc /run/portknock 2>/dev/null | sort"); got != files {
+		t.Errorf("undeploy leaves files: before\n%s\nafter\n%s", files, got)
+	}
+}
+
+// TestDeployGoesBack: if the new rules do not let a login through, the server has its old
+// rules afterwards, and the exit code is 6.
+func TestDeployGoesBack(t *testing.T) {
+	t.Parallel()
+	r := newDeployRig(t, threeKnocks)
+	r.deploy(t, 0, nil)
+	right := r.profile
+	for name, c := range map[string]struct {
+		settings []string
+		args     []string
+		text     string
+	}{
+		"nothing listens at the guarded port": {settings: []string{threeKnocks, "OpenPorts 222"}, text: "connection refused"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r.profile = r.vpsProfile(t, c.settings...)
+			r.deploy(t, 6, []string{"not deployed", c.text, "the rules from before are in force"}, c.args...)
+			r.profile = right
+			r.login(t)
+			r.expect(t, r.attacker, lab.Dropped)
+		})
+	}
+}
+
+// TestDeployKilled: if the client is killed in a deploy, the server either has the old rules or
+// the new ones.
+func TestDeployKilled(t *testing.T) {
+	t.Parallel()
+	for _, step := range []string{"server ", "new ", "trial ", "proved    the port", "proved    a new", "install "} {
+		t.Run(step, func(t *testing.T) {
+			t.Parallel()
+			r := newDeployRig(t, threeKnocks)
+			c, _, _ := r.deployUntil(t, step, "vps")
+			c.End()
+			lab.Await(t, 20*time.Second, func() string {
+				if out, err := r.server.Try("flock", "-n", "/run/portknock/deploy.lock", "true"); err != nil {
+					return "the deploy still has its lock: " + out
+				}
+				return ""
+			})
+			if step == "install " || step == "proved    a new" { // the kill may be too late
+				r.login(t)
+				return
+			}
+			r.expect(t, r.attacker, lab.Open)
+			r.login(t)
+		})
+	}
+}
+
+// TestDeployAsksAgainAfterBrokenConnection: if the connection breaks while the server installs
+// the rules, deploy connects again, and finds that the rules are installed.
+func TestDeployAsksAgainAfterBrokenConnection(t *testing.T) {
+	t.Parallel()
+	lab.Require(t, "flock", "pgrep", "pkill")
+	r := newDeployRig(t, threeKnocks)
+	c, out, rest := r.deployUntil(t, "trial ", "vps")
+	holder := r.server.Command("sh", "-c", "exec 9>/run/portknock/lock && flock 9 && exec sleep 1000")
+	if err := holder.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer holder.End()
+	lab.Await(t, 20*time.Second, func() string {
+		if _, err := r.server.Try("pgrep", "-f", "^sh /run/portknock/deploy[.][^ ]* install"); err != nil {
+			return "the server does not install the rules"
+		}
+		return ""
+	})
+	r.client.Run(t, "pkill", "-KILL", "-x", "ssh")
+	holder.End()
+	more, _ := io.ReadAll(rest)
+	if err := c.Wait(); err != nil || !strings.Contains(string(more), "asking the server again") || !strings.Contains(string(more), "deployed  vps") {
+		t.Errorf("deploy ends with %v and prints\n%s%s", err, out, more)
+	}
+	r.login(t)
+	r.expect(t, r.attacker, lab.Dropped)
+}
+
+// TestOneDeployAtATime: a deploy to a server that another one changes fails, and says who does
+// that.
+func TestOneDeployAtATime(t *testing.T) {
+	t.Parallel()
+	r := newDeployRig(t, threeKnocks)
+	c, _, rest := r.deployUntil(t, "new ", "vps")
+	r.deploy(t, 6, []string{"another deploy to this server is running: root@client"})
+	_, _ = io.Copy(io.Discard, rest)
+	if err := c.Wait(); err != nil {
+		t.Errorf("the first deploy: %v", err)
+	}
+	r.login(t)
+}
+
+// TestDeployRefusesWrongClock: a deploy of rules that follow the clock fails if the clocks differ
+// by more than Skew.
+func TestDeployRefusesWrongClock(t *testing.T) {
+	t.Parallel()
+	key := lab.File(t, "key", knock.NewKey().Reveal())
+	r := newDeployRig(t, "Scheme token", "KeyFile "+key, "Skew 1m")
+	t.Run("shifted", func(t *testing.T) {
+		c := r.client.Command("env", "PORTKNOCK_TEST_SHIFT=-2m", "portknock", "deploy", "-c", r.profile, "--ssh-config", r.config, "vps")
+		out, err := c.CombinedOutput()
+		if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 6 || !strings.Contains(string(out), "the clocks differ by 2m0") {
+			t.Errorf("deploy ends with %v and prints\n%s", err, out)
+		}
+	})
+	r.expect(t, r.attacker, lab.Open)
+	r.deploy(t, 0, []string{"clock     the server's clock", "valid until "})
+	r.login(t)
+	r.expect(t, r.attacker, lab.Dropped)
+}
+
+// TestDeployTakesIptablesWithoutNft: a server without a suitable nft gets rules for iptables.
+func TestDeployTakesIptablesWithoutNft(t *testing.T) {
+	t.Parallel()
+	lab.Require(t, "iptables")
+	r := newDeployRig(t, threeKnocks)
+	r.server.Shell(t, `printf '#!/bin/sh\nexit 127\n' >/run/nft && chmod 755 /run/nft && mount --bind /run/nft "$(readlink -f "$(command -v nft)")"`)
+	r.deploy(t, 0, []string{"the server cannot load rules of nftables", "format iptables", "deployed  vps"})
+	r.login(t)
+	r.expect(t, r.attacker, lab.Dropped)
+}
+
+// TestDeployFollowsEditsOfTheProfile: with nothing but edits of the profile and deploy, a server
+// goes from static to rotating, to tokens, and to another key. undeploy ends it.
+func TestDeployFollowsEditsOfTheProfile(t *testing.T) {
+	t.Parallel()
+	r := newDeployRig(t, threeKnocks)
+	before := r.ruleset(t)
+	key := filepath.Join(filepath.Dir(r.profile), "key")
+	newKey := func() {
+		if err := os.WriteFile(key, []byte(knock.NewKey().Reveal()), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	newKey()
+	for _, step := range []struct {
+		name     string
+		edit     func()
+		settings []string
+	}{
+		{"static", func() {}, []string{threeKnocks}},
+		{"rotating", func() {}, []string{"Scheme rotating", "KeyFile " + key}},
+		{"token", func() {}, []string{"Scheme token", "KeyFile " + key}},
+		{"new key", newKey, []string{"Scheme token", "KeyFile " + key}},
+	} {
+		step.edit()
+		lines := append([]string{"Host vps", "HostName " + r.addr().String()}, step.settings...)
+		if err := os.WriteFile(r.profile, []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if step.name != "static" {
+			r.login(t) // the profile has changed, and the server has not
+		}
+		r.deploy(t, 0, []string{"deployed  vps"})
+		r.login(t)
+		r.expect(t, r.attacker, lab.Dropped)
+	}
+	r.client.Run(t, "portknock", "undeploy", "-c", r.profile, "--ssh-config", r.config, "vps")
+	r.expect(t, r.attacker, lab.Open)
+	r.expectRuleset(t, before)
+	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(r.profile), "deployed", "vps*")); len(left) > 0 {
+		t.Errorf("undeploy leaves %v", left)
+	}
+}
+
+// TestTwoAdministratorsDeployInTurn: each administrator deploys a profile of his own to the same
+// server, and both keep working.
+func TestTwoAdministratorsDeployInTurn(t *testing.T) {
+	t.Parallel()
+	r := newDeployRig(t, threeKnocks)
+	alice, bob := r.profile, r.vpsProfile(t, otherKnocks)
+	bobs := strings.Replace(lab.ReadFile(t, bob), "Host vps", "Host bob", 1)
+	bob = lab.File(t, "config", bobs)
+	deploy := func(profile, host string, texts ...string) {
+		t.Helper()
+		r.profile = profile
+		config := lab.File(t, "ssh_config", strings.Replace(lab.ReadFile(t, r.proxyConfig(t, "portknock -c "+profile+" --profile "+host+" %h %p")), "Host vps", "Host vps bob", 1))
+		out, err := r.client.Try("portknock", "deploy", "-c", profile, "--ssh-config", config, host)
+		if err != nil {
+			t.Errorf("deploy of %s: %v\n%s", host, err, out)
+		}
+		for _, text := range texts {
+			if !strings.Contains(out, text) {
+				t.Errorf("deploy of %s does not print %q:\n%s", host, text, out)
+			}
+		}
+	}
+	deploy(alice, "vps", "no rules for vps")
+	r.client.Run(t, "portknock", "knock", "--wait", "-c", alice, "vps") // Bob cannot get in yet: Alice opens the port
+	deploy(bob, "bob", "no rules for bob", "other profiles: vps")
+	deploy(alice, "vps", "the same rules for vps, installed by root@client", "other profiles: bob")
+	deploy(bob, "bob", "the same rules for bob")
+	for host, profile := range map[string]string{"vps": alice, "bob": bob} {
+		config := r.proxyConfig(t, "portknock -c "+profile+" --profile "+host+" %h %p")
+		if got := sshOutput(t, r.client, "-F", config, "vps", "echo in"); got != "in\n" {
+			t.Errorf("%s: ssh prints %q, want in", host, got)
+		}
+	}
+	r.expect(t, r.attacker, lab.Dropped)
+}
+
+// TestDeployRenew: deploy --renew makes new rules with the flags of the last deploy, but only if
+// the old ones expire soon.
+func TestDeployRenew(t *testing.T) {
+	t.Parallel()
+	key := lab.File(t, "key", knock.NewKey().Reveal())
+	r := newDeployRig(t, "Scheme token", "KeyFile "+key)
+	r.server.Listen(t, 80)
+	r.server.Listen(t, 81)
+	r.deploy(t, 0, nil, "--policy", "drop", "--allow", "80", "--horizon", "20d")
+	renew := func(args ...string) string {
+		return r.client.Run(t, "portknock", append([]string{"deploy", "-v", "-c", r.profile, "--ssh-config", r.config, "--renew"}, args...)...)
+	}
+	if out := renew("--all"); !strings.Contains(out, "deployed  vps") {
+		t.Errorf("deploy --renew --all prints:\n%s", out)
+	}
+	r.expectPort(t, r.attacker, 80, lab.Open)
+	r.expectPort(t, r.attacker, 81, lab.Dropped)
+	r.deploy(t, 0, nil, "--horizon", "40d")
+	if out := renew("vps"); !strings.Contains(out, "nothing to renew") || strings.Contains(out, "trial") {
+		t.Errorf("deploy --renew of rules for 40 days prints:\n%s", out)
+	}
+	r.expectPort(t, r.attacker, 81, lab.Open)
+}

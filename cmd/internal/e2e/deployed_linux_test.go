@@ -1,0 +1,135 @@
+package e2e
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/portknock/portknock/cmd/internal/lab"
+	"github.com/portknock/portknock/knock"
+)
+
+// otherKnocks is a profile setting with another sequence than threeKnocks.
+const otherKnocks = "Sequence 9101/tcp 9103/udp 9107/udp"
+
+// otherKey is another key than windowKey, and otherFingerprint is its fingerprint.
+var otherKey, otherFingerprint = func() (text, fingerprint string) {
+	k := knock.KeyFrom([]byte("another key, which has 32 bytes."))
+	return k.Reveal(), k.Fingerprint()
+}()
+
+// writeDeployed writes the file that says that the server has rules made from these settings. The
+// key has this fingerprint, which is "" if there is no key.
+func (r *rig) writeDeployed(t testing.TB, fingerprint string, settings ...string) {
+	t.Helper()
+	dir := filepath.Join(filepath.Dir(r.profile), "deployed")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	lines := append([]string{
+		`# {"time":"2026-11-20T23:30:00Z","format":"nftables","id":"1","version":"1","server":"vps","fingerprint":"` + fingerprint + `"}`,
+		"Host vps",
+	}, settings...)
+	if err := os.WriteFile(filepath.Join(dir, "vps"), []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestLoginAfterAnEditOfTheProfile: the profile has changed since it was deployed. portknock
+// logs in with round 0 if the server has the deployed guard, and with round 1 if the server
+// has the guard of the profile. The next login works too.
+func TestLoginAfterAnEditOfTheProfile(t *testing.T) {
+	t.Parallel()
+	windows, schedule := rotating(t, periodWithNowAt(t, middle), time.Minute)
+	key := "KeyFile " + lab.File(t, "other", otherKey)
+	otherWindows := append([]string{key}, windows[1:]...) // the KeyFile comes first in windows
+	tokenSettings, _ := tokens(t, periodWithNowAt(t, middle), time.Minute)
+	for _, tt := range []struct {
+		name              string
+		deployed, profile []string
+		fingerprint       string // fingerprint of the deployed key
+	}{
+		{"another sequence", []string{threeKnocks}, []string{otherKnocks}, ""},
+		{"static to rotating", []string{threeKnocks}, windows, ""},
+		{"rotating to static", otherWindows, []string{threeKnocks}, otherFingerprint},
+		{"another key", otherWindows, windows, otherFingerprint},
+		{"rotating to token", windows, tokenSettings, schedule.Key.Fingerprint()},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, nftables, lab.IPv4, tt.profile...)
+			r.writeDeployed(t, tt.fingerprint, tt.deployed...)
+			for round, server := range [][]string{tt.deployed, tt.profile} {
+				rules := emitRules(t, r.server, r.firewall, vpsProfile(t, server...))
+				runHeaderLine(t, r.server, rules, "load")
+				r.login(t)
+				fewest := 0
+				for range 5 { // a busy machine can delay the answer, so that one more round leaves
+					runHeaderLine(t, r.server, rules, "unload") // ends the opening
+					runHeaderLine(t, r.server, rules, "load")
+					if fewest = r.roundsUntilOpen(t); fewest <= round+1 {
+						break
+					}
+				}
+				if fewest != round+1 {
+					t.Errorf("the server has the guard of %v: it opens after %d rounds of knocks, want %d", server, fewest, round+1)
+				}
+				runHeaderLine(t, r.server, rules, "unload")
+			}
+		})
+	}
+}
+
+// roundsUntilOpen returns how many rounds of knocks leave until the port is open. It checks
+// that portknock warns once that the profile has changed.
+func (r *rig) roundsUntilOpen(t testing.TB) int {
+	t.Helper()
+	_, stderr, code := portknock(r.client, "knock", "--wait", "-vv", "-c", r.profile, "vps")
+	const warning = "vps: the profile has changed since it was deployed at 2026-11-20T23:30:00Z; trying both; run: portknock deploy vps\n"
+	if code != 0 || strings.Count(stderr, warning) != 1 {
+		t.Errorf("exit code %d, stderr\n%s", code, stderr)
+	}
+	return strings.Count(stderr, r.addr().String()+": round ")
+}
+
+// TestKnockAfterAnEditOfTheProfile: portknock knock sends the deployed knocks and those of
+// the profile, because it does not know which of them the server accepts.
+func TestKnockAfterAnEditOfTheProfile(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nftables, lab.IPv4, otherKnocks)
+	r.writeDeployed(t, "", threeKnocks)
+	for _, server := range []string{threeKnocks, otherKnocks} {
+		r.load(t, []string{server})
+		r.client.Run(t, "portknock", "knock", "-c", r.profile, "vps")
+		r.expect(t, r.client, lab.Open)
+		r.runHeaderLine(t, "unload")
+	}
+}
+
+// TestLoginAfterAChangeBetweenStaticAndFwknop: the SPA packet goes to a TCP listener, which
+// only one of the two guards has. A refused packet does not end the login.
+func TestLoginAfterAChangeBetweenStaticAndFwknop(t *testing.T) {
+	t.Parallel()
+	fwknop := fwknopSettings(t, "SPAProtocol tcp")
+	for name, deployed := range map[string][]string{"from fwknop": fwknop, "to fwknop": {threeKnocks}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			settings := fwknop
+			if name == "from fwknop" {
+				settings = []string{threeKnocks}
+			}
+			r := newRig(t, nftables, lab.IPv4, threeKnocks) // the server has the static guard
+			r.runHeaderLine(t, "load")
+			r.profile = r.vpsProfile(t, settings...)
+			r.config = r.sshConfig(t, r.profile)
+			r.writeDeployed(t, "", deployed...)
+			r.login(t)
+			_, stderr, code := portknock(r.client, "knock", "-v", "-c", r.profile, "vps")
+			if code != 0 || !strings.Contains(stderr, "cannot send the knocks to 192.0.2.1: knock 1 of 1: connect: connection refused; trying the others") {
+				t.Errorf("exit code %d, stderr\n%s", code, stderr)
+			}
+		})
+	}
+}

@@ -1,0 +1,322 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/portknock/portknock/knock/rules"
+	"github.com/spf13/pflag"
+)
+
+// deploy is the command that sets servers up. On each server, it loads the rules of a
+// profile on trial, proves from here that a new login works, and then installs the rules.
+type deploy struct {
+	config
+	ruleFlags
+	serverFlags
+	format, onFailure string
+	dryRun, unproved  bool
+	parallel          int
+	renew, all        bool
+	trial             time.Duration
+	allFlags          *pflag.FlagSet // all flags of the command
+	recorded          []string       // flags for the next deploy --renew
+}
+
+// The exit codes of deploy and undeploy.
+const (
+	exitNotDeployed = 6 // the server has the rules that it had before
+	exitUnknown     = 7 // nobody knows which rules the server has
+)
+
+// defaultHorizon is how long deployed rules are valid, unless --horizon is given.
+const defaultHorizon = 180 * 24 * time.Hour
+
+func (d *deploy) flags(a *app, f *pflag.FlagSet) {
+	d.allFlags = f
+	d.config.flags(a, f)
+	d.serverFlags.flags(f)
+	f.BoolVar(&d.dryRun, "dry-run", false, "check the server, print the plan, and change nothing")
+	f.StringVar(&d.format, "format", "", "`NAME` of the format: "+formatList(rules.Formats(), ", ")+"; by default,\nnftables, or iptables if the server cannot load rules of nftables")
+	d.ruleFlags.flags(f)
+	d.trial = 90 * time.Second
+	durationVar(f, &d.trial, "trial", "how long the server keeps the new rules without a proof: a `TIME` from\n30s to 2h (default 90s)")
+	f.BoolVar(&d.unproved, "unproved", false, "install the rules although no login through them works from here; you\nneed another way into the server")
+	f.BoolVar(&d.renew, "renew", false, "only if the rules on the server expire within 30 days: make new ones,\nwith the flags of the last deploy")
+	f.BoolVar(&d.all, "all", false, "with --renew: all servers to which this computer has deployed")
+	f.IntVar(&d.parallel, "parallel", 1, "deploy to `N` servers at a time")
+	f.StringVar(&d.onFailure, "on-failure", "closed", "`STATE` of the ports if the server cannot load the installed rules:\nclosed or open")
+}
+
+func (d *deploy) run(ctx context.Context, a *app, hosts []string) error {
+	switch {
+	case d.all && !d.renew:
+		return usageError("--all is for deploy --renew")
+	case d.all == (len(hosts) > 0):
+		return usageError("deploy needs one HOST or more, or --renew --all")
+	case d.parallel < 1:
+		return usageError("--parallel must be 1 or more")
+	}
+	if err := d.complete(); err != nil {
+		return err
+	}
+	settings := map[string]*deploy{} // by host
+	for _, host := range hosts {
+		settings[host] = d
+	}
+	if d.renew {
+		var err error
+		if hosts, settings, err = d.renewals(a, hosts); err != nil || len(hosts) == 0 {
+			return err
+		}
+	}
+	return d.each(ctx, a, &d.config, hosts, d.parallel,
+		func(ctx context.Context, s *server) error { return settings[s.host].prepare(ctx, s) },
+		func(ctx context.Context, s *server) error {
+			if d.dryRun {
+				s.result.Result = isPlanned
+				return nil
+			}
+			return settings[s.host].change(ctx, s)
+		})
+}
+
+// complete checks the flags, and sets defaults.
+func (d *deploy) complete() error {
+	switch {
+	case d.trial < 30*time.Second || d.trial > 2*time.Hour:
+		return usageError("--trial must be from 30s to 2h")
+	case d.onFailure != "closed" && d.onFailure != "open":
+		return usageError("--on-failure %q is not closed or open", d.onFailure)
+	}
+	d.recorded = d.given(d.allFlags)
+	if d.horizon == 0 {
+		d.horizon = defaultHorizon
+	} else {
+		d.recorded = append(d.recorded, "--horizon", fmt.Sprintf("%ds", d.horizon/time.Second))
+	}
+	if d.onFailure == "open" {
+		d.recorded = append(d.recorded, "--on-failure", "open")
+	}
+	_, err := d.ruleOptions()
+	return err
+}
+
+// renewals returns the hosts whose rules expire soon, and the settings of their last deploy.
+func (d *deploy) renewals(a *app, hosts []string) (due []string, settings map[string]*deploy, err error) {
+	path, err := d.find()
+	if err != nil {
+		return nil, nil, err
+	}
+	var all []*deployment
+	if d.all {
+		all, err = listDeployments(path)
+	}
+	for _, host := range hosts {
+		last, loadErr := loadDeployment(path, profileOf(host))
+		if last == nil {
+			return nil, nil, cmp.Or(loadErr, usageError("%s: not deployed from here; run: portknock deploy %[1]s", host))
+		}
+		all = append(all, last)
+	}
+	settings = map[string]*deploy{}
+	for _, last := range all {
+		switch end := last.profile.ValidUntil; {
+		case end.IsZero():
+			a.log.say(verbose, "%s: the rules do not expire", last.profile.Name)
+			continue
+		case end.Sub(now()) > deployedNear:
+			a.log.say(verbose, "%s: nothing to renew: the rules are valid until %s", last.profile.Name, utc(end))
+			continue
+		}
+		again := &deploy{}
+		flags := pflag.NewFlagSet("deploy", pflag.ContinueOnError)
+		log := a.log
+		again.flags(a, flags)
+		a.log = log // flags has set the defaults of its flags
+		if err := flags.Parse(last.Flags); err != nil {
+			return nil, nil, fmt.Errorf("%s: flags of the last deploy: %w", last.profile.Name, err)
+		}
+		again.config, again.serverFlags, again.dryRun, again.unproved, again.trial = d.config, d.serverFlags, d.dryRun, d.unproved, d.trial
+		again.format = last.Format
+		if err := again.complete(); err != nil {
+			return nil, nil, err
+		}
+		due = append(due, last.Server)
+		settings[last.Server] = again
+	}
+	return due, settings, err
+}
+
+// prepare makes the script for a server, and checks that the server can load its rules.
+// It changes nothing that the firewall uses.
+func (d *deploy) prepare(ctx context.Context, s *server) error {
+	o, err := d.ruleOptions()
+	if err != nil {
+		return err
+	}
+	guards, warnings, err := d.guards(ctx, s.app, []string{s.profile.Name})
+	if err != nil {
+		return err
+	}
+	if err := s.readFacts(ctx); err != nil {
+		return err
+	}
+	if err := d.uploadScript(ctx, s, guards, o); err != nil {
+		return err
+	}
+	s.app.log.warn(warnings)
+	s.fingerprint, s.admitsOthers = guards[0].Fingerprint, len(o.Trust) > 0
+	return s.plan(ctx, guards[0])
+}
+
+// uploadScript puts the script on the server. It takes the first format whose rules the server
+// can load.
+func (d *deploy) uploadScript(ctx context.Context, s *server, guards []rules.Guard, o rules.Options) error {
+	formats := []rules.Format{rules.Format(d.format)}
+	switch {
+	case d.format != "":
+	case guards[0].SPA != nil:
+		formats = []rules.Format{"fwknop"}
+	default:
+		formats = []rules.Format{"nftables", "iptables"}
+	}
+	for i, format := range formats {
+		var script bytes.Buffer
+		err := format.EmitScript(&script, guards, o, rules.Script{OnFailureOpen: d.onFailure == "open", By: madeBy()})
+		if err != nil {
+			return emitFailure(err, false)
+		}
+		s.result.Format = string(format)
+		if s.validUntil = format.End(guards[0], o); !s.validUntil.IsZero() {
+			s.result.ValidUntil = utc(s.validUntil)
+		}
+		if err := s.channel.upload(ctx, s.file, script.Bytes()); err != nil {
+			return err
+		}
+		out, err := s.verb(ctx, "test")
+		switch {
+		case err == nil:
+			return nil
+		case i == len(formats)-1:
+			return &failure{exitNotDeployed, err, out}
+		}
+		s.say("note      the server cannot load rules of %s: %v", format, err)
+	}
+	return nil
+}
+
+// change loads the rules on trial, proves that they work, and installs them.
+func (d *deploy) change(ctx context.Context, s *server) error {
+	before := s.probePorts(ctx)
+	// If the connection ends before the rules are installed, the shell ends the trial.
+	_, err := s.channel.run(ctx, verbLimit, fmt.Sprintf("trap 'sh %[1]s cancel >/dev/null 2>&1 8>&-; rm -f %[1]s %[1]s.out' EXIT", s.file))
+	if err == nil {
+		s.trialEnds = time.Now().Add(d.trial)
+		_, err = s.verb(ctx, fmt.Sprintf("trial %d", d.trial/time.Second))
+	}
+	if err == nil {
+		s.say("trial     for %v; if this computer does not keep the new rules, the rules from before return", d.trial)
+		err = s.prove(ctx, before)
+		if err != nil && d.unproved && ctx.Err() == nil {
+			s.say("note      not proved: %v", err)
+			err = nil
+		}
+	}
+	if err == nil {
+		err = context.Cause(ctx) // the user may have pressed ^C
+	}
+	if err != nil {
+		return s.cancel(ctx, err)
+	}
+	verb := "install"
+	if d.unproved {
+		verb = "install --force"
+	}
+	s.say("install   the rules, which will also be loaded at each boot")
+	_, err = s.channel.run(ctx, verbLimit, fmt.Sprintf("trap 'rm -f %[1]s %[1]s.out' EXIT", s.file))
+	if err != nil {
+		return s.cancel(ctx, err)
+	}
+	s.result.Result = isUnknown
+	if _, err = s.verb(context.WithoutCancel(ctx), verb); err != nil {
+		return d.settle(ctx, s, err)
+	}
+	return d.finish(s)
+}
+
+// cancel ends the trial, because of err.
+func (s *server) cancel(ctx context.Context, err error) error {
+	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), 20*time.Second)
+	defer stop()
+	f := &failure{code: exitNotDeployed, err: fmt.Errorf("not deployed: %w", err)}
+	if _, cancelErr := s.verb(ctx, "cancel"); cancelErr == nil {
+		f.hint = "the rules from before are in force"
+	} else {
+		f.hint = fmt.Sprintf("the rules from before are in force at %s at the latest", clockTime(s.trialEnds))
+	}
+	if s.ssh.proxyJump != "" {
+		f.hint += fmt.Sprintf("\nssh uses the jump host %[1]s, so the knocks must come from there: install portknock and the profile there\n"+
+			"then replace ProxyJump by: ProxyCommand ssh %[1]s portknock %%h %%p", s.ssh.proxyJump)
+	}
+	return f
+}
+
+// settle finds out what the server has, after an error of the last step.
+func (d *deploy) settle(ctx context.Context, s *server, err error) error {
+	ctx = context.WithoutCancel(ctx)
+	if _, failed := errors.AsType[*statusError](err); !failed {
+		s.say("note      %v; asking the server again", err)
+		s.close()
+		if openErr := s.open(ctx, 60); openErr != nil {
+			return d.unknown(s, err)
+		}
+	}
+	st, statusErr := s.readStatus(ctx, "/etc/portknock/"+s.part+".sh")
+	inForce, sumErr := s.channel.run(ctx, verbLimit, "head -n 1 /run/portknock/"+s.part+".sum")
+	switch {
+	case errors.Is(cmp.Or(statusErr, sumErr), errChannel):
+		return d.unknown(s, err)
+	case statusErr == nil && st.ID == s.result.ID && inForce == s.result.ID:
+		return d.finish(s)
+	case inForce == s.result.ID:
+		return &failure{exitUnknown, fmt.Errorf("the new rules are in force, but not installed: %w", err),
+			fmt.Sprintf("the rules are lost at a reboot\nrun again: portknock deploy %s", s.host)}
+	}
+	s.result.Result = notDeployed
+	return s.cancel(ctx, err)
+}
+
+// unknown is the failure if the server does not answer any more.
+func (d *deploy) unknown(s *server, err error) error {
+	return &failure{exitUnknown, fmt.Errorf("the server may have the old rules or the new ones: %w", err),
+		fmt.Sprintf("the trial ends at %s; portknock knocks for both\nthen run again: portknock deploy %s", clockTime(s.trialEnds), s.host)}
+}
+
+// finish records what the server has now.
+func (d *deploy) finish(s *server) error {
+	s.result.Result = isDeployed
+	p := *s.profile
+	p.ValidUntil = s.validUntil
+	err := saveDeployment(d.path, &deployment{profile: &p, Format: s.result.Format, ID: s.result.ID, Server: s.host,
+		Fingerprint: s.fingerprint, Flags: d.recorded})
+	if err != nil {
+		return &failure{exitFailed, fmt.Errorf("deployed, but not recorded: %w", err), "mend this, then run: portknock deploy " + s.host}
+	}
+	s.say("deployed  %s", s.profile.Name)
+	return nil
+}
+
+// The results of a deploy.
+const (
+	isPlanned   = "planned"
+	isDeployed  = "deployed"
+	notDeployed = "not deployed"
+	isUnknown   = "unknown"
+)
+
+func clockTime(t time.Time) string { return t.Format(time.TimeOnly) }

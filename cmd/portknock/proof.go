@@ -1,0 +1,180 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/portknock/portknock/knock"
+)
+
+// This file proves from outside that a guard works: the guarded port is silent without a knock,
+// and a new login through the new rules succeeds.
+
+// The verdicts of a proof.
+const (
+	proved      = "proved"
+	notProvable = "not provable from here"
+)
+
+// portState is what a computer sees of a port.
+type portState string
+
+const (
+	portOpen     portState = "open"
+	portRefused  portState = "refused"
+	portSilent   portState = "silent"
+	portRejected portState = "rejected"
+)
+
+// probePort sends one SYN. Its limit is shorter than the second after which the kernel repeats
+// a SYN.
+func probePort(ctx context.Context, to netip.AddrPort) portState {
+	conn, err := (&net.Dialer{Timeout: 900 * time.Millisecond}).DialContext(ctx, "tcp", to.String())
+	switch {
+	case err == nil:
+		// A RST and not a FIN: sshd then does not log this connection.
+		_ = conn.(*net.TCPConn).SetLinger(0)
+		_ = conn.Close()
+		return portOpen
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return portRefused
+	}
+	if e, ok := errors.AsType[net.Error](err); ok && e.Timeout() {
+		return portSilent
+	}
+	return portRejected
+}
+
+// probePorts probes a guarded TCP port once for each address family. The result is nil if this
+// computer cannot reach the server directly.
+func (s *server) probePorts(ctx context.Context) (states map[netip.AddrPort]portState) {
+	port, ok := s.guardedPort()
+	if !ok || !s.direct() {
+		return nil
+	}
+	resolve, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	addrs, _ := net.DefaultResolver.LookupNetIP(resolve, "ip", s.address())
+	states = map[netip.AddrPort]portState{}
+	families := map[bool]bool{}
+	for _, addr := range addrs {
+		addr = addr.Unmap()
+		if families[addr.Is4()] {
+			continue
+		}
+		if _, err := knock.Source(addr); err != nil {
+			continue // this computer has no route for this family
+		}
+		families[addr.Is4()] = true
+		to := netip.AddrPortFrom(addr, port)
+		states[to] = probePort(ctx, to)
+	}
+	return states
+}
+
+// guardedPort returns the port to prove: that of ssh if it is guarded, or else the first
+// guarded TCP port.
+func (s *server) guardedPort() (port uint16, ok bool) {
+	if s.sshIsGuarded() {
+		port, _ := strconv.ParseUint(s.ssh.port, 10, 16)
+		return uint16(port), true
+	}
+	i := slices.IndexFunc(s.profile.OpenPorts, func(r knock.PortRange) bool { return r.Transport == knock.TCP })
+	if i < 0 {
+		return 0, false
+	}
+	return s.profile.OpenPorts[i].First, true
+}
+
+// sshIsGuarded reports whether the profile guards the port to which ssh connects.
+func (s *server) sshIsGuarded() bool {
+	port, err := strconv.ParseUint(s.ssh.port, 10, 16)
+	return err == nil && containsPort(s.profile.OpenPorts, uint16(port))
+}
+
+// prove checks the rules on trial. The map before has the states of the port before the
+// trial.
+func (s *server) prove(ctx context.Context, before map[netip.AddrPort]portState) error {
+	if err := s.proveSilence(ctx, before); err != nil {
+		return err
+	}
+	return s.proveLogin(ctx)
+}
+
+// proveSilence checks that the port does not answer without a knock. It must come before the
+// login, which admits this computer.
+func (s *server) proveSilence(ctx context.Context, before map[netip.AddrPort]portState) error {
+	s.result.Silence = notProvable
+	during := s.probePorts(ctx)
+	for to, state := range during {
+		switch {
+		case state == portSilent && (before[to] != portSilent || s.present):
+			s.result.Silence = proved
+		case state == portOpen && s.admitsOthers: // such as the connection of this deploy
+		case state != portSilent:
+			s.result.Silence = ""
+			return fmt.Errorf("without a knock, %v is %s during the trial", to, state)
+		}
+	}
+	if s.result.Silence == proved {
+		s.say("proved    the port does not answer without a knock")
+	} else {
+		s.say("note      whether the port answers without a knock is %s", notProvable)
+	}
+	return nil
+}
+
+// proveLogin checks that a new connection comes through the new rules.
+func (s *server) proveLogin(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, loginLimit)
+	defer cancel()
+	if !s.sshIsGuarded() {
+		return s.proveConnection(ctx)
+	}
+	argv := s.sshCommand("", "echo "+s.channel.nonce)
+	c := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	c.WaitDelay = time.Second
+	var stderr strings.Builder
+	c.Stderr = &stderr
+	out, err := c.Output()
+	if !strings.Contains(string(out), s.channel.nonce) {
+		if err == nil {
+			err = errors.New("the login shell does not run echo")
+		}
+		return fmt.Errorf("a new login through the new rules fails: %s", oneLine(strings.TrimSpace(stderr.String())+" ("+err.Error()+")"))
+	}
+	s.result.Login = proved
+	s.say("proved    a new login works with the new knocks")
+	return nil
+}
+
+// proveConnection checks that a guarded port opens after the knocks. It is for profiles that do
+// not guard the port of ssh.
+func (s *server) proveConnection(ctx context.Context) error {
+	port, ok := s.guardedPort()
+	if !ok || !s.direct() {
+		s.result.Login = notProvable
+		return errors.New("no login or connection from here goes through the new rules")
+	}
+	d, err := dialer(ctx, s.profile, nil, &s.app.log)
+	if err != nil {
+		return err
+	}
+	conn, err := d.Connect(ctx, s.address(), port)
+	if err != nil {
+		return fmt.Errorf("port %d does not open after the knocks: %w", port, err)
+	}
+	_ = conn.Close()
+	s.result.Login = proved
+	s.say("proved    port %d opens after the knocks", port)
+	return nil
+}

@@ -1,0 +1,402 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/portknock/portknock/knock/profile"
+	"github.com/spf13/pflag"
+)
+
+// serverFlags has the flags of the commands that change servers over ssh.
+type serverFlags struct {
+	sshConfig, via string
+	json           bool
+}
+
+func (f *serverFlags) flags(all *pflag.FlagSet) {
+	all.StringVar(&f.sshConfig, "ssh-config", "", "the configuration `FILE` of ssh; by default, ssh's own")
+	all.StringVar(&f.via, "via", "", "reach the server with the knocks of the profile `NAME`")
+	all.BoolVar(&f.json, "json", false, "print the results as JSON")
+}
+
+// server is one server during a command.
+type server struct {
+	*serverFlags
+	app     *app
+	config  *config
+	host    string // as the user gave it: NAME or USER@NAME
+	several bool   // the command has several servers, so output needs their names
+	profile *profile.Profile
+
+	// ownConfig is true if flags say where the profiles are, or change them. The ProxyCommand
+	// of the user does not know this.
+	ownConfig bool
+
+	ssh     sshSettings
+	channel *channel
+	facts   facts
+
+	file    string // path of the new script on the server
+	part    string // ID of the profile in the script
+	present bool   // the server has rules for the profile already
+	// admitsOthers is true if the server may let this computer through for another reason than
+	// the new knocks: another profile, or a trusted source.
+	admitsOthers bool
+
+	validUntil  time.Time // when the new rules expire; zero if they do not
+	fingerprint string    // fingerprint of the key of the new rules
+	trialEnds   time.Time // when the trial ends at the latest
+	result      result
+}
+
+// result is what the flag --json prints of a server.
+type result struct {
+	Host       string `json:"host"`
+	Result     string `json:"result"`
+	Format     string `json:"format,omitempty"`
+	ID         string `json:"id,omitempty"`
+	ValidUntil string `json:"validUntil,omitempty"`
+	Login      string `json:"login,omitempty"`
+	Silence    string `json:"silence,omitempty"`
+	Error      string `json:"error,omitempty"`
+	Hint       string `json:"hint,omitempty"`
+}
+
+// each calls two functions for each server: prepare, and then change. If parallel is above 1,
+// it calls prepare for all servers before it calls change for that many at a time, so that the
+// user can answer all questions of ssh and sudo at the start.
+func (f *serverFlags) each(ctx context.Context, a *app, c *config, hosts []string, parallel int,
+	prepare, change func(context.Context, *server) error) error {
+	if c.path == "-" {
+		return usageError("ssh cannot read the profile from standard input; name the file with -c")
+	}
+	ownConfig := c.path != "" || len(c.options) > 0
+	var servers []*server
+	for _, host := range hosts {
+		_, profiles, err := c.profiles(ctx, a, profileOf(host))
+		if err != nil {
+			return err
+		}
+		if slices.ContainsFunc(servers, func(s *server) bool { return s.profile.Name == profiles[0].Name }) {
+			return usageError("%s is given twice", host)
+		}
+		servers = append(servers, &server{serverFlags: f, app: a, config: c, host: host, several: len(hosts) > 1,
+			ownConfig: ownConfig, profile: profiles[0], result: result{Host: host, Result: notDeployed}})
+	}
+	errs := make([]error, len(servers))
+	step := func(i int, do func(context.Context, *server) error) {
+		if errs[i] == nil {
+			errs[i] = do(ctx, servers[i])
+		}
+	}
+	open := func(ctx context.Context, s *server) error {
+		if err := s.open(ctx, 0); err != nil {
+			return err
+		}
+		return prepare(ctx, s)
+	}
+	if parallel == 1 {
+		for i, s := range servers {
+			step(i, open)
+			step(i, change)
+			s.close()
+		}
+	} else {
+		for i := range servers {
+			step(i, open)
+		}
+		var wait sync.WaitGroup
+		free := make(chan bool, parallel)
+		for i, s := range servers {
+			free <- true
+			wait.Go(func() {
+				step(i, change)
+				s.close()
+				<-free
+			})
+		}
+		wait.Wait()
+	}
+	return f.summary(a, servers, errs)
+}
+
+// summary prints the results, and returns the failure of the whole command.
+func (f *serverFlags) summary(a *app, servers []*server, errs []error) error {
+	var worst *failure
+	failed := 0
+	for i, s := range servers {
+		if errs[i] == nil {
+			continue
+		}
+		failed++
+		e := &failure{code: exitNotDeployed, err: errs[i]}
+		errors.As(errs[i], &e)
+		s.result.Error, s.result.Hint = errs[i].Error(), e.hint
+		if len(servers) == 1 {
+			worst = &failure{e.code, fmt.Errorf("%s: %w", s.host, errs[i]), e.hint}
+			continue
+		}
+		a.log.say(always, "%s: %s", s.host, oneLine(errs[i].Error()))
+		for line := range strings.Lines(e.hint) {
+			a.log.say(always, "%s: hint: %s", s.host, oneLine(line))
+		}
+		if worst == nil || e.code > worst.code {
+			worst = &failure{code: e.code}
+		}
+	}
+	if f.json {
+		results := make([]result, len(servers))
+		for i, s := range servers {
+			results[i] = s.result
+		}
+		if err := a.printJSON(results); err != nil {
+			return err
+		}
+	}
+	if worst == nil {
+		return nil
+	}
+	if worst.err == nil {
+		worst.err = fmt.Errorf("%d of %d servers failed", failed, len(servers))
+	}
+	return worst
+}
+
+// say prints a line about the progress.
+func (s *server) say(format string, args ...any) {
+	if s.json {
+		return
+	}
+	line := fmt.Sprintf(format, args...)
+	if s.several {
+		line = fmt.Sprintf("%-12s %s", s.profile.Name, line)
+	}
+	_ = s.app.print("%s\n", line)
+}
+
+// open connects to the server, and becomes root there. It waits so many seconds for another run
+// that changes the server.
+func (s *server) open(ctx context.Context, wait int) (err error) {
+	if s.ssh, err = s.readSSHSettings(ctx); err != nil {
+		return err
+	}
+	// ^C also goes to ssh. The shell on the server then ends the trial.
+	s.channel, err = openChannel(context.WithoutCancel(ctx), s.sshCommand(s.via, "exec sh"), os.Stderr)
+	if err != nil {
+		return &failure{exitNotDeployed, fmt.Errorf("no shell on the server: %w", err),
+			fmt.Sprintf("check that this works: ssh %s true", s.host)}
+	}
+	s.facts.connection, err = s.channel.run(ctx, verbLimit, `echo "$SSH_CONNECTION"`)
+	if err == nil {
+		err = s.channel.becomeRoot(ctx, func(ctx context.Context) (string, error) {
+			return askPassword(ctx, fmt.Sprintf("Password of sudo on %s: ", s.host))
+		})
+	}
+	if err != nil {
+		return &failure{exitNotDeployed, fmt.Errorf("not root on the server: %w", err), ""}
+	}
+	s.file = "/run/portknock/deploy." + s.channel.nonce
+	// Another run must not change the rules at the same time. The lock ends with the shell.
+	out, err := s.channel.run(ctx, verbLimit, fmt.Sprintf(`PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+umask 077
+mkdir -p /run/portknock
+trap 'rm -f %[1]s %[1]s.out' EXIT
+trap 'exit 1' HUP TERM
+exec 8>>/run/portknock/deploy.lock
+command -v flock >/dev/null || no_lock=none
+tries=0
+until [ "$no_lock" ] || flock -n 8; do # the flock of busybox cannot wait with a limit
+	tries=$((tries + 1))
+	if [ $tries -gt %[2]d ]; then echo "busy $(cat /run/portknock/deploy.lock)"; break; fi
+	sleep 1
+done
+[ $tries -gt %[2]d ] || echo %[3]s >/run/portknock/deploy.lock`, s.file, wait, shellWord(madeBy())))
+	if by, busy := strings.CutPrefix(out, "busy "); busy && err == nil {
+		err = &failure{exitNotDeployed, fmt.Errorf("another deploy to this server is running: %s", by), "wait until it has ended"}
+	}
+	return err
+}
+
+// close ends the connection. The shell on the server removes its files.
+func (s *server) close() {
+	if s.channel != nil {
+		s.channel.close()
+		s.channel = nil
+	}
+}
+
+// verbLimit bounds the time of most commands on a server.
+const verbLimit = 2 * time.Minute
+
+// verb runs a verb of the script on the server. The verb continues if the connection ends:
+// its output goes to a file, and it has a session of its own.
+func (s *server) verb(ctx context.Context, verb string) (string, error) {
+	return s.channel.run(ctx, verbLimit, fmt.Sprintf(`session=$(command -v setsid)
+$session sh %[1]s %[2]s >%[1]s.out 2>&1 8>&-
+status=$?
+cat %[1]s.out
+(exit $status)`, s.file, verb))
+}
+
+// sshSettings are the settings of ssh for a host, as ssh -G prints them.
+type sshSettings struct{ hostName, port, user, proxyCommand, proxyJump string }
+
+// readSSHSettings asks ssh for its settings.
+func (s *server) readSSHSettings(ctx context.Context) (settings sshSettings, err error) {
+	args := s.sshArgs("-G")
+	c := exec.CommandContext(ctx, args[0], append(args[1:], "--", s.host)...)
+	var stderr strings.Builder
+	c.Stderr = &stderr
+	out, err := c.Output()
+	if err != nil {
+		return settings, &failure{exitNotDeployed, fmt.Errorf("ssh -G: %w: %s", err, oneLine(strings.TrimSpace(stderr.String()))), ""}
+	}
+	fields := map[string]*string{"hostname": &settings.hostName, "port": &settings.port, "user": &settings.user,
+		"proxycommand": &settings.proxyCommand, "proxyjump": &settings.proxyJump}
+	for line := range strings.Lines(string(out)) {
+		keyword, value, _ := strings.Cut(strings.TrimRight(line, "\r\n"), " ")
+		if field := fields[keyword]; field != nil && value != "none" {
+			*field = value
+		}
+	}
+	return settings, nil
+}
+
+func (s *server) sshArgs(flags ...string) []string {
+	args := append([]string{"ssh"}, flags...)
+	if s.sshConfig != "" {
+		args = append(args, "-F", s.sshConfig)
+	}
+	return args
+}
+
+// sshCommand returns the command that runs a command on the server through a new connection.
+// If the user's configuration reaches the server in its own way, by a ProxyJump or
+// another ProxyCommand, ssh uses it. Otherwise ssh uses this program, with the profile via,
+// or with that of the server if via is "".
+func (s *server) sshCommand(via, command string) []string {
+	args := s.sshArgs("-T", "-x", "-a", "-S", "none")
+	for _, option := range []string{"ControlMaster no", "ClearAllForwardings yes", "RemoteCommand none",
+		"PermitLocalCommand no", "ServerAliveInterval 5", "ServerAliveCountMax 6"} {
+		args = append(args, "-o", option)
+	}
+	if s.direct() && (s.ssh.proxyCommand == "" || via != "" || s.ownConfig) {
+		args = append(args, "-o", "ProxyUseFdpass no", "-o", "ProxyCommand "+s.proxyCommand(via))
+	}
+	return append(args, "--", s.host, command)
+}
+
+// direct reports whether ssh connects from this computer. Otherwise it connects from a jump host, so
+// that the knocks of this computer do not help.
+func (s *server) direct() bool {
+	if s.ssh.proxyJump != "" {
+		return false
+	}
+	program, _, _ := strings.Cut(strings.TrimPrefix(s.ssh.proxyCommand, "exec "), " ")
+	base := strings.TrimSuffix(filepath.Base(strings.Trim(program, `"'`)), ".exe")
+	return s.ssh.proxyCommand == "" || base == "portknock"
+}
+
+// proxyCommand returns the ProxyCommand that uses this program.
+func (s *server) proxyCommand(via string) string {
+	program, err := os.Executable()
+	if err != nil {
+		program = "portknock"
+	}
+	words := []string{program}
+	if s.config.path != "" {
+		path, err := filepath.Abs(s.config.path)
+		if err == nil {
+			words = append(words, "-c", path)
+		}
+	}
+	for _, o := range s.config.options {
+		words = append(words, "-o", o)
+	}
+	words = append(words, "--profile", cmp.Or(via, s.profile.Name), "--")
+	for i, w := range words {
+		words[i] = strings.ReplaceAll(shellWord(w), "%", "%%")
+	}
+	host := "%h"
+	if s.ssh.hostName == profileOf(s.host) && s.profile.HostName != "" {
+		host = strings.ReplaceAll(shellWord(s.profile.HostName), "%", "%%")
+	}
+	return strings.Join(append(words, host, "%p"), " ")
+}
+
+// profileOf returns the name of a server without the user.
+func profileOf(host string) string { return host[strings.LastIndex(host, "@")+1:] }
+
+// address returns the host at which the server's ports are, as seen from this computer.
+func (s *server) address() string {
+	if s.ssh.hostName == profileOf(s.host) && s.profile.HostName != "" {
+		return s.profile.HostName
+	}
+	return s.ssh.hostName
+}
+
+// shellWord quotes a word for a POSIX shell, or for the command interpreter of Windows.
+func shellWord(s string) string {
+	if s != "" && strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+,@:=") == "" {
+		return s
+	}
+	if runtime.GOOS == "windows" {
+		return `"` + strings.ReplaceAll(s, `"`, `\"`) + `"`
+	}
+	return `'` + strings.ReplaceAll(s, `'`, `'\''`) + `'`
+}
+
+// madeBy says who makes rules, for the other administrators of a server.
+func madeBy() string {
+	name := "somebody"
+	if u, err := user.Current(); err == nil {
+		name = u.Username
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown host"
+	}
+	return oneLine(fmt.Sprintf("%s@%s, %s", name, host, utc(now())))
+}
+
+// status is what the verb status --json of a script prints.
+type status struct {
+	ID       string `json:"id"`
+	Format   string `json:"format"`
+	MadeBy   string `json:"made_by"`
+	Left     *int   `json:"trial_seconds_left"`
+	Profiles []struct {
+		Name      string         `json:"name"`
+		Rules     string         `json:"rules"`
+		Installed string         `json:"installed"`
+		Failing   string         `json:"failing"`
+		Counters  map[string]int `json:"counters"`
+	} `json:"profiles"`
+	Others []string `json:"other_profiles"`
+}
+
+// readStatus asks a script on the server for its status.
+func (s *server) readStatus(ctx context.Context, file string) (*status, error) {
+	out, err := s.channel.run(ctx, verbLimit, "sh "+file+" status --json 8>&-")
+	if _, failed := errors.AsType[*statusError](err); err != nil && !failed { // status 1 says that rules are missing
+		return nil, err
+	}
+	var st status
+	if err := json.Unmarshal([]byte(out), &st); err != nil || len(st.Profiles) != 1 {
+		return nil, fmt.Errorf("unexpected status of the script: %s", oneLine(out))
+	}
+	return &st, nil
+}
