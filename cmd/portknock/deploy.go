@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/portknock/portknock/knock/rules"
@@ -20,6 +21,7 @@ type deploy struct {
 	serverFlags
 	format, onFailure string
 	dryRun, unproved  bool
+	replace           bool
 	parallel          int
 	renew, all        bool
 	trial             time.Duration
@@ -42,11 +44,12 @@ func (d *deploy) flags(a *app, f *pflag.FlagSet) {
 	d.serverFlags.flags(f)
 	f.BoolVar(&d.dryRun, "dry-run", false, "check the server, print the plan, and change nothing")
 	f.StringVar(&d.format, "format", "", "`NAME` of the format: "+formatList(rules.Formats(), ", ")+"; by default,\nnftables, or iptables if the server cannot load rules of nftables")
-	d.ruleFlags.flags(f)
+	d.ruleFlags.flags(f, "how long the rules stay valid: a `TIME` such as 30d (default 180d; only\nfor Scheme rotating, token and md5-hourly)")
 	d.trial = 90 * time.Second
 	durationVar(f, &d.trial, "trial", "how long the server keeps the new rules without a proof: a `TIME` from\n30s to 2h (default 90s)")
-	f.BoolVar(&d.unproved, "unproved", false, "install the rules although no login through them works from here; you\nneed another way into the server")
-	f.BoolVar(&d.renew, "renew", false, "only if the rules on the server expire within 30 days: make new ones,\nwith the flags of the last deploy")
+	f.BoolVar(&d.unproved, "unproved", false, "install the rules even if the login through them fails from here, for\nexample because this computer is in --trust; have another way in")
+	f.BoolVar(&d.replace, "replace", false, "replace rules of the same profile that this computer has not deployed")
+	f.BoolVar(&d.renew, "renew", false, "make new rules if those on the server expire within 30 days, with the\nflags of the last deploy; otherwise do nothing")
 	f.BoolVar(&d.all, "all", false, "with --renew: all servers to which this computer has deployed")
 	f.IntVar(&d.parallel, "parallel", 1, "deploy to `N` servers at a time")
 	f.StringVar(&d.onFailure, "on-failure", "closed", "`STATE` of the ports if the server cannot load the installed rules:\nclosed or open")
@@ -65,14 +68,14 @@ func (d *deploy) run(ctx context.Context, a *app, hosts []string) error {
 		return err
 	}
 	settings := map[string]*deploy{} // by host
-	for _, host := range hosts {
-		settings[host] = d
-	}
+	var err error
 	if d.renew {
-		var err error
-		if hosts, settings, err = d.renewals(a, hosts); err != nil || len(hosts) == 0 {
-			return err
-		}
+		hosts, settings, err = d.renewals(a, hosts)
+	} else {
+		settings, err = d.repeats(a, hosts)
+	}
+	if err != nil || len(hosts) == 0 {
+		return err
 	}
 	return d.each(ctx, a, &d.config, hosts, d.parallel,
 		func(ctx context.Context, s *server) error { return settings[s.host].prepare(ctx, s) },
@@ -101,6 +104,9 @@ func (d *deploy) complete() error {
 	}
 	if d.onFailure == "open" {
 		d.recorded = append(d.recorded, "--on-failure", "open")
+	}
+	if len(d.recorded) == 0 && d.allFlags.Changed("policy") { // the user wants no flag of the last deploy
+		d.recorded = []string{"--policy", d.policy}
 	}
 	_, err := d.ruleOptions()
 	return err
@@ -133,23 +139,50 @@ func (d *deploy) renewals(a *app, hosts []string) (due []string, settings map[st
 			a.log.say(verbose, "%s: nothing to renew: the rules are valid until %s", last.profile.Name, utc(end))
 			continue
 		}
-		again := &deploy{}
-		flags := pflag.NewFlagSet("deploy", pflag.ContinueOnError)
-		log := a.log
-		again.flags(a, flags)
-		a.log = log // flags has set the defaults of its flags
-		if err := flags.Parse(last.Flags); err != nil {
-			return nil, nil, fmt.Errorf("%s: flags of the last deploy: %w", last.profile.Name, err)
-		}
-		again.config, again.serverFlags, again.dryRun, again.unproved, again.trial = d.config, d.serverFlags, d.dryRun, d.unproved, d.trial
-		again.format = last.Format
-		if err := again.complete(); err != nil {
+		due = append(due, last.Server)
+		if settings[last.Server], err = d.again(a, last); err != nil {
 			return nil, nil, err
 		}
-		due = append(due, last.Server)
-		settings[last.Server] = again
+		settings[last.Server].format = last.Format
 	}
 	return due, settings, err
+}
+
+// repeats returns the settings for each host: those of its last deploy, unless the user has
+// given flags for the rules. Otherwise a user could forget --policy drop, and open all ports.
+func (d *deploy) repeats(a *app, hosts []string) (settings map[string]*deploy, err error) {
+	path, err := d.find()
+	if err != nil {
+		return nil, err
+	}
+	settings = map[string]*deploy{}
+	for _, host := range hosts {
+		settings[host] = d
+		// A deployment that cannot be read has no flags. The login warns of it.
+		last, _ := loadDeployment(path, profileOf(host))
+		if last == nil || len(d.recorded) > 0 || d.format != "" {
+			continue
+		}
+		if settings[host], err = d.again(a, last); err != nil {
+			return nil, err
+		}
+	}
+	return settings, nil
+}
+
+// again returns the settings of the last deploy, with the other flags of this one.
+func (d *deploy) again(a *app, last *deployment) (*deploy, error) {
+	again := &deploy{}
+	flags := pflag.NewFlagSet("deploy", pflag.ContinueOnError)
+	log := a.log
+	again.flags(a, flags)
+	a.log = log // flags has set the defaults of its flags
+	if err := flags.Parse(last.Flags); err != nil {
+		return nil, fmt.Errorf("%s: flags of the last deploy: %w", last.profile.Name, err)
+	}
+	again.config, again.serverFlags, again.dryRun, again.unproved, again.trial = d.config, d.serverFlags, d.dryRun, d.unproved, d.trial
+	again.replace = d.replace
+	return again, again.complete()
 }
 
 // prepare makes the script for a server, and checks that the server can load its rules.
@@ -171,7 +204,24 @@ func (d *deploy) prepare(ctx context.Context, s *server) error {
 	}
 	s.app.log.warn(warnings)
 	s.fingerprint, s.admitsOthers = guards[0].Fingerprint, len(o.Trust) > 0
-	return s.plan(ctx, guards[0])
+	if len(d.recorded) > 0 {
+		s.say("flags     %s", strings.Join(d.recorded, " "))
+	}
+	if err := s.plan(ctx, guards[0]); err != nil {
+		return err
+	}
+	return d.checkOwner(s)
+}
+
+// checkOwner refuses to replace rules of the same profile that somebody else may have installed:
+// they have another key, and this computer has not deployed them.
+func (d *deploy) checkOwner(s *server) error {
+	last, _ := loadDeployment(d.path, s.profile.Name)
+	if d.replace || !s.foreign || last != nil || s.fingerprint != "" && s.presentKey == s.fingerprint {
+		return nil
+	}
+	return &failure{exitNotDeployed, fmt.Errorf("the server has other rules for a profile %s, and this computer has not deployed them", s.profile.Name),
+		"if they are yours, add --replace; if they are a colleague's, rename your profile"}
 }
 
 // uploadScript puts the script on the server. It takes the first format whose rules the server

@@ -562,6 +562,9 @@ func saveForever(config string) {
 // TestSaversThatAreKilled: two processes save deployments all the time, and are killed at
 // random moments. At any moment, the folder has one of the two deployments with its key.
 func TestSaversThatAreKilled(t *testing.T) {
+	if os.Getenv(saverVariable) != "" { // such a process would start others without end
+		t.Fatal("TestMain does not call saveForever")
+	}
 	config := writeConfig(t, "Host one\nScheme rotating\nKeyFile 1\nKnocks 4\nHost two\nScheme rotating\nKeyFile 2\nKnocks 5\n",
 		map[string]string{"1": keyText(firstKey), "2": keyText(secondKey)})
 	first := lookUp(t, config, "one")

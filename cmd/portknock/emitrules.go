@@ -30,7 +30,7 @@ func (c *emitRules) flags(a *app, f *pflag.FlagSet) {
 	c.allFlags = f
 	c.config.flags(a, f)
 	f.StringVar(&c.format, "format", "nftables", "`NAME` of the format: "+formatList(rules.Formats(), ", "))
-	c.ruleFlags.flags(f)
+	c.ruleFlags.flags(f, "how long the rules stay valid: a `TIME` such as 30d (needed for Scheme\nrotating, token and md5-hourly, except with --refresh)")
 	f.StringVar(&c.output, "output", "", "write the rules to this `FILE`, mode 0600, and print ValidUntil for the\nprofile; the commands in the file use this path")
 	f.BoolVar(&c.script, "script", false, "print a shell script that contains the rules, and has commands to\ntest, try, keep, install and remove them")
 	f.BoolVar(&c.refresh, "refresh", false, "with --script: the installed script makes new rules before they\nexpire; run this on the server, which needs portknock and the key")

@@ -104,23 +104,29 @@ func (s *server) readClock(ctx context.Context) error {
 // must be on the server.
 func (s *server) plan(ctx context.Context, g rules.Guard) error {
 	out, err := s.channel.run(ctx, verbLimit, fmt.Sprintf(`part=$(sed -n 's/^profiles="$profiles \(.*\)"$/\1/p' %s)
-echo "$part"
-sed -n "s/^made_by='\{0,1\}\([^']*\)'\{0,1\}$/\1/p" "/etc/portknock/$part.sh" 2>/dev/null || :`, s.file))
+echo "part $part"
+if [ -f "/etc/portknock/$part.sh" ]; then
+	sed -n -e "s/^made_by='\{0,1\}\([^']*\)'\{0,1\}$/by \1/p" -e "s/^key_$part=/key /p" "/etc/portknock/$part.sh"
+fi`, s.file))
 	if err != nil {
 		return err
 	}
-	by := ""
-	s.part, by, _ = strings.Cut(out, "\n")
+	found := map[string]string{}
+	for line := range strings.Lines(out) {
+		word, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+		found[word] = value
+	}
+	s.part, s.presentKey = found["part"], found["key"]
 	st, err := s.readStatus(ctx, s.file)
 	if err != nil {
 		return err
 	}
 	s.result.ID = st.ID
-	s.present = st.Profiles[0].Rules != "not loaded"
+	s.present, s.foreign = st.Profiles[0].Rules != "not loaded", st.Profiles[0].Rules == "other" || st.Profiles[0].Installed == "other"
 	s.admitsOthers = s.admitsOthers || len(st.Others) > 0
 	f := &s.facts
 	s.say("server    %s: %s", s.host, f.system)
-	s.say("present   %s", presentRules(st, by))
+	s.say("present   %s", presentRules(st, found["by"]))
 	key, until := "", ""
 	if g.Fingerprint != "" {
 		key = ", key " + g.Fingerprint

@@ -92,7 +92,7 @@ func table() []row {
 				"daemon's configuration. The comment above it has commands to test, load and unload\n" +
 				"it. With --script, print a shell script with commands to test, try, keep and install\n" +
 				"the rules."},
-		{"deploy", "[FLAGS] [USER@]HOST...", 0, math.MaxInt, "", &deploy{},
+		{"deploy", "[FLAGS] [USER@]HOST... | --renew --all", 0, math.MaxInt, "", &deploy{},
 			"Set up servers over ssh, or change what they have. For each HOST: load the rules of its\n" +
 				"profile on trial, prove from here that a new login works, and only then install them.\n" +
 				"If anything fails, the server goes back to the rules from before by itself."},

@@ -39,17 +39,17 @@ func (l *list) Type() string   { return "list" }
 // onFailureUsage is the usage of the flag --on-failure.
 const onFailureUsage = "with --script: `STATE` of the ports if the installed rules cannot be\nloaded: closed or open"
 
-func (r *ruleFlags) flags(f *pflag.FlagSet) {
+func (r *ruleFlags) flags(f *pflag.FlagSet, horizonUsage string) {
 	f.StringVar(&r.policy, "policy", "guard", "`POLICY` for all other ports: guard leaves them alone, drop closes\nthem")
 	f.Var(&r.allow, "allow", "with --policy drop, leave these `PORTS` open to everyone, such as\n80/tcp,443/tcp")
-	f.Var(&r.public, "public", "leave these `PORTS` open to everyone although NAT of the server leads\nthem to a guarded port, such as 443/tcp by REDIRECT")
+	f.Var(&r.public, "public", "leave these `PORTS` open to everyone, such as 443/tcp, which NAT of the\nserver leads to a guarded port; otherwise the guard closes them too")
 	f.Var(&r.trust, "trust", "let connections from these `SOURCES` through without knocks:\ninterfaces, addresses or prefixes, such as wg0,192.168.1.0/24")
-	durationVar(f, &r.horizon, "horizon", "how long the rules stay valid: a `TIME` such as 30d (needed for Scheme\nrotating, token and md5-hourly, except with --refresh)")
+	durationVar(f, &r.horizon, "horizon", horizonUsage)
 	f.StringVar(&r.atEnd, "at-end", "closed", "`STATE` of the ports after the horizon: closed, so that knocks no\nlonger open them, or open to everyone")
-	f.BoolVar(&r.consume, "consume", false, "drop the knock packets; use it only if the server drops packets to\nall closed ports, or a scan finds the knock ports")
+	f.BoolVar(&r.consume, "consume", false, "drop the knock packets; use it only if the server does not answer at\nclosed ports, because a scan otherwise finds the knock ports")
 	f.BoolVar(&r.force, "force", false, "accept a sequence that a scan finds or an attacker can guess, SPA\nwithout an HMAC, and --trust for every address")
 	f.BoolVar(&r.log, "log", false, "log the connections that the guard lets through, at most ten a minute")
-	f.StringVar(&r.nic, "interface", "", "`NAME` of the interface on which knockd or fwknopd listens; by default,\na script takes that of the default route")
+	f.StringVar(&r.nic, "interface", "", "`NAME` of the interface on which knockd or fwknopd listens (default: the\ninterface of the default route)")
 }
 
 // ruleOptions returns the options that the flags select.

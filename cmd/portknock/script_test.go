@@ -21,6 +21,9 @@ import (
 var updateScripts = flag.Bool("update", false, "rewrite the output that the scripts expect")
 
 func TestMain(m *testing.M) {
+	if config := os.Getenv(saverVariable); config != "" {
+		saveForever(config)
+	}
 	testscript.Main(m, map[string]func(){"portknock": main})
 }
 

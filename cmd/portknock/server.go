@@ -49,9 +49,11 @@ type server struct {
 	channel *channel
 	facts   facts
 
-	file    string // path of the new script on the server
-	part    string // ID of the profile in the script
-	present bool   // the server has rules for the profile already
+	file       string // path of the new script on the server
+	part       string // ID of the profile in the script
+	present    bool   // the server has rules for the profile already
+	foreign    bool   // these rules are not those of the new script
+	presentKey string // fingerprint of the key of the installed rules; "" if there is none
 	// admitsOthers is true if the server may let this computer through for another reason than
 	// the new knocks: another profile, or a trusted source.
 	admitsOthers bool

@@ -21,7 +21,7 @@ type undeploy struct {
 func (u *undeploy) flags(a *app, f *pflag.FlagSet) {
 	u.config.flags(a, f)
 	u.serverFlags.flags(f)
-	f.StringVar(&u.format, "format", "", "`NAME` of the format of rules that are loaded but not installed: "+formatList(rules.Formats(), ", "))
+	f.StringVar(&u.format, "format", "", "only for rules that are loaded but not installed: `NAME` of their format,\n"+formatList(rules.Formats(), ", "))
 }
 
 func (u *undeploy) run(ctx context.Context, a *app, hosts []string) error {

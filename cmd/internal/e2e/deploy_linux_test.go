@@ -332,3 +332,42 @@ func TestDeployRenew(t *testing.T) {
 	}
 	r.expectPort(t, r.attacker, 81, lab.Open)
 }
+
+// TestDeployRepeatsFlags: a deploy without flags for the rules uses those of the last deploy.
+func TestDeployRepeatsFlags(t *testing.T) {
+	t.Parallel()
+	r := newDeployRig(t, threeKnocks)
+	r.server.Listen(t, 81)
+	r.deploy(t, 0, nil, "--policy", "drop")
+	r.deploy(t, 0, []string{"flags     --policy drop"})
+	r.expectPort(t, r.attacker, 81, lab.Dropped)
+	r.deploy(t, 0, nil, "--policy", "guard")
+	r.expectPort(t, r.attacker, 81, lab.Open)
+	r.deploy(t, 0, nil)
+	r.expectPort(t, r.attacker, 81, lab.Open)
+}
+
+// TestDeployDoesNotReplaceRulesOfOthers: a deploy refuses to replace rules of a profile with the
+// same name that another computer has installed. With --replace, or with the same key, it does.
+func TestDeployDoesNotReplaceRulesOfOthers(t *testing.T) {
+	t.Parallel()
+	r := newDeployRig(t, threeKnocks)
+	key := lab.File(t, "key", knock.NewKey().Reveal())
+	mine, others := r.profile, r.vpsProfile(t, "Scheme token", "KeyFile "+key)
+	again := r.vpsProfile(t, "Scheme token", "KeyFile "+key, "OpenFor 20")
+	r.profile = others
+	r.deploy(t, 0, nil)
+	// ssh gets in with the knocks of the other administrator.
+	use := func(profile string, code int, text string, args ...string) {
+		t.Helper()
+		r.profile = profile
+		r.client.Run(t, "portknock", "knock", "--wait", "-c", others, "vps")
+		r.deploy(t, code, []string{text}, args...)
+	}
+	use(mine, 6, "other rules for a profile vps")
+	r.profile = others
+	r.login(t)
+	use(again, 0, "deployed  vps")
+	use(mine, 0, "deployed  vps", "--replace")
+	r.login(t)
+}
