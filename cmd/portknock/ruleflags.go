@@ -49,7 +49,7 @@ func (r *ruleFlags) flags(f *pflag.FlagSet, horizonUsage string) {
 	f.BoolVar(&r.consume, "consume", false, "drop the knock packets; use it only if the server does not answer at\nclosed ports, because a scan otherwise finds the knock ports")
 	f.BoolVar(&r.force, "force", false, "accept a sequence that a scan finds or an attacker can guess, SPA\nwithout an HMAC, and --trust for every address")
 	f.BoolVar(&r.log, "log", false, "log the connections that the guard lets through, at most ten a minute")
-	f.StringVar(&r.nic, "interface", "", "`NAME` of the interface on which knockd or fwknopd listens (default: the\ninterface of the default route)")
+	f.StringVar(&r.nic, "interface", "", "`NAME` of the interface on which knockd or fwknopd listens \n(default: that of the default route)")
 }
 
 // ruleOptions returns the options that the flags select.
