@@ -22,10 +22,12 @@ func newCrowdRig(t testing.TB, f lab.Firewall, family lab.Family) *rig {
 	t.Helper()
 	r := newListeningRig(t, f, family)
 	r.server.Listen(t, 2210)
+	r.server.Listen(t, 2211)
 	addr := "HostName " + r.addr().String()
 	r.profile = r.vpsProfile(t, threeKnocks, "KnockTimeout 1m", "Host long", addr, "OpenPorts 2210",
-		"Sequence 10421/udp 10697/tcp 10556/udp 10459/tcp 10205/udp 10333/tcp 10918/udp 10777/tcp 10132/udp 10845/tcp")
-	r.emitRules(t, "long")
+		"Sequence 10421/udp 10697/tcp 10556/udp 10459/tcp 10205/udp 10333/tcp 10918/udp 10777/tcp 10132/udp 10845/tcp",
+		"Host other", addr, "OpenPorts 2211", "Sequence 7103/tcp 8107/tcp 9109/tcp")
+	r.emitRules(t, "long", "other")
 	r.runHeaderLine(t, "load")
 	return r
 }
@@ -54,18 +56,26 @@ func TestFiftyClientsOfOneAddressConnectAtOnce(t *testing.T) {
 }
 
 // TestTwoProfilesOfOneAddressConnectAtOnce: the knocks of each profile are wrong knocks for
-// the other one, but both clients connect.
+// the other one, but both clients connect. Clients with equally many knocks need random
+// pauses between their rounds. They also need later rounds that are as fast as round 0.
 func TestTwoProfilesOfOneAddressConnectAtOnce(t *testing.T) {
-	eachOf(t, kernelFirewalls(), onlyIPv4, func(t *testing.T, f lab.Firewall, family lab.Family) {
-		r := newCrowdRig(t, f, family)
-		var all sync.WaitGroup
-		for range 5 {
-			from := r.freshAddr()
-			all.Go(func() { r.connect(t, from, "long", 2210) })
-			all.Go(func() { r.connect(t, from, "vps", lab.GuardedPort) })
-		}
-		all.Wait()
-	})
+	for _, second := range []struct {
+		profile string
+		port    uint16
+	}{{"long", 2210}, {"other", 2211}} {
+		t.Run(second.profile, func(t *testing.T) {
+			eachOf(t, kernelFirewalls(), onlyIPv4, func(t *testing.T, f lab.Firewall, family lab.Family) {
+				r := newCrowdRig(t, f, family)
+				var all sync.WaitGroup
+				for range 5 {
+					from := r.freshAddr()
+					all.Go(func() { r.connect(t, from, second.profile, second.port) })
+					all.Go(func() { r.connect(t, from, "vps", lab.GuardedPort) })
+				}
+				all.Wait()
+			})
+		})
+	}
 }
 
 // connectInFlood connects while the attacker sends 5,000 packets a second.
