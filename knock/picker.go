@@ -41,14 +41,22 @@ type Picker interface {
 // it continues with the tokens of the other family. After the last token, it begins again
 // with the first.
 //
-// Later rounds pause longer between the knocks, because round 0 may have failed on a path
-// that reorders packets. The pause is 10 ms in round 1 and doubles in each round up to
+// Rounds 0, 3, 6 and so on are fast: the pause between their knocks is KnockDelay. Another
+// client of the same address may send other knocks at the same time, and an attacker may
+// forge knocks from this address. Such a knock undoes the round if it arrives between two
+// knocks of the round. A fast round is over before most of them arrive.
+//
+// The other rounds are slow, because a path that reorders packets makes fast rounds fail.
+// The pause between their knocks is 10 ms in round 1 and doubles in each slow round up to
 // 160 ms. All pauses of a round together last at most 400 ms, and a single pause at most
 // half of KnockTimeout. KnockDelay takes precedence over these limits.
+//
+// Among the odd rounds, every third is fast, and among the even rounds too. Sequences of
+// the current and of the previous window therefore leave in fast and in slow rounds.
 type Client struct {
 	Schedule     Schedule
 	Skew         time.Duration // largest difference between the clocks of server and client
-	KnockDelay   time.Duration // pause after each knock in round 0, and the shortest pause of later rounds
+	KnockDelay   time.Duration // pause after each knock in fast rounds, and the shortest pause of slow rounds
 	KnockTimeout time.Duration // how long the server waits for the next knock; 0 sets no limit to the pause
 }
 
@@ -111,15 +119,16 @@ func tokenIndex(from netip.Addr, attempt, count int) int {
 	return others[(begin+attempt-len(family))%len(others)]
 }
 
-// pause returns the pause after each knock of round n. Round 0 is fast. On a path that
-// reorders packets, round 0 fails, so later rounds are slower. The later pauses are shorter
-// than KnockTimeout. They are also short enough for several rounds in the time that the
-// client has. A pause is never shorter than KnockDelay.
+// pause returns the pause after each knock of round n. The doc comment of Client says which
+// rounds are fast, and why. The pauses of slow rounds are shorter than KnockTimeout. They
+// are also short enough for several rounds in the time that the client has. A pause is
+// never shorter than KnockDelay.
 func (c Client) pause(n, knocks int) time.Duration {
-	if n == 0 || knocks == 0 {
+	if n%3 == 0 || knocks == 0 {
 		return c.KnockDelay
 	}
-	slower := min(5*time.Millisecond<<min(n, 5), 400*time.Millisecond/time.Duration(knocks))
+	slow := n - n/3 // counts the slow rounds up to this one
+	slower := min(5*time.Millisecond<<min(slow, 5), 400*time.Millisecond/time.Duration(knocks))
 	if c.KnockTimeout > 0 {
 		slower = min(slower, c.KnockTimeout/2)
 	}

@@ -65,27 +65,30 @@ func TestPythonMatchesPickerVectors(t *testing.T) {
 	}
 }
 
-func TestPauseGrowsWithinLimits(t *testing.T) {
-	const ms = time.Millisecond
-	c := Client{KnockDelay: 200 * time.Microsecond, KnockTimeout: 5 * time.Second}
-	for n, want := range []time.Duration{200 * time.Microsecond, 10 * ms, 20 * ms, 40 * ms, 80 * ms, 133333333, 133333333} {
+// TestEveryThirdRoundIsFast: the pauses of the other rounds grow, within limits.
+func TestEveryThirdRoundIsFast(t *testing.T) {
+	const ms, delay = time.Millisecond, 200 * time.Microsecond
+	c := Client{KnockDelay: delay, KnockTimeout: 5 * time.Second}
+	for n, want := range []time.Duration{delay, 10 * ms, 20 * ms, delay, 40 * ms, 80 * ms, delay, 133333333, 133333333, delay} {
 		if got := c.pause(n, 3); got != want {
 			t.Errorf("round %d: pause %v, want %v", n, got, want)
 		}
 	}
-	if got := c.pause(9, 20); got != 20*ms {
+	if got := c.pause(10, 20); got != 20*ms {
 		t.Errorf("20 knocks: pause %v, want 20ms", got)
 	}
+	if got := c.pause(10, 1); got != 160*ms {
+		t.Errorf("1 knock: pause %v, want 160ms", got)
+	}
 	c.KnockTimeout = 30 * ms
-	if got := c.pause(9, 3); got != 15*ms {
+	if got := c.pause(10, 3); got != 15*ms {
 		t.Errorf("KnockTimeout 30ms: pause %v, want 15ms", got)
 	}
 	c.KnockDelay = time.Second // a pause must not be shorter than the user asks for
-	if got := c.pause(0, 3); got != time.Second {
-		t.Errorf("KnockDelay 1s, first round: pause %v, want 1s", got)
-	}
-	if got := c.pause(3, 3); got != time.Second {
-		t.Errorf("KnockDelay 1s, later round: pause %v, want 1s", got)
+	for n := range 6 {
+		if got := c.pause(n, 3); got != time.Second {
+			t.Errorf("KnockDelay 1s, round %d: pause %v, want 1s", n, got)
+		}
 	}
 }
 
@@ -128,10 +131,11 @@ func TestTokenIndexPerAddress(t *testing.T) {
 }
 
 // For Skew after the start of a window, every other round sends a token of the previous
-// window. Each round sends another token.
+// window. Each round sends another token. The tokens of each window leave in fast and in
+// slow rounds.
 func TestPreviousWindowEveryOtherRound(t *testing.T) {
 	s := exampleToken(t)
-	c := Client{Schedule: s, Skew: 2 * time.Minute}
+	c := Client{Schedule: s, Skew: 2 * time.Minute, KnockDelay: time.Microsecond}
 	start := time.Date(2026, 11, 20, 23, 0, 0, 0, time.UTC)
 	tokens := func(now time.Time) (all []string) {
 		seqs, _, err := s.At(now)
@@ -154,6 +158,7 @@ func TestPreviousWindowEveryOtherRound(t *testing.T) {
 		{time.Hour - 1, [2][]string{current, current}},
 	} {
 		seen := map[string]bool{}
+		var fast, slow [2]int // numbers of even rounds, and of odd rounds
 		for n := range 8 {
 			r, err := c.Round(start.Add(tt.since), netip.MustParseAddr("192.0.2.7"), netip.Addr{}, n)
 			if err != nil {
@@ -166,6 +171,14 @@ func TestPreviousWindowEveryOtherRound(t *testing.T) {
 				t.Errorf("%v after the start, round %d repeats a token", tt.since, n)
 			}
 			seen[r.Send.String()] = true
+			if r.Pause == c.KnockDelay {
+				fast[n%2]++
+			} else {
+				slow[n%2]++
+			}
+		}
+		if fast != [2]int{2, 1} || slow != [2]int{2, 3} {
+			t.Errorf("%d even and %d odd rounds are fast, %d and %d slow; want 2 and 1, 2 and 3", fast[0], fast[1], slow[0], slow[1])
 		}
 	}
 }

@@ -98,12 +98,17 @@ func (f *fakeNet) dial(ctx context.Context, _ netip.Addr, to netip.AddrPort) (ne
 	return conn, nil
 }
 
+// meanPause is a Dialer.random that makes each pause last as long as its mean.
+func meanPause(n time.Duration) time.Duration { return n / 2 }
+
+// dialer returns a Dialer without random pauses.
 func (f *fakeNet) dialer(addrs ...netip.Addr) *Dialer {
 	return &Dialer{
 		Resolve: func(context.Context, string) ([]netip.Addr, error) { return addrs, nil },
 		Knock:   f.knock,
 		Dial:    f.dial,
 		Timeout: 10 * time.Second,
+		random:  meanPause,
 	}
 }
 
@@ -136,12 +141,12 @@ func (c *fakeConn) Close() error { c.closed = true; return nil }
 const noAnswer = time.Duration(-1) // the delay of a SYN that never gets an answer
 
 // roundStarts returns when the rounds of the first two seconds begin if every SYN gets
-// the error err after delay.
-func roundStarts(t *testing.T, delay time.Duration, err error) (rounds []time.Duration) {
+// the error err after delay. The parameter random replaces Dialer.random.
+func roundStarts(t *testing.T, random func(time.Duration) time.Duration, delay time.Duration, err error) (rounds []time.Duration) {
 	t.Helper()
 	f := newFakeNet(t, func(netip.Addr, int) (time.Duration, error) { return delay, err })
 	d := f.dialer(v4)
-	d.Timeout = 2 * time.Second
+	d.Timeout, d.random = 2*time.Second, random
 	d.Knock = func(context.Context, netip.Addr, netip.Addr, int) error {
 		rounds = append(rounds, time.Since(f.start))
 		return nil

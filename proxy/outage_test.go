@@ -236,8 +236,8 @@ func TestErrorIgnoresOutageOfOneFamily(t *testing.T) {
 // longer. An outage that takes as long to appear does not.
 func TestOutageDoesNotStretchRounds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		rounds := roundStarts(t, 380*ms, errNoRoute)
-		if want := []time.Duration{0, 150 * ms, 400 * ms, 900 * ms, 1400 * ms, 1900 * ms}; !slices.Equal(rounds, want) {
+		rounds := roundStarts(t, meanPause, 380*ms, errNoRoute)
+		if want := []time.Duration{0, 150 * ms, 400 * ms, 900 * ms, 1150 * ms, 1650 * ms}; !slices.Equal(rounds, want) {
 			t.Errorf("rounds begin at %v, want %v", rounds, want)
 		}
 	})

@@ -55,8 +55,14 @@ import (
 //	S6                                                       ----->
 //
 // The pause between two rounds begins with the SYN behind the knocks. It is Hedge
-// after round 0, and 250 ms after round 1. It is 500 ms after each of the rounds 2
-// to 6, and 1 s after round 7 and every later round.
+// after round 0. The mean pause is 250 ms after rounds 1, 3, 6, 9, 12 and 15. It is 500 ms
+// after each other round up to 14, and 1 s after round 16 and every later round. The
+// diagram shows the mean pauses.
+//
+// Each pause after round 0 is random: it lasts 0.5 to 1.5 times as long as its mean. Two
+// clients of one address that start at the same moment may send knocks of different
+// profiles. The knocks of each client are then wrong knocks for the other one. If all
+// pauses were fixed, the two clients would undo each other's knocks in every round.
 //
 // Every round except 0 and 2 starts with an early SYN, before the knocks, from a socket
 // of its own: S2 and S5. Some servers, such as knockd and fwknopd, may open the port
@@ -69,7 +75,8 @@ import (
 // no knocks.
 //
 // A refusal means "not yet". It also tells how long an answer takes. From then on
-// a pause lasts at least 1.5 times as long as the last refusal took to come.
+// a pause lasts at least 1.5 times as long as the last refusal took to come. This also
+// holds for a random pause.
 //
 // At most three sockets of a target wait at the same time. Before a fourth SYN leaves,
 // the Dialer gives up the socket of an early SYN of a previous round. If no such socket
@@ -150,4 +157,6 @@ type Dialer struct {
 	// Trace, if not nil, is called for each event, one call at a time. It must not
 	// block, because the attempts wait for it.
 	Trace func(Event)
+
+	random func(n time.Duration) time.Duration // replaces rand.N in tests; nil otherwise
 }

@@ -2,30 +2,40 @@ package proxy
 
 import (
 	"context"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"sync"
 	"time"
 )
 
-// pauseAfter returns the time from the SYN behind the knocks of round n to round n+1.
-// The doc comment of Dialer has a diagram of rounds 0 to 3.
+// pauseAfter returns the usual time from the SYN behind the knocks of round n to round
+// n+1. The doc comment of Dialer has a diagram of rounds 0 to 3.
 //
 // Round 0 may fail because packets came out of order or the server was slow. Round 1
 // then opens the port. If round 1 fails too, packets are lost or the port will never
-// open. The later rounds are therefore slower.
+// open. The later rounds are therefore slower. Rounds 3, 6 and so on are the fast rounds of
+// knock.Client. They fail if the path reorders packets, so the next round follows soon.
 func (d *Dialer) pauseAfter(n int) time.Duration {
 	switch {
 	case n == 0 && d.Hedge > 0:
 		return d.Hedge
 	case n == 0:
 		return 150 * time.Millisecond
-	case n == 1: // a daemon that polls may need this long
+	case n >= 16:
+		return time.Second
+	case n == 1, n%3 == 0: // a daemon that polls may need this long
 		return 250 * time.Millisecond
-	case n < 7:
-		return 500 * time.Millisecond
 	}
-	return time.Second
+	return 500 * time.Millisecond
+}
+
+// randomN returns a random duration from 0 up to, but not including, n.
+func (d *Dialer) randomN(n time.Duration) time.Duration {
+	if d.random != nil {
+		return d.random(n)
+	}
+	return rand.N(n)
 }
 
 const maxLiveDials = 3 // limit of live dials for each target
@@ -88,8 +98,12 @@ func (t *target) round(ctx context.Context, n int) {
 	defer func() { <-t.race.slots }()
 	t.send(ctx, n)
 	t.mu.Lock()
-	pause := max(t.race.dialer.pauseAfter(n), t.refusalDelay*3/2) // the next answer may take as long
+	least := t.refusalDelay * 3 / 2 // the next answer may take as long as the last refusal
 	t.mu.Unlock()
+	pause := max(t.race.dialer.pauseAfter(n), least)
+	if n > 0 {
+		pause = max(pause/2+t.race.dialer.randomN(pause), least)
+	}
 	sleep(ctx, time.Now().Add(pause))
 }
 

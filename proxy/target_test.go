@@ -69,11 +69,12 @@ func TestAtMostThreeLiveDials(t *testing.T) {
 		if f.maxLive != 3 {
 			t.Errorf("%d sockets were live at once, want 3", f.maxLive)
 		}
-		// Rounds 0 to 7 begin at 0, 150, 400, 900, 1400, 1900, 2400 and 2900 ms. The
-		// later rounds begin every second, so that there are 15 rounds. Rounds 0 and 2
-		// have one dial, and all other rounds have two.
-		if n := f.syns[v4]; n != 28 {
-			t.Errorf("%d dials, want 28", n)
+		// Rounds 0 to 3 begin at 0, 150, 400 and 900 ms. Rounds 4 to 16 follow in steps of
+		// 250, 500 and 500 ms, so that round 16 begins at 6150 ms. The later rounds begin
+		// every second, so that there are 20 rounds. Rounds 0 and 2 have one dial, and all
+		// other rounds have two.
+		if n := f.syns[v4]; n != 38 {
+			t.Errorf("%d dials, want 38", n)
 		}
 	})
 }
@@ -91,11 +92,35 @@ func TestSecondConnectionIsClosed(t *testing.T) {
 	})
 }
 
+// TestPausesAreRandom: a pause after round 1 or later lasts 0.5 to 1.5 times as long as its
+// mean. Two clients that start at the same moment soon have their rounds at different times.
+func TestPausesAreRandom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		shortest := roundStarts(t, func(time.Duration) time.Duration { return 0 }, noAnswer, nil)
+		if want := []time.Duration{0, 150 * ms, 275 * ms, 525 * ms, 650 * ms, 900 * ms, 1150 * ms}; !slices.Equal(shortest[:7], want) {
+			t.Errorf("with the shortest pauses, rounds begin at %v, want %v", shortest[:7], want)
+		}
+		longest := roundStarts(t, func(n time.Duration) time.Duration { return n }, noAnswer, nil)
+		if want := []time.Duration{0, 150 * ms, 525 * ms, 1275 * ms, 1650 * ms}; !slices.Equal(longest, want) {
+			t.Errorf("with the longest pauses, rounds begin at %v, want %v", longest, want)
+		}
+		one, other := roundStarts(t, nil, noAnswer, nil), roundStarts(t, nil, noAnswer, nil)
+		if one[1] != other[1] || one[2] == other[2] {
+			t.Errorf("rounds of two clients begin at %v and %v, want the same times until round 1 only", one, other)
+		}
+	})
+}
+
 // TestRoundsAwaitSlowRefusals: after a refusal that took 380 ms, a pause lasts at least
-// 1.5 times as long, so that the answer to its round can arrive.
+// 1.5 times as long, so that the answer to its round can arrive. The random part of a pause
+// does not make it shorter.
 func TestRoundsAwaitSlowRefusals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		rounds := roundStarts(t, 380*ms, errRefused)
+		shortest := roundStarts(t, func(time.Duration) time.Duration { return 0 }, 380*ms, errRefused)
+		if want := []time.Duration{0, 150 * ms, 275 * ms, 525 * ms, 1095 * ms, 1665 * ms}; !slices.Equal(shortest, want) {
+			t.Errorf("with the shortest pauses, rounds begin at %v, want %v", shortest, want)
+		}
+		rounds := roundStarts(t, meanPause, 380*ms, errRefused)
 		if want := []time.Duration{0, 150 * ms, 400 * ms, 970 * ms, 1540 * ms}; !slices.Equal(rounds, want) {
 			t.Errorf("rounds begin at %v, want %v", rounds, want)
 		}
@@ -212,10 +237,10 @@ func TestOneSourcePerRound(t *testing.T) {
 		if closed, ok := errors.AsType[*ClosedError](err); !ok || closed.After != 3*time.Second {
 			t.Errorf("error %v, want a ClosedError after 3s", err)
 		}
-		// Rounds 0 and 2 consist of a knock and a dial. The six other rounds consist of
+		// Rounds 0 and 2 consist of a knock and a dial. The seven other rounds consist of
 		// a dial, a knock and a dial.
-		if len(paths) != 22 {
-			t.Fatalf("%d knocks and dials, want 22", len(paths))
+		if len(paths) != 25 {
+			t.Fatalf("%d knocks and dials, want 25", len(paths))
 		}
 		for i, p := range paths {
 			round := (i + 1) / 3
@@ -251,8 +276,8 @@ func TestOnlyTemporaryKnockErrorsAreRetried(t *testing.T) {
 		rounds := 0
 		d.Knock = func(context.Context, netip.Addr, netip.Addr, int) error { rounds++; return temporary }
 		_, err = d.Connect(t.Context(), "vps", 22)
-		if _, ok := errors.AsType[*KnockError](err); !ok || rounds != 15 {
-			t.Errorf("temporary error: error %v after %d rounds, want a KnockError after 15", err, rounds)
+		if _, ok := errors.AsType[*KnockError](err); !ok || rounds != 20 {
+			t.Errorf("temporary error: error %v after %d rounds, want a KnockError after 20", err, rounds)
 		}
 		rounds = 0
 		d.Knock = func(_ context.Context, _, _ netip.Addr, round int) error {

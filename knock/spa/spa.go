@@ -96,7 +96,7 @@ type Request struct {
 	Host    string            // name of the server in an HTTP request; may be empty
 	Offset  time.Duration     // added to the time that Packet and Round get
 
-	KnockDelay time.Duration // pause after the packet in round 0, and the shortest pause of later rounds
+	KnockDelay time.Duration // pause after the packet in fast rounds of [knock.Client], and the shortest pause of slow rounds
 }
 
 // Via tells how a packet travels.

@@ -22,10 +22,12 @@ func newCrowdRig(t testing.TB, f lab.Firewall, family lab.Family) *rig {
 	t.Helper()
 	r := newListeningRig(t, f, family)
 	r.server.Listen(t, 2210)
+	r.server.Listen(t, 2211)
 	addr := "HostName " + r.addr().String()
 	r.profile = r.vpsProfile(t, threeKnocks, "KnockTimeout 1m", "Host long", addr, "OpenPorts 2210",
-		"Sequence 10421/udp 10697/tcp 10556/udp 10459/tcp 10205/udp 10333/tcp 10918/udp 10777/tcp 10132/udp 10845/tcp")
-	r.emitRules(t, "long")
+		"Sequence 10421/udp 10697/tcp 10556/udp 10459/tcp 10205/udp 10333/tcp 10918/udp 10777/tcp 10132/udp 10845/tcp",
+		"Host other", addr, "OpenPorts 2211", "Sequence 7103/tcp 8107/tcp 9109/tcp")
+	r.emitRules(t, "long", "other")
 	r.runHeaderLine(t, "load")
 	return r
 }
@@ -54,17 +56,20 @@ func TestFiftyClientsOfOneAddressConnectAtOnce(t *testing.T) {
 }
 
 // TestTwoProfilesOfOneAddressConnectAtOnce: the knocks of each profile are wrong knocks for
-// the other one, but both clients connect.
+// the other one, but both clients connect. A shell starts both, so that they begin within a
+// millisecond.
 func TestTwoProfilesOfOneAddressConnectAtOnce(t *testing.T) {
 	eachOf(t, kernelFirewalls(), onlyIPv4, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		r := newCrowdRig(t, f, family)
-		var all sync.WaitGroup
-		for range 5 {
-			from := r.freshAddr()
-			all.Go(func() { r.connect(t, from, "long", 2210) })
-			all.Go(func() { r.connect(t, from, "vps", lab.GuardedPort) })
+		for _, second := range []string{"long 2210", "other 2211"} {
+			for range 8 {
+				argv := "portknock -c " + r.profile + " -o " + patience + " -o BindAddress=" + r.freshAddr().String()
+				line := fmt.Sprintf("%s vps %d & %[1]s %[3]s; second=$?; wait $! && exit $second", argv, lab.GuardedPort, second)
+				if out, err := r.client.Try("sh", "-c", line); err != nil {
+					t.Fatalf("profiles vps and %s: %v\n%s", second, err, out)
+				}
+			}
 		}
-		all.Wait()
 	})
 }
 
