@@ -1,0 +1,319 @@
+package boot
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/portknock/portknock/cmd/internal/lab"
+	"golang.org/x/sys/unix"
+)
+
+// site is a machine with sshd, and a client that deploys to it. The profile is vps.
+type site struct {
+	machine        *lab.Machine
+	server, client *lab.Host // the server since its last boot
+	login          *lab.SSHD
+	config         string // file for ssh -F, without portknock
+	profile        string // file with the profile
+	nextIP         uint16 // number of further addresses of the client that have connected
+}
+
+// These profile settings are the sequences of most tests.
+const (
+	sequenceA = "Sequence 7001/udp 8003/tcp 9005/udp"
+	sequenceB = "Sequence 1001/udp 2003/tcp 3005/udp"
+)
+
+// newSite boots a machine without a guard. Files that before writes are there at the boot.
+func newSite(t *testing.T, release string, before ...func(*lab.Machine)) *site {
+	t.Helper()
+	lab.Require(t, "ssh")
+	m, client := newMachine(t, release)
+	s := &site{machine: m, client: client, profile: filepath.Join(t.TempDir(), "config")}
+	s.edit(t, sequenceA)
+	s.login = m.AuthorizeSSH(t)
+	s.config = s.login.ClientConfig(t)
+	for _, write := range before {
+		write(m)
+	}
+	s.server = m.Boot(t)
+	return s
+}
+
+// edit replaces the settings of the profile.
+func (s *site) edit(t *testing.T, settings ...string) {
+	t.Helper()
+	text := "Host vps\nHostName " + s.machine.Addr(lab.IPv4).String() + "\n" + strings.Join(settings, "\n") + "\n"
+	if err := os.WriteFile(s.profile, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// port returns the address of the machine's sshd.
+func (s *site) port() netip.AddrPort {
+	return netip.AddrPortFrom(s.machine.Addr(lab.IPv4), lab.GuardedPort)
+}
+
+// command returns a command of portknock that changes servers.
+func (s *site) command(verb string, args ...string) *lab.Cmd {
+	return s.client.Command("portknock", append([]string{verb, "-c", s.profile, "--ssh-config", s.config}, args...)...)
+}
+
+// expectEnd checks the exit code of a command, and that its output contains texts.
+func expectEnd(t *testing.T, err error, out string, code int, texts ...string) {
+	t.Helper()
+	got := 0
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		got = exit.ExitCode()
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	if got != code {
+		t.Errorf("the command ends with exit code %d, want %d\n%s", got, code, out)
+	}
+	for _, text := range texts {
+		if !strings.Contains(out, text) {
+			t.Errorf("the command does not print %q:\n%s", text, out)
+		}
+	}
+}
+
+// run runs a command of portknock to its end, without a terminal.
+func (s *site) run(t *testing.T, code int, texts []string, verb string, args ...string) string {
+	t.Helper()
+	start := time.Now()
+	out, err := s.command(verb, args...).CombinedOutput()
+	t.Logf("%s %v: %v", verb, args, time.Since(start).Round(10*time.Millisecond))
+	expectEnd(t, err, string(out), code, texts...)
+	return string(out)
+}
+
+// expect checks the state of port 22 for an address that has not knocked.
+func (s *site) expect(t *testing.T, when string, want lab.State) {
+	t.Helper()
+	s.nextIP++
+	if got := s.client.ProbeFrom(t, s.client.Source(lab.IPv4, s.nextIP), s.port()); got != want {
+		t.Errorf("%s: port 22 is %v, want %v", when, got, want)
+	}
+}
+
+// expectLogin checks that ssh logs in through portknock, from an address that has not been
+// admitted before.
+func (s *site) expectLogin(t *testing.T, when, user string) {
+	t.Helper()
+	s.nextIP++
+	proxy := fmt.Sprintf("ProxyCommand=portknock -c %s --profile vps -o BindAddress=%v -o ConnectTimeout=20 %%h %%p",
+		s.profile, s.client.Source(lab.IPv4, s.nextIP))
+	out, err := s.client.Try("ssh", "-F", s.config, "-o", proxy, user+"@"+s.port().Addr().String(), "echo in")
+	if err != nil || !strings.Contains(out, "in\n") {
+		t.Errorf("%s: ssh of %s: %v\n%s", when, user, err, out)
+	}
+}
+
+// terminal runs a command at a terminal of its own. It types a line after each prompt that ends
+// with a colon and a space. It returns all that the command prints.
+func terminal(t *testing.T, c *lab.Cmd, lines ...string) (out string, err error) {
+	t.Helper()
+	user, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer user.Close()
+	if err := unix.IoctlSetPointerInt(int(user.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	number, err := unix.IoctlGetInt(int(user.Fd()), unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tty, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Stdin, c.Stdout, c.Stderr = tty, tty, tty
+	err = c.Start()
+	_ = tty.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all bytes.Buffer
+	var reader sync.WaitGroup
+	reader.Go(func() {
+		buf := make([]byte, 4096)
+		for {
+			n, err := user.Read(buf)
+			all.Write(buf[:n])
+			if err != nil { // the last process has closed the terminal
+				return
+			}
+			if len(lines) > 0 && bytes.HasSuffix(all.Bytes(), []byte(": ")) {
+				_, _ = io.WriteString(user, lines[0]+"\n")
+				lines = lines[1:]
+			}
+		}
+	})
+	err = c.Wait()
+	reader.Wait()
+	return all.String(), err
+}
+
+// atTerminal runs a command of portknock at a terminal, and types lines.
+func (s *site) atTerminal(t *testing.T, lines []string, code int, texts []string, verb string, args ...string) string {
+	t.Helper()
+	c := s.command(verb, args...)
+	// The program setsid gives the command its standard input as the controlling terminal.
+	c = s.client.Command("setsid", append([]string{"--ctty", "--wait"}, c.Args...)...)
+	out, err := terminal(t, c, lines...)
+	expectEnd(t, err, out, code, texts...)
+	return out
+}
+
+// noise is a start file of a shell that prints text without an end of line.
+const noise = "echo Welcome; echo 'line 2' >&2; printf 'and no newline'\n"
+
+// makeUsers adds users to a machine that is on. They log in with root's key.
+const makeUsers = `set -e
+user() {
+	useradd -m -s "$2" "$1"
+	printf '%s:%s\n' "$1" "$3" | chpasswd
+	cp -r /root/.ssh "/home/$1/"
+	chown -R "$1:" "/home/$1/.ssh"
+}
+user free /bin/bash unused
+user asked /bin/bash 'Pass word$1'
+usermod -aG sudo asked
+user fishy /usr/bin/fish unused
+user noisy /bin/bash unused
+user nosudo /bin/bash 'Pass word$1'
+user nologin /usr/sbin/nologin unused
+user menu /bin/bash unused
+for u in free fishy noisy; do echo "$u ALL=(ALL) NOPASSWD: ALL"; done >/etc/sudoers.d/lab
+echo 'nosudo ALL=(ALL) NOPASSWD: /bin/true' >>/etc/sudoers.d/lab
+for u in noisy root; do
+	for f in .bashrc .profile .bash_profile; do cat /root/noise >"$(getent passwd $u | cut -d: -f6)/$f"; done
+done
+`
+
+const menuScript = `#!/bin/sh
+echo '1) status  2) quit'
+while read -r line; do echo "$line: wrong choice"; done
+`
+
+// newLogins makes a site with users of several kinds. Its sshd has a banner, and allows one
+// session in each connection.
+func newLogins(t *testing.T, release string) *site {
+	s := newSite(t, release, func(m *lab.Machine) {
+		write(t, m, "/root/noise", noise, 0o600)
+		write(t, m, "/root/menu", menuScript, 0o755)
+		write(t, m, "/etc/banner", "Authorized users only: "+strings.Repeat("really. ", 30)+"\n", 0o644)
+		write(t, m, "/etc/ssh/sshd_config.d/lab.conf", "MaxSessions 1\nBanner /etc/banner\n"+
+			"Match User menu\nForceCommand /usr/local/bin/menu\n", 0o644)
+	})
+	s.server.Shell(t, makeUsers+"install -m 755 /root/menu /usr/local/bin/menu")
+	return s
+}
+
+// TestDeployLogins: the first deploy, a login and undeploy work with each kind of user that may
+// become root.
+func TestDeployLogins(t *testing.T) {
+	t.Parallel()
+	for _, release := range lab.Releases {
+		t.Run(release, func(t *testing.T) {
+			t.Parallel()
+			s := newLogins(t, release)
+			for _, l := range []struct {
+				name, user, before string
+				password           string
+			}{
+				{name: "root", user: "root"},
+				{name: "sudo without password", user: "free"},
+				{name: "sudo with password", user: "asked", password: "Pass word$1"},
+				{name: "sudo without password, fish", user: "fishy"},
+				{name: "root, fish", user: "root", before: "chsh -s /usr/bin/fish root"},
+				{name: "noisy shell", user: "noisy"},
+			} {
+				t.Run(l.name, func(t *testing.T) {
+					if l.before != "" {
+						s.server.Shell(t, l.before)
+					}
+					files := s.server.Shell(t, "find /etc /run/portknock 2>/dev/null | sort; nft -s list ruleset")
+					host := l.user + "@vps"
+					change := func(verb string, texts ...string) string {
+						if l.password != "" {
+							return s.atTerminal(t, []string{l.password}, 0, append(texts, "Password of sudo on "+host), verb, host)
+						}
+						return s.run(t, 0, texts, verb, host)
+					}
+					out := change("deploy", "proved    the port does not answer", "proved    a new login", "deployed  vps")
+					if l.password != "" && strings.Contains(out, l.password) {
+						t.Errorf("the password is visible:\n%s", out)
+					}
+					s.expect(t, "after the deploy", lab.Dropped)
+					s.expectLogin(t, "after the deploy", l.user)
+					change("undeploy", "removed   vps")
+					s.expect(t, "after undeploy", lab.Open)
+					if got := s.server.Shell(t, "find /etc /run/portknock 2>/dev/null | sort; nft -s list ruleset"); got != files {
+						t.Errorf("undeploy leaves\n%s\nand before there was\n%s", got, files)
+					}
+				})
+			}
+		})
+	}
+}
+
+// TestDeployRefusedLogins: if the user does not become root, deploy says why, ends within
+// seconds, and changes nothing. No shell and no log sees a password.
+func TestDeployRefusedLogins(t *testing.T) {
+	t.Parallel()
+	s := newLogins(t, lab.Releases[0]) // Debian 13 has no nologin in the image
+	processes := s.server.Daemon(t, "sh", "-c", "while :; do ps -eo args >>/run/processes; sleep 0.1; done")
+	for _, l := range []struct {
+		name, user string
+		password   string // no terminal if it is ""
+		text       string
+	}{
+		{"wrong password", "asked", "wrong-guess", "sudo does not accept this password"},
+		{"no terminal", "asked", "", "sudo wants a password; run this at a terminal"},
+		{"no rights", "nosudo", "Pass word$1", "sudo does not allow this user to become root: Sorry, user nosudo is not allowed"},
+		{"nologin", "nologin", "", "This account is currently not available"},
+		{"menu", "menu", "", "1) status  2) quit"},
+	} {
+		t.Run(l.name, func(t *testing.T) {
+			host := l.user + "@vps"
+			start := time.Now()
+			var out string
+			if l.password != "" {
+				out = s.atTerminal(t, []string{l.password}, 6, []string{l.text}, "deploy", host)
+			} else {
+				c := s.command("deploy", host)
+				b, err := s.client.Command("setsid", append([]string{"--wait"}, c.Args...)...).CombinedOutput()
+				out = string(b)
+				expectEnd(t, err, out, 6, l.text)
+			}
+			t.Logf("%v\n%s", time.Since(start), out)
+			if took := time.Since(start); took > 30*time.Second {
+				t.Errorf("the deploy took %v", took)
+			}
+			if n := strings.Count(out, "portknock: "+host); n != 1 {
+				t.Errorf("the output has %d errors:\n%s", n, out)
+			}
+			s.expect(t, "afterwards", lab.Open)
+		})
+	}
+	processes.End()
+	found, _ := s.server.Try("sh", "-c", `journalctl --sync; { journalctl -b; cat /run/processes /home/*/.*history /root/.*history 2>/dev/null; } |
+grep -e wrong-guess -e 'Pass word'; grep -rl -e wrong-guess /var/log /home /root /etc /run /tmp`)
+	if found != "" {
+		t.Errorf("the server has passwords:\n%s", found)
+	}
+}
