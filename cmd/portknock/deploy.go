@@ -238,10 +238,6 @@ func (d *deploy) change(ctx context.Context, s *server) error {
 		verb = "install --force"
 	}
 	s.say("install   the rules, which will also be loaded at each boot")
-	_, err = s.channel.run(ctx, verbLimit, fmt.Sprintf("trap 'rm -f %[1]s %[1]s.out' EXIT", s.file))
-	if err != nil {
-		return s.cancel(ctx, err)
-	}
 	s.result.Result = isUnknown
 	if _, err = s.verb(context.WithoutCancel(ctx), verb); err != nil {
 		return d.settle(ctx, s, err)
@@ -254,7 +250,7 @@ func (s *server) cancel(ctx context.Context, err error) error {
 	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), 20*time.Second)
 	defer stop()
 	f := &failure{code: exitNotDeployed, err: fmt.Errorf("not deployed: %w", err)}
-	if _, cancelErr := s.verb(ctx, "cancel"); cancelErr == nil {
+	if _, cancelErr := s.verb(ctx, "cancel"); cancelErr == nil || s.trialEnds.IsZero() {
 		f.hint = "the rules from before are in force"
 	} else {
 		f.hint = fmt.Sprintf("the rules from before are in force at %s at the latest", clockTime(s.trialEnds))

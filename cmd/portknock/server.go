@@ -214,7 +214,7 @@ func (s *server) open(ctx context.Context, wait int) (err error) {
 umask 077
 mkdir -p /run/portknock
 trap 'rm -f %[1]s %[1]s.out' EXIT
-trap 'exit 1' HUP TERM
+trap 'exit 1' HUP TERM PIPE # so that the trap of EXIT runs
 exec 8>>/run/portknock/deploy.lock
 command -v flock >/dev/null || no_lock=none
 tries=0
@@ -242,9 +242,14 @@ func (s *server) close() {
 const verbLimit = 2 * time.Minute
 
 // verb runs a verb of the script on the server. The verb continues if the connection ends:
-// its output goes to a file, and it has a session of its own.
+// its output goes to a file, and it has a session of its own. A verb that installs the rules ends
+// the time in which the end of the connection ends the trial.
 func (s *server) verb(ctx context.Context, verb string) (string, error) {
-	return s.channel.run(ctx, verbLimit, fmt.Sprintf(`session=$(command -v setsid)
+	keep := ""
+	if strings.HasPrefix(verb, "install") {
+		keep = fmt.Sprintf("trap 'rm -f %[1]s %[1]s.out' EXIT\n", s.file)
+	}
+	return s.channel.run(ctx, verbLimit, keep+fmt.Sprintf(`session=$(command -v setsid)
 $session sh %[1]s %[2]s >%[1]s.out 2>&1 8>&-
 status=$?
 cat %[1]s.out
