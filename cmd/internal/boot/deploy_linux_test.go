@@ -1,6 +1,7 @@
 package boot
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -15,17 +16,19 @@ import (
 	"time"
 
 	"github.com/portknock/portknock/cmd/internal/lab"
+	"github.com/portknock/portknock/knock"
 	"golang.org/x/sys/unix"
 )
 
-// site is a machine with sshd, and a client that deploys to it. The profile is vps.
+// site is a machine with sshd, a client that deploys to it, and a stranger, who never knocks.
+// The profile is vps.
 type site struct {
-	machine        *lab.Machine
-	server, client *lab.Host // the server since its last boot
-	login          *lab.SSHD
-	config         string // file for ssh -F, without portknock
-	profile        string // file with the profile
-	nextIP         uint16 // number of further addresses of the client that have connected
+	machine          *lab.Machine
+	server           *lab.Host // the machine since its last boot
+	client, stranger *lab.Host
+	config           string // file for ssh -F, without portknock
+	profile          string // file with the profile
+	nextIP           uint16 // number of further addresses of the client that have connected
 }
 
 // These profile settings are the sequences of most tests.
@@ -38,11 +41,14 @@ const (
 func newSite(t *testing.T, release string, before ...func(*lab.Machine)) *site {
 	t.Helper()
 	lab.Require(t, "ssh")
-	m, client := newMachine(t, release)
-	s := &site{machine: m, client: client, profile: filepath.Join(t.TempDir(), "config")}
+	s := &site{client: lab.NewHost(t, "client"), stranger: lab.NewHost(t, "stranger"), profile: filepath.Join(t.TempDir(), "config")}
+	m := lab.NewMachine(t, release, s.client, s.stranger)
+	s.machine = m
+	if err := build(); err != nil {
+		t.Fatal(err)
+	}
 	s.edit(t, sequenceA)
-	s.login = m.AuthorizeSSH(t)
-	s.config = s.login.ClientConfig(t)
+	s.config = m.AuthorizeSSH(t).ClientConfig(t)
 	for _, write := range before {
 		write(m)
 	}
@@ -98,11 +104,10 @@ func (s *site) run(t *testing.T, code int, texts []string, verb string, args ...
 	return string(out)
 }
 
-// expect checks the state of port 22 for an address that has not knocked.
+// expect checks the state of port 22 for the stranger.
 func (s *site) expect(t *testing.T, when string, want lab.State) {
 	t.Helper()
-	s.nextIP++
-	if got := s.client.ProbeFrom(t, s.client.Source(lab.IPv4, s.nextIP), s.port()); got != want {
+	if got := s.stranger.Probe(t, s.port()); got != want {
 		t.Errorf("%s: port 22 is %v, want %v", when, got, want)
 	}
 }
@@ -316,4 +321,137 @@ grep -e wrong-guess -e 'Pass word'; grep -rl -e wrong-guess /var/log /home /root
 	if found != "" {
 		t.Errorf("the server has passwords:\n%s", found)
 	}
+}
+
+// progress lists the lines that a deploy prints, one after each step.
+var progress = []string{"server ", "new ", "trial ", "proved    the port", "proved    a new", "install ", "deployed "}
+
+// start starts a deploy, and returns when it has printed a line with this text, or when it has
+// ended. The function rest waits for the end, and returns all output.
+func (s *site) start(t *testing.T, text string, args ...string) (c *lab.Cmd, rest func() string) {
+	t.Helper()
+	c = s.command("deploy", args...)
+	pipe, err := c.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Stderr = c.Stdout
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.End)
+	lines, out := bufio.NewReader(pipe), ""
+	for {
+		line, err := lines.ReadString('\n')
+		out += line
+		if err != nil {
+			break
+		}
+		if strings.HasPrefix(line, text) {
+			return c, func() string {
+				more, _ := io.ReadAll(lines)
+				_ = c.Wait()
+				return out + string(more)
+			}
+		}
+	}
+	t.Fatalf("deploy does not print %q:\n%s", text, out)
+	return nil, nil
+}
+
+// admits reports whether the knocks of a sequence open port 22.
+func (s *site) admits(t *testing.T, setting string) bool {
+	t.Helper()
+	sequence, err := knock.ParseSequence(strings.TrimPrefix(setting, "Sequence "))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.nextIP++
+	from := s.client.Source(lab.IPv4, s.nextIP)
+	s.client.KnockFrom(t, from, s.port().Addr(), sequence...)
+	return s.client.ProbeFrom(t, from, s.port()) == lab.Open
+}
+
+// interrupt interrupts a deploy of other knocks after each step. Afterwards the client logs in
+// with what it has, and the stranger never sees an open port. In the end, a deploy succeeds.
+func (s *site) interrupt(t *testing.T, action func(c *lab.Cmd, rest func() string)) {
+	t.Helper()
+	settings := []string{sequenceA, sequenceB}
+	s.edit(t, settings[0])
+	s.run(t, 0, nil, "deploy", "vps")
+	watch := s.stranger.WatchPort(t, s.port())
+	for _, step := range progress {
+		s.edit(t, settings[1])
+		start := time.Now()
+		action(s.start(t, step, "--trial", "30s", "vps"))
+		s.expectLogin(t, "after "+step, "root")
+		isOld, isNew := s.admits(t, settings[0]), s.admits(t, settings[1])
+		t.Logf("%s: %v; old knocks: %v, new knocks: %v", step, time.Since(start).Round(10*time.Millisecond), isOld, isNew)
+		if isOld == isNew {
+			t.Errorf("after %s: the old knocks open the port: %v, and the new ones: %v", step, isOld, isNew)
+		}
+		switch step {
+		case "server ", "new ", "trial ":
+			if isNew {
+				t.Errorf("after %s: the new knocks open the port", step)
+			}
+		case "deployed ":
+			if !isNew {
+				t.Errorf("after %s: the old knocks open the port", step)
+			}
+		}
+		if isNew {
+			settings[0], settings[1] = settings[1], settings[0]
+		}
+	}
+	s.edit(t, settings[1])
+	s.run(t, 0, []string{"proved    the port does not answer", "proved    a new login"}, "deploy", "vps")
+	if open, first, last := watch.Stop(t); open != 0 {
+		t.Errorf("port 22 was open for %v, from %v to %v", open, first, last)
+	}
+}
+
+// awaitUnlocked waits until no deploy has its lock on the server any more.
+func (s *site) awaitUnlocked(t *testing.T) {
+	t.Helper()
+	lab.Await(t, 20*time.Second, func() string {
+		if out, err := s.server.Try("flock", "-n", "/run/portknock/deploy.lock", "true"); err != nil {
+			return "the deploy still has its lock: " + out
+		}
+		return ""
+	})
+}
+
+// TestInterruptedDeploy: whenever a deploy is interrupted, the client can log in, and the port
+// is closed to strangers.
+func TestInterruptedDeploy(t *testing.T) {
+	t.Parallel()
+	t.Run("killed", func(t *testing.T) {
+		t.Parallel()
+		s := newSite(t, lab.Releases[0])
+		s.interrupt(t, func(c *lab.Cmd, _ func() string) {
+			c.End()
+			s.awaitUnlocked(t)
+		})
+	})
+	t.Run("ssh killed", func(t *testing.T) {
+		t.Parallel()
+		s := newSite(t, lab.Releases[1])
+		s.interrupt(t, func(_ *lab.Cmd, rest func() string) {
+			_, _ = s.client.Try("pkill", "-KILL", "-x", "ssh")
+			if out := rest(); strings.Contains(out, "00:00:00") {
+				t.Errorf("deploy prints\n%s", out)
+			}
+			s.awaitUnlocked(t)
+		})
+	})
+	t.Run("power cut", func(t *testing.T) {
+		t.Parallel()
+		s := newSite(t, lab.Releases[1])
+		s.interrupt(t, func(c *lab.Cmd, _ func() string) {
+			s.machine.PowerCut()
+			c.End()
+			s.server = s.machine.Boot(t)
+		})
+	})
 }
