@@ -264,12 +264,21 @@ func (s *server) cancel(ctx context.Context, err error) error {
 
 // settle finds out what the server has, after an error of the last step.
 func (d *deploy) settle(ctx context.Context, s *server, err error) error {
+	canceled := ctx.Done()
 	ctx = context.WithoutCancel(ctx)
 	if _, failed := errors.AsType[*statusError](err); !failed {
 		s.say("note      %v; asking the server again", err)
 		s.close()
-		if openErr := s.open(ctx, 60); openErr != nil {
-			return d.unknown(s, err)
+		patience := time.After(time.Minute)
+		for s.open(ctx, 60) != nil { // the network may be away for a moment
+			s.close()
+			select {
+			case <-canceled:
+				return d.unknown(s, err)
+			case <-patience:
+				return d.unknown(s, err)
+			case <-time.After(2 * time.Second):
+			}
 		}
 	}
 	st, statusErr := s.readStatus(ctx, "/etc/portknock/"+s.part+".sh")

@@ -209,23 +209,43 @@ func (s *server) open(ctx context.Context, wait int) (err error) {
 		return &failure{exitNotDeployed, fmt.Errorf("not root on the server: %w", err), ""}
 	}
 	s.file = "/run/portknock/deploy." + s.channel.nonce
-	// Another run must not change the rules at the same time. The lock ends with the shell.
+	// Another run must not change the rules at the same time. The lock ends with the shell. A
+	// computer that is cut off may leave a shell that waits for hours, so each run touches its lock.
+	// A run that finds an old lock ends that shell, and what it has left.
 	out, err := s.channel.run(ctx, verbLimit, fmt.Sprintf(`PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 umask 077
 mkdir -p /run/portknock
 trap 'rm -f %[1]s %[1]s.out' EXIT
 trap 'exit 1' HUP TERM PIPE # so that the trap of EXIT runs
-exec 8>>/run/portknock/deploy.lock
+lock=/run/portknock/deploy.lock
+exec 8>>$lock
 command -v flock >/dev/null || no_lock=none
 tries=0
 until [ "$no_lock" ] || flock -n 8; do # the flock of busybox cannot wait with a limit
+	if [ "$(find $lock -mmin +1)" ]; then
+		kill -9 "$(sed -n 2p $lock)" >/dev/null 2>&1
+		touch $lock
+		sleep 1
+		continue
+	fi
 	tries=$((tries + 1))
-	if [ $tries -gt %[2]d ]; then echo "busy $(cat /run/portknock/deploy.lock)"; break; fi
+	if [ $tries -gt %[2]d ]; then echo "busy $(head -n 1 $lock)"; break; fi
 	sleep 1
 done
-[ $tries -gt %[2]d ] || echo %[3]s >/run/portknock/deploy.lock`, s.file, wait, shellWord(madeBy())))
+if [ $tries -le %[2]d ]; then
+	printf '%%s\n' %[3]s $$ >$lock
+	for left in /run/portknock/deploy.*; do
+		case $left in *.lock | *.out | *'*') continue ;; esac
+		sh "$left" cancel >/dev/null 2>&1 8>&-
+		rm -f "$left" "$left.out"
+	done
+fi`, s.file, wait, shellWord(madeBy())))
 	if by, busy := strings.CutPrefix(out, "busy "); busy && err == nil {
-		err = &failure{exitNotDeployed, fmt.Errorf("another deploy to this server is running: %s", by), "wait until it has ended"}
+		err = &failure{exitNotDeployed, fmt.Errorf("another deploy to this server is running: %s", by),
+			"wait until it has ended, or for two minutes after its connection has ended"}
+	}
+	if err == nil {
+		go s.channel.repeat("touch /run/portknock/deploy.lock\n")
 	}
 	return err
 }
