@@ -455,3 +455,69 @@ func TestInterruptedDeploy(t *testing.T) {
 		})
 	})
 }
+
+// cut is a shell command that cuts the network of a host. With a port, it cuts only the
+// connections from that port.
+const cut = `for hook in ingress egress; do
+	direction=sport
+	[ $hook = egress ] || direction=dport
+	nft "add table netdev cut; add chain netdev cut $hook { type filter hook $hook device eth0 priority 0; }
+add rule netdev cut $hook ${1:+tcp $direction $1} drop"
+done`
+
+// TestDeployWithoutNetwork: if the network fails during a trial, the old knocks open the port
+// when the trial has ended. If it fails when the server installs the rules, deploy asks the
+// server as soon as the network is back. A computer that comes back with another address can
+// deploy again after two minutes.
+func TestDeployWithoutNetwork(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, lab.Releases[1])
+	s.run(t, 0, nil, "deploy", "vps")
+	s.edit(t, sequenceB)
+
+	_, rest := s.start(t, "trial ", "--trial", "30s", "vps")
+	s.client.Run(t, "sh", "-c", cut)
+	out := rest()
+	s.client.Run(t, "nft", "delete table netdev cut")
+	if !strings.Contains(out, "not deployed: ") || !strings.Contains(out, "the rules from before are in force at ") {
+		t.Errorf("deploy prints\n%s", out)
+	}
+	s.expect(t, "without network in a trial", lab.Dropped)
+	s.expectLogin(t, "without network in a trial", "root")
+	lab.Await(t, 40*time.Second, func() string {
+		if s.admits(t, sequenceB) {
+			return "the new knocks open the port after the trial"
+		}
+		return ""
+	})
+	s.expectLogin(t, "after the trial", "root")
+	s.expire(t)
+
+	// The client is killed, and the server does not notice.
+	c, _ := s.start(t, "trial ", "--trial", "2h", "vps")
+	port := s.server.Shell(t, "ss -Htn state established sport = :22 | sed 's/.*://'")
+	s.client.Run(t, "sh", "-c", cut, "sh", strings.TrimSpace(port))
+	c.End()
+	s.run(t, 6, []string{"another deploy to this server is running: root@client", "or for two minutes"}, "deploy", "vps")
+	s.expire(t)
+	s.run(t, 0, []string{"deployed  vps"}, "deploy", "vps")
+	s.client.Run(t, "nft", "delete table netdev cut")
+	if left := s.server.Shell(t, "ls /run/portknock | grep '^deploy[.][0-9A-Z]' || :"); left != "" {
+		t.Errorf("deploy leaves %s", left)
+	}
+
+	s.edit(t, sequenceA)
+	c, rest = s.start(t, "install ", "--trial", "2m", "vps")
+	s.client.Run(t, "sh", "-c", cut)
+	time.AfterFunc(40*time.Second, func() { _, _ = s.client.Try("nft", "delete table netdev cut") })
+	out = rest()
+	expectEnd(t, c.Wait(), out, 0, "asking the server again", "deployed  vps")
+	s.expect(t, "at the end", lab.Dropped)
+	s.expectLogin(t, "at the end", "root")
+}
+
+// expire lets the lock of a deploy expire.
+func (s *site) expire(t *testing.T) {
+	t.Helper()
+	s.server.Run(t, "touch", "-d", "-3 minutes", "/run/portknock/deploy.lock")
+}
