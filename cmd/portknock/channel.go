@@ -165,6 +165,19 @@ func (e *statusError) Error() string {
 	return "exit status " + e.status
 }
 
+// reasons returns what a failed command printed before its error, or "".
+func reasons(err error) string {
+	failed, ok := errors.AsType[*statusError](err)
+	if !ok {
+		return ""
+	}
+	lines := strings.Split(failed.output, "\n")
+	for i := range lines {
+		lines[i] = strings.TrimPrefix(lines[i], "portknock: ")
+	}
+	return strings.Join(lines[:len(lines)-1], "\n")
+}
+
 // repeat sends a command to the shell four times a minute, until the channel ends. The command
 // must not print anything.
 func (c *channel) repeat(command string) {

@@ -187,6 +187,7 @@ func (d *deploy) uploadScript(ctx context.Context, s *server, guards []rules.Gua
 	}
 	for i, format := range formats {
 		var script bytes.Buffer
+		var other string
 		err := format.EmitScript(&script, guards, o, rules.Script{OnFailureOpen: d.onFailure == "open", By: madeBy()})
 		if err != nil {
 			return emitFailure(err, false)
@@ -198,16 +199,46 @@ func (d *deploy) uploadScript(ctx context.Context, s *server, guards []rules.Gua
 		if err := s.channel.upload(ctx, s.file, script.Bytes()); err != nil {
 			return err
 		}
-		out, err := s.verb(ctx, "test")
+		hint := ""
+		if other, err = s.otherFirewall(ctx, format); err == nil && other != "" {
+			err = fmt.Errorf("the server has rules of portknock in %s, and both together would admit nobody", other)
+			hint = fmt.Sprintf("use --format %s, or first remove those rules with undeploy", other)
+		}
+		if err == nil {
+			_, err = s.verb(ctx, "test")
+			hint = reasons(err)
+		}
 		switch {
 		case err == nil:
 			return nil
 		case i == len(formats)-1:
-			return &failure{exitNotDeployed, err, out}
+			return &failure{exitNotDeployed, err, hint}
 		}
-		s.say("note      the server cannot load rules of %s: %v", format, err)
+		s.say("note      the server cannot load rules of %s: %s", format, cmp.Or(oneLine(reasons(err)), err.Error()))
 	}
 	return nil
+}
+
+// otherFirewall returns the other firewall than that of a format, nftables or iptables, if it has
+// rules of portknock. Each of the two firewalls admits only by its own knocks. A login may still
+// succeed in the trial, because the knocks of an earlier login have opened the port in the other
+// firewall.
+func (s *server) otherFirewall(ctx context.Context, format rules.Format) (string, error) {
+	other, script := "iptables", `{
+	iptables -w -t mangle -S PORTKNOCK | grep -e --comment
+	grep -lx format=iptables /etc/portknock/*.sh
+} 2>/dev/null | head -n 1`
+	if format == "iptables" {
+		other, script = "nftables", `{
+	nft -t list table inet portknock | grep "chain let_"
+	grep -Lx format=iptables /etc/portknock/*.sh
+} 2>/dev/null | head -n 1`
+	}
+	out, err := s.channel.run(ctx, verbLimit, script)
+	if out == "" {
+		other = ""
+	}
+	return other, err
 }
 
 // change loads the rules on trial, proves that they work, and installs them.
@@ -254,6 +285,9 @@ func (s *server) cancel(ctx context.Context, err error) error {
 		f.hint = "the rules from before are in force"
 	} else {
 		f.hint = fmt.Sprintf("the rules from before are in force at %s at the latest", clockTime(s.trialEnds))
+	}
+	if why := reasons(err); why != "" {
+		f.hint = why + "\n" + f.hint
 	}
 	if s.ssh.proxyJump != "" {
 		f.hint += fmt.Sprintf("\nssh uses the jump host %[1]s, so the knocks must come from there: install portknock and the profile there\n"+
