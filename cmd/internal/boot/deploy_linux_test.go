@@ -3,6 +3,9 @@ package boot
 import (
 	"bufio"
 	"bytes"
+	"cmp"
+	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -109,6 +113,30 @@ func (s *site) expect(t *testing.T, when string, want lab.State) {
 	t.Helper()
 	if got := s.stranger.Probe(t, s.port()); got != want {
 		t.Errorf("%s: port 22 is %v, want %v", when, got, want)
+	}
+}
+
+// state returns what a deploy changes on the server, one thing a line.
+func (s *site) state(t *testing.T) []string {
+	t.Helper()
+	return strings.Split(s.server.Shell(t, `find /etc /run/portknock 2>/dev/null
+systemctl list-units --all --plain --no-legend 'portknock*' 'knockd*' 'fwknop*'
+nft list tables inet; iptables -w -t mangle -S; ip6tables -w -t mangle -S`), "\n")
+}
+
+// expectState checks that undeploy leaves the state that the server had before.
+func (s *site) expectState(t *testing.T, before []string) {
+	t.Helper()
+	after := s.state(t)
+	for _, line := range after {
+		if !slices.Contains(before, line) {
+			t.Errorf("undeploy leaves %s", line)
+		}
+	}
+	for _, line := range before {
+		if !slices.Contains(after, line) {
+			t.Errorf("undeploy has removed %s", line)
+		}
 	}
 }
 
@@ -251,7 +279,7 @@ func TestDeployLogins(t *testing.T) {
 					if l.before != "" {
 						s.server.Shell(t, l.before)
 					}
-					files := s.server.Shell(t, "find /etc /run/portknock 2>/dev/null | sort; nft -s list ruleset")
+					before := s.state(t)
 					host := l.user + "@vps"
 					change := func(verb string, texts ...string) string {
 						if l.password != "" {
@@ -267,9 +295,7 @@ func TestDeployLogins(t *testing.T) {
 					s.expectLogin(t, "after the deploy", l.user)
 					change("undeploy", "removed   vps")
 					s.expect(t, "after undeploy", lab.Open)
-					if got := s.server.Shell(t, "find /etc /run/portknock 2>/dev/null | sort; nft -s list ruleset"); got != files {
-						t.Errorf("undeploy leaves\n%s\nand before there was\n%s", got, files)
-					}
+					s.expectState(t, before)
 				})
 			}
 		})
@@ -520,4 +546,214 @@ func TestDeployWithoutNetwork(t *testing.T) {
 func (s *site) expire(t *testing.T) {
 	t.Helper()
 	s.server.Run(t, "touch", "-d", "-3 minutes", "/run/portknock/deploy.lock")
+}
+
+// strictFirewall is a file for nftables.conf. It closes all ports but 22, also those of the
+// knocks.
+const strictFirewall = `flush ruleset
+table inet filter {
+	chain input {
+		type filter hook input priority filter; policy drop;
+		ct state established,related accept
+		iif lo accept
+		meta l4proto { icmp, ipv6-icmp } accept
+		tcp dport 22 accept
+	}
+}
+`
+
+// TestDeployBesideFirewalls: a deploy works beside another firewall that closes the ports of
+// the knocks. The port is closed to strangers at every moment of a reboot.
+func TestDeployBesideFirewalls(t *testing.T) {
+	t.Parallel()
+	type firewall struct{ name, start, stop string }
+	ufw := firewall{"ufw", "ufw allow 22/tcp && ufw --force enable && systemctl enable --now ufw", "systemctl disable --now ufw; ufw --force reset"}
+	firewalld := firewall{"firewalld", "systemctl enable --now firewalld", "systemctl disable --now firewalld"}
+	nftables := firewall{"nftables", "systemctl enable --now nftables", "systemctl disable --now nftables"}
+	for release, firewalls := range map[string][]firewall{"bookworm": {firewalld, nftables}, "trixie": {nftables, ufw}} {
+		t.Run(release, func(t *testing.T) {
+			t.Parallel()
+			s := newSite(t, release, func(m *lab.Machine) { write(t, m, "/etc/nftables.conf", strictFirewall, 0o600) })
+			for _, f := range firewalls {
+				s.server.Shell(t, f.start)
+				s.run(t, 0, []string{f.name + " manages the firewall", "proved    a new login", "deployed  vps"}, "deploy", "vps")
+				s.expectLogin(t, "beside "+f.name, "root")
+				watch := s.stranger.WatchPort(t, s.port())
+				s.server = s.machine.Reboot(t)
+				if open, first, last := watch.Stop(t); open != 0 {
+					t.Errorf("%s: port 22 was open for %v, from %v to %v", f.name, open, first, last)
+				}
+				s.server.Shell(t, "systemctl is-active "+f.name)
+				s.expect(t, "after a reboot, beside "+f.name, lab.Dropped)
+				s.expectLogin(t, "after a reboot, beside "+f.name, "root")
+				s.run(t, 0, nil, "undeploy", "vps")
+				s.expect(t, "after undeploy, beside "+f.name, lab.Open)
+				s.server.Shell(t, f.stop)
+			}
+		})
+	}
+}
+
+// TestDeployFormats: a deploy, a login, a change and undeploy work with each format.
+func TestDeployFormats(t *testing.T) {
+	t.Parallel()
+	spa := func() string {
+		return "Scheme fwknop\nKeyFile " + lab.File(t, "key", rand.Text()) + "\nHMACKeyFile " + lab.File(t, "hmac", rand.Text())
+	}
+	type change struct{ format, first, second string }
+	iptables := change{"iptables", sequenceA, sequenceB}
+	for release, changes := range map[string][]change{
+		"bookworm": {{"fwknop", spa(), spa()}, iptables},
+		"trixie":   {{"knockd", sequenceA, sequenceB}, iptables},
+	} {
+		t.Run(release, func(t *testing.T) {
+			t.Parallel()
+			s := newSite(t, release)
+			// knockd and fwknopd need a default route.
+			s.server.Run(t, "ip", "route", "add", "default", "via", s.client.Addr(lab.IPv4).String())
+			for _, c := range changes {
+				before := s.state(t)
+				var args []string
+				if c.format != "fwknop" {
+					args = []string{"--format", c.format}
+				}
+				s.edit(t, c.first)
+				s.run(t, 0, []string{"format " + c.format, "proved    a new login"}, "deploy", append(args, "vps")...)
+				s.expect(t, c.format, lab.Dropped)
+				s.expectLogin(t, c.format, "root")
+				s.edit(t, c.second)
+				s.expectLogin(t, c.format+" with a changed profile", "root")
+				s.run(t, 0, []string{"proved    a new login"}, "deploy", append(args, "vps")...)
+				s.expect(t, c.format+" changed", lab.Dropped)
+				s.expectLogin(t, c.format+" changed", "root")
+				s.run(t, 0, nil, "undeploy", "vps")
+				s.expect(t, c.format+" after undeploy", lab.Open)
+				s.expectState(t, before)
+			}
+		})
+	}
+}
+
+// TestDeployOfRefusedRules: if the server cannot load the new rules, or they would not open the
+// port, the old ones stay in force.
+func TestDeployOfRefusedRules(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, lab.Releases[1])
+	s.run(t, 0, nil, "deploy", "vps")
+	token := "Scheme token\nKeyFile " + lab.File(t, "key", knock.NewKey().Reveal())
+	wrapper := func(line string) string {
+		return "printf '%s\n' '#!/bin/sh' " + "'" + line + "' 'exec /root/nft \"$@\"' >/usr/sbin/nft && chmod 755 /usr/sbin/nft"
+	}
+	s.server.Shell(t, "mv /usr/sbin/nft /root/nft; "+wrapper(":"))
+	for _, c := range []struct {
+		name, settings, nft, shift, text string
+		args                             []string
+	}{
+		{name: "the kernel has no memory", settings: sequenceB, args: []string{"--format", "nftables"},
+			nft:  `case "$*" in *portknock/rules) echo "rules:1:1-1: Error: Could not process rule: Cannot allocate memory" >&2; exit 1 ;; esac`,
+			text: "hint: nft: Could not process rule: Cannot allocate memory"},
+		{name: "nft is too old", settings: sequenceB, args: []string{"--format", "nftables"},
+			nft: `[ "$1" != --version ] || { echo "nftables v0.9.8 (E.D.S.)"; exit; }`, text: "hint: nft 0.9.8 is too old"},
+		{name: "nft does not start", settings: sequenceB, nft: "exit 127", text: "the server has rules of portknock in nftables"},
+		{name: "other format", settings: sequenceB, args: []string{"--format", "iptables"}, text: "the server has rules of portknock in nftables"},
+		{name: "wrong clock", settings: token, shift: "-3m", text: "the clocks differ by 3m0"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s.edit(t, c.settings)
+			s.server.Shell(t, wrapper(cmp.Or(c.nft, ":")))
+			deploy := s.command("deploy", append(c.args, "--trial", "30s", "vps")...)
+			deploy.Env = append(deploy.Env, "PORTKNOCK_TEST_SHIFT="+c.shift)
+			start := time.Now()
+			out, err := deploy.CombinedOutput()
+			t.Logf("%v\n%s", time.Since(start), out)
+			expectEnd(t, err, string(out), 6, c.text)
+			s.server.Shell(t, wrapper(":"))
+			s.expect(t, "afterwards", lab.Dropped)
+			s.expectLogin(t, "afterwards", "root")
+			if !s.admits(t, sequenceA) {
+				t.Error("the old knocks do not open the port")
+			}
+		})
+	}
+	s.run(t, 0, []string{"deployed  vps"}, "deploy", "vps")
+	s.expectLogin(t, "at the end", "root")
+}
+
+// addHost gives the stranger an sshd and files of its own. Afterwards, ssh logs in to it by
+// this name, and to vps with these settings.
+func (s *site) addHost(t *testing.T, name string, settings ...string) {
+	t.Helper()
+	s.stranger.Shell(t, `mount -t tmpfs tmpfs /root && cp -a /etc /run/etc && mount --bind /run/etc /etc &&
+mkdir -p /etc/cron.d && cp "$(command -v sleep)" /run/cron`)
+	s.stranger.Daemon(t, "sh", "-c", "exec /run/cron 1000")
+	config := s.stranger.SSHD(t, []uint16{lab.GuardedPort}).ClientConfig(t, "Host "+name, "HostName "+s.stranger.Addr(lab.IPv4).String())
+	text := strings.Replace(lab.ReadFile(t, config), "Host *\n", "", 1)
+	if len(settings) > 0 {
+		text += "Host vps\n" + strings.Join(settings, "\n") + "\n"
+	}
+	s.config = lab.File(t, "ssh_config", text+lab.ReadFile(t, s.config))
+}
+
+// TestDeployToSeveralServers: deploys to two servers run at the same time. If one server fails,
+// the other is deployed. A second deploy to a server that another one changes fails.
+func TestDeployToSeveralServers(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, lab.Releases[0])
+	s.addHost(t, "web")
+	s.edit(t, sequenceA, "Host web", "HostName "+s.stranger.Addr(lab.IPv4).String(), sequenceB)
+	web := netip.AddrPortFrom(s.stranger.Addr(lab.IPv4), lab.GuardedPort)
+	expectBoth := func(when string, want lab.State) {
+		t.Helper()
+		s.expect(t, when, want)
+		s.nextIP++
+		if got := s.client.ProbeFrom(t, s.client.Source(lab.IPv4, s.nextIP), web); got != want {
+			t.Errorf("%s: port 22 of web is %v, want %v", when, got, want)
+		}
+	}
+	s.run(t, 0, []string{"vps          deployed  vps", "web          deployed  web"}, "deploy", "--parallel", "2", "vps", "web")
+	expectBoth("after the deploy", lab.Dropped)
+
+	var results []struct{ Host, Result, Error string }
+	nft := strings.TrimSpace(s.stranger.Shell(t, `readlink -f "$(command -v nft)"`))
+	s.stranger.Run(t, "mount", "--bind", "/dev/null", nft)
+	out, err := s.command("deploy", "--parallel", "2", "--json", "--format", "nftables", "web", "vps").Output()
+	expectEnd(t, err, string(out), 6)
+	if err := json.Unmarshal(out, &results); err != nil || len(results) != 2 ||
+		results[0].Host != "web" || results[0].Result != "not deployed" || results[0].Error == "" ||
+		results[1].Host != "vps" || results[1].Result != "deployed" || results[1].Error != "" {
+		t.Errorf("deploy --json prints %s, %v", out, err)
+	}
+	s.stranger.Run(t, "umount", nft)
+
+	first, rest := s.start(t, "new ", "vps")
+	s.run(t, 6, []string{"another deploy to this server is running: root@client"}, "deploy", "vps")
+	out = []byte(rest())
+	expectEnd(t, first.Wait(), string(out), 0, "deployed  vps")
+	s.run(t, 0, nil, "undeploy", "vps", "web")
+	expectBoth("after undeploy", lab.Open)
+}
+
+// TestDeployThroughJumpHost: with ProxyJump, the knocks do not come from the jump host. deploy
+// then fails, and its hint works.
+func TestDeployThroughJumpHost(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, lab.Releases[0])
+	direct := s.config
+	s.addHost(t, "jump", "HostName "+s.port().Addr().String(), "ProxyJump jump")
+	s.run(t, 6, []string{"not deployed: ", "the rules from before are in force", "ssh uses the jump host jump",
+		"replace ProxyJump by: ProxyCommand ssh jump portknock %h %p"}, "deploy", "vps")
+	s.expect(t, "after the deploy with ProxyJump", lab.Open)
+
+	lab.EditFile(t, s.config, "ProxyJump jump", fmt.Sprintf("ProxyCommand ssh -F %s jump %s -c %s --profile vps %%h %%p",
+		s.config, filepath.Join(buildDir, "portknock"), s.profile))
+	s.run(t, 0, []string{"proved    a new login", "deployed  vps"}, "deploy", "vps")
+	if got := s.client.Probe(t, s.port()); got != lab.Dropped {
+		t.Errorf("port 22 is %v for the client", got)
+	}
+	if out, err := s.client.Try("ssh", "-F", s.config, "vps", "echo in"); err != nil || !strings.Contains(out, "in\n") {
+		t.Errorf("ssh through the jump host: %v\n%s", err, out)
+	}
+	s.run(t, 0, nil, "undeploy", "vps")
+	s.config = direct
+	s.expectLogin(t, "after undeploy", "root")
 }
