@@ -201,7 +201,7 @@ func (d *deploy) uploadScript(ctx context.Context, s *server, guards []rules.Gua
 		}
 		hint := ""
 		if other, err = s.otherFirewall(ctx, format); err == nil && other != "" {
-			err = fmt.Errorf("the server has rules of portknock in %s, and both together would admit nobody", other)
+			err = fmt.Errorf("the server has rules of portknock in %s; rules in both firewalls would admit nobody", other)
 			hint = fmt.Sprintf("use --format %s, or first remove those rules with undeploy", other)
 		}
 		if err == nil {

@@ -423,7 +423,7 @@ func (s *site) interrupt(t *testing.T, action func(c *lab.Cmd, rest func() strin
 	for _, step := range progress {
 		s.edit(t, settings[1])
 		start := time.Now()
-		action(s.start(t, step, "--trial", "30s", "vps"))
+		action(s.start(t, step, "--trial", "2m", "vps"))
 		s.expectLogin(t, "after "+step, "root")
 		isOld, isNew := s.admits(t, settings[0]), s.admits(t, settings[1])
 		t.Logf("%s: %v; old knocks: %v, new knocks: %v", step, time.Since(start).Round(10*time.Millisecond), isOld, isNew)
