@@ -200,7 +200,7 @@ func (d *deploy) uploadScript(ctx context.Context, s *server, guards []rules.Gua
 			return err
 		}
 		hint := ""
-		if other, err = s.otherFirewall(ctx, format); err == nil && other != "" {
+		if other, err = s.otherFirewall(ctx); err == nil && other != "" {
 			err = fmt.Errorf("the server has rules of portknock in %s; rules in both firewalls would admit nobody", other)
 			hint = fmt.Sprintf("use --format %s, or first remove those rules with undeploy", other)
 		}
@@ -219,26 +219,22 @@ func (d *deploy) uploadScript(ctx context.Context, s *server, guards []rules.Gua
 	return nil
 }
 
-// otherFirewall returns the other firewall than that of a format, nftables or iptables, if it has
-// rules of portknock. Each of the two firewalls admits only by its own knocks. A login may still
-// succeed in the trial, because the knocks of an earlier login have opened the port in the other
-// firewall.
-func (s *server) otherFirewall(ctx context.Context, format rules.Format) (string, error) {
-	other, script := "iptables", `{
-	iptables -w -t mangle -S PORTKNOCK | grep -e --comment
-	grep -lx format=iptables /etc/portknock/*.sh
-} 2>/dev/null | head -n 1`
-	if format == "iptables" {
-		other, script = "nftables", `{
-	nft -t list table inet portknock | grep "chain let_"
-	grep -Lx format=iptables /etc/portknock/*.sh
-} 2>/dev/null | head -n 1`
-	}
-	out, err := s.channel.run(ctx, verbLimit, script)
-	if out == "" {
-		other = ""
-	}
-	return other, err
+// otherFirewall returns the other firewall than that of the new script, nftables or iptables, if it
+// has rules of portknock. Each of the two firewalls admits only by its own knocks. A login may
+// still succeed in the trial, because the knocks of an earlier login have opened the port in the
+// other firewall.
+func (s *server) otherFirewall(ctx context.Context) (string, error) {
+	return s.channel.run(ctx, verbLimit, fmt.Sprintf(`if grep -qx format=iptables %s; then
+	{
+		nft -t list table inet portknock | grep 'chain let_'
+		grep -Lx format=iptables /etc/portknock/*.sh
+	} 2>/dev/null | sed 's/.*/nftables/; q'
+else
+	{
+		iptables -w -t mangle -S PORTKNOCK | grep -e --comment
+		grep -lx format=iptables /etc/portknock/*.sh
+	} 2>/dev/null | sed 's/.*/iptables/; q'
+fi`, s.file))
 }
 
 // change loads the rules on trial, proves that they work, and installs them.

@@ -639,6 +639,10 @@ func TestDeployFormats(t *testing.T) {
 				s.run(t, 0, []string{"proved    a new login"}, "deploy", append(args, "vps")...)
 				s.expect(t, c.format+" changed", lab.Dropped)
 				s.expectLogin(t, c.format+" changed", "root")
+				if c == iptables { // a deploy without --format keeps iptables
+					s.run(t, 0, []string{"the server has rules of portknock in iptables", "format iptables"}, "deploy", "--dry-run", "vps")
+					s.run(t, 6, []string{"rules in both firewalls would admit nobody", "use --format iptables"}, "deploy", "--format", "nftables", "vps")
+				}
 				s.run(t, 0, nil, "undeploy", "vps")
 				s.expect(t, c.format+" after undeploy", lab.Open)
 				s.expectState(t, before)
