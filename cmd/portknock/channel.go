@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -24,6 +25,8 @@ type channel struct {
 	ssh    *exec.Cmd
 	in     io.WriteCloser
 	lines  chan string // lines of the shell's output; closed at the end of the output
+	output chan bool   // receives a value at the start of a line
+	shell  bool        // the server runs a shell, because it has answered
 	stderr *stderrWatch
 	nonce  string
 }
@@ -34,6 +37,7 @@ func openChannel(ctx context.Context, ssh []string, messages io.Writer) (*channe
 	c := &channel{
 		ssh:    exec.CommandContext(ctx, ssh[0], ssh[1:]...),
 		lines:  make(chan string),
+		output: make(chan bool, 1),
 		nonce:  rand.Text(),
 		stderr: &stderrWatch{to: messages, found: make(chan bool, 1)},
 	}
@@ -54,6 +58,12 @@ func openChannel(ctx context.Context, ssh []string, messages io.Writer) (*channe
 	go func() {
 		defer close(c.lines)
 		for r := bufio.NewReader(out); ; {
+			if _, err := r.Peek(1); err == nil {
+				select {
+				case c.output <- true:
+				default:
+				}
+			}
 			line, err := r.ReadString('\n')
 			if line != "" {
 				select {
@@ -68,16 +78,22 @@ func openChannel(ctx context.Context, ssh []string, messages io.Writer) (*channe
 		}
 	}()
 	// Text before the first marker is a greeting of the login shell.
-	_, err = c.run(ctx, loginLimit, ":")
+	greeting, err := c.run(ctx, loginLimit, ":")
 	if err != nil {
 		c.close()
-		if greeting := c.stderr.last(); greeting != "" {
-			err = fmt.Errorf("%w: %s", err, greeting)
+		greeting, _, _ = strings.Cut(strings.TrimSpace(greeting), "\n")
+		if greeting = cmp.Or(greeting, c.stderr.last()); greeting != "" {
+			err = fmt.Errorf("%w: %s", err, oneLine(greeting))
 		}
 		return nil, err
 	}
+	c.shell = true
 	return c, nil
 }
+
+// greetingLimit bounds the pauses in the output of the login shell's start files. After a longer
+// pause, the server does not run a shell, but another program, such as a menu.
+const greetingLimit = 10 * time.Second
 
 // loginLimit bounds the time in which the user can log in. ssh may ask for a passphrase.
 const loginLimit = 2 * time.Minute
@@ -111,8 +127,15 @@ func (c *channel) send(ctx context.Context, limit time.Duration, text string) (s
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %v", limit))
 	defer cancel()
 	var out []string
+	var noShell <-chan time.Time
 	for {
 		select {
+		case <-c.output:
+			if !c.shell {
+				noShell = time.After(greetingLimit)
+			}
+		case <-noShell:
+			return strings.Join(out, "\n"), errors.New("the login starts another program")
 		case line, more := <-c.lines:
 			if !more {
 				return strings.Join(out, "\n"), errChannel
@@ -142,6 +165,30 @@ func (e *statusError) Error() string {
 	return "exit status " + e.status
 }
 
+// reasons returns what a failed command printed before its error, or "".
+func reasons(err error) string {
+	failed, ok := errors.AsType[*statusError](err)
+	if !ok {
+		return ""
+	}
+	lines := strings.Split(failed.output, "\n")
+	for i := range lines {
+		lines[i] = strings.TrimPrefix(lines[i], "portknock: ")
+	}
+	return strings.Join(lines[:len(lines)-1], "\n")
+}
+
+// repeat sends a command to the shell four times a minute, until the channel ends. The command
+// must not print anything.
+func (c *channel) repeat(command string) {
+	for {
+		time.Sleep(15 * time.Second)
+		if _, err := io.WriteString(c.in, command); err != nil {
+			return
+		}
+	}
+}
+
 // upload writes a file on the server, which only its owner can read.
 func (c *channel) upload(ctx context.Context, path string, text []byte) error {
 	if bytes.Contains(text, []byte("\n"+c.nonce+"\n")) {
@@ -156,8 +203,8 @@ func (c *channel) upload(ctx context.Context, path string, text []byte) error {
 func (c *channel) becomeRoot(ctx context.Context, ask func(context.Context) (string, error)) error {
 	out, err := c.run(ctx, time.Minute, `if [ "$(id -u)" = 0 ]; then echo root
 elif ! command -v sudo >/dev/null; then echo none
-elif sudo -n true 2>/dev/null; then echo free
-else sudo -n true 2>&1 | head -n 1; fi`)
+elif LC_ALL=C sudo -n sh -c : 2>/dev/null; then echo free
+else LC_ALL=C sudo -n sh -c : 2>&1 | head -n 1; fi`)
 	if err != nil {
 		return err
 	}
@@ -191,6 +238,7 @@ else sudo -n true 2>&1 | head -n 1; fi`)
 		select {
 		case err := <-done:
 			if errors.Is(err, errChannel) {
+				c.close() // so that all messages have arrived
 				err = errors.New("sudo does not allow this user to become root: " + c.stderr.last())
 			}
 			return err

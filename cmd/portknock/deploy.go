@@ -237,6 +237,7 @@ func (d *deploy) uploadScript(ctx context.Context, s *server, guards []rules.Gua
 	}
 	for i, format := range formats {
 		var script bytes.Buffer
+		var other string
 		err := format.EmitScript(&script, guards, o, rules.Script{OnFailureOpen: d.onFailure == "open", By: madeBy()})
 		if err != nil {
 			return emitFailure(err, false)
@@ -248,16 +249,42 @@ func (d *deploy) uploadScript(ctx context.Context, s *server, guards []rules.Gua
 		if err := s.channel.upload(ctx, s.file, script.Bytes()); err != nil {
 			return err
 		}
-		out, err := s.verb(ctx, "test")
+		hint := ""
+		if other, err = s.otherFirewall(ctx); err == nil && other != "" {
+			err = fmt.Errorf("the server has rules of portknock in %s; rules in both firewalls would admit nobody", other)
+			hint = fmt.Sprintf("use --format %s, or first remove those rules with undeploy", other)
+		}
+		if err == nil {
+			_, err = s.verb(ctx, "test")
+			hint = reasons(err)
+		}
 		switch {
 		case err == nil:
 			return nil
 		case i == len(formats)-1:
-			return &failure{exitNotDeployed, err, out}
+			return &failure{exitNotDeployed, err, hint}
 		}
-		s.say("note      the server cannot load rules of %s: %v", format, err)
+		s.say("note      the server cannot load rules of %s: %s", format, cmp.Or(oneLine(reasons(err)), err.Error()))
 	}
 	return nil
+}
+
+// otherFirewall returns the other firewall than that of the new script, nftables or iptables, if it
+// has rules of portknock. Each of the two firewalls admits only by its own knocks. A login may
+// still succeed in the trial, because the knocks of an earlier login have opened the port in the
+// other firewall.
+func (s *server) otherFirewall(ctx context.Context) (string, error) {
+	return s.channel.run(ctx, verbLimit, fmt.Sprintf(`if grep -qx format=iptables %s; then
+	{
+		nft -t list table inet portknock | grep 'chain let_'
+		grep -Lx format=iptables /etc/portknock/*.sh
+	} 2>/dev/null | sed 's/.*/nftables/; q'
+else
+	{
+		iptables -w -t mangle -S PORTKNOCK | grep -e --comment
+		grep -lx format=iptables /etc/portknock/*.sh
+	} 2>/dev/null | sed 's/.*/iptables/; q'
+fi`, s.file))
 }
 
 // change loads the rules on trial, proves that they work, and installs them.
@@ -288,10 +315,6 @@ func (d *deploy) change(ctx context.Context, s *server) error {
 		verb = "install --force"
 	}
 	s.say("install   the rules, which will also be loaded at each boot")
-	_, err = s.channel.run(ctx, verbLimit, fmt.Sprintf("trap 'rm -f %[1]s %[1]s.out' EXIT", s.file))
-	if err != nil {
-		return s.cancel(ctx, err)
-	}
 	s.result.Result = isUnknown
 	if _, err = s.verb(context.WithoutCancel(ctx), verb); err != nil {
 		return d.settle(ctx, s, err)
@@ -304,10 +327,13 @@ func (s *server) cancel(ctx context.Context, err error) error {
 	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), 20*time.Second)
 	defer stop()
 	f := &failure{code: exitNotDeployed, err: fmt.Errorf("not deployed: %w", err)}
-	if _, cancelErr := s.verb(ctx, "cancel"); cancelErr == nil {
+	if _, cancelErr := s.verb(ctx, "cancel"); cancelErr == nil || s.trialEnds.IsZero() {
 		f.hint = "the rules from before are in force"
 	} else {
 		f.hint = fmt.Sprintf("the rules from before are in force at %s at the latest", clockTime(s.trialEnds))
+	}
+	if why := reasons(err); why != "" {
+		f.hint = why + "\n" + f.hint
 	}
 	if s.ssh.proxyJump != "" {
 		f.hint += fmt.Sprintf("\nssh uses the jump host %[1]s, so the knocks must come from there: install portknock and the profile there\n"+
@@ -318,12 +344,21 @@ func (s *server) cancel(ctx context.Context, err error) error {
 
 // settle finds out what the server has, after an error of the last step.
 func (d *deploy) settle(ctx context.Context, s *server, err error) error {
+	canceled := ctx.Done()
 	ctx = context.WithoutCancel(ctx)
 	if _, failed := errors.AsType[*statusError](err); !failed {
 		s.say("note      %v; asking the server again", err)
 		s.close()
-		if openErr := s.open(ctx, 60); openErr != nil {
-			return d.unknown(s, err)
+		patience := time.After(time.Minute)
+		for s.open(ctx, 60) != nil { // the network may be away for a moment
+			s.close()
+			select {
+			case <-canceled:
+				return d.unknown(s, err)
+			case <-patience:
+				return d.unknown(s, err)
+			case <-time.After(2 * time.Second):
+			}
 		}
 	}
 	st, statusErr := s.readStatus(ctx, "/etc/portknock/"+s.part+".sh")

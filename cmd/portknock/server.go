@@ -211,23 +211,43 @@ func (s *server) open(ctx context.Context, wait int) (err error) {
 		return &failure{exitNotDeployed, fmt.Errorf("not root on the server: %w", err), ""}
 	}
 	s.file = "/run/portknock/deploy." + s.channel.nonce
-	// Another run must not change the rules at the same time. The lock ends with the shell.
+	// Another run must not change the rules at the same time. The lock ends with the shell. A
+	// computer that is cut off may leave a shell that waits for hours, so each run touches its lock.
+	// A run that finds an old lock ends that shell, and what it has left.
 	out, err := s.channel.run(ctx, verbLimit, fmt.Sprintf(`PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 umask 077
 mkdir -p /run/portknock
 trap 'rm -f %[1]s %[1]s.out' EXIT
-trap 'exit 1' HUP TERM
-exec 8>>/run/portknock/deploy.lock
+trap 'exit 1' HUP TERM PIPE # so that the trap of EXIT runs
+lock=/run/portknock/deploy.lock
+exec 8>>$lock
 command -v flock >/dev/null || no_lock=none
 tries=0
 until [ "$no_lock" ] || flock -n 8; do # the flock of busybox cannot wait with a limit
+	if [ "$(find $lock -mmin +1)" ]; then
+		kill -9 "$(sed -n 2p $lock)" >/dev/null 2>&1
+		touch $lock
+		sleep 1
+		continue
+	fi
 	tries=$((tries + 1))
-	if [ $tries -gt %[2]d ]; then echo "busy $(cat /run/portknock/deploy.lock)"; break; fi
+	if [ $tries -gt %[2]d ]; then echo "busy $(head -n 1 $lock)"; break; fi
 	sleep 1
 done
-[ $tries -gt %[2]d ] || echo %[3]s >/run/portknock/deploy.lock`, s.file, wait, shellWord(madeBy())))
+if [ $tries -le %[2]d ]; then
+	printf '%%s\n' %[3]s $$ >$lock
+	for left in /run/portknock/deploy.*; do
+		case $left in *.lock | *.out | *'*') continue ;; esac
+		sh "$left" cancel >/dev/null 2>&1 8>&-
+		rm -f "$left" "$left.out"
+	done
+fi`, s.file, wait, shellWord(madeBy())))
 	if by, busy := strings.CutPrefix(out, "busy "); busy && err == nil {
-		err = &failure{exitNotDeployed, fmt.Errorf("another deploy to this server is running: %s", by), "wait until it has ended"}
+		err = &failure{exitNotDeployed, fmt.Errorf("another deploy to this server is running: %s", by),
+			"wait until it has ended, or for two minutes after its connection has ended"}
+	}
+	if err == nil {
+		go s.channel.repeat("touch /run/portknock/deploy.lock\n")
 	}
 	return err
 }
@@ -244,9 +264,14 @@ func (s *server) close() {
 const verbLimit = 2 * time.Minute
 
 // verb runs a verb of the script on the server. The verb continues if the connection ends:
-// its output goes to a file, and it has a session of its own.
+// its output goes to a file, and it has a session of its own. A verb that installs the rules ends
+// the time in which the end of the connection ends the trial.
 func (s *server) verb(ctx context.Context, verb string) (string, error) {
-	return s.channel.run(ctx, verbLimit, fmt.Sprintf(`session=$(command -v setsid)
+	keep := ""
+	if strings.HasPrefix(verb, "install") {
+		keep = fmt.Sprintf("trap 'rm -f %[1]s %[1]s.out' EXIT\n", s.file)
+	}
+	return s.channel.run(ctx, verbLimit, keep+fmt.Sprintf(`session=$(command -v setsid)
 $session sh %[1]s %[2]s >%[1]s.out 2>&1 8>&-
 status=$?
 cat %[1]s.out

@@ -3,6 +3,7 @@
 // _linux_test.go:
 //
 //	daemon    installed scripts for knockd and fwknopd
+//	deploy    deploys: logins, other firewalls, formats, interruptions, several servers
 //	firewall  rules that the firewall's own service loads at boot
 //	recipes   the recipes for Ansible and cloud-init in testdata
 //
