@@ -14,13 +14,12 @@ import (
 
 // facts is what a deploy finds out about a server before it changes something.
 type facts struct {
-	connection string        // SSH_CONNECTION of the channel
-	system     string        // name and release of the operating system
-	offset     time.Duration // server's clock minus this computer's clock
-	within     time.Duration // largest error of offset
-	sshdPorts  []uint16      // ports where sshd listens; nil if unknown
-	managers   []string      // services that manage a firewall
-	redirects  []string      // NAT rules that change the port of packets
+	system    string        // name and release of the operating system
+	offset    time.Duration // server's clock minus this computer's clock
+	within    time.Duration // largest error of offset
+	sshdPorts []uint16      // ports where sshd listens; nil if unknown
+	managers  []string      // services that manage a firewall
+	redirects []string      // NAT rules that change the port of packets
 }
 
 // factsScript prints lines, each a word and a value.

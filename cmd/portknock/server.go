@@ -201,12 +201,9 @@ func (s *server) open(ctx context.Context, wait int) (err error) {
 		return &failure{exitNotDeployed, fmt.Errorf("no shell on the server: %w", err),
 			fmt.Sprintf("check that this works: ssh %s true", s.host)}
 	}
-	s.facts.connection, err = s.channel.run(ctx, verbLimit, `echo "$SSH_CONNECTION"`)
-	if err == nil {
-		err = s.channel.becomeRoot(ctx, func(ctx context.Context) (string, error) {
-			return askPassword(ctx, fmt.Sprintf("Password of sudo on %s: ", s.host))
-		})
-	}
+	err = s.channel.becomeRoot(ctx, func(ctx context.Context) (string, error) {
+		return askPassword(ctx, fmt.Sprintf("Password of sudo on %s: ", s.host))
+	})
 	if err != nil {
 		return &failure{exitNotDeployed, fmt.Errorf("not root on the server: %w", err), ""}
 	}

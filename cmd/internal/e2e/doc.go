@@ -21,6 +21,7 @@
 //	limits          limits of the rules that SECURITY.md names
 //	crowd           many clients, and floods of forged packets
 //	traffic         packets for services and for other hosts
+//	deploy          deploy and undeploy on hosts that do not boot
 //	deployed        a profile that has changed since it was deployed
 //	rotating        rotating sequences, with the kernel's clock
 //	token           tokens
