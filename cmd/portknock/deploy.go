@@ -26,7 +26,7 @@ type deploy struct {
 	renew, all        bool
 	trial             time.Duration
 	allFlags          *pflag.FlagSet // all flags of the command
-	recorded          []string       // flags for the next deploy --renew
+	recorded          []string       // flags for the next deploy
 }
 
 // The exit codes of deploy and undeploy.
@@ -43,7 +43,7 @@ func (d *deploy) flags(a *app, f *pflag.FlagSet) {
 	d.config.flags(a, f)
 	d.serverFlags.flags(f)
 	f.BoolVar(&d.dryRun, "dry-run", false, "check the server, print the plan, and change nothing")
-	f.StringVar(&d.format, "format", "", "`NAME` of the format: "+formatList(rules.Formats(), ", ")+"; by default,\nnftables, or iptables if the server cannot load rules of nftables")
+	f.StringVar(&d.format, "format", "", "`NAME` of the format: "+formatList(rules.Formats(), ", ")+"; by default,\nthat of the last deploy; else nftables, or iptables if the server cannot\nload rules of nftables")
 	d.ruleFlags.flags(f, "how long the rules stay valid: a `TIME` such as 30d (default 180d; only\nfor Scheme rotating, token and md5-hourly)")
 	d.trial = 90 * time.Second
 	durationVar(f, &d.trial, "trial", "how long the server keeps the new rules without a proof: a `TIME` from\n30s to 2h (default 90s)")
@@ -143,7 +143,6 @@ func (d *deploy) renewals(a *app, hosts []string) (due []string, settings map[st
 		if settings[last.Server], err = d.again(a, last); err != nil {
 			return nil, nil, err
 		}
-		settings[last.Server].format = last.Format
 	}
 	return due, settings, err
 }
@@ -196,6 +195,8 @@ func (d *deploy) prepare(ctx context.Context, s *server) error {
 	if err != nil {
 		return err
 	}
+	// A deployment that cannot be read counts as none. The login warns of it.
+	s.last, _ = loadDeployment(d.path, s.profile.Name)
 	if err := s.readFacts(ctx); err != nil {
 		return err
 	}
@@ -216,8 +217,7 @@ func (d *deploy) prepare(ctx context.Context, s *server) error {
 // checkOwner refuses to replace rules of the same profile that somebody else may have installed:
 // they have another key, and this computer has not deployed them.
 func (d *deploy) checkOwner(s *server) error {
-	last, _ := loadDeployment(d.path, s.profile.Name)
-	if d.replace || !s.foreign || last != nil || s.fingerprint != "" && s.presentKey == s.fingerprint {
+	if d.replace || !s.foreign || s.last != nil || s.fingerprint != "" && s.presentKey == s.fingerprint {
 		return nil
 	}
 	return &failure{exitNotDeployed, fmt.Errorf("the server has other rules for a profile %s, and this computer has not deployed them", s.profile.Name),
@@ -232,6 +232,8 @@ func (d *deploy) uploadScript(ctx context.Context, s *server, guards []rules.Gua
 	case d.format != "":
 	case guards[0].SPA != nil:
 		formats = []rules.Format{"fwknop"}
+	case s.last != nil && s.last.Format != "fwknop":
+		formats = []rules.Format{rules.Format(s.last.Format)}
 	default:
 		formats = []rules.Format{"nftables", "iptables"}
 	}

@@ -40,6 +40,7 @@ type server struct {
 	host    string // as the user gave it: NAME or USER@NAME
 	several bool   // the command has several servers, so output needs their names
 	profile *profile.Profile
+	last    *deployment // what this computer has deployed before; nil if nothing
 
 	// ownConfig is true if flags say where the profiles are, or change them. The ProxyCommand
 	// of the user does not know this.
@@ -244,7 +245,7 @@ fi`, s.file, wait, shellWord(madeBy())))
 			"wait until it has ended, or for two minutes after its connection has ended"}
 	}
 	if err == nil {
-		go s.channel.repeat("touch /run/portknock/deploy.lock\n")
+		go s.channel.repeat("touch /run/portknock/deploy.lock 2>/dev/null\n")
 	}
 	return err
 }

@@ -347,6 +347,16 @@ func TestDeployRepeatsFlags(t *testing.T) {
 	r.expectPort(t, r.attacker, 81, lab.Open)
 }
 
+// TestDeployKeepsFormat: a deploy without flags uses the format of the last deploy.
+func TestDeployKeepsFormat(t *testing.T) {
+	t.Parallel()
+	lab.Require(t, "knockd")
+	r := newDeployRig(t, threeKnocks)
+	r.deploy(t, 0, []string{"format knockd"}, "--format", "knockd")
+	r.deploy(t, 0, []string{"format knockd", "deployed  vps"})
+	r.login(t)
+}
+
 // TestDeployDoesNotReplaceRulesOfOthers: a deploy refuses to replace rules of a profile with the
 // same name that another computer has installed. With --replace, or with the same key, it does.
 func TestDeployDoesNotReplaceRulesOfOthers(t *testing.T) {
