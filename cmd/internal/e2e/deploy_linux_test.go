@@ -205,7 +205,7 @@ func TestOneDeployAtATime(t *testing.T) {
 func TestDeployRefusesWrongClock(t *testing.T) {
 	t.Parallel()
 	key := lab.File(t, "key", knock.NewKey().Reveal())
-	r := newDeployRig(t, "Scheme token", "KeyFile "+key, "Skew 1m")
+	r := newDeployRig(t, "Scheme token", "KeyFile "+key, "Skew 1m", "Period 1d")
 	t.Run("shifted", func(t *testing.T) {
 		c := r.client.Command("env", "PORTKNOCK_TEST_SHIFT=-2m", "portknock", "deploy", "-c", r.profile, "--ssh-config", r.config, "vps")
 		out, err := c.CombinedOutput()
@@ -249,9 +249,9 @@ func TestDeployFollowsEditsOfTheProfile(t *testing.T) {
 		settings []string
 	}{
 		{"static", func() {}, []string{threeKnocks}},
-		{"rotating", func() {}, []string{"Scheme rotating", "KeyFile " + key}},
-		{"token", func() {}, []string{"Scheme token", "KeyFile " + key}},
-		{"new key", newKey, []string{"Scheme token", "KeyFile " + key}},
+		{"rotating", func() {}, []string{"Scheme rotating", "KeyFile " + key, "Period 1d"}},
+		{"token", func() {}, []string{"Scheme token", "KeyFile " + key, "Period 1d"}},
+		{"new key", newKey, []string{"Scheme token", "KeyFile " + key, "Period 1d"}},
 	} {
 		step.edit()
 		lines := append([]string{"Host vps", "HostName " + r.addr().String()}, step.settings...)
@@ -314,7 +314,7 @@ func TestTwoAdministratorsDeployInTurn(t *testing.T) {
 func TestDeployRenew(t *testing.T) {
 	t.Parallel()
 	key := lab.File(t, "key", knock.NewKey().Reveal())
-	r := newDeployRig(t, "Scheme token", "KeyFile "+key)
+	r := newDeployRig(t, "Scheme token", "KeyFile "+key, "Period 1d")
 	r.server.Listen(t, 80)
 	r.server.Listen(t, 81)
 	r.deploy(t, 0, nil, "--policy", "drop", "--allow", "80", "--horizon", "20d")
@@ -352,7 +352,7 @@ func TestDeployKeepsFormat(t *testing.T) {
 	t.Parallel()
 	lab.Require(t, "knockd")
 	r := newDeployRig(t, threeKnocks)
-	r.deploy(t, 0, []string{"format knockd"}, "--format", "knockd")
+	r.deploy(t, 0, []string{"format knockd"}, "--format", "knockd", "--interface", "eth0")
 	r.deploy(t, 0, []string{"format knockd", "deployed  vps"})
 	r.login(t)
 }
@@ -363,8 +363,8 @@ func TestDeployDoesNotReplaceRulesOfOthers(t *testing.T) {
 	t.Parallel()
 	r := newDeployRig(t, threeKnocks)
 	key := lab.File(t, "key", knock.NewKey().Reveal())
-	mine, others := r.profile, r.vpsProfile(t, "Scheme token", "KeyFile "+key)
-	again := r.vpsProfile(t, "Scheme token", "KeyFile "+key, "OpenFor 20")
+	mine, others := r.profile, r.vpsProfile(t, "Scheme token", "KeyFile "+key, "Period 1d")
+	again := r.vpsProfile(t, "Scheme token", "KeyFile "+key, "Period 1d", "OpenFor 20")
 	r.profile = others
 	r.deploy(t, 0, nil)
 	// ssh gets in with the knocks of the other administrator.
