@@ -35,8 +35,9 @@ const (
 	exitUnknown     = 7 // nobody knows which rules the server has
 )
 
-// defaultHorizon is how long deployed rules are valid, unless --horizon is given.
-const defaultHorizon = 180 * 24 * time.Hour
+// defaultHorizons are the times for which deployed rules are valid, unless --horizon is given. The
+// second one is for a format that takes fewer windows, or for short windows.
+var defaultHorizons = []time.Duration{180 * 24 * time.Hour, 30 * 24 * time.Hour}
 
 func (d *deploy) flags(a *app, f *pflag.FlagSet) {
 	d.allFlags = f
@@ -44,12 +45,12 @@ func (d *deploy) flags(a *app, f *pflag.FlagSet) {
 	d.serverFlags.flags(f)
 	f.BoolVar(&d.dryRun, "dry-run", false, "check the server, print the plan, and change nothing")
 	f.StringVar(&d.format, "format", "", "`NAME` of the format: "+formatList(rules.Formats(), ", ")+"; by default,\nthat of the last deploy; else nftables, or iptables if the server cannot\nload rules of nftables")
-	d.ruleFlags.flags(f, "how long the rules stay valid: a `TIME` such as 30d (default 180d; only\nfor Scheme rotating, token and md5-hourly)")
+	d.ruleFlags.flags(f, "how long the rules stay valid: a `TIME` such as 30d (default 180d, or\n30d if the format takes fewer windows; only for Scheme rotating, token\nand md5-hourly)")
 	d.trial = 90 * time.Second
 	durationVar(f, &d.trial, "trial", "how long the server keeps the new rules without a proof: a `TIME` from\n30s to 2h (default 90s)")
 	f.BoolVar(&d.unproved, "unproved", false, "install the rules even if the login through them fails from here, for\nexample because this computer is in --trust; have another way in")
 	f.BoolVar(&d.replace, "replace", false, "replace rules of the same profile that this computer has not deployed")
-	f.BoolVar(&d.renew, "renew", false, "make new rules if those on the server expire within 30 days, with the\nflags of the last deploy; otherwise do nothing")
+	f.BoolVar(&d.renew, "renew", false, "make new rules if those on the server expire soon (within 30 days, or\nhalf of their time), with the flags of the last deploy")
 	f.BoolVar(&d.all, "all", false, "with --renew: all servers to which this computer has deployed")
 	f.IntVar(&d.parallel, "parallel", 1, "deploy to `N` servers at a time")
 	f.StringVar(&d.onFailure, "on-failure", "closed", "`STATE` of the ports if the server cannot load the installed rules:\nclosed or open")
@@ -97,9 +98,7 @@ func (d *deploy) complete() error {
 		return usageError("--on-failure %q is not closed or open", d.onFailure)
 	}
 	d.recorded = d.given(d.allFlags)
-	if d.horizon == 0 {
-		d.horizon = defaultHorizon
-	} else {
+	if d.horizon > 0 {
 		d.recorded = append(d.recorded, "--horizon", fmt.Sprintf("%ds", d.horizon/time.Second))
 	}
 	if d.onFailure == "open" {
@@ -135,7 +134,7 @@ func (d *deploy) renewals(a *app, hosts []string) (due []string, settings map[st
 		case end.IsZero():
 			a.log.say(verbose, "%s: the rules do not expire", last.profile.Name)
 			continue
-		case end.Sub(now()) > deployedNear:
+		case end.Sub(now()) > last.near():
 			a.log.say(verbose, "%s: nothing to renew: the rules are valid until %s", last.profile.Name, utc(end))
 			continue
 		}
@@ -232,26 +231,24 @@ func (d *deploy) uploadScript(ctx context.Context, s *server, guards []rules.Gua
 	case d.format != "":
 	case guards[0].SPA != nil:
 		formats = []rules.Format{"fwknop"}
-	case s.last != nil && s.last.Format != "fwknop":
+	case s.last != nil && !s.last.profile.Facts().SingleUse:
 		formats = []rules.Format{rules.Format(s.last.Format)}
 	default:
 		formats = []rules.Format{"nftables", "iptables"}
 	}
 	for i, format := range formats {
-		var script bytes.Buffer
-		var other string
-		err := format.EmitScript(&script, guards, o, rules.Script{OnFailureOpen: d.onFailure == "open", By: madeBy()})
+		script, err := d.script(format, guards, &o)
 		if err != nil {
-			return emitFailure(err, false)
+			return err
 		}
 		s.result.Format = string(format)
 		if s.validUntil = format.End(guards[0], o); !s.validUntil.IsZero() {
 			s.result.ValidUntil = utc(s.validUntil)
 		}
-		if err := s.channel.upload(ctx, s.file, script.Bytes()); err != nil {
+		if err := s.channel.upload(ctx, s.file, script); err != nil {
 			return err
 		}
-		hint := ""
+		var other, hint string
 		if other, err = s.otherFirewall(ctx); err == nil && other != "" {
 			err = fmt.Errorf("the server has rules of portknock in %s; rules in both firewalls would admit nobody", other)
 			hint = fmt.Sprintf("use --format %s, or first remove those rules with undeploy", other)
@@ -269,6 +266,27 @@ func (d *deploy) uploadScript(ctx context.Context, s *server, guards []rules.Gua
 		s.say("note      the server cannot load rules of %s: %s", format, cmp.Or(oneLine(reasons(err)), err.Error()))
 	}
 	return nil
+}
+
+// script returns the script with the rules in a format. It sets o.Until if the user has not given
+// a horizon.
+func (d *deploy) script(format rules.Format, guards []rules.Guard, o *rules.Options) (text []byte, err error) {
+	horizons := defaultHorizons
+	if d.horizon > 0 {
+		horizons = []time.Duration{d.horizon}
+	}
+	for i, horizon := range horizons {
+		o.Until = o.From.Add(horizon)
+		var b bytes.Buffer
+		err = format.EmitScript(&b, guards, *o, rules.Script{OnFailureOpen: d.onFailure == "open", By: madeBy()})
+		if err == nil {
+			return b.Bytes(), nil
+		}
+		if r, ok := errors.AsType[*rules.Refusal](err); !ok || r.Option != "Until" || i == len(horizons)-1 {
+			break
+		}
+	}
+	return nil, emitFailure(err, false)
 }
 
 // otherFirewall returns the other firewall than that of the new script, nftables or iptables, if it

@@ -44,6 +44,12 @@ type deployment struct {
 	Flags       []string  `json:"flags,omitempty"`       // flags of deploy, for the next deploy
 }
 
+// near is the time before the rules expire in which they should be renewed. Rules that are
+// valid for a short time need no renewal on the first day.
+func (d *deployment) near() time.Duration {
+	return min(deployedNear, d.profile.ValidUntil.Sub(d.Time)/2)
+}
+
 // deployedFile returns the path of the file with the deployment of a profile. The file name
 // is the profile's name. Every byte that a file system may not accept is written as "%" and
 // two hexadecimal digits, so that two names never have the same file. Only a very long name

@@ -203,8 +203,7 @@ func expiryWarning(end, now time.Time, near time.Duration, advice string) string
 func warnOfExpiry(a *app, p *profile.Profile, d *deployment) {
 	near, advice := expiryNear, "; emit and load new rules, then set ValidUntil"
 	if d != nil && p.ValidUntil.Equal(d.profile.ValidUntil) {
-		// Do not warn of rules with a short validity from the first day on.
-		near = min(deployedNear, d.profile.ValidUntil.Sub(d.Time)/2)
+		near = d.near()
 		advice = deployAdvice + "--renew " + p.Name
 	}
 	if text := expiryWarning(p.ValidUntil, now(), near, advice); text != "" {

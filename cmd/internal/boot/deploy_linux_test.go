@@ -640,7 +640,7 @@ func TestDeployFormats(t *testing.T) {
 				s.expect(t, c.format+" changed", lab.Dropped)
 				s.expectLogin(t, c.format+" changed", "root")
 				if c == iptables { // a deploy without --format keeps iptables
-					s.run(t, 0, []string{"the server has rules of portknock in iptables", "format iptables"}, "deploy", "--dry-run", "vps")
+					s.run(t, 0, []string{"format iptables"}, "deploy", "--dry-run", "vps")
 					s.run(t, 6, []string{"rules in both firewalls would admit nobody", "use --format iptables"}, "deploy", "--format", "nftables", "vps")
 				}
 				s.run(t, 0, nil, "undeploy", "vps")
@@ -671,7 +671,7 @@ func TestDeployOfRefusedRules(t *testing.T) {
 			text: "hint: nft: Could not process rule: Cannot allocate memory"},
 		{name: "nft is too old", settings: sequenceB, args: []string{"--format", "nftables"},
 			nft: `[ "$1" != --version ] || { echo "nftables v0.9.8 (E.D.S.)"; exit; }`, text: "hint: nft 0.9.8 is too old"},
-		{name: "nft does not start", settings: sequenceB, nft: "exit 127", text: "the server has rules of portknock in nftables"},
+		{name: "nft does not start", settings: sequenceB, nft: "exit 127", text: "this server cannot load the rules of vps"},
 		{name: "other format", settings: sequenceB, args: []string{"--format", "iptables"}, text: "the server has rules of portknock in nftables"},
 		{name: "wrong clock", settings: token, shift: "-3m", text: "the clocks differ by 3m0"},
 	} {
@@ -694,6 +694,15 @@ func TestDeployOfRefusedRules(t *testing.T) {
 	}
 	s.run(t, 0, []string{"deployed  vps"}, "deploy", "vps")
 	s.expectLogin(t, "at the end", "root")
+
+	// Another computer does not know which format the server has.
+	if err := os.RemoveAll(filepath.Join(filepath.Dir(s.profile), "deployed")); err != nil {
+		t.Fatal(err)
+	}
+	s.server.Shell(t, wrapper("exit 127"))
+	s.run(t, 6, []string{"the server has rules of portknock in nftables"}, "deploy", "vps")
+	s.server.Shell(t, wrapper(":"))
+	s.expectLogin(t, "after the deploy from another computer", "root")
 }
 
 // addHost gives the stranger an sshd and files of its own. Afterwards, ssh logs in to it by

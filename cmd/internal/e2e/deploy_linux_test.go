@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -227,6 +228,13 @@ func TestDeployTakesIptablesWithoutNft(t *testing.T) {
 	r.server.Shell(t, `printf '#!/bin/sh\nexit 127\n' >/run/nft && chmod 755 /run/nft && mount --bind /run/nft "$(readlink -f "$(command -v nft)")"`)
 	r.deploy(t, 0, []string{"the server cannot load rules of nftables", "format iptables", "deployed  vps"})
 	r.login(t)
+	// iptables takes fewer windows than nftables.
+	lines := []string{"Host vps", "HostName " + r.addr().String(), "Scheme rotating", "KeyFile " + lab.File(t, "key", knock.NewKey().Reveal())}
+	if err := os.WriteFile(r.profile, []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.deploy(t, 0, []string{"format iptables", "deployed  vps"})
+	r.login(t)
 	r.expect(t, r.attacker, lab.Dropped)
 }
 
@@ -320,6 +328,14 @@ func TestDeployRenew(t *testing.T) {
 	r.deploy(t, 0, nil, "--policy", "drop", "--allow", "80", "--horizon", "20d")
 	renew := func(args ...string) string {
 		return r.client.Run(t, "portknock", append([]string{"deploy", "-v", "-c", r.profile, "--ssh-config", r.config, "--renew"}, args...)...)
+	}
+	if out := renew("vps"); !strings.Contains(out, "nothing to renew") {
+		t.Errorf("deploy --renew of rules for 20 days prints:\n%s", out)
+	}
+	file := filepath.Join(filepath.Dir(r.profile), "deployed", "vps")
+	old := regexp.MustCompile(`"time":"[^"]*"`).ReplaceAllString(lab.ReadFile(t, file), `"time":"2026-10-01T00:00:00Z"`)
+	if err := os.WriteFile(file, []byte(old), 0o600); err != nil {
+		t.Fatal(err)
 	}
 	if out := renew("--all"); !strings.Contains(out, "deployed  vps") {
 		t.Errorf("deploy --renew --all prints:\n%s", out)
