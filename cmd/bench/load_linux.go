@@ -264,11 +264,7 @@ func forgedKnock(r *rig, n int, s knock.Step) lab.Packet {
 
 // knockFrom returns a knock from any address.
 func (r *rig) knockFrom(from netip.Addr, s knock.Step) lab.Packet {
-	p := lab.Packet{Src: netip.AddrPortFrom(from, 10000), Dst: netip.AddrPortFrom(r.server.Addr(lab.IPv4), s.Port)}
-	if s.Transport == knock.TCP {
-		p.Flags = lab.SYN
-	}
-	return p
+	return lab.KnockPacket(netip.AddrPortFrom(from, 10000), r.server.Addr(lab.IPv4), s)
 }
 
 // randomPacket returns a knock from any address to any port.

@@ -1,17 +1,14 @@
 package boot
 
 import (
-	"bufio"
 	"bytes"
 	"cmp"
 	"crypto/rand"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -79,32 +76,13 @@ func (s *site) command(verb string, args ...string) *lab.Cmd {
 	return s.client.Command("portknock", append([]string{verb, "-c", s.profile, "--ssh-config", s.config}, args...)...)
 }
 
-// expectEnd checks the exit code of a command, and that its output contains texts.
-func expectEnd(t *testing.T, err error, out string, code int, texts ...string) {
-	t.Helper()
-	got := 0
-	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
-		got = exit.ExitCode()
-	} else if err != nil {
-		t.Fatal(err)
-	}
-	if got != code {
-		t.Errorf("the command ends with exit code %d, want %d\n%s", got, code, out)
-	}
-	for _, text := range texts {
-		if !strings.Contains(out, text) {
-			t.Errorf("the command does not print %q:\n%s", text, out)
-		}
-	}
-}
-
 // run runs a command of portknock to its end, without a terminal.
 func (s *site) run(t *testing.T, code int, texts []string, verb string, args ...string) string {
 	t.Helper()
 	start := time.Now()
 	out, err := s.command(verb, args...).CombinedOutput()
 	t.Logf("%s %v: %v", verb, args, time.Since(start).Round(10*time.Millisecond))
-	expectEnd(t, err, string(out), code, texts...)
+	lab.ExpectEnd(t, err, string(out), code, texts...)
 	return string(out)
 }
 
@@ -207,7 +185,7 @@ func (s *site) atTerminal(t *testing.T, lines []string, code int, texts []string
 	// The program setsid gives the command its standard input as the controlling terminal.
 	c = s.client.Command("setsid", append([]string{"--ctty", "--wait"}, c.Args...)...)
 	out, err := terminal(t, c, lines...)
-	expectEnd(t, err, out, code, texts...)
+	lab.ExpectEnd(t, err, out, code, texts...)
 	return out
 }
 
@@ -342,7 +320,7 @@ func TestDeployRefusedLogins(t *testing.T) {
 				c := s.command("deploy", host)
 				b, err := s.client.Command("setsid", append([]string{"--wait"}, c.Args...)...).CombinedOutput()
 				out = string(b)
-				expectEnd(t, err, out, 6, l.text)
+				lab.ExpectEnd(t, err, out, 6, l.text)
 			}
 			t.Logf("%v\n%s", time.Since(start), out)
 			if took := time.Since(start); took > 30*time.Second {
@@ -370,32 +348,15 @@ var progress = []string{"server ", "new ", "trial ", "proved    the port", "prov
 func (s *site) start(t *testing.T, text string, args ...string) (c *lab.Cmd, rest func() string) {
 	t.Helper()
 	c = s.command("deploy", args...)
-	pipe, err := c.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
+	out, came, lines := c.StartUntil(t, func(line string) bool { return strings.HasPrefix(line, text) })
+	if !came {
+		t.Fatalf("deploy does not print %q:\n%s", text, out)
 	}
-	c.Stderr = c.Stdout
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
+	return c, func() string {
+		more, _ := io.ReadAll(lines)
+		_ = c.Wait()
+		return out + string(more)
 	}
-	t.Cleanup(c.End)
-	lines, out := bufio.NewReader(pipe), ""
-	for {
-		line, err := lines.ReadString('\n')
-		out += line
-		if err != nil {
-			break
-		}
-		if strings.HasPrefix(line, text) {
-			return c, func() string {
-				more, _ := io.ReadAll(lines)
-				_ = c.Wait()
-				return out + string(more)
-			}
-		}
-	}
-	t.Fatalf("deploy does not print %q:\n%s", text, out)
-	return nil, nil
 }
 
 // admits reports whether the knocks of a sequence open port 22.
@@ -550,7 +511,7 @@ func TestDeployWithoutNetwork(t *testing.T) {
 	s.client.Run(t, "sh", "-c", cut)
 	time.AfterFunc(40*time.Second, func() { _, _ = s.client.Try("nft", "delete table netdev cut") })
 	out = rest()
-	expectEnd(t, c.Wait(), out, 0, "asking the server again", "deployed  vps")
+	lab.ExpectEnd(t, c.Wait(), out, 0, "asking the server again", "deployed  vps")
 	s.expect(t, "at the end", lab.Dropped)
 	s.expectLogin(t, "at the end", "root")
 }
@@ -683,7 +644,7 @@ func TestDeployOfRefusedRules(t *testing.T) {
 			start := time.Now()
 			out, err := deploy.CombinedOutput()
 			t.Logf("%v\n%s", time.Since(start), out)
-			expectEnd(t, err, string(out), 6, c.text)
+			lab.ExpectEnd(t, err, string(out), 6, c.text)
 			s.server.Shell(t, wrapper(":"))
 			s.expect(t, "afterwards", lab.Dropped)
 			s.expectLogin(t, "afterwards", "root")
@@ -743,7 +704,7 @@ func TestDeployToSeveralServers(t *testing.T) {
 	nft := strings.TrimSpace(s.stranger.Shell(t, `readlink -f "$(command -v nft)"`))
 	s.stranger.Run(t, "mount", "--bind", "/dev/null", nft)
 	out, err := s.command("deploy", "--parallel", "2", "--json", "--format", "nftables", "web", "vps").Output()
-	expectEnd(t, err, string(out), 6)
+	lab.ExpectEnd(t, err, string(out), 6)
 	if err := json.Unmarshal(out, &results); err != nil || len(results) != 2 ||
 		results[0].Host != "web" || results[0].Result != "not deployed" || results[0].Error == "" ||
 		results[1].Host != "vps" || results[1].Result != "deployed" || results[1].Error != "" {
@@ -754,7 +715,7 @@ func TestDeployToSeveralServers(t *testing.T) {
 	first, rest := s.start(t, "new ", "vps")
 	s.run(t, 6, []string{"another deploy to this server is running: root@client"}, "deploy", "vps")
 	out = []byte(rest())
-	expectEnd(t, first.Wait(), string(out), 0, "deployed  vps")
+	lab.ExpectEnd(t, first.Wait(), string(out), 0, "deployed  vps")
 	s.run(t, 0, nil, "undeploy", "vps", "web")
 	expectBoth("after undeploy", lab.Open)
 }

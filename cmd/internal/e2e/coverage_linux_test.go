@@ -10,7 +10,6 @@ import (
 	"testing"
 
 	"github.com/portknock/portknock/cmd/internal/lab"
-	"github.com/portknock/portknock/knock"
 	"golang.org/x/sys/unix"
 )
 
@@ -173,11 +172,7 @@ func TestForwardedKnocksAdmitOnlySender(t *testing.T) {
 		capture := r.attacker.Capture(t)
 		for _, to := range []netip.Addr{r.attacker.Source(family, 5), published} {
 			for _, s := range knocks {
-				p := lab.Packet{Dst: netip.AddrPortFrom(to, s.Port)}
-				if s.Transport == knock.TCP {
-					p.Flags = lab.SYN
-				}
-				r.client.SendAs(t, p, nil) // to the server, whatever the destination
+				r.client.SendAs(t, lab.KnockPacket(netip.AddrPort{}, to, s), nil) // to the server, whatever the destination
 			}
 			forwarded := 0
 			for _, p := range capture.Packets(t) {

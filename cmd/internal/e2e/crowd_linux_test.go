@@ -106,11 +106,7 @@ func (r *rig) forgedKnock(i int, s knock.Step) lab.Packet {
 
 // packetFrom returns a knock from any address.
 func (r *rig) packetFrom(from netip.Addr, s knock.Step) lab.Packet {
-	p := lab.Packet{Src: netip.AddrPortFrom(from, 10000), Dst: r.port(s.Port)}
-	if s.Transport == knock.TCP {
-		p.Flags = lab.SYN
-	}
-	return p
+	return lab.KnockPacket(netip.AddrPortFrom(from, 10000), r.addr(), s)
 }
 
 // TestClientsConnectDuringFlood: packets to any ports and wrong knocks from other addresses

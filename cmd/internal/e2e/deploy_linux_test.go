@@ -1,12 +1,9 @@
 package e2e
 
 import (
-	"bufio"
 	"encoding/json"
-	"errors"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -26,51 +23,29 @@ func newDeployRig(t testing.TB, settings ...string) *rig {
 	return r
 }
 
-// deploy starts a command for the host vps and returns its output when it has printed a line
-// with this text, or when it has ended.
+// deployCommand returns a command that deploys.
+func (r *rig) deployCommand(args ...string) *lab.Cmd {
+	return r.client.Command("portknock", append([]string{"deploy", "-c", r.profile, "--ssh-config", r.config}, args...)...)
+}
+
+// deployUntil starts a deploy, and returns when it has printed a line with this text.
 func (r *rig) deployUntil(t testing.TB, text string, args ...string) (c *lab.Cmd, out string, rest io.Reader) {
 	t.Helper()
-	c = r.client.Command("portknock", append([]string{"deploy", "-c", r.profile, "--ssh-config", r.config}, args...)...)
-	pipe, err := c.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
+	c = r.deployCommand(args...)
+	out, came, rest := c.StartUntil(t, func(line string) bool { return strings.Contains(line, text) })
+	if !came {
+		t.Fatalf("deploy does not print %q:\n%s", text, out)
 	}
-	c.Stderr = c.Stdout
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(c.End)
-	lines := bufio.NewReader(pipe)
-	for {
-		line, err := lines.ReadString('\n')
-		out += line
-		if err != nil || text != "" && strings.Contains(line, text) {
-			return c, out, lines
-		}
-	}
+	return c, out, rest
 }
 
 // deploy runs a deploy of the host vps to its end. It checks the exit code, and that the
 // output contains texts.
 func (r *rig) deploy(t testing.TB, code int, texts []string, args ...string) (out string) {
 	t.Helper()
-	c, out, _ := r.deployUntil(t, "", append(args, "vps")...)
-	err := c.Wait()
-	got := 0
-	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
-		got = exit.ExitCode()
-	} else if err != nil {
-		t.Fatal(err)
-	}
-	if got != code {
-		t.Errorf("deploy %v ends with exit code %d, want %d\n%s", args, got, code, out)
-	}
-	for _, text := range texts {
-		if !strings.Contains(out, text) {
-			t.Errorf("deploy %v does not print %q:\n%s", args, text, out)
-		}
-	}
-	return out
+	b, err := r.deployCommand(append(args, "vps")...).CombinedOutput()
+	lab.ExpectEnd(t, err, string(b), code, texts...)
+	return string(b)
 }
 
 // TestDeployGuardsServer: a deploy installs the rules on a server that had none, and proves
@@ -210,9 +185,7 @@ func TestDeployRefusesWrongClock(t *testing.T) {
 	t.Run("shifted", func(t *testing.T) {
 		c := r.client.Command("env", "PORTKNOCK_TEST_SHIFT=-2m", "portknock", "deploy", "-c", r.profile, "--ssh-config", r.config, "vps")
 		out, err := c.CombinedOutput()
-		if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 6 || !strings.Contains(string(out), "the clocks differ by ") {
-			t.Errorf("deploy ends with %v and prints\n%s", err, out)
-		}
+		lab.ExpectEnd(t, err, string(out), 6, "the clocks differ by ")
 	})
 	r.expect(t, r.attacker, lab.Open)
 	r.deploy(t, 0, []string{"clock     the server's clock", "valid until "})

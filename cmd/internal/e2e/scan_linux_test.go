@@ -5,6 +5,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"os"
 	"regexp"
 	"slices"
@@ -343,11 +344,8 @@ func TestSweepThroughRedirectOpensNothing(t *testing.T) {
 					continue // knockd stops only scans in order
 				}
 				r.attacker.Flood(t, len(ports)*len(transports), func(i int) lab.Packet {
-					p := lab.Packet{Dst: r.port(ports[i/len(transports)])}
-					if transports[i%len(transports)] == knock.TCP {
-						p.Flags = lab.SYN
-					}
-					return p
+					step := knock.Step{Transport: transports[i%len(transports)], Port: ports[i/len(transports)]}
+					return lab.KnockPacket(netip.AddrPort{}, r.addr(), step)
 				})
 				r.expectPaths(t, fmt.Sprintf("after a sweep, %s, %v", order, transports), r.attacker, lab.Dropped, 22, 1000, 1500, 2000)
 			}

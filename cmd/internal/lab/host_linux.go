@@ -1,7 +1,9 @@
 package lab
 
 import (
+	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -9,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -269,6 +272,46 @@ func (c *Cmd) CombinedOutput() ([]byte, error) {
 	c.Stdout, c.Stderr = &out, &out
 	err := c.Run()
 	return out.bytes(), err
+}
+
+// StartUntil starts the command, and returns when the command has printed a line for which
+// found returns true, or has ended. It returns the output so far, whether such a line came,
+// and a reader of the output that follows. The output includes that to stderr.
+func (c *Cmd) StartUntil(t TB, found func(line string) bool) (out string, came bool, rest io.Reader) {
+	t.Helper()
+	pipe, err := c.StdoutPipe()
+	must(t, err)
+	c.Stderr = c.Stdout
+	must(t, c.Start())
+	t.Cleanup(c.End)
+	lines := bufio.NewReader(pipe)
+	for {
+		line, err := lines.ReadString('\n')
+		out += line
+		if came = err == nil && found(line); came || err != nil {
+			return out, came, lines
+		}
+	}
+}
+
+// ExpectEnd checks the exit code of a command that has ended with err, and that its output
+// contains texts.
+func ExpectEnd(t TB, err error, out string, code int, texts ...string) {
+	t.Helper()
+	got := 0
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		got = exit.ExitCode()
+	} else {
+		must(t, err)
+	}
+	if got != code {
+		t.Errorf("the command ends with exit code %d, want %d\n%s", got, code, out)
+	}
+	for _, text := range texts {
+		if !strings.Contains(out, text) {
+			t.Errorf("the command does not print %q:\n%s", text, out)
+		}
+	}
 }
 
 // End kills the command and waits until it is gone.

@@ -100,9 +100,9 @@ func (h *Host) sendRaw(packet func(i int) ([]byte, netip.Addr), n int) (err erro
 	return err
 }
 
-// knockPacket returns the packet of one knock.
-func knockPacket(from, to netip.Addr, s knock.Step) Packet {
-	p := Packet{Src: netip.AddrPortFrom(from, 0), Dst: netip.AddrPortFrom(to, s.Port), Payload: s.Payload}
+// KnockPacket returns the packet of one knock. See [Packet] for a src that is zero.
+func KnockPacket(src netip.AddrPort, to netip.Addr, s knock.Step) Packet {
+	p := Packet{Src: src, Dst: netip.AddrPortFrom(to, s.Port), Payload: s.Payload}
 	if s.Transport == knock.TCP {
 		p.Flags = SYN
 	}
@@ -120,7 +120,7 @@ func (h *Host) KnockFrom(t TB, from, to netip.Addr, steps ...knock.Step) {
 	t.Helper()
 	packets := make([]Packet, len(steps))
 	for i, s := range steps {
-		packets[i] = knockPacket(from, to, s)
+		packets[i] = KnockPacket(netip.AddrPortFrom(from, 0), to, s)
 	}
 	h.Send(t, packets...)
 }
@@ -155,8 +155,6 @@ func (h *Host) sweep(t TB, from, to netip.Addr, transport knock.Transport, order
 	}
 	src := netip.AddrPortFrom(from, h.port())
 	must(t, h.sendRaw(func(i int) ([]byte, netip.Addr) {
-		p := knockPacket(from, to, knock.Step{Transport: transport, Port: list[i]})
-		p.Src = src
-		return h.complete(p).marshal(), to
+		return h.complete(KnockPacket(src, to, knock.Step{Transport: transport, Port: list[i]})).marshal(), to
 	}, len(list)))
 }
