@@ -84,7 +84,7 @@ import (
 //
 // A round can leave its knocks out, as [Sent] says. It then has one SYN, early or not.
 //
-// A round can also send its knocks once more, 15 ms after the SYN. Packets that are
+// A round can also send its knocks once more, [AgainAfter] after the SYN. Packets that are
 // lost together, as on a radio link, are then not all copies of a knock. There is no other
 // SYN: most often only knocks are lost, and the SYN of the next round follows soon. Some
 // firewalls refuse an address that sends many SYNs.
@@ -180,7 +180,7 @@ type Sent struct {
 	// None means that Knock has sent no knocks: the round only dials.
 	None bool
 
-	// Again sends the knocks of the round once more. The Dialer calls it soon after the SYN,
+	// Again sends the knocks of the round once more. The Dialer calls it AgainAfter the SYN,
 	// if it is not connected by then. Again is nil if the knocks should not leave once more.
 	Again func(ctx context.Context) error
 }

@@ -10,10 +10,10 @@ import (
 	"time"
 )
 
-// againAfter is the time from the SYN to the second pass of a round's knocks. Most bursts of
-// losses are shorter. On a path without losses and with a round trip below againAfter, the
+// AgainAfter is the time from the SYN of a round to the second pass of its knocks. Most bursts of
+// losses are shorter. On a path without losses and with a round trip below AgainAfter, the
 // connection stands before.
-const againAfter = 15 * time.Millisecond
+const AgainAfter = 15 * time.Millisecond
 
 // pauseAfter returns the mean time from the SYN behind the knocks of round n to round n+1.
 // The doc comment of Dialer has a diagram of rounds 0 to 3, and the reasons.
@@ -114,7 +114,7 @@ func (t *target) round(ctx context.Context, n int) {
 	sent := t.send(ctx, n)
 	left := time.Now()
 	if sent.Again != nil {
-		sleep(ctx, left.Add(againAfter))
+		sleep(ctx, left.Add(AgainAfter))
 		if ctx.Err() == nil {
 			_ = sent.Again(ctx) // an error does not matter: the knocks have left once
 		}

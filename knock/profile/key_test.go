@@ -63,13 +63,13 @@ func TestTokenSettingsRoundTrip(t *testing.T) {
 		t.Errorf("wrong settings, or a setting of another scheme: %+v", p)
 	}
 	got, err := json.Marshal(p)
-	const want = `"keyFile":"/k","tokenPort":443,"tokensPerWindow":3,"period":"10m0s","skew":"10s"}`
+	const want = `"keyFile":"/k","tokenPort":443,"tokensPerWindow":3,"period":"10m0s","skew":"10s","repeat":2}`
 	if err != nil || !strings.HasSuffix(string(got), want) {
 		t.Errorf("wrong settings in JSON: %s, %v", got, err)
 	}
 	var written bytes.Buffer
 	p.WriteTo(&written)
-	if !strings.HasSuffix(written.String(), "    DeriveHostKey no\n    TokenPort 443\n    TokensPerWindow 3\n    Period 10m\n    Skew 10s\n") {
+	if !strings.HasSuffix(written.String(), "    DeriveHostKey no\n    TokenPort 443\n    TokensPerWindow 3\n    Period 10m\n    Skew 10s\n    Repeat 2\n") {
 		t.Errorf("wrong settings written:\n%s", &written)
 	}
 	if again, err := mustParse(t, written.String()).Lookup("vps"); err != nil || !reflect.DeepEqual(p, again) {
