@@ -8,13 +8,17 @@ import (
 	"time"
 )
 
-// Round tells a client what to do in one round, before the SYN that follows the knocks.
-// The client sends the knocks of Send, and waits for Pause after each knock. If Send is
-// empty, the client sends no knocks in this round and only dials. A [Client] returns an
-// empty Send only if its Schedule contains an empty [Sequence].
+// Round tells a client what to do in one round. The client sends the knocks of Send, waits
+// for Pause after each knock, and then dials. If Send is empty, the client only dials.
 type Round struct {
 	Send  Sequence      // knocks of the round; may be empty
 	Pause time.Duration // wait after each knock
+
+	// Repeat means that the client sends each knock twice, the second copy right behind the
+	// first. A few milliseconds after the dial it sends all knocks once more in this way, if
+	// it is not connected yet. Only one knock can then be lost if a single packet is lost or
+	// if the path loses everything for some milliseconds.
+	Repeat bool
 }
 
 // Picker decides what a client does in each round.
@@ -53,11 +57,40 @@ type Picker interface {
 //
 // Among the odd rounds, every third is fast, and among the even rounds too. Sequences of
 // the current and of the previous window therefore leave in fast and in slow rounds.
+//
+// # Repeat
+//
+// With Repeat, a round sends its knocks as [Round.Repeat] says. Rounds 2, 5, 8 and so on send
+// each knock only once. Repeat may be wrong for the server: knockd 0.8 opens nothing to
+// repeated knocks. The client then connects some rounds later.
+//
+// # Redial
+//
+// With Redial, the client supposes that the server reacts to each knock, as knockd does.
+// Then knocks that are sent again can do harm:
+//
+//   - If the sequence A B C arrives twice, knockd runs its command twice, and may leave a
+//     second rule in the firewall that nothing removes.
+//   - If A is lost, the C that follows can begin another sequence of the same server. The
+//     default file of knockd has such a sequence, which closes the port. The next A only
+//     ends that attempt, so that A B C fails in each later round too.
+//
+// So the client first only dials in rounds 1 and 2, because perhaps only a SYN was lost. The
+// later rounds send, and only dial, in turn. The knocks are A A B C twice, then A B C, and
+// so on. The first A ends an attempt at another sequence, and the second A begins this one.
+// If the server has opened the port already, A A B C does not open it again: the second A
+// ends the attempt that the first A has begun. The same holds for a server on which no
+// attempt is open. There only A B C opens the port.
+//
+// Among the rounds that send knocks, every other one is slow. A B C and A A B C thus leave in
+// fast and in slow rounds.
 type Client struct {
 	Schedule     Schedule
 	Skew         time.Duration // largest difference between the clocks of server and client
 	KnockDelay   time.Duration // pause after each knock in fast rounds, and the shortest pause of slow rounds
 	KnockTimeout time.Duration // how long the server waits for the next knock; 0 sets no limit to the pause
+	Repeat       bool          // send each knock several times; the section Repeat says how
+	Redial       bool          // send knocks again only after dials; the section Redial says how; not with Repeat
 }
 
 // Open does not send anything; it returns the sequences that may open the port at the time
@@ -89,7 +122,32 @@ func (c Client) Round(now time.Time, from, _ netip.Addr, n int) (Round, error) {
 		attempt /= 2
 	}
 	send := sequences[tokenIndex(from, attempt, len(sequences))]
-	return Round{send, c.pause(n, len(send))}, nil
+	if c.Redial {
+		return c.redialRound(send, n), nil
+	}
+	pause := c.KnockDelay
+	if n%3 > 0 {
+		pause = c.slowPause(n-n/3, len(send))
+	}
+	return Round{Send: send, Pause: pause, Repeat: c.Repeat && n%3 < 2}, nil
+}
+
+// redialRound returns round n of a client with Redial. The sequence send is that of the
+// current window.
+func (c Client) redialRound(send Sequence, n int) Round {
+	if n == 1 || n > 0 && n%2 == 0 {
+		return Round{}
+	}
+	sent := n / 2 // counts the earlier rounds that sent knocks
+	r := Round{Send: send, Pause: c.KnockDelay}
+	if sent%2 == 1 {
+		r.Pause = c.slowPause((sent+1)/2, len(send))
+	}
+	// A single knock opens the port each time, so sending it twice would open the port twice.
+	if sent%3 > 0 && len(send) > 1 {
+		r.Send = append(send[:1:1], send...)
+	}
+	return r
 }
 
 // IsTokenOf reports whether token n, counted from 0, belongs to an address family. If
@@ -119,18 +177,14 @@ func tokenIndex(from netip.Addr, attempt, count int) int {
 	return others[(begin+attempt-len(family))%len(others)]
 }
 
-// pause returns the pause after each knock of round n. The doc comment of Client says which
-// rounds are fast, and why. The pauses of slow rounds are shorter than KnockTimeout. They
-// are also short enough for several rounds in the time that the client has. A pause is
-// never shorter than KnockDelay.
-func (c Client) pause(n, knocks int) time.Duration {
-	if n%3 == 0 || knocks == 0 {
-		return c.KnockDelay
-	}
-	slow := n - n/3 // counts the slow rounds up to this one
-	slower := min(5*time.Millisecond<<min(slow, 5), 400*time.Millisecond/time.Duration(knocks))
+// slowPause returns the pause after each knock of a slow round. Slow is the number of the
+// slow round, counted from 1. The doc comment of Client says why slow rounds exist. The pause
+// is shorter than KnockTimeout. It is also short enough for several rounds in the time that
+// the client has. It is never shorter than KnockDelay.
+func (c Client) slowPause(slow, knocks int) time.Duration {
+	pause := min(5*time.Millisecond<<min(slow, 5), 400*time.Millisecond/time.Duration(max(knocks, 1)))
 	if c.KnockTimeout > 0 {
-		slower = min(slower, c.KnockTimeout/2)
+		pause = min(pause, c.KnockTimeout/2)
 	}
-	return max(c.KnockDelay, slower)
+	return max(c.KnockDelay, pause)
 }

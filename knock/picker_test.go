@@ -65,29 +65,74 @@ func TestPythonMatchesPickerVectors(t *testing.T) {
 	}
 }
 
+// round returns round n of a client, from a fixed address at a fixed time.
+func (c Client) round(t *testing.T, n int) Round {
+	t.Helper()
+	r, err := c.Round(time.Unix(0, 0), netip.MustParseAddr("192.0.2.7"), netip.Addr{}, n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
 // TestEveryThirdRoundIsFast: the pauses of the other rounds grow, within limits.
 func TestEveryThirdRoundIsFast(t *testing.T) {
 	const ms, delay = time.Millisecond, 200 * time.Microsecond
 	c := Client{KnockDelay: delay, KnockTimeout: 5 * time.Second}
-	for n, want := range []time.Duration{delay, 10 * ms, 20 * ms, delay, 40 * ms, 80 * ms, delay, 133333333, 133333333, delay} {
-		if got := c.pause(n, 3); got != want {
-			t.Errorf("round %d: pause %v, want %v", n, got, want)
+	check := func(about string, n, knocks int, want time.Duration) {
+		t.Helper()
+		c.Schedule = make(Sequence, knocks)
+		if got := c.round(t, n).Pause; got != want {
+			t.Errorf("%s, round %d: pause %v, want %v", about, n, got, want)
 		}
 	}
-	if got := c.pause(10, 20); got != 20*ms {
-		t.Errorf("20 knocks: pause %v, want 20ms", got)
+	for n, want := range []time.Duration{delay, 10 * ms, 20 * ms, delay, 40 * ms, 80 * ms, delay, 133333333, 133333333, delay} {
+		check("3 knocks", n, 3, want)
 	}
-	if got := c.pause(10, 1); got != 160*ms {
-		t.Errorf("1 knock: pause %v, want 160ms", got)
-	}
+	check("20 knocks", 10, 20, 20*ms)
+	check("1 knock", 10, 1, 160*ms)
 	c.KnockTimeout = 30 * ms
-	if got := c.pause(10, 3); got != 15*ms {
-		t.Errorf("KnockTimeout 30ms: pause %v, want 15ms", got)
-	}
+	check("KnockTimeout 30ms", 10, 3, 15*ms)
 	c.KnockDelay = time.Second // a pause must not be shorter than the user asks for
 	for n := range 6 {
-		if got := c.pause(n, 3); got != time.Second {
-			t.Errorf("KnockDelay 1s, round %d: pause %v, want 1s", n, got)
+		check("KnockDelay 1s", n, 3, time.Second)
+	}
+}
+
+// TestEveryThirdRoundIsNotRepeated: Repeat may be wrong for the server, so each third round
+// sends the knocks once.
+func TestEveryThirdRoundIsNotRepeated(t *testing.T) {
+	c := Client{Schedule: make(Sequence, 3), Repeat: true}
+	for n, want := range []bool{true, true, false, true, true, false, true, true, false} {
+		if got := c.round(t, n).Repeat; got != want {
+			t.Errorf("round %d: Repeat is %v, want %v", n, got, want)
+		}
+	}
+}
+
+// TestRedialRounds: with Redial, the rounds of a client are those of the table. Sequences with
+// one knock more and without it leave in fast and in slow rounds.
+func TestRedialRounds(t *testing.T) {
+	abc := Sequence{{Port: 1}, {Port: 2}, {Port: 3}}
+	aabc := Sequence{{Port: 1}, {Port: 1}, {Port: 2}, {Port: 3}}
+	const fast, slow1, slow2, slow3 = time.Millisecond, 10 * time.Millisecond, 20 * time.Millisecond, 40 * time.Millisecond
+	c := Client{Schedule: abc, KnockDelay: fast, Redial: true}
+	for n, want := range []Round{
+		{Send: abc, Pause: fast}, {}, {},
+		{Send: aabc, Pause: slow1}, {}, {Send: aabc, Pause: fast}, {}, {Send: abc, Pause: slow2}, {},
+		{Send: aabc, Pause: fast}, {}, {Send: aabc, Pause: slow3}, {}, {Send: abc, Pause: fast}, {},
+	} {
+		if got := c.round(t, n); got.Send.String() != want.Send.String() || got.Pause != want.Pause || got.Repeat {
+			t.Errorf("round %d: got %v, want %v", n, got, want)
+		}
+	}
+	if abc.String() != "1/tcp 2/tcp 3/tcp" {
+		t.Errorf("the schedule has become %v", abc)
+	}
+	c.Schedule = abc[:1]
+	for n := range 9 {
+		if got := len(c.round(t, n).Send); got > 1 {
+			t.Errorf("a sequence of one knock, round %d: %d knocks, want at most 1", n, got)
 		}
 	}
 }

@@ -33,12 +33,16 @@ type Sender struct {
 	// From is the local address of the knocks. If From is the zero Addr, the system
 	// chooses an address for each knock.
 	From netip.Addr
+
+	// Repeat means that Send sends each TCP or UDP knock twice. The second copy follows
+	// the first at once.
+	Repeat bool
 }
 
 // Send sends the knocks of a sequence in order to the destination. Send waits pause after
 // every knock, including the last, so that the caller's next packet does not overtake it.
 //
-// A TCP or UDP knock is a single packet. Send does not wait for its answer, because a
+// A TCP or UDP knock is a single packet, or two with Repeat. Send does not wait for its answer, because a
 // knock has no answer. A [Stream] knock is a connection: Send waits until it is connected
 // and the payload is written, at most 0.9 s, but not for a reply.
 //
@@ -66,21 +70,26 @@ func (s Sender) Send(ctx context.Context, to netip.Addr, seq Sequence, pause tim
 			return context.Cause(ctx)
 		}
 		dest := netip.AddrPortFrom(to, step.Port)
-		var err error
-		switch step.Transport {
-		case TCP:
-			err = s.sendSYN(dest)
-		case UDP:
-			if datagrams == nil {
-				datagrams, err = s.listen(to)
+		send := func() (err error) {
+			switch step.Transport {
+			case TCP:
+				return s.sendSYN(dest)
+			case UDP:
+				if datagrams == nil {
+					datagrams, err = s.listen(to)
+				}
+				if err == nil {
+					_, err = datagrams.WriteToUDPAddrPort(step.Payload, dest)
+				}
+				return err
+			case Stream:
+				return s.sendStream(ctx, dest, step.Payload)
 			}
-			if err == nil {
-				_, err = datagrams.WriteToUDPAddrPort(step.Payload, dest)
-			}
-		case Stream:
-			err = s.sendStream(ctx, dest, step.Payload)
-		default:
-			err = fmt.Errorf("unknown transport %d", step.Transport)
+			return fmt.Errorf("unknown transport %d", step.Transport)
+		}
+		err := send()
+		if err == nil && s.Repeat && step.Transport != Stream {
+			err = send()
 		}
 		if err != nil {
 			return fmt.Errorf("knock %d of %d: %w", i+1, len(seq), cause(err))

@@ -54,6 +54,54 @@ func TestSendReachesListeners(t *testing.T) {
 	conn.Close()
 }
 
+// TestRepeatSendsEachKnockTwice: the second copy follows the first without the pause, and a
+// Stream is not repeated.
+func TestRepeatSendsEachKnockTwice(t *testing.T) {
+	udp, err := net.ListenUDP("udp4", &net.UDPAddr{IP: loopback.AsSlice()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer udp.Close()
+	tcp, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tcp.Close()
+	knock := func(payload string) Step {
+		return Step{Transport: UDP, Port: port(udp.LocalAddr()), Payload: []byte(payload)}
+	}
+	stream := Step{Transport: Stream, Port: port(tcp.Addr()), Payload: []byte("c")}
+	ctx, cancel := context.WithCancel(t.Context())
+	sent := make(chan error, 1)
+	go func() { sent <- Sender{Repeat: true}.Send(ctx, loopback, Sequence{knock("a"), knock("b")}, time.Hour) }()
+	udp.SetReadDeadline(time.Now().Add(5 * time.Second))
+	buf := make([]byte, 1)
+	read := func(want string) {
+		t.Helper()
+		if _, err := udp.Read(buf); err != nil || string(buf) != want {
+			t.Fatalf("got the datagram %q, error %v; want %q", buf, err, want)
+		}
+	}
+	read("a")
+	read("a") // within the pause of an hour
+	cancel()
+	<-sent
+	if err := (Sender{Repeat: true}).Send(t.Context(), loopback, Sequence{knock("a"), knock("b"), stream}, 0); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"a", "a", "b", "b"} {
+		read(want)
+	}
+	tcp.(*net.TCPListener).SetDeadline(time.Now().Add(5 * time.Second))
+	if _, err := tcp.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	tcp.(*net.TCPListener).SetDeadline(time.Now())
+	if _, err := tcp.Accept(); err == nil {
+		t.Error("Send has repeated a Stream")
+	}
+}
+
 // A Stream knock sends its payload on its own connection, from the address From.
 func TestStreamSendsPayloadFromSameAddress(t *testing.T) {
 	tcp, err := net.Listen("tcp4", "127.0.0.1:0")

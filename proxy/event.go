@@ -29,4 +29,8 @@ type Event struct {
 	To    netip.AddrPort // the address of the knocks and the SYN, and the port to be opened
 	Round int            // the number of the round; 0 is the first round of each address
 	Err   error          // the cause, for the kinds that set it; otherwise nil
+
+	// RoundTrip is how long the answer to the SYN took, for Connected only. It is 0 if the
+	// Dialer does not know it, for example because the system had to send the SYN again.
+	RoundTrip time.Duration
 }

@@ -26,12 +26,12 @@ func Example() {
 	d := proxy.Dialer{
 		Source:  knock.Source,
 		Timeout: 9 * time.Second,
-		Knock: func(ctx context.Context, from, to netip.Addr, n int) error {
+		Knock: func(ctx context.Context, from, to netip.Addr, n int) (proxy.Sent, error) {
 			r, err := client.Round(time.Now(), from, to, n)
 			if err != nil {
-				return err
+				return proxy.Sent{}, err
 			}
-			return knock.Sender{From: from}.Send(ctx, to, r.Send, r.Pause)
+			return proxy.Sent{}, knock.Sender{From: from}.Send(ctx, to, r.Send, r.Pause)
 		},
 	}
 	conn, err := d.Connect(context.Background(), "vps.example", 22)

@@ -53,14 +53,14 @@ func (f *fakeNet) note(format string, args ...any) {
 	f.log = append(f.log, fmt.Sprint(time.Since(f.start))+" "+fmt.Sprintf(format, args...))
 }
 
-func (f *fakeNet) knock(_ context.Context, _, to netip.Addr, round int) error {
+func (f *fakeNet) knock(_ context.Context, _, to netip.Addr, round int) (Sent, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if slices.Contains(f.noRoute, to) {
-		return errNoRoute
+		return Sent{}, errNoRoute
 	}
 	f.note("knock %v #%d", to, round)
-	return nil
+	return Sent{}, nil
 }
 
 func (f *fakeNet) dial(ctx context.Context, _ netip.Addr, to netip.AddrPort) (net.Conn, error) {
@@ -100,6 +100,12 @@ func (f *fakeNet) dial(ctx context.Context, _ netip.Addr, to netip.AddrPort) (ne
 
 // meanPause is a Dialer.random that makes each pause last as long as its mean.
 func meanPause(n time.Duration) time.Duration { return n / 2 }
+
+// The functions change the pauses of a Dialer.
+func meanPauses(d *Dialer)     { d.random = meanPause }
+func shortestPauses(d *Dialer) { d.random = func(time.Duration) time.Duration { return 0 } }
+func longestPauses(d *Dialer)  { d.random = func(n time.Duration) time.Duration { return n } }
+func randomPauses(d *Dialer)   { d.random = nil }
 
 // dialer returns a Dialer without random pauses.
 func (f *fakeNet) dialer(addrs ...netip.Addr) *Dialer {
@@ -141,15 +147,16 @@ func (c *fakeConn) Close() error { c.closed = true; return nil }
 const noAnswer = time.Duration(-1) // the delay of a SYN that never gets an answer
 
 // roundStarts returns when the rounds of the first two seconds begin if every SYN gets
-// the error err after delay. The parameter random replaces Dialer.random.
-func roundStarts(t *testing.T, random func(time.Duration) time.Duration, delay time.Duration, err error) (rounds []time.Duration) {
+// the error err after delay. The function set changes the Dialer.
+func roundStarts(t *testing.T, set func(*Dialer), delay time.Duration, err error) (rounds []time.Duration) {
 	t.Helper()
 	f := newFakeNet(t, func(netip.Addr, int) (time.Duration, error) { return delay, err })
 	d := f.dialer(v4)
-	d.Timeout, d.random = 2*time.Second, random
-	d.Knock = func(context.Context, netip.Addr, netip.Addr, int) error {
+	d.Timeout = 2 * time.Second
+	set(d)
+	d.Knock = func(context.Context, netip.Addr, netip.Addr, int) (Sent, error) {
 		rounds = append(rounds, time.Since(f.start))
-		return nil
+		return Sent{}, nil
 	}
 	_, _ = d.Connect(t.Context(), "vps", 22)
 	return rounds

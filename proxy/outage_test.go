@@ -37,9 +37,9 @@ func (o outage) dialer(f *fakeNet, addrs ...netip.Addr) *Dialer {
 	case "source":
 		d.Source = func(netip.Addr) (netip.Addr, error) { return home, currentErr() }
 	case "knock":
-		d.Knock = func(ctx context.Context, from, to netip.Addr, round int) error {
+		d.Knock = func(ctx context.Context, from, to netip.Addr, round int) (Sent, error) {
 			if err := currentErr(); err != nil {
-				return err
+				return Sent{}, err
 			}
 			return f.knock(ctx, from, to, round)
 		}
@@ -134,11 +134,11 @@ func TestOutageBeforeFirstKnocksIsFinal(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			f := newFakeNet(t, nil)
 			d := f.dialer(v4)
-			d.Knock = func(_ context.Context, _, _ netip.Addr, round int) error {
+			d.Knock = func(_ context.Context, _, _ netip.Addr, round int) (Sent, error) {
 				if round == 0 {
-					return errnosTemporary[1]
+					return Sent{}, errnosTemporary[1]
 				}
-				return errNoRoute
+				return Sent{}, errNoRoute
 			}
 			_, err := d.Connect(t.Context(), "vps", 22)
 			if took := time.Since(f.start); !errors.Is(err, errNoRoute) || took != 150*ms {
@@ -236,7 +236,7 @@ func TestErrorIgnoresOutageOfOneFamily(t *testing.T) {
 // longer. An outage that takes as long to appear does not.
 func TestOutageDoesNotStretchRounds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		rounds := roundStarts(t, meanPause, 380*ms, errNoRoute)
+		rounds := roundStarts(t, meanPauses, 380*ms, errNoRoute)
 		if want := []time.Duration{0, 150 * ms, 400 * ms, 900 * ms, 1150 * ms, 1650 * ms}; !slices.Equal(rounds, want) {
 			t.Errorf("rounds begin at %v, want %v", rounds, want)
 		}

@@ -54,15 +54,24 @@ import (
 //	S5                                             --------------->
 //	S6                                                       ----->
 //
-// The pause between two rounds begins with the SYN behind the knocks. It is Hedge
-// after round 0. The mean pause is 250 ms after rounds 1, 3, 6, 9, 12 and 15. It is 500 ms
-// after each other round up to 14, and 1 s after round 16 and every later round. The
-// diagram shows the mean pauses.
+// The pause between two rounds begins with the SYN behind the knocks. After round 0 it is
+// Hedge: an answer is then overdue. The mean pause after a later round is:
 //
-// Each pause after round 0 is random: it lasts 0.5 to 1.5 times as long as its mean. Two
-// clients of one address that start at the same moment may send knocks of different
-// profiles. The knocks of each client are then wrong knocks for the other one. If all
-// pauses were fixed, the two clients would undo each other's knocks in every round.
+//	150 ms  if the round only dialed: the next round waits only for an answer to a SYN
+//	250 ms  after rounds 1, 3, 6, 9, 12 and 15: a daemon that polls may need this long
+//	500 ms  after the other rounds up to 14: more packets are lost, or nothing opens the port
+//	1 s     after round 16 and every later round
+//
+// The diagram shows the mean pauses for a Hedge of 150 ms. Each pause after round 0 is
+// random: it lasts 0.5 to 1.5 times as long as its mean. Two clients of one address that
+// start at the same moment may send knocks of different profiles. The knocks of each client
+// are then wrong knocks for the other one. If all pauses were fixed, the two clients would
+// undo each other's knocks in every round.
+//
+// A refusal means "not yet". It also tells how long an answer takes. From then on
+// a pause lasts at least 1.5 times as long as the last refusal took to come. A pause also
+// lasts at least as long as Hedge, if Hedge is given, because an answer may take this long.
+// Here Hedge counts as at most a quarter of Timeout, so that several rounds fit into Timeout.
 //
 // Every round except 0 and 2 starts with an early SYN, before the knocks, from a socket
 // of its own: S2 and S5. Some servers, such as knockd and fwknopd, may open the port
@@ -71,12 +80,14 @@ import (
 // wait until the new knocks have left. Round 2 has no early SYN, because it follows only
 // 250 ms after round 1. One more socket would also make the Dialer give up S1 at 400 ms,
 // and an answer to S1 that takes longer, such as 600 ms, would be lost. A round has no
-// early SYN either if the knocks of the previous round have not left, or if there are
-// no knocks.
+// early SYN either if the previous round has not sent knocks, or if there are no knocks.
 //
-// A refusal means "not yet". It also tells how long an answer takes. From then on
-// a pause lasts at least 1.5 times as long as the last refusal took to come. This also
-// holds for a random pause.
+// A round can leave its knocks out, as [Sent] says. It then has one SYN, early or not.
+//
+// A round can also send its knocks once more, [AgainAfter] after the SYN. Packets that are
+// lost together, as on a radio link, are then not all copies of a knock. There is no other
+// SYN: most often only knocks are lost, and the SYN of the next round follows soon. Some
+// firewalls refuse an address that sends many SYNs.
 //
 // At most three sockets of a target wait at the same time. Before a fourth SYN leaves,
 // the Dialer gives up the socket of an early SYN of a previous round. If no such socket
@@ -135,11 +146,12 @@ type Dialer struct {
 	// left. The first round of each destination has the number 0. The section Outages
 	// says whether an error ends the attempts on the destination, or only its round.
 	// Knock must ignore ICMP messages that answer earlier knocks, and must not return
-	// them as errors: the ports of the knocks are meant to look closed.
+	// them as errors: the ports of the knocks are meant to look closed. The result tells
+	// what the Dialer does next in the round.
 	//
 	// If Knock is nil, no knocks are sent. Nothing then opens the port, so the error
 	// "connection refused" is final too.
-	Knock func(ctx context.Context, from, to netip.Addr, round int) error
+	Knock func(ctx context.Context, from, to netip.Addr, round int) (Sent, error)
 
 	// Dial opens one connection. It must end as soon as ctx is done. If Dial is nil,
 	// the Dialer opens a TCP connection itself. Only a connection that the Dialer has
@@ -150,8 +162,9 @@ type Dialer struct {
 	// resolution and all rounds. If it is not positive, only the context sets a limit.
 	Timeout time.Duration
 
-	// Hedge is the time from the SYN of round 0 to round 1. If it is not positive,
-	// it is 150 ms.
+	// Hedge is the time after which the answer to a SYN is overdue. [Hedge] returns it for a
+	// path whose round trip is known. If it is not positive, round 1 begins 150 ms after the
+	// SYN of round 0.
 	Hedge time.Duration
 
 	// Trace, if not nil, is called for each event, one call at a time. It must not
@@ -159,4 +172,23 @@ type Dialer struct {
 	Trace func(Event)
 
 	random func(n time.Duration) time.Duration // replaces rand.N in tests; nil otherwise
+}
+
+// Sent tells what Dialer.Knock has sent in a round. The zero Sent means that the knocks have
+// left once.
+type Sent struct {
+	// None means that Knock has sent no knocks: the round only dials.
+	None bool
+
+	// Again sends the knocks of the round once more. The Dialer calls it AgainAfter the SYN,
+	// if it is not connected by then. Again is nil if the knocks should not leave once more.
+	Again func(ctx context.Context) error
+}
+
+// Hedge returns the Hedge of a Dialer for a path with this round trip. It is a little more
+// than the time of an answer, so that a link without losses never sees a second SYN. It is
+// at least 20 ms, because a server needs time too. It is at most 1 s, after which every
+// system sends a SYN again.
+func Hedge(roundTrip time.Duration) time.Duration {
+	return min(max(roundTrip*5/4+10*time.Millisecond, 20*time.Millisecond), time.Second)
 }

@@ -1,6 +1,11 @@
 package proxy
 
-import "golang.org/x/sys/unix"
+import (
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
 
 // setHoldBack makes the kernel hold back the last ACK of the handshake for up to
 // 200 ms. The ACK then leaves together with the first data. The kernel's function
@@ -22,4 +27,15 @@ func setHoldBack(fd uintptr, bound bool) {
 func releaseHoldBack(fd uintptr) {
 	_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, 0)
 	_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_QUICKACK, 1)
+}
+
+// roundTrip returns how long the answer to the SYN of a new connection took, as the kernel
+// measured it. It returns 0 if the kernel did not measure it.
+func roundTrip(conn syscall.Conn, _ time.Duration) (d time.Duration) {
+	_ = control(conn, func(fd uintptr) {
+		if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
+			d = time.Duration(info.Rtt) * time.Microsecond
+		}
+	})
+	return d
 }

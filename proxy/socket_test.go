@@ -90,7 +90,7 @@ func TestLaterSYNFindsOpenedPort(t *testing.T) {
 	d := Dialer{
 		Hedge:   20 * time.Millisecond,
 		Timeout: 10 * time.Second,
-		Knock:   func(context.Context, netip.Addr, netip.Addr, int) error { return nil },
+		Knock:   func(context.Context, netip.Addr, netip.Addr, int) (Sent, error) { return Sent{}, nil },
 		Trace: func(e Event) {
 			if e.Kind == Refused {
 				open.Do(func() {

@@ -3,31 +3,46 @@ package proxy
 import (
 	"context"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
 	"time"
 )
 
-// pauseAfter returns the usual time from the SYN behind the knocks of round n to round
-// n+1. The doc comment of Dialer has a diagram of rounds 0 to 3.
+// AgainAfter is the time from the SYN of a round to the second pass of its knocks. Most bursts of
+// losses are shorter. On a path without losses and with a round trip below AgainAfter, the
+// connection stands before.
+const AgainAfter = 15 * time.Millisecond
+
+// pauseAfter returns the mean time from the SYN behind the knocks of round n to round n+1.
+// The doc comment of Dialer has a diagram of rounds 0 to 3, and the reasons.
 //
 // Round 0 may fail because packets came out of order or the server was slow. Round 1
 // then opens the port. If round 1 fails too, packets are lost or the port will never
 // open. The later rounds are therefore slower. Rounds 3, 6 and so on are the fast rounds of
 // knock.Client. They fail if the path reorders packets, so the next round follows soon.
-func (d *Dialer) pauseAfter(n int) time.Duration {
+func (d *Dialer) pauseAfter(n int, sent Sent) time.Duration {
 	switch {
 	case n == 0 && d.Hedge > 0:
-		return d.Hedge
-	case n == 0:
+		return d.hedge()
+	case n == 0, sent.None:
 		return 150 * time.Millisecond
 	case n >= 16:
 		return time.Second
-	case n == 1, n%3 == 0: // a daemon that polls may need this long
+	case n == 1, n%3 == 0:
 		return 250 * time.Millisecond
 	}
 	return 500 * time.Millisecond
+}
+
+// hedge returns Hedge, but at most a quarter of Timeout, so that several rounds fit into
+// Timeout. It returns 0 if Hedge is not given.
+func (d *Dialer) hedge() time.Duration {
+	if d.Timeout > 0 {
+		return max(0, min(d.Hedge, d.Timeout/4))
+	}
+	return max(0, d.Hedge)
 }
 
 // randomN returns a random duration from 0 up to, but not including, n.
@@ -96,15 +111,28 @@ func (t *target) round(ctx context.Context, n int) {
 		return
 	}
 	defer func() { <-t.race.slots }()
-	t.send(ctx, n)
-	t.mu.Lock()
-	least := t.refusalDelay * 3 / 2 // the next answer may take as long as the last refusal
-	t.mu.Unlock()
-	pause := max(t.race.dialer.pauseAfter(n), least)
+	sent := t.send(ctx, n)
+	left := time.Now()
+	if sent.Again != nil {
+		sleep(ctx, left.Add(AgainAfter))
+		if ctx.Err() == nil {
+			_ = sent.Again(ctx) // an error does not matter: the knocks have left once
+		}
+	}
+	least := t.leastPause()
+	pause := max(t.race.dialer.pauseAfter(n, sent), least)
 	if n > 0 {
 		pause = max(pause/2+t.race.dialer.randomN(pause), least)
 	}
-	sleep(ctx, time.Now().Add(pause))
+	sleep(ctx, left.Add(pause))
+}
+
+// leastPause returns the least pause after a round: the next answer may take as long as the
+// last refusal, or as long as Hedge says.
+func (t *target) leastPause() time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return max(t.refusalDelay*3/2, t.race.dialer.hedge())
 }
 
 // takeSlot waits until the target may begin round n. It returns false if ctx is done
@@ -130,9 +158,9 @@ func (t *target) takeSlot(ctx context.Context, n int) bool {
 	return true
 }
 
-// send knocks and dials for round n. Every round except 0 and 2 starts with an early
-// SYN if the knocks of the previous round have left.
-func (t *target) send(ctx context.Context, n int) {
+// send knocks and dials for round n, and returns what Knock has sent. Every round except 0
+// and 2 starts with an early SYN if the knocks of the previous round have left.
+func (t *target) send(ctx context.Context, n int) (sent Sent) {
 	dialer := t.race.dialer
 	early := t.knocked && n != 2
 	t.knocked = false
@@ -147,22 +175,24 @@ func (t *target) send(ctx context.Context, n int) {
 			e.From = from
 		case !isPermanent(err) && t.survives(err):
 			t.race.trace(Unreachable, err, e)
-			return
+			return Sent{}
 		default:
 			t.fail(err, e)
-			return
+			return Sent{}
 		}
 	}
+	var first *dial
 	if early {
 		// The knocks of round n-1 may have opened the port just after the SYN behind
 		// them was dropped. An early SYN finds that out before the knocks of round n
 		// have left.
-		t.dial(ctx, e, true)
+		first = t.dial(ctx, e, true)
 	}
 	if dialer.Knock != nil {
-		err := dialer.Knock(ctx, e.From, t.addr.Addr(), n)
+		var err error
+		sent, err = dialer.Knock(ctx, e.From, t.addr.Addr(), n)
 		if ctx.Err() != nil {
-			return
+			return Sent{}
 		}
 		if err != nil {
 			failure := &KnockError{To: t.addr.Addr(), Err: err}
@@ -174,13 +204,19 @@ func (t *target) send(ctx context.Context, n int) {
 			default:
 				t.fail(failure, e)
 			}
-			return
+			return Sent{}
 		}
-		t.race.trace(Knocked, nil, e)
-		t.knocked = true
 		t.roundLeft()
+		if !sent.None {
+			t.race.trace(Knocked, nil, e)
+			t.knocked = true
+		} else if first != nil {
+			t.keep(first)
+			return sent
+		}
 	}
 	t.dial(ctx, e, false)
+	return sent
 }
 
 // roundLeft notes that a round has left this machine, so that an outage has ended.
@@ -202,7 +238,7 @@ func (t *target) survives(err error) bool {
 }
 
 // dial opens one more socket and does not wait for its answer.
-func (t *target) dial(ctx context.Context, e Event, early bool) {
+func (t *target) dial(ctx context.Context, e Event, early bool) *dial {
 	ctx, cancel := context.WithCancel(ctx)
 	d := &dial{cancel, make(chan struct{}), e.Round, early}
 	t.addLive(d)
@@ -219,6 +255,9 @@ func (t *target) dial(ctx context.Context, e Event, early bool) {
 		t.removeLive(d)
 		switch {
 		case err == nil:
+			if tcp, ok := conn.(*net.TCPConn); ok {
+				e.RoundTrip = roundTrip(tcp, time.Since(began))
+			}
 			t.race.offer(conn, e)
 		case canceled, isSilence(err):
 			t.race.trace(Lost, nil, e)
@@ -236,6 +275,14 @@ func (t *target) dial(ctx context.Context, e Event, early bool) {
 			t.race.trace(Refused, err, e)
 		}
 	})
+	return d
+}
+
+// keep makes an early dial a usual one, because no other SYN follows in its round.
+func (t *target) keep(d *dial) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	d.early = false
 }
 
 // addLive adds d to the live dials. Above maxLiveDials it cancels one dial and waits

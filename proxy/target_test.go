@@ -22,9 +22,9 @@ func TestRoundsMatchDiagram(t *testing.T) {
 		f := newFakeNet(t, func(netip.Addr, int) (time.Duration, error) { return noAnswer, nil })
 		d := f.dialer(v4)
 		d.Timeout = time.Second // Connect ends before round 4
-		d.Knock = func(context.Context, netip.Addr, netip.Addr, int) error {
+		d.Knock = func(context.Context, netip.Addr, netip.Addr, int) (Sent, error) {
 			time.Sleep(ms)
-			return nil
+			return Sent{}, nil
 		}
 		var sent, waited []string
 		d.Trace = func(e Event) {
@@ -58,6 +58,119 @@ func TestRoundsMatchDiagram(t *testing.T) {
 			t.Errorf("SYNs waited %q, want %q", waited, wantWaited)
 		}
 	})
+}
+
+// rounds returns what the Dialer does until its time is up, if Knock returns sent(n) for round n
+// and no SYN gets an answer. It changes d, and removes the address from each line.
+func (f *fakeNet) rounds(d *Dialer, sent func(n int) Sent) []string {
+	d.Dial = f.dial
+	d.Knock = func(ctx context.Context, from, to netip.Addr, n int) (Sent, error) {
+		s := sent(n)
+		if !s.None {
+			time.Sleep(ms) // two SYNs never leave at the same time
+			_, _ = f.knock(ctx, from, to, n)
+		}
+		return s, nil
+	}
+	_, _ = d.Connect(f.t.Context(), "vps", 22)
+	for i := range f.log {
+		f.log[i] = strings.Replace(f.log[i], " "+v4.String(), "", 1)
+	}
+	return f.log
+}
+
+// TestRoundsThatOnlyDial: such a round has one SYN, and the next round follows soon.
+func TestRoundsThatOnlyDial(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeNet(t, func(netip.Addr, int) (time.Duration, error) { return noAnswer, nil })
+		d := f.dialer(v4)
+		d.Timeout = time.Second
+		got := f.rounds(d, func(n int) Sent { return Sent{None: n == 1 || n == 2 || n == 4} })
+		want := []string{
+			"1ms knock #0", "1ms dial", "151ms dial", "301ms dial", "452ms knock #3", "452ms dial", "702ms dial",
+			"853ms knock #5", "853ms dial",
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("got\n%q, want\n%q", got, want)
+		}
+		if f.maxLive != 3 {
+			t.Errorf("%d sockets were live at once, want 3", f.maxLive)
+		}
+	})
+}
+
+// TestOnlySYNOfRoundWaitsLonger: the SYN of a round that only dials is not an early SYN, which
+// the Dialer would give up first.
+func TestOnlySYNOfRoundWaitsLonger(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeNet(t, func(_ netip.Addr, n int) (time.Duration, error) {
+			if n == 1 { // the SYN of round 1, at 151 ms; the fourth SYN leaves at 452 ms
+				return 400 * ms, nil
+			}
+			return noAnswer, nil
+		})
+		d := f.dialer(v4)
+		d.Timeout = time.Second
+		f.rounds(d, func(n int) Sent { return Sent{None: n == 1 || n == 2} })
+		if got := time.Since(f.start); got != 551*ms {
+			t.Errorf("connected after %v, want 551ms", got)
+		}
+	})
+}
+
+// TestKnocksLeaveOnceMore: the second pass follows the SYN of its round, without another SYN,
+// unless the connection stands by then.
+func TestKnocksLeaveOnceMore(t *testing.T) {
+	for answer, want := range map[time.Duration][]string{
+		noAnswer: {"1ms knock #0", "1ms dial", "16ms again #0", "61ms dial", "62ms knock #1", "62ms dial", "77ms again #1"},
+		14 * ms:  {"1ms knock #0", "1ms dial"},
+		16 * ms:  {"1ms knock #0", "1ms dial", "16ms again #0"},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			f := newFakeNet(t, func(netip.Addr, int) (time.Duration, error) { return answer, nil })
+			d := f.dialer(v4)
+			d.Timeout, d.Hedge = 300*ms, 60*ms
+			got := f.rounds(d, func(n int) Sent {
+				return Sent{Again: func(context.Context) error {
+					f.mu.Lock()
+					defer f.mu.Unlock()
+					f.note("again #%d", n)
+					return errors.New("an error has no effect")
+				}}
+			})
+			if !slices.Equal(got, want) {
+				t.Errorf("answers after %v: got\n%q, want\n%q", answer, got, want)
+			}
+		})
+	}
+}
+
+// TestPausesLastAsLongAsHedge: each pause lasts at least as long as Hedge, and Hedge counts as at
+// most a quarter of Timeout.
+func TestPausesLastAsLongAsHedge(t *testing.T) {
+	for hedge, want := range map[time.Duration][]time.Duration{
+		20 * ms:     {0, 20 * ms, 145 * ms, 395 * ms},
+		200 * ms:    {0, 200 * ms, 400 * ms, 650 * ms},
+		10000 * ms:  {0, 500 * ms, 1000 * ms, 1500 * ms},
+		-10000 * ms: {0, 150 * ms, 275 * ms, 525 * ms},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			got := roundStarts(t, func(d *Dialer) { shortestPauses(d); d.Hedge = hedge }, noAnswer, nil)
+			if !slices.Equal(got[:4], want) {
+				t.Errorf("Hedge %v: rounds begin at %v, want %v", hedge, got[:4], want)
+			}
+		})
+	}
+}
+
+func TestHedgeFollowsRoundTrip(t *testing.T) {
+	for roundTrip, want := range map[time.Duration]time.Duration{
+		0: 20 * ms, 8 * ms: 20 * ms, 40 * ms: 60 * ms, 600 * ms: 760 * ms, 792 * ms: time.Second, time.Hour: time.Second,
+	} {
+		if got := Hedge(roundTrip); got != want {
+			t.Errorf("Hedge(%v) = %v, want %v", roundTrip, got, want)
+		}
+	}
 }
 
 func TestAtMostThreeLiveDials(t *testing.T) {
@@ -96,15 +209,15 @@ func TestSecondConnectionIsClosed(t *testing.T) {
 // mean. Two clients that start at the same moment soon have their rounds at different times.
 func TestPausesAreRandom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		shortest := roundStarts(t, func(time.Duration) time.Duration { return 0 }, noAnswer, nil)
+		shortest := roundStarts(t, shortestPauses, noAnswer, nil)
 		if want := []time.Duration{0, 150 * ms, 275 * ms, 525 * ms, 650 * ms, 900 * ms, 1150 * ms}; !slices.Equal(shortest[:7], want) {
 			t.Errorf("with the shortest pauses, rounds begin at %v, want %v", shortest[:7], want)
 		}
-		longest := roundStarts(t, func(n time.Duration) time.Duration { return n }, noAnswer, nil)
+		longest := roundStarts(t, longestPauses, noAnswer, nil)
 		if want := []time.Duration{0, 150 * ms, 525 * ms, 1275 * ms, 1650 * ms}; !slices.Equal(longest, want) {
 			t.Errorf("with the longest pauses, rounds begin at %v, want %v", longest, want)
 		}
-		one, other := roundStarts(t, nil, noAnswer, nil), roundStarts(t, nil, noAnswer, nil)
+		one, other := roundStarts(t, randomPauses, noAnswer, nil), roundStarts(t, randomPauses, noAnswer, nil)
 		if one[1] != other[1] || one[2] == other[2] {
 			t.Errorf("rounds of two clients begin at %v and %v, want the same times until round 1 only", one, other)
 		}
@@ -116,11 +229,11 @@ func TestPausesAreRandom(t *testing.T) {
 // does not make it shorter.
 func TestRoundsAwaitSlowRefusals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		shortest := roundStarts(t, func(time.Duration) time.Duration { return 0 }, 380*ms, errRefused)
+		shortest := roundStarts(t, shortestPauses, 380*ms, errRefused)
 		if want := []time.Duration{0, 150 * ms, 275 * ms, 525 * ms, 1095 * ms, 1665 * ms}; !slices.Equal(shortest, want) {
 			t.Errorf("with the shortest pauses, rounds begin at %v, want %v", shortest, want)
 		}
-		rounds := roundStarts(t, meanPause, 380*ms, errRefused)
+		rounds := roundStarts(t, meanPauses, 380*ms, errRefused)
 		if want := []time.Duration{0, 150 * ms, 400 * ms, 970 * ms, 1540 * ms}; !slices.Equal(rounds, want) {
 			t.Errorf("rounds begin at %v, want %v", rounds, want)
 		}
@@ -136,9 +249,9 @@ func TestPauseBeginsAfterSlowKnocks(t *testing.T) {
 			return 30 * ms, nil
 		})
 		d := f.dialer(v4)
-		d.Knock = func(context.Context, netip.Addr, netip.Addr, int) error {
+		d.Knock = func(context.Context, netip.Addr, netip.Addr, int) (Sent, error) {
 			time.Sleep(1200 * ms)
-			return nil
+			return Sent{}, nil
 		}
 		if _, err := d.Connect(t.Context(), "vps", 22); err != nil {
 			t.Fatal(err)
@@ -177,7 +290,7 @@ func TestCancelledConnectTellsItsProgress(t *testing.T) {
 	}, {
 		name: "canceled before the first knocks have left", answer: silent,
 		change: func(d *Dialer) {
-			d.Knock = func(context.Context, netip.Addr, netip.Addr, int) error { return errnosTemporary[1] }
+			d.Knock = func(context.Context, netip.Addr, netip.Addr, int) (Sent, error) { return Sent{}, errnosTemporary[1] }
 		},
 		want: new(*KnockError), text: "cannot send the knocks to ",
 	}} {
@@ -218,14 +331,14 @@ func TestOneSourcePerRound(t *testing.T) {
 			rounds++
 			return netip.AddrFrom4([4]byte{198, 51, 100, byte(rounds)}), nil
 		}
-		d.Knock = func(_ context.Context, from, to netip.Addr, round int) error {
+		d.Knock = func(_ context.Context, from, to netip.Addr, round int) (Sent, error) {
 			if round != rounds-1 {
 				t.Errorf("in round %d, Knock got the number %d", rounds-1, round)
 			}
 			f.mu.Lock()
 			defer f.mu.Unlock()
 			paths = append(paths, path{from, to})
-			return nil
+			return Sent{}, nil
 		}
 		d.Dial = func(ctx context.Context, from netip.Addr, to netip.AddrPort) (net.Conn, error) {
 			f.mu.Lock()
@@ -262,7 +375,7 @@ func TestOnlyTemporaryKnockErrorsAreRetried(t *testing.T) {
 		f := newFakeNet(t, func(netip.Addr, int) (time.Duration, error) { return 0, nil })
 		d := f.dialer(v4)
 		cause := errors.New("no sequence for this hour")
-		d.Knock = func(context.Context, netip.Addr, netip.Addr, int) error { return cause }
+		d.Knock = func(context.Context, netip.Addr, netip.Addr, int) (Sent, error) { return Sent{}, cause }
 		_, err := d.Connect(t.Context(), "vps", 22)
 		if e, ok := errors.AsType[*KnockError](err); !ok || e.To != v4 || !errors.Is(err, cause) {
 			t.Errorf("error %v, want a KnockError with its address and cause", err)
@@ -274,17 +387,17 @@ func TestOnlyTemporaryKnockErrorsAreRetried(t *testing.T) {
 		// A temporary error is tried again. If it lasts, Connect returns it.
 		temporary := os.NewSyscallError("sendto", errnosTemporary[1])
 		rounds := 0
-		d.Knock = func(context.Context, netip.Addr, netip.Addr, int) error { rounds++; return temporary }
+		d.Knock = func(context.Context, netip.Addr, netip.Addr, int) (Sent, error) { rounds++; return Sent{}, temporary }
 		_, err = d.Connect(t.Context(), "vps", 22)
 		if _, ok := errors.AsType[*KnockError](err); !ok || rounds != 20 {
 			t.Errorf("temporary error: error %v after %d rounds, want a KnockError after 20", err, rounds)
 		}
 		rounds = 0
-		d.Knock = func(_ context.Context, _, _ netip.Addr, round int) error {
+		d.Knock = func(_ context.Context, _, _ netip.Addr, round int) (Sent, error) {
 			if round == 0 {
-				return temporary
+				return Sent{}, temporary
 			}
-			return nil
+			return Sent{}, nil
 		}
 		if _, err := d.Connect(t.Context(), "vps", 22); err != nil {
 			t.Error(err)
@@ -296,11 +409,11 @@ func TestErrorIgnoresUnsentKnocksOfOneFamily(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeNet(t, func(netip.Addr, int) (time.Duration, error) { return noAnswer, nil })
 		d := f.dialer(v4, v6)
-		d.Knock = func(_ context.Context, _, to netip.Addr, _ int) error {
+		d.Knock = func(_ context.Context, _, to netip.Addr, _ int) (Sent, error) {
 			if to.Is6() {
-				return errnosTemporary[1]
+				return Sent{}, errnosTemporary[1]
 			}
-			return nil
+			return Sent{}, nil
 		}
 		_, err := d.Connect(t.Context(), "vps", 22)
 		if _, ok := errors.AsType[*ClosedError](err); !ok {

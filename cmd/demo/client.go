@@ -56,12 +56,17 @@ func sshCommand(ctx context.Context, path, dir string, args ...string) *exec.Cmd
 	cmd := exec.CommandContext(ctx, path, append([]string{"-F", "ssh_config"}, args...)...)
 	cmd.Dir = dir
 	cmd.WaitDelay = 10 * time.Second
+	cmd.Env = append(os.Environ(), stateIn(dir))
 	if runtime.GOOS != "windows" {
 		// ssh runs ProxyCommand with the user's shell, which may be nologin.
-		cmd.Env = append(os.Environ(), "SHELL=/bin/sh")
+		cmd.Env = append(cmd.Env, "SHELL=/bin/sh")
 	}
 	return cmd
 }
+
+// stateIn returns the environment variable that makes portknock keep its state in dir, and not
+// in the user's home directory.
+func stateIn(dir string) string { return "XDG_STATE_HOME=" + dir }
 
 // sshWorks reports whether ssh is installed and works. ssh does not work for a user
 // without an entry in the password file, which is common in containers.
@@ -82,7 +87,7 @@ func runSSH(ctx context.Context, path, dir, command string, out io.Writer) error
 // portknock makes the connection; the client uses portknock's standard input and output.
 func runGoSSH(ctx context.Context, portknock, dir, command string, service netip.AddrPort, config *ssh.ClientConfig, out io.Writer) error {
 	cmd := exec.CommandContext(ctx, portknock, "-c", "config", service.Addr().String(), fmt.Sprint(service.Port()))
-	cmd.Dir = dir
+	cmd.Dir, cmd.Env = dir, append(os.Environ(), stateIn(dir))
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	stdin, err := cmd.StdinPipe()

@@ -77,7 +77,9 @@ func (c *connect) run(ctx context.Context, a *app, args []string) error {
 	unwatch()
 	if c.fdpass {
 		err = proxy.PassFD(conn, a.stdout)
+		d.remember()
 	} else {
+		go d.remember() // it ends long before the session
 		// With ControlPersist, ssh's master stays alive when ^C ends the command that
 		// started it. From here on, ssh decides when portknock ends.
 		signal.Ignore(interrupts...)

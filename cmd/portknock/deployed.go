@@ -55,6 +55,11 @@ func (d *deployment) near() time.Duration {
 // two hexadecimal digits, so that two names never have the same file. Only a very long name
 // is shortened, and gets a hash.
 func deployedFile(config, name string) string {
+	return filepath.Join(filepath.Dir(config), "deployed", fileName(name))
+}
+
+// fileName returns the name of a file for a profile, as deployedFile describes it.
+func fileName(name string) string {
 	var b strings.Builder
 	for i := range len(name) {
 		switch c := name[i]; {
@@ -76,7 +81,7 @@ func deployedFile(config, name string) string {
 	if !filepath.IsLocal(file) { // the name of a device on Windows, such as nul
 		file = fmt.Sprintf("%%%02x", file[0]) + file[1:]
 	}
-	return filepath.Join(filepath.Dir(config), "deployed", file)
+	return file
 }
 
 // keySuffix is the end of the name of a copied key: NAME.ID.key. ID has 16 random
@@ -353,6 +358,8 @@ func (c *config) login(ctx context.Context, a *app, host string) (*profile.Profi
 	}
 	if d != nil {
 		p.ValidUntil = cmp.Or(p.ValidUntil, d.profile.ValidUntil)
+		repeatIfDeployed(p, d.Format)
+		repeatIfDeployed(d.profile, d.Format)
 	}
 	warnOfExpiry(a, p, d)
 	return p, d, nil

@@ -337,6 +337,7 @@ var knocksTable = []struct {
 	{"Period", rotates, "1h", "2h", false},
 	{"Skew", rotates, "1m", "2m", false},
 	{"ValidUntil", rotates, "2027-11-20", "2027-11-21", true},
+	{"Repeat", static, "1", "2", true},
 	{"PortRange", rotates, "20000-29999", "20000-29998", false},
 	{"Knocks", rotates, "5", "6", false},
 	{"Protocol", rotates, "udp", "tcp", false},

@@ -42,13 +42,25 @@ func guard(ctx context.Context, p *profile.Profile) (rules.Guard, error) {
 	}, nil
 }
 
+// hostDialer is a Dialer for one host. It notes how long the path to the host is.
+type hostDialer struct {
+	proxy.Dialer
+	host      string        // name of the profile
+	roundTrip time.Duration // round trip of the connection; 0 until there is one, or if it is unknown
+}
+
 // dialer returns the Dialer that a profile describes: the half for the client. If the
 // profile has no Scheme, the Dialer connects without knocking.
 //
 // If deployed is not nil, the server may have the guard of that profile or of p. The Dialer
 // then sends the knocks of both in turn. Everything else is as p describes it.
-func dialer(ctx context.Context, p, deployed *profile.Profile, log *logger) (*proxy.Dialer, error) {
-	d := &proxy.Dialer{Timeout: p.ConnectTimeout, Trace: log.trace}
+func dialer(ctx context.Context, p, deployed *profile.Profile, log *logger) (*hostDialer, error) {
+	d := &hostDialer{host: p.Name}
+	d.Timeout, d.Hedge = p.ConnectTimeout, rememberedHedge(p.Name)
+	d.Trace = func(e proxy.Event) {
+		log.trace(e)
+		d.roundTrip = e.RoundTrip // the last event is Connected, if there is a connection
+	}
 	switch {
 	// With IPv4Only, the port stays closed for IPv6, but IPv6 could win the race.
 	case p.AddressFamily == "inet", p.Facts().IPv4Only:
@@ -75,6 +87,14 @@ func dialer(ctx context.Context, p, deployed *profile.Profile, log *logger) (*pr
 	}
 	d.Source, d.Knock = k.source, k.knock
 	return d, nil
+}
+
+// repeatIfDeployed makes a client repeat its knocks if the profile does not say how often, and
+// if deploy has given the server rules of a format that takes repeated knocks.
+func repeatIfDeployed(p *profile.Profile, format string) {
+	if p.Repeat == 0 && rules.Format(format).TakesRepeats() {
+		p.Repeat = 2
+	}
 }
 
 // alternating is the Picker of a client that does not know which of two guards a server
@@ -145,18 +165,28 @@ func interfaceAddr(name string, to netip.Addr) (netip.Addr, error) {
 }
 
 // knock sends the knocks of one round.
-func (k *knocker) knock(ctx context.Context, from, to netip.Addr, round int) error {
+func (k *knocker) knock(ctx context.Context, from, to netip.Addr, round int) (sent proxy.Sent, err error) {
 	r, err := k.picker.Round(now(), from, to, round)
-	if err != nil {
-		return err
+	switch {
+	case err != nil:
+		return sent, err
+	case len(r.Send) == 0:
+		return proxy.Sent{None: true}, nil
 	}
-	k.log.say(secrets, "%v: round %d: %v", to, round, r.Send)
-	err = knock.Sender{From: from}.Send(ctx, to, r.Send, r.Pause)
+	times := ""
+	send := func(ctx context.Context) error {
+		k.log.say(secrets, "%v: round %d: %v%s", to, round, r.Send, times)
+		return knock.Sender{From: from, Repeat: r.Repeat}.Send(ctx, to, r.Send, r.Pause)
+	}
+	if r.Repeat {
+		times, sent.Again = ", each twice", send
+	}
+	err = send(ctx)
 	if err != nil && k.tolerates(to, round, err) {
 		k.log.say(verbose, "round %d: cannot send the knocks to %v: %v; trying the others", round, to, err)
-		return nil
+		return proxy.Sent{}, nil
 	}
-	return err
+	return sent, err
 }
 
 // tolerates reports whether the knocks of the next round may be sent although those of this

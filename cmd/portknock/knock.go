@@ -51,6 +51,7 @@ func (c *knockOnly) run(ctx context.Context, a *app, args []string) error {
 	}
 	if c.wait {
 		err = d.Probe(ctx, host, cmp.Or(port, 22))
+		d.remember()
 	} else {
 		err = knockOnce(ctx, d, host, rounds, &a.log)
 	}
@@ -59,7 +60,7 @@ func (c *knockOnly) run(ctx context.Context, a *app, args []string) error {
 
 // knockOnce sends the first rounds of knocks to the first address of each family. It cannot
 // know which of these addresses the next program will use.
-func knockOnce(ctx context.Context, d *proxy.Dialer, host string, rounds int, log *logger) error {
+func knockOnce(ctx context.Context, d *hostDialer, host string, rounds int, log *logger) error {
 	ctx, cancel := context.WithTimeout(ctx, d.Timeout)
 	defer cancel()
 	began := time.Now()
@@ -75,7 +76,11 @@ func knockOnce(ctx context.Context, d *proxy.Dialer, host string, rounds int, lo
 		}
 		from, failed := d.Source(to)
 		for n := 0; n < rounds && failed == nil; n++ {
-			failed = d.Knock(ctx, from, to, n)
+			var s proxy.Sent
+			if s, failed = d.Knock(ctx, from, to, n); s.Again != nil && failed == nil {
+				time.Sleep(proxy.AgainAfter)
+				failed = s.Again(ctx)
+			}
 		}
 		if failed != nil {
 			err = &proxy.KnockError{To: to, Err: failed}

@@ -37,6 +37,7 @@ func TestScripts(t *testing.T) {
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("HOME", e.WorkDir)
 			e.Setenv("XDG_CONFIG_HOME", filepath.Join(e.WorkDir, "xdg"))
+			e.Setenv("XDG_STATE_HOME", filepath.Join(e.WorkDir, "state"))
 			for name, days := range map[string]int{"IN_13_DAYS": 13, "IN_15_DAYS": 15} {
 				e.Setenv(name, time.Now().UTC().AddDate(0, 0, days).Format(time.RFC3339))
 			}

@@ -97,6 +97,8 @@ func TestSPASettingErrors(t *testing.T) {
 		{"KeyFile /k\nAddressFamily inet6", "file:4: AddressFamily: fwknopd opens ports for IPv4 only"},
 		{"KeyFile /k\nBindAddress ::1", "file:4: BindAddress: fwknopd opens ports for IPv4 only"},
 		{"KeyFile /k\nDeriveHostKey yes", "file:4: DeriveHostKey: cannot be used with Scheme fwknop"},
+		{"KeyFile /k\nRepeat 2", "file:4: Repeat: cannot be used with Scheme fwknop: fwknopd accepts each packet only once"},
+		{"KeyFile /k\nRepeat 3", `file:4: Repeat: "3" is not a number from 1 to 2`},
 		{"KeyFile /k\nOpenPorts 22 60000-61000/udp", "file:4: OpenPorts: fwknopd opens only single ports; 60000-61000/udp is a range"},
 		{"KeyFile /k\nAllowIP 192.0.2.1\nAllowIPCommand c", "file:5: AllowIPCommand: cannot be combined with AllowIP"},
 		{"KeyFile /k\nNATLocal yes", "file:2: Scheme: NATLocal needs a NATAccess"},

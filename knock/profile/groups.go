@@ -141,6 +141,11 @@ func checkInterface(name string) error {
 	return nil
 }
 
+// repeatSettings are the settings of the schemes whose knocks can be sent several times.
+var repeatSettings = &group{
+	keywords: []keyword{number("Repeat", "a number", 1, 2, func(p *Profile) *int { return &p.Repeat })},
+}
+
 // clockSettings are the settings for the windows of a scheme that follows the clock.
 var clockSettings = &group{
 	keywords: []keyword{

@@ -63,17 +63,51 @@ func TestTokenSettingsRoundTrip(t *testing.T) {
 		t.Errorf("wrong settings, or a setting of another scheme: %+v", p)
 	}
 	got, err := json.Marshal(p)
-	const want = `"keyFile":"/k","tokenPort":443,"tokensPerWindow":3,"period":"10m0s","skew":"10s"}`
+	const want = `"keyFile":"/k","tokenPort":443,"tokensPerWindow":3,"period":"10m0s","skew":"10s","repeat":2}`
 	if err != nil || !strings.HasSuffix(string(got), want) {
 		t.Errorf("wrong settings in JSON: %s, %v", got, err)
 	}
 	var written bytes.Buffer
 	p.WriteTo(&written)
-	if !strings.HasSuffix(written.String(), "    DeriveHostKey no\n    TokenPort 443\n    TokensPerWindow 3\n    Period 10m\n    Skew 10s\n") {
+	if !strings.HasSuffix(written.String(), "    DeriveHostKey no\n    TokenPort 443\n    TokensPerWindow 3\n    Period 10m\n    Skew 10s\n    Repeat 2\n") {
 		t.Errorf("wrong settings written:\n%s", &written)
 	}
 	if again, err := mustParse(t, written.String()).Lookup("vps"); err != nil || !reflect.DeepEqual(p, again) {
 		t.Errorf("WriteTo wrote another profile: %v\n%s", err, &written)
+	}
+}
+
+// TestRepeatPerScheme: which schemes repeat their knocks, and which only dial first.
+func TestRepeatPerScheme(t *testing.T) {
+	key := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(key, []byte(strings.Repeat("k", 8)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const static, drawn, token = "Sequence 7000 8000", "Scheme md5-hourly", "Scheme token\nKeyCommand echo " + keyText
+	for _, tt := range []struct {
+		lines          string
+		repeat, redial bool
+	}{
+		{static, false, true},
+		{static + "\nRepeat 1", false, true},
+		{static + "\nRepeat 2", true, false},
+		{drawn, false, false},
+		{drawn + "\nRepeat 2", true, false},
+		{token, true, false},
+		{token + "\nRepeat 1", false, false},
+	} {
+		p, err := mustParse(t, "Host vps\n"+tt.lines+"\nHost *\nKeyFile "+key).Lookup("vps")
+		if err != nil {
+			t.Fatal(err)
+		}
+		picker, err := p.Picker(t.Context())
+		if c, ok := picker.(knock.Client); err != nil || !ok || c.Repeat != tt.repeat || c.Redial != tt.redial {
+			t.Errorf("%s: got %+v, error %v; want Repeat %v, Redial %v", tt.lines, picker, err, tt.repeat, tt.redial)
+		}
+	}
+	p, err := mustParse(t, "Host spa\nScheme fwknop\nKeyFile /k\nHost *\nRepeat 2").Lookup("spa")
+	if err != nil || p.Repeat != 0 {
+		t.Errorf("fwknop gets Repeat %d of Host *, error %v; want 0", p.Repeat, err)
 	}
 }
 

@@ -56,6 +56,11 @@ type Profile struct {
 	KnockTimeout  time.Duration     // longest time that the server allows between two knocks
 	IgnorePorts   []knock.PortRange // ports to which a packet does not count as a wrong knock; may be empty
 
+	// Repeat is 2 if the client sends each knock several times, as [knock.Client] does with
+	// Repeat, and 1 if not. It is 0, which means 1, if the file gives none. With the scheme
+	// token it is then 2. The scheme fwknop has no Repeat.
+	Repeat int
+
 	// ConnectTimeout limits the time from the start to the connection, including all
 	// rounds. It is [DefaultConnectTimeout] if the file gives none.
 	ConnectTimeout time.Duration

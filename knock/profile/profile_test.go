@@ -384,7 +384,7 @@ func TestKeywordOrder(t *testing.T) {
 	}
 	const want = "HostName Port AddressFamily BindAddress BindInterface Scheme Sequence KnockDelay ConnectTimeout OpenPorts OpenFor " +
 		"KnockTimeout IgnorePorts KeyFile KeyCommand DeriveHostKey PortRange Knocks Protocol TokenPort TokensPerWindow Period Skew " +
-		"ValidUntil SPAPort SPAProtocol AllowIP AllowIPCommand SPATimeout SPADigest SPAMode SPAUser TimeOffset NATAccess NATLocal " +
+		"ValidUntil Repeat SPAPort SPAProtocol AllowIP AllowIPCommand SPATimeout SPADigest SPAMode SPAUser TimeOffset NATAccess NATLocal " +
 		"HMACKeyFile HMACDigest"
 	if got := strings.Join(names, " "); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)

@@ -153,7 +153,14 @@ func (p *Profile) Picker(ctx context.Context) (knock.Picker, error) {
 	if picker := schemeNamed(p.Scheme).picker; picker != nil {
 		return picker(ctx, p, server)
 	}
-	return knock.Client{Schedule: server.Schedule, Skew: p.Skew, KnockDelay: p.KnockDelay, KnockTimeout: p.KnockTimeout}, nil
+	return p.client(server), nil
+}
+
+// client returns the Client that follows the server's Schedule.
+func (p *Profile) client(server Server) knock.Client {
+	return knock.Client{
+		Schedule: server.Schedule, Skew: p.Skew, KnockDelay: p.KnockDelay, KnockTimeout: p.KnockTimeout, Repeat: p.Repeat == 2,
+	}
 }
 
 // complete returns an error if the profile cannot work, for example because a setting
@@ -183,11 +190,17 @@ func rejectSequence(p *Profile, _ settings) (keyword string, err error) {
 // staticScheme sends the Sequence of the profile.
 var staticScheme = scheme{
 	name: "static",
-	groups: []*group{{complete: func(p *Profile) error {
+	groups: []*group{repeatSettings, {complete: func(p *Profile) error {
 		if len(p.Sequence) == 0 {
 			return errors.New("static needs a Sequence")
 		}
 		return nil
 	}}},
 	server: func(p *Profile, _ knock.Key) (Server, error) { return Server{Schedule: p.Sequence}, nil },
+	// The server may be knockd with a file that a user has written.
+	picker: func(_ context.Context, p *Profile, server Server) (knock.Picker, error) {
+		c := p.client(server)
+		c.Redial = !c.Repeat
+		return c, nil
+	},
 }

@@ -138,6 +138,8 @@ var fwknopScheme = scheme{
 			return "BindAddress", errors.New("fwknopd opens ports for IPv4 only")
 		case p.DeriveHostKey:
 			return "DeriveHostKey", errors.New("cannot be used with Scheme fwknop")
+		case p.Repeat > 0:
+			return "Repeat", errors.New("cannot be used with Scheme fwknop: fwknopd accepts each packet only once")
 		case s.Mode == spa.Legacy && s.HMACKeyFile != "":
 			return "HMACKeyFile", errors.New("cannot be used with SPAMode legacy")
 		case s.HMACKeyFile != "" && s.HMACKeyFile == p.KeyFile:

@@ -10,7 +10,7 @@ import (
 // md5HourlyScheme draws another sequence each hour, as the shell function of Roland Mas does.
 var md5HourlyScheme = scheme{
 	name:     "md5-hourly",
-	groups:   []*group{keySettings, drawSettings, clockSettings}, // the zero Protocol, tcp, is right
+	groups:   []*group{keySettings, drawSettings, clockSettings, repeatSettings}, // the zero Protocol, tcp, is right
 	parseKey: parseSecret,
 	check: func(p *Profile, given settings) (keyword string, err error) {
 		switch {

@@ -6,7 +6,7 @@ import "github.com/portknock/portknock/knock"
 var rotatingScheme = scheme{
 	name:  "rotating",
 	facts: Facts{DerivesKeys: true},
-	groups: []*group{keySettings, drawSettings, clockSettings, {defaults: func(p *Profile, given settings) {
+	groups: []*group{keySettings, drawSettings, clockSettings, repeatSettings, {defaults: func(p *Profile, given settings) {
 		if !given.has("Protocol") {
 			p.PortRange.Transport = knock.UDP
 		}

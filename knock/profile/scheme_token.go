@@ -10,7 +10,7 @@ import (
 var tokenScheme = scheme{
 	name:     "token",
 	facts:    Facts{DerivesKeys: true},
-	groups:   []*group{keySettings, tokenSettings, clockSettings},
+	groups:   []*group{keySettings, tokenSettings, clockSettings, repeatSettings},
 	parseKey: parseKey,
 	check:    rejectSequence,
 	server: func(p *Profile, k knock.Key) (Server, error) {
@@ -28,6 +28,7 @@ var tokenSettings = &group{
 	defaults: func(p *Profile, _ settings) {
 		setDefault(&p.TokenPort, 62202)
 		setDefault(&p.TokensPerWindow, 8)
+		setDefault(&p.Repeat, 2) // only rules of this project verify tokens, and these accept repeated knocks
 	},
 	check: func(p *Profile) (keyword string, err error) {
 		token := knock.Step{Transport: knock.UDP, Port: p.TokenPort}

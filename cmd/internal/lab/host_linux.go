@@ -31,6 +31,7 @@ type Host struct {
 	pid        int
 	namespaces map[int]*os.File // namespaces by clone flag
 	path       string           // PATH of its commands
+	state      string           // XDG_STATE_HOME of its commands
 	machine    bool             // the host is a booted machine with its own files
 	ctx        context.Context
 	end        func() // ends the host and all its programs
@@ -69,7 +70,7 @@ func NewHost(t TB, name string) *Host {
 		}
 		t.Fatal(err)
 	}
-	h := &Host{Name: name, pid: cmd.Process.Pid, path: systemPath(), namespaces: map[int]*os.File{}}
+	h := &Host{Name: name, pid: cmd.Process.Pid, path: systemPath(), state: t.TempDir(), namespaces: map[int]*os.File{}}
 	var cancel context.CancelFunc
 	h.ctx, cancel = context.WithCancel(context.Background())
 	h.end = sync.OnceFunc(func() {
@@ -202,7 +203,8 @@ func (h *Host) command(ctx context.Context, cancel context.CancelFunc, name stri
 		c.Env, c.Dir = []string{"PATH=" + h.path, "HOME=/root"}, "/"
 	} else {
 		c.Path, c.Err = lookPath(h.path, name)
-		c.Env = append(os.Environ(), "PATH="+h.path)
+		// A host's programs do not share what they remember with other hosts.
+		c.Env = append(os.Environ(), "PATH="+h.path, "XDG_STATE_HOME="+h.state)
 	}
 	// Children may hold the pipes after the command has ended. On a busy machine,
 	// another command that is about to start may hold them too: it has a copy of
