@@ -180,7 +180,7 @@ func (k *knocker) knock(ctx context.Context, from, to netip.Addr, round int) (se
 	if r.Repeat {
 		times = ", each twice"
 		sent.Again = func(ctx context.Context) error {
-			k.log.say(secrets, "%v: round %d, once more", to, round)
+			k.log.say(secrets, "%v: the knocks of round %d once more", to, round)
 			return send(ctx)
 		}
 	}
