@@ -39,6 +39,7 @@ func guard(ctx context.Context, p *profile.Profile) (rules.Guard, error) {
 		KnockPorts:   s.KnockPorts,
 		IgnorePorts:  p.IgnorePorts,
 		Fingerprint:  s.Fingerprint,
+		Repeat:       p.Repeat,
 	}, nil
 }
 

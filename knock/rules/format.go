@@ -180,10 +180,3 @@ func (f Format) End(g Guard, o Options) time.Time {
 	}
 	return w.End
 }
-
-// TakesRepeats reports whether a server with rules of this format accepts knocks that are sent
-// several times.
-func (f Format) TakesRepeats() bool {
-	row, err := f.row()
-	return err == nil && row.clock
-}

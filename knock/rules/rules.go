@@ -193,8 +193,6 @@ func (g *guard) check(o Options, f format, guarded []knock.PortRange) error {
 		return errors.New("set Repeat to 1 or 2")
 	case g.Repeat == 2 && g.SPA != nil:
 		return refuse("", nil, "the profile uses Repeat 2, but fwknopd accepts each SPA packet only once")
-	case g.Repeat == 2 && !f.repeats:
-		return refuse("", format.takesRepeats, "the profile uses Repeat 2, but format %s cannot take repeated knocks", f.name)
 	case g.SPA != nil:
 		g.Windows = []window{{}} // one window without bounds or knocks: fwknopd receives the packets
 		return g.checkSPA(o, guarded)
@@ -204,6 +202,8 @@ func (g *guard) check(o Options, f format, guarded []knock.PortRange) error {
 	switch {
 	case err != nil:
 		return err
+	case g.Repeat == 2 && !f.repeats:
+		return refuse("", format.takesRepeats, "the profile uses Repeat 2, but format %s cannot take repeated knocks", f.name)
 	case !g.tokens():
 		return g.checkKnocks(o, guarded)
 	case contains(guarded, to):
