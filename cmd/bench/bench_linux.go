@@ -22,10 +22,11 @@ const oneWay = 20 * time.Millisecond
 // them.
 var (
 	cleanNftables = grid{
-		link:        "clean",
-		wan:         lab.WAN{Delay: oneWay},
-		server:      nftables,
-		contestants: []contestant{ncOpen, portknock3, portknock10, token, ncatOpen, socatOpen, knockNC, shellNC},
+		link:   "clean",
+		wan:    lab.WAN{Delay: oneWay},
+		server: nftables,
+		contestants: []contestant{ncOpen, portknock3, portknock10, token, repeated3, repeated10, repeatedToken,
+			ncatOpen, socatOpen, knockNC, shellNC},
 	}
 	cleanKnockd = grid{
 		link:        "clean",
@@ -67,14 +68,17 @@ var (
 		link:        "loss 5 %",
 		wan:         lab.WAN{Delay: oneWay, Loss: .05, Seed: 1},
 		server:      nftables,
-		contestants: []contestant{ncOpen, portknock3, portknock10, token, knockNC},
+		contestants: []contestant{ncOpen, portknock3, portknock10, token, repeated3, repeated10, repeatedToken, knockNC},
 	}
 	loss20 = grid{
 		link:        "loss 20 %",
 		wan:         lab.WAN{Delay: oneWay, Loss: .20, Seed: 2},
 		server:      nftables,
-		contestants: []contestant{ncOpen, portknock3, notNeeded(knockNC)},
+		contestants: []contestant{ncOpen, portknock3, repeated3, repeated10, repeatedToken, notNeeded(knockNC)},
 	}
+	bursts1   = lossInBursts(time.Millisecond, 9)
+	bursts5   = lossInBursts(5*time.Millisecond, 10)
+	bursts20  = lossInBursts(20*time.Millisecond, 11)
 	reordered = grid{
 		link:        "reordered 20 %",
 		wan:         lab.WAN{Delay: oneWay, Reorder: .20, ReorderBy: 5 * time.Millisecond, Seed: 3},
@@ -111,8 +115,18 @@ var (
 		server:      fwknopd,
 		contestants: []contestant{portknockSPA, fwknopNC},
 	}
-	parallelGrids = []grid{loss5, loss20, reordered, duplicated, slow, jittery, loss5Knockd, loss5Fwknopd}
+	parallelGrids = []grid{loss5, loss20, bursts1, bursts5, bursts20, reordered, duplicated, slow, jittery, loss5Knockd, loss5Fwknopd}
 )
+
+// lossInBursts returns a grid for a link that loses packets for periods of this mean length.
+func lossInBursts(mean time.Duration, seed uint64) grid {
+	return grid{
+		link:        fmt.Sprintf("loss 5 %%, bursts of %v", mean),
+		wan:         lab.WAN{Delay: oneWay, Loss: .05, Burst: mean, Seed: seed},
+		server:      nftables,
+		contestants: []contestant{ncOpen, portknock3, portknock10, token, repeated3, repeated10, repeatedToken},
+	}
+}
 
 // parallelLimit is how many of the parallel grids are measured at a time.
 const parallelLimit = 3

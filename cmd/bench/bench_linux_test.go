@@ -77,6 +77,10 @@ func TestMeasureSelectedCells(t *testing.T) {
 func TestJudgeSetsVerdicts(t *testing.T) {
 	t.Parallel()
 	r := sample()
+	r.Cells = append(r.Cells,
+		Cell{Link: "clean", Server: "nftables", Contestant: "portknock, Repeat 2, 10 knocks", Runs: 2, Times: []float64{84, 84}},
+		Cell{Link: "loss 5 %", Server: "nftables", Contestant: "portknock, Repeat 2, 10 knocks", Runs: 5, Times: []float64{84, 84, 84, 96, 1000}},
+		Cell{Link: "loss 5 %", Server: "nftables", Contestant: "portknock, Repeat 2, token", Runs: 2, Times: []float64{88, 300}})
 	r.judge()
 	for _, want := range []Target{
 		{"clean link, 3 knocks: median, relative to nc on the open port", "at most 1.05", "1.02", met},
@@ -85,6 +89,11 @@ func TestJudgeSetsVerdicts(t *testing.T) {
 		{"real fwknopd: median, relative to fwknop + nc", "at most 0.35", "-", unknown},
 		{"loss 5 %: successes", "all 2", "1", missed},
 		{"loss 5 %: p95, relative to nc on the open port", "at most 0.60", "0.09", met},
+		{"clean link, Repeat 2, 10 knocks: median, relative to nc on the open port", "at most 1.05", "1.04", met},
+		{"loss 5 %, Repeat 2, 10 knocks: 80th percentile, relative to the median on the clean link", "at most 1.25", "1.14", met},
+		{"loss 5 %, Repeat 2, 10 knocks: successes", "all 5", "5", met},
+		{"loss 5 %, Repeat 2, token: p95, relative to nc on the open port", "at most 0.25", "0.30", missed},
+		{"loss 20 %, Repeat 2, 3 knocks: successes", "all 2", "-", unknown},
 		{"stream down: CPU time, relative to nc", "at most 0.30", "0.30", met},
 		{"200 connections at once", "all 200", "200", met},
 		{"200 connections at once: resident memory of the largest client", "at most 12 MB", "12.5 MB", missed},

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -67,6 +68,21 @@ func portknock(name, profile string, port uint16, flags ...string) contestant {
 	}}
 }
 
+// withOption returns c with one more setting, which depends on the client's address.
+func withOption(c contestant, setting func(from netip.Addr) string) contestant {
+	argv := c.argv
+	c.argv = func(r *rig, from netip.Addr) []string {
+		return slices.Insert(argv(r, from), 1, "--option", setting(from))
+	}
+	return c
+}
+
+// repeated returns c with Repeat 2, which sends each knock several times.
+func repeated(c contestant) contestant {
+	c.name = strings.Replace(c.name, ", ", ", Repeat 2, ", 1)
+	return withOption(c, func(netip.Addr) string { return "Repeat=2" })
+}
+
 // portknockTo sends three knocks, and connects to an open port.
 func portknockTo(port uint16) contestant { return portknock("", "vps", port) }
 
@@ -81,6 +97,11 @@ var (
 	portknock3  = portknock(", 3 knocks", "vps", guardedPort)
 	portknock10 = portknock(", 10 knocks", "long", longPort)
 	token       = forgetSpentTokens(portknock(", token", "token", guardedPort))
+
+	repeated3     = repeated(portknock3)
+	repeated10    = repeated(portknock10)
+	repeatedToken = repeated(token)
+
 	// portknockSPA uses the same server, keys and packets as the fwknop client.
 	portknockSPA  = portknock(", fwknop", "fwknop", guardedPort)
 	portknockBoth = portknock("", twoFamilies, guardedPort)

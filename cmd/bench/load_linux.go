@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -59,11 +58,7 @@ func loadServer(f lab.Firewall, format string) server {
 
 // bound returns c with the address from as its source address.
 func bound(c contestant) contestant {
-	argv := c.argv
-	c.argv = func(r *rig, from netip.Addr) []string {
-		return slices.Insert(argv(r, from), 1, "--option", "BindAddress="+from.String())
-	}
-	return c
+	return withOption(c, func(from netip.Addr) string { return "BindAddress=" + from.String() })
 }
 
 // ncBound is ncOpen with the address from as its source address.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 )
 
 // guessCount is how many tokens an attacker guesses.
@@ -25,6 +26,17 @@ func (r *Report) judge() {
 	r.wantAll(loss5)
 	r.ratio("loss 5 %: p95, relative to nc on the open port", 0.60, r.p95(loss5, portknock3), r.p95(loss5, ncOpen))
 	r.wantAll(loss20)
+	for _, c := range []contestant{repeated3, repeated10, repeatedToken} {
+		r.ratio("clean link, "+label(c)+": median, relative to nc on the open port", 1.05, r.median(cleanNftables, c), limit)
+		r.wantAllOf(loss5, c)
+		r.wantAllOf(loss20, c)
+		r.ratio("loss 20 %, "+label(c)+": p95, relative to nc on the open port", 0.50, r.p95(loss20, c), r.p95(loss20, ncOpen))
+	}
+	for _, c := range []contestant{repeated3, repeatedToken} {
+		r.ratio("loss 5 %, "+label(c)+": p95, relative to nc on the open port", 0.25, r.p95(loss5, c), r.p95(loss5, ncOpen))
+	}
+	r.ratio("loss 5 %, "+label(repeated10)+": 80th percentile, relative to the median on the clean link", 1.25,
+		quantile(r.cell(loss5, repeated10).Times, 0.80), r.median(cleanNftables, repeated10))
 	r.wantAll(reordered)
 	r.ratio("reordered 20 %: p95, relative to the median on the clean link", 4, r.p95(reordered, portknock3), clean)
 	r.wantAll(duplicated)
@@ -92,13 +104,21 @@ func (r *Report) atMost(what string, most, got float64, unit string) {
 	r.target(what, fmt.Sprintf("at most %.0f %s", most, unit), formatNumber(got)+" "+unit, got <= most, math.IsNaN(got))
 }
 
-// wantAll adds the target that all runs of portknock in a grid succeed.
-func (r *Report) wantAll(g grid) {
+// label returns the part of a contestant's name that follows "portknock, ".
+func label(c contestant) string { return strings.TrimPrefix(c.name, "portknock, ") }
+
+// wantAll adds the target that all runs of portknock with three knocks in a grid succeed.
+func (r *Report) wantAll(g grid) { r.wantSuccesses(g.link, r.cell(g, portknock3)) }
+
+// wantAllOf adds the target that all runs of a contestant in a grid succeed.
+func (r *Report) wantAllOf(g grid, c contestant) { r.wantSuccesses(g.link+", "+label(c), r.cell(g, c)) }
+
+func (r *Report) wantSuccesses(what string, c Cell) {
 	got, of := math.NaN(), r.Runs
-	if c := r.cell(g, portknock3); c.Runs > 0 {
+	if c.Runs > 0 {
 		got, of = float64(len(c.Times)), c.Runs
 	}
-	r.wantCount(g.link+": successes", got, of)
+	r.wantCount(what+": successes", got, of)
 }
 
 // wantCount adds the target that got equals of.

@@ -60,7 +60,9 @@ func dialer(ctx context.Context, p, deployed *profile.Profile, log *logger) (*ho
 	d.Timeout, d.Hedge = p.ConnectTimeout, rememberedHedge(p.Name)
 	d.Trace = func(e proxy.Event) {
 		log.trace(e)
-		d.roundTrip = e.RoundTrip // the last event is Connected, if there is a connection
+		if e.Kind == proxy.Connected { // the events of dials that have lost may follow
+			d.roundTrip = e.RoundTrip
+		}
 	}
 	switch {
 	// With IPv4Only, the port stays closed for IPv6, but IPv6 could win the race.

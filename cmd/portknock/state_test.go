@@ -23,6 +23,7 @@ func TestHedgeFollowsLastConnection(t *testing.T) {
 			t.Fatal(err)
 		}
 		d.Trace(proxy.Event{Kind: proxy.Connected, RoundTrip: roundTrip})
+		d.Trace(proxy.Event{Kind: proxy.Lost})
 		d.remember()
 		return d.Hedge
 	}

@@ -28,6 +28,7 @@
 //	token_packets   packets that carry tokens
 //	refresh         rules that are regenerated and loaded while clients knock
 //	knockd          knockd with sequences that repeat or share ports
+//	knockd_rounds   the rounds of knocks after which knockd admits a client
 //	daemon_script   emit-rules --script for knockd and fwknopd
 //	oldnft          old versions of nft
 //	handmade        servers and clients that other people have made
