@@ -39,6 +39,7 @@ func guard(ctx context.Context, p *profile.Profile) (rules.Guard, error) {
 		KnockPorts:   s.KnockPorts,
 		IgnorePorts:  p.IgnorePorts,
 		Fingerprint:  s.Fingerprint,
+		Repeat:       p.Repeat,
 	}, nil
 }
 
@@ -175,14 +176,18 @@ func (k *knocker) knock(ctx context.Context, from, to netip.Addr, round int) (se
 	case len(r.Send) == 0:
 		return proxy.Sent{None: true}, nil
 	}
-	times := ""
 	send := func(ctx context.Context) error {
-		k.log.say(secrets, "%v: round %d: %v%s", to, round, r.Send, times)
 		return knock.Sender{From: from, Repeat: r.Repeat}.Send(ctx, to, r.Send, r.Pause)
 	}
+	times := ""
 	if r.Repeat {
-		times, sent.Again = ", each twice", send
+		times = ", each twice"
+		sent.Again = func(ctx context.Context) error {
+			k.log.say(secrets, "%v: the knocks of round %d once more", to, round)
+			return send(ctx)
+		}
 	}
+	k.log.say(secrets, "%v: round %d: %v%s", to, round, r.Send, times)
 	err = send(ctx)
 	if err != nil && k.tolerates(to, round, err) {
 		k.log.say(verbose, "round %d: cannot send the knocks to %v: %v; trying the others", round, to, err)

@@ -26,6 +26,7 @@ type format struct {
 	entries int      // most knocks and tokens in all windows together; 0 if windows is the only limit
 	clock   bool     // a window opens only in its time; without a clock, all open until another load
 	tokens  bool     // the format can verify tokens
+	repeats bool     // a repeated knock is harmless; else it ends the client's attempt
 	spa     bool     // the format verifies SPA packets, and supports neither knocks nor tokens
 	shell   []string // files of the folder sh that a script of this format needs
 }
@@ -37,14 +38,14 @@ func formats() []format {
 		// 30 days of hourly windows, and the two windows at the ends that the 30 days
 		// cover in part. More windows would load slowly and slow down each packet.
 		{name: "iptables", file: "/etc/portknock.rules", emit: emitIptables,
-			windows: 722, entries: 10_000, clock: true, tokens: true,
+			windows: 722, entries: 10_000, clock: true, tokens: true, repeats: true,
 			shell: []string{"iptables.sh"}},
 		{name: "knockd", file: "/etc/knockd.conf", emit: emitKnockd, windows: 4,
 			shell: []string{"nftables.sh", "daemon.sh"}},
 		// 300,000 entries load in two seconds, or in eight seconds if most of them are
 		// windows. nft needs 500 MB of memory for them.
 		{name: "nftables", file: "/etc/portknock.nft", emit: emitNftables,
-			windows: 150_000, entries: 300_000, clock: true, tokens: true,
+			windows: 150_000, entries: 300_000, clock: true, tokens: true, repeats: true,
 			shell: []string{"nftables.sh", "nodaemon.sh"}},
 	}
 }
@@ -157,6 +158,13 @@ func notInInterface(r rune) bool {
 	return r <= ' ' || r >= 127 || strings.ContainsRune(`/;'"\#`, r)
 }
 
+// TakesRepeats reports whether the rules also open the ports to a client that sends each knock
+// twice.
+func (f Format) TakesRepeats() bool {
+	row, err := f.row()
+	return err == nil && row.repeats
+}
+
 // End returns when the rules that [Format.Emit] writes for the guard expire, in UTC.
 // Emit must accept the guard. End returns the zero Time if the rules do not expire,
 // because what opens the ports never changes or because the format has no clock. In both
@@ -171,11 +179,4 @@ func (f Format) End(g Guard, o Options) time.Time {
 		return time.Time{}
 	}
 	return w.End
-}
-
-// TakesRepeats reports whether a server with rules of this format accepts knocks that are sent
-// several times.
-func (f Format) TakesRepeats() bool {
-	row, err := f.row()
-	return err == nil && row.clock
 }

@@ -416,7 +416,7 @@ func (r iptRules) chains(g guard) []iptChain {
 	}
 	root.note(g.Name + `: the right knock brings an address to the next stage, a wrong one
 # to none. Repeats do no harm.`)
-	iptAddKnocks(&root, g, g.Windows[0], verdict)
+	r.addKnocks(&root, g, g.Windows[0], verdict)
 	return append([]iptChain{root}, iptListChains(g, g.Windows, verdict)...)
 }
 
@@ -427,7 +427,7 @@ func (r iptRules) timedChains(g guard, root iptChain, verdict string) []iptChain
 	root.note(g.Name + `: a packet goes to the windows of the moment, in UTC. In each of them the
 # right knock brings an address to the next stage, a wrong one to none. Repeats do no harm.`)
 	windows := func(odd int64, verdict string) []iptChain {
-		trees, of := iptWindows(g, odd, func(c *iptChain, w window) { iptAddKnocks(c, g, w, verdict) })
+		trees, of := iptWindows(g, odd, func(c *iptChain, w window) { r.addKnocks(c, g, w, verdict) })
 		return append(trees, iptListChains(g, of, verdict)...)
 	}
 	odd := windows(1, verdict)
@@ -444,10 +444,14 @@ func (r iptRules) timedChains(g guard, root iptChain, verdict string) []iptChain
 	return slices.Concat([]iptChain{root}, even, odd)
 }
 
-// iptAddKnocks adds the rules that follow an address through the sequence of a window. Right
+// addKnocks adds the rules that follow an address through the sequence of a window. Right
 // knocks and their repeats get the verdict. The rules try the last knock first: a packet that
 // could be two knocks is the later one, if the address has come that far.
-func iptAddKnocks(c *iptChain, g guard, w window, verdict string) {
+//
+// A copy of the last knock may arrive after the admission. For KnockTimeout, which the list of
+// admitted addresses shows, it is a repeat at every stage, also in the windows beside its own. A
+// right knock is not taken for such a copy, because the rules for right knocks come first.
+func (r iptRules) addKnocks(c *iptChain, g guard, w window, verdict string) {
 	last, number := len(w.Steps), iptListOf(g, w)
 	knocked := each(w.Steps, func(s knock.Step) string { return iptMatch(s.Transport, fmt.Sprint(s.Port)) })
 	admit := fmt.Sprintf(`-m recent --name %s --set -m comment --comment "stage %d" %s`, iptOpenList(g), last, verdict)
@@ -457,7 +461,11 @@ func iptAddKnocks(c *iptChain, g guard, w window, verdict string) {
 	}
 	list := iptAtList(g, number)
 	timeout, begin := g.KnockTimeout/time.Second, iptChainName(g, "-b"+number)
+	late := fmt.Sprintf("-m recent --name %s --rcheck --seconds %d %s", iptOpenList(g), timeout, verdict)
 	c.add("%s %s ! --rcheck --seconds %d -g %s", knocked[0], list, timeout, begin)
+	if r.options.Consume {
+		c.add("%s %s ! --rcheck --seconds %d %s", knocked[last-1], list, timeout, late)
+	}
 	c.add("%s ! --rcheck --seconds %d -j RETURN", list, timeout)
 	c.add("%s %s --rcheck --hitcount %d %s", knocked[last-1], list, last-1, admit)
 	for n := last - 1; n > 1; n-- {
@@ -467,6 +475,11 @@ func iptAddKnocks(c *iptChain, g guard, w window, verdict string) {
 	}
 	c.add("%s %s ! --rcheck --seconds %d -g %s", knocked[0], list, (timeout+1)/2, begin)
 	c.add("%s %s", knocked[0], verdict)
+	i := int(w.number() - g.Windows[0].number())
+	for _, w := range g.Windows[max(0, i-1):min(len(g.Windows), i+2)] {
+		s := w.Steps[len(w.Steps)-1]
+		c.add("%s %s", iptMatch(s.Transport, fmt.Sprint(s.Port)), late)
+	}
 	c.add("-g %s", iptChainName(g, "-w"+number))
 }
 

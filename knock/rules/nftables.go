@@ -376,6 +376,10 @@ func (r nftRules) stageChains(g guard) string {
 		first = "meta priority . meta l4proto . th dport @last_ID goto admitN_ID"
 	}
 	start := join(windows, "", func(w string) string { return "\n\t\tmeta priority set " + w + " \\\n\t\t\t" + first })
+	if r.options.Consume {
+		// A repeat may arrive after the end of its sequence. The server must not answer it.
+		start += "\n\t\tSADDR . meta l4proto . th dport @madeN_ID drop comment \"a repeat\""
+	}
 	count := ""
 	for i := 1; i < g.stages(); i++ {
 		count += fmt.Sprintf("\n\t\tmeta priority & 0:%x == 0:%x counter name stage%d_ID", knock.MaxSteps-1, i, i)
@@ -505,6 +509,8 @@ const (
 	map atN_ID { typeof SADDR : meta priority; flags dynamic,timeout; timeout KNOCKTIMEOUT; size SIZE; }
 	set madeN_ID { typeof SADDR . meta l4proto . th dport; \
 		flags dynamic,timeout; timeout KNOCKTIMEOUT; size SIZE; }
+	set lastmadeN_ID { typeof SADDR . meta l4proto . th dport; \
+		flags dynamic,timeout; timeout 1s; size SIZE; }
 	set paceN_ID { typeof SADDR; flags dynamic,timeout; timeout 10s; size SIZE; }`
 
 	nftTokenSets = `
@@ -551,6 +557,12 @@ chain admit_ID
 		update @open6_ID { ip6 saddr timeout OPENFOR }CONSUME`
 
 	// The rules for a first knock stand between nftStageChains and nftAdvanceChains.
+	//
+	// The rules also record the last knock, because its copies may arrive after the admission.
+	// As it is in the set made, a copy does not set back a sequence that has begun since. As it is
+	// in the set lastmade for a second, a copy does not begin a sequence whose first knock it is.
+	// A first knock in made alone begins a sequence, because an address may begin again at once
+	// after a wrong knock. In that second, the address is admitted anyway.
 	nftStageChains = `
 chain knockN_ID
 		meta priority set SADDR map @atN_ID goto midN_ID
@@ -565,6 +577,7 @@ chain midN_ID
 chain startN_ID`
 	nftAdvanceChains = `
 chain beginN_ID
+		SADDR . meta l4proto . th dport @lastmadeN_ID REPEAT comment "a repeat"
 		update @paceN_ID { SADDR timeout 10s limit rate over 20/second burst 60 packets } REPEAT
 		goto advanceN_ID
 chain advanceN_ID
@@ -574,6 +587,8 @@ chain advanceN_ID
 	nftAdmitChains = `CONSUME
 chain admitN_ID
 		delete @atN_ID { SADDR : meta priority }
+		update @madeN_ID { SADDR . meta l4proto . th dport timeout KNOCKTIMEOUT }
+		update @lastmadeN_ID { SADDR . meta l4proto . th dport timeout 1s }
 		update @openN_ID { SADDR timeout OPENFOR } counter name stageLAST_IDCONSUME`
 
 	nftCloseChain = `

@@ -29,6 +29,7 @@ func refuse(option string, can func(format) bool, text string, args ...any) erro
 	return r
 }
 
-// knowsTime and verifiesTokens are functions for the parameter can of [refuse].
+// knowsTime, verifiesTokens and takesRepeats are functions for the parameter can of [refuse].
 func (f format) knowsTime() bool      { return f.clock }
 func (f format) verifiesTokens() bool { return f.tokens }
+func (f format) takesRepeats() bool   { return f.repeats }

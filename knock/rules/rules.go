@@ -35,6 +35,7 @@ type Guard struct {
 	KnockPorts   []knock.PortRange // ports to which knocks go, right or wrong; all ports if empty
 	IgnorePorts  []knock.PortRange // ports to which a packet does not count as a wrong knock; may be empty
 	Fingerprint  string            // fingerprint of the key, shown in the header; "" without a key
+	Repeat       int               // how often a client sends each knock: 1 or 2; 0 means 1
 }
 
 // Options apply to all guards of a file.
@@ -188,6 +189,10 @@ func (g *guard) check(o Options, f format, guarded []knock.PortRange) error {
 		return refuse("", func(f format) bool { return f.spa }, "format %s cannot verify the packets of Scheme fwknop", f.name)
 	case g.SPA == nil && f.spa:
 		return refuse("", func(f format) bool { return !f.spa }, "format %s is for Scheme fwknop only", f.name)
+	case g.Repeat < 0 || g.Repeat > 2:
+		return errors.New("set Repeat to 1 or 2")
+	case g.Repeat == 2 && g.SPA != nil:
+		return refuse("", nil, "the profile uses Repeat 2, but fwknopd accepts each SPA packet only once")
 	case g.SPA != nil:
 		g.Windows = []window{{}} // one window without bounds or knocks: fwknopd receives the packets
 		return g.checkSPA(o, guarded)
@@ -197,6 +202,8 @@ func (g *guard) check(o Options, f format, guarded []knock.PortRange) error {
 	switch {
 	case err != nil:
 		return err
+	case g.Repeat == 2 && !f.repeats:
+		return refuse("", format.takesRepeats, "the profile uses Repeat 2, but format %s cannot take repeated knocks", f.name)
 	case !g.tokens():
 		return g.checkKnocks(o, guarded)
 	case contains(guarded, to):

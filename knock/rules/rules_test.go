@@ -473,6 +473,16 @@ func TestEmitRefusesBadGuards(t *testing.T) {
 			o:      Options{File: "/etc/a\nb"},
 			want:   "control",
 		},
+		"Repeat 3": {
+			format: "nftables",
+			guards: with(func(g *Guard) { g.Repeat = 3 }),
+			want:   "vps: set Repeat to 1 or 2",
+		},
+		"Repeat in knockd": {
+			format: "knockd",
+			guards: with(func(g *Guard) { g.Repeat = 2 }),
+			want:   "vps: the profile uses Repeat 2, but format knockd cannot take repeated knocks",
+		},
 		"Consume in knockd": {
 			format: "knockd",
 			guards: []Guard{good()},
@@ -499,6 +509,8 @@ func TestRefusalNamesOptionAndFormats(t *testing.T) {
 	changing := mustGuard(t, "vps", "1", "22")
 	changing.Schedule = hourly(3)
 	packets := spaGuard(t, "spa", spa.Keys{}, "443")
+	repeated, repeatedPackets := mustGuard(t, "vps", "7001/udp 8003/tcp 9005/udp", "22"), packets
+	repeated.Repeat, repeatedPackets.Repeat = 2, 2
 	later := Options{From: noon, Until: noon.Add(1_000 * time.Hour)}
 	for _, tt := range []struct {
 		format Format
@@ -517,10 +529,33 @@ func TestRefusalNamesOptionAndFormats(t *testing.T) {
 		{format: "knockd", guard: changing, option: "Until", suits: []Format{"iptables", "nftables"}},
 		{format: "knockd", guard: tokenGuard(t, "vps"), o: later, suits: []Format{"iptables", "nftables"}},
 		{format: "fwknop", guard: packets, o: Options{Force: true, Consume: true}, option: "Consume"},
+		{format: "knockd", guard: repeated, suits: []Format{"iptables", "nftables"}},
+		{format: "fwknop", guard: repeatedPackets, o: Options{Force: true}},
 	} {
 		r, ok := errors.AsType[*Refusal](tt.format.Emit(io.Discard, []Guard{tt.guard}, tt.o))
 		if !ok || r.Option != tt.option || !slices.Equal(r.Suits, tt.suits) {
 			t.Errorf("%s, %s: got %+v, want Option %q and Suits %v", tt.format, tt.guard.Name, r, tt.option, tt.suits)
+		}
+	}
+}
+
+// TestRepeatDoesNotChangeRules: a format takes repeated knocks always or never, and its rules do
+// not depend on Repeat.
+func TestRepeatDoesNotChangeRules(t *testing.T) {
+	for _, f := range append(Formats(), "pf") {
+		emit := func(repeat int) string {
+			var text strings.Builder
+			g := mustGuard(t, "vps", "7001/udp 8003/tcp 9005/udp", "22")
+			g.Repeat = repeat
+			_ = f.Emit(&text, []Guard{g}, Options{})
+			return text.String()
+		}
+		if emit(0) != emit(1) {
+			t.Errorf("%s: Repeat 0 and 1 give different rules", f)
+		}
+		twice := emit(2)
+		if takes := twice != "" && twice == emit(1); takes != f.TakesRepeats() {
+			t.Errorf("%s: TakesRepeats is %v, but %d bytes of rules for Repeat 2", f, f.TakesRepeats(), len(twice))
 		}
 	}
 }

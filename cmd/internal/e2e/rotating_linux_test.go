@@ -9,6 +9,7 @@ import (
 
 	"github.com/portknock/portknock/cmd/internal/lab"
 	"github.com/portknock/portknock/knock"
+	"github.com/portknock/portknock/knock/rules"
 )
 
 // TestSequenceOpensOnlyInItsWindowAndSkew: the current sequence opens the port at every
@@ -66,7 +67,7 @@ func TestTwoWindowsInForceDoNotInterfere(t *testing.T) {
 		g := alternatingGuard("odd of two", a, b)
 		g.KnockPorts = []knock.PortRange{{Transport: knock.UDP, First: 20000, Last: 29999}}
 		g.KnockTimeout = 30 * time.Second
-		r.rules = loadGuard(t, r.server, f, g, 2*time.Hour)
+		r.rules = loadGuard(t, r.server, f, g, rules.Options{})
 		// expect sends knocks and checks port 22. If reload is not 0, it reloads the rules
 		// after this number of knocks.
 		expect := func(want lab.State, reload int, knocks ...knock.Step) {

@@ -173,12 +173,13 @@ func alternatingGuard(role string, sequence, other knock.Sequence) rules.Guard {
 	return g
 }
 
-// loadGuard loads the rules for a guard on a host, and returns their file.
-func loadGuard(t testing.TB, h *lab.Host, f lab.Firewall, g rules.Guard, horizon time.Duration) string {
+// loadGuard loads the rules for a guard on a host, and returns their file. Rules with windows
+// are valid for two hours.
+func loadGuard(t testing.TB, h *lab.Host, f lab.Firewall, g rules.Guard, o rules.Options) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "rules") // the rules contain this path
 	var text strings.Builder
-	o := rules.Options{File: file, From: time.Now(), Until: time.Now().Add(horizon)}
+	o.File, o.From, o.Until = file, time.Now(), time.Now().Add(2*time.Hour)
 	if err := rules.Format(format(f)).Emit(&text, []rules.Guard{g}, o); err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/portknock/portknock/cmd/internal/lab"
 	"github.com/portknock/portknock/knock"
+	"github.com/portknock/portknock/knock/rules"
 	"golang.org/x/sys/unix"
 )
 
@@ -97,7 +98,7 @@ func TestTokenMayContainAnyBytes(t *testing.T) {
 			s.tokens[len(s.tokens)-1][15] ^= 0x55
 		}
 		g.Schedule = s
-		loadGuard(t, r.server, f, g, 2*time.Hour)
+		loadGuard(t, r.server, f, g, rules.Options{})
 		second := r.freshAddr()
 		for i, step := range r.familyTokens(t, s, time.Now()) {
 			if !r.admits(t, r.freshAddr(), step) {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/portknock/portknock/cmd/internal/lab"
 	"github.com/portknock/portknock/knock"
+	"github.com/portknock/portknock/knock/rules"
 )
 
 // TestGuardsFollowTraces: each firewall behaves as each trace of testdata/traces
@@ -68,7 +69,7 @@ func TestGuardsFollowTracesInWindows(t *testing.T) {
 							t.Fatalf("this test does not support the setting %s", s.Keyword)
 						}
 					}
-					loadGuard(t, server, f, g, 2*time.Hour)
+					loadGuard(t, server, f, g, rules.Options{})
 				})
 			})
 		}
