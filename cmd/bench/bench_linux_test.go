@@ -20,7 +20,7 @@ func TestMeasureSelectedCells(t *testing.T) {
 	lab.NewHost(t, "any") // skips the test here if needed; in measure, a skip is an error
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	only := "^(clean/(nftables/portknock, (3|token)|open port/nc$)|crowd|stream/down|keystroke|stalled|strangers|guesses" +
+	only := "^(clean/(nftables/portknock, (3|token|Repeat 2, 10)|open port/nc$)|crowd|stream/down|keystroke|stalled|strangers|guesses" +
 		"|load: (two profiles, 3 and 10 knocks|1,000 addresses|forged random packets)/nftables)"
 	o := &options{runs: 2, quick: true, only: regexp.MustCompile(only)}
 	r, err := measure(ctx, o)
@@ -32,6 +32,7 @@ func TestMeasureSelectedCells(t *testing.T) {
 		names = append(names, c.name())
 	}
 	want := []string{"clean/open port/nc", "clean/nftables/portknock, 3 knocks", "clean/nftables/portknock, token",
+		"clean/nftables/portknock, Repeat 2, 10 knocks",
 		"load: 1,000 addresses/nftables/portknock, 3 knocks",
 		"load: two profiles, 3 and 10 knocks/nftables/portknock, 3 knocks",
 		"load: two profiles, 3 and 10 knocks/nftables/portknock, 10 knocks",

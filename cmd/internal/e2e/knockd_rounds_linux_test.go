@@ -410,9 +410,9 @@ iptables -A INPUT -p tcp --dport 22 -m conntrack --ctstate NEW -m recent --updat
 // rejected, because a login sends one SYN on a link without losses.
 func TestLoginsWithinLimitOfUFW(t *testing.T) {
 	t.Parallel()
-	// With this delay, Hedge is 60 ms longer than a round trip. Answers may be late on a busy
+	// With this delay, Hedge is 85 ms longer than a round trip. Answers may be late on a busy
 	// machine.
-	w := lab.WAN{Delay: 100 * time.Millisecond}
+	w := lab.WAN{Delay: 150 * time.Millisecond}
 	own := func(t *testing.T) *rig {
 		r := newWANRig(t, nftables, w)
 		r.profile = r.vpsProfile(t, "Sequence 7000 8000 9000")
