@@ -190,8 +190,8 @@ func (s *server) say(format string, args ...any) {
 	_ = s.app.print("%s\n", line)
 }
 
-// open connects to the server, and becomes root there. It waits so many seconds for another run
-// that changes the server.
+// open connects to the server, and becomes root there. It waits at most wait seconds for another
+// run that changes the server.
 func (s *server) open(ctx context.Context, wait int) (err error) {
 	if s.ssh, err = s.readSSHSettings(ctx); err != nil {
 		return err
@@ -209,10 +209,25 @@ func (s *server) open(ctx context.Context, wait int) (err error) {
 		return &failure{exitNotDeployed, fmt.Errorf("not root on the server: %w", err), ""}
 	}
 	s.file = "/run/portknock/deploy." + s.channel.nonce
-	// Another run must not change the rules at the same time. The lock ends with the shell. A
-	// computer that is cut off may leave a shell that waits for hours, so each run touches its lock.
-	// A run that finds an old lock ends that shell, and what it has left.
-	out, err := s.channel.run(ctx, verbLimit, fmt.Sprintf(`PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+	out, err := s.channel.run(ctx, verbLimit, s.lockScript(wait, madeBy()))
+	if by, busy := strings.CutPrefix(out, "busy "); busy && err == nil {
+		err = &failure{exitNotDeployed, fmt.Errorf("another deploy to this server is running: %s", by),
+			"wait until it has ended, or for two minutes after its connection has ended"}
+	}
+	if err == nil {
+		go s.channel.repeat("touch /run/portknock/deploy.lock 2>/dev/null\n")
+	}
+	return err
+}
+
+// lockScript returns the first commands for the shell on the server. Another run must not change
+// the rules at the same time, so they wait for a lock, which ends with the shell. by names this
+// run for the others.
+//
+// A computer that is cut off may leave a shell that waits for hours, so each run touches its lock.
+// A run that finds an old lock ends that shell, and what it has left.
+func (s *server) lockScript(wait int, by string) string {
+	return fmt.Sprintf(`PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 umask 077
 mkdir -p /run/portknock
 trap 'rm -f %[1]s %[1]s.out' EXIT
@@ -239,15 +254,7 @@ if [ $tries -le %[2]d ]; then
 		sh "$left" cancel >/dev/null 2>&1 8>&-
 		rm -f "$left" "$left.out"
 	done
-fi`, s.file, wait, shellWord(madeBy())))
-	if by, busy := strings.CutPrefix(out, "busy "); busy && err == nil {
-		err = &failure{exitNotDeployed, fmt.Errorf("another deploy to this server is running: %s", by),
-			"wait until it has ended, or for two minutes after its connection has ended"}
-	}
-	if err == nil {
-		go s.channel.repeat("touch /run/portknock/deploy.lock 2>/dev/null\n")
-	}
-	return err
+fi`, s.file, wait, serverWord(by))
 }
 
 // close ends the connection. The shell on the server removes its files.
@@ -353,11 +360,11 @@ func (s *server) proxyCommand(via string) string {
 	}
 	words = append(words, "--profile", cmp.Or(via, s.profile.Name), "--")
 	for i, w := range words {
-		words[i] = strings.ReplaceAll(shellWord(w), "%", "%%")
+		words[i] = strings.ReplaceAll(localWord(w), "%", "%%")
 	}
 	host := "%h"
 	if s.ssh.hostName == profileOf(s.host) && s.profile.HostName != "" {
-		host = strings.ReplaceAll(shellWord(s.profile.HostName), "%", "%%")
+		host = strings.ReplaceAll(localWord(s.profile.HostName), "%", "%%")
 	}
 	return strings.Join(append(words, host, "%p"), " ")
 }
@@ -373,15 +380,19 @@ func (s *server) address() string {
 	return s.ssh.hostName
 }
 
-// shellWord quotes a word for a POSIX shell, or for the command interpreter of Windows.
-func shellWord(s string) string {
-	if s != "" && strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+,@:=") == "" {
+// serverWord quotes a word for the POSIX shell on the server.
+func serverWord(s string) string { return `'` + strings.ReplaceAll(s, `'`, `'\''`) + `'` }
+
+// localWord quotes a word for the shell that runs a ProxyCommand on this computer: a POSIX shell,
+// or the command interpreter of Windows.
+func localWord(s string) string {
+	switch {
+	case s != "" && strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+,@:=") == "":
 		return s
-	}
-	if runtime.GOOS == "windows" {
+	case runtime.GOOS == "windows":
 		return `"` + strings.ReplaceAll(s, `"`, `\"`) + `"`
 	}
-	return `'` + strings.ReplaceAll(s, `'`, `'\''`) + `'`
+	return serverWord(s)
 }
 
 // madeBy says who makes rules, for the other administrators of a server.
