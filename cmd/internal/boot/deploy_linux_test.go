@@ -401,6 +401,9 @@ func (s *site) interrupt(t *testing.T, action func(c *lab.Cmd, rest func() strin
 			}
 		}
 		if isNew {
+			// The client may have been killed before it has recorded what the server has. After the
+			// next edit, it would not know these knocks any more.
+			s.run(t, 0, nil, "deploy", "vps")
 			settings[0], settings[1] = settings[1], settings[0]
 		}
 	}
