@@ -60,8 +60,8 @@ func (s *server) readFacts(ctx context.Context) error {
 		case "system":
 			f.system = value
 		case "sshd":
-			if port, err := strconv.ParseUint(value, 10, 16); err == nil {
-				f.sshdPorts = append(f.sshdPorts, uint16(port))
+			if port, err := parsePort(value); err == nil {
+				f.sshdPorts = append(f.sshdPorts, port)
 			}
 		case "manager":
 			f.managers = append(f.managers, value)
@@ -194,7 +194,7 @@ func shortSpan(d time.Duration) string { return d.Round(10 * time.Millisecond).S
 
 func portList(ranges []knock.PortRange) string { return strings.Trim(fmt.Sprint(ranges), "[]") }
 
-// containsPort reports whether one of the ranges contains a TCP port.
+// containsPort reports whether one of the ranges contains a TCP port. No range contains port 0.
 func containsPort(ranges []knock.PortRange, port uint16) bool {
 	step := knock.Step{Transport: knock.TCP, Port: port}
 	return slices.ContainsFunc(ranges, func(r knock.PortRange) bool { return r.Contains(step) })
@@ -206,6 +206,6 @@ func redirectsTo(rule string, ranges []knock.PortRange) bool {
 	if len(numbers) == 0 {
 		return false
 	}
-	port, err := strconv.ParseUint(numbers[len(numbers)-1], 10, 16)
-	return err == nil && containsPort(ranges, uint16(port))
+	port, err := parsePort(numbers[len(numbers)-1])
+	return err == nil && containsPort(ranges, port)
 }

@@ -284,7 +284,11 @@ cat %[1]s.out
 }
 
 // sshSettings are the settings of ssh for a host, as ssh -G prints them.
-type sshSettings struct{ hostName, port, user, proxyCommand, proxyJump string }
+type sshSettings struct {
+	hostName                string
+	port                    uint16 // 0 if ssh prints none
+	proxyCommand, proxyJump string
+}
 
 // readSSHSettings asks ssh for its settings.
 func (s *server) readSSHSettings(ctx context.Context) (settings sshSettings, err error) {
@@ -296,12 +300,17 @@ func (s *server) readSSHSettings(ctx context.Context) (settings sshSettings, err
 	if err != nil {
 		return settings, &failure{exitNotDeployed, fmt.Errorf("ssh -G: %w: %s", err, oneLine(strings.TrimSpace(stderr.String()))), ""}
 	}
-	fields := map[string]*string{"hostname": &settings.hostName, "port": &settings.port, "user": &settings.user,
-		"proxycommand": &settings.proxyCommand, "proxyjump": &settings.proxyJump}
 	for line := range strings.Lines(string(out)) {
-		keyword, value, _ := strings.Cut(strings.TrimRight(line, "\r\n"), " ")
-		if field := fields[keyword]; field != nil && value != "none" {
-			*field = value
+		switch keyword, value, _ := strings.Cut(strings.TrimRight(line, "\r\n"), " "); {
+		case value == "none":
+		case keyword == "hostname":
+			settings.hostName = value
+		case keyword == "port":
+			settings.port, _ = parsePort(value)
+		case keyword == "proxycommand":
+			settings.proxyCommand = value
+		case keyword == "proxyjump":
+			settings.proxyJump = value
 		}
 	}
 	return settings, nil
@@ -363,8 +372,8 @@ func (s *server) proxyCommand(via string) string {
 		words[i] = strings.ReplaceAll(localWord(w), "%", "%%")
 	}
 	host := "%h"
-	if s.ssh.hostName == profileOf(s.host) && s.profile.HostName != "" {
-		host = strings.ReplaceAll(localWord(s.profile.HostName), "%", "%%")
+	if address := s.address(); address != s.ssh.hostName {
+		host = strings.ReplaceAll(localWord(address), "%", "%%")
 	}
 	return strings.Join(append(words, host, "%p"), " ")
 }
