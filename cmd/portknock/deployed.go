@@ -312,23 +312,10 @@ func locked(dir string, write func() error) error {
 	return write()
 }
 
-// sameKnocks reports whether the same knocks open the guards of two profiles. It reads the
-// keys of both. Settings that do not change the knocks, such as OpenFor or ConnectTimeout,
-// do not matter.
-func sameKnocks(ctx context.Context, p, q *profile.Profile) (bool, error) {
-	s, err := p.Server(ctx)
-	if err != nil {
-		return false, keyFailure(p, err)
-	}
-	t, err := q.Server(ctx)
-	if err != nil {
-		return false, keyFailure(q, err)
-	}
-	return sameHalves(p, q, s, t), nil
-}
-
-// sameHalves is sameKnocks for profiles whose Servers are s and t.
-func sameHalves(p, q *profile.Profile, s, t profile.Server) bool {
+// sameKnocks reports whether the same knocks open the guards of two profiles, whose Servers
+// are s and t. Settings that do not change the knocks, such as OpenFor or ConnectTimeout, do
+// not matter.
+func sameKnocks(p, q *profile.Profile, s, t profile.Server) bool {
 	return p.Skew == q.Skew && reflect.DeepEqual(s, t) &&
 		// Only an SPA packet contains the ports to open.
 		(s.SPA == nil || slices.Equal(p.OpenPorts, q.OpenPorts))
@@ -404,7 +391,7 @@ func otherKnocks(ctx context.Context, a *app, p *profile.Profile, d *deployment)
 		text = fmt.Sprintf("KeyCommand %s: not the key that was deployed at %s", d.profile.KeyCommand[0], utc(d.Time))
 	case t.Fingerprint != d.Fingerprint:
 		text = d.profile.KeyFile + ": not the key that was deployed"
-	case sameHalves(p, d.profile, s, t):
+	case sameKnocks(p, d.profile, s, t):
 		return nil, nil
 	default:
 		if _, err := d.profile.Picker(ctx); err != nil {
