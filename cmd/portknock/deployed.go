@@ -212,34 +212,31 @@ func saveDeployment(config string, d *deployment) error {
 func copyKeys(d *deployment, path string) (*profile.Profile, error) {
 	p := *d.profile
 	used := p // the profile as loadDeployment will return it
-	copyTo := func(file, usedFile *string, text []byte) error {
+	copyKey := func(file, usedFile *string, read func(path string) ([]byte, error)) error {
+		if *file == "" {
+			return nil
+		}
+		text, err := read(*file)
+		if err != nil {
+			return err
+		}
 		id := make([]byte, 8)
 		rand.Read(id) // rand.Read never returns an error: it ends the program instead
 		*usedFile = path + "." + hex.EncodeToString(id) + keySuffix
 		*file = filepath.Base(*usedFile)
 		return secret.Replace(*usedFile, text, nil)
 	}
-	if p.KeyFile != "" {
-		text, err := secret.Read(p.KeyFile)
-		if err == nil && p.DeriveHostKey {
-			text, err = derivedKey(&p)
-			p.DeriveHostKey, used.DeriveHostKey = false, false
-		}
-		if err == nil {
-			err = copyTo(&p.KeyFile, &used.KeyFile, text)
-		}
-		if err != nil {
-			return nil, err
-		}
+	read := secret.Read
+	if p.DeriveHostKey && p.KeyFile != "" {
+		p.DeriveHostKey, used.DeriveHostKey = false, false
+		read = func(master string) ([]byte, error) { return derivedKey(master, p.Name) }
 	}
-	if p.SPA.HMACKeyFile != "" {
-		text, err := secret.Read(p.SPA.HMACKeyFile)
-		if err == nil {
-			err = copyTo(&p.SPA.HMACKeyFile, &used.SPA.HMACKeyFile, text)
-		}
-		if err != nil {
-			return nil, err
-		}
+	err := copyKey(&p.KeyFile, &used.KeyFile, read)
+	if err == nil {
+		err = copyKey(&p.SPA.HMACKeyFile, &used.SPA.HMACKeyFile, secret.Read)
+	}
+	if err != nil {
+		return nil, err
 	}
 	if len(p.KeyCommand) > 0 {
 		return &p, nil // the command may ask the user, so do not run it again
@@ -251,13 +248,14 @@ func copyKeys(d *deployment, path string) (*profile.Profile, error) {
 	return &p, err
 }
 
-// derivedKey returns the text of the key that a profile with DeriveHostKey uses.
-func derivedKey(p *profile.Profile) ([]byte, error) {
-	master, err := profile.LoadKey(p.KeyFile)
+// derivedKey returns the text of the key that a profile with this name and DeriveHostKey uses.
+// path is that of the master key.
+func derivedKey(path, name string) ([]byte, error) {
+	master, err := profile.LoadKey(path)
 	if err != nil {
 		return nil, err
 	}
-	return []byte(master.Derive(p.Name).Reveal() + "\n"), nil
+	return []byte(master.Derive(name).Reveal() + "\n"), nil
 }
 
 // removeDeployment removes the deployment of a profile and its keys. It is not an error if
