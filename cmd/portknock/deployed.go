@@ -96,7 +96,11 @@ func loadDeployment(config, name string) (*deployment, error) {
 	if config == "-" {
 		return nil, nil
 	}
-	path := deployedFile(config, name)
+	return loadDeployedFile(config, deployedFile(config, name), name)
+}
+
+// loadDeployedFile is loadDeployment for a file. If name is "", it takes the name in the file.
+func loadDeployedFile(config, path, name string) (*deployment, error) {
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -114,7 +118,7 @@ func loadDeployment(config, name string) (*deployment, error) {
 	case errors.Is(err, fs.ErrPermission):
 		return nil, &failure{code: exitProfile, err: err}
 	case err != nil:
-		return nil, &failure{exitProfile, err, "the file is damaged: remove it, then run: portknock deploy " + name}
+		return nil, &failure{exitProfile, err, "the file is damaged: remove it, then run: portknock deploy " + cmp.Or(name, "HOST")}
 	}
 	d.config = config
 	return d, nil
@@ -132,21 +136,18 @@ func listDeployments(config string) (all []*deployment, err error) {
 		if strings.HasPrefix(e.Name(), ".") || strings.HasSuffix(e.Name(), keySuffix) {
 			continue
 		}
-		file, fileErr := profile.Load(filepath.Join(dir, e.Name()))
-		var d *deployment
-		if fileErr == nil && len(file.Entries()) == 1 {
-			// A deployment has one Host block, with one name.
-			d, fileErr = loadDeployment(config, file.Entries()[0].Patterns[0])
-		}
+		path := filepath.Join(dir, e.Name())
+		d, fileErr := loadDeployedFile(config, path, "")
 		err = cmp.Or(err, fileErr)
-		if d != nil {
+		if d != nil && deployedFile(config, d.profile.Name) == path { // the user may have copied the file
 			all = append(all, d)
 		}
 	}
 	return all, err
 }
 
-// readDeployment returns the deployment in a file. The result has no config.
+// readDeployment returns the deployment in a file. The result has no config. If name is "", it
+// takes the name in the file.
 func readDeployment(path string, info fs.FileInfo, name string) (*deployment, error) {
 	if !info.Mode().IsRegular() { // reading a pipe could block
 		return nil, fmt.Errorf("%s: not a regular file", path)
@@ -158,6 +159,9 @@ func readDeployment(path string, info fs.FileInfo, name string) (*deployment, er
 	d := &deployment{}
 	if err := json.Unmarshal([]byte(file.Comment()), d); err != nil || d.Time.IsZero() {
 		return nil, fmt.Errorf("%s:1: not the first line of a deployment", path)
+	}
+	if entries := file.Entries(); name == "" && len(entries) > 0 {
+		name = entries[0].Patterns[0] // a deployment has one Host block, with one name
 	}
 	if d.profile, err = file.Lookup(name); err != nil {
 		return nil, err

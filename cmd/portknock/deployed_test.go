@@ -226,6 +226,38 @@ func TestSaveDeploymentReplacesTheOldOne(t *testing.T) {
 	}
 }
 
+// TestListDeployments: the list has each deployment once, although one file is damaged, and
+// another is a copy that the user has made.
+func TestListDeployments(t *testing.T) {
+	config := writeConfig(t, "Host one two broken\n"+static, nil)
+	if all, err := listDeployments(config); len(all) != 0 || err != nil {
+		t.Errorf("without a folder, got %v, error %v", all, err)
+	}
+	for _, name := range []string{"one", "two", "broken"} {
+		mustSave(t, config, deploymentOf(t, lookUp(t, config, name)))
+	}
+	text, err := os.ReadFile(deployedFile(config, "one"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for file, text := range map[string]string{"copy": string(text), "broken": "Host broken\n" + static} {
+		if err := os.WriteFile(deployedFile(config, file), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all, err := listDeployments(config)
+	if err == nil || !strings.Contains(err.Error(), "broken:1: not the first line of a deployment") {
+		t.Errorf("got the error %v, want one about the damaged file", err)
+	}
+	var names []string
+	for _, d := range all {
+		names = append(names, d.profile.Name)
+	}
+	if !slices.Equal(names, []string{"one", "two"}) {
+		t.Errorf("got the deployments of %v, want those of one and two", names)
+	}
+}
+
 // TestSaveDeploymentWithoutTheDeployedKey: if the key is no longer the key of the rules, the
 // old deployment stays as it was.
 func TestSaveDeploymentWithoutTheDeployedKey(t *testing.T) {
