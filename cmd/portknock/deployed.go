@@ -331,15 +331,7 @@ func (c *config) login(ctx context.Context, a *app, host string) (*profile.Profi
 	if err != nil {
 		return nil, nil, err
 	}
-	p := all[0]
-	config, err := c.find()
-	if err != nil {
-		return nil, nil, err
-	}
-	d, err := loadDeployment(config, p.Name)
-	if err != nil {
-		warnOfDeployment(a, p, err)
-	}
+	p, d := all[0], c.deployment(a, all[0].Name)
 	if d != nil {
 		p.ValidUntil = cmp.Or(p.ValidUntil, d.profile.ValidUntil)
 	}
@@ -350,17 +342,23 @@ func (c *config) login(ctx context.Context, a *app, host string) (*profile.Profi
 // deployAdvice is in warnings of connect, before the name of a profile.
 const deployAdvice = "; run: portknock deploy "
 
-// warnOfDeployment warns that a deployment cannot be used. If the user may not read the
-// deployment at all, it belongs to another user, and the warning appears only with -v.
-func warnOfDeployment(a *app, p *profile.Profile, err error) {
+// deployment returns the deployment of a profile that c has found, or nil. It warns if the
+// deployment cannot be used. If the user may not read the deployment at all, it belongs to another
+// user, and the warning appears only with -v.
+func (c *config) deployment(a *app, name string) *deployment {
+	d, err := loadDeployment(c.path, name)
+	if err == nil {
+		return d
+	}
 	level := always
 	if errors.Is(err, fs.ErrPermission) {
 		level = verbose
 	}
-	a.log.say(level, "%s: %s", p.Name, oneLine(err.Error()))
+	a.log.say(level, "%s: %s", name, oneLine(err.Error()))
 	if f, ok := errors.AsType[*failure](err); ok && f.hint != "" {
 		a.log.say(level, "hint: %s", f.hint)
 	}
+	return nil
 }
 
 // otherKnocks returns the profile of the deployment d if its knocks differ from those of p,
