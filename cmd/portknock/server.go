@@ -87,17 +87,22 @@ func (f *serverFlags) each(ctx context.Context, a *app, c *config, hosts []strin
 		return usageError("ssh cannot read the profile from standard input; name the file with -c")
 	}
 	ownConfig := c.path != "" || len(c.options) > 0
+	names := make([]string, len(hosts))
+	for i, host := range hosts {
+		names[i] = profileOf(host)
+	}
+	_, profiles, err := c.profiles(ctx, a, names...)
+	if err != nil {
+		return err
+	}
 	var servers []*server
-	for _, host := range hosts {
-		_, profiles, err := c.profiles(ctx, a, profileOf(host))
-		if err != nil {
-			return err
+	for i, p := range profiles {
+		if slices.ContainsFunc(servers, func(s *server) bool { return s.profile.Name == p.Name }) {
+			return usageError("%s is given twice", hosts[i])
 		}
-		if slices.ContainsFunc(servers, func(s *server) bool { return s.profile.Name == profiles[0].Name }) {
-			return usageError("%s is given twice", host)
-		}
-		servers = append(servers, &server{serverFlags: f, app: a, config: c, host: host, several: len(hosts) > 1,
-			ownConfig: ownConfig, profile: profiles[0], result: result{Host: host, Result: notDeployed}})
+		p.Runner.Printed = map[string][]byte{} // commands of several servers may run at the same time
+		servers = append(servers, &server{serverFlags: f, app: a, config: c, host: hosts[i], several: len(hosts) > 1,
+			ownConfig: ownConfig, profile: p, result: result{Host: hosts[i], Result: notDeployed}})
 	}
 	errs := make([]error, len(servers))
 	step := func(i int, do func(context.Context, *server) error) {
