@@ -102,11 +102,11 @@ func (s *server) readClock(ctx context.Context) error {
 // plan prints what the deploy will do. It returns an error if the deploy cannot work. The script
 // must be on the server.
 func (s *server) plan(ctx context.Context, g rules.Guard) error {
-	out, err := s.channel.run(ctx, verbLimit, fmt.Sprintf(`part=$(sed -n 's/^profiles="$profiles \(.*\)"$/\1/p' %s)
+	out, err := s.channel.run(ctx, verbLimit, `find_part
 echo "part $part"
 if [ -f "/etc/portknock/$part.sh" ]; then
 	sed -n -e "s/^made_by='\{0,1\}\([^']*\)'\{0,1\}$/by \1/p" -e "s/^key_$part=/key /p" "/etc/portknock/$part.sh"
-fi`, s.file))
+fi`)
 	if err != nil {
 		return err
 	}

@@ -231,11 +231,16 @@ func (s *server) open(ctx context.Context, wait int) (err error) {
 //
 // A computer that is cut off may leave a shell that waits for hours, so each run touches its lock.
 // A run that finds an old lock ends that shell, and what it has left.
+//
+// The commands also define the shell functions remove_files, for the end of the shell, and
+// find_part, which sets $part to the ID of the profile in the script.
 func (s *server) lockScript(wait int, by string) string {
 	return fmt.Sprintf(`PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 umask 077
 mkdir -p /run/portknock
-trap 'rm -f %[1]s %[1]s.out' EXIT
+remove_files() { rm -f %[1]s %[1]s.out; }
+find_part() { part=$(sed -n 's/^profiles="$profiles \(.*\)"$/\1/p' %[1]s); }
+trap remove_files EXIT
 trap 'exit 1' HUP TERM PIPE # so that the trap of EXIT runs
 lock=/run/portknock/deploy.lock
 exec 8>>$lock
@@ -279,7 +284,7 @@ const verbLimit = 2 * time.Minute
 func (s *server) verb(ctx context.Context, verb string) (string, error) {
 	keep := ""
 	if strings.HasPrefix(verb, "install") {
-		keep = fmt.Sprintf("trap 'rm -f %[1]s %[1]s.out' EXIT\n", s.file)
+		keep = "trap remove_files EXIT\n"
 	}
 	return s.channel.run(ctx, verbLimit, keep+fmt.Sprintf(`session=$(command -v setsid)
 $session sh %[1]s %[2]s >%[1]s.out 2>&1 8>&-
