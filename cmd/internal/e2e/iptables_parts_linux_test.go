@@ -44,7 +44,7 @@ func (r *rig) iptScript(t testing.TB, names []string, flags ...string) string {
 		text += fmt.Sprintf("rules_%s() {\ncat <<'END_OF_RULES'\n# In mangle%sEND_OF_RULES\n}\n", name, rest)
 	}
 	shell := lab.ReadFile(t, filepath.Join("..", "..", "..", "knock", "rules", "sh", "iptables.sh"))
-	return lab.File(t, "script", text+shell+`value() { eval "printf '%s\n' \"\${$1_$2-}\""; }`, `"$@"`)
+	return lab.File(t, "script", text+shell+`value() { eval "printf '%s\n' \"\${$1_$2-}\""; }`, "trusted() { :; }", `"$@"`)
 }
 
 // fw runs a function of a script that must succeed, and returns its output.
