@@ -90,7 +90,7 @@ func isKeyOf(file, path string) bool {
 	return ok && isKey && len(id) == 16 && strings.Trim(id, "0123456789abcdef") == ""
 }
 
-// loadDeployment returns the deployment of a profile. It returns nil if there is none. A
+// loadDeployment returns the deployment of a profile, or nil if the profile was not deployed. A
 // profile file that is standard input has no deployments.
 func loadDeployment(config, name string) (*deployment, error) {
 	if config == "-" {
@@ -262,8 +262,8 @@ func derivedKey(path, name string) ([]byte, error) {
 	return []byte(master.Derive(name).Reveal() + "\n"), nil
 }
 
-// removeDeployment removes the deployment of a profile and its keys. It is not an error if
-// there is no deployment.
+// removeDeployment removes the deployment of a profile and its keys. It does nothing if the
+// profile was not deployed.
 func removeDeployment(config, name string) error {
 	path := deployedFile(config, name)
 	if _, err := os.Stat(filepath.Dir(path)); config == "-" || errors.Is(err, fs.ErrNotExist) {
@@ -324,8 +324,8 @@ func sameKnocks(p, q *profile.Profile, s, t profile.Server) bool {
 }
 
 // login returns the profile of a host for a command that sends knocks, and what was
-// deployed with it. The deployment is nil if there is none, or if it cannot be read: it
-// never prevents a login. login warns if the server's rules expire soon.
+// deployed with it. The deployment is nil if the profile was not deployed, or if the deployment
+// cannot be read: it never prevents a login. login warns if the server's rules expire soon.
 func (c *config) login(ctx context.Context, a *app, host string) (*profile.Profile, *deployment, error) {
 	_, all, err := c.profiles(ctx, a, host)
 	if err != nil {

@@ -258,7 +258,7 @@ func TestListDeployments(t *testing.T) {
 	}
 }
 
-// TestSaveDeploymentWithoutTheDeployedKey: if the key is no longer the key of the rules, the
+// TestSaveDeploymentWithoutTheDeployedKey: if another key has replaced that of the rules, the
 // old deployment stays as it was.
 func TestSaveDeploymentWithoutTheDeployedKey(t *testing.T) {
 	config := writeConfig(t, "Host vps\nScheme rotating\nKeyFile key\n", map[string]string{"key": keyText(firstKey)})

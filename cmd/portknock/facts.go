@@ -200,7 +200,7 @@ func containsPort(ranges []knock.PortRange, port uint16) bool {
 	return slices.ContainsFunc(ranges, func(r knock.PortRange) bool { return r.Contains(step) })
 }
 
-// redirectsTo reports whether the last port in a NAT rule is one of the ranges.
+// redirectsTo reports whether the ranges contain the last port in a NAT rule.
 func redirectsTo(rule string, ranges []knock.PortRange) bool {
 	numbers := strings.FieldsFunc(rule, func(r rune) bool { return r < '0' || r > '9' })
 	if len(numbers) == 0 {

@@ -32,7 +32,7 @@ func (f *serverFlags) flags(all *pflag.FlagSet) {
 	all.BoolVar(&f.json, "json", false, "print the results as JSON")
 }
 
-// server is one server during a command.
+// server holds what a command knows about a server.
 type server struct {
 	*serverFlags
 	app     *app
@@ -40,7 +40,7 @@ type server struct {
 	host    string // as the user gave it: NAME or USER@NAME
 	several bool   // the command has several servers, so output needs their names
 	profile *profile.Profile
-	last    *deployment // what this computer has deployed before; nil if nothing
+	last    *deployment // what this computer has deployed before; may be nil
 
 	// ownConfig is true if flags say where the profiles are, or change them. The ProxyCommand
 	// of the user does not know this.
@@ -54,7 +54,7 @@ type server struct {
 	part       string // ID of the profile in the script
 	present    bool   // the server has rules for the profile already
 	foreign    bool   // these rules are not those of the new script
-	presentKey string // fingerprint of the key of the installed rules; "" if there is none
+	presentKey string // fingerprint of the key of the installed rules; "" without a key
 	// admitsOthers is true if the server may let this computer through for another reason than
 	// the new knocks: another profile, or a trusted source.
 	admitsOthers bool

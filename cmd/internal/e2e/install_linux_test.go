@@ -74,8 +74,8 @@ func (s script) holdingLock() script {
 	return s
 }
 
-// TestWaitingWatchdogObeysInstall: a boot or watch of a script that is no longer installed
-// when it gets the lock loads nothing.
+// TestWaitingWatchdogObeysInstall: a boot or watch loads nothing if another run has replaced or
+// uninstalled its script while it waited for the lock.
 func TestWaitingWatchdogObeysInstall(t *testing.T) {
 	lab.Require(t, "flock", "pgrep")
 	eachShell(t, func(t *testing.T, shell []string) {

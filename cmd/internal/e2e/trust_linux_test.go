@@ -207,8 +207,8 @@ func TestTrustedConnectionDoesNotProveTrial(t *testing.T) {
 }
 
 // TestStatusShowsTrust: status lists the trusted sources, and counts their connections apart
-// from those after knocks. A connection from a trusted source after its knocks is one of the
-// latter.
+// from those after knocks. A connection from a trusted source after its knocks counts as one
+// after knocks.
 func TestStatusShowsTrust(t *testing.T) {
 	eachOf(t, kernelFirewalls(), lab.Families, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		shell := dash
