@@ -23,8 +23,8 @@ func eachIptablesFamily(t *testing.T, test func(*testing.T, lab.Firewall, lab.Fa
 }
 
 // These profiles are in most tests. Both guard port 22.
-var twoProfiles = []string{twoKnocks, "OpenFor 20s", "KnockTimeout 20s",
-	"Host web", "Sequence 1000/udp 2000/udp 3000/udp", "OpenPorts 22 8080", "OpenFor 20s", "KnockTimeout 20s"}
+var twoProfiles = []string{twoKnocks, "OpenFor 5m", "KnockTimeout 5m",
+	"Host web", "Sequence 1000/udp 2000/udp 3000/udp", "OpenPorts 22 8080", "OpenFor 5m", "KnockTimeout 5m"}
 
 // iptScriptID is the id of the scripts that iptScript writes.
 const iptScriptID = "3f9a12c0d4e1"
@@ -56,7 +56,7 @@ func (r *rig) fw(t testing.TB, script string, args ...string) string {
 // awaitIptTrialEnd waits until no trial is in force.
 func (r *rig) awaitIptTrialEnd(t testing.TB, script string) {
 	t.Helper()
-	lab.Await(t, 10*time.Second, func() string { // a test cannot fake the kernel's clock
+	lab.Await(t, 3*time.Minute, func() string { // a test cannot fake the kernel's clock
 		if left := r.fw(t, script, "fw_trial_left"); left != "" {
 			return "the trial lasts for " + left
 		}
@@ -308,27 +308,30 @@ func TestIptablesTrialExpires(t *testing.T) {
 		r.knockFrom(t, byWeb, webSequence...)
 		r.knockFrom(t, stopped, vpsSequence[0])
 
-		r.profile = r.vpsProfile(t, "Sequence 4001/udp 4003/tcp", "OpenFor 60s", "KnockTimeout 20s")
+		r.profile = r.vpsProfile(t, "Sequence 4001/udp 4003/tcp", "OpenFor 6m", "KnockTimeout 5m")
 		script := r.iptScript(t, []string{"vps"}, "--policy", "drop")
 		r.fw(t, script, "fw_test", "vps")
-		r.fw(t, script, "fw_trial", "5", "vps")
-		for function, want := range map[string]string{
-			"fw_trial_id": iptScriptID + "\n", "fw_trial_parts": "vps\n", "fw_parts": "vps\nweb\n",
-		} {
-			if got := r.fw(t, script, function); got != want {
-				t.Errorf("%s prints %q, want %q", function, got, want)
-			}
+		begin := func(seconds int) {
+			r.fw(t, script, "fw_cancel")
+			r.fw(t, script, "fw_trial", fmt.Sprint(seconds), "vps")
 		}
 		onTrial := r.freshAddr()
-		r.knockFrom(t, onTrial, sequence("4001/udp 4003/tcp")...)
-		r.expectAnswers(t, "on trial", onTrial, vpsOpen)
-		r.expectAnswers(t, "on trial", admitted, noneOpen) // the copy has openings of its own
-		r.expectAnswers(t, "on trial", byWeb, webOpen)     // the trial does not change web
-		r.expectAnswers(t, "on trial", r.freshAddr(), map[uint16]lab.State{22: lab.Dropped, 1: lab.Dropped})
-		r.knockFrom(t, stopped, sequence("4001/udp 999/udp")...) // wrong for the old rules
-		if left := r.fw(t, script, "fw_trial_left"); left == "" {
-			t.Skip("this machine is too busy: the trial has expired")
-		}
+		left := func() string { return r.fw(t, script, "fw_trial_left") }
+		duringTrial(t, begin, left, func(t testing.TB) {
+			for function, want := range map[string]string{
+				"fw_trial_id": iptScriptID + "\n", "fw_trial_parts": "vps\n", "fw_parts": "vps\nweb\n",
+			} {
+				if got := r.fw(t, script, function); got != want {
+					t.Errorf("%s prints %q, want %q", function, got, want)
+				}
+			}
+			r.knockFrom(t, onTrial, sequence("4001/udp 4003/tcp")...)
+			r.expectAnswers(t, "on trial", onTrial, vpsOpen)
+			r.expectAnswers(t, "on trial", admitted, noneOpen) // the copy has openings of its own
+			r.expectAnswers(t, "on trial", byWeb, webOpen)     // the trial does not change web
+			r.expectAnswers(t, "on trial", r.freshAddr(), map[uint16]lab.State{22: lab.Dropped, 1: lab.Dropped})
+			r.knockFrom(t, stopped, sequence("4001/udp 999/udp")...) // wrong for the old rules
+		})
 		r.awaitIptTrialEnd(t, script)
 		r.expectAnswers(t, "expired", onTrial, noneOpen)
 		r.expectAnswers(t, "expired", admitted, vpsOpen)
