@@ -44,7 +44,7 @@ func (r *rig) whileRunWaits(t testing.TB, s script, verb string, change func()) 
 		t.Fatal(err)
 	}
 	defer holder.End()
-	lab.Await(t, 10*time.Second, func() string {
+	lab.Await(t, time.Minute, func() string {
 		if _, err := r.server.Try("flock", "-n", "/run/portknock/lock", "true"); err == nil {
 			return "the lock is free"
 		}
@@ -55,7 +55,7 @@ func (r *rig) whileRunWaits(t testing.TB, s script, verb string, change func()) 
 	if err := waiting.Start(); err != nil {
 		t.Fatal(err)
 	}
-	lab.Await(t, 10*time.Second, func() string {
+	lab.Await(t, time.Minute, func() string {
 		if out, _ := r.server.Try("pgrep", "-f", "flock -n 9|sleep 1$"); out == "" {
 			return "the verb does not wait for the lock"
 		}

@@ -317,7 +317,7 @@ func TestIptablesTrialExpires(t *testing.T) {
 		}
 		onTrial := r.freshAddr()
 		left := func() string { return r.fw(t, script, "fw_trial_left") }
-		duringTrial(t, begin, left, func(t testing.TB) {
+		duringTrial(t, 4, begin, left, func(t testing.TB) {
 			for function, want := range map[string]string{
 				"fw_trial_id": iptScriptID + "\n", "fw_trial_parts": "vps\n", "fw_parts": "vps\nweb\n",
 			} {
@@ -411,7 +411,7 @@ func TestIptablesTrialWithoutOldRules(t *testing.T) {
 		script := r.iptScript(t, []string{"vps", "web"}, "--policy", "drop")
 		r.fw(t, script, "fw_trial", "4", "vps", "web")
 		r.expect(t, r.attacker, lab.Dropped)
-		r.awaitPort(t, 10*time.Second, r.attacker, 22, lab.Open)
+		r.awaitPort(t, time.Minute, r.attacker, 22, lab.Open)
 		r.expectPort(t, r.attacker, 1, lab.Refused)
 		r.fw(t, script, "fw_cancel")
 		r.expectRuleset(t, before)

@@ -103,12 +103,12 @@ func (r *rig) awaitTrialEnd(t testing.TB) {
 	lab.Await(t, 3*time.Minute, r.onTrial)
 }
 
-// duringTrial makes begin start a trial of some seconds, and runs checks in it. If the trial has
+// duringTrial makes begin start a trial of these seconds, and runs checks in it. If the trial has
 // ended before the checks, the machine was too busy, and duringTrial begins a longer trial.
 // left returns "" if no trial is in force.
-func duringTrial(t testing.TB, begin func(seconds int), left func() string, checks func(t testing.TB)) {
+func duringTrial(t testing.TB, seconds int, begin func(seconds int), left func() string, checks func(t testing.TB)) {
 	t.Helper()
-	for seconds := 4; ; seconds *= 2 {
+	for ; ; seconds *= 2 {
 		begin(seconds)
 		a := &attempt{TB: t}
 		ended := make(chan bool)
@@ -145,6 +145,11 @@ func (a *attempt) Fatalf(format string, args ...any) {
 	runtime.Goexit()
 }
 
+func (a *attempt) Fatal(args ...any) {
+	a.Error(args...)
+	runtime.Goexit()
+}
+
 // TestTrialExpiresByItself: during a trial, only the new knocks admit an address. After
 // the trial, the rules from before are in force without any process, with their openings,
 // their addresses in mid-sequence and their used tokens.
@@ -165,7 +170,7 @@ func TestTrialExpiresByItself(t *testing.T) {
 			after.run(t, "trial", fmt.Sprint(seconds))
 		}
 		onTrial := r.freshAddr()
-		duringTrial(t, begin, r.onTrial, func(t testing.TB) {
+		duringTrial(t, 4, begin, r.onTrial, func(t testing.TB) {
 			r.expectGeneration(t, "during the trial", "new")
 			r.expectAnswer(t, "an address that the old rules admit, during the trial", admitted, 22, lab.Dropped)
 			if !r.admits(t, onTrial, newKnocks...) {
