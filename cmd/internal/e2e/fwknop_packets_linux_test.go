@@ -30,12 +30,12 @@ func decodeWithFwknopd(t *testing.T, stanzas []string, packets []string) map[str
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
-	late := time.After(30 * time.Second)
+	late := time.After(2 * time.Minute)
 	wait := func(event chan struct{}) {
 		select {
 		case <-event:
 		case <-late:
-			t.Fatalf("fwknopd did not print the expected line within 30 s:\n%.10000s", output.text.String())
+			t.Fatalf("fwknopd did not print the expected line within two minutes:\n%.10000s", output.text.String())
 		}
 	}
 	wait(output.ready)
