@@ -60,13 +60,26 @@ func lookUp(t testing.TB, config, name string) *profile.Profile {
 	return p
 }
 
-// deploymentOf returns the deployment of a profile as deploy makes it.
-func deploymentOf(t testing.TB, p *profile.Profile) *deployment {
+// serverOf returns the server's half of a profile.
+func serverOf(t testing.TB, p *profile.Profile) profile.Server {
 	t.Helper()
 	s, err := p.Server(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
+	return s
+}
+
+// haveSameKnocks is sameKnocks, and reads the keys of both profiles.
+func haveSameKnocks(t testing.TB, p, q *profile.Profile) bool {
+	t.Helper()
+	return sameKnocks(p, q, serverOf(t, p), serverOf(t, q))
+}
+
+// deploymentOf returns the deployment of a profile as deploy makes it.
+func deploymentOf(t testing.TB, p *profile.Profile) *deployment {
+	t.Helper()
+	s := serverOf(t, p)
 	return &deployment{profile: p, Time: time.Date(2026, 11, 20, 23, 30, 0, 5, time.UTC), Format: "nftables", ID: "0123456789abcdef",
 		Version: "v1", Server: "root@\x7fvps\u0085 \"ü\" # x", Fingerprint: s.Fingerprint}
 }
@@ -119,10 +132,7 @@ func TestDeploymentOutlivesItsProfile(t *testing.T) {
 		config := writeConfig(t, "Host vps.example\n"+settings+"\n", map[string]string{"key": keyText(firstKey), "short": "base64:Zm9v\n"})
 		p := lookUp(t, config, "vps.example")
 		saved := deploymentOf(t, p)
-		server, err := p.Server(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
+		server := serverOf(t, p)
 		mustSave(t, config, saved)
 
 		moved := filepath.Join(t.TempDir(), "moved")
@@ -139,7 +149,7 @@ func TestDeploymentOutlivesItsProfile(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s\n%v", settings, err)
 		}
-		if !sameHalves(p, d.profile, server, got) {
+		if !sameKnocks(p, d.profile, server, got) {
 			t.Errorf("%s\nthe loaded deployment has other knocks", settings)
 		}
 		q := *d.profile
@@ -193,8 +203,8 @@ func TestSaveDeploymentReplacesTheOldOne(t *testing.T) {
 		}
 		mustSave(t, config, deploymentOf(t, p))
 		d := mustLoad(t, config, "vps")
-		if same, err := sameKnocks(t.Context(), p, d.profile); !same || err != nil {
-			t.Errorf("the deployment has the same knocks: %v, error %v", same, err)
+		if !haveSameKnocks(t, p, d.profile) {
+			t.Error("the deployment has other knocks")
 		}
 		want := []string{"vps", "vps.0123456789abcdef", filepath.Base(d.profile.KeyFile)}
 		slices.Sort(want)
@@ -216,7 +226,39 @@ func TestSaveDeploymentReplacesTheOldOne(t *testing.T) {
 	}
 }
 
-// TestSaveDeploymentWithoutTheDeployedKey: if the key is no longer the key of the rules, the
+// TestListDeployments: the list has each deployment once, although one file is damaged, and
+// another is a copy that the user has made.
+func TestListDeployments(t *testing.T) {
+	config := writeConfig(t, "Host one two broken\n"+static, nil)
+	if all, err := listDeployments(config); len(all) != 0 || err != nil {
+		t.Errorf("without a folder, got %v, error %v", all, err)
+	}
+	for _, name := range []string{"one", "two", "broken"} {
+		mustSave(t, config, deploymentOf(t, lookUp(t, config, name)))
+	}
+	text, err := os.ReadFile(deployedFile(config, "one"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for file, text := range map[string]string{"copy": string(text), "broken": "Host broken\n" + static} {
+		if err := os.WriteFile(deployedFile(config, file), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all, err := listDeployments(config)
+	if err == nil || !strings.Contains(err.Error(), "broken:1: not the first line of a deployment") {
+		t.Errorf("got the error %v, want one about the damaged file", err)
+	}
+	var names []string
+	for _, d := range all {
+		names = append(names, d.profile.Name)
+	}
+	if !slices.Equal(names, []string{"one", "two"}) {
+		t.Errorf("got the deployments of %v, want those of one and two", names)
+	}
+}
+
+// TestSaveDeploymentWithoutTheDeployedKey: if another key has replaced that of the rules, the
 // old deployment stays as it was.
 func TestSaveDeploymentWithoutTheDeployedKey(t *testing.T) {
 	config := writeConfig(t, "Host vps\nScheme rotating\nKeyFile key\n", map[string]string{"key": keyText(firstKey)})
@@ -301,8 +343,8 @@ func TestDeployedFileNames(t *testing.T) {
 		config := writeConfig(t, "Host "+name+"\nScheme rotating\nKeyFile key\n", map[string]string{"key": keyText(firstKey)})
 		p := lookUp(t, config, name)
 		mustSave(t, config, deploymentOf(t, p))
-		if same, err := sameKnocks(t.Context(), p, mustLoad(t, config, name).profile); !same || err != nil {
-			t.Errorf("%s: the same knocks: %v, error %v", name, same, err)
+		if !haveSameKnocks(t, p, mustLoad(t, config, name).profile) {
+			t.Errorf("%s: the deployment has other knocks", name)
 		}
 	}
 }
@@ -382,8 +424,8 @@ func TestSameKnocksForEachKeyword(t *testing.T) {
 			}
 			for _, pair := range [][2]int{{0, 1}, {1, 0}, {0, 0}} {
 				want := tt.same || pair == [2]int{}
-				if got, err := sameKnocks(t.Context(), ps[pair[0]], ps[pair[1]]); got != want || err != nil {
-					t.Errorf("profiles %v: got %v, error %v; want %v", pair, got, err, want)
+				if got := haveSameKnocks(t, ps[pair[0]], ps[pair[1]]); got != want {
+					t.Errorf("profiles %v: got %v, want %v", pair, got, want)
 				}
 			}
 		})

@@ -30,12 +30,12 @@ func decodeWithFwknopd(t *testing.T, stanzas []string, packets []string) map[str
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
-	late := time.After(30 * time.Second)
+	late := time.After(2 * time.Minute)
 	wait := func(event chan struct{}) {
 		select {
 		case <-event:
 		case <-late:
-			t.Fatalf("fwknopd did not print the expected line within 30 s:\n%.10000s", output.text.String())
+			t.Fatalf("fwknopd did not print the expected line within two minutes:\n%.10000s", output.text.String())
 		}
 	}
 	wait(output.ready)
@@ -59,7 +59,7 @@ func decodeWithFwknopd(t *testing.T, stanzas []string, packets []string) map[str
 // awaitBound waits until a program of a host listens on a UDP port.
 func awaitBound(t *testing.T, h *lab.Host, port int) {
 	t.Helper()
-	lab.Await(t, 30*time.Second, func() string {
+	lab.Await(t, time.Minute, func() string {
 		var sockets []byte
 		h.Do(func() { sockets, _ = os.ReadFile("/proc/thread-self/net/udp") })
 		if bytes.Contains(sockets, fmt.Appendf(nil, ":%04X 00000000:0000", port)) {

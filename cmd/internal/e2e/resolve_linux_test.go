@@ -30,8 +30,8 @@ func TestConnectsWhenDNSAnswersForOneFamilyOnly(t *testing.T) {
 			if out != "hello" || code != 0 {
 				t.Errorf("output %q, exit code %d, want hello and 0", out, code)
 			}
-			if took > 2*time.Second {
-				t.Errorf("the connection took %v, want at most 2 s", took)
+			if took > 4*time.Second { // Go's resolver waits for 5 s before it asks again
+				t.Errorf("the connection took %v, want at most 4 s", took)
 			}
 			t.Logf("after %v portknock has printed\n%s", took, stderr)
 		})

@@ -264,7 +264,7 @@ func (r *rig) awaitPort(t testing.TB, within time.Duration, from *lab.Host, port
 func (r *rig) expectSoon(t testing.TB, from *lab.Host, port uint16, want lab.State) {
 	t.Helper()
 	if r.firewall.Async {
-		r.awaitPort(t, 10*time.Second, from, port, want)
+		r.awaitPort(t, time.Minute, from, port, want)
 	}
 	r.expectPort(t, from, port, want)
 }
