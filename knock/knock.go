@@ -52,6 +52,9 @@
 //   - Over IPv4, the client begins with the tokens of even n; over IPv6, with those of
 //     odd n. A client that tries IPv4 and IPv6 at the same time has two addresses, and
 //     one token opens to only one of them.
+//   - If the server's name has several addresses, the client sends a token to only one of
+//     them, because an attacker may have one of the addresses and spend the token at the
+//     others. The method Round of [Client] shows which address gets which token.
 //
 // A server whose firewall separates the families, such as iptables, accepts only tokens
 // of even n over IPv4, and only tokens of odd n over IPv6. nftables accepts all tokens

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -74,6 +75,12 @@ func dialer(ctx context.Context, p, deployed *profile.Profile, log *logger) (*pr
 		k.picker, k.failed = alternating{first, picker}, map[netip.Addr]int{}
 	}
 	d.Source, d.Knock = k.source, k.knock
+	d.Trace = func(e proxy.Event) {
+		if e.Kind == proxy.Resolved {
+			k.addTargets(e.Addrs)
+		}
+		log.trace(e)
+	}
 	return d, nil
 }
 
@@ -92,16 +99,43 @@ func (a alternating) Round(now time.Time, from, to netip.Addr, n int) (knock.Rou
 	return a.odd.Round(now, from, to, n/2)
 }
 
+// withTargets returns the Picker for a server with these addresses.
+func withTargets(p knock.Picker, targets []netip.Addr) knock.Picker {
+	switch p := p.(type) {
+	case knock.Client:
+		p.Targets = targets
+		return p
+	case alternating:
+		return alternating{withTargets(p.even, targets), withTargets(p.odd, targets)}
+	}
+	return p
+}
+
 // knocker sends a profile's knocks.
 type knocker struct {
 	profile *profile.Profile
-	picker  knock.Picker
 	log     *logger
+
+	mu      sync.Mutex // guards the fields below
+	picker  knock.Picker
+	targets []netip.Addr // addresses of the server that this machine has a route to
 
 	// failed has the last round to each destination whose knocks could not be sent. It is
 	// nil if the Picker is not alternating.
 	failed map[netip.Addr]int
-	mu     sync.Mutex // guards failed
+}
+
+// addTargets adds addresses of the server. It leaves out those without a route, because a
+// target without a route would have a share of the tokens, and would never use it.
+func (k *knocker) addTargets(addrs []netip.Addr) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, to := range addrs {
+		if _, err := k.source(to); err == nil {
+			k.targets = append(k.targets, to)
+		}
+	}
+	k.picker = withTargets(k.picker, slices.Clone(k.targets))
 }
 
 // source returns the address from which the knocks and the connection to an address leave.
@@ -146,7 +180,10 @@ func interfaceAddr(name string, to netip.Addr) (netip.Addr, error) {
 
 // knock sends the knocks of one round.
 func (k *knocker) knock(ctx context.Context, from, to netip.Addr, round int) error {
-	r, err := k.picker.Round(now(), from, to, round)
+	k.mu.Lock()
+	picker := k.picker
+	k.mu.Unlock()
+	r, err := picker.Round(now(), from, to, round)
 	if err != nil {
 		return err
 	}
@@ -163,11 +200,11 @@ func (k *knocker) knock(ctx context.Context, from, to netip.Addr, round int) err
 // round could not. Of two guards, only one may have a listener for the knocks, such as
 // fwknopd. Two errors in a row, and a missing route, are about this machine.
 func (k *knocker) tolerates(to netip.Addr, round int, err error) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	if k.failed == nil || proxy.IsNoRoute(err) {
 		return false
 	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
 	last, before := k.failed[to]
 	k.failed[to] = round
 	return !before || last != round-1

@@ -247,6 +247,87 @@ func TestEachFamilySpendsItsOwnToken(t *testing.T) {
 	})
 }
 
+// TestAddressesOfANameGetDifferentTokens: the server's name has two addresses. In all
+// rounds, each address gets other tokens, and always begins with the same one. A login at
+// either address works.
+func TestAddressesOfANameGetDifferentTokens(t *testing.T) {
+	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		r, s := newTokenRig(t, f, family)
+		addrs := []netip.Addr{r.addr(), r.server.Source(family, 1)}
+		r.server.Shell(t, fmt.Sprintf("ip addr replace %v dev eth0 %s", addrs[1], map[lab.Family]string{lab.IPv6: "nodad"}[family]))
+		// sent returns the tokens that each address of the server got from one command. The
+		// name's first address is addrs[first].
+		sent := func(first int, args ...string) map[netip.Addr][]string {
+			hosts := lab.File(t, "hosts", addrs[first].String()+" vps", addrs[1-first].String()+" vps")
+			r.client.Run(t, "mount", "--bind", hosts, "/etc/hosts")
+			capture := r.client.Capture(t)
+			defer capture.Close()
+			_, err := r.client.Try("portknock", append([]string{"knock", "--wait", "-c", r.profile, "-o", "HostName=vps", "vps"}, args...)...)
+			if closed := len(args) > 0; (err != nil) != closed {
+				t.Errorf("knock %q returns the error %v", args, err)
+			}
+			tokens := map[netip.Addr][]string{}
+			for _, p := range capture.Packets(t) {
+				if p.Out && p.Dst.Port() == s.Port {
+					tokens[p.Dst.Addr()] = append(tokens[p.Dst.Addr()], string(p.Payload))
+				}
+			}
+			return tokens
+		}
+		// Nothing listens on port 23 of the server, so all tokens are sent, some of them twice.
+		all := sent(0, "23", "-o", "ConnectTimeout=4")
+		for _, token := range all[addrs[0]] {
+			if slices.Contains(all[addrs[1]], token) {
+				t.Errorf("both addresses got the token %x", token)
+			}
+		}
+		for i, addr := range addrs {
+			if len(all[addr]) < 4 {
+				t.Fatalf("address %v got only %d tokens", addr, len(all[addr]))
+			}
+			// The token does not depend on the order of the addresses. The resolver may sort them.
+			again := sent(i)
+			for to, tokens := range again {
+				if tokens[0] != all[to][0] {
+					t.Errorf("address %v began with another token at the next login", to)
+				}
+			}
+			if len(again) == 0 {
+				t.Error("the next login sent no token")
+			}
+			if state := r.client.Probe(t, netip.AddrPortFrom(addr, 22)); state != lab.Open {
+				t.Errorf("port 22 of %v is %v, want open", addr, state)
+			}
+		}
+	})
+}
+
+// TestAttackerAmongAddressesOfANameCannotLockOut: one address of the server's name is that
+// of an attacker. He spends each token that he gets at the server at once. The port opens
+// for him, as SECURITY.md says, and the client still connects.
+func TestAttackerAmongAddressesOfANameCannotLockOut(t *testing.T) {
+	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		r, s := newTokenRig(t, f, family)
+		nameHosts(t, r.client, "vps", family, r.attacker, r.server)
+		thief := lab.Socket(t, r.attacker, func() (*net.UDPConn, error) { return net.ListenUDP("udp", &net.UDPAddr{Port: int(s.Port)}) })
+		server := net.UDPAddrFromAddrPort(r.port(s.Port))
+		go func() {
+			token := make([]byte, knock.TokenSize)
+			for {
+				if _, _, err := thief.ReadFrom(token); err != nil {
+					return
+				}
+				thief.WriteTo(token, server)
+			}
+		}()
+		if output, err := r.client.Try("portknock", "knock", "--wait", "-v", "-c", r.profile, "-o", "HostName=vps", "vps"); err != nil {
+			t.Errorf("the client cannot connect: %v\n%s", err, output)
+		}
+		r.expect(t, r.client, lab.Open)
+		r.expect(t, r.attacker, lab.Open) // if the port is not open, he did not get a token before the server
+	})
+}
+
 // TestTokenAtLiveServiceOpens: a token may go to a port on which a service listens. Other
 // clients can still use the service. The service receives the token, unless --consume is
 // set.
