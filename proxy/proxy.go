@@ -119,10 +119,11 @@ type Dialer struct {
 	// Resolve returns the addresses of a host, the preferred address first. It is
 	// not called for a literal address. If Resolve is nil, [net.DefaultResolver] is
 	// used. If that resolver gets an answer for one family only, Connect uses this
-	// answer, at the earliest 0.35 s after the start of the lookup. Connect does so for
+	// answer, at the earliest 0.35 s after the start of the lookup. The addresses of a
+	// later answer for the other family become targets too. Connect does so for
 	// names with a final dot, and for names with enough dots that a resolver tries them
 	// before any search domain. For other names, Connect waits for the answers for both
-	// families.
+	// families. If the resolver does not know the name, Connect runs /usr/bin/getent.
 	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
 
 	// Source returns the local address for the knocks and dials of one round.
@@ -159,4 +160,5 @@ type Dialer struct {
 	Trace func(Event)
 
 	random func(n time.Duration) time.Duration // replaces rand.N in tests; nil otherwise
+	lookup lookupFunc                          // replaces net.DefaultResolver in tests; nil otherwise
 }

@@ -77,7 +77,7 @@ func dialer(ctx context.Context, p, deployed *profile.Profile, log *logger) (*pr
 	d.Source, d.Knock = k.source, k.knock
 	d.Trace = func(e proxy.Event) {
 		if e.Kind == proxy.Resolved {
-			k.addTargets(e.Addrs)
+			k.addTargets(e.Addrs, e.More)
 		}
 		log.trace(e)
 	}
@@ -126,8 +126,9 @@ type knocker struct {
 }
 
 // addTargets adds addresses of the server. It leaves out those without a route, because a
-// target without a route would have a share of the tokens, and would never use it.
-func (k *knocker) addTargets(addrs []netip.Addr) {
+// target without a route would have a share of the tokens, and would never use it. If more
+// is true, addresses of the other family may follow, and must then find their tokens unused.
+func (k *knocker) addTargets(addrs []netip.Addr, more bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, to := range addrs {
@@ -135,7 +136,14 @@ func (k *knocker) addTargets(addrs []netip.Addr) {
 			k.targets = append(k.targets, to)
 		}
 	}
-	k.picker = withTargets(k.picker, slices.Clone(k.targets))
+	targets := slices.Clone(k.targets)
+	switch { // any address of the other family will do
+	case more && addrs[0].Is4():
+		targets = append(targets, netip.IPv6Unspecified())
+	case more:
+		targets = append(targets, netip.IPv4Unspecified())
+	}
+	k.picker = withTargets(k.picker, targets)
 }
 
 // source returns the address from which the knocks and the connection to an address leave.
