@@ -253,40 +253,24 @@ func TestEachFamilySpendsItsOwnToken(t *testing.T) {
 func TestAddressesOfANameGetDifferentTokens(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		r, s := newTokenRig(t, f, family)
-		addrs := []netip.Addr{r.addr(), r.server.Source(family, 1)}
-		r.server.Shell(t, fmt.Sprintf("ip addr replace %v dev eth0 %s", addrs[1], map[lab.Family]string{lab.IPv6: "nodad"}[family]))
-		// sent returns the tokens that each address of the server got from one command. The
-		// name's first address is addrs[first].
-		sent := func(first int, args ...string) map[netip.Addr][]string {
-			hosts := lab.File(t, "hosts", addrs[first].String()+" vps", addrs[1-first].String()+" vps")
-			r.client.Run(t, "mount", "--bind", hosts, "/etc/hosts")
-			capture := r.client.Capture(t)
-			defer capture.Close()
-			_, err := r.client.Try("portknock", append([]string{"knock", "--wait", "-c", r.profile, "-o", "HostName=vps", "vps"}, args...)...)
-			if closed := len(args) > 0; (err != nil) != closed {
-				t.Errorf("knock %q returns the error %v", args, err)
-			}
-			tokens := map[netip.Addr][]string{}
-			for _, p := range capture.Packets(t) {
-				if p.Out && p.Dst.Port() == s.Port {
-					tokens[p.Dst.Addr()] = append(tokens[p.Dst.Addr()], string(p.Payload))
-				}
-			}
-			return tokens
-		}
+		addrs := r.secondAddr(t)
 		// Nothing listens on port 23 of the server, so all tokens are sent, some of them twice.
-		all := sent(0, "23", "-o", "ConnectTimeout=4")
+		all, _ := r.sentTokens(t, s, addrs, "23", "-o", "ConnectTimeout=4")
 		for _, token := range all[addrs[0]] {
 			if slices.Contains(all[addrs[1]], token) {
 				t.Errorf("both addresses got the token %x", token)
 			}
 		}
-		for i, addr := range addrs {
+		for _, addr := range addrs {
 			if len(all[addr]) < 4 {
 				t.Fatalf("address %v got only %d tokens", addr, len(all[addr]))
 			}
-			// The token does not depend on the order of the addresses. The resolver may sort them.
-			again := sent(i)
+			if state := r.client.Probe(t, netip.AddrPortFrom(addr, 22)); state != lab.Open {
+				t.Errorf("port 22 of %v is %v, want open", addr, state)
+			}
+		}
+		for range 2 {
+			again, _ := r.sentTokens(t, s, addrs)
 			for to, tokens := range again {
 				if tokens[0] != all[to][0] {
 					t.Errorf("address %v began with another token at the next login", to)
@@ -295,11 +279,58 @@ func TestAddressesOfANameGetDifferentTokens(t *testing.T) {
 			if len(again) == 0 {
 				t.Error("the next login sent no token")
 			}
-			if state := r.client.Probe(t, netip.AddrPortFrom(addr, 22)); state != lab.Open {
-				t.Errorf("port 22 of %v is %v, want open", addr, state)
-			}
+			slices.Reverse(addrs)
 		}
 	})
+}
+
+// TestAddressWithoutTokenIsDialed: the server's name has two addresses, but a window has only
+// one token. The client sends it to one address, and only dials the other.
+func TestAddressWithoutTokenIsDialed(t *testing.T) {
+	eachOf(t, []lab.Firewall{nftables}, lab.Families, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		r, s := newTokenRig(t, f, family, "TokensPerWindow 1")
+		tokens, dialed := r.sentTokens(t, s, r.secondAddr(t), "23", "-o", "ConnectTimeout=1")
+		if len(tokens) != 1 || len(dialed) != 2 {
+			t.Errorf("the addresses with tokens are %q, those with SYNs %v; want one and two", tokens, dialed)
+		}
+	})
+}
+
+// secondAddr gives the server another address, and returns both.
+func (r *rig) secondAddr(t testing.TB) []netip.Addr {
+	t.Helper()
+	more := r.server.Source(r.family, 1)
+	r.server.Shell(t, fmt.Sprintf("ip addr replace %v dev eth0 %s", more, map[lab.Family]string{lab.IPv6: "nodad"}[r.family]))
+	return []netip.Addr{r.addr(), more}
+}
+
+// sentTokens makes portknock knock at a name with these addresses, with more arguments. It
+// returns the tokens that the client has sent to each address, and the addresses that it has
+// dialed. Only without arguments, the command must succeed.
+func (r *rig) sentTokens(t testing.TB, s knock.Token, addrs []netip.Addr, args ...string) (tokens map[netip.Addr][]string, dialed map[netip.Addr]bool) {
+	t.Helper()
+	var lines []string
+	for _, addr := range addrs {
+		lines = append(lines, addr.String()+" vps")
+	}
+	r.client.Run(t, "mount", "--bind", lab.File(t, "hosts", lines...), "/etc/hosts")
+	capture := r.client.Capture(t)
+	defer capture.Close()
+	out, err := r.client.Try("portknock", append([]string{"knock", "--wait", "-c", r.profile, "-o", "HostName=vps", "vps"}, args...)...)
+	if (err == nil) != (len(args) == 0) {
+		t.Errorf("knock %q returns the error %v:\n%s", args, err, out)
+	}
+	tokens, dialed = map[netip.Addr][]string{}, map[netip.Addr]bool{}
+	for _, p := range capture.Packets(t) {
+		switch to := p.Dst.Addr(); {
+		case !p.Out:
+		case p.Dst.Port() == s.Port:
+			tokens[to] = append(tokens[to], string(p.Payload))
+		case p.Flags == lab.SYN:
+			dialed[to] = true
+		}
+	}
+	return tokens, dialed
 }
 
 // TestAttackerAmongAddressesOfANameCannotLockOut: one address of the server's name is that
