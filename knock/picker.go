@@ -137,20 +137,16 @@ func (c Client) share(to netip.Addr, count int) (tokens []int) {
 			}
 		}
 	}
-	dealt := 0
+	var all []int // those of the family first
 	for _, ipv6 := range []bool{to.Is6(), !to.Is6()} {
-		if bothFamilies && ipv6 != to.Is6() {
-			break
-		}
 		for n := range count {
-			if !IsTokenOf(ipv6, n) {
-				continue
+			if IsTokenOf(ipv6, n) && (ipv6 == to.Is6() || !bothFamilies) {
+				all = append(all, n)
 			}
-			if dealt%targets == rank {
-				tokens = append(tokens, n)
-			}
-			dealt++
 		}
+	}
+	for i := rank; i < len(all); i += targets {
+		tokens = append(tokens, all[i])
 	}
 	return tokens
 }

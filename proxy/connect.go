@@ -118,10 +118,10 @@ type race struct {
 }
 
 // run runs the targets until one has connected, ctx is done, or all targets have failed
-// for good. Addresses from late become targets too. If the others have failed for good, run
-// still waits for late if the first has no route: perhaps this machine has only routes of
-// the other family. When run returns, all targets have ended. The error is that of the first
-// target.
+// for good. Addresses from late become targets too. If the others have failed because of
+// this machine, run waits for late, because perhaps this machine has only routes of the
+// other family. If the server has refused, run does not wait. When run returns, all targets
+// have ended. The error is that of the first target.
 func (r *race) run(ctx context.Context, addrs []netip.Addr, late <-chan answer, port uint16) error {
 	last := len(addrs) - 1
 	if len(addrs) <= targetsInRound {
@@ -130,7 +130,7 @@ func (r *race) run(ctx context.Context, addrs []netip.Addr, late <-chan answer, 
 	}
 	var lateErrs []error
 	var lateTargets sync.WaitGroup
-	enough := make(chan struct{}) // closed when late is not needed any more
+	refused := make(chan struct{})
 	if late != nil {
 		lateTargets.Go(func() {
 			select {
@@ -139,14 +139,14 @@ func (r *race) run(ctx context.Context, addrs []netip.Addr, late <-chan answer, 
 					r.trace(Resolved, nil, Event{Addrs: more})
 					lateErrs = r.runTargets(ctx, more, port, -1)
 				}
-			case <-enough:
+			case <-refused:
 			case <-ctx.Done():
 			}
 		})
 	}
 	errs := r.runTargets(ctx, addrs, port, last)
-	if !IsNoRoute(errs[0]) {
-		close(enough)
+	if isRefusal(errs[0]) {
+		close(refused)
 	}
 	lateTargets.Wait()
 	if !slices.Contains(slices.Concat(errs, lateErrs), nil) { // each target has failed, or its last round met an outage
