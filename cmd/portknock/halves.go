@@ -132,7 +132,7 @@ func (k *knocker) addTargets(addrs []netip.Addr, more bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, to := range addrs {
-		if _, err := k.source(to); err == nil {
+		if _, err := k.source(to); err == nil && !slices.Contains(k.targets, to) {
 			k.targets = append(k.targets, to)
 		}
 	}

@@ -27,6 +27,7 @@ func TestTargetsShareTokens(t *testing.T) {
 		{"no source for IPv4", "::1", []netip.Addr{v4, v6}, false, nil, []netip.Addr{v6}},
 		{"IPv6 may follow", "127.0.0.1", []netip.Addr{v4}, true, nil, []netip.Addr{v4, netip.IPv6Unspecified()}},
 		{"IPv4 may follow", "::1", []netip.Addr{v6}, true, nil, []netip.Addr{v6, netip.IPv4Unspecified()}},
+		{"the same Dialer connects again", "::1", []netip.Addr{v6}, false, []netip.Addr{v6}, []netip.Addr{v6}},
 		{"IPv6 has followed", "::1", []netip.Addr{v4}, true, []netip.Addr{v6}, []netip.Addr{v6}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
