@@ -97,6 +97,17 @@ func TestRoundsThatOnlyDial(t *testing.T) {
 			t.Errorf("%d sockets were live at once, want 3", f.maxLive)
 		}
 	})
+	// Perhaps the client never has knocks for an address. The pauses must then become longer.
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeNet(t, func(netip.Addr, int) (time.Duration, error) { return noAnswer, nil })
+		d := f.dialer(v4)
+		d.Timeout = 1500 * ms
+		got := f.rounds(d, func(int) Sent { return Sent{None: true} })
+		want := []string{"0s dial", "150ms dial", "300ms dial", "800ms dial", "1.05s dial"}
+		if !slices.Equal(got, want) {
+			t.Errorf("without knocks for the address, got\n%q, want\n%q", got, want)
+		}
+	})
 }
 
 // TestOnlySYNOfRoundWaitsLonger: the SYN of a round that only dials is not an early SYN, which

@@ -20,8 +20,10 @@ func connectFailure(p *profile.Profile, err error) error {
 	f := &failure{code: exitFailed, err: fmt.Errorf("%s: %w", p.Name, err)}
 	_, notSent := errors.AsType[*proxy.KnockError](err)
 	closed, notOpened := errors.AsType[*proxy.ClosedError](err)
-	_, notFound := errors.AsType[*proxy.ResolveError](err)
+	unresolved, notFound := errors.AsType[*proxy.ResolveError](err)
 	switch {
+	case notFound && unresolved.NoServer:
+		f.hint = "/etc/resolv.conf names no name server, as on Android: set HostName to an address"
 	case notFound && p.Facts().IPv4Only:
 		f.hint = "fwknopd opens ports for IPv4 only"
 	case notSent && p.Facts().SingleUse && p.SPA.Protocol != spa.UDP:

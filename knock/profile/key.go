@@ -142,12 +142,9 @@ func expandHome(path string) (string, error) {
 	if !strings.HasPrefix(path, "~") {
 		return path, nil
 	}
-	home, err := os.UserHomeDir()
-	if err == nil && !filepath.IsAbs(home) {
-		err = errors.New("the path of the home folder is not absolute")
-	}
-	if err != nil {
-		return "", fmt.Errorf("%q: %w", path, err)
+	home := homeDir()
+	if home == "" {
+		return "", fmt.Errorf("%q: no home folder; set HOME to an absolute path", path)
 	}
 	return filepath.Join(home, path[1:]), nil
 }

@@ -135,7 +135,7 @@ func TestSettingsApplyOnlyToTheirScheme(t *testing.T) {
 	} {
 		file := "Host vps\nScheme " + tt.scheme + "\nHost *\nSequence 1000\nKeyFile /keys/vps\nTokenPort 62202\nTokensPerWindow 8\n"
 		if tt.scheme == "static" {
-			file += "ValidUntil 2027-11-21\n" // only for schemes that follow the clock
+			file += "Host *\nValidUntil 2027-11-21\n" // only for schemes that follow the clock
 		}
 		p, err := mustParse(t, file).Lookup("vps")
 		if err != nil {

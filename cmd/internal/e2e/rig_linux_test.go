@@ -181,6 +181,17 @@ func nameServer(t testing.TB, on *lab.Host, name string, server *lab.Host) {
 	on.Run(t, "mount", "--bind", hosts, "/etc/hosts")
 }
 
+// nameHosts gives several hosts the same name on one host. The name has the address of each
+// host in this family, in this order.
+func nameHosts(t testing.TB, on *lab.Host, name string, family lab.Family, hosts ...*lab.Host) {
+	t.Helper()
+	var lines []string
+	for _, h := range hosts {
+		lines = append(lines, h.Addr(family).String()+" "+name)
+	}
+	on.Run(t, "mount", "--bind", lab.File(t, "hosts", lines...), "/etc/hosts")
+}
+
 // addr returns the server's address.
 func (r *rig) addr() netip.Addr { return r.server.Addr(r.family) }
 
