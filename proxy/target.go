@@ -54,7 +54,14 @@ func (d *Dialer) randomN(n time.Duration) time.Duration {
 	return rand.N(n)
 }
 
-const maxLiveDials = 3 // limit of live dials for each target
+const (
+	maxLiveDials = 3 // limit of live dials for each target
+
+	// maxRefusalDelay is about the round trip over a satellite. A refusal that takes longer
+	// says nothing about the path: Windows repeats a refused SYN for two seconds before it
+	// reports the refusal.
+	maxRefusalDelay = 600 * time.Millisecond
+)
 
 // target holds an address of the host and the state of the rounds that dial it.
 type target struct {
@@ -275,7 +282,7 @@ func (t *target) dial(ctx context.Context, e Event, early bool) *dial {
 			t.fail(newClosedError(t.addr.Port(), 0, err), e)
 		default:
 			t.mu.Lock()
-			t.refusalDelay = time.Since(began)
+			t.refusalDelay = min(time.Since(began), maxRefusalDelay)
 			t.mu.Unlock()
 			t.race.trace(Refused, err, e)
 		}

@@ -251,6 +251,17 @@ func TestRoundsAwaitSlowRefusals(t *testing.T) {
 	})
 }
 
+// TestRoundsAwaitRefusalsForLimitedTime: a pause never lasts longer than 1.5 times 600 ms
+// because of a refusal. Windows reports refusals only after two seconds.
+func TestRoundsAwaitRefusalsForLimitedTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rounds := roundStarts(t, meanPause, 700*ms, errRefused)
+		if want := []time.Duration{0, 150 * ms, 400 * ms, 900 * ms, 1800 * ms}; !slices.Equal(rounds, want) {
+			t.Errorf("rounds begin at %v, want %v", rounds, want)
+		}
+	})
+}
+
 func TestPauseBeginsAfterSlowKnocks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeNet(t, func(_ netip.Addr, n int) (time.Duration, error) {

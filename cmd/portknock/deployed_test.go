@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -31,9 +32,13 @@ var firstKey, secondKey = strings.Repeat("1", 32), strings.Repeat("2", 32)
 func keyText(secret string) string { return knock.KeyFrom([]byte(secret)).Reveal() + "\n" }
 
 // writeConfig writes a profile file and its keys into a new folder. It returns the path of
-// the profile file.
+// the profile file. On Windows, other programs take the place of those of Unix.
 func writeConfig(t testing.TB, text string, keys map[string]string) string {
 	t.Helper()
+	if runtime.GOOS == "windows" {
+		text = strings.NewReplacer("KeyCommand cat ", "KeyCommand cmd /c type ", "KeyCommand head -n 1 ", "KeyCommand cmd /d /c type ",
+			"KeyCommand printf %s ", "KeyCommand cmd /c echo ").Replace(text)
+	}
 	config := filepath.Join(t.TempDir(), "config")
 	for file, text := range keys {
 		if err := os.WriteFile(filepath.Join(filepath.Dir(config), file), []byte(text), 0o600); err != nil {
@@ -213,7 +218,7 @@ func TestSaveDeploymentReplacesTheOldOne(t *testing.T) {
 		}
 		for _, file := range []string{path, d.profile.KeyFile, filepath.Join(filepath.Dir(path), ".lock"), filepath.Dir(path)} {
 			info, err := os.Stat(file)
-			if want := map[bool]fs.FileMode{false: 0o600, true: 0o700}[file == filepath.Dir(path)]; err != nil || info.Mode().Perm() != want {
+			if want := map[bool]fs.FileMode{false: 0o600, true: 0o700}[file == filepath.Dir(path)]; err != nil || info.Mode().Perm() != want && runtime.GOOS != "windows" {
 				t.Errorf("%s: mode %v, error %v; want %v", file, info.Mode(), err, want)
 			}
 		}
@@ -413,13 +418,15 @@ func TestSameKnocksForEachKeyword(t *testing.T) {
 		t.Run(fmt.Sprintf("%s %s", tt.keyword, tt.other), func(t *testing.T) {
 			var ps []*profile.Profile
 			for _, value := range []string{tt.one, tt.other} {
-				config := writeConfig(t, "", map[string]string{"key": keyText(firstKey), "same": keyText(firstKey) + "\n",
-					"other": keyText(secondKey), "short": "foo", "shorter": "fo"})
-				dir := filepath.Dir(config)
-				value = strings.NewReplacer("KEY", filepath.Join(dir, "key"), "OTHER", filepath.Join(dir, "other")).Replace(value)
-				if err := os.WriteFile(config, []byte("Host vps\n"+tt.base+tt.keyword+" "+value+"\n"), 0o600); err != nil {
-					t.Fatal(err)
+				dir := t.TempDir() // for the keys of commands
+				for name, key := range map[string]string{"key": firstKey, "other": secondKey} {
+					if err := os.WriteFile(filepath.Join(dir, name), []byte(keyText(key)), 0o600); err != nil {
+						t.Fatal(err)
+					}
 				}
+				value = strings.NewReplacer("KEY", filepath.Join(dir, "key"), "OTHER", filepath.Join(dir, "other")).Replace(value)
+				config := writeConfig(t, "Host vps\n"+tt.base+tt.keyword+" "+value+"\n", map[string]string{"key": keyText(firstKey),
+					"same": keyText(firstKey) + "\n", "other": keyText(secondKey), "short": "foo", "shorter": "fo"})
 				ps = append(ps, lookUp(t, config, "vps"))
 			}
 			for _, pair := range [][2]int{{0, 1}, {1, 0}, {0, 0}} {
@@ -490,13 +497,17 @@ func TestFamilyOfTwoProfiles(t *testing.T) {
 func TestKnocksThatCannotBeSentDoNotHideTheOthers(t *testing.T) {
 	a, b := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
 	k := &knocker{failed: map[netip.Addr]int{}}
+	noRoute := error(syscall.ENETUNREACH)
+	if runtime.GOOS == "windows" {
+		noRoute = syscall.Errno(10051) // WSAENETUNREACH
+	}
 	for i, tt := range []struct {
 		to    netip.Addr
 		round int
 		err   error
 		want  bool
 	}{
-		{a, 0, syscall.ENETUNREACH, false},
+		{a, 0, noRoute, false},
 		{a, 0, syscall.ECONNREFUSED, true},
 		{b, 1, syscall.ECONNREFUSED, true},
 		{a, 2, syscall.ECONNREFUSED, true},

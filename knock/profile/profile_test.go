@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net/netip"
 	"reflect"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -13,13 +14,28 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
+// mustParse parses a file after [absolute].
 func mustParse(t testing.TB, file string) *File {
 	t.Helper()
-	f, err := Parse("file", []byte(file))
+	f, err := Parse("file", absolute(file))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return f
+}
+
+// root is the start of an absolute path. On Windows, "/" alone is not enough.
+var root = map[bool]string{false: "/", true: "C:/"}[runtime.GOOS == "windows"]
+
+// absolute makes each KeyFile and HMACKeyFile that begins with "/" absolute on this system.
+func absolute(file string) []byte { return []byte(strings.ReplaceAll(file, "File /", "File "+root)) }
+
+// asOnUnix returns an output, or its JSON, with the paths of [absolute] as on Unix.
+func asOnUnix(text string) string {
+	if runtime.GOOS != "windows" {
+		return text
+	}
+	return strings.NewReplacer(`C:\\`, "/", `\\`, "/", `C:\`, "/", `\`, "/").Replace(text)
 }
 
 func TestStaticDefaults(t *testing.T) {
