@@ -255,7 +255,7 @@ func TestRoundsAwaitSlowRefusals(t *testing.T) {
 // because of a refusal. Windows reports refusals only after two seconds.
 func TestRoundsAwaitRefusalsForLimitedTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		rounds := roundStarts(t, meanPause, 700*ms, errRefused)
+		rounds := roundStarts(t, meanPauses, 700*ms, errRefused)
 		if want := []time.Duration{0, 150 * ms, 400 * ms, 900 * ms, 1800 * ms}; !slices.Equal(rounds, want) {
 			t.Errorf("rounds begin at %v, want %v", rounds, want)
 		}
