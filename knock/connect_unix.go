@@ -11,5 +11,5 @@ type socket = int
 // loopback, the answer can arrive before connect returns.
 var errnosSent = []error{syscall.EINPROGRESS, syscall.EINTR, syscall.ECONNREFUSED}
 
-// unblock does nothing, because the sockets of the net package do not block.
-func unblock(socket) error { return nil }
+// prepare does nothing, because the sockets of the net package do not block.
+func prepare(socket) error { return nil }

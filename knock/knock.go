@@ -52,6 +52,11 @@
 //   - Over IPv4, the client begins with the tokens of even n; over IPv6, with those of
 //     odd n. A client that tries IPv4 and IPv6 at the same time has two addresses, and
 //     one token opens to only one of them.
+//   - If the server's name has several addresses, the client sends each token to only one of
+//     them, because an attacker may have one of the addresses and spend the token at the
+//     others. The tokens of even n are dealt to the IPv4 addresses, one by one and in
+//     ascending order of the addresses, and those of odd n to the IPv6 addresses. If all
+//     addresses belong to one family, the tokens of the other family are dealt after these.
 //
 // A server whose firewall separates the families, such as iptables, accepts only tokens
 // of even n over IPv4, and only tokens of odd n over IPv6. nftables accepts all tokens

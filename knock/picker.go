@@ -39,11 +39,17 @@ type Picker interface {
 // sequence of a future window.
 //
 // A window can have several sequences, such as tokens. Each round then sends another
-// sequence. An address always begins with the same token, because a server that
-// accepted this token from the address accepts it from this address again. An address
-// first sends the tokens that belong to its family by [IsTokenOf]. After all of these,
-// it continues with the tokens of the other family. After the last token, it begins again
-// with the first.
+// sequence. An address always begins with the same token for the same target, because a
+// server that accepted this token from the address accepts it from this address again. An
+// address first sends the tokens that belong to its family by [IsTokenOf]. After all of
+// these, it continues with the tokens of the other family. After the last token, it begins
+// again with the first.
+//
+// The name of a server may have several addresses, and one of them may belong to an
+// attacker. He can spend the tokens that he receives at the other addresses, where the
+// client can then not use them. Therefore a client never sends a token to two of its
+// Targets: each target has its own share of the tokens of a window. If there are more
+// targets than tokens, the last targets get no token.
 //
 // Rounds 0, 3, 6 and so on are fast: the pause between their knocks is KnockDelay. Another
 // client of the same address may send other knocks at the same time, and an attacker may
@@ -91,6 +97,12 @@ type Client struct {
 	KnockTimeout time.Duration // how long the server waits for the next knock; 0 sets no limit to the pause
 	Repeat       bool          // send each knock several times; the section Repeat says how
 	Redial       bool          // send knocks again only after dials; the section Redial says how; not with Repeat
+
+	// Targets are all addresses to which the client sends tokens, in any order. It may be
+	// empty if there is only one. Only the Schedule [Token] needs Targets. A Dialer of
+	// package proxy reports the addresses of a name as the event Resolved. If there are more
+	// Targets than tokens, the client only dials some of them.
+	Targets []netip.Addr
 }
 
 // Open does not send anything; it returns the sequences that may open the port at the time
@@ -108,8 +120,9 @@ func (c Client) Open(now time.Time) (current, previous []Sequence, w Window, err
 	return current, previous, w, err
 }
 
-// Round implements [Picker]. The result does not depend on the destination.
-func (c Client) Round(now time.Time, from, _ netip.Addr, n int) (Round, error) {
+// Round implements [Picker]. The result depends on the destination only if there are several
+// Targets.
+func (c Client) Round(now time.Time, from, to netip.Addr, n int) (Round, error) {
 	sequences, previous, _, err := c.Open(now)
 	if err != nil {
 		return Round{}, err
@@ -121,7 +134,11 @@ func (c Client) Round(now time.Time, from, _ netip.Addr, n int) (Round, error) {
 		}
 		attempt /= 2
 	}
-	send := sequences[tokenIndex(from, attempt, len(sequences))]
+	tokens := c.share(to, len(sequences))
+	if len(tokens) == 0 {
+		return Round{}, nil
+	}
+	send := sequences[tokenIndex(from, attempt, tokens)]
 	if c.Redial {
 		return c.redialRound(send, n), nil
 	}
@@ -157,12 +174,49 @@ func (c Client) redialRound(send Sequence, n int) Round {
 // and only odd tokens over IPv6. nftables accepts all tokens over both.
 func IsTokenOf(ipv6 bool, n int) bool { return n%2 == 1 == ipv6 }
 
-// tokenIndex returns the index of the sequence that the address from sends, among the
-// count sequences of a window. The number attempt counts the earlier rounds that used
-// the window. The index for attempt 0 depends only on the address and on count.
-func tokenIndex(from netip.Addr, attempt, count int) int {
+// share returns the indexes of the sequences that the client may send to a target, among
+// the count sequences of a window. These are all of them, except for tokens if there are
+// several Targets. No two targets then have a token in common.
+//
+// The tokens of a family are dealt to the targets of that family, in the order of their
+// addresses. A target thus keeps its tokens if a name server changes the order of its
+// answer. If all targets belong to one family, they also get the tokens of the other one.
+func (c Client) share(to netip.Addr, count int) (tokens []int) {
+	rank, targets, bothFamilies := 0, 1, false
+	if _, ok := c.Schedule.(Token); ok {
+		for _, other := range c.Targets {
+			switch {
+			case other.Is4() != to.Is4():
+				bothFamilies = true
+			case other.Less(to):
+				rank++
+				targets++
+			case other != to:
+				targets++
+			}
+		}
+	}
+	var all []int // those of the family first
+	for _, ipv6 := range []bool{to.Is6(), !to.Is6()} {
+		for n := range count {
+			if IsTokenOf(ipv6, n) && (ipv6 == to.Is6() || !bothFamilies) {
+				all = append(all, n)
+			}
+		}
+	}
+	for i := rank; i < len(all); i += targets {
+		tokens = append(tokens, all[i])
+	}
+	return tokens
+}
+
+// tokenIndex returns the index of the sequence that the address from sends. It is one of
+// tokens, which are the indexes of the sequences that the client may send. The number
+// attempt counts the earlier rounds that used the window. The index for attempt 0 depends
+// only on the address and on tokens.
+func tokenIndex(from netip.Addr, attempt int, tokens []int) int {
 	var family, others []int
-	for n := range count {
+	for _, n := range tokens {
 		if IsTokenOf(from.Is6(), n) {
 			family = append(family, n)
 		} else {
@@ -171,7 +225,7 @@ func tokenIndex(from netip.Addr, attempt, count int) int {
 	}
 	sum := sha256.Sum256(from.AsSlice())
 	begin := int(binary.BigEndian.Uint16(sum[:]))
-	if attempt %= count; attempt < len(family) {
+	if attempt %= len(tokens); attempt < len(family) {
 		return family[(begin+attempt)%len(family)]
 	}
 	return others[(begin+attempt-len(family))%len(others)]

@@ -14,13 +14,15 @@ import (
 // clients follow them.
 type pickerVector struct {
 	About   string
-	Address string // address of the client
-	Tokens  int    // number of tokens in a window
-	Since   int64  // seconds since the start of the window
-	Skew    int64  // skew in seconds
+	Address string   // address of the client
+	Tokens  int      // number of tokens in a window
+	To      string   // address of the server; "" if it has only one
+	Targets []string // all addresses of the server; none if it has only one
+	Since   int64    // seconds since the start of the window
+	Skew    int64    // skew in seconds
 	Round   int
 	Window  int // 0 for the current window, -1 for the previous window
-	Index   int // index of the token in its window
+	Index   int // index of the token in its window; -1 for no token
 }
 
 const pickerVectorFile = "../testdata/vectors/picker.json"
@@ -47,8 +49,16 @@ func TestClientMatchesVectors(t *testing.T) {
 			t.Fatal(err)
 		}
 		c := Client{Schedule: s, Skew: time.Duration(v.Skew) * time.Second}
-		got, err := c.Round(start.Add(time.Duration(v.Since)*time.Second), netip.MustParseAddr(v.Address), netip.Addr{}, v.Round)
-		if err != nil || got.Send.String() != want[v.Index].String() {
+		to, _ := netip.ParseAddr(v.To)
+		for _, target := range v.Targets {
+			c.Targets = append(c.Targets, netip.MustParseAddr(target))
+		}
+		var send Sequence
+		if v.Index >= 0 {
+			send = want[v.Index]
+		}
+		got, err := c.Round(start.Add(time.Duration(v.Since)*time.Second), netip.MustParseAddr(v.Address), to, v.Round)
+		if err != nil || got.Send.String() != send.String() {
 			t.Errorf("%+v:\ngot the sequence %v, error %v", v, got.Send, err)
 		}
 	}
@@ -142,12 +152,13 @@ func TestRedialRounds(t *testing.T) {
 func TestTokenIndexPerAddress(t *testing.T) {
 	first := map[int]bool{}
 	for count := 1; count <= 9; count++ {
+		tokens := Client{}.share(netip.Addr{}, count)
 		for n := range byte(100) {
 			v4, v6 := netip.AddrFrom4([4]byte{192, 0, 2, n}), netip.AddrFrom16([16]byte{0: 0x20, 1: 1, 15: n})
 			var all [2][]int
 			for i, from := range []netip.Addr{v4, v6} {
 				for attempt := range 2 * count {
-					all[i] = append(all[i], tokenIndex(from, attempt, count))
+					all[i] = append(all[i], tokenIndex(from, attempt, tokens))
 				}
 				if !slices.Equal(all[i][:count], all[i][count:]) {
 					t.Fatalf("%d tokens: an address does not repeat its order of tokens: %v", count, all[i])
@@ -172,6 +183,83 @@ func TestTokenIndexPerAddress(t *testing.T) {
 	}
 	if len(first) != 4 {
 		t.Errorf("100 IPv4 addresses begin only with the tokens %v, want 4 tokens", first)
+	}
+}
+
+// TestTargetsShareNoToken: two addresses of a server never get the same token, in any round
+// and in any order of the targets. Each gets as many tokens as the others, or one more. The
+// targets of a family get only the tokens of this family, unless all targets belong to it.
+func TestTargetsShareNoToken(t *testing.T) {
+	now := time.Date(2026, 11, 20, 23, 0, 0, 0, time.UTC) // within Skew after the start of a window
+	v4, v6 := netip.MustParseAddr("192.0.2.7"), netip.MustParseAddr("2001:db8::7")
+	addr := func(from netip.Addr, n int) netip.Addr {
+		b := from.AsSlice()
+		b[len(b)-1] = byte(100 - n)
+		to, _ := netip.AddrFromSlice(b)
+		return to
+	}
+	for _, tt := range []struct{ tokens, v4, v6 int }{
+		{8, 1, 0}, {8, 2, 0}, {8, 0, 3}, {8, 1, 1}, {8, 2, 2}, {8, 4, 4}, {8, 9, 0}, {7, 3, 2}, {1, 1, 1}, {1, 2, 0}, {64, 5, 6},
+	} {
+		var froms, targets []netip.Addr
+		for n := range tt.v4 {
+			froms, targets = append(froms, v4), append(targets, addr(v4, n))
+		}
+		for n := range tt.v6 {
+			froms, targets = append(froms, v6), append(targets, addr(v6, n))
+		}
+		s := exampleToken(t)
+		s.Tokens = tt.tokens
+		owner := map[string]netip.Addr{}
+		shares := map[bool][]int{}
+		for i, to := range targets {
+			var sent, other []string
+			for n := range 4 * tt.tokens {
+				c := Client{Schedule: s, Skew: time.Minute, Targets: targets}
+				r, err := c.Round(now, froms[i], to, n)
+				c.Targets = slices.Clone(targets)
+				slices.Reverse(c.Targets)
+				again, _ := c.Round(now, froms[i], to, n)
+				if token := r.Send.String(); err != nil || again.Send.String() != token {
+					t.Fatalf("%+v: error %v, or the token depends on the order of the targets", tt, err)
+				} else if token != "" {
+					sent = append(sent, token)
+				} else {
+					other = append(other, token)
+				}
+			}
+			if len(sent) > 0 && len(other) > 0 {
+				t.Errorf("%+v: target %v gets a token only in some rounds", tt, to)
+			}
+			slices.Sort(sent)
+			sent = slices.Compact(sent)
+			for _, token := range sent {
+				if first, twice := owner[token]; twice {
+					t.Errorf("%+v: targets %v and %v get the same token", tt, first, to)
+				}
+				owner[token] = to
+			}
+			shares[to.Is4()] = append(shares[to.Is4()], len(sent)/2) // of each of two windows
+		}
+		total := 0
+		for ipv4, share := range shares {
+			for _, n := range share {
+				total += n
+			}
+			if slices.Max(share)-slices.Min(share) > 1 {
+				t.Errorf("%+v: the targets have shares of %v tokens (IPv4: %v)", tt, share, ipv4)
+			}
+		}
+		if total != tt.tokens {
+			t.Errorf("%+v: the targets have %d tokens, want all", tt, total)
+		}
+	}
+	// A sequence that is not a token can go to several targets.
+	c := Client{Schedule: Sequence{{Port: 7001}}, Targets: []netip.Addr{addr(v4, 1), addr(v4, 2)}}
+	for _, to := range c.Targets {
+		if r, err := c.Round(now, v4, to, 0); err != nil || len(r.Send) != 1 {
+			t.Errorf("target %v of a static sequence gets %v, %v", to, r.Send, err)
+		}
 	}
 }
 

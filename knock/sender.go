@@ -138,7 +138,7 @@ func (s Sender) sendSYN(dest netip.AddrPort) error {
 // startConnect binds a socket to From, if From is valid, and starts to connect it without
 // waiting. If startConnect returns nil, the SYN has been sent.
 func (s Sender) startConnect(fd socket, dest netip.AddrPort) error {
-	err := unblock(fd)
+	err := prepare(fd)
 	if err == nil && s.From.IsValid() {
 		err = syscall.Bind(fd, sockaddr(netip.AddrPortFrom(s.From, 0)))
 	}

@@ -69,12 +69,12 @@ func (d *Dialer) connect(parent context.Context, host string, port uint16) (_ ne
 	}
 	r.stop = stop
 
-	addrs, err := d.Addresses(ctx, host)
+	addrs, late, err := d.resolve(ctx, host)
 	if err != nil {
 		return nil, err
 	}
-	r.trace(Resolved, nil, Event{Addrs: addrs})
-	failure := r.run(ctx, addrs, port)
+	r.trace(Resolved, nil, Event{Addrs: addrs, More: late != nil})
+	failure := r.run(ctx, addrs, late, port)
 
 	select {
 	case conn := <-r.won:
@@ -118,16 +118,49 @@ type race struct {
 }
 
 // run runs the targets until one has connected, ctx is done, or all targets have failed
-// for good. When run returns, all targets have ended. The error is that of the first
-// target.
-func (r *race) run(ctx context.Context, addrs []netip.Addr, port uint16) error {
+// for good. Addresses from late become targets too. If the others have failed because of
+// this machine, run waits for late, because perhaps this machine has only routes of the
+// other family. If the server has refused, run does not wait. When run returns, all targets
+// have ended. The error is that of the first target.
+func (r *race) run(ctx context.Context, addrs []netip.Addr, late <-chan answer, port uint16) error {
+	last := len(addrs) - 1
+	if len(addrs) <= targetsInRound {
+		last = -1
+		close(r.tried)
+	}
+	var lateErrs []error
+	var lateTargets sync.WaitGroup
+	refused := make(chan struct{})
+	if late != nil {
+		lateTargets.Go(func() {
+			select {
+			case a := <-late:
+				if more := interleave(a.addrs, ""); len(more) > 0 {
+					r.trace(Resolved, nil, Event{Addrs: more})
+					lateErrs = r.runTargets(ctx, more, port, -1)
+				}
+			case <-refused:
+			case <-ctx.Done():
+			}
+		})
+	}
+	errs := r.runTargets(ctx, addrs, port, last)
+	if isRefusal(errs[0]) {
+		close(refused)
+	}
+	lateTargets.Wait()
+	if !slices.Contains(slices.Concat(errs, lateErrs), nil) { // each target has failed, or its last round met an outage
+		r.refusal = errs[0]
+	}
+	return errs[0]
+}
+
+// runTargets runs a target for each address, and returns their errors when all have ended.
+// The target with the index last is the last to get a slot for round 0.
+func (r *race) runTargets(ctx context.Context, addrs []netip.Addr, port uint16, last int) []error {
 	var targets sync.WaitGroup
 	errs := make([]error, len(addrs))
 	failed := make(chan struct{}, len(addrs))
-	crowded := len(addrs) > targetsInRound
-	if !crowded {
-		close(r.tried)
-	}
 	for i, addr := range addrs {
 		if i > 0 {
 			select {
@@ -139,18 +172,14 @@ func (r *race) run(ctx context.Context, addrs []netip.Addr, port uint16) error {
 		if ctx.Err() != nil {
 			break
 		}
-		last := crowded && i == len(addrs)-1
 		targets.Go(func() {
-			t := target{race: r, addr: netip.AddrPortFrom(addr, port), last: last}
+			t := target{race: r, addr: netip.AddrPortFrom(addr, port), last: i == last}
 			errs[i] = t.run(ctx)
 			failed <- struct{}{}
 		})
 	}
 	targets.Wait()
-	if !slices.Contains(errs, nil) { // each target has failed, or its last round met an outage
-		r.refusal = errs[0]
-	}
-	return errs[0]
+	return errs
 }
 
 // offer makes conn the winner, or closes it if there is a winner already.

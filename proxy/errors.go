@@ -16,6 +16,10 @@ import (
 type ResolveError struct {
 	Host string
 	Err  error
+
+	// NoServer reports whether the lookup failed because /etc/resolv.conf is missing or
+	// names no name server, as on Android.
+	NoServer bool
 }
 
 func (e *ResolveError) Error() string {

@@ -20,6 +20,7 @@ func TestDialErrorHasAtMostOneKind(t *testing.T) {
 		{name: "ICMP", err: &rejection{errNoRoute}, rejected: true},
 		{name: "no route", err: errNoRoute, noRoute: true},
 		{name: "no local address", err: os.NewSyscallError("bind", errnosNoRoute[3]), noRoute: true},
+		{name: "no neighbor has the address", err: os.NewSyscallError("sendto", errnosUnreachable[len(errnosUnreachable)-1]), noRoute: true},
 		{name: "a local firewall", err: os.NewSyscallError("connect", os.ErrPermission)},
 		{name: "another error", err: errors.New("odd")},
 	} {

@@ -90,6 +90,37 @@ func TestPassedConnectionWorks(t *testing.T) {
 	passed.Close()
 }
 
+// TestPassFDAwaitsReceiver: where a descriptor in flight needs its sender, PassFD keeps conn
+// until the receiver closes the UNIX socket, as ssh does. If the receiver keeps the socket,
+// PassFD waits for a second.
+func TestPassFDAwaitsReceiver(t *testing.T) {
+	defer func(was bool) { discardsInFlight = was }(discardsInFlight)
+	discardsInFlight = true
+	for _, closes := range []bool{true, false} {
+		ours, theirs := socketpair(t)
+		conn, _ := pair(t)
+		start := time.Now()
+		passed := make(chan error, 1)
+		go func() { passed <- PassFD(conn, ours) }()
+		syscall.Close(receiveFD(t, theirs))
+		if _, err := conn.Write(nil); err != nil {
+			t.Errorf("conn is closed while the receiver has the UNIX socket: %v", err)
+		}
+		if closes {
+			theirs.Close()
+		}
+		if err := <-passed; err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(start); took < time.Second != closes {
+			t.Errorf("receiver closes its socket: %v; PassFD took %v", closes, took)
+		}
+		if _, err := conn.Write(nil); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("conn is open after PassFD: %v", err)
+		}
+	}
+}
+
 func TestPassFDFailsIfOtherEndIsClosed(t *testing.T) {
 	ours, theirs := socketpair(t)
 	theirs.Close()

@@ -4,10 +4,13 @@ package proxy
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"os"
+	"runtime"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -37,6 +40,10 @@ func CanPassFD(to *os.File) error {
 // in ssh too (TCPKeepAlive), but ssh turns it on only for the connections that ssh makes
 // itself.
 //
+// macOS may discard a descriptor that the sender closes before the receiver has it. There,
+// PassFD waits until the other end of to is closed, at most for a second. ssh closes it as
+// soon as ssh has the descriptor.
+//
 // PassFD always closes conn, even after an error. If the error is nil, the connection
 // stays open at the other end. PassFD fails if conn is not a [*net.TCPConn], if to is not
 // a UNIX socket, or if the other end of to is closed.
@@ -57,8 +64,20 @@ func PassFD(conn net.Conn, to *os.File) error {
 	if err != nil {
 		return fmt.Errorf("cannot pass the connection: %w", err)
 	}
+	if discardsInFlight {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		select {
+		case <-ReaderGone(ctx, to):
+		case <-ctx.Done():
+		}
+	}
 	return nil
 }
+
+// discardsInFlight is true if a descriptor must stay open until the receiver has it. Tests
+// set it.
+var discardsInFlight = runtime.GOOS == "darwin"
 
 // sendFD makes the descriptor fd blocking and sends it to a UNIX socket.
 func sendFD(to *os.File, fd int) error {

@@ -1,4 +1,4 @@
-//go:build darwin || dragonfly || netbsd
+//go:build darwin || dragonfly || freebsd || netbsd
 
 package proxy
 
@@ -7,11 +7,14 @@ import "golang.org/x/sys/unix"
 // awaitHangup waits until fd or stop has hung up. It returns true for fd, and false for
 // stop. If both have hung up, the order of the kernel's events decides.
 //
-// On macOS, poll(2) does not watch a descriptor if no event is requested. DragonFly and
-// NetBSD do not promise to watch it. With kqueue(2), a read filter on the writing end of
-// a pipe fires only when the pipe dies. A socket needs the write filter: it may also have
-// data to read, and a peer that only stops sending still reads. With EV_CLEAR, each
-// filter reports a change once, and not for as long as the change lasts.
+// On macOS, poll(2) does not watch a descriptor if no event is requested. On FreeBSD, it does
+// not watch a socket, such as ssh's with ProxyUseFdpass. DragonFly and NetBSD do not promise
+// to watch a descriptor. With kqueue(2), a read filter on the writing end of a pipe fires
+// only when the pipe dies. A socket needs the write filter: it may also have data to read,
+// and a peer that only stops sending still reads. With EV_CLEAR, each filter reports a
+// change once, and not for as long as the change lasts.
+//
+// On FreeBSD, the read filter does not watch a named pipe that is open only for writing.
 func awaitHangup(fd, stop int) bool {
 	kq, err := unix.Kqueue()
 	if err != nil {

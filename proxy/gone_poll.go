@@ -1,4 +1,4 @@
-//go:build unix && !darwin && !dragonfly && !netbsd
+//go:build unix && !darwin && !dragonfly && !freebsd && !netbsd
 
 package proxy
 

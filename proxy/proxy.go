@@ -57,7 +57,7 @@ import (
 // The pause between two rounds begins with the SYN behind the knocks. After round 0 it is
 // Hedge: an answer is then overdue. The mean pause after a later round is:
 //
-//	150 ms  if the round only dialed: the next round waits only for an answer to a SYN
+//	150 ms  if the round only dialed, or was the second in a row that did
 //	250 ms  after rounds 1, 3, 6, 9, 12 and 15: a daemon that polls may need this long
 //	500 ms  after the other rounds up to 14: more packets are lost, or nothing opens the port
 //	1 s     after round 16 and every later round
@@ -130,10 +130,11 @@ type Dialer struct {
 	// Resolve returns the addresses of a host, the preferred address first. It is
 	// not called for a literal address. If Resolve is nil, [net.DefaultResolver] is
 	// used. If that resolver gets an answer for one family only, Connect uses this
-	// answer, at the earliest 0.35 s after the start of the lookup. Connect does so for
+	// answer, at the earliest 0.35 s after the start of the lookup. The addresses of a
+	// later answer for the other family become targets too. Connect does so for
 	// names with a final dot, and for names with enough dots that a resolver tries them
 	// before any search domain. For other names, Connect waits for the answers for both
-	// families.
+	// families. If the resolver does not know the name, Connect runs /usr/bin/getent.
 	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
 
 	// Source returns the local address for the knocks and dials of one round.
@@ -172,6 +173,7 @@ type Dialer struct {
 	Trace func(Event)
 
 	random func(n time.Duration) time.Duration // replaces rand.N in tests; nil otherwise
+	lookup lookupFunc                          // replaces net.DefaultResolver in tests; nil otherwise
 }
 
 // Sent tells what Dialer.Knock has sent in a round. The zero Sent means that the knocks have

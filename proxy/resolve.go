@@ -7,7 +7,9 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,7 +21,15 @@ import (
 // Addresses returns the addresses of host, at least one, in the order in which
 // Connect tries them. The error is a [*ResolveError].
 func (d *Dialer) Addresses(ctx context.Context, host string) ([]netip.Addr, error) {
-	var addrs []netip.Addr
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // ends the lookup of a late answer
+	addrs, _, err := d.resolve(ctx, host)
+	return addrs, err
+}
+
+// resolve is Addresses. If one family has not answered yet, its answer comes from late.
+// Otherwise late is nil.
+func (d *Dialer) resolve(ctx context.Context, host string) (addrs []netip.Addr, late <-chan answer, err error) {
 	literal, err := netip.ParseAddr(host)
 	switch {
 	case err == nil:
@@ -27,7 +37,7 @@ func (d *Dialer) Addresses(ctx context.Context, host string) ([]netip.Addr, erro
 	case d.Resolve != nil:
 		addrs, err = d.Resolve(ctx, host)
 	default:
-		addrs, err = lookUp(ctx, d.Family, host)
+		addrs, late, err = d.lookUp(ctx, host)
 	}
 	addrs = interleave(addrs, d.Family)
 	if err == nil && len(addrs) == 0 {
@@ -35,9 +45,9 @@ func (d *Dialer) Addresses(ctx context.Context, host string) ([]netip.Addr, erro
 		err = fmt.Errorf("no %saddress", name)
 	}
 	if err != nil {
-		return nil, &ResolveError{Host: host, Err: err}
+		return nil, nil, &ResolveError{Host: host, Err: err, NoServer: lacksServer(err)}
 	}
-	return addrs, nil
+	return addrs, late, nil
 }
 
 // interleave returns each address of the family once. IPv4 and IPv6 alternate, and the
@@ -75,14 +85,37 @@ const (
 // lookupFunc is [net.Resolver.LookupNetIP], or a replacement in a test.
 type lookupFunc func(ctx context.Context, network, host string) ([]netip.Addr, error)
 
-// lookUp returns the addresses of host that net.DefaultResolver knows.
-func lookUp(ctx context.Context, family, host string) ([]netip.Addr, error) {
-	lookup := lookupFunc(net.DefaultResolver.LookupNetIP)
-	if family == "ip4" || family == "ip6" {
-		return lookup(ctx, family, host)
+// answer is the result of a lookup.
+type answer struct {
+	addrs []netip.Addr
+	err   error
+}
+
+// lookUp returns the addresses of host that net.DefaultResolver knows. If it does not know
+// the name, lookUp asks getent. The lookup whose answer comes from late ends with ctx.
+func (d *Dialer) lookUp(ctx context.Context, host string) (addrs []netip.Addr, late <-chan answer, err error) {
+	lookup := d.lookup
+	if lookup == nil {
+		lookup = net.DefaultResolver.LookupNetIP
 	}
-	conf, _ := os.ReadFile("/etc/resolv.conf") // without this file the default applies
-	return lookup.bothFamilies(ctx, host, strings.Count(host, ".") >= ndots(string(conf)))
+	if d.Family == "ip4" || d.Family == "ip6" {
+		addrs, err = lookup(ctx, d.Family, host)
+	} else {
+		addrs, late, err = lookup.bothFamilies(ctx, host, strings.Count(host, ".") >= ndots(resolvConf()))
+	}
+	if isNotFound(err) {
+		if known := askGetent(ctx, host); len(known) > 0 {
+			return known, nil, nil
+		}
+	}
+	return addrs, late, err
+}
+
+// isNotFound reports whether a resolver has answered that a name does not exist, or has no
+// address.
+func isNotFound(err error) bool {
+	dns, ok := errors.AsType[*net.DNSError](err)
+	return ok && dns.IsNotFound
 }
 
 // bothFamilies begins with the joint lookup, one lookup for both families. If the joint
@@ -91,20 +124,17 @@ func lookUp(ctx context.Context, family, host string) ([]netip.Addr, error) {
 //
 //   - The joint lookup returns addresses, or reports that the name does not exist.
 //   - One family has addresses, and the lookup of the other family ends, or does not end
-//     within familyGrace.
+//     within familyGrace. In the second case, the other family's answer comes from late.
 //   - All lookups have ended without addresses. The error is that of the joint lookup.
 //
 // If search domains complete a name, two lookups may find two machines. A family is
 // therefore looked up alone only with the name as it was given, and only if the resolver
 // tries that name before any search domain. asGiven reports whether the resolver does so.
-// A name with a final dot is never completed.
-func (lookup lookupFunc) bothFamilies(ctx context.Context, host string, asGiven bool) ([]netip.Addr, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	type answer struct {
-		addrs []netip.Addr
-		err   error
-	}
+// A name with a final dot is never completed. For the same reason, late is never the joint
+// lookup, which goes on to the search domains when it has got no answer.
+//
+// Lookups that bothFamilies does not wait for end with ctx.
+func (lookup lookupFunc) bothFamilies(ctx context.Context, host string, asGiven bool) (found []netip.Addr, late <-chan answer, err error) {
 	ask := func(network, name string) <-chan answer {
 		c := make(chan answer, 1)
 		go func() {
@@ -121,35 +151,73 @@ func (lookup lookupFunc) bothFamilies(ctx context.Context, host string, asGiven 
 	if asGiven || strings.HasSuffix(host, ".") {
 		silence = time.After(jointSilence)
 	}
-	var found []netip.Addr
-	var failure error
 	for both != nil || ip4 != nil || ip6 != nil {
 		select {
 		case <-silence:
 			name := strings.TrimSuffix(host, ".") + "."
 			ip4, ip6 = ask("ip4", name), ask("ip6", name)
 		case a := <-both:
-			if dns, ok := errors.AsType[*net.DNSError](a.err); a.err == nil || ok && dns.IsNotFound {
-				return a.addrs, a.err
+			if a.err == nil || isNotFound(a.err) {
+				return a.addrs, nil, a.err
 			}
-			both, failure = nil, a.err
+			both, err = nil, a.err
 		case a := <-ip4:
 			ip4, found = nil, append(found, a.addrs...)
 		case a := <-ip6:
 			ip6, found = nil, append(a.addrs, found...)
 		case <-grace:
-			return found, nil
+			if late = ip4; late == nil {
+				late = ip6
+			}
+			return found, late, nil
 		}
 		switch {
 		case len(found) == 0:
 		case ip4 == nil && ip6 == nil:
-			return found, nil
+			return found, nil, nil
 		case grace == nil:
 			grace = time.After(familyGrace)
 		}
 	}
-	return nil, failure
+	return nil, nil, err
 }
+
+// askGetent returns the addresses of host that the system's C library knows, or nil. A
+// static binary cannot ask the library itself. The library also knows names that are not in
+// DNS: those of mDNS, NIS, LDAP and other sources in nsswitch.conf.
+func askGetent(ctx context.Context, host string) (addrs []netip.Addr) {
+	if runtime.GOOS == "windows" { // any user may put a program there
+		return nil
+	}
+	c := exec.CommandContext(ctx, "/usr/bin/getent", "ahosts", "--", host)
+	c.WaitDelay = 100 * time.Millisecond
+	out, err := c.Output()
+	if err != nil { // the name is unknown, or the system has no getent
+		return nil
+	}
+	for line := range strings.Lines(string(out)) {
+		text, _, _ := strings.Cut(line, " ")
+		if addr, err := netip.ParseAddr(text); err == nil {
+			addrs = append(addrs, addr)
+		}
+	}
+	return addrs
+}
+
+// resolvConf returns the text of resolv.conf, or "" if there is none. Its defaults then apply.
+func resolvConf() string {
+	text, _ := os.ReadFile("/etc/resolv.conf")
+	return string(text)
+}
+
+// lacksServer reports whether a lookup has failed because resolv.conf names no name server.
+// Go's resolver then asks this machine, where usually no name server runs.
+func lacksServer(err error) bool {
+	dns, ok := errors.AsType[*net.DNSError](err)
+	return ok && !dns.IsNotFound && dns.Server != "" && !nameServer.MatchString(resolvConf())
+}
+
+var nameServer = regexp.MustCompile(`(?m)^[ \t]*nameserver[ \t]+\S`)
 
 // ndots returns how many dots a name needs so that a resolver tries it, as it was given,
 // before any search domain. conf is the text of resolv.conf. ndots reads it as Go and

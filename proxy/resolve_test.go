@@ -124,6 +124,7 @@ func TestFamilyWithoutAnswerIsNotAwaited(t *testing.T) {
 		replies map[string]reply // keyed by network and name; a lookup without a reply here never ends by itself
 		took    time.Duration
 		want    []netip.Addr
+		late    []netip.Addr // addresses of the other family that came later
 		err     error
 		asked   int // number of lookups
 	}{{
@@ -146,6 +147,27 @@ func TestFamilyWithoutAnswerIsNotAwaited(t *testing.T) {
 		name: "IPv4 gets no answer", host: "vps.example", asGiven: true,
 		replies: map[string]reply{"ip6 vps.example.": {after: 10 * ms, addrs: []netip.Addr{v6}}},
 		took:    360 * ms, want: []netip.Addr{v6}, asked: 3,
+	}, {
+		name: "IPv6 gets a late answer", host: "vps.example", asGiven: true,
+		replies: map[string]reply{
+			"ip4 vps.example.": {after: 10 * ms, addrs: []netip.Addr{v4}},
+			"ip6 vps.example.": {after: 70 * ms, addrs: []netip.Addr{v6}},
+		},
+		took: 360 * ms, want: []netip.Addr{v4}, late: []netip.Addr{v6}, asked: 3,
+	}, {
+		name: "IPv4 gets a late answer", host: "vps.example", asGiven: true,
+		replies: map[string]reply{
+			"ip4 vps.example.": {after: 9 * time.Second, addrs: []netip.Addr{v4}},
+			"ip6 vps.example.": {after: 10 * ms, addrs: []netip.Addr{v6}},
+		},
+		took: 360 * ms, want: []netip.Addr{v6}, late: []netip.Addr{v4}, asked: 3,
+	}, {
+		name: "the joint lookup finds another machine in a search domain, late", host: "vps.example", asGiven: true,
+		replies: map[string]reply{
+			"ip vps.example":   {after: 400 * ms, addrs: other},
+			"ip4 vps.example.": {after: 10 * ms, addrs: []netip.Addr{v4}},
+		},
+		took: 360 * ms, want: []netip.Addr{v4}, asked: 3,
 	}, {
 		name: "both get an answer when they are asked alone", host: "vps.example", asGiven: true,
 		replies: map[string]reply{
@@ -228,15 +250,97 @@ func TestFamilyWithoutAnswerIsNotAwaited(t *testing.T) {
 					time.Sleep(r.after)
 					return r.addrs, r.err
 				})
-				got, err := lookup.bothFamilies(ctx, test.host, test.asGiven)
+				got, late, err := lookup.bothFamilies(ctx, test.host, test.asGiven)
 				if !slices.Equal(got, test.want) || !errors.Is(err, test.err) {
 					t.Errorf("addresses %v, error %v, want %v, %v", got, err, test.want, test.err)
 				}
 				if took := time.Since(start); took != test.took {
 					t.Errorf("took %v, want %v", took, test.took)
 				}
+				if late != nil {
+					if a := <-late; !slices.Equal(a.addrs, test.late) {
+						t.Errorf("late addresses %v, want %v", a.addrs, test.late)
+					}
+				} else if test.late != nil {
+					t.Errorf("no late addresses, want %v", test.late)
+				}
 				if len(asked) != test.asked {
 					t.Errorf("%d lookups, want %d", len(asked), test.asked)
+				}
+			})
+		})
+	}
+}
+
+// TestLateAnswerAddsTarget: an address whose answer comes late becomes a target beside the
+// others. If the others have no route, Connect waits for it. If they have failed for another
+// reason, Connect does not wait.
+func TestLateAnswerAddsTarget(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		knock bool
+		v4    error         // what a dial of the IPv4 address, or its knock, returns at once; nil for no answer
+		after time.Duration // how long the IPv6 lookup takes
+		want  error
+		took  time.Duration
+	}{
+		{"IPv4 does not answer", true, nil, 2 * time.Second, nil, 2300 * ms},
+		{"IPv4 is refused, not yet open", true, errRefused, 2 * time.Second, nil, 2300 * ms},
+		{"IPv4 has no route", true, errNoRoute, 2 * time.Second, nil, 2300 * ms},
+		{"IPv4 has no route, and IPv6 has no answer", true, errNoRoute, time.Hour, errNoRoute, 10 * time.Second},
+		{"the IPv4 port is closed for good", false, errRefused, 2 * time.Second, errRefused, 360 * ms},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFakeNet(t, func(to netip.Addr, _ int) (time.Duration, error) {
+					switch {
+					case to == v6:
+						return 0, nil
+					case test.v4 == nil:
+						return -1, nil
+					}
+					return 0, test.v4
+				})
+				if test.v4 == errNoRoute {
+					f.noRoute = []netip.Addr{v4}
+				}
+				d := f.dialer()
+				if !test.knock {
+					d.Knock = nil
+				}
+				d.Resolve = nil
+				d.lookup = func(ctx context.Context, network, _ string) ([]netip.Addr, error) {
+					after := map[string]time.Duration{"ip4": 10 * ms, "ip6": test.after}[network]
+					if network == "ip" {
+						after = time.Hour
+					}
+					select {
+					case <-time.After(after):
+					case <-ctx.Done():
+						return nil, ctx.Err()
+					}
+					return map[string][]netip.Addr{"ip4": {v4}, "ip6": {v6}}[network], nil
+				}
+				var resolved [][]netip.Addr
+				d.Trace = func(e Event) {
+					if e.Kind == Resolved {
+						resolved = append(resolved, e.Addrs)
+					}
+				}
+				start := time.Now()
+				conn, err := d.Connect(t.Context(), "vps.example", 22)
+				if conn != nil {
+					conn.Close()
+				}
+				if took := time.Since(start); !errors.Is(err, test.want) || took != test.took {
+					t.Errorf("error %v after %v, want %v after %v", err, took, test.want, test.took)
+				}
+				want := [][]netip.Addr{{v4}}
+				if test.want == nil {
+					want = append(want, []netip.Addr{v6})
+				}
+				if !slices.EqualFunc(resolved, want, slices.Equal) {
+					t.Errorf("addresses %v, want %v", resolved, want)
 				}
 			})
 		})

@@ -6,9 +6,10 @@ import "syscall"
 
 var (
 	errnosRefused     = []syscall.Errno{syscall.ECONNREFUSED}
-	errnosUnreachable = []syscall.Errno{syscall.EHOSTUNREACH, syscall.ENETUNREACH}
+	errnosUnreachable = []syscall.Errno{syscall.EHOSTUNREACH, syscall.ENETUNREACH, syscall.EHOSTDOWN}
 	errnosNoRoute     = []syscall.Errno{
 		syscall.EHOSTUNREACH, syscall.ENETUNREACH, syscall.ENETDOWN, syscall.EADDRNOTAVAIL,
+		syscall.EHOSTDOWN, // macOS and the BSDs: no machine in the local network has the address
 	}
 	errnosPermanent = []syscall.Errno{
 		syscall.EAFNOSUPPORT, syscall.EACCES, syscall.EPERM,

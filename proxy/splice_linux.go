@@ -104,7 +104,7 @@ func spliceOnce(in, out int) (int64, error) {
 	for {
 		n, err := unix.Splice(in, nil, out, nil, spliceMax, unix.SPLICE_F_NONBLOCK)
 		if err != unix.EINTR { // Go's scheduler sends signals
-			return n, err
+			return int64(n), err // n is an int on 32-bit processors
 		}
 	}
 }

@@ -16,17 +16,18 @@ import (
 const AgainAfter = 15 * time.Millisecond
 
 // pauseAfter returns the mean time from the SYN behind the knocks of round n to round n+1.
-// The doc comment of Dialer has a diagram of rounds 0 to 3, and the reasons.
+// The doc comment of Dialer has a diagram of rounds 0 to 3, and the reasons. The last redials
+// rounds only dialed.
 //
 // Round 0 may fail because packets came out of order or the server was slow. Round 1
 // then opens the port. If round 1 fails too, packets are lost or the port will never
 // open. The later rounds are therefore slower. Rounds 3, 6 and so on are the fast rounds of
 // knock.Client. They fail if the path reorders packets, so the next round follows soon.
-func (d *Dialer) pauseAfter(n int, sent Sent) time.Duration {
+func (d *Dialer) pauseAfter(n, redials int) time.Duration {
 	switch {
 	case n == 0 && d.Hedge > 0:
 		return d.hedge()
-	case n == 0, sent.None:
+	case n == 0, redials == 1, redials == 2:
 		return 150 * time.Millisecond
 	case n >= 16:
 		return time.Second
@@ -53,7 +54,14 @@ func (d *Dialer) randomN(n time.Duration) time.Duration {
 	return rand.N(n)
 }
 
-const maxLiveDials = 3 // limit of live dials for each target
+const (
+	maxLiveDials = 3 // limit of live dials for each target
+
+	// maxRefusalDelay is about the round trip over a satellite. A refusal that takes longer
+	// says nothing about the path: Windows repeats a refused SYN for two seconds before it
+	// reports the refusal.
+	maxRefusalDelay = 600 * time.Millisecond
+)
 
 // target holds an address of the host and the state of the rounds that dial it.
 type target struct {
@@ -61,6 +69,7 @@ type target struct {
 	addr    netip.AddrPort
 	last    bool                    // there are more targets than slots, and this is the last target
 	knocked bool                    // the knocks of the previous round have left
+	redials int                     // number of rounds in a row that only dialed, up to the last round
 	cancel  context.CancelCauseFunc // ends the target
 	dials   sync.WaitGroup
 
@@ -120,7 +129,10 @@ func (t *target) round(ctx context.Context, n int) {
 		}
 	}
 	least := t.leastPause()
-	pause := max(t.race.dialer.pauseAfter(n, sent), least)
+	if t.redials++; !sent.None {
+		t.redials = 0
+	}
+	pause := max(t.race.dialer.pauseAfter(n, t.redials), least)
 	if n > 0 {
 		pause = max(pause/2+t.race.dialer.randomN(pause), least)
 	}
@@ -270,7 +282,7 @@ func (t *target) dial(ctx context.Context, e Event, early bool) *dial {
 			t.fail(newClosedError(t.addr.Port(), 0, err), e)
 		default:
 			t.mu.Lock()
-			t.refusalDelay = time.Since(began)
+			t.refusalDelay = min(time.Since(began), maxRefusalDelay)
 			t.mu.Unlock()
 			t.race.trace(Refused, err, e)
 		}

@@ -97,6 +97,17 @@ func TestRoundsThatOnlyDial(t *testing.T) {
 			t.Errorf("%d sockets were live at once, want 3", f.maxLive)
 		}
 	})
+	// Perhaps the client never has knocks for an address. The pauses must then become longer.
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeNet(t, func(netip.Addr, int) (time.Duration, error) { return noAnswer, nil })
+		d := f.dialer(v4)
+		d.Timeout = 1500 * ms
+		got := f.rounds(d, func(int) Sent { return Sent{None: true} })
+		want := []string{"0s dial", "150ms dial", "300ms dial", "800ms dial", "1.05s dial"}
+		if !slices.Equal(got, want) {
+			t.Errorf("without knocks for the address, got\n%q, want\n%q", got, want)
+		}
+	})
 }
 
 // TestOnlySYNOfRoundWaitsLonger: the SYN of a round that only dials is not an early SYN, which
@@ -235,6 +246,17 @@ func TestRoundsAwaitSlowRefusals(t *testing.T) {
 		}
 		rounds := roundStarts(t, meanPauses, 380*ms, errRefused)
 		if want := []time.Duration{0, 150 * ms, 400 * ms, 970 * ms, 1540 * ms}; !slices.Equal(rounds, want) {
+			t.Errorf("rounds begin at %v, want %v", rounds, want)
+		}
+	})
+}
+
+// TestRoundsAwaitRefusalsForLimitedTime: a pause never lasts longer than 1.5 times 600 ms
+// because of a refusal. Windows reports refusals only after two seconds.
+func TestRoundsAwaitRefusalsForLimitedTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rounds := roundStarts(t, meanPauses, 700*ms, errRefused)
+		if want := []time.Duration{0, 150 * ms, 400 * ms, 900 * ms, 1800 * ms}; !slices.Equal(rounds, want) {
 			t.Errorf("rounds begin at %v, want %v", rounds, want)
 		}
 	})

@@ -172,8 +172,7 @@ func (g *gate) run(ctx context.Context, serve func(net.Conn), report func(event)
 			service.Close()
 		}
 	}()
-	timer := time.NewTimer(0)
-	timer.Stop()
+	var end <-chan time.Time           // receives a value at the end of the opening
 	stages := make(map[netip.Addr]int) // stage of each address: how many knocks it has made in order
 	for {
 		select {
@@ -183,7 +182,7 @@ func (g *gate) run(ctx context.Context, serve func(net.Conn), report func(event)
 				continue
 			}
 			delete(stages, k.from)
-			timer.Reset(g.openFor)
+			end = after(g.openFor)
 			if service != nil {
 				continue
 			}
@@ -193,7 +192,7 @@ func (g *gate) run(ctx context.Context, serve func(net.Conn), report func(event)
 			}
 			report(event{actor: "gate", kind: opened, text: fmt.Sprintf("all knocks arrived in order: port %d opens for %v", g.service.Port(), g.openFor)})
 			tasks.Go(func() { acceptConnections(service, serve) })
-		case <-timer.C:
+		case <-end:
 			service.Close()
 			service = nil
 			report(event{actor: "gate", kind: closed, text: fmt.Sprintf("%v have passed: port %d closes", g.openFor, g.service.Port())})

@@ -18,16 +18,19 @@ type testGate struct {
 	gate   *gate
 	events chan event
 	conns  chan net.Conn
-	done   chan error // receives the result of gate.run
+	ends   chan time.Time // a value ends the opening
+	done   chan error     // receives the result of gate.run
 }
 
-func startGate(t *testing.T, openFor time.Duration) *testGate {
+// startGate starts a gate whose openings last until the test ends them.
+func startGate(t *testing.T) *testGate {
 	t.Helper()
-	g, err := newGate(openFor)
+	g, err := newGate(time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
-	tg := &testGate{t, g, make(chan event, 100), make(chan net.Conn, 100), make(chan error, 1)}
+	tg := &testGate{t, g, make(chan event, 100), make(chan net.Conn, 100), make(chan time.Time), make(chan error, 1)}
+	endOpeningsBy(t, g.openFor, tg.ends)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() {
@@ -38,14 +41,25 @@ func startGate(t *testing.T, openFor time.Duration) *testGate {
 	return tg
 }
 
+// endOpeningsBy makes values of a channel end openings, in place of the clock.
+func endOpeningsBy(t *testing.T, openFor time.Duration, ends <-chan time.Time) {
+	after = func(d time.Duration) <-chan time.Time {
+		if d != openFor {
+			t.Errorf("an opening lasts for %v, want %v", d, openFor)
+		}
+		return ends
+	}
+	t.Cleanup(func() { after = time.After })
+}
+
 // next waits for the gate's next event and returns the kind of the event.
 func (g *testGate) next() kind {
 	g.t.Helper()
 	select {
 	case e := <-g.events:
 		return e.kind
-	case <-time.After(10 * time.Second):
-		g.t.Fatal("the gate reported no event within 10 s")
+	case <-time.After(time.Minute):
+		g.t.Fatal("the gate reported no event within a minute")
 		return 0
 	}
 }
@@ -111,7 +125,7 @@ func TestGateOpensOnlyAfterKnocksInOrder(t *testing.T) {
 		{[]int{0, 0, 1, 0, 1, 2}, true}, // repeated knocks, as from two clients at once
 	} {
 		t.Run(fmt.Sprint(test.knocks), func(t *testing.T) {
-			g := startGate(t, time.Hour)
+			g := startGate(t)
 			if got := g.knock(test.knocks...) == 1; got != test.opens {
 				t.Errorf("the gate reported one opening: %v", got)
 			}
@@ -123,7 +137,7 @@ func TestGateOpensOnlyAfterKnocksInOrder(t *testing.T) {
 }
 
 func TestGateClosesPortButKeepsConnections(t *testing.T) {
-	g := startGate(t, 4*time.Second)
+	g := startGate(t)
 	if g.isOpen() {
 		t.Error("the port is open before the knocks")
 	}
@@ -138,6 +152,7 @@ func TestGateClosesPortButKeepsConnections(t *testing.T) {
 		defer clientConn.Close()
 		serverConn := <-g.conns
 		defer serverConn.Close()
+		g.ends <- time.Now()
 		if g.next() != closed {
 			t.Fatal("the gate reported another event than closing the port")
 		}
@@ -154,10 +169,10 @@ func TestGateClosesPortButKeepsConnections(t *testing.T) {
 }
 
 func TestGateReportsTakenPort(t *testing.T) {
-	g := startGate(t, time.Hour)
+	g := startGate(t)
 	l, err := net.Listen("tcp", g.gate.service.String())
 	for tries := 0; err != nil && tries < 10; tries++ { // another program took the port first
-		g = startGate(t, time.Hour)
+		g = startGate(t)
 		l, err = net.Listen("tcp", g.gate.service.String())
 	}
 	if err != nil {

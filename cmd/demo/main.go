@@ -20,13 +20,16 @@ import (
 
 const (
 	openFor  = 2 * time.Second
-	watchdog = time.Minute
+	watchdog = 2 * time.Minute
 
 	// knockDelay is longer than the default. The gate receives UDP and TCP knocks on
 	// different sockets. On a busy machine, with the default pause, the gate could
 	// receive two knocks in the wrong order.
 	knockDelay = 20 * time.Millisecond
 )
+
+// after is the clock that ends openings. Tests replace it.
+var after = time.After
 
 func main() {
 	// SIGPIPE is included so that `demo | head` cleans up too.

@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 )
 
 // tempFolder makes all temporary files of the test go to a folder with an unusual name.
@@ -48,7 +49,16 @@ var knocks = regexp.MustCompile("(" + knockLine + "){3,}(N  gate  all knocks arr
 func testDemo(t *testing.T, ssh, client string) {
 	tempFolder(t)
 	var out bytes.Buffer
-	if err := run(t.Context(), &out, ssh); err != nil {
+	ends := make(chan time.Time, 1)
+	endOpeningsBy(t, openFor, ends)
+	tell := writerFunc(func(s string) {
+		out.WriteString(s)
+		// On a busy machine, the login may take longer than openFor, so the clock starts after it.
+		if strings.Contains(s, "Hello from") {
+			time.AfterFunc(openFor, func() { ends <- time.Now() })
+		}
+	})
+	if err := run(t.Context(), tell, ssh); err != nil {
 		t.Fatalf("%v, after:\n%s", err, &out)
 	}
 	_, story, _ := strings.Cut(numbers.ReplaceAllString(out.String(), "N"), "\n1. ")

@@ -226,16 +226,11 @@ func (d *deploy) checkOwner(s *server) error {
 // uploadScript puts the script on the server. It takes the first format whose rules the server
 // can load.
 func (d *deploy) uploadScript(ctx context.Context, s *server, guards []rules.Guard, o rules.Options) error {
-	formats := []rules.Format{rules.Format(d.format)}
-	switch {
-	case d.format != "":
-	case guards[0].SPA != nil:
-		formats = []rules.Format{"fwknop"}
-	case s.last != nil && !s.last.profile.Facts().SingleUse:
-		formats = []rules.Format{rules.Format(s.last.Format)}
-	default:
-		formats = []rules.Format{"nftables", "iptables"}
+	named := d.format
+	if s.last != nil && s.last.profile.Facts().SingleUse == (guards[0].SPA != nil) {
+		named = cmp.Or(named, s.last.Format)
 	}
+	formats := formatsFor(guards[0], named)
 	for i, format := range formats {
 		script, err := d.script(format, guards, &o)
 		if err != nil {
@@ -266,6 +261,17 @@ func (d *deploy) uploadScript(ctx context.Context, s *server, guards []rules.Gua
 		s.say("note      the server cannot load rules of %s: %s", format, cmp.Or(oneLine(reasons(err)), err.Error()))
 	}
 	return nil
+}
+
+// formatsFor returns the formats to try for a guard: the one that is named, if it is not "".
+func formatsFor(g rules.Guard, named string) []rules.Format {
+	switch {
+	case named != "":
+		return []rules.Format{rules.Format(named)}
+	case g.SPA != nil:
+		return []rules.Format{"fwknop"}
+	}
+	return []rules.Format{"nftables", "iptables"}
 }
 
 // script returns the script with the rules in a format. It sets o.Until if the user has not given
@@ -311,7 +317,7 @@ fi`, s.file))
 func (d *deploy) change(ctx context.Context, s *server) error {
 	before := s.probePorts(ctx)
 	// If the connection ends before the rules are installed, the shell ends the trial.
-	_, err := s.channel.run(ctx, verbLimit, fmt.Sprintf("trap 'sh %[1]s cancel >/dev/null 2>&1 8>&-; rm -f %[1]s %[1]s.out' EXIT", s.file))
+	_, err := s.channel.run(ctx, verbLimit, "trap 'sh "+s.file+" cancel >/dev/null 2>&1 8>&-; remove_files' EXIT")
 	if err == nil {
 		s.trialEnds = time.Now().Add(d.trial)
 		_, err = s.verb(ctx, fmt.Sprintf("trial %d", d.trial/time.Second))

@@ -95,13 +95,17 @@ func isKeyOf(file, path string) bool {
 	return ok && isKey && len(id) == 16 && strings.Trim(id, "0123456789abcdef") == ""
 }
 
-// loadDeployment returns the deployment of a profile. It returns nil if there is none. A
+// loadDeployment returns the deployment of a profile, or nil if the profile was not deployed. A
 // profile file that is standard input has no deployments.
 func loadDeployment(config, name string) (*deployment, error) {
 	if config == "-" {
 		return nil, nil
 	}
-	path := deployedFile(config, name)
+	return loadDeployedFile(config, deployedFile(config, name), name)
+}
+
+// loadDeployedFile is loadDeployment for a file. If name is "", it takes the name in the file.
+func loadDeployedFile(config, path, name string) (*deployment, error) {
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -119,7 +123,7 @@ func loadDeployment(config, name string) (*deployment, error) {
 	case errors.Is(err, fs.ErrPermission):
 		return nil, &failure{code: exitProfile, err: err}
 	case err != nil:
-		return nil, &failure{exitProfile, err, "the file is damaged: remove it, then run: portknock deploy " + name}
+		return nil, &failure{exitProfile, err, "the file is damaged: remove it, then run: portknock deploy " + cmp.Or(name, "HOST")}
 	}
 	d.config = config
 	return d, nil
@@ -137,21 +141,18 @@ func listDeployments(config string) (all []*deployment, err error) {
 		if strings.HasPrefix(e.Name(), ".") || strings.HasSuffix(e.Name(), keySuffix) {
 			continue
 		}
-		file, fileErr := profile.Load(filepath.Join(dir, e.Name()))
-		var d *deployment
-		if fileErr == nil && len(file.Entries()) == 1 {
-			// A deployment has one Host block, with one name.
-			d, fileErr = loadDeployment(config, file.Entries()[0].Patterns[0])
-		}
+		path := filepath.Join(dir, e.Name())
+		d, fileErr := loadDeployedFile(config, path, "")
 		err = cmp.Or(err, fileErr)
-		if d != nil {
+		if d != nil && deployedFile(config, d.profile.Name) == path { // the user may have copied the file
 			all = append(all, d)
 		}
 	}
 	return all, err
 }
 
-// readDeployment returns the deployment in a file. The result has no config.
+// readDeployment returns the deployment in a file. The result has no config. If name is "", it
+// takes the name in the file.
 func readDeployment(path string, info fs.FileInfo, name string) (*deployment, error) {
 	if !info.Mode().IsRegular() { // reading a pipe could block
 		return nil, fmt.Errorf("%s: not a regular file", path)
@@ -163,6 +164,9 @@ func readDeployment(path string, info fs.FileInfo, name string) (*deployment, er
 	d := &deployment{}
 	if err := json.Unmarshal([]byte(file.Comment()), d); err != nil || d.Time.IsZero() {
 		return nil, fmt.Errorf("%s:1: not the first line of a deployment", path)
+	}
+	if entries := file.Entries(); name == "" && len(entries) > 0 {
+		name = entries[0].Patterns[0] // a deployment has one Host block, with one name
 	}
 	if d.profile, err = file.Lookup(name); err != nil {
 		return nil, err
@@ -217,34 +221,31 @@ func saveDeployment(config string, d *deployment) error {
 func copyKeys(d *deployment, path string) (*profile.Profile, error) {
 	p := *d.profile
 	used := p // the profile as loadDeployment will return it
-	copyTo := func(file, usedFile *string, text []byte) error {
+	copyKey := func(file, usedFile *string, read func(path string) ([]byte, error)) error {
+		if *file == "" {
+			return nil
+		}
+		text, err := read(*file)
+		if err != nil {
+			return err
+		}
 		id := make([]byte, 8)
 		rand.Read(id) // rand.Read never returns an error: it ends the program instead
 		*usedFile = path + "." + hex.EncodeToString(id) + keySuffix
 		*file = filepath.Base(*usedFile)
 		return secret.Replace(*usedFile, text, nil)
 	}
-	if p.KeyFile != "" {
-		text, err := secret.Read(p.KeyFile)
-		if err == nil && p.DeriveHostKey {
-			text, err = derivedKey(&p)
-			p.DeriveHostKey, used.DeriveHostKey = false, false
-		}
-		if err == nil {
-			err = copyTo(&p.KeyFile, &used.KeyFile, text)
-		}
-		if err != nil {
-			return nil, err
-		}
+	read := secret.Read
+	if p.DeriveHostKey && p.KeyFile != "" {
+		p.DeriveHostKey, used.DeriveHostKey = false, false
+		read = func(master string) ([]byte, error) { return derivedKey(master, p.Name) }
 	}
-	if p.SPA.HMACKeyFile != "" {
-		text, err := secret.Read(p.SPA.HMACKeyFile)
-		if err == nil {
-			err = copyTo(&p.SPA.HMACKeyFile, &used.SPA.HMACKeyFile, text)
-		}
-		if err != nil {
-			return nil, err
-		}
+	err := copyKey(&p.KeyFile, &used.KeyFile, read)
+	if err == nil {
+		err = copyKey(&p.SPA.HMACKeyFile, &used.SPA.HMACKeyFile, secret.Read)
+	}
+	if err != nil {
+		return nil, err
 	}
 	if len(p.KeyCommand) > 0 {
 		return &p, nil // the command may ask the user, so do not run it again
@@ -256,17 +257,18 @@ func copyKeys(d *deployment, path string) (*profile.Profile, error) {
 	return &p, err
 }
 
-// derivedKey returns the text of the key that a profile with DeriveHostKey uses.
-func derivedKey(p *profile.Profile) ([]byte, error) {
-	master, err := profile.LoadKey(p.KeyFile)
+// derivedKey returns the text of the key that a profile with this name and DeriveHostKey uses.
+// path is that of the master key.
+func derivedKey(path, name string) ([]byte, error) {
+	master, err := profile.LoadKey(path)
 	if err != nil {
 		return nil, err
 	}
-	return []byte(master.Derive(p.Name).Reveal() + "\n"), nil
+	return []byte(master.Derive(name).Reveal() + "\n"), nil
 }
 
-// removeDeployment removes the deployment of a profile and its keys. It is not an error if
-// there is no deployment.
+// removeDeployment removes the deployment of a profile and its keys. It does nothing if the
+// profile was not deployed.
 func removeDeployment(config, name string) error {
 	path := deployedFile(config, name)
 	if _, err := os.Stat(filepath.Dir(path)); config == "-" || errors.Is(err, fs.ErrNotExist) {
@@ -317,45 +319,24 @@ func locked(dir string, write func() error) error {
 	return write()
 }
 
-// sameKnocks reports whether the same knocks open the guards of two profiles. It reads the
-// keys of both. Settings that do not change the knocks, such as OpenFor or ConnectTimeout,
-// do not matter.
-func sameKnocks(ctx context.Context, p, q *profile.Profile) (bool, error) {
-	s, err := p.Server(ctx)
-	if err != nil {
-		return false, keyFailure(p, err)
-	}
-	t, err := q.Server(ctx)
-	if err != nil {
-		return false, keyFailure(q, err)
-	}
-	return sameHalves(p, q, s, t), nil
-}
-
-// sameHalves is sameKnocks for profiles whose Servers are s and t.
-func sameHalves(p, q *profile.Profile, s, t profile.Server) bool {
+// sameKnocks reports whether the same knocks open the guards of two profiles, whose Servers
+// are s and t. Settings that do not change the knocks, such as OpenFor or ConnectTimeout, do
+// not matter.
+func sameKnocks(p, q *profile.Profile, s, t profile.Server) bool {
 	return p.Skew == q.Skew && reflect.DeepEqual(s, t) &&
 		// Only an SPA packet contains the ports to open.
 		(s.SPA == nil || slices.Equal(p.OpenPorts, q.OpenPorts))
 }
 
 // login returns the profile of a host for a command that sends knocks, and what was
-// deployed with it. The deployment is nil if there is none, or if it cannot be read: it
-// never prevents a login. login warns if the server's rules expire soon.
+// deployed with it. The deployment is nil if the profile was not deployed, or if the deployment
+// cannot be read: it never prevents a login. login warns if the server's rules expire soon.
 func (c *config) login(ctx context.Context, a *app, host string) (*profile.Profile, *deployment, error) {
 	_, all, err := c.profiles(ctx, a, host)
 	if err != nil {
 		return nil, nil, err
 	}
-	p := all[0]
-	config, err := c.find()
-	if err != nil {
-		return nil, nil, err
-	}
-	d, err := loadDeployment(config, p.Name)
-	if err != nil {
-		warnOfDeployment(a, p, err)
-	}
+	p, d := all[0], c.deployment(a, all[0].Name)
 	if d != nil {
 		p.ValidUntil = cmp.Or(p.ValidUntil, d.profile.ValidUntil)
 		repeatIfDeployed(p, d.Format)
@@ -368,17 +349,23 @@ func (c *config) login(ctx context.Context, a *app, host string) (*profile.Profi
 // deployAdvice is in warnings of connect, before the name of a profile.
 const deployAdvice = "; run: portknock deploy "
 
-// warnOfDeployment warns that a deployment cannot be used. If the user may not read the
-// deployment at all, it belongs to another user, and the warning appears only with -v.
-func warnOfDeployment(a *app, p *profile.Profile, err error) {
+// deployment returns the deployment of a profile that c has found, or nil. It warns if the
+// deployment cannot be used. If the user may not read the deployment at all, it belongs to another
+// user, and the warning appears only with -v.
+func (c *config) deployment(a *app, name string) *deployment {
+	d, err := loadDeployment(c.path, name)
+	if err == nil {
+		return d
+	}
 	level := always
 	if errors.Is(err, fs.ErrPermission) {
 		level = verbose
 	}
-	a.log.say(level, "%s: %s", p.Name, oneLine(err.Error()))
+	a.log.say(level, "%s: %s", name, oneLine(err.Error()))
 	if f, ok := errors.AsType[*failure](err); ok && f.hint != "" {
 		a.log.say(level, "hint: %s", f.hint)
 	}
+	return nil
 }
 
 // otherKnocks returns the profile of the deployment d if its knocks differ from those of p,
@@ -411,7 +398,7 @@ func otherKnocks(ctx context.Context, a *app, p *profile.Profile, d *deployment)
 		text = fmt.Sprintf("KeyCommand %s: not the key that was deployed at %s", d.profile.KeyCommand[0], utc(d.Time))
 	case t.Fingerprint != d.Fingerprint:
 		text = d.profile.KeyFile + ": not the key that was deployed"
-	case sameHalves(p, d.profile, s, t):
+	case sameKnocks(p, d.profile, s, t):
 		return nil, nil
 	default:
 		if _, err := d.profile.Picker(ctx); err != nil {

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -31,9 +32,13 @@ var firstKey, secondKey = strings.Repeat("1", 32), strings.Repeat("2", 32)
 func keyText(secret string) string { return knock.KeyFrom([]byte(secret)).Reveal() + "\n" }
 
 // writeConfig writes a profile file and its keys into a new folder. It returns the path of
-// the profile file.
+// the profile file. On Windows, other programs take the place of those of Unix.
 func writeConfig(t testing.TB, text string, keys map[string]string) string {
 	t.Helper()
+	if runtime.GOOS == "windows" {
+		text = strings.NewReplacer("KeyCommand cat ", "KeyCommand cmd /c type ", "KeyCommand head -n 1 ", "KeyCommand cmd /d /c type ",
+			"KeyCommand printf %s ", "KeyCommand cmd /c echo ").Replace(text)
+	}
 	config := filepath.Join(t.TempDir(), "config")
 	for file, text := range keys {
 		if err := os.WriteFile(filepath.Join(filepath.Dir(config), file), []byte(text), 0o600); err != nil {
@@ -60,13 +65,26 @@ func lookUp(t testing.TB, config, name string) *profile.Profile {
 	return p
 }
 
-// deploymentOf returns the deployment of a profile as deploy makes it.
-func deploymentOf(t testing.TB, p *profile.Profile) *deployment {
+// serverOf returns the server's half of a profile.
+func serverOf(t testing.TB, p *profile.Profile) profile.Server {
 	t.Helper()
 	s, err := p.Server(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
+	return s
+}
+
+// haveSameKnocks is sameKnocks, and reads the keys of both profiles.
+func haveSameKnocks(t testing.TB, p, q *profile.Profile) bool {
+	t.Helper()
+	return sameKnocks(p, q, serverOf(t, p), serverOf(t, q))
+}
+
+// deploymentOf returns the deployment of a profile as deploy makes it.
+func deploymentOf(t testing.TB, p *profile.Profile) *deployment {
+	t.Helper()
+	s := serverOf(t, p)
 	return &deployment{profile: p, Time: time.Date(2026, 11, 20, 23, 30, 0, 5, time.UTC), Format: "nftables", ID: "0123456789abcdef",
 		Version: "v1", Server: "root@\x7fvps\u0085 \"ü\" # x", Fingerprint: s.Fingerprint}
 }
@@ -119,10 +137,7 @@ func TestDeploymentOutlivesItsProfile(t *testing.T) {
 		config := writeConfig(t, "Host vps.example\n"+settings+"\n", map[string]string{"key": keyText(firstKey), "short": "base64:Zm9v\n"})
 		p := lookUp(t, config, "vps.example")
 		saved := deploymentOf(t, p)
-		server, err := p.Server(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
+		server := serverOf(t, p)
 		mustSave(t, config, saved)
 
 		moved := filepath.Join(t.TempDir(), "moved")
@@ -139,7 +154,7 @@ func TestDeploymentOutlivesItsProfile(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s\n%v", settings, err)
 		}
-		if !sameHalves(p, d.profile, server, got) {
+		if !sameKnocks(p, d.profile, server, got) {
 			t.Errorf("%s\nthe loaded deployment has other knocks", settings)
 		}
 		q := *d.profile
@@ -193,8 +208,8 @@ func TestSaveDeploymentReplacesTheOldOne(t *testing.T) {
 		}
 		mustSave(t, config, deploymentOf(t, p))
 		d := mustLoad(t, config, "vps")
-		if same, err := sameKnocks(t.Context(), p, d.profile); !same || err != nil {
-			t.Errorf("the deployment has the same knocks: %v, error %v", same, err)
+		if !haveSameKnocks(t, p, d.profile) {
+			t.Error("the deployment has other knocks")
 		}
 		want := []string{"vps", "vps.0123456789abcdef", filepath.Base(d.profile.KeyFile)}
 		slices.Sort(want)
@@ -203,7 +218,7 @@ func TestSaveDeploymentReplacesTheOldOne(t *testing.T) {
 		}
 		for _, file := range []string{path, d.profile.KeyFile, filepath.Join(filepath.Dir(path), ".lock"), filepath.Dir(path)} {
 			info, err := os.Stat(file)
-			if want := map[bool]fs.FileMode{false: 0o600, true: 0o700}[file == filepath.Dir(path)]; err != nil || info.Mode().Perm() != want {
+			if want := map[bool]fs.FileMode{false: 0o600, true: 0o700}[file == filepath.Dir(path)]; err != nil || info.Mode().Perm() != want && runtime.GOOS != "windows" {
 				t.Errorf("%s: mode %v, error %v; want %v", file, info.Mode(), err, want)
 			}
 		}
@@ -216,7 +231,39 @@ func TestSaveDeploymentReplacesTheOldOne(t *testing.T) {
 	}
 }
 
-// TestSaveDeploymentWithoutTheDeployedKey: if the key is no longer the key of the rules, the
+// TestListDeployments: the list has each deployment once, although one file is damaged, and
+// another is a copy that the user has made.
+func TestListDeployments(t *testing.T) {
+	config := writeConfig(t, "Host one two broken\n"+static, nil)
+	if all, err := listDeployments(config); len(all) != 0 || err != nil {
+		t.Errorf("without a folder, got %v, error %v", all, err)
+	}
+	for _, name := range []string{"one", "two", "broken"} {
+		mustSave(t, config, deploymentOf(t, lookUp(t, config, name)))
+	}
+	text, err := os.ReadFile(deployedFile(config, "one"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for file, text := range map[string]string{"copy": string(text), "broken": "Host broken\n" + static} {
+		if err := os.WriteFile(deployedFile(config, file), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all, err := listDeployments(config)
+	if err == nil || !strings.Contains(err.Error(), "broken:1: not the first line of a deployment") {
+		t.Errorf("got the error %v, want one about the damaged file", err)
+	}
+	var names []string
+	for _, d := range all {
+		names = append(names, d.profile.Name)
+	}
+	if !slices.Equal(names, []string{"one", "two"}) {
+		t.Errorf("got the deployments of %v, want those of one and two", names)
+	}
+}
+
+// TestSaveDeploymentWithoutTheDeployedKey: if another key has replaced that of the rules, the
 // old deployment stays as it was.
 func TestSaveDeploymentWithoutTheDeployedKey(t *testing.T) {
 	config := writeConfig(t, "Host vps\nScheme rotating\nKeyFile key\n", map[string]string{"key": keyText(firstKey)})
@@ -301,8 +348,8 @@ func TestDeployedFileNames(t *testing.T) {
 		config := writeConfig(t, "Host "+name+"\nScheme rotating\nKeyFile key\n", map[string]string{"key": keyText(firstKey)})
 		p := lookUp(t, config, name)
 		mustSave(t, config, deploymentOf(t, p))
-		if same, err := sameKnocks(t.Context(), p, mustLoad(t, config, name).profile); !same || err != nil {
-			t.Errorf("%s: the same knocks: %v, error %v", name, same, err)
+		if !haveSameKnocks(t, p, mustLoad(t, config, name).profile) {
+			t.Errorf("%s: the deployment has other knocks", name)
 		}
 	}
 }
@@ -371,19 +418,21 @@ func TestSameKnocksForEachKeyword(t *testing.T) {
 		t.Run(fmt.Sprintf("%s %s", tt.keyword, tt.other), func(t *testing.T) {
 			var ps []*profile.Profile
 			for _, value := range []string{tt.one, tt.other} {
-				config := writeConfig(t, "", map[string]string{"key": keyText(firstKey), "same": keyText(firstKey) + "\n",
-					"other": keyText(secondKey), "short": "foo", "shorter": "fo"})
-				dir := filepath.Dir(config)
-				value = strings.NewReplacer("KEY", filepath.Join(dir, "key"), "OTHER", filepath.Join(dir, "other")).Replace(value)
-				if err := os.WriteFile(config, []byte("Host vps\n"+tt.base+tt.keyword+" "+value+"\n"), 0o600); err != nil {
-					t.Fatal(err)
+				dir := t.TempDir() // for the keys of commands
+				for name, key := range map[string]string{"key": firstKey, "other": secondKey} {
+					if err := os.WriteFile(filepath.Join(dir, name), []byte(keyText(key)), 0o600); err != nil {
+						t.Fatal(err)
+					}
 				}
+				value = strings.NewReplacer("KEY", filepath.Join(dir, "key"), "OTHER", filepath.Join(dir, "other")).Replace(value)
+				config := writeConfig(t, "Host vps\n"+tt.base+tt.keyword+" "+value+"\n", map[string]string{"key": keyText(firstKey),
+					"same": keyText(firstKey) + "\n", "other": keyText(secondKey), "short": "foo", "shorter": "fo"})
 				ps = append(ps, lookUp(t, config, "vps"))
 			}
 			for _, pair := range [][2]int{{0, 1}, {1, 0}, {0, 0}} {
 				want := tt.same || pair == [2]int{}
-				if got, err := sameKnocks(t.Context(), ps[pair[0]], ps[pair[1]]); got != want || err != nil {
-					t.Errorf("profiles %v: got %v, error %v; want %v", pair, got, err, want)
+				if got := haveSameKnocks(t, ps[pair[0]], ps[pair[1]]); got != want {
+					t.Errorf("profiles %v: got %v, want %v", pair, got, want)
 				}
 			}
 		})
@@ -448,13 +497,17 @@ func TestFamilyOfTwoProfiles(t *testing.T) {
 func TestKnocksThatCannotBeSentDoNotHideTheOthers(t *testing.T) {
 	a, b := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
 	k := &knocker{failed: map[netip.Addr]int{}}
+	noRoute := error(syscall.ENETUNREACH)
+	if runtime.GOOS == "windows" {
+		noRoute = syscall.Errno(10051) // WSAENETUNREACH
+	}
 	for i, tt := range []struct {
 		to    netip.Addr
 		round int
 		err   error
 		want  bool
 	}{
-		{a, 0, syscall.ENETUNREACH, false},
+		{a, 0, noRoute, false},
 		{a, 0, syscall.ECONNREFUSED, true},
 		{b, 1, syscall.ECONNREFUSED, true},
 		{a, 2, syscall.ECONNREFUSED, true},

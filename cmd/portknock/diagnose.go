@@ -3,8 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/portknock/portknock/knock"
@@ -22,8 +20,10 @@ func connectFailure(p *profile.Profile, err error) error {
 	f := &failure{code: exitFailed, err: fmt.Errorf("%s: %w", p.Name, err)}
 	_, notSent := errors.AsType[*proxy.KnockError](err)
 	closed, notOpened := errors.AsType[*proxy.ClosedError](err)
-	_, notFound := errors.AsType[*proxy.ResolveError](err)
+	unresolved, notFound := errors.AsType[*proxy.ResolveError](err)
 	switch {
+	case notFound && unresolved.NoServer:
+		f.hint = "/etc/resolv.conf names no name server, as on Android: set HostName to an address"
 	case notFound && p.Facts().IPv4Only:
 		f.hint = "fwknopd opens ports for IPv4 only"
 	case notSent && p.Facts().SingleUse && p.SPA.Protocol != spa.UDP:
@@ -47,13 +47,11 @@ const noRouteHint = "this machine has no route to the server: check the network 
 // openPortsWarning returns a warning if the profile does not open the port that ssh asks for.
 // It returns "" if the profile opens the port, or if the profile has no OpenPorts.
 func openPortsWarning(p *profile.Profile, port uint16) string {
-	step := knock.Step{Transport: knock.TCP, Port: port}
-	opens := func(r knock.PortRange) bool { return r.Contains(step) }
-	if len(p.OpenPorts) == 0 || slices.ContainsFunc(p.OpenPorts, opens) {
+	if len(p.OpenPorts) == 0 || containsPort(p.OpenPorts, port) {
 		return ""
 	}
-	return fmt.Sprintf("the server does not guard or open %v (OpenPorts: %s); set Port or OpenPorts and load new rules",
-		step, strings.Trim(fmt.Sprint(p.OpenPorts), "[]"))
+	return fmt.Sprintf("the server does not guard or open %d/tcp (OpenPorts: %s); set Port or OpenPorts and load new rules",
+		port, portList(p.OpenPorts))
 }
 
 // utc formats a time as profiles and flags accept it.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 	"unicode"
@@ -31,7 +32,7 @@ func (c *emitRules) flags(a *app, f *pflag.FlagSet) {
 	c.config.flags(a, f)
 	f.StringVar(&c.format, "format", "nftables", "`NAME` of the format: "+formatList(rules.Formats(), ", "))
 	c.ruleFlags.flags(f, "how long the rules stay valid: a `TIME` such as 30d (needed for Scheme\nrotating, token and md5-hourly, except with --refresh)")
-	f.StringVar(&c.output, "output", "", "write the rules to this `FILE`, mode 0600, and print ValidUntil for the\nprofile; the commands in the file use this path")
+	f.StringVar(&c.output, "output", "", "write the rules to this `FILE`, mode 0600, and print ValidUntil for the\nprofile; the commands in the file use this path, or outside Linux the\nusual path on a server")
 	f.BoolVar(&c.script, "script", false, "print a shell script that contains the rules, and has commands to\ntest, try, keep, install and remove them")
 	f.BoolVar(&c.refresh, "refresh", false, "with --script: the installed script makes new rules before they\nexpire; run this on the server, which needs portknock and the key")
 	f.StringVar(&c.onFailure, "on-failure", "closed", onFailureUsage)
@@ -53,7 +54,7 @@ func (c *emitRules) run(ctx context.Context, a *app, args []string) error {
 	case c.refresh && c.path == "-":
 		return usageError("a service cannot read the profile from standard input; name the file with -c")
 	}
-	if c.output != "" {
+	if c.output != "" && runtime.GOOS == "linux" { // on other systems, the file is for another machine
 		if o.File, err = filepath.Abs(c.output); err != nil {
 			return err
 		}
@@ -82,7 +83,7 @@ func (c *emitRules) run(ctx context.Context, a *app, args []string) error {
 	if c.output == "" {
 		return a.printSecret(text.Bytes(), "--output FILE")
 	}
-	if err := secret.Replace(o.File, text.Bytes(), nil); err != nil {
+	if err := secret.Replace(c.output, text.Bytes(), nil); err != nil {
 		return err
 	}
 	if c.refresh {

@@ -60,8 +60,8 @@ func (s *server) readFacts(ctx context.Context) error {
 		case "system":
 			f.system = value
 		case "sshd":
-			if port, err := strconv.ParseUint(value, 10, 16); err == nil {
-				f.sshdPorts = append(f.sshdPorts, uint16(port))
+			if port, err := parsePort(value); err == nil {
+				f.sshdPorts = append(f.sshdPorts, port)
 			}
 		case "manager":
 			f.managers = append(f.managers, value)
@@ -102,11 +102,11 @@ func (s *server) readClock(ctx context.Context) error {
 // plan prints what the deploy will do. It returns an error if the deploy cannot work. The script
 // must be on the server.
 func (s *server) plan(ctx context.Context, g rules.Guard) error {
-	out, err := s.channel.run(ctx, verbLimit, fmt.Sprintf(`part=$(sed -n 's/^profiles="$profiles \(.*\)"$/\1/p' %s)
+	out, err := s.channel.run(ctx, verbLimit, `find_part
 echo "part $part"
 if [ -f "/etc/portknock/$part.sh" ]; then
 	sed -n -e "s/^made_by='\{0,1\}\([^']*\)'\{0,1\}$/by \1/p" -e "s/^key_$part=/key /p" "/etc/portknock/$part.sh"
-fi`, s.file))
+fi`)
 	if err != nil {
 		return err
 	}
@@ -194,18 +194,18 @@ func shortSpan(d time.Duration) string { return d.Round(10 * time.Millisecond).S
 
 func portList(ranges []knock.PortRange) string { return strings.Trim(fmt.Sprint(ranges), "[]") }
 
-// containsPort reports whether one of the ranges contains a TCP port.
+// containsPort reports whether one of the ranges contains a TCP port. No range contains port 0.
 func containsPort(ranges []knock.PortRange, port uint16) bool {
 	step := knock.Step{Transport: knock.TCP, Port: port}
 	return slices.ContainsFunc(ranges, func(r knock.PortRange) bool { return r.Contains(step) })
 }
 
-// redirectsTo reports whether the last port in a NAT rule is one of the ranges.
+// redirectsTo reports whether the ranges contain the last port in a NAT rule.
 func redirectsTo(rule string, ranges []knock.PortRange) bool {
 	numbers := strings.FieldsFunc(rule, func(r rune) bool { return r < '0' || r > '9' })
 	if len(numbers) == 0 {
 		return false
 	}
-	port, err := strconv.ParseUint(numbers[len(numbers)-1], 10, 16)
-	return err == nil && containsPort(ranges, uint16(port))
+	port, err := parsePort(numbers[len(numbers)-1])
+	return err == nil && containsPort(ranges, port)
 }

@@ -22,7 +22,7 @@ func foreground(c *exec.Cmd) (done func()) {
 	}
 	fd := int(tty.Fd())
 	group, err := unix.IoctlGetInt(fd, unix.TIOCGPGRP)
-	if err != nil || group != unix.Getpgrp() {
+	if own, _ := unix.Getpgid(0); err != nil || group != own {
 		tty.Close()
 		return func() {}
 	}

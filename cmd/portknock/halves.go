@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -56,13 +57,16 @@ type hostDialer struct {
 // If deployed is not nil, the server may have the guard of that profile or of p. The Dialer
 // then sends the knocks of both in turn. Everything else is as p describes it.
 func dialer(ctx context.Context, p, deployed *profile.Profile, log *logger) (*hostDialer, error) {
-	d := &hostDialer{host: p.Name}
+	d, k := &hostDialer{host: p.Name}, &knocker{profile: p, log: log}
 	d.Timeout, d.Hedge = p.ConnectTimeout, rememberedHedge(p.Name)
 	d.Trace = func(e proxy.Event) {
-		log.trace(e)
-		if e.Kind == proxy.Connected { // the events of dials that have lost may follow
+		switch e.Kind {
+		case proxy.Resolved:
+			k.addTargets(e.Addrs, e.More)
+		case proxy.Connected: // the events of dials that have lost may follow
 			d.roundTrip = e.RoundTrip
 		}
+		log.trace(e)
 	}
 	switch {
 	// With IPv4Only, the port stays closed for IPv6, but IPv6 could win the race.
@@ -80,7 +84,7 @@ func dialer(ctx context.Context, p, deployed *profile.Profile, log *logger) (*ho
 	if err != nil {
 		return nil, keyFailure(p, err)
 	}
-	k := &knocker{profile: p, picker: picker, log: log}
+	k.picker = picker
 	if deployed != nil {
 		first, err := deployed.Picker(ctx)
 		if err != nil {
@@ -115,16 +119,51 @@ func (a alternating) Round(now time.Time, from, to netip.Addr, n int) (knock.Rou
 	return a.odd.Round(now, from, to, n/2)
 }
 
+// withTargets returns the Picker for a server with these addresses.
+func withTargets(p knock.Picker, targets []netip.Addr) knock.Picker {
+	switch p := p.(type) {
+	case knock.Client:
+		p.Targets = targets
+		return p
+	case alternating:
+		return alternating{withTargets(p.even, targets), withTargets(p.odd, targets)}
+	}
+	return p
+}
+
 // knocker sends a profile's knocks.
 type knocker struct {
 	profile *profile.Profile
-	picker  knock.Picker
 	log     *logger
+
+	mu      sync.Mutex // guards the fields below
+	picker  knock.Picker
+	targets []netip.Addr // addresses of the server that this machine has a route to
 
 	// failed has the last round to each destination whose knocks could not be sent. It is
 	// nil if the Picker is not alternating.
 	failed map[netip.Addr]int
-	mu     sync.Mutex // guards failed
+}
+
+// addTargets adds addresses of the server. It leaves out those without a route, because a
+// target without a route would have a share of the tokens, and would never use it. If more
+// is true, addresses of the other family may follow, and must then find their tokens unused.
+func (k *knocker) addTargets(addrs []netip.Addr, more bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, to := range addrs {
+		if _, err := k.source(to); err == nil && !slices.Contains(k.targets, to) {
+			k.targets = append(k.targets, to)
+		}
+	}
+	targets := slices.Clone(k.targets)
+	switch { // any address of the other family will do
+	case more && addrs[0].Is4():
+		targets = append(targets, netip.IPv6Unspecified())
+	case more:
+		targets = append(targets, netip.IPv4Unspecified())
+	}
+	k.picker = withTargets(k.picker, targets)
 }
 
 // source returns the address from which the knocks and the connection to an address leave.
@@ -169,7 +208,10 @@ func interfaceAddr(name string, to netip.Addr) (netip.Addr, error) {
 
 // knock sends the knocks of one round.
 func (k *knocker) knock(ctx context.Context, from, to netip.Addr, round int) (sent proxy.Sent, err error) {
-	r, err := k.picker.Round(now(), from, to, round)
+	k.mu.Lock()
+	picker := k.picker
+	k.mu.Unlock()
+	r, err := picker.Round(now(), from, to, round)
 	switch {
 	case err != nil:
 		return sent, err
@@ -200,11 +242,11 @@ func (k *knocker) knock(ctx context.Context, from, to netip.Addr, round int) (se
 // round could not. Of two guards, only one may have a listener for the knocks, such as
 // fwknopd. Two errors in a row, and a missing route, are about this machine.
 func (k *knocker) tolerates(to netip.Addr, round int, err error) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	if k.failed == nil || proxy.IsNoRoute(err) {
 		return false
 	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
 	last, before := k.failed[to]
 	k.failed[to] = round
 	return !before || last != round-1

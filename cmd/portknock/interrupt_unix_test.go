@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestInterruptEndsBlockedRead: ^C and ^\ end a portknock that waits for standard input, a
@@ -40,7 +42,7 @@ func testInterruptEndsBlockedRead(t *testing.T, sig os.Signal) {
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()
 			fifo := filepath.Join(t.TempDir(), "fifo")
-			if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+			if err := unix.Mkfifo(fifo, 0o600); err != nil {
 				t.Fatal(err)
 			}
 			w, err := os.OpenFile(fifo, os.O_RDWR, 0)

@@ -68,7 +68,7 @@ func knockOnce(ctx context.Context, d *hostDialer, host string, rounds int, log 
 	if err != nil {
 		return err
 	}
-	log.trace(proxy.Event{Kind: proxy.Resolved, At: time.Since(began), Addrs: addrs})
+	d.Trace(proxy.Event{Kind: proxy.Resolved, At: time.Since(began), Addrs: addrs})
 	sent := map[bool]bool{} // families that have their knocks; the key is true for IPv4
 	for _, to := range addrs {
 		if sent[to.Is4()] {

@@ -199,7 +199,7 @@ func expiryWarning(end, now time.Time, near time.Duration, advice string) string
 
 // warnOfExpiry warns if the rules of a profile expire soon or have expired. The profile
 // has the end of rules that emit-rules made, or its deployment d has the end of rules that
-// deploy made. d is nil if there is no deployment.
+// deploy made. d is nil if the profile was not deployed.
 func warnOfExpiry(a *app, p *profile.Profile, d *deployment) {
 	near, advice := expiryNear, "; emit and load new rules, then set ValidUntil"
 	if d != nil && p.ValidUntil.Equal(d.profile.ValidUntil) {

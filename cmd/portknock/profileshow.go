@@ -17,11 +17,7 @@ func (c *profileShow) run(ctx context.Context, a *app, args []string) error {
 	if c.json {
 		return a.printJSON(p)
 	}
-	d, err := loadDeployment(c.path, p.Name)
-	if err != nil {
-		warnOfDeployment(a, p, err)
-	}
-	if d != nil {
+	if d := c.deployment(a, p.Name); d != nil {
 		if err := a.print("# %s\n", d); err != nil {
 			return err
 		}

@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"os/exec"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -85,8 +84,7 @@ func (s *server) probePorts(ctx context.Context) (states map[netip.AddrPort]port
 // guarded TCP port.
 func (s *server) guardedPort() (port uint16, ok bool) {
 	if s.sshIsGuarded() {
-		port, _ := strconv.ParseUint(s.ssh.port, 10, 16)
-		return uint16(port), true
+		return s.ssh.port, true
 	}
 	i := slices.IndexFunc(s.profile.OpenPorts, func(r knock.PortRange) bool { return r.Transport == knock.TCP })
 	if i < 0 {
@@ -96,10 +94,7 @@ func (s *server) guardedPort() (port uint16, ok bool) {
 }
 
 // sshIsGuarded reports whether the profile guards the port to which ssh connects.
-func (s *server) sshIsGuarded() bool {
-	port, err := strconv.ParseUint(s.ssh.port, 10, 16)
-	return err == nil && containsPort(s.profile.OpenPorts, uint16(port))
-}
+func (s *server) sshIsGuarded() bool { return containsPort(s.profile.OpenPorts, s.ssh.port) }
 
 // prove checks the rules on trial. The map before has the states of the port before the
 // trial.

@@ -91,7 +91,7 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 
 // given matches what a line repeats of what the user gave: the place or the name at its
 // start, quoted words and paths.
-var given = regexp.MustCompile(`(?m)(^portknock:) [^ :]+(?::\d+)?:|"[^"]*"| /\S+`)
+var given = regexp.MustCompile(`(?m)(^portknock:) [^ :]+(?::\d+)?:|"[^"]*"| [/\\]\S+`)
 
 // fits checks that no line of an output is wider than 100 columns: fits FILE. What the
 // user gave does not count.

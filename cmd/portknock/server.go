@@ -32,7 +32,7 @@ func (f *serverFlags) flags(all *pflag.FlagSet) {
 	all.BoolVar(&f.json, "json", false, "print the results as JSON")
 }
 
-// server is one server during a command.
+// server holds what a command knows about a server.
 type server struct {
 	*serverFlags
 	app     *app
@@ -40,7 +40,7 @@ type server struct {
 	host    string // as the user gave it: NAME or USER@NAME
 	several bool   // the command has several servers, so output needs their names
 	profile *profile.Profile
-	last    *deployment // what this computer has deployed before; nil if nothing
+	last    *deployment // what this computer has deployed before; may be nil
 
 	// ownConfig is true if flags say where the profiles are, or change them. The ProxyCommand
 	// of the user does not know this.
@@ -54,7 +54,7 @@ type server struct {
 	part       string // ID of the profile in the script
 	present    bool   // the server has rules for the profile already
 	foreign    bool   // these rules are not those of the new script
-	presentKey string // fingerprint of the key of the installed rules; "" if there is none
+	presentKey string // fingerprint of the key of the installed rules; "" without a key
 	// admitsOthers is true if the server may let this computer through for another reason than
 	// the new knocks: another profile, or a trusted source.
 	admitsOthers bool
@@ -87,17 +87,22 @@ func (f *serverFlags) each(ctx context.Context, a *app, c *config, hosts []strin
 		return usageError("ssh cannot read the profile from standard input; name the file with -c")
 	}
 	ownConfig := c.path != "" || len(c.options) > 0
+	names := make([]string, len(hosts))
+	for i, host := range hosts {
+		names[i] = profileOf(host)
+	}
+	_, profiles, err := c.profiles(ctx, a, names...)
+	if err != nil {
+		return err
+	}
 	var servers []*server
-	for _, host := range hosts {
-		_, profiles, err := c.profiles(ctx, a, profileOf(host))
-		if err != nil {
-			return err
+	for i, p := range profiles {
+		if slices.ContainsFunc(servers, func(s *server) bool { return s.profile.Name == p.Name }) {
+			return usageError("%s is given twice", hosts[i])
 		}
-		if slices.ContainsFunc(servers, func(s *server) bool { return s.profile.Name == profiles[0].Name }) {
-			return usageError("%s is given twice", host)
-		}
-		servers = append(servers, &server{serverFlags: f, app: a, config: c, host: host, several: len(hosts) > 1,
-			ownConfig: ownConfig, profile: profiles[0], result: result{Host: host, Result: notDeployed}})
+		p.Runner.Printed = map[string][]byte{} // commands of several servers may run at the same time
+		servers = append(servers, &server{serverFlags: f, app: a, config: c, host: hosts[i], several: len(hosts) > 1,
+			ownConfig: ownConfig, profile: p, result: result{Host: hosts[i], Result: notDeployed}})
 	}
 	errs := make([]error, len(servers))
 	step := func(i int, do func(context.Context, *server) error) {
@@ -190,8 +195,8 @@ func (s *server) say(format string, args ...any) {
 	_ = s.app.print("%s\n", line)
 }
 
-// open connects to the server, and becomes root there. It waits so many seconds for another run
-// that changes the server.
+// open connects to the server, and becomes root there. It waits at most wait seconds for another
+// run that changes the server.
 func (s *server) open(ctx context.Context, wait int) (err error) {
 	if s.ssh, err = s.readSSHSettings(ctx); err != nil {
 		return err
@@ -209,13 +214,33 @@ func (s *server) open(ctx context.Context, wait int) (err error) {
 		return &failure{exitNotDeployed, fmt.Errorf("not root on the server: %w", err), ""}
 	}
 	s.file = "/run/portknock/deploy." + s.channel.nonce
-	// Another run must not change the rules at the same time. The lock ends with the shell. A
-	// computer that is cut off may leave a shell that waits for hours, so each run touches its lock.
-	// A run that finds an old lock ends that shell, and what it has left.
-	out, err := s.channel.run(ctx, verbLimit, fmt.Sprintf(`PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+	out, err := s.channel.run(ctx, verbLimit, s.lockScript(wait, madeBy()))
+	if by, busy := strings.CutPrefix(out, "busy "); busy && err == nil {
+		err = &failure{exitNotDeployed, fmt.Errorf("another deploy to this server is running: %s", by),
+			"wait until it has ended, or for two minutes after its connection has ended"}
+	}
+	if err == nil {
+		go s.channel.repeat("touch /run/portknock/deploy.lock 2>/dev/null\n")
+	}
+	return err
+}
+
+// lockScript returns the first commands for the shell on the server. Another run must not change
+// the rules at the same time, so they wait for a lock, which ends with the shell. by names this
+// run for the others.
+//
+// A computer that is cut off may leave a shell that waits for hours, so each run touches its lock.
+// A run that finds an old lock ends that shell, and what it has left.
+//
+// The commands also define the shell functions remove_files, for the end of the shell, and
+// find_part, which sets $part to the ID of the profile in the script.
+func (s *server) lockScript(wait int, by string) string {
+	return fmt.Sprintf(`PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 umask 077
 mkdir -p /run/portknock
-trap 'rm -f %[1]s %[1]s.out' EXIT
+remove_files() { rm -f %[1]s %[1]s.out; }
+find_part() { part=$(sed -n 's/^profiles="$profiles \(.*\)"$/\1/p' %[1]s); }
+trap remove_files EXIT
 trap 'exit 1' HUP TERM PIPE # so that the trap of EXIT runs
 lock=/run/portknock/deploy.lock
 exec 8>>$lock
@@ -239,15 +264,7 @@ if [ $tries -le %[2]d ]; then
 		sh "$left" cancel >/dev/null 2>&1 8>&-
 		rm -f "$left" "$left.out"
 	done
-fi`, s.file, wait, shellWord(madeBy())))
-	if by, busy := strings.CutPrefix(out, "busy "); busy && err == nil {
-		err = &failure{exitNotDeployed, fmt.Errorf("another deploy to this server is running: %s", by),
-			"wait until it has ended, or for two minutes after its connection has ended"}
-	}
-	if err == nil {
-		go s.channel.repeat("touch /run/portknock/deploy.lock 2>/dev/null\n")
-	}
-	return err
+fi`, s.file, wait, serverWord(by))
 }
 
 // close ends the connection. The shell on the server removes its files.
@@ -267,7 +284,7 @@ const verbLimit = 2 * time.Minute
 func (s *server) verb(ctx context.Context, verb string) (string, error) {
 	keep := ""
 	if strings.HasPrefix(verb, "install") {
-		keep = fmt.Sprintf("trap 'rm -f %[1]s %[1]s.out' EXIT\n", s.file)
+		keep = "trap remove_files EXIT\n"
 	}
 	return s.channel.run(ctx, verbLimit, keep+fmt.Sprintf(`session=$(command -v setsid)
 $session sh %[1]s %[2]s >%[1]s.out 2>&1 8>&-
@@ -277,7 +294,11 @@ cat %[1]s.out
 }
 
 // sshSettings are the settings of ssh for a host, as ssh -G prints them.
-type sshSettings struct{ hostName, port, user, proxyCommand, proxyJump string }
+type sshSettings struct {
+	hostName                string
+	port                    uint16 // 0 if ssh prints none
+	proxyCommand, proxyJump string
+}
 
 // readSSHSettings asks ssh for its settings.
 func (s *server) readSSHSettings(ctx context.Context) (settings sshSettings, err error) {
@@ -289,12 +310,17 @@ func (s *server) readSSHSettings(ctx context.Context) (settings sshSettings, err
 	if err != nil {
 		return settings, &failure{exitNotDeployed, fmt.Errorf("ssh -G: %w: %s", err, oneLine(strings.TrimSpace(stderr.String()))), ""}
 	}
-	fields := map[string]*string{"hostname": &settings.hostName, "port": &settings.port, "user": &settings.user,
-		"proxycommand": &settings.proxyCommand, "proxyjump": &settings.proxyJump}
 	for line := range strings.Lines(string(out)) {
-		keyword, value, _ := strings.Cut(strings.TrimRight(line, "\r\n"), " ")
-		if field := fields[keyword]; field != nil && value != "none" {
-			*field = value
+		switch keyword, value, _ := strings.Cut(strings.TrimRight(line, "\r\n"), " "); {
+		case value == "none":
+		case keyword == "hostname":
+			settings.hostName = value
+		case keyword == "port":
+			settings.port, _ = parsePort(value)
+		case keyword == "proxycommand":
+			settings.proxyCommand = value
+		case keyword == "proxyjump":
+			settings.proxyJump = value
 		}
 	}
 	return settings, nil
@@ -353,11 +379,11 @@ func (s *server) proxyCommand(via string) string {
 	}
 	words = append(words, "--profile", cmp.Or(via, s.profile.Name), "--")
 	for i, w := range words {
-		words[i] = strings.ReplaceAll(shellWord(w), "%", "%%")
+		words[i] = strings.ReplaceAll(localWord(w), "%", "%%")
 	}
 	host := "%h"
-	if s.ssh.hostName == profileOf(s.host) && s.profile.HostName != "" {
-		host = strings.ReplaceAll(shellWord(s.profile.HostName), "%", "%%")
+	if address := s.address(); address != s.ssh.hostName {
+		host = strings.ReplaceAll(localWord(address), "%", "%%")
 	}
 	return strings.Join(append(words, host, "%p"), " ")
 }
@@ -373,15 +399,19 @@ func (s *server) address() string {
 	return s.ssh.hostName
 }
 
-// shellWord quotes a word for a POSIX shell, or for the command interpreter of Windows.
-func shellWord(s string) string {
-	if s != "" && strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+,@:=") == "" {
+// serverWord quotes a word for the POSIX shell on the server.
+func serverWord(s string) string { return `'` + strings.ReplaceAll(s, `'`, `'\''`) + `'` }
+
+// localWord quotes a word for the shell that runs a ProxyCommand on this computer: a POSIX shell,
+// or the command interpreter of Windows.
+func localWord(s string) string {
+	switch {
+	case s != "" && strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+,@:=") == "":
 		return s
-	}
-	if runtime.GOOS == "windows" {
+	case runtime.GOOS == "windows":
 		return `"` + strings.ReplaceAll(s, `"`, `\"`) + `"`
 	}
-	return `'` + strings.ReplaceAll(s, `'`, `'\''`) + `'`
+	return serverWord(s)
 }
 
 // madeBy says who makes rules, for the other administrators of a server.

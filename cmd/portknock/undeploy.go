@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -36,10 +35,7 @@ func (u *undeploy) upload(ctx context.Context, s *server) error {
 	if err != nil {
 		return err
 	}
-	format := rules.Format(cmp.Or(u.format, "nftables"))
-	if guards[0].SPA != nil {
-		format = "fwknop"
-	}
+	format := formatsFor(guards[0], u.format)[0]
 	var script bytes.Buffer
 	o := rules.Options{From: now(), Until: now().Add(time.Second), Force: true}
 	if err := format.EmitScript(&script, guards, o, rules.Script{}); err != nil {
@@ -51,8 +47,8 @@ func (u *undeploy) upload(ctx context.Context, s *server) error {
 // remove removes the profile from the server.
 func (u *undeploy) remove(ctx context.Context, s *server) error {
 	// The installed script may have another format.
-	_, err := s.channel.run(ctx, verbLimit, fmt.Sprintf(`part=$(sed -n 's/^profiles="$profiles \(.*\)"$/\1/p' %[1]s)
-[ ! -f "/etc/portknock/$part.sh" ] || cp "/etc/portknock/$part.sh" %[1]s`, s.file))
+	_, err := s.channel.run(ctx, verbLimit, `find_part
+[ ! -f "/etc/portknock/$part.sh" ] || cp "/etc/portknock/$part.sh" `+s.file)
 	if err == nil {
 		s.result.Result = isUnknown
 		_, err = s.verb(context.WithoutCancel(ctx), "uninstall")

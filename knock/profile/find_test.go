@@ -52,9 +52,11 @@ func TestFindSearchesXDGFolders(t *testing.T) {
 		t.Errorf("Find has created %v", entries)
 	}
 
-	// Without a home, Find searches only the folders of the system. It never searches the
-	// root folder or the working folder.
+	// Without HOME, Find searches the home folder of the passwd entry. Without such an entry, it
+	// searches only the folders of the system. It never searches the root folder or the
+	// working folder.
 	t.Chdir(home)
+	noEntry := func() string { return "" }
 	for _, tt := range []struct{ name, home, config string }{
 		{"no HOME, no XDG_CONFIG_HOME", "", ""},
 		{"relative XDG_CONFIG_HOME, no HOME", "", ".config"},
@@ -64,20 +66,31 @@ func TestFindSearchesXDGFolders(t *testing.T) {
 		t.Setenv("HOME", tt.home)
 		t.Setenv("XDG_CONFIG_HOME", tt.config)
 		t.Setenv("XDG_CONFIG_DIRS", empty+":some/where:"+system)
-		if got, err := Find(); got != inSystem || err != nil {
+		if got, err := find(noEntry); got != inSystem || err != nil {
 			t.Errorf("%s: got %q, %v; want %q", tt.name, got, err, inSystem)
 		}
+		if got, err := find(func() string { return home }); got != inHome || err != nil {
+			t.Errorf("%s, with a passwd entry: got %q, %v; want %q", tt.name, got, err, inHome)
+		}
+		if got, err := find(func() string { return empty }); got != inSystem || err != nil {
+			t.Errorf("%s, with a passwd entry: got %q, %v; want %q", tt.name, got, err, inSystem)
+		}
 		t.Setenv("XDG_CONFIG_DIRS", empty)
-		got, err := Find()
+		got, err := find(noEntry)
 		want := "no profile file in " + empty + ", and HOME is not an absolute path: file does not exist"
 		if got != "" || !errors.Is(err, fs.ErrNotExist) || err.Error() != want {
 			t.Errorf("%s: got %q, %v; want %s", tt.name, got, err, want)
+		}
+		got, err = find(func() string { return empty })
+		path := empty + "/.config/portknock/config"
+		if got != path || !errors.Is(err, fs.ErrNotExist) || err.Error() != "no profile file "+path+": file does not exist" {
+			t.Errorf("%s, with a passwd entry: got %q, %v; want %s", tt.name, got, err, path)
 		}
 	}
 	os.Unsetenv("HOME") // t.Setenv restores the variables after the test
 	os.Unsetenv("XDG_CONFIG_HOME")
 	os.Unsetenv("XDG_CONFIG_DIRS")
-	if got, err := Find(); got != "" || !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "/etc/xdg") {
+	if got, err := find(noEntry); got != "" || !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "/etc/xdg") {
 		t.Errorf("all variables unset: got %q, %v; want an error that names /etc/xdg", got, err)
 	}
 }

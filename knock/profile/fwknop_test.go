@@ -41,16 +41,16 @@ func TestSPASettingsRoundTrip(t *testing.T) {
 		Port: 80, Protocol: spa.HTTP, AllowIP: netip.MustParseAddr("198.51.100.7"), Timeout: time.Minute,
 		Digest: spa.SHA3_256, Mode: spa.CTR, User: "alice b", TimeOffset: -90 * time.Minute,
 		NATAccess: netip.MustParseAddrPort("10.0.0.5:22"), NATLocal: true,
-		HMACKeyFile: filepath.FromSlash("/keys/vps.hmac"), HMACDigest: spa.SHA512,
+		HMACKeyFile: filepath.FromSlash(root + "keys/vps.hmac"), HMACDigest: spa.SHA512,
 	}
-	if !reflect.DeepEqual(p.SPA, want) || p.KeyFile != filepath.FromSlash("/keys/vps") || p.PortRange.First != 0 || p.Period != 0 {
+	if !reflect.DeepEqual(p.SPA, want) || p.KeyFile != filepath.FromSlash(root+"keys/vps") || p.PortRange.First != 0 || p.Period != 0 {
 		t.Errorf("the file's settings are not in the profile: %+v", p)
 	}
 	got, err := json.Marshal(p)
 	const suffix = `"keyFile":"/keys/vps","fwknop":{"port":"80","protocol":"http","allowIP":"198.51.100.7","timeout":"1m0s",` +
 		`"digest":"sha3-256","mode":"ctr","user":"alice b","timeOffset":"-1h30m0s","natAccess":"10.0.0.5,22","natLocal":true,` +
 		`"hmacKeyFile":"/keys/vps.hmac","hmacDigest":"sha512"}}`
-	if err != nil || !strings.HasSuffix(string(got), suffix) {
+	if err != nil || !strings.HasSuffix(asOnUnix(string(got)), suffix) {
 		t.Errorf("wrong settings in JSON: %s, %v", got, err)
 	}
 	var written bytes.Buffer
@@ -67,7 +67,7 @@ func TestSPASettingsApplyOnlyToFwknop(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := SPA{Port: 62201, User: "alice", HMACKeyFile: filepath.FromSlash("/keys/hmac")}
+	want := SPA{Port: 62201, User: "alice", HMACKeyFile: filepath.FromSlash(root + "keys/hmac")}
 	if !reflect.DeepEqual(p.SPA, want) || p.PortRange.First != 0 || p.OpenPorts[0].String() != "22/tcp" {
 		t.Errorf("wrong SPA settings, or a setting of another scheme: %+v", p)
 	}
@@ -76,7 +76,7 @@ func TestSPASettingsApplyOnlyToFwknop(t *testing.T) {
 	const suffix = "    KeyFile /keys/vps\n    SPAPort 62201\n    SPAProtocol udp\n    AllowIP source\n" +
 		"    SPATimeout 0s\n    SPADigest sha256\n" +
 		"    SPAMode cbc\n    SPAUser alice\n    TimeOffset 0s\n    NATLocal no\n    HMACKeyFile /keys/hmac\n    HMACDigest sha256\n"
-	if !strings.HasSuffix(filepath.ToSlash(written.String()), suffix) {
+	if !strings.HasSuffix(asOnUnix(written.String()), suffix) {
 		t.Errorf("wrong settings written:\n%s", &written)
 	}
 	// The settings under Host * do not apply to a profile of the scheme static.
@@ -122,7 +122,7 @@ func TestSPASettingErrors(t *testing.T) {
 		{"NATAccess 10.0.0.5,0", `file:3: NATAccess: "10.0.0.5,0" is not an IPv4 address and a port such as 10.0.0.5,22`},
 		{"HMACDigest crc", `file:3: HMACDigest: "crc" is not one of sha256, md5, sha1, sha384, sha512, sha3-256, sha3-512`},
 	} {
-		_, err := Parse("file", []byte("Host vps\nScheme fwknop\n"+tt.lines+"\n"))
+		_, err := Parse("file", absolute("Host vps\nScheme fwknop\n"+tt.lines+"\n"))
 		if err == nil || err.Error() != tt.want {
 			t.Errorf("%s:\ngot  %v\nwant %s", tt.lines, err, tt.want)
 		}

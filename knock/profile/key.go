@@ -37,9 +37,8 @@ var keySettings = &group{
 }
 
 // LoadKey reads a file with the text of one key; see [knock.ParseKey]. The file must be
-// regular and have at most 4096 bytes. On Unix, the file must meet ssh's rules for a
-// private key. It must belong to the user or to root, and no other user may have access
-// to it.
+// regular and have at most 4096 bytes. The file must meet ssh's rules for a private key,
+// as [secret.Read] describes them.
 func LoadKey(path string) (knock.Key, error) { return loadKey(path, parseKey) }
 
 // loadKey is LoadKey with parse instead of [parseKey].
@@ -48,7 +47,11 @@ func loadKey(path string, parse func([]byte) (knock.Key, error)) (knock.Key, err
 	if err != nil {
 		return knock.Key{}, err
 	}
-	k, err := parse(text)
+	text, err = withoutMark(text)
+	var k knock.Key
+	if err == nil {
+		k, err = parse(text)
+	}
 	if err != nil {
 		return knock.Key{}, fmt.Errorf("%s: %w", path, err)
 	}
@@ -142,12 +145,9 @@ func expandHome(path string) (string, error) {
 	if !strings.HasPrefix(path, "~") {
 		return path, nil
 	}
-	home, err := os.UserHomeDir()
-	if err == nil && !filepath.IsAbs(home) {
-		err = errors.New("the path of the home folder is not absolute")
-	}
-	if err != nil {
-		return "", fmt.Errorf("%q: %w", path, err)
+	home := homeDir()
+	if home == "" {
+		return "", fmt.Errorf("%q: no home folder; set HOME to an absolute path", path)
 	}
 	return filepath.Join(home, path[1:]), nil
 }

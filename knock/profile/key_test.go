@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/portknock/portknock/knock"
+	"github.com/portknock/portknock/knock/secret"
 )
 
 const keyText = "portknock-key-1:aaaqeayeaudaocajbifqydiob4ibceqtcqkrmfyydenbwha5dypzcjt6ri"
@@ -34,7 +35,7 @@ func TestRotatingSettingsRoundTrip(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p.KeyFile != filepath.FromSlash("/keys/vps") || !p.DeriveHostKey ||
+	if p.KeyFile != filepath.FromSlash(root+"keys/vps") || !p.DeriveHostKey ||
 		p.PortRange != (knock.PortRange{Transport: knock.TCP, First: 30000, Last: 30999}) ||
 		p.Knocks != 7 || p.Period != 10*time.Minute || p.Skew != 0 || !p.ValidUntil.Equal(time.Date(2027, 11, 21, 0, 0, 0, 0, time.UTC)) {
 		t.Errorf("the file's settings are not in the profile: %+v", p)
@@ -42,7 +43,7 @@ func TestRotatingSettingsRoundTrip(t *testing.T) {
 	got, err := json.Marshal(p)
 	const want = `"keyFile":"/keys/vps","deriveHostKey":true,"portRange":"30000-30999","knocks":7,"protocol":"tcp",` +
 		`"period":"10m0s","skew":"0s","validUntil":"2027-11-21T00:00:00Z"}`
-	if err != nil || !strings.HasSuffix(string(got), want) {
+	if err != nil || !strings.HasSuffix(asOnUnix(string(got)), want) {
 		t.Errorf("wrong settings in JSON: %s, %v", got, err)
 	}
 	var written bytes.Buffer
@@ -64,7 +65,7 @@ func TestTokenSettingsRoundTrip(t *testing.T) {
 	}
 	got, err := json.Marshal(p)
 	const want = `"keyFile":"/k","tokenPort":443,"tokensPerWindow":3,"period":"10m0s","skew":"10s","repeat":2}`
-	if err != nil || !strings.HasSuffix(string(got), want) {
+	if err != nil || !strings.HasSuffix(asOnUnix(string(got)), want) {
 		t.Errorf("wrong settings in JSON: %s, %v", got, err)
 	}
 	var written bytes.Buffer
@@ -135,7 +136,7 @@ func TestSettingsApplyOnlyToTheirScheme(t *testing.T) {
 	} {
 		file := "Host vps\nScheme " + tt.scheme + "\nHost *\nSequence 1000\nKeyFile /keys/vps\nTokenPort 62202\nTokensPerWindow 8\n"
 		if tt.scheme == "static" {
-			file += "ValidUntil 2027-11-21\n" // only for schemes that follow the clock
+			file += "Host *\nValidUntil 2027-11-21\n" // only for schemes that follow the clock
 		}
 		p, err := mustParse(t, file).Lookup("vps")
 		if err != nil {
@@ -166,7 +167,7 @@ func TestFirstOfTwoAlternativesWins(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := p.Scheme + " " + joinWords(p.KeyCommand) + " " + filepath.ToSlash(p.KeyFile); got != tt.want {
+		if got := p.Scheme + " " + joinWords(p.KeyCommand) + " " + asOnUnix(p.KeyFile); got != tt.want {
 			t.Errorf("got %q, want %q", got, tt.want)
 		}
 	}
@@ -195,7 +196,7 @@ func TestKeySchemeConflicts(t *testing.T) {
 		{"Scheme md5-hourly\nKeyFile /k\nProtocol udp", "file:4: Protocol: must be tcp with Scheme md5-hourly"},
 		{"Scheme md5-hourly\nKeyFile /k\nDeriveHostKey yes", "file:4: DeriveHostKey: cannot be used with Scheme md5-hourly"},
 	} {
-		_, err := Parse("file", []byte("Host vps\n"+tt.lines+"\n"))
+		_, err := Parse("file", absolute("Host vps\n"+tt.lines+"\n"))
 		if err == nil || err.Error() != tt.want {
 			t.Errorf("got  %v\nwant %s", err, tt.want)
 		}
@@ -210,9 +211,37 @@ func TestKeySchemeConflicts(t *testing.T) {
 	} {
 		mustParse(t, "Host vps\n"+lines+"\n")
 	}
-	_, err := Parse("file", []byte("Host 192.0.2.1\nScheme rotating\nKeyFile /k\nDeriveHostKey yes\n"))
+	_, err := Parse("file", absolute("Host 192.0.2.1\nScheme rotating\nKeyFile /k\nDeriveHostKey yes\n"))
 	if want := "file:4: DeriveHostKey: 192.0.2.1 is an address; add a name to its Host line"; err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
+	}
+}
+
+// TestKeyFileOfWindows: programs of Windows may write a byte order mark and "\r\n".
+func TestKeyFileOfWindows(t *testing.T) {
+	for text, want := range map[string]string{
+		"\ufeff" + keyText + "\r\n": keyText,
+		"\xff\xfep\x00o\x00":        "FILE: the file is UTF-16; save it as UTF-8",
+	} {
+		path := filepath.Join(t.TempDir(), "key")
+		if err := secret.Create(path, []byte(text)); err != nil {
+			t.Fatal(err)
+		}
+		k, err := LoadKey(path)
+		got := k.Reveal()
+		if err != nil {
+			got = strings.ReplaceAll(err.Error(), path, "FILE")
+		}
+		if got != want {
+			t.Errorf("%q: got %s, want %s", text, got, want)
+		}
+	}
+	path := filepath.Join(t.TempDir(), "secret")
+	if err := secret.Create(path, []byte("\ufeffa secret\r\n")); err != nil {
+		t.Fatal(err)
+	}
+	if k, err := loadKey(path, parseSecret); err != nil || string(k.Bytes()) != "a secret" {
+		t.Errorf("got another secret, error %v", err)
 	}
 }
 

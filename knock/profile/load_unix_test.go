@@ -10,8 +10,9 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
-	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestLoadPermissions(t *testing.T) {
@@ -82,7 +83,7 @@ func TestLoadFollowsSymlink(t *testing.T) {
 // checks neither.
 func TestLoadAcceptsPipe(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "config")
-	if err := syscall.Mkfifo(path, 0o600); err != nil {
+	if err := unix.Mkfifo(path, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Chmod(path, 0o666); err != nil {

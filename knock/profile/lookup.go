@@ -232,11 +232,26 @@ func (f *File) index() {
 // limit. Lookup checks the requested host in any case.
 const checkBudget = 1 << 22
 
+// uselessEnd returns an error if a block has a ValidUntil and a scheme whose rules do not
+// expire. The two may be in different blocks, because a ValidUntil under "Host *" may be for
+// other hosts. It then does not apply.
+func (ss settings) uselessEnd() (keyword string, err error) {
+	s := ss.scheme()
+	if !ss.defineKnocks() || !ss.has("ValidUntil") || slices.Contains(s.groups, clockSettings) {
+		return "", nil
+	}
+	return "ValidUntil", fmt.Errorf("cannot be used with Scheme %s, whose rules do not expire", s.name)
+}
+
 // check returns the first contradiction within a block. Then it looks up the names of
 // each block that has a Sequence, a Scheme or a key, and returns the first error.
 func (f *File) check() error {
 	for _, b := range f.blocks {
-		if keyword, err := b.settings.newProfile(nil).conflict(b.settings); err != nil {
+		keyword, err := b.settings.newProfile(nil).conflict(b.settings)
+		if err == nil {
+			keyword, err = b.settings.uselessEnd()
+		}
+		if err != nil {
 			return f.fault(b.settings, keyword, err)
 		}
 	}

@@ -31,6 +31,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -128,12 +129,14 @@ func (p *Profile) conflict(given settings) (keyword string, err error) {
 	return "", nil
 }
 
-// WriteTo writes the profile as a Host block that [Parse] can read. The order of the
-// settings is always the same. The block contains the sequence, but never a key.
+// WriteTo writes the profile as a Host block that [Parse] can read, with the settings that
+// apply to its scheme. The order of the settings is always the same. The block contains the
+// sequence, but never a key.
 func (p *Profile) WriteTo(w io.Writer) (int64, error) {
 	var given settings
+	groups := schemeNamed(p.Scheme).groups
 	for _, k := range keywords {
-		if v := k.word(p); v != "" {
+		if v := k.word(p); v != "" && slices.Contains(groups, k.group) {
 			given = append(given, Setting{Keyword: k.name, Value: v})
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net/netip"
 	"reflect"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -13,13 +14,28 @@ import (
 	"github.com/portknock/portknock/knock"
 )
 
+// mustParse parses a file after [absolute].
 func mustParse(t testing.TB, file string) *File {
 	t.Helper()
-	f, err := Parse("file", []byte(file))
+	f, err := Parse("file", absolute(file))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return f
+}
+
+// root is the start of an absolute path. On Windows, "/" alone is not enough.
+var root = map[bool]string{false: "/", true: "C:/"}[runtime.GOOS == "windows"]
+
+// absolute makes each KeyFile and HMACKeyFile that begins with "/" absolute on this system.
+func absolute(file string) []byte { return []byte(strings.ReplaceAll(file, "File /", "File "+root)) }
+
+// asOnUnix returns an output, or its JSON, with the paths of [absolute] as on Unix.
+func asOnUnix(text string) string {
+	if runtime.GOOS != "windows" {
+		return text
+	}
+	return strings.NewReplacer(`C:\\`, "/", `\\`, "/", `C:\`, "/", `\`, "/").Replace(text)
 }
 
 func TestStaticDefaults(t *testing.T) {
@@ -116,6 +132,21 @@ func TestWriteToRoundTrip(t *testing.T) {
 	again, err := mustParse(t, b.String()).Lookup("vps")
 	if err != nil || !reflect.DeepEqual(again, p) {
 		t.Errorf("WriteTo wrote another profile: %+v, %v", again, err)
+	}
+}
+
+// TestWriteToLeavesOutOtherSchemes: WriteTo writes only settings that Parse accepts for the
+// scheme. A program may have set others, such as the end of rules that another scheme had.
+func TestWriteToLeavesOutOtherSchemes(t *testing.T) {
+	p, err := mustParse(t, "Host vps\n"+sequenceLine).Lookup("vps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.ValidUntil = time.Date(2027, 11, 21, 0, 0, 0, 0, time.UTC)
+	var b strings.Builder
+	p.WriteTo(&b)
+	if _, err := Parse("file", []byte(b.String())); err != nil || strings.Contains(b.String(), "ValidUntil") {
+		t.Errorf("Parse returns %v for the text\n%s", err, &b)
 	}
 }
 
@@ -295,6 +326,18 @@ func TestSettingConflicts(t *testing.T) {
 			"IPv6 BindAddress and inet", "Host *.example\n    AddressFamily inet\n    BindAddress 2001:db8::1\n",
 			"file:3: BindAddress: 2001:db8::1 does not belong to AddressFamily inet",
 		},
+		{
+			"ValidUntil and Sequence", "Host vps\n" + sequenceLine + "    ValidUntil 2027-11-21\n",
+			"file:3: ValidUntil: cannot be used with Scheme static, whose rules do not expire",
+		},
+		{
+			"ValidUntil and Scheme static", "Host *\n    ValidUntil 2027-11-21\n    Scheme static\n",
+			"file:2: ValidUntil: cannot be used with Scheme static, whose rules do not expire",
+		},
+		{
+			"ValidUntil and Scheme fwknop", "Host vps\n    Scheme fwknop\n    KeyFile ~/k\n    ValidUntil 2027-11-21\n",
+			"file:4: ValidUntil: cannot be used with Scheme fwknop, whose rules do not expire",
+		},
 		{"static without Sequence", "Host vps\n    Port 22\n    Scheme static\n", "file:3: Scheme: static needs a Sequence"},
 	} {
 		if _, err := Parse("file", []byte(tt.file)); err == nil || err.Error() != tt.want {
@@ -305,6 +348,8 @@ func TestSettingConflicts(t *testing.T) {
 		"knock at a guarded port by udp": "Host vps\n    Sequence 22/udp 8000\n",
 		"OpenPorts from another block":   "Host vps\n    Sequence 22/tcp 8000\nHost *\n    OpenPorts 443\n",
 		"Sequence from another block":    "Host vps\n    Scheme static\nHost *\n" + sequenceLine,
+		"ValidUntil in another block":    "Host vps\n" + sequenceLine + "Host *\n    ValidUntil 2027-11-21\n",
+		"ValidUntil with a default":      "Host vps\n    ValidUntil 2027-11-21\nHost *\n" + sequenceLine,
 		"defaults without a host":        "Host nas\n    Port 22\nHost *\n    Scheme static\n",
 	} {
 		if _, err := Parse("file", []byte(file)); err != nil {

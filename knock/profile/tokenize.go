@@ -38,11 +38,11 @@ func tokenize(name string, data []byte) (statements []statement, err error) {
 	if len(data) > maxFile {
 		return nil, fmt.Errorf("%s: the file is larger than %d bytes", name, maxFile)
 	}
-	if bytes.HasPrefix(data, []byte("\xff\xfe")) || bytes.HasPrefix(data, []byte("\xfe\xff")) {
-		return nil, fault(name, 1, "the file is UTF-16; save it as UTF-8")
+	if data, err = withoutMark(data); err != nil {
+		return nil, fault(name, 1, "%w", err)
 	}
 	number := 0
-	for line := range strings.Lines(string(bytes.TrimPrefix(data, []byte("\ufeff")))) {
+	for line := range strings.Lines(string(data)) {
 		number++
 		t, err := parseLine(strings.TrimSuffix(strings.TrimSuffix(line, "\n"), "\r"))
 		if err != nil {
@@ -54,6 +54,15 @@ func tokenize(name string, data []byte) (statements []statement, err error) {
 		}
 	}
 	return statements, nil
+}
+
+// withoutMark removes the byte order mark that programs of Windows write at the start of a
+// file. It returns an error for UTF-16, in which PowerShell 5.1 writes a file with ">".
+func withoutMark(data []byte) ([]byte, error) {
+	if bytes.HasPrefix(data, []byte("\xff\xfe")) || bytes.HasPrefix(data, []byte("\xfe\xff")) {
+		return nil, errors.New("the file is UTF-16; save it as UTF-8")
+	}
+	return bytes.TrimPrefix(data, []byte("\ufeff")), nil
 }
 
 // parseLine splits one line into its keyword and its words. It returns nil for a line

@@ -156,7 +156,7 @@ func libraryValue(file, host, keyword string) string {
 }
 
 func profileValue(file, host, keyword string) string {
-	f, err := Parse("file", []byte(file))
+	f, err := Parse("file", absolute(file))
 	if err != nil {
 		return "error: " + err.Error()
 	}

@@ -42,7 +42,8 @@ type Runner struct {
 // The command runs without a shell. It does not get the standard input of this process,
 // which may be the connection of ssh. When ctx ends or the time limit passes, Run kills
 // the command and all processes that the command has started. On Unix, a process that has
-// left the command's process group is not killed.
+// left the command's process group is not killed. On Windows, a process that has left the
+// command's job object is not killed, and the command also ends when this process ends.
 func (r Runner) Run(ctx context.Context, command []string, what string) ([]byte, error) {
 	id := strings.Join(command, "\x00") // no word of a command can contain a zero byte
 	if text, ok := r.Printed[id]; ok {
@@ -65,12 +66,12 @@ func (r Runner) run(ctx context.Context, command []string, what string) ([]byte,
 	c := exec.CommandContext(ctx, command[0], command[1:]...)
 	c.Stdout, c.Stderr = &out, r.Stderr
 	c.WaitDelay = time.Second // time limit for children that keep the pipe open
-	killChildren(c)
+	run := killable(c)
 	done := func() {}
 	if r.Foreground != nil {
 		done = r.Foreground(c)
 	}
-	err := c.Run()
+	err := run()
 	done()
 	switch {
 	case ctx.Err() != nil:

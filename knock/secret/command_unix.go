@@ -7,9 +7,10 @@ import (
 	"syscall"
 )
 
-// killChildren gives a command its own process group, and sets c.Cancel to kill the whole
-// group.
-func killChildren(c *exec.Cmd) {
+// killable makes a command killable, together with all processes of its process group. It
+// returns the function that runs the command.
+func killable(c *exec.Cmd) (run func() error) {
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	c.Cancel = func() error { return syscall.Kill(-c.Process.Pid, syscall.SIGKILL) }
+	return c.Run
 }

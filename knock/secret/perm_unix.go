@@ -12,7 +12,7 @@ import (
 
 // CheckOwner returns an error for a file that another user, except root, could have
 // written. The file must belong to the user or to root, and the group and others must not
-// have write permission. Outside Unix, CheckOwner accepts every file.
+// have write permission.
 func CheckOwner(path string, info fs.FileInfo) error {
 	if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Uid != 0 && int(st.Uid) != os.Getuid() {
 		return fmt.Errorf("%s: owned by user %d, not by you or root; run chown, or use a file of your own", path, st.Uid)
@@ -21,8 +21,7 @@ func CheckOwner(path string, info fs.FileInfo) error {
 }
 
 // CheckReaders returns an error for a file that other users can read. The parameter what
-// names the content of the file in the error, such as "a key". Outside Unix, CheckReaders
-// accepts every file.
+// names the content of the file in the error, such as "a key".
 func CheckReaders(path string, info fs.FileInfo, what string) error {
 	return checkMode(path, info, 0o044, "contains "+what+" and is readable")
 }
@@ -40,6 +39,13 @@ func checkMode(path string, info fs.FileInfo, mask fs.FileMode, what string) err
 	}
 	return nil
 }
+
+// createPrivate creates a file that only its owner can read. The file must not exist.
+func createPrivate(path string) (*os.File, error) {
+	return os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+}
+
+func rename(from, to string) error { return os.Rename(from, to) }
 
 // setOwner gives a new file the owner and the group of the file like. These can differ
 // from those of the new file: like may be shared with a group, or belong to root.

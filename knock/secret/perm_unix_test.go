@@ -9,6 +9,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestReadChecksModeAndOwner(t *testing.T) {
@@ -46,7 +48,7 @@ func TestReadChecksModeAndOwner(t *testing.T) {
 
 func TestReadDoesNotWaitForPipe(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "pipe") // the pipe has no writer
-	if err := syscall.Mkfifo(path, 0o600); err != nil {
+	if err := unix.Mkfifo(path, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Read(path); err == nil || err.Error() != path+": not a regular file" {

@@ -26,8 +26,9 @@ func innermost(err error) error {
 const maxText = 4096
 
 // Read returns the text of a key file. The file must be regular and have at most 4096
-// bytes. On Unix, the file must meet ssh's rules for a private key. It must belong to the
-// user or to root, and no other user may have access to it.
+// bytes. The file must meet ssh's rules for a private key. It must belong to the user or
+// to root, and no other user may have access to it. On Windows, SYSTEM and the
+// administrators take the place of root.
 func Read(path string) ([]byte, error) {
 	// Opening must not block, because a pipe without a writer would keep ssh waiting.
 	f, err := os.OpenFile(path, os.O_RDONLY|nonBlocking, 0)

@@ -2,6 +2,7 @@ package secret
 
 import (
 	"cmp"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -26,7 +27,7 @@ func (e existsError) Is(target error) bool { return target == fs.ErrExist }
 // If Create cannot write the whole text, it removes the file. Create is not atomic: until
 // it returns, other programs of the owner may see an incomplete file.
 func Create(path string, text []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := createPrivate(path)
 	if errors.Is(err, fs.ErrExist) {
 		return existsError(path)
 	}
@@ -74,7 +75,8 @@ func replaceable(path string) (string, error) {
 
 // Replace writes a file completely or not at all. It creates the file if it does not
 // exist. If like is nil, only the owner can read the file. Otherwise the file gets the
-// mode, the owner and the group of like. A program that reads the file meanwhile sees the
+// mode, the owner and the group of like. On Windows, only the owner can read the file, with
+// or without like, and the system and its administrators can. A program that reads the file meanwhile sees the
 // old text or the new text. A symbolic link stays; Replace replaces the file that the link
 // leads to.
 func Replace(path string, text []byte, like fs.FileInfo) error {
@@ -82,12 +84,12 @@ func Replace(path string, text []byte, like fs.FileInfo) error {
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(target), ".portknock-*") // os.CreateTemp uses mode 0600
+	f, err := createPrivate(filepath.Join(filepath.Dir(target), ".portknock-"+rand.Text()))
 	if err != nil {
 		return notWritten(path, err)
 	}
 	if err = writeAndClose(f, text, like); err == nil {
-		err = os.Rename(f.Name(), target)
+		err = rename(f.Name(), target)
 	}
 	if err != nil {
 		os.Remove(f.Name())

@@ -195,9 +195,10 @@ func (r *Request) check(t time.Time) error {
 		return fmt.Errorf("%q is not a host name", r.Host)
 	case badUser != nil:
 		return badUser
-	// fwknopd expects a time of 10 digits (since 2001) and of at most 32 bits (until 2106).
-	case t.Unix() < 1e9 || t.Unix() > math.MaxUint32:
-		return fmt.Errorf("the clock shows %s; fwknopd accepts times from 2001 to 2106", t.UTC().Format(time.RFC3339))
+	// fwknopd 2.6.10 expects a time of 10 digits, which begin in 2001. Its type for the time
+	// is a signed int of 32 bits, which ends on 2038-01-19.
+	case t.Unix() < 1e9 || t.Unix() > math.MaxInt32:
+		return fmt.Errorf("the clock shows %s; fwknopd accepts times from 2001 to 2038", t.UTC().Format(time.RFC3339))
 	case r.Allow.IsValid() && !r.Allow.Unmap().Is4():
 		return fmt.Errorf("fwknopd opens ports for IPv4 only; %v is not an IPv4 address", r.Allow)
 	case len(r.Ports) == 0:

@@ -246,7 +246,8 @@ func TestPacketChecksTheRequest(t *testing.T) {
 		{func(a *Request) { a.NATLocal = true }, "NATLocal needs NAT, the address and port to forward to"},
 		{func(a *Request) { a.Timeout = 1500 * time.Millisecond }, "timeout 1.5s: must be whole seconds, at most 18h12m16s"},
 		{func(a *Request) { a.Timeout = -time.Second }, "timeout -1s: must be whole seconds, at most 18h12m16s"},
-		{func(a *Request) { a.Offset = -100 * 365 * 24 * time.Hour }, "the clock shows 1926-12-16T06:01:43Z; fwknopd accepts times from 2001 to 2106"},
+		{func(a *Request) { a.Offset = -100 * 365 * 24 * time.Hour }, "the clock shows 1926-12-16T06:01:43Z; fwknopd accepts times from 2001 to 2038"},
+		{func(a *Request) { a.Offset = time.Unix(1<<31, 0).Sub(now) }, "the clock shows 2038-01-19T03:14:08Z; fwknopd accepts times from 2001 to 2038"},
 	} {
 		a := example()
 		tt.change(a)

@@ -23,19 +23,30 @@ def rotating(key, time, period, first, last, knocks, protocol):
         n += 1
     return " ".join(f"{port}/{protocol}" for port in ports[:knocks])
 
-def pick(address, tokens, since, skew, round):  # the window, 0 or the previous one, and the token's number
+def share(tokens, to, targets):  # the numbers of the tokens that the server's address to may get; targets are all its addresses
+    ip, all = ipaddress.ip_address(to), [ipaddress.ip_address(target) for target in targets]
+    family = sorted(t for t in all if t.version == ip.version)
+    numbers = [n for n in range(tokens) if n % 2 == (ip.version == 6)]
+    if len(family) == len(all):
+        numbers += [n for n in range(tokens) if n not in numbers]
+    return numbers[family.index(ip)::len(family)]
+
+def pick(address, tokens, since, skew, round, to=None, targets=None):  # the window, 0 or the previous one, and the token's number, or -1
     window, turn = (-(round % 2), round // 2) if since < skew else (0, round)
     ip = ipaddress.ip_address(address)
-    own = [n for n in range(tokens) if n % 2 == (ip.version == 6)]
-    others = [n for n in range(tokens) if n not in own]
-    begin, turn = int.from_bytes(hashlib.sha256(ip.packed).digest()[:2], "big"), turn % tokens
+    numbers = share(tokens, to, targets) if targets else range(tokens)
+    if not numbers:
+        return window, -1
+    own = [n for n in numbers if n % 2 == (ip.version == 6)]
+    others = [n for n in numbers if n not in own]
+    begin, turn = int.from_bytes(hashlib.sha256(ip.packed).digest()[:2], "big"), turn % len(numbers)
     if turn < len(own):
         return window, own[(begin + turn) % len(own)]
     return window, others[(begin + turn - len(own)) % len(others)]
 
 for v in json.load(sys.stdin):
     if "address" in v:
-        print(*pick(*(v[k] for k in ("address", "tokens", "since", "skew", "round"))))
+        print(*pick(*(v.get(k) for k in ("address", "tokens", "since", "skew", "round", "to", "targets"))))
         continue
     text, host, n, *_ = (v.pop(k, None) for k in ("key", "host", "n", "about", "sequence", "token"))
     key = derive(parse_key(text), host) if host else parse_key(text)

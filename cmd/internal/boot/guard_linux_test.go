@@ -83,7 +83,7 @@ func (g *guarded) expectAdmits(t *testing.T, when string) {
 	g.nextIP++
 	from := g.client.Source(lab.IPv4, g.nextIP)
 	g.client.KnockFrom(t, from, g.ssh().Addr(), g.knocks...)
-	lab.Await(t, 10*time.Second, func() string {
+	lab.Await(t, time.Minute, func() string {
 		if got := g.client.ProbeFrom(t, from, g.ssh()); got != lab.Open {
 			return fmt.Sprintf("%s: port 22 is %v after the knocks", when, got)
 		}
@@ -194,7 +194,7 @@ func TestWatchdogRepairsFlushWithinMinute(t *testing.T) {
 		if open == 0 || open > 65*time.Second {
 			t.Errorf("port 22 was open for %v", open)
 		}
-		lab.Await(t, 10*time.Second, func() string {
+		lab.Await(t, time.Minute, func() string {
 			log := g.server.Shell(t, "journalctl -b -p err -o cat")
 			if !strings.Contains(log, "profile vps") || !strings.Contains(log, "22/tcp") {
 				return "the log does not name the profile and its ports:\n" + log
@@ -379,7 +379,7 @@ func TestInstalledScriptRefreshesItsRules(t *testing.T) {
 			"portknock emit-rules -c config --format "+g.format+" --script --refresh vps >vps.sh && sh vps.sh load && sh vps.sh install")
 		id := func() string { return g.server.Shell(t, "grep ^id= /etc/portknock/vps.sh") }
 		first := id()
-		lab.Await(t, 30*time.Second, func() string {
+		lab.Await(t, time.Minute, func() string {
 			g.server.Shell(t, "echo 0 >/run/portknock/vps.refreshed; systemctl start portknock-watch.service")
 			if id() == first {
 				return "the script has no new rules"

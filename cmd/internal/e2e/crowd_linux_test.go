@@ -13,7 +13,7 @@ import (
 
 // patience is the ConnectTimeout of clients on a busy machine. A client without a busy
 // machine or other load connects in milliseconds.
-const patience = "ConnectTimeout=30"
+const patience = "ConnectTimeout=60"
 
 // newCrowdRig makes a rig in which a service listens on port 22, behind three knocks. The
 // server remembers a knock for longer than a client tries. The profile long opens port 2210
@@ -24,7 +24,7 @@ func newCrowdRig(t testing.TB, f lab.Firewall, family lab.Family) *rig {
 	r.server.Listen(t, 2210)
 	r.server.Listen(t, 2211)
 	addr := "HostName " + r.addr().String()
-	r.profile = r.vpsProfile(t, threeKnocks, "KnockTimeout 1m", "Host long", addr, "OpenPorts 2210",
+	r.profile = r.vpsProfile(t, threeKnocks, "KnockTimeout 2m", "Host long", addr, "OpenPorts 2210",
 		"Sequence 10421/udp 10697/tcp 10556/udp 10459/tcp 10205/udp 10333/tcp 10918/udp 10777/tcp 10132/udp 10845/tcp",
 		"Host other", addr, "OpenPorts 2211", "Sequence 7103/tcp 8107/tcp 9109/tcp")
 	r.emitRules(t, "long", "other")

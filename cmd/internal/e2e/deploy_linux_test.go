@@ -118,7 +118,7 @@ func TestDeployKilled(t *testing.T) {
 			r := newDeployRig(t, threeKnocks)
 			c, _, _ := r.deployUntil(t, step, "vps")
 			c.End()
-			lab.Await(t, 20*time.Second, func() string {
+			lab.Await(t, time.Minute, func() string {
 				if out, err := r.server.Try("flock", "-n", "/run/portknock/deploy.lock", "true"); err != nil {
 					return "the deploy still has its lock: " + out
 				}
@@ -134,26 +134,43 @@ func TestDeployKilled(t *testing.T) {
 	}
 }
 
+// lockHolder starts a process that waits. hold makes it take the lock of the scripts on the
+// server, for which verbs wait then. release makes it end.
+func (r *rig) lockHolder(t testing.TB) (hold, release func()) {
+	t.Helper()
+	c := r.server.Command("sh", "-c", "mkdir -p /run/portknock; echo ready; read -r line; exec 9>/run/portknock/lock; flock 9; echo held; exec sleep 1000")
+	in, err := c.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _, rest := c.StartUntil(t, func(line string) bool { return line == "ready\n" })
+	hold = func() {
+		t.Helper()
+		_, _ = io.WriteString(in, "\n")
+		if _, err := io.ReadFull(rest, make([]byte, len("held\n"))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return hold, c.End
+}
+
 // TestDeployAsksAgainAfterBrokenConnection: if the connection breaks while the server installs
 // the rules, deploy connects again, and finds that the rules are installed.
 func TestDeployAsksAgainAfterBrokenConnection(t *testing.T) {
 	t.Parallel()
 	lab.Require(t, "flock", "pgrep", "pkill")
 	r := newDeployRig(t, threeKnocks)
+	hold, release := r.lockHolder(t)
 	c, out, rest := r.deployUntil(t, "trial ", "vps")
-	holder := r.server.Command("sh", "-c", "exec 9>/run/portknock/lock && flock 9 && exec sleep 1000")
-	if err := holder.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer holder.End()
-	lab.Await(t, 20*time.Second, func() string {
+	hold() // during the proof, before the server installs the rules
+	lab.Await(t, time.Minute, func() string {
 		if _, err := r.server.Try("pgrep", "-f", "^sh /run/portknock/deploy[.][^ ]* install"); err != nil {
 			return "the server does not install the rules"
 		}
 		return ""
 	})
 	r.client.Run(t, "pkill", "-KILL", "-x", "ssh")
-	holder.End()
+	release()
 	more, _ := io.ReadAll(rest)
 	if err := c.Wait(); err != nil || !strings.Contains(string(more), "asking the server again") || !strings.Contains(string(more), "deployed  vps") {
 		t.Errorf("deploy ends with %v and prints\n%s%s", err, out, more)
@@ -167,9 +184,20 @@ func TestDeployAsksAgainAfterBrokenConnection(t *testing.T) {
 func TestOneDeployAtATime(t *testing.T) {
 	t.Parallel()
 	r := newDeployRig(t, threeKnocks)
-	c, _, rest := r.deployUntil(t, "new ", "vps")
+	hold, release := r.lockHolder(t)
+	hold() // the first deploy waits until the second one has failed
+	c := r.deployCommand("vps")
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lab.Await(t, time.Minute, func() string {
+		if _, err := r.server.Try("test", "-s", "/run/portknock/deploy.lock"); err != nil {
+			return "the first deploy does not take its lock"
+		}
+		return ""
+	})
 	r.deploy(t, 6, []string{"another deploy to this server is running: root@client"})
-	_, _ = io.Copy(io.Discard, rest)
+	release()
 	if err := c.Wait(); err != nil {
 		t.Errorf("the first deploy: %v", err)
 	}

@@ -21,7 +21,7 @@ var otherKey, otherFingerprint = func() (text, fingerprint string) {
 }()
 
 // writeDeployed writes the file that says that the server has rules made from these settings. The
-// key has this fingerprint, which is "" if there is no key.
+// key has this fingerprint, which is "" for a scheme without keys.
 func (r *rig) writeDeployed(t testing.TB, fingerprint string, settings ...string) {
 	t.Helper()
 	dir := filepath.Join(filepath.Dir(r.profile), "deployed")

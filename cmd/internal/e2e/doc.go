@@ -42,7 +42,7 @@
 //	signals         a calling program that gives up, and missing readers
 //	stream          the connection that portknock copies
 //	fdpass          the connection whose socket portknock passes to ssh
-//	resolve         name servers that do not answer
+//	resolve         names: servers that do not answer, search domains, getent; the home folder
 //	route           a route that is lost for a moment
 //
 // Other files help the tests: main (builds the command), race (the race detector), rig (a

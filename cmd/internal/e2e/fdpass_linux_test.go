@@ -41,7 +41,7 @@ func TestFDPassSocketHasKeepAlive(t *testing.T) {
 	r.setFDPass(t, true)
 	r.openEcho(t, "vps")
 	// While data is in flight, ss shows another timer.
-	lab.Await(t, 10*time.Second, func() string {
+	lab.Await(t, time.Minute, func() string {
 		timers := r.client.Run(t, "ss", "-tnoH", "state", "established", "dport", "22")
 		if strings.Contains(timers, "timer:(keepalive") {
 			return ""
@@ -75,7 +75,7 @@ func TestFDPassEndsWhenSSHIsKilled(t *testing.T) {
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
-	lab.Await(t, 10*time.Second, func() string {
+	lab.Await(t, time.Minute, func() string {
 		if out, _ := r.client.Try("pgrep", "-a", "portknock"); out != "" {
 			return ""
 		}

@@ -125,7 +125,7 @@ func TestFwknopRulesForwardWhereProfileSays(t *testing.T) {
 			t.Errorf("the rules are\n%s", watched)
 		}
 		r.runHeaderLine(t, "load")
-		r.awaitPort(t, 20*time.Second, r.client, 22, g.closed)
+		r.awaitPort(t, time.Minute, r.client, 22, g.closed)
 		g.expectForwarding(t)
 		r.runHeaderLine(t, "unload")
 		r.expect(t, r.client, lab.Dropped)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/base64"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -30,12 +31,12 @@ func decodeWithFwknopd(t *testing.T, stanzas []string, packets []string) map[str
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
-	late := time.After(30 * time.Second)
+	late := time.After(2 * time.Minute)
 	wait := func(event chan struct{}) {
 		select {
 		case <-event:
 		case <-late:
-			t.Fatalf("fwknopd did not print the expected line within 30 s:\n%.10000s", output.text.String())
+			t.Fatalf("fwknopd did not print the expected line within two minutes:\n%.10000s", output.text.String())
 		}
 	}
 	wait(output.ready)
@@ -59,7 +60,7 @@ func decodeWithFwknopd(t *testing.T, stanzas []string, packets []string) map[str
 // awaitBound waits until a program of a host listens on a UDP port.
 func awaitBound(t *testing.T, h *lab.Host, port int) {
 	t.Helper()
-	lab.Await(t, 30*time.Second, func() string {
+	lab.Await(t, time.Minute, func() string {
 		var sockets []byte
 		h.Do(func() { sockets, _ = os.ReadFile("/proc/thread-self/net/udp") })
 		if bytes.Contains(sockets, fmt.Appendf(nil, ":%04X 00000000:0000", port)) {
@@ -228,6 +229,38 @@ func TestFwknopdDecodesEveryDigestHMACAndMode(t *testing.T) {
 			}
 			checkDecoded(t, asked, packets, decodeWithFwknopd(t, stanzas, packets))
 		})
+	}
+}
+
+// TestFwknopdDecodesFirstAndLastTime: fwknopd decodes packets with the first and the last
+// time for which portknock makes packets.
+func TestFwknopdDecodesFirstAndLastTime(t *testing.T) {
+	t.Parallel()
+	lab.Require(t, "fwknopd")
+	r := rand.New(rand.NewPCG(3, 3))
+	a := spa.Request{
+		Keys: spa.Keys{Key: randomKey(r, 32), HMACKey: randomKey(r, 64), HMAC: spa.SHA256},
+		User: "alice", Digest: spa.SHA256, Ports: []knock.PortRange{{First: 22, Last: 22}},
+	}
+	times := []int64{1e9, math.MaxInt32}
+	for i, step := range []int64{-1, 1} {
+		if _, err := a.Packet(time.Unix(times[i]+step, 0)); err == nil {
+			t.Errorf("the time %d is not an error", times[i]+step)
+		}
+	}
+	var packets []string
+	for _, unix := range times {
+		p, err := a.Packet(time.Unix(unix, 0))
+		if err != nil {
+			t.Fatal(err)
+		}
+		packets = append(packets, p)
+	}
+	got := decodeWithFwknopd(t, []string{accessStanza(&a)}, packets)
+	for i, p := range packets {
+		if want := fmt.Sprint(times[i]); got[p]["Timestamp"] != want {
+			t.Errorf("fwknopd reads the time %q, want %s", got[p]["Timestamp"], want)
+		}
 	}
 }
 

@@ -175,7 +175,7 @@ func TestPortknockOpensMD5HourlyServer(t *testing.T) {
 func TestMD5HourlyClientOpensOurRules(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		lab.Require(t, "md5sum", "awk", "dc", "nc")
-		r := newGuardedRig(t, f, family, hourlySettings(t)...)
+		r := newGuardedRig(t, f, family, append(hourlySettings(t), "KnockTimeout 1m")...) // this client starts a process for each knock
 		r.expect(t, r.client, lab.Dropped)
 		c := r.client.Command("sh", "-s", r.addr().String())
 		c.Stdin = strings.NewReader(hourlyClient)

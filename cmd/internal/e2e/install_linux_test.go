@@ -44,7 +44,7 @@ func (r *rig) whileRunWaits(t testing.TB, s script, verb string, change func()) 
 		t.Fatal(err)
 	}
 	defer holder.End()
-	lab.Await(t, 10*time.Second, func() string {
+	lab.Await(t, time.Minute, func() string {
 		if _, err := r.server.Try("flock", "-n", "/run/portknock/lock", "true"); err == nil {
 			return "the lock is free"
 		}
@@ -55,7 +55,7 @@ func (r *rig) whileRunWaits(t testing.TB, s script, verb string, change func()) 
 	if err := waiting.Start(); err != nil {
 		t.Fatal(err)
 	}
-	lab.Await(t, 10*time.Second, func() string {
+	lab.Await(t, time.Minute, func() string {
 		if out, _ := r.server.Try("pgrep", "-f", "flock -n 9|sleep 1$"); out == "" {
 			return "the verb does not wait for the lock"
 		}
@@ -74,8 +74,8 @@ func (s script) holdingLock() script {
 	return s
 }
 
-// TestWaitingWatchdogObeysInstall: a boot or watch of a script that is no longer installed
-// when it gets the lock loads nothing.
+// TestWaitingWatchdogObeysInstall: a boot or watch loads nothing if another run has replaced or
+// uninstalled its script while it waited for the lock.
 func TestWaitingWatchdogObeysInstall(t *testing.T) {
 	lab.Require(t, "flock", "pgrep")
 	eachShell(t, func(t *testing.T, shell []string) {

@@ -79,7 +79,7 @@ func TestOldNftRulesForgetAfterKnockTimeout(t *testing.T) {
 func (r *rig) awaitForgotten(t testing.TB, addr netip.Addr) {
 	t.Helper()
 	stages := map[lab.Family]string{lab.IPv4: "at4_vps", lab.IPv6: "at6_vps"}[r.family]
-	lab.Await(t, 10*time.Second, func() string {
+	lab.Await(t, time.Minute, func() string {
 		known := r.server.Run(t, "nft", "list", "map", "inet", "portknock", stages)
 		if strings.Contains(known, addr.String()) {
 			return "the client still has a stage:\n" + known

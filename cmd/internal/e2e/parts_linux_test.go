@@ -295,7 +295,7 @@ func TestPartsWithOwnKeysShareAPort(t *testing.T) {
 		settings, s := tokens(t, periodWithNowAt(t, middle), time.Minute)
 		emit := func(name, horizon string, more ...string) script {
 			t.Helper()
-			lines := append(append([]string{"Host " + name, "OpenFor 1s"}, settings...), more...)
+			lines := append(append([]string{"Host " + name, "OpenFor 3s"}, settings...), more...)
 			return r.emitScript(t, lab.File(t, "config", lines...), "--horizon", horizon, name).with(shell)
 		}
 		keys := []knock.Key{s.Key, s.Key.Derive("user1")}

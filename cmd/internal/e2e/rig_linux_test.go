@@ -181,6 +181,17 @@ func nameServer(t testing.TB, on *lab.Host, name string, server *lab.Host) {
 	on.Run(t, "mount", "--bind", hosts, "/etc/hosts")
 }
 
+// nameHosts gives several hosts the same name on one host. The name has the address of each
+// host in this family, in this order.
+func nameHosts(t testing.TB, on *lab.Host, name string, family lab.Family, hosts ...*lab.Host) {
+	t.Helper()
+	var lines []string
+	for _, h := range hosts {
+		lines = append(lines, h.Addr(family).String()+" "+name)
+	}
+	on.Run(t, "mount", "--bind", lab.File(t, "hosts", lines...), "/etc/hosts")
+}
+
 // addr returns the server's address.
 func (r *rig) addr() netip.Addr { return r.server.Addr(r.family) }
 
@@ -264,7 +275,7 @@ func (r *rig) awaitPort(t testing.TB, within time.Duration, from *lab.Host, port
 func (r *rig) expectSoon(t testing.TB, from *lab.Host, port uint16, want lab.State) {
 	t.Helper()
 	if r.firewall.Async {
-		r.awaitPort(t, 10*time.Second, from, port, want)
+		r.awaitPort(t, time.Minute, from, port, want)
 	}
 	r.expectPort(t, from, port, want)
 }

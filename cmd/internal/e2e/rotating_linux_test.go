@@ -130,10 +130,12 @@ func TestSequencesChangeWithinSkewOfBoundary(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		const skew = time.Second
 		r := newRig(t, f, family, twoKnocks) // first, because this takes a while
-		period := periodWithNowAt(t, ending)
-		settings, s := rotating(t, period, skew)
-		r.load(t, settings)
-		boundary := knock.WindowAt(time.Now(), period).End
+		var s knock.Rotating
+		period, boundary := loadEnding(t, func(period time.Duration) {
+			var settings []string
+			settings, s = rotating(t, period, skew)
+			r.load(t, settings)
+		})
 		// expect returns 1 if an attempt with these times must open the port, and 0 if it
 		// must not. A sequence is valid between from and until.
 		const unknown = -1
@@ -180,13 +182,15 @@ func TestSequenceMayCrossBoundary(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		const skew = 2 * time.Second
 		r := newRig(t, f, family, twoKnocks) // first, because this takes a while
-		period := periodWithNowAt(t, ending)
-		settings, s := rotating(t, period, skew)
-		r.load(t, append(settings, "KnockTimeout 30s"))
-		now := time.Now()
-		knocks, from := stepsAt(t, s, now), r.freshAddr()
+		var s knock.Rotating
+		_, boundary := loadEnding(t, func(period time.Duration) {
+			var settings []string
+			settings, s = rotating(t, period, skew)
+			r.load(t, append(settings, "KnockTimeout 5m"))
+		})
+		knocks, from := stepsAt(t, s, boundary.Add(-1)), r.freshAddr()
 		r.client.KnockFrom(t, from, r.addr(), knocks[:3]...)
-		sleepInto(knock.WindowAt(now, period).End)
+		sleepInto(boundary)
 		if !r.admits(t, from, knocks[3:]...) {
 			t.Error("a sequence that crosses the boundary does not open port 22")
 		}
@@ -320,10 +324,11 @@ func TestPortAfterHorizonIsClosedOrOpen(t *testing.T) {
 	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
 		r := newRig(t, f, family, twoKnocks)
 		load := func(atEnd string) (s knock.Schedule, end time.Time) {
-			period := periodWithNowAt(t, ending)
-			settings, s := rotating(t, period, time.Second)
-			end = knock.WindowAt(time.Now(), period).End
-			r.load(t, settings, "--horizon", "1s", "--at-end", atEnd)
+			_, end = loadEnding(t, func(period time.Duration) {
+				var settings []string
+				settings, s = rotating(t, period, time.Second)
+				r.load(t, settings, "--horizon", "1s", "--at-end", atEnd)
+			})
 			r.expect(t, r.client, lab.Dropped)
 			return s, end
 		}

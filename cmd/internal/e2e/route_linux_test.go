@@ -36,7 +36,7 @@ func TestConnectsAfterShortLinkOutage(t *testing.T) {
 			r.server.Shell(t, dropAllInput)
 			capture := r.server.Capture(t)
 			var out, stderr lab.Log
-			c := r.client.Command("portknock", append([]string{"-v"}, append(tt.args(r), "22")...)...)
+			c := r.client.Command("portknock", append([]string{"-v", "-o", "ConnectTimeout=30"}, append(tt.args(r), "22")...)...)
 			c.Stdout, c.Stderr = &out, &stderr
 			in, err := c.StdinPipe() // this pipe stays open until the banner has arrived
 			if err != nil {
@@ -67,7 +67,7 @@ func TestConnectsAfterShortLinkOutage(t *testing.T) {
 func awaitSYN(t testing.TB, c *lab.Capture, port uint16) {
 	t.Helper()
 	isSYN := func(p lab.Packet) bool { return p.Dst.Port() == port && p.Flags == lab.SYN }
-	lab.Await(t, 10*time.Second, func() string {
+	lab.Await(t, time.Minute, func() string {
 		if slices.ContainsFunc(c.Packets(t), isSYN) {
 			return ""
 		}

@@ -256,7 +256,7 @@ func testScans(t *testing.T, f lab.Firewall, family lab.Family, nat bool) {
 	before := map[string]answers{}
 	for _, s := range scans(family) {
 		// On a busy machine, nmap may not wait long enough for an answer.
-		lab.Await(t, 10*time.Second, func() string {
+		lab.Await(t, time.Minute, func() string {
 			got := r.nmap(t, s.flags, addrs(s)...)
 			before[s.flags] = got
 			for _, p := range scannedPorts {
@@ -292,7 +292,7 @@ func testScans(t *testing.T, f lab.Firewall, family lab.Family, nat bool) {
 		r.runHeaderLine(t, "load")
 		for _, s := range scans(family) {
 			t.Run(fmt.Sprintf("nat=%v/%s/%s", nat, policy, s.flags), func(t *testing.T) {
-				lab.Await(t, 3*time.Second, func() string {
+				lab.Await(t, 30*time.Second, func() string {
 					var wrong []string
 					got := r.nmap(t, s.flags, addrs(s)...)
 					for _, p := range scannedPorts {

@@ -35,7 +35,6 @@ var (
 	early  = place{into: span{least: 5 * second, below: 80 * second}, left: span{least: 4 * minute}}
 	middle = place{into: span{least: 150 * second}, left: span{least: 150 * second}}
 	late   = place{into: span{least: 4 * minute}, left: span{least: minute, below: 100 * second}}
-	ending = place{into: span{least: 10 * second}, left: span{least: 5 * second, below: 7 * second}}
 )
 
 // periodWithNowAt returns a period whose current window has the present at this place.
@@ -54,6 +53,23 @@ func periodWithNowAt(t testing.TB, p place) time.Duration {
 	}
 	t.Fatal("no period has the present at this place of its window")
 	return 0
+}
+
+// loadEnding calls load with a period whose window ends in a few seconds, and returns the
+// period and the end of the window. On a machine where load takes longer, it tries again with
+// more time.
+func loadEnding(t testing.TB, load func(period time.Duration)) (period time.Duration, end time.Time) {
+	t.Helper()
+	for left := 5 * second; left < 3*minute; left *= 2 {
+		period = periodWithNowAt(t, place{into: span{least: 10 * second}, left: span{least: left, below: left + 2*second}})
+		end = knock.WindowAt(time.Now(), period).End
+		load(period)
+		if time.Until(end) > 3*second {
+			return period, end
+		}
+	}
+	t.Fatal("on this machine, a load takes minutes")
+	return 0, end
 }
 
 // newTokenRig is newGuardedRig with Scheme token. The present is in the middle of a

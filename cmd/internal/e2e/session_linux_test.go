@@ -111,7 +111,7 @@ func transfer(t *testing.T, r *rig) {
 // From then on, neither side sends a packet without new data.
 func (r *rig) awaitAllAcknowledged(t testing.TB) {
 	t.Helper()
-	lab.Await(t, 10*time.Second, func() (unacknowledged string) {
+	lab.Await(t, time.Minute, func() (unacknowledged string) {
 		for _, h := range []*lab.Host{r.client, r.server} {
 			unacknowledged += h.Shell(t, "ss -Htn state established | awk '$2 > 0'") // $2 is Send-Q
 		}
@@ -123,7 +123,7 @@ func (r *rig) awaitAllAcknowledged(t testing.TB) {
 func (r *rig) awaitNoPortknock(t testing.TB) {
 	t.Helper()
 	lab.Require(t, "pgrep")
-	lab.Await(t, 10*time.Second, func() string {
+	lab.Await(t, time.Minute, func() string {
 		left, err := r.client.Try("pgrep", "-a", "portknock")
 		if err == nil || left != "" {
 			return "portknock still runs: " + left

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -44,14 +45,14 @@ func newStream(t *testing.T) *stream {
 	}
 	childIn.Close()
 	childOut.Close()
-	l.(*net.TCPListener).SetDeadline(time.Now().Add(10 * time.Second))
+	l.(*net.TCPListener).SetDeadline(time.Now().Add(time.Minute))
 	conn, err := l.Accept()
 	if err != nil {
 		t.Fatal(err)
 	}
 	l.Close()
 	s.peer = conn.(*net.TCPConn)
-	s.peer.SetDeadline(time.Now().Add(30 * time.Second))
+	s.peer.SetDeadline(time.Now().Add(time.Minute))
 	t.Cleanup(func() {
 		s.cmd.End()
 		in.Close()
@@ -61,7 +62,7 @@ func newStream(t *testing.T) *stream {
 	return s
 }
 
-// expectEnd checks that portknock ends without a signal within 10 s, with exit code 0.
+// expectEnd checks that portknock ends without a signal within a minute, with exit code 0.
 func (s *stream) expectEnd(t *testing.T) {
 	t.Helper()
 	ended := make(chan error, 1)
@@ -71,8 +72,8 @@ func (s *stream) expectEnd(t *testing.T) {
 		if err != nil {
 			t.Errorf("portknock ended with %v: %s", err, s.stderr)
 		}
-	case <-time.After(10 * time.Second):
-		t.Error("portknock has not ended after 10 s")
+	case <-time.After(time.Minute):
+		t.Error("portknock has not ended after a minute")
 	}
 }
 
@@ -141,12 +142,16 @@ func TestStalledStreamUsesNoCPU(t *testing.T) {
 					break // all buffers on the path are full
 				}
 			}
-			before := cpuTicks(t, s.cmd.Process.Pid)
 			const span = 2 * time.Second
-			time.Sleep(span) // measure CPU time over this span
-			if ticks := cpuTicks(t, s.cmd.Process.Pid) - before; ticks > 2 {
-				t.Errorf("portknock used %d ms of CPU time in %v, want at most 20 ms", ticks*10, span)
-			}
+			// On a busy machine, portknock may still fill the buffers at first.
+			lab.Await(t, 10*time.Second, func() string {
+				before := cpuTicks(t, s.cmd.Process.Pid)
+				time.Sleep(span) // measure CPU time over this span
+				if ticks := cpuTicks(t, s.cmd.Process.Pid) - before; ticks > 2 {
+					return fmt.Sprintf("portknock used %d ms of CPU time in %v, want at most 20 ms", ticks*10, span)
+				}
+				return ""
+			})
 		})
 	}
 }

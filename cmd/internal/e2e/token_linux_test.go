@@ -247,6 +247,118 @@ func TestEachFamilySpendsItsOwnToken(t *testing.T) {
 	})
 }
 
+// TestAddressesOfANameGetDifferentTokens: the server's name has two addresses. In all
+// rounds, each address gets other tokens, and always begins with the same one. A login at
+// either address works.
+func TestAddressesOfANameGetDifferentTokens(t *testing.T) {
+	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		r, s := newTokenRig(t, f, family)
+		addrs := r.secondAddr(t)
+		// Nothing listens on port 23 of the server, so all tokens are sent, some of them twice.
+		all, _ := r.sentTokens(t, s, addrs, "23", "-o", "ConnectTimeout=4")
+		for _, token := range all[addrs[0]] {
+			if slices.Contains(all[addrs[1]], token) {
+				t.Errorf("both addresses got the token %x", token)
+			}
+		}
+		for _, addr := range addrs {
+			if len(all[addr]) < 4 {
+				t.Fatalf("address %v got only %d tokens", addr, len(all[addr]))
+			}
+			if state := r.client.Probe(t, netip.AddrPortFrom(addr, 22)); state != lab.Open {
+				t.Errorf("port 22 of %v is %v, want open", addr, state)
+			}
+		}
+		for range 2 {
+			again, _ := r.sentTokens(t, s, addrs)
+			for to, tokens := range again {
+				if tokens[0] != all[to][0] {
+					t.Errorf("address %v began with another token at the next login", to)
+				}
+			}
+			if len(again) == 0 {
+				t.Error("the next login sent no token")
+			}
+			slices.Reverse(addrs)
+		}
+	})
+}
+
+// TestAddressWithoutTokenIsDialed: the server's name has two addresses, but a window has only
+// one token. The client sends it to one address, and only dials the other.
+func TestAddressWithoutTokenIsDialed(t *testing.T) {
+	eachOf(t, []lab.Firewall{nftables}, lab.Families, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		r, s := newTokenRig(t, f, family, "TokensPerWindow 1")
+		tokens, dialed := r.sentTokens(t, s, r.secondAddr(t), "23", "-o", "ConnectTimeout=1")
+		if len(tokens) != 1 || len(dialed) != 2 {
+			t.Errorf("the addresses with tokens are %q, those with SYNs %v; want one and two", tokens, dialed)
+		}
+	})
+}
+
+// secondAddr gives the server another address, and returns both.
+func (r *rig) secondAddr(t testing.TB) []netip.Addr {
+	t.Helper()
+	more := r.server.Source(r.family, 1)
+	r.server.Shell(t, fmt.Sprintf("ip addr replace %v dev eth0 %s", more, map[lab.Family]string{lab.IPv6: "nodad"}[r.family]))
+	return []netip.Addr{r.addr(), more}
+}
+
+// sentTokens makes portknock knock at a name with these addresses, with more arguments. It
+// returns the tokens that the client has sent to each address, and the addresses that it has
+// dialed. Only without arguments, the command must succeed.
+func (r *rig) sentTokens(t testing.TB, s knock.Token, addrs []netip.Addr, args ...string) (tokens map[netip.Addr][]string, dialed map[netip.Addr]bool) {
+	t.Helper()
+	var lines []string
+	for _, addr := range addrs {
+		lines = append(lines, addr.String()+" vps")
+	}
+	r.client.Run(t, "mount", "--bind", lab.File(t, "hosts", lines...), "/etc/hosts")
+	capture := r.client.Capture(t)
+	defer capture.Close()
+	out, err := r.client.Try("portknock", append([]string{"knock", "--wait", "-c", r.profile, "-o", "HostName=vps", "vps"}, args...)...)
+	if (err == nil) != (len(args) == 0) {
+		t.Errorf("knock %q returns the error %v:\n%s", args, err, out)
+	}
+	tokens, dialed = map[netip.Addr][]string{}, map[netip.Addr]bool{}
+	for _, p := range capture.Packets(t) {
+		switch to := p.Dst.Addr(); {
+		case !p.Out:
+		case p.Dst.Port() == s.Port:
+			tokens[to] = append(tokens[to], string(p.Payload))
+		case p.Flags == lab.SYN:
+			dialed[to] = true
+		}
+	}
+	return tokens, dialed
+}
+
+// TestAttackerAmongAddressesOfANameCannotLockOut: one address of the server's name is that
+// of an attacker. He spends each token that he gets at the server at once. The port opens
+// for him, as SECURITY.md says, and the client still connects.
+func TestAttackerAmongAddressesOfANameCannotLockOut(t *testing.T) {
+	eachKernelFirewall(t, func(t *testing.T, f lab.Firewall, family lab.Family) {
+		r, s := newTokenRig(t, f, family)
+		nameHosts(t, r.client, "vps", family, r.attacker, r.server)
+		thief := lab.Socket(t, r.attacker, func() (*net.UDPConn, error) { return net.ListenUDP("udp", &net.UDPAddr{Port: int(s.Port)}) })
+		server := net.UDPAddrFromAddrPort(r.port(s.Port))
+		go func() {
+			token := make([]byte, knock.TokenSize)
+			for {
+				if _, _, err := thief.ReadFrom(token); err != nil {
+					return
+				}
+				thief.WriteTo(token, server)
+			}
+		}()
+		if output, err := r.client.Try("portknock", "knock", "--wait", "-v", "-c", r.profile, "-o", "HostName=vps", "vps"); err != nil {
+			t.Errorf("the client cannot connect: %v\n%s", err, output)
+		}
+		r.expect(t, r.client, lab.Open)
+		r.expect(t, r.attacker, lab.Open) // if the port is not open, he did not get a token before the server
+	})
+}
+
 // TestTokenAtLiveServiceOpens: a token may go to a port on which a service listens. Other
 // clients can still use the service. The service receives the token, unless --consume is
 // set.

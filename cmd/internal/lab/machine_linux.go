@@ -47,7 +47,7 @@ const (
 // its peers, as by [Link]. There must be at least one peer, such as the client, and the
 // peers must not have a link yet. Until the first boot, they cannot use [Host.Probe].
 //
-// The release is one of [Releases]. A name such as trixie+cloud-init stands for a release
+// The release is from [Releases]. A name such as trixie+cloud-init stands for a release
 // with another package instead of firewalld.
 //
 // NewMachine skips the test unless PORTKNOCK_LAB_BOOT is 1.

@@ -266,10 +266,10 @@ func (p *player) probe(host *Host, from netip.Addr) State {
 	return host.ProbeFrom(p.t, from, netip.AddrPortFrom(p.net.Server.Addr(p.family), GuardedPort))
 }
 
-// await probes until the port is open, or until limit has passed. It probes only once if
-// the firewall is not async.
+// await probes until the port is open, or until two minutes have passed. It probes only once
+// if the firewall is not async.
 func (p *player) await(host *Host, from netip.Addr) State {
-	for end := time.Now().Add(limit); ; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		if got := p.probe(host, from); got == Open || !p.async || time.Now().After(end) {
 			return got
 		}

@@ -77,7 +77,7 @@ sum_write() (
 )
 
 # sum_state ID [full] prints what the rules in force are: same, gone, changed, or unknown
-# (there is no checksum). With full, it compares the constant sets too, which takes longer.
+# (without a checksum). With full, it compares the constant sets too, which takes longer.
 sum_state() (
 	line=2 option=-s
 	[ "${2-}" != full ] || line=3 option=
@@ -511,8 +511,8 @@ systemd_install() {
 	return "$systemd_status"
 }
 
-# unit_file NAME prints the file of a systemd service, and nothing if there is none, or if
-# it is masked or an alias.
+# unit_file NAME prints the file of a systemd service, and nothing if systemd does not have the
+# service, or if it is masked or an alias.
 unit_file() (
 	for folder in /etc/systemd/system /run/systemd/system /usr/local/lib/systemd/system /usr/lib/systemd/system \
 		/lib/systemd/system; do

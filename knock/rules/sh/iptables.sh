@@ -623,11 +623,10 @@ fw_admitted() { # ID
 # ipt_trust prints rules of both root chains that let pass what a match and a trusted source
 # select. PHASE is that of the rule.
 ipt_trust() { # ID PHASE MATCH
-	for ipt_source in $(value trust "$1"); do
-		case $ipt_source in
-		*:*) ipt_flag='-6 ' ipt_source="-s $ipt_source" ;;
-		*[!0-9./]*) ipt_flag='' ipt_source="-i $ipt_source" ;;
-		*) ipt_flag='-4 ' ipt_source="-s $ipt_source" ;;
+	trusted "$1" | while read -r ipt_kind ipt_source; do
+		case $ipt_kind in
+		interface) ipt_flag='' ipt_source="-i $ipt_source" ;;
+		*) ipt_flag="-${ipt_kind#ipv} " ipt_source="-s $ipt_source" ;;
 		esac
 		for ipt_chain in PORTKNOCK PORTKNOCKIN; do
 			echo "$ipt_flag-A $ipt_chain $3 $ipt_source -m comment --comment \"$2:$1 trusted\" -j RETURN"

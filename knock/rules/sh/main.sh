@@ -73,13 +73,23 @@ warn_of_other_firewall() {
 	done
 }
 
+# trusted prints a line "KIND SOURCE" for each trusted source of a profile. KIND is interface,
+# ipv4 or ipv6.
+trusted() {
+	for source in $(value trust "$1"); do
+		case $source in
+		*:*) echo "ipv6 $source" ;;
+		*[!0-9./]*) echo "interface $source" ;;
+		*) echo "ipv4 $source" ;;
+		esac
+	done
+}
+
 # warn_of_missing_interfaces ID... warns of trusted interfaces that this server does not have.
 warn_of_missing_interfaces() {
-	for source in $(value trust "$1"); do # all profiles of a script trust the same sources
-		case $source in
-		*:*) ;;
-		*[!0-9./]*) [ -e "/sys/class/net/$source" ] || warn "trusted interface $source does not exist now" ;;
-		esac
+	trusted "$1" | while read -r kind source; do # all profiles of a script trust the same sources
+		[ "$kind" != interface ] || [ -e "/sys/class/net/$source" ] ||
+			warn "trusted interface $source does not exist now"
 	done
 }
 

@@ -349,13 +349,7 @@ fw_admitted() {
 
 # nft_trust prints one match for each trusted source of a part.
 nft_trust() {
-	for source in $(value trust "$1"); do
-		case $source in
-		*:*) echo "ip6 saddr $source" ;;
-		*[!0-9./]*) echo "iifname \"$source\"" ;;
-		*) echo "ip saddr $source" ;;
-		esac
-	done
+	trusted "$1" | sed 's/^interface \(.*\)/iifname "\1"/; s/^ipv4/ip saddr/; s/^ipv6/ip6 saddr/'
 }
 
 # The plain drop spares what other parts, or copies on trial, have marked as let through. It

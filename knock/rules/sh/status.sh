@@ -84,13 +84,13 @@ status_text() {
 				if ("failing" in is) print "failing    " is["failing"]
 			}'
 		trust=$(value trust "$part" | sed 's/ /, /g')
-		[ -z "$trust" ] || fw_counters "$part" | awk -v trust="$trust" '
-			$1 == "trusted" { came = "; " $2 ($2 == 1 ? " connection" : " connections") }
-			END { print "trusted    " trust ": no knock needed" came }'
-		fw_counters "$part" | awk '
-			$1 == "trusted" { next }
+		fw_counters "$part" | awk -v trust="$trust" '
+			$1 == "trusted" { came = "; " $2 ($2 == 1 ? " connection" : " connections"); next }
 			{ gsub(/_/, " ", $1); sub(/^stage/, "knock ", $1); list = list (list ? ", " : "") $1 ": " $2 }
-			END { if (list) print "counted    " list }'
+			END {
+				if (trust != "") print "trusted    " trust ": no knock needed" came
+				if (list) print "counted    " list
+			}'
 		fw_admitted "$part" | awk '{ print "admitted   " $1 " for " $2 " s" }'
 	done
 	others=$(fw_parts | grep -vxF "$(printf '%s\n' "$@")" | tr '\n' ' ')

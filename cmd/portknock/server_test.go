@@ -1,0 +1,33 @@
+package main
+
+import (
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+// TestWordsForServerArePOSIX: on every system, words for the server are quoted for its POSIX
+// shell. The name of a user may contain any character.
+func TestWordsForServerArePOSIX(t *testing.T) {
+	for by, want := range map[string]string{
+		"ann@host":              `'ann@host'`,
+		"":                      `''`,
+		"Ann O'Neill@host":      `'Ann O'\''Neill@host'`,
+		`DOMAIN\"ann" %x%@host`: `'DOMAIN\"ann" %x%@host'`,
+		"$(id) `id` !!@höst":    "'$(id) `id` !!@höst'",
+	} {
+		if got := serverWord(by); got != want {
+			t.Errorf("the word for %q is %s, want %s", by, got, want)
+		}
+		if script := (&server{}).lockScript(0, by); !strings.Contains(script, "printf '%s\\n' "+want+" ") {
+			t.Errorf("for %q, the script does not print %s:\n%s", by, want, script)
+		}
+		sh, err := exec.LookPath("sh")
+		if err != nil {
+			continue
+		}
+		if out, err := exec.Command(sh, "-c", "printf %s "+want).Output(); err != nil || string(out) != by {
+			t.Errorf("a shell prints %q for %s, error %v", out, want, err)
+		}
+	}
+}
