@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -353,20 +354,29 @@ func TestConnectsToKnockdOnLossyLink(t *testing.T) {
 	}
 }
 
-// TestKnockdAdmitsDistantClientOnce: a client that is far away does not make knockd open the
-// port twice, which would leave a second rule for the client's address. Rarely, many packets
-// are lost one after another.
+// TestKnockdAdmitsDistantClientOnce: a client that is far away, and knows that it is, does not
+// make knockd open the port twice. That would leave a second rule for the client's address. It
+// rarely happens, if many packets are lost one after another.
 func TestKnockdAdmitsDistantClientOnce(t *testing.T) {
 	t.Parallel()
-	for seed := range uint64(runs(3, 1)) {
-		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			t.Parallel()
-			k := newKnockdRig(t, debianFile, lab.WAN{Delay: 150 * time.Millisecond, Loss: .05, Seed: seed})
-			openings := k.connectMany(t, runs(50, 20))
-			if others := slices.DeleteFunc(slices.Clone(openings), func(n int) bool { return n == 1 }); len(others) > 1 {
-				t.Errorf("the openings are %v, want at most one that is not 1", openings)
-			}
-		})
+	var clients, others atomic.Int64 // others are clients with no rule or with several
+	t.Run("seeds", func(t *testing.T) {
+		for seed := range uint64(runs(3, 1)) {
+			t.Run(fmt.Sprint(seed), func(t *testing.T) {
+				t.Parallel()
+				k := newKnockdRig(t, debianFile, lab.WAN{Delay: 150 * time.Millisecond, Loss: .05, Seed: seed})
+				k.connectFrom(t, k.freshAddr()) // from now on, portknock knows the round trip
+				for _, n := range k.connectMany(t, runs(50, 20)) {
+					clients.Add(1)
+					if n != 1 {
+						others.Add(1)
+					}
+				}
+			})
+		}
+	})
+	if got, most := others.Load(), max(2, clients.Load()/50); got > most {
+		t.Errorf("%d of %d clients do not have exactly one rule, want at most %d", got, clients.Load(), most)
 	}
 }
 
