@@ -79,9 +79,9 @@ type Entry struct {
 // Load reads the profile file at path. A relative KeyFile or HMACKeyFile is relative to
 // the file's folder.
 //
-// On Unix the file must belong to the user or to root, and other users must not be able
-// to write it. If the file contains a Sequence, other users must not be able to read it
-// either.
+// The file must belong to the user or to root, and other users must not be able to write
+// it. If the file contains a Sequence, other users must not be able to read it either. On
+// Windows, SYSTEM and the administrators take the place of root.
 //
 // The path may lead to a pipe, such as /dev/fd/63 of a shell's process substitution, or
 // to a character device. Load then does not make these checks, and a relative KeyFile is

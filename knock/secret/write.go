@@ -75,10 +75,11 @@ func replaceable(path string) (string, error) {
 
 // Replace writes a file completely or not at all. It creates the file if it does not
 // exist. If like is nil, only the owner can read the file. Otherwise the file gets the
-// mode, the owner and the group of like. On Windows, only the owner can read the file, with
-// or without like, and the system and its administrators can. A program that reads the file meanwhile sees the
-// old text or the new text. A symbolic link stays; Replace replaces the file that the link
-// leads to.
+// mode, the owner and the group of like. On Windows, with or without like, only the user,
+// SYSTEM and the administrators have access to the file.
+//
+// A program that reads the file meanwhile sees the old text or the new text. A symbolic
+// link stays; Replace replaces the file that the link leads to.
 func Replace(path string, text []byte, like fs.FileInfo) error {
 	target, err := replaceable(path)
 	if err != nil {
