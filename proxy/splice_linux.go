@@ -61,23 +61,28 @@ func isPipe(fd int) bool {
 // splice(2) that sleeps for the pipe or the socket cannot be woken up to end.
 //
 // splice(2) may return EAGAIN, which does not tell whether in or out is not ready. That
-// is why io.Copy spins (golang/go#75304). Here poll(2) has reported that both are ready,
-// and nobody else reads from in or writes to out. EAGAIN then means that waiting does not
-// help: urgent data is next in line.
+// is why io.Copy spins (golang/go#75304). Here poll(2) then waits until both are ready,
+// and nobody else reads from in or writes to out. If splice(2) still returns EAGAIN,
+// waiting does not help. Urgent data that is next in line has this effect.
 //
-// A socket is ready for data when less than half of its limit of unsent data waits. Without
-// this wait, splice(2) would go on filling the last packet, and ignore the limit.
+// An upload always waits for the socket first. A socket is ready when less than half of
+// its limit of unsent data waits. Without this wait, splice(2) would go on filling the last
+// packet beyond that limit.
 func splice(ctx context.Context, in, out int, moved func(int64)) (next step, readErr, writeErr error) {
 	stop, release := stopper(ctx)
 	defer release()
 	if stop < 0 { // ctx could not stop the splice, and conn.Close would wait for the splice
 		return copyUntilBulk, nil, nil
 	}
-	for {
-		if !await(in, unix.POLLIN, stop) || !await(out, unix.POLLOUT, stop) {
-			return finish, ctx.Err(), nil
-		}
+	upload := isPipe(in)
+	for ctx.Err() == nil && (!upload || await(out, unix.POLLOUT, stop)) {
 		n, err := spliceOnce(in, out)
+		if err == unix.EAGAIN {
+			if !await(in, unix.POLLIN, stop) || !await(out, unix.POLLOUT, stop) {
+				break
+			}
+			n, err = spliceOnce(in, out)
+		}
 		if err == nil {
 			moved(n)
 		}
@@ -87,12 +92,13 @@ func splice(ctx context.Context, in, out int, moved func(int64)) (next step, rea
 			return copyUntilBulk, nil, nil
 		case slices.Contains(declined, err):
 			return copyAll, nil, nil
-		case err == unix.EPIPE, isPipe(in): // reading a socket never returns EPIPE
+		case err == unix.EPIPE, upload: // reading a socket never returns EPIPE
 			return copyAll, nil, os.NewSyscallError("splice", err)
 		default:
 			return copyAll, os.NewSyscallError("splice", err), nil
 		}
 	}
+	return finish, ctx.Err(), nil
 }
 
 // spliceOnce moves the data that can be moved without waiting.
