@@ -80,13 +80,15 @@ func Splice(ctx context.Context, conn net.Conn, in io.Reader, out io.Writer) err
 	}
 	// A system reports a reset only once: to the write, or to the read. If the write got
 	// it, the read looks like the end, and may return before the write.
-	wait := time.Duration(0)
-	if isDead(conn) {
-		wait = resetTime
-	}
 	select {
 	case err = <-sent:
-	case <-time.After(wait):
+	default:
+		if isDead(conn) {
+			select {
+			case err = <-sent:
+			case <-time.After(resetTime):
+			}
+		}
 	}
 	return err
 }
