@@ -24,6 +24,7 @@ func (r *Report) costs(ctx context.Context, o *options) error {
 		{"stream", r.streams},
 		{"start", r.startUp},
 		{"keystroke", r.keystroke},
+		{"loaded", r.loaded},
 		{"stalled", r.stalled},
 		{"crowd", r.crowd},
 		{"rules", r.rules},

@@ -26,8 +26,8 @@ Measure portknock and comparable programs in one run. bench needs Linux and root
   -n, --runs N         run each contestant N times in each cell (default 30)
       --only REGEXP    measure only the names that match, such as ^clean/ or
                        portknock$. The names are LINK/SERVER/CONTESTANT,
-                       stream/DIRECTION/CONTESTANT, start, keystroke, stalled,
-                       crowd, rules, strangers, guesses and size
+                       stream/DIRECTION/CONTESTANT, start, keystroke, loaded,
+                       stalled, crowd, rules, strangers, guesses and size
       --quick          smoke test: one run, small transfers, few connections
       --output PATH    write PATH.json and PATH.md; if PATH is a folder, write
                        bench.json and bench.md into it

@@ -15,6 +15,7 @@ type Report struct {
 	Runs    int // maximum number of runs of each contestant in each cell
 	Cells   []Cell
 	Streams []Stream
+	Loaded  []Loaded
 	Figures []Figure
 	Targets []Target
 	Missing []string `json:",omitempty"` // names of what was not measured, and the reasons
@@ -51,6 +52,15 @@ type Stream struct {
 }
 
 func (s *Stream) name() string { return "stream/" + s.Direction + "/" + s.Contestant }
+
+// Loaded tells how long a key waits while the same ssh connection transfers data over a
+// slow link. Each figure is the median of some runs.
+type Loaded struct {
+	Link    string
+	Carrier string
+	Echo    float64 // time of a key and its echo, ms
+	Rate    float64 // throughput of the transfer, kB/s
+}
 
 // Figure is a single measured value.
 type Figure struct {
@@ -115,6 +125,10 @@ func (r *Report) tables() []table {
 	for _, s := range r.Streams {
 		streams.rows = append(streams.rows, []string{s.Direction, s.Contestant, fmt.Sprintf("%.3f", s.CPU), formatNumber(s.Rate), formatNumber(s.Memory)})
 	}
+	loaded := table{"Keys during a transfer", []string{"link", "carrier", "ms for a key and its echo", "kB/s of the transfer"}, nil}
+	for _, l := range r.Loaded {
+		loaded.rows = append(loaded.rows, []string{l.Link, l.Carrier, formatNumber(l.Echo), formatNumber(l.Rate)})
+	}
 	figures := table{"Footprint", []string{"what", "value", "unit"}, nil}
 	for _, f := range r.Figures {
 		figures.rows = append(figures.rows, []string{f.Name, formatNumber(f.Value), f.Unit})
@@ -128,7 +142,7 @@ func (r *Report) tables() []table {
 		missing.rows = append(missing.rows, []string{m})
 	}
 	var list []table
-	for _, t := range []table{cells, streams, figures, targets, missing} {
+	for _, t := range []table{cells, streams, loaded, figures, targets, missing} {
 		if len(t.rows) > 0 {
 			list = append(list, t)
 		}

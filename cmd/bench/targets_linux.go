@@ -40,8 +40,10 @@ func (r *Report) judge() {
 	r.wantAll(reordered)
 	r.ratio("reordered 20 %: p95, relative to the median on the clean link", 4, r.p95(reordered, portknock3), clean)
 	r.wantAll(duplicated)
-	r.ratio("stream down: CPU time, relative to nc", 0.30, r.cpu(down, portknockTo(down.port)), r.cpu(down, ncTo(down.port)))
-	r.ratio("stream up: CPU time, relative to nc", 0.75, r.cpu(up, portknockTo(up.port)), r.cpu(up, ncTo(up.port)))
+	r.ratio("stream down: CPU time, relative to nc", 0.45, r.cpu(down, portknockTo(down.port)), r.cpu(down, ncTo(down.port)))
+	r.ratio("stream up: CPU time, relative to nc", 0.40, r.cpu(up, portknockTo(up.port)), r.cpu(up, ncTo(up.port)))
+	r.ratio("stream up: rate of nc, relative to portknock", 1, r.rate(up, ncTo(up.port)), r.rate(up, portknockTo(up.port)))
+	r.judgeLoaded()
 	r.atMost("stalled reader: CPU use", 1, r.figure(figureStalled), "%")
 	r.atMost("IPv6 black-holed: median, minus the median with IPv4 alone", 300,
 		r.median(blackHoled, portknockBoth)-r.median(blackHoled, portknockIPv4), "ms")
@@ -84,14 +86,21 @@ func (r *Report) median(g grid, c contestant) float64 { return median(r.cell(g, 
 func (r *Report) p95(g grid, c contestant) float64 { return quantile(r.cell(g, c).Times, 0.95) }
 
 // cpu returns the CPU time of a contestant's stream, or NaN.
-func (r *Report) cpu(d direction, c contestant) float64 {
+func (r *Report) cpu(d direction, c contestant) float64 { return r.stream(d, c).CPU }
+
+// rate returns the throughput of a contestant's stream, or NaN.
+func (r *Report) rate(d direction, c contestant) float64 { return r.stream(d, c).Rate }
+
+// stream returns a contestant's stream. The figures are NaN if it was not measured.
+func (r *Report) stream(d direction, c contestant) Stream {
 	want := d.streamOf(c)
 	for _, s := range r.Streams {
 		if s.name() == want.name() {
-			return s.CPU
+			return s
 		}
 	}
-	return math.NaN()
+	want.CPU, want.Rate = math.NaN(), math.NaN()
+	return want
 }
 
 // ratio adds the target that a/b is at most most.
