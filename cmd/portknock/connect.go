@@ -59,6 +59,7 @@ func (c *connect) run(ctx context.Context, a *app, args []string) error {
 	if err != nil {
 		return err
 	}
+	a.connecting = p.Name
 	if text := openPortsWarning(p, port); text != "" {
 		a.log.say(always, "%s: %s", p.Name, text)
 	}
@@ -74,6 +75,7 @@ func (c *connect) run(ctx context.Context, a *app, args []string) error {
 	if err != nil {
 		return connectFailure(p, err)
 	}
+	a.connecting = ""
 	unwatch()
 	if c.fdpass {
 		err = proxy.PassFD(conn, a.stdout)

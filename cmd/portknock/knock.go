@@ -28,6 +28,9 @@ func (c *knockOnly) run(ctx context.Context, a *app, args []string) error {
 	if err != nil {
 		return err
 	}
+	if c.wait {
+		a.connecting = p.Name
+	}
 	host, port := c.target(args[0], p), p.Port
 	if p.HostName == "" && c.name == "" {
 		host, port = askSSH(ctx, host, port)
@@ -50,8 +53,9 @@ func (c *knockOnly) run(ctx context.Context, a *app, args []string) error {
 		rounds = 2 // one with each profile's knocks
 	}
 	if c.wait {
-		err = d.Probe(ctx, host, cmp.Or(port, 22))
-		d.remember()
+		if err = d.Probe(ctx, host, cmp.Or(port, 22)); err == nil {
+			d.remember()
+		}
 	} else {
 		err = knockOnce(ctx, d, host, rounds, &a.log)
 	}

@@ -49,6 +49,7 @@ type app struct {
 	stdin, stdout *os.File
 	log           logger
 	command       string // name of the command; "" until start sets it
+	connecting    string // name of the profile to whose host the command tries to connect; "" before and after
 }
 
 // command is a command of portknock, with its flags.
@@ -330,9 +331,14 @@ func (a *app) report(ctx context.Context, err error) int {
 	if f.hint == helpHint {
 		f.hint = strings.TrimSpace(helpHint + " " + a.command)
 	}
-	a.log.say(always, "%s", oneLine(err.Error()))
+	last := lastFailure{Time: now().UTC(), Code: f.code, Text: oneLine(err.Error())}
+	a.log.say(always, "%s", last.Text)
 	for line := range strings.Lines(f.hint) {
 		a.log.say(always, "hint: %s", oneLine(line))
+		last.Hint += oneLine(line) + "\n"
+	}
+	if a.connecting != "" && ctx.Err() == nil { // ^C is not a failure of the host
+		_ = last.save(a.connecting)
 	}
 	return f.code
 }
