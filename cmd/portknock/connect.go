@@ -71,7 +71,9 @@ func (c *connect) run(ctx context.Context, a *app, args []string) error {
 	if err != nil {
 		return err
 	}
+	watched := d.watch(&a.log)
 	conn, err := d.Connect(ctx, c.target(args[0], p), port)
+	watched()
 	if err != nil {
 		return connectFailure(p, err)
 	}

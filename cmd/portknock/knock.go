@@ -53,7 +53,10 @@ func (c *knockOnly) run(ctx context.Context, a *app, args []string) error {
 		rounds = 2 // one with each profile's knocks
 	}
 	if c.wait {
-		if err = d.Probe(ctx, host, cmp.Or(port, 22)); err == nil {
+		watched := d.watch(&a.log)
+		err = d.Probe(ctx, host, cmp.Or(port, 22))
+		watched()
+		if err == nil {
 			d.remember()
 		}
 	} else {

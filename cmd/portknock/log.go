@@ -2,22 +2,20 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"net"
 	"os"
 	"strings"
 	"time"
 
-	"github.com/portknock/portknock/proxy"
 	"github.com/spf13/pflag"
 )
 
 // The levels of messages.
 const (
 	always  = iota // printed unless -q is given
-	verbose        // printed with -v
-	secrets        // printed with -vv: the knocks that are sent
+	verbose        // printed with -v, and always in the log file
+	details        // printed with -vv, and always in the log file
+	secrets        // printed with -vv, and in the log file with -vv: the knocks that are sent
 )
 
 // logger writes lines to stderr and to a file. The file is needed because ssh with
@@ -31,7 +29,7 @@ type logger struct {
 }
 
 func (l *logger) flags(f *pflag.FlagSet) {
-	f.CountVarP(&l.level, "verbose", "v", "``print what happens; given twice, print the knocks too")
+	f.CountVarP(&l.level, "verbose", "v", "``print what happens, a line for each round; given twice, print every\nstep, and the knocks")
 	f.BoolVarP(&l.quiet, "quiet", "q", false, "print nothing, not even errors")
 	f.StringVar(&l.path, "log-file", os.Getenv("PORTKNOCK_LOG"), "write a log to the end of this `FILE`, or set PORTKNOCK_LOG=FILE")
 }
@@ -53,15 +51,19 @@ func (l *logger) open(ctx context.Context) (err error) {
 	return nil
 }
 
-// say writes a line to the file and then to stderr, if the flags ask for its level. The
-// file gets the lines of -v even without -v. In the file, each line starts with the time.
+// say writes a line to the file and then to stderr, if the flags ask for its level. In the
+// file, each line starts with the time.
 func (l *logger) say(level int, format string, args ...any) {
 	line := fmt.Sprintf(format, args...)
-	if l.file != nil && level <= max(l.level, verbose) {
+	limit := l.level
+	if limit >= details { // -vv
+		limit = secrets
+	}
+	if l.file != nil && level <= max(limit, details) {
 		now := time.Now().UTC().Format("2006-01-02T15:04:05.000Z")
 		fmt.Fprintf(l.file, "%s [%d] %s\n", now, os.Getpid(), strings.TrimSpace(line))
 	}
-	if level <= l.level && (!l.quiet || l.level > 0) { // -q with -v is an error, which the user must see
+	if level <= limit && (!l.quiet || l.level > 0) { // -q with -v is an error, which the user must see
 		fmt.Fprintf(os.Stderr, "portknock: %s\n", line)
 	}
 }
@@ -71,21 +73,4 @@ func (l *logger) warn(lines []string) {
 	for _, line := range lines {
 		l.say(always, "%s", line)
 	}
-}
-
-// trace writes what the Dialer does.
-func (l *logger) trace(e proxy.Event) {
-	if op, ok := errors.AsType[*net.OpError](e.Err); ok {
-		e.Err = op.Err // the line already has the other fields of op
-	}
-	text := fmt.Sprintf("round %d: %v %v", e.Round, e.Kind, e.To)
-	switch {
-	case e.Kind == proxy.Resolved:
-		text = "resolved: " + strings.Trim(fmt.Sprint(e.Addrs), "[]")
-	case e.Err != nil:
-		text += ": " + e.Err.Error()
-	case e.From.IsValid():
-		text += " from " + e.From.String()
-	}
-	l.say(verbose, "%.1f ms: %s", float64(e.At)/float64(time.Millisecond), text)
 }
