@@ -128,27 +128,43 @@ func loadDeployment(config, name string) (*deployment, error) {
 // listDeployments returns all deployments beside a profile file. An error is about the first one
 // that cannot be read; the others are returned.
 func listDeployments(config string) (all []*deployment, err error) {
-	dir := filepath.Dir(deployedFile(config, "x"))
-	entries, readErr := os.ReadDir(dir)
-	if readErr != nil && !errors.Is(readErr, fs.ErrNotExist) {
-		return nil, readErr
-	}
-	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), ".") || strings.HasSuffix(e.Name(), keySuffix) {
-			continue
-		}
-		file, fileErr := profile.Load(filepath.Join(dir, e.Name()))
-		var d *deployment
-		if fileErr == nil && len(file.Entries()) == 1 {
-			// A deployment has one Host block, with one name.
-			d, fileErr = loadDeployment(config, file.Entries()[0].Patterns[0])
-		}
+	files, err := deploymentFiles(config)
+	for _, file := range files {
+		d, fileErr := deploymentIn(config, file)
 		err = cmp.Or(err, fileErr)
 		if d != nil {
 			all = append(all, d)
 		}
 	}
 	return all, err
+}
+
+// deploymentFiles returns the names of the files with the deployments beside a profile file.
+func deploymentFiles(config string) (files []string, err error) {
+	if config == "-" {
+		return nil, nil
+	}
+	entries, err := os.ReadDir(filepath.Dir(deployedFile(config, "x")))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), ".") && !strings.HasSuffix(e.Name(), keySuffix) {
+			files = append(files, e.Name())
+		}
+	}
+	return files, nil
+}
+
+// deploymentIn returns the deployment in a file that deploymentFiles has returned. It returns nil
+// if the file has none.
+func deploymentIn(config, file string) (*deployment, error) {
+	f, err := profile.Load(filepath.Join(filepath.Dir(deployedFile(config, "x")), file))
+	if err != nil || len(f.Entries()) != 1 {
+		return nil, err
+	}
+	// A deployment has one Host block, with one name.
+	return loadDeployment(config, f.Entries()[0].Patterns[0])
 }
 
 // readDeployment returns the deployment in a file. The result has no config.

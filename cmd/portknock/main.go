@@ -110,6 +110,10 @@ func table() []row {
 		{"profile import", "[FLAGS] FILE", 1, 1, profileOperandsError, &profileImport{},
 			"Import the profiles in the .fwknoprc of fwknop's client. Profiles go to the profile\n" +
 				"file, keys to new files beside it."},
+		{"status", "[FLAGS]", 0, 0, "status takes no operands", &printStatus{},
+			"Print all profiles, those with a problem first: the last login from this computer, the\n" +
+				"end of the server's rules, and what deploy has installed. It does not ask the servers.\n" +
+				"It runs no KeyCommand, so it does not see whether a profile with one has changed."},
 		{"keygen", "[--from MASTERKEY --host NAME] [FILE]", 0, 1, "keygen needs at most one FILE", &keygen{},
 			"Write a new key to FILE, which must not exist; without FILE, print the key. With --from,\n" +
 				"do not make a new key: derive the key of the profile NAME from the master key in\n" +
@@ -343,8 +347,10 @@ func (a *app) report(ctx context.Context, err error) int {
 	return f.code
 }
 
-// oneLine returns a text on one line. A text from another program or library can have
-// several lines.
+// oneLine returns a text on one line, without characters that change how a terminal works or
+// looks. A text from the user, another program or a library can have such characters.
 func oneLine(s string) string {
-	return strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == '\n' || r == '\r' }), " ")
+	s = strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == '\n' || r == '\r' }), " ")
+	quoted := strconv.Quote(s)
+	return strings.NewReplacer(`\\`, `\`, `\"`, `"`).Replace(quoted[1 : len(quoted)-1])
 }

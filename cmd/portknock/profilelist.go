@@ -26,6 +26,9 @@ func (c *printFlags) flags(a *app, f *pflag.FlagSet) {
 // secrets.
 type profileList struct{ printFlags }
 
+// isName reports whether a pattern of a Host line is the name of one host.
+func isName(pattern string) bool { return !strings.ContainsAny(pattern, "*?!") }
+
 func (c *profileList) run(ctx context.Context, a *app, args []string) error {
 	file, err := c.file(ctx, a)
 	if err != nil {

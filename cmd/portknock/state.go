@@ -28,7 +28,7 @@ type hostState struct {
 // and in programs that hide the stderr of ssh, the user has not seen it.
 type lastFailure struct {
 	Time time.Time `json:"time"`
-	Code int       `json:"exit_code"`
+	Code int       `json:"code"`           // exit code
 	Text string    `json:"error"`          // error line as printed, without "portknock: "
 	Hint string    `json:"hint,omitempty"` // lines of the hint as printed, without "portknock: hint: "
 }

@@ -30,7 +30,7 @@ func TestFailureHiddenByControlPersistIsRemembered(t *testing.T) {
 		}
 		var failure struct {
 			Time time.Time
-			Code int    `json:"exit_code"`
+			Code int    `json:"code"`
 			Text string `json:"error"`
 			Hint string
 		}
