@@ -391,7 +391,7 @@ func warnOfDeployment(a *app, p *profile.Profile, err error) {
 	if errors.Is(err, fs.ErrPermission) {
 		level = verbose
 	}
-	a.log.say(level, "%s: %s", p.Name, oneLine(err.Error()))
+	a.log.say(level, "%s: %s", p.Name, err)
 	if f, ok := errors.AsType[*failure](err); ok && f.hint != "" {
 		a.log.say(level, "hint: %s", f.hint)
 	}
@@ -422,7 +422,7 @@ func otherKnocks(ctx context.Context, a *app, p *profile.Profile, d *deployment)
 	text := ""
 	switch {
 	case err != nil:
-		text = "the deployed key cannot be read: " + oneLine(err.Error())
+		text = "the deployed key cannot be read: " + err.Error()
 	case t.Fingerprint != d.Fingerprint && len(d.profile.KeyCommand) > 0:
 		text = fmt.Sprintf("KeyCommand %s: not the key that was deployed at %s", d.profile.KeyCommand[0], utc(d.Time))
 	case t.Fingerprint != d.Fingerprint:
@@ -431,7 +431,7 @@ func otherKnocks(ctx context.Context, a *app, p *profile.Profile, d *deployment)
 		return nil, nil
 	default:
 		if _, err := d.profile.Picker(ctx); err != nil {
-			text = "the deployed profile cannot be used: " + oneLine(err.Error())
+			text = "the deployed profile cannot be used: " + err.Error()
 			break
 		}
 		a.log.say(always, "%s: the profile has changed since it was deployed at %s; trying both"+deployAdvice+"%s",

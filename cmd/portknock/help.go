@@ -5,6 +5,8 @@ import (
 	"runtime"
 	"runtime/debug"
 	"strings"
+
+	"github.com/portknock/portknock/internal/typo"
 )
 
 const usage = `Usage: portknock [FLAGS] HOST PORT           knock, connect, join stdin and stdout
@@ -55,7 +57,8 @@ func (*printHelp) run(_ context.Context, a *app, args []string) error {
 	}
 	r := find(strings.Join(args, " "))
 	if r == nil {
-		return usageError("there is no help for %q", strings.Join(args, " "))
+		name := strings.Join(args, " ")
+		return usageError("there is no help for %q%s", name, typo.Hint(name, names("")...))
 	}
 	text := strings.TrimSpace("Usage: portknock "+r.name+" "+r.synopsis) + "\n" + r.about + "\n"
 	for _, m := range r.members() {

@@ -54,7 +54,7 @@ func (l *logger) open(ctx context.Context) (err error) {
 // say writes a line to the file and then to stderr, if the flags ask for its level. In the
 // file, each line starts with the time.
 func (l *logger) say(level int, format string, args ...any) {
-	line := fmt.Sprintf(format, args...)
+	line := oneLine(fmt.Sprintf(format, args...))
 	limit := l.level
 	if limit >= details { // -vv
 		limit = secrets

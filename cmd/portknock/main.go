@@ -16,6 +16,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/portknock/portknock/internal/typo"
 	"github.com/spf13/pflag"
 )
 
@@ -247,6 +248,9 @@ func (a *app) startMember(ctx context.Context, group *row, all *pflag.FlagSet, a
 	name := all.Arg(0)
 	r := find(group.name + " " + name)
 	if r == nil {
+		if guess := typo.Hint(name, names(group.name+" ")...); guess != "" {
+			return usageError("unknown command \"%s %s\"%s", group.name, name, guess)
+		}
 		return usageError("%s", group.operandsError)
 	}
 	all.Visit(func(f *pflag.Flag) {
@@ -269,17 +273,31 @@ func (a *app) startMember(ctx context.Context, group *row, all *pflag.FlagSet, a
 // unknownCommand returns the error for operands without a known command. Its hint guesses
 // what the user meant.
 func unknownCommand(operands []string) error {
-	switch {
-	case len(operands) == 0 || len(operands) == 1 && operands[0] == "":
+	if len(operands) == 0 || len(operands) == 1 && operands[0] == "" {
 		return usageError("no host given")
+	}
+	name := operands[0]
+	guess := typo.Hint(name, names("")...)
+	switch {
 	case len(operands) == 1:
-		return &failure{exitUsage, fmt.Errorf("unknown command %q; to connect to a host, add a port", operands[0]),
-			fmt.Sprintf("portknock %[1]s 22, or portknock knock %[1]s", operands[0])}
-	case len(operands) == 2:
-		return &failure{exitUsage, fmt.Errorf("unknown command %q, and %q is not a port number to connect to", operands[0], operands[1]),
+		return &failure{exitUsage, fmt.Errorf("unknown command %q%s", name, cmp.Or(guess, "; to connect to a host, add a port")),
+			fmt.Sprintf("portknock %[1]s 22, or portknock knock %[1]s", name)}
+	case len(operands) == 2 && guess == "":
+		return &failure{exitUsage, fmt.Errorf("unknown command %q, and %q is not a port number to connect to", name, operands[1]),
 			"portknock HOST PORT, or portknock help"}
 	}
-	return usageError("unknown command %q", operands[0])
+	return usageError("unknown command %q%s", name, guess)
+}
+
+// names returns the names of all commands that begin with a prefix, without the prefix: "" for
+// the commands and groups, and the name of a group and a space for the commands of the group.
+func names(prefix string) (all []string) {
+	for _, r := range table() {
+		if name, ok := strings.CutPrefix(r.name, prefix); ok && !strings.Contains(name, " ") {
+			all = append(all, name)
+		}
+	}
+	return all
 }
 
 func isNumber(s string) bool {
@@ -307,12 +325,18 @@ func (a *app) flagSet(r *row) *pflag.FlagSet {
 // do something other than the user asked for. Only --log-file may be empty, which turns the
 // log off.
 func parse(f *pflag.FlagSet, args []string) error {
-	return f.ParseAll(args, func(flag *pflag.Flag, value string) error {
+	err := f.ParseAll(args, func(flag *pflag.Flag, value string) error {
 		if value == "" && slices.Contains([]string{"string", "list"}, flag.Value.Type()) && flag.Name != "log-file" {
 			return fmt.Errorf("--%s needs a value", flag.Name)
 		}
 		return f.Set(flag.Name, value)
 	})
+	if unknown, ok := errors.AsType[*pflag.NotExistError](err); ok && unknown.GetSpecifiedShortnames() == "" {
+		var known []string
+		f.VisitAll(func(flag *pflag.Flag) { known = append(known, "--"+flag.Name) })
+		return fmt.Errorf("%w%s", err, typo.Hint("--"+unknown.GetSpecifiedName(), known...))
+	}
+	return err
 }
 
 // report writes why the command failed to stderr and the log. It returns the exit code.
@@ -338,7 +362,7 @@ func (a *app) report(ctx context.Context, err error) int {
 	last := lastFailure{Time: now().UTC(), Code: f.code, Text: oneLine(err.Error())}
 	a.log.say(always, "%s", last.Text)
 	for line := range strings.Lines(f.hint) {
-		a.log.say(always, "hint: %s", oneLine(line))
+		a.log.say(always, "hint: %s", line)
 		last.Hint += oneLine(line) + "\n"
 	}
 	if a.connecting != "" && ctx.Err() == nil { // ^C is not a failure of the host
@@ -350,7 +374,7 @@ func (a *app) report(ctx context.Context, err error) int {
 // oneLine returns a text on one line, without characters that change how a terminal works or
 // looks. A text from the user, another program or a library can have such characters.
 func oneLine(s string) string {
-	s = strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == '\n' || r == '\r' }), " ")
+	s = strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == '\n' || r == '\r' || r == '\t' }), " ")
 	quoted := strconv.Quote(s)
 	return strings.NewReplacer(`\\`, `\`, `\"`, `"`).Replace(quoted[1 : len(quoted)-1])
 }
