@@ -53,8 +53,14 @@ func (c *connect) run(ctx context.Context, a *app, args []string) error {
 	if c.optional && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, profile.ErrNoProfile)) {
 		p, err = c.withoutKnocks(args[0]), nil
 	}
-	if f, ok := errors.AsType[*failure](err); ok && errors.Is(err, fs.ErrNotExist) {
-		f.hint += "; --optional connects without a profile"
+	if f, ok := errors.AsType[*failure](err); ok {
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			f.hint += "; --optional connects without a profile"
+		case errors.Is(err, profile.ErrNoProfile) && c.name == "":
+			f.hint = "%h is ssh's HostName, not the name that you typed (%n)\n" +
+				"to find the profile by that name, use: ProxyCommand portknock --profile %n %h %p\n" + f.hint
+		}
 	}
 	if err != nil {
 		return err

@@ -57,7 +57,9 @@ type hostDialer struct {
 func dialer(ctx context.Context, p, deployed *profile.Profile, log *logger) (*hostDialer, error) {
 	d := &hostDialer{host: p.Name}
 	d.Timeout, d.Hedge = p.ConnectTimeout, rememberedHedge(p.Name)
-	d.Trace = func(e proxy.Event) { d.roundTrip = e.RoundTrip } // the last event is Connected, if there is a connection
+	d.Trace = func(e proxy.Event) {
+		d.roundTrip = e.RoundTrip // the last event is Connected, if there is a connection
+	}
 	switch {
 	// With IPv4Only, the port stays closed for IPv6, but IPv6 could win the race.
 	case p.AddressFamily == "inet", p.Facts().IPv4Only:

@@ -104,7 +104,9 @@ func table() []row {
 		{"profile", "list|show|import [FLAGS] [HOST|FILE]", 1, math.MaxInt, profileOperandsError, nil,
 			"List the profiles, show one with its defaults, or import the profiles in the\n" +
 				".fwknoprc of fwknop's client."},
-		{"profile list", "[FLAGS]", 0, 0, profileOperandsError, &profileList{}, "List the profiles, without their secrets."},
+		{"profile list", "[FLAGS]", 0, 0, profileOperandsError, &profileList{},
+			"List the profiles with what applies to each, without their secrets. The note \"pattern\"\n" +
+				"means that the Host line names no host."},
 		{"profile show", "[FLAGS] HOST", 1, 1, profileOperandsError, &profileShow{},
 			"Print the profile of HOST, with the defaults of settings that it does not set, as a\n" +
 				"Host block. The output contains the sequence."},
