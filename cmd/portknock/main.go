@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/portknock/portknock/internal/typo"
 	"github.com/spf13/pflag"
@@ -149,21 +150,49 @@ func main() {
 
 	a := &app{stdin: os.Stdin, stdout: os.Stdout}
 	ctx, cancel := context.WithCancelCause(context.Background())
-	interrupt := make(chan os.Signal, 1)
-	signal.Notify(interrupt, interrupts...)
-	go func() {
-		<-interrupt
-		cancel(errInterrupted)
-		<-interrupt // a second signal ends even a call that does not watch ctx
-		os.Exit(exitFailed)
-	}()
+	endOnSignals(cancel)
 	os.Exit(a.report(ctx, a.main(ctx, os.Args[1:])))
 }
 
 // interrupts are the signals of ^C and ^\. By default, Go prints a traceback for ^\.
 var interrupts = []os.Signal{os.Interrupt, syscall.SIGQUIT}
 
-var errInterrupted = errors.New("interrupted")
+// terminations returns the signals with which another program ends portknock. ssh sends SIGHUP
+// when its ConnectTimeout expires.
+func terminations() []os.Signal {
+	if signal.Ignored(syscall.SIGHUP) { // nohup makes the process ignore SIGHUP
+		return []os.Signal{syscall.SIGTERM}
+	}
+	return []os.Signal{syscall.SIGTERM, syscall.SIGHUP}
+}
+
+// The causes with which endOnSignals cancels a context.
+var (
+	errInterrupted = errors.New("interrupted")
+	errStopped     = errors.New("stopped by the calling program")
+)
+
+// endOnSignals cancels the context of all commands after a signal, so that a KeyCommand ends
+// too. The context keeps the first cause.
+func endOnSignals(cancel context.CancelCauseFunc) {
+	interrupted, stopped := make(chan os.Signal, 1), make(chan os.Signal, 1)
+	signal.Notify(interrupted, interrupts...)
+	signal.Notify(stopped, terminations()...)
+	go func() {
+		<-interrupted
+		cancel(errInterrupted)
+		<-interrupted // a second signal ends even a call that does not watch ctx
+		os.Exit(exitFailed)
+	}()
+	go func() {
+		<-stopped
+		cancel(errStopped)
+		// A shell that ends sends SIGHUP again at once; ignore that for a second. A later
+		// signal ends portknock even in a call that does not watch ctx.
+		time.Sleep(time.Second)
+		signal.Reset(terminations()...)
+	}()
+}
 
 // await returns what f returns. If ctx ends first, await returns the cause at once and does
 // not wait for f: f may still wait for a terminal, or for the other end of a pipe.
@@ -346,8 +375,9 @@ func (a *app) report(ctx context.Context, err error) int {
 	if err == nil {
 		return 0
 	}
-	if ctx.Err() != nil {
-		err = context.Cause(ctx) // the cause, not an error that followed from it
+	interrupted := context.Cause(ctx) == errInterrupted
+	if interrupted {
+		err = errInterrupted // not an error that followed from it
 	}
 	if e, ok := errors.AsType[*fs.PathError](err); ok && e.Path == os.Stdout.Name() && errors.Is(e, syscall.EPIPE) {
 		return exitFailed // a reader such as head(1) has read all that it needs
@@ -367,7 +397,7 @@ func (a *app) report(ctx context.Context, err error) int {
 		a.log.say(always, "hint: %s", line)
 		last.Hint += oneLine(line) + "\n"
 	}
-	if a.connecting != "" && ctx.Err() == nil { // ^C is not a failure of the host
+	if a.connecting != "" && !interrupted { // ^C is not a failure of the host
 		_ = last.save(a.connecting)
 	}
 	return f.code

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os/exec"
+	"runtime"
 	"strings"
 	"time"
 )
@@ -42,7 +43,8 @@ type Runner struct {
 // The command runs without a shell. It does not get the standard input of this process,
 // which may be the connection of ssh. When ctx ends or the time limit passes, Run kills
 // the command and all processes that the command has started. On Unix, a process that has
-// left the command's process group is not killed.
+// left the command's process group is not killed. If this process is killed, Linux and FreeBSD
+// kill the command, but not the processes that the command has started.
 func (r Runner) Run(ctx context.Context, command []string, what string) ([]byte, error) {
 	id := strings.Join(command, "\x00") // no word of a command can contain a zero byte
 	if text, ok := r.Printed[id]; ok {
@@ -57,6 +59,9 @@ func (r Runner) Run(ctx context.Context, command []string, what string) ([]byte,
 
 // run is Run without Printed.
 func (r Runner) run(ctx context.Context, command []string, what string) ([]byte, error) {
+	// The system kills the command when the thread that has started it ends.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	limit := cmp.Or(r.Limit, 30*time.Second)
 	late := fmt.Errorf("did not print %s within %v", what, limit)
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, late)
