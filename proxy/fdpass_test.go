@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"syscall"
 	"testing"
 	"time"
@@ -72,6 +73,9 @@ func TestPassedConnectionWorks(t *testing.T) {
 	}
 	if linger, err := unix.GetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER); err != nil || linger.Onoff != 0 {
 		t.Errorf("SO_LINGER is %v, error %v, want it off", linger, err)
+	}
+	if n, err := unix.GetsockoptInt(fd, unix.IPPROTO_TCP, 25); runtime.GOOS == "linux" && n != 16<<10 { // 25 is TCP_NOTSENT_LOWAT
+		t.Errorf("TCP_NOTSENT_LOWAT is %d, error %v, want 16384", n, err)
 	}
 	passed := os.NewFile(uintptr(fd), "passed")
 	server.SetDeadline(time.Now().Add(patience))

@@ -37,6 +37,9 @@ func CanPassFD(to *os.File) error {
 // in ssh too (TCPKeepAlive), but ssh turns it on only for the connections that ssh makes
 // itself.
 //
+// On Linux, PassFD sets TCP_NOTSENT_LOWAT: ssh then does not fill the socket with data of
+// an upload, and a key that is pressed during the upload waits for less data.
+//
 // PassFD always closes conn, even after an error. If the error is nil, the connection
 // stays open at the other end. PassFD fails if conn is not a [*net.TCPConn], if to is not
 // a UNIX socket, or if the other end of to is closed.
@@ -50,6 +53,7 @@ func PassFD(conn net.Conn, to *os.File) error {
 	if err == nil {
 		// An error means that the connection is dead. ssh will notice that.
 		_ = tcp.SetNoDelay(false)
+		withFD(tcp, func(fd int) { limitUnsent(fd, smallUnsent) })
 		if closed := control(tcp, func(fd uintptr) { err = sendFD(to, int(fd)) }); closed != nil {
 			err = closed
 		}

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -85,15 +86,18 @@ func TestSpliceKeepsDataAndFlagsOfPipes(t *testing.T) {
 	}
 }
 
-// spliceOnly moves src to dst by splice(2). It fails the test if the stream would be
-// copied.
+// spliceOnly moves src to dst by splice(2) until splice(2) fails. It returns the error,
+// and checks that the rest of the stream would be copied.
 func spliceOnly(t *testing.T, ctx context.Context, dst io.Writer, src io.Reader) (readErr, writeErr error) {
-	next, readErr, writeErr := spliceStream(ctx, dst, src)
-	if next != finish {
-		t.Error("splice(2) did not finish the stream: the rest would be copied")
+	next, readErr, writeErr := spliceStream(ctx, dst, src, uncounted)
+	if next != copyAll {
+		t.Error("splice(2) has not failed")
 	}
 	return readErr, writeErr
 }
+
+// uncounted is for a stream whose rate does not count.
+func uncounted(int64) {}
 
 func TestSpliceTellsWhichSideFailed(t *testing.T) {
 	t.Run("reader gone", func(t *testing.T) {
@@ -246,23 +250,15 @@ func TestUrgentDataDoesNotEndStream(t *testing.T) {
 	}
 }
 
-// TestOnlyDeclinedSpliceIsCopied: if the kernel declines splice(2), the stream is copied
-// and does not try splice(2) again. Any other error ends the stream: a socket reports an
-// error only once, and a later read would look like the end.
-func TestOnlyDeclinedSpliceIsCopied(t *testing.T) {
+// TestFailedSpliceIsCopied: if splice(2) fails, the stream is copied and does not try
+// splice(2) again.
+func TestFailedSpliceIsCopied(t *testing.T) {
 	const size = 32 * mega
-	for _, test := range []struct {
-		errno    syscall.Errno
-		declined bool
-	}{
-		{unix.EFAULT, true}, // gVisor's answer
-		{unix.EINVAL, true},
-		{unix.ENOSYS, true},
-		{unix.EPERM, true},
-		{unix.EIO, false},
-		{unix.ECONNRESET, false},
+	for _, errno := range []syscall.Errno{
+		unix.EAGAIN, unix.EINVAL, unix.ENOSYS, unix.EPERM, unix.EFAULT, unix.EOPNOTSUPP, unix.ENOMEM,
+		unix.EIO, unix.ECONNRESET,
 	} {
-		t.Run(unix.ErrnoName(test.errno), func(t *testing.T) {
+		t.Run(unix.ErrnoName(errno), func(t *testing.T) {
 			conn, server := pair(t)
 			outR, outW := pipe(t)
 			go func() {
@@ -272,25 +268,175 @@ func TestOnlyDeclinedSpliceIsCopied(t *testing.T) {
 			down := make(chan string, 1)
 			go func() { down <- digest(outR) }()
 			src := &attempts{TCPConn: conn}
-			var readErr, writeErr error
-			withoutSplice(t, test.errno, func() { readErr, writeErr = stream(t.Context(), outW, src) })
+			withoutSplice(t, errno, func() {
+				if readErr, writeErr := stream(t.Context(), outW, src, uncounted); readErr != nil || writeErr != nil {
+					t.Errorf("read error %v, write error %v, want none", readErr, writeErr)
+				}
+			})
 			outW.Close()
-			got := <-down
-			var want error
-			if !test.declined {
-				want = test.errno
-			}
-			if !errors.Is(readErr, want) || writeErr != nil {
-				t.Errorf("read error %v, write error %v, want read error %v", readErr, writeErr, want)
-			}
-			if whole := digest(noise(size, 10)); test.declined && got != whole {
-				t.Errorf("got %s, want %s", got, whole)
+			if got, want := <-down, digest(noise(size, 10)); got != want {
+				t.Errorf("got %s, want %s", got, want)
 			}
 			if src.n != 1 {
 				t.Errorf("%d attempts at splice(2), want 1", src.n)
 			}
 		})
 	}
+}
+
+// TestSpliceErrorBeforeEndIsReported: a socket reports an error only once. If splice(2) has
+// failed and the next read is the end, or the next write fails, the stream returns the
+// error of splice(2). That the kernel declines splice(2) is not such an error.
+func TestSpliceErrorBeforeEndIsReported(t *testing.T) {
+	for errno, want := range map[syscall.Errno]error{unix.EIO: unix.EIO, unix.EINVAL: nil, unix.ENOMEM: nil} {
+		t.Run("read, "+unix.ErrnoName(errno), func(t *testing.T) {
+			conn, server := pair(t)
+			_, outW := pipe(t)
+			server.Write(make([]byte, bulkSize))
+			server.Close()
+			withoutSplice(t, errno, func() {
+				if readErr, writeErr := stream(t.Context(), outW, conn, uncounted); !errors.Is(readErr, want) || writeErr != nil {
+					t.Errorf("read error %v, write error %v, want only read error %v", readErr, writeErr, want)
+				}
+			})
+		})
+		t.Run("write, "+unix.ErrnoName(errno), func(t *testing.T) {
+			conn, server := pair(t)
+			inR, inW := pipe(t)
+			inW.Write(make([]byte, 2*bulkSize))
+			inW.Close()
+			server.Close()
+			dst := &failing{TCPConn: conn}
+			withoutSplice(t, errno, func() {
+				want := cmp.Or[error](want, syscall.EPIPE)
+				readErr, writeErr := stream(t.Context(), dst, bulkReader{inR}, uncounted)
+				if readErr != nil || !errors.Is(writeErr, want) {
+					t.Errorf("read error %v, write error %v, want only write error %v", readErr, writeErr, want)
+				}
+			})
+		})
+	}
+}
+
+// failing fails at the second Write with EPIPE, as a socket does that has reported its
+// error before.
+type failing struct {
+	*net.TCPConn
+	n int
+}
+
+func (f *failing) Write(b []byte) (int, error) {
+	if f.n++; f.n == 2 {
+		return 0, syscall.EPIPE
+	}
+	return len(b), nil
+}
+
+// bulkReader reads at most bulkSize bytes at once.
+type bulkReader struct{ *os.File }
+
+func (r bulkReader) Read(b []byte) (int, error) { return r.File.Read(b[:bulkSize]) }
+
+// TestResetHasOneText: a reset has the same text, whichever call notices it.
+func TestResetHasOneText(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		input int64 // number of bytes that are waiting to be sent
+		sent  int64 // number of bytes that the server sends before the reset
+	}{
+		{"read", 0, 1},
+		{"splice from the connection", 0, mega},
+		{"write", 1, 0},
+		{"splice to the connection", 64 * mega, 0},
+		{"both directions", 64 * mega, mega},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			for range 20 { // it is a matter of chance which direction gets the error
+				conn, server := pair(t)
+				inR, inW := pipe(t)
+				outR, outW := pipe(t)
+				go io.Copy(inW, noise(test.input, 11))
+				go func() {
+					if test.input > mega {
+						io.CopyN(io.Discard, server, mega)
+					}
+					io.CopyN(server, noise(test.sent, 12), test.sent)
+					server.SetLinger(0)
+					server.Close()
+				}()
+				go io.Copy(io.Discard, outR)
+				err := Splice(t.Context(), conn, inR, outW)
+				if !errors.Is(err, syscall.ECONNRESET) || err.Error() != "connection lost: connection reset by peer" {
+					t.Fatalf("error %v, want: connection lost: connection reset by peer", err)
+				}
+				inR.Close()
+				outW.Close()
+			}
+		})
+	}
+}
+
+// TestLaterNonBlockingFilesKeepStream: another process may make the input and the output
+// non-blocking while the stream is under way.
+func TestLaterNonBlockingFilesKeepStream(t *testing.T) {
+	const size = mega
+	for _, kind := range []struct {
+		name string
+		ends func(*testing.T) (r, w *os.File)
+	}{
+		{"pipe", pipe},
+		{"socketpair", func(t *testing.T) (r, w *os.File) { return socketpair(t) }},
+	} {
+		t.Run(kind.name, func(t *testing.T) {
+			conn, server := pair(t)
+			inR, inW := kind.ends(t)
+			outR, outW := kind.ends(t)
+			in, out := blocking(inR), blocking(outW)
+			ended := make(chan error, 1)
+			go func() { ended <- Splice(t.Context(), conn, in, out) }()
+			io.WriteString(server, "x")
+			io.ReadFull(outR, make([]byte, 1)) // Splice reads and writes now
+			for _, f := range []*os.File{in, out} {
+				unix.SetNonblock(int(withoutPoller(t, f)), true)
+			}
+			up := make(chan string, 1)
+			go func() {
+				up <- digest(io.LimitReader(server, size))
+				io.Copy(server, noise(size, 14))
+				server.Close()
+			}()
+			pieces := noise(size, 13)
+			for n := int64(1); ; n *= 2 { // the input is empty at times, and full at times
+				if m, err := io.CopyN(inW, pieces, n); m < n || err != nil {
+					break
+				}
+				time.Sleep(time.Millisecond)
+			}
+			if got, want := <-up, digest(noise(size, 13)); got != want {
+				t.Errorf("up: got %s, want %s", got, want)
+			}
+			time.Sleep(50 * time.Millisecond) // the output is full
+			down := make(chan string, 1)
+			go func() { down <- digest(outR) }()
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
+			unix.SetNonblock(int(withoutPoller(t, out)), false)
+			out.Close()
+			if got, want := <-down, digest(noise(size, 14)); got != want {
+				t.Errorf("down: got %s, want %s", got, want)
+			}
+		})
+	}
+}
+
+// withoutPoller returns the descriptor of a file. Unlike Fd, it does not change a flag.
+func withoutPoller(t *testing.T, f *os.File) (n uintptr) {
+	t.Helper()
+	if err := control(f, func(fd uintptr) { n = fd }); err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 // withoutSplice runs f on a thread for which splice(2) fails with errno.
@@ -350,65 +496,4 @@ func pipeSize(t *testing.T, f *os.File) int {
 		t.Fatal(err)
 	}
 	return size
-}
-
-// TestDownloadEnlargesOutputPipe: a download enlarges the output pipe. A single byte does
-// not.
-func TestDownloadEnlargesOutputPipe(t *testing.T) {
-	conn, server := pair(t)
-	stdin, _ := pipe(t)
-	outR, outW := pipe(t)
-	small := pipeSize(t, outR)
-	ended := make(chan error, 1)
-	go func() { ended <- Splice(t.Context(), conn, stdin, outW) }()
-	io.WriteString(server, "x")
-	io.ReadFull(outR, make([]byte, 1))
-	if n := pipeSize(t, outR); n != small {
-		t.Errorf("after one byte the output pipe can hold %d bytes, want %d as before", n, small)
-	}
-	go func() {
-		io.Copy(server, noise(4*mega, 8))
-		server.Close()
-	}()
-	if n, err := io.CopyN(io.Discard, outR, 4*mega); err != nil {
-		t.Fatal(n, err)
-	}
-	if err := <-ended; err != nil {
-		t.Error(err)
-	}
-	want := 256 << 10
-	_, other := pipe(t)
-	if _, err := unix.FcntlInt(other.Fd(), unix.F_SETPIPE_SZ, want); err != nil {
-		want = small // the kernel does not let this user enlarge a pipe
-	}
-	if n := pipeSize(t, outR); n != want {
-		t.Errorf("after a transfer the output pipe can hold %d bytes, want %d", n, want)
-	}
-}
-
-// TestUploadKeepsInputPipeSize: an upload does not enlarge the input pipe, because data in
-// that pipe delays every key that is pressed later.
-func TestUploadKeepsInputPipeSize(t *testing.T) {
-	conn, server := pair(t)
-	inR, inW := pipe(t)
-	_, outW := pipe(t)
-	before := pipeSize(t, inR)
-	go func() {
-		io.Copy(inW, noise(8*mega, 8))
-		inW.Close()
-	}()
-	up := make(chan string, 1)
-	go func() {
-		up <- digest(server)
-		server.Close()
-	}()
-	if err := Splice(t.Context(), conn, inR, outW); err != nil {
-		t.Error(err)
-	}
-	if got, want := <-up, digest(noise(8*mega, 8)); got != want {
-		t.Errorf("got %s, want %s", got, want)
-	}
-	if after := pipeSize(t, inR); after != before {
-		t.Errorf("after an upload the input pipe can hold %d bytes, want %d as before", after, before)
-	}
 }

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -91,8 +92,8 @@ func (c *connect) run(ctx context.Context, a *app, args []string) error {
 	} else {
 		go d.remember() // it ends long before the session
 		// With ControlPersist, ssh's master stays alive when ^C ends the command that
-		// started it. From here on, ssh decides when portknock ends.
-		signal.Ignore(interrupts...)
+		// started it, or ^Z stops it. From here on, ssh decides when portknock ends.
+		signal.Ignore(slices.Concat(interrupts, suspends)...)
 		err = proxy.Splice(ctx, conn, a.stdin, a.stdout)
 	}
 	// Both errors mean that the reader of stdout has gone: Splice does not return an EPIPE

@@ -11,6 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// suspends is the signal of ^Z.
+var suspends = []os.Signal{syscall.SIGTSTP}
+
 // foreground lets the command c, which has its own process group, use the terminal: c may
 // have to ask for a passphrase, or to receive ^C. A terminal serves only one process group
 // at a time. If it serves portknock's group now, it serves the group of c until done is

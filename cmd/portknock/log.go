@@ -2,9 +2,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
+	"sync"
+	"syscall"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -19,13 +22,15 @@ const (
 )
 
 // logger writes lines to stderr and to a file. The file is needed because ssh with
-// ControlPersist sends portknock's stderr to /dev/null.
+// ControlPersist sends portknock's stderr to /dev/null. Neither of them can stop a login.
 type logger struct {
 	level  int
 	quiet  bool
 	path   string   // path of the log file, "" for no file
 	opened bool     // open was called
-	file   *os.File // the log file, nil if path is ""
+	file   *os.File // the log file, nil without one
+
+	toFile, toStderr lineWriter
 }
 
 func (l *logger) flags(f *pflag.FlagSet) {
@@ -34,14 +39,20 @@ func (l *logger) flags(f *pflag.FlagSet) {
 	f.StringVar(&l.path, "log-file", os.Getenv("PORTKNOCK_LOG"), "write a log to the end of this `FILE`, or set PORTKNOCK_LOG=FILE")
 }
 
-// open opens the log file that the flags name, and checks the flags.
-func (l *logger) open(ctx context.Context) (err error) {
+// open opens the log file that the flags name, and checks the flags. A FIFO without a
+// reader is not opened: O_NONBLOCK makes that fail at once.
+func (l *logger) open(ctx context.Context) error {
 	l.opened = true
 	if l.path != "" {
-		l.file, err = await(ctx, func() (*os.File, error) {
-			return os.OpenFile(l.path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+		file, err := await(ctx, func() (*os.File, error) {
+			return os.OpenFile(l.path, os.O_APPEND|os.O_CREATE|os.O_WRONLY|syscall.O_NONBLOCK, 0o600)
 		})
-		if err != nil {
+		switch {
+		case err == nil:
+			l.file = file
+		case errors.Is(err, syscall.ENXIO):
+			l.say(always, "no log is written: no program reads %s", l.path)
+		default:
 			return usageError("cannot open the log: %w", err)
 		}
 	}
@@ -61,10 +72,51 @@ func (l *logger) say(level int, format string, args ...any) {
 	}
 	if l.file != nil && level <= max(limit, details) {
 		now := time.Now().UTC().Format("2006-01-02T15:04:05.000Z")
-		fmt.Fprintf(l.file, "%s [%d] %s\n", now, os.Getpid(), strings.TrimSpace(line))
+		l.toFile.write(l.file, fmt.Sprintf("%s [%d] %s\n", now, os.Getpid(), strings.TrimSpace(line)))
 	}
 	if level <= limit && (!l.quiet || l.level > 0) { // -q with -v is an error, which the user must see
-		fmt.Fprintf(os.Stderr, "portknock: %s\n", line)
+		l.toStderr.write(os.Stderr, fmt.Sprintf("portknock: %s\n", line))
+	}
+}
+
+// lineWriter writes lines to a file that may be full, such as a pipe that its reader has
+// stopped to read. Lines that cannot be written now are written later, in order, unless the
+// process ends before.
+type lineWriter struct {
+	last chan struct{} // closed when the last line is written; nil before the first line
+}
+
+// lines is held while a line is written: goroutines share a logger, or have copies of it.
+var lines sync.Mutex
+
+// writeTime is how long a line may delay its caller.
+const writeTime = 100 * time.Millisecond
+
+// write writes a line to f. If the file accepts it at once, the line is written when write
+// returns. A line delays its caller for at most writeTime, and not at all if an earlier
+// line is not written yet.
+func (l *lineWriter) write(f *os.File, line string) {
+	lines.Lock()
+	defer lines.Unlock()
+	wait, before, written := writeTime, l.last, make(chan struct{})
+	if before != nil {
+		select {
+		case <-before:
+		default:
+			wait = 0
+		}
+	}
+	l.last = written
+	go func() {
+		if before != nil {
+			<-before
+		}
+		_, _ = f.WriteString(line) // a full disk must not stop a login
+		close(written)
+	}()
+	select {
+	case <-written:
+	case <-time.After(wait):
 	}
 }
 

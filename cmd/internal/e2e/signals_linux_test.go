@@ -208,8 +208,8 @@ func TestSecondSIGQUITPrintsNoTraceback(t *testing.T) {
 	}
 }
 
-// TestOnlySIGHUPAndSIGTERMEndConnection: ^C and ^\ do not end a connection, because ssh's
-// master must survive them. SIGHUP and SIGTERM end the connection, and portknock prints
+// TestOnlySIGHUPAndSIGTERMEndConnection: ^C, ^\ and ^Z neither end nor stop a connection,
+// because ssh's master must survive them. SIGHUP and SIGTERM end the connection, and portknock prints
 // nothing.
 func TestOnlySIGHUPAndSIGTERMEndConnection(t *testing.T) {
 	t.Parallel()
@@ -227,7 +227,7 @@ func TestOnlySIGHUPAndSIGTERMEndConnection(t *testing.T) {
 				}
 			}
 			pass()
-			for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGQUIT} {
+			for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTSTP} {
 				if !ignoresSignal(t, fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid), sig) {
 					t.Errorf("portknock does not ignore %v", sig)
 				}

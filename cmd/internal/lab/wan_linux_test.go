@@ -121,6 +121,116 @@ func TestPathLosesPacketsAboveRate(t *testing.T) {
 	}
 }
 
+// Within a burst, copies of a packet that follow each other share one fate. The two
+// directions are independent.
+func TestPathLosesInBursts(t *testing.T) {
+	t.Parallel()
+	const spacing, n, copies = 100 * time.Microsecond, 2_000_000, 10 * time.Microsecond
+	w := WAN{Loss: .05, Burst: 5 * time.Millisecond, Seed: 4}
+	paths := [2]*path{newPath(w, up), newPath(w, down)}
+	var lost, both, bursts, split int
+	losing := false
+	for i := range n {
+		now := time.Duration(i) * spacing
+		var first, second [2]bool
+		for d, p := range paths {
+			first[d] = p.carry(now, 60).copies == 0
+			second[d] = p.carry(now+copies, 60).copies == 0
+		}
+		if first[up] {
+			lost++
+			if !losing {
+				bursts++
+			}
+			if first[down] {
+				both++
+			}
+		}
+		losing = first[up]
+		if first[up] != second[up] {
+			split++
+		}
+	}
+	// The limits are four standard deviations of 200 s, which have about 2000 bursts. The
+	// seed is fixed.
+	if share := float64(lost) / n; math.Abs(share-.05) > .006 {
+		t.Errorf("%.4f of the packets are lost, want about 0.05", share)
+	}
+	if share := float64(both) / n; math.Abs(share-.0025) > .001 {
+		t.Errorf("%.4f of the packets are lost in both directions, want about 0.0025", share)
+	}
+	if mean := time.Duration(lost) * spacing / time.Duration(bursts); mean < 4600*time.Microsecond || mean > 5500*time.Microsecond {
+		t.Errorf("the mean burst takes %v, want about 5 ms", mean)
+	}
+	// The chance that a burst begins or ends between two copies is 2 * 0.05 * 10 µs / 5 ms.
+	if split > 550 {
+		t.Errorf("%d of %d pairs of copies have two fates, want about 400", split, n)
+	}
+}
+
+func TestPathBurstsDoNotChangeOtherRandomValues(t *testing.T) {
+	t.Parallel()
+	// The jitter is below the time between packets, so no packet waits for another.
+	w := WAN{Jitter: 900 * time.Microsecond, Loss: .2, Reorder: .2, ReorderBy: time.Second, Duplicate: .2, Seed: 9}
+	burst := w
+	burst.Burst = 3 * time.Millisecond
+	independent, arrived := fates(w, 10_000), 0
+	for i, f := range fates(burst, 10_000) {
+		if f.copies == 0 || independent[i].copies == 0 {
+			continue
+		}
+		if arrived++; f != independent[i] {
+			t.Fatalf("packet %d: fate %+v with bursts, %+v without", i, f, independent[i])
+		}
+	}
+	if arrived < 6000 || arrived > 6800 {
+		t.Errorf("%d packets arrive on both links, want about 6400", arrived)
+	}
+}
+
+func TestPathBurstsOfNoLossAndOfAllLoss(t *testing.T) {
+	t.Parallel()
+	for loss, want := range map[float64]int{0: 1, 1: 0} {
+		for i, f := range fates(WAN{Loss: loss, Burst: time.Millisecond}, 1000) {
+			if f.copies != want {
+				t.Fatalf("Loss %v: packet %d arrives %d times, want %d", loss, i, f.copies, want)
+			}
+		}
+	}
+}
+
+func TestPathQueueInBytes(t *testing.T) {
+	t.Parallel()
+	w := WAN{Delay: time.Second, UpRate: 250_000, Queue: 64_000}
+	const n, size, sending = 100, 1000, 4 * time.Millisecond
+	p := newPath(w, up)
+	// At 0, the queue is empty. At 130 ms, 32.5 packets have left. At 1 s, the last one has.
+	due := time.Second
+	for _, burst := range []struct {
+		now, free time.Duration
+		arrive    int
+	}{{0, 0, 64}, {130 * time.Millisecond, 0, 32}, {time.Second, time.Second, 64}} {
+		due = max(due, time.Second+burst.free)
+		for i := range n {
+			f := p.carry(burst.now, size)
+			if arrives := f.copies == 1; arrives != (i < burst.arrive) {
+				t.Fatalf("%v: packet %d arrives: %v, want the first %d packets", burst.now, i, arrives, burst.arrive)
+			} else if !arrives {
+				continue
+			}
+			if due += sending; f.due != due {
+				t.Fatalf("%v: packet %d is due at %v, want %v", burst.now, i, f.due, due)
+			}
+		}
+	}
+	p = newPath(w, down)
+	for range n {
+		if f := p.carry(0, size); f.copies != 1 || f.due != w.Delay {
+			t.Fatalf("UpRate changes the other direction: %+v", f)
+		}
+	}
+}
+
 // wanPair joins two hosts by a WAN and returns a UDP socket of each host, in the family.
 func wanPair(t testing.TB, f Family, w WAN) (client, server *net.UDPConn) {
 	t.Helper()
@@ -270,6 +380,35 @@ func TestWANLimitsRate(t *testing.T) {
 	}
 	if took := time.Since(start); took < 100*time.Millisecond || took > time.Second {
 		t.Errorf("50 kB took %v at 500 kB/s, want 100 ms to 1 s", took)
+	}
+}
+
+func TestWANUplinkIsSlow(t *testing.T) {
+	t.Parallel()
+	client, server := wanPair(t, IPv4, WAN{UpRate: 250_000, Queue: 32_000})
+	const packets = 200
+	send := func(from, to *net.UDPConn) (arrived int) {
+		b := make([]byte, 1000-14-20-8)
+		for range packets {
+			_, err := from.WriteToUDPAddrPort(b, to.LocalAddr().(*net.UDPAddr).AddrPort())
+			must(t, err)
+		}
+		for arrived < packets {
+			must(t, to.SetReadDeadline(time.Now().Add(500*time.Millisecond)))
+			if _, err := to.Read(b); err != nil {
+				break
+			}
+			arrived++
+		}
+		return arrived
+	}
+	// The uplink takes 4 ms for each packet. Its queue holds 32 packets, and more arrive if a
+	// busy machine sends slowly.
+	if n := send(client, server); n < 30 || n > 100 {
+		t.Errorf("%d of %d packets arrived over the uplink, want about 32", n, packets)
+	}
+	if n := send(server, client); n != packets {
+		t.Errorf("%d of %d packets arrived over the downlink", n, packets)
 	}
 }
 
