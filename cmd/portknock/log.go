@@ -1,15 +1,18 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
 
+	"github.com/portknock/portknock/knock/secret"
 	"github.com/spf13/pflag"
 )
 
@@ -39,19 +42,17 @@ func (l *logger) flags(f *pflag.FlagSet) {
 	f.StringVar(&l.path, "log-file", os.Getenv("PORTKNOCK_LOG"), "write a log to the end of this `FILE`, or set PORTKNOCK_LOG=FILE")
 }
 
-// open opens the log file that the flags name, and checks the flags. A FIFO without a
-// reader is not opened: O_NONBLOCK makes that fail at once.
+// open opens the log file that the flags name, and checks the flags. A log that is not safe
+// does not stop a login.
 func (l *logger) open(ctx context.Context) error {
 	l.opened = true
 	if l.path != "" {
-		file, err := await(ctx, func() (*os.File, error) {
-			return os.OpenFile(l.path, os.O_APPEND|os.O_CREATE|os.O_WRONLY|syscall.O_NONBLOCK, 0o600)
-		})
+		file, err := await(ctx, func() (*os.File, error) { return openLog(l.path) })
 		switch {
 		case err == nil:
 			l.file = file
-		case errors.Is(err, syscall.ENXIO):
-			l.say(always, "no log is written: no program reads %s", l.path)
+		case errors.Is(err, errNoLog):
+			l.say(always, "%v", err)
 		default:
 			return usageError("cannot open the log: %w", err)
 		}
@@ -60,6 +61,34 @@ func (l *logger) open(ctx context.Context) error {
 		return usageError("-q and -v cannot be used together")
 	}
 	return nil
+}
+
+// errNoLog is the error for a log that exists but must not be used.
+var errNoLog = errors.New("no log is written")
+
+// openLog opens a log file. With -vv, a log has knocks, so no other user may read or replace
+// the file. openLog follows no symbolic link, because the link may lead to another user's file,
+// and does not wait for the reader of a FIFO.
+func openLog(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY|syscall.O_NONBLOCK|noFollow, 0o600)
+	if err != nil {
+		switch info, _ := os.Lstat(path); {
+		case errors.Is(err, syscall.ENXIO):
+			err = fmt.Errorf("%w: no program reads %s", errNoLog, path)
+		case info != nil && info.Mode()&fs.ModeSymlink != 0:
+			err = fmt.Errorf("%w: %s is a symbolic link; name the file itself", errNoLog, path)
+		}
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && info.Mode()&fs.ModeDevice == 0 {
+		err = cmp.Or(secret.CheckOwner(path, info), secret.CheckReaders(path, info, "a log"))
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("%w: %w", errNoLog, err)
+	}
+	return f, nil
 }
 
 // say writes a line to the file and then to stderr, if the flags ask for its level. In the
