@@ -49,17 +49,24 @@ func (c *connect) run(ctx context.Context, a *app, args []string) error {
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	unwatch := watchCaller(ctx, cancel, a.stdout)
+	watchReader(ctx, cancel, a.stdout)
 	p, last, err := c.config.login(ctx, a, cmp.Or(c.name, args[0]))
 	if c.optional && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, profile.ErrNoProfile)) {
 		p, err = c.withoutKnocks(args[0]), nil
 	}
-	if f, ok := errors.AsType[*failure](err); ok && errors.Is(err, fs.ErrNotExist) {
-		f.hint += "; --optional connects without a profile"
+	if f, ok := errors.AsType[*failure](err); ok {
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			f.hint += "; --optional connects without a profile"
+		case errors.Is(err, profile.ErrNoProfile) && c.name == "":
+			f.hint = "%h is ssh's HostName, not the name that you typed (%n)\n" +
+				"to find the profile by that name, use: ProxyCommand portknock --profile %n %h %p\n" + f.hint
+		}
 	}
 	if err != nil {
 		return err
 	}
+	a.connecting = p.Name
 	if text := openPortsWarning(p, port); text != "" {
 		a.log.say(always, "%s: %s", p.Name, text)
 	}
@@ -71,11 +78,14 @@ func (c *connect) run(ctx context.Context, a *app, args []string) error {
 	if err != nil {
 		return err
 	}
+	watched := d.watch(&a.log)
 	conn, err := d.Connect(ctx, c.target(args[0], p), port)
+	watched()
 	if err != nil {
 		return connectFailure(p, err)
 	}
-	unwatch()
+	a.connecting = ""
+	signal.Reset(terminations()...) // from here on, they end portknock at once
 	if c.fdpass {
 		err = proxy.PassFD(conn, a.stdout)
 		d.remember()
@@ -94,37 +104,16 @@ func (c *connect) run(ctx context.Context, a *app, args []string) error {
 	return connectFailure(p, err)
 }
 
-// The causes with which watchCaller cancels a context.
-var (
-	errStopped    = errors.New("stopped by the calling program")
-	errReaderGone = errors.New("the calling program no longer reads standard output")
-)
+// errReaderGone is the cause with which watchReader cancels a context.
+var errReaderGone = errors.New("the calling program no longer reads standard output")
 
 // interruptGrace is how long a ^C may take to reach portknock after the same ^C has ended
 // ssh.
 const interruptGrace = 200 * time.Millisecond
 
-// watchCaller cancels ctx when the calling program gives up. The calling program may send
-// SIGHUP, as ssh does when its ConnectTimeout expires. It may also send SIGTERM, or close
-// the pipe that is portknock's stdout. The context keeps the first cause.
-//
-// After unwatch, both signals have their default effect again. The goroutines of
-// watchCaller end with the process.
-func watchCaller(ctx context.Context, cancel context.CancelCauseFunc, stdout *os.File) (unwatch func()) {
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGTERM)
-	if !signal.Ignored(syscall.SIGHUP) { // nohup makes the process ignore SIGHUP
-		signal.Notify(signals, syscall.SIGHUP)
-	}
-	unwatch = func() { signal.Stop(signals) }
-	go func() {
-		<-signals
-		cancel(errStopped)
-		// A shell that ends sends SIGHUP again at once; ignore that for a second. A later
-		// signal ends portknock even in a call that does not watch ctx.
-		time.Sleep(time.Second)
-		unwatch()
-	}()
+// watchReader cancels ctx when the calling program closes the pipe that is portknock's stdout.
+// Its goroutine ends with the process.
+func watchReader(ctx context.Context, cancel context.CancelCauseFunc, stdout *os.File) {
 	gone := proxy.ReaderGone(ctx, stdout)
 	go func() {
 		<-gone
@@ -132,7 +121,6 @@ func watchCaller(ctx context.Context, cancel context.CancelCauseFunc, stdout *os
 		time.Sleep(interruptGrace)
 		cancel(errReaderGone)
 	}()
-	return unwatch
 }
 
 func parsePort(s string) (uint16, error) {

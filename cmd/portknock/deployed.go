@@ -132,16 +132,8 @@ func loadDeployedFile(config, path, name string) (*deployment, error) {
 // listDeployments returns all deployments beside a profile file. An error is about the first one
 // that cannot be read; the others are returned.
 func listDeployments(config string) (all []*deployment, err error) {
-	dir := filepath.Dir(deployedFile(config, "x"))
-	entries, readErr := os.ReadDir(dir)
-	if readErr != nil && !errors.Is(readErr, fs.ErrNotExist) {
-		return nil, readErr
-	}
-	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), ".") || strings.HasSuffix(e.Name(), keySuffix) {
-			continue
-		}
-		path := filepath.Join(dir, e.Name())
+	files, err := deploymentFiles(config)
+	for _, path := range files {
 		d, fileErr := loadDeployedFile(config, path, "")
 		err = cmp.Or(err, fileErr)
 		if d != nil && deployedFile(config, d.profile.Name) == path { // the user may have copied the file
@@ -149,6 +141,24 @@ func listDeployments(config string) (all []*deployment, err error) {
 		}
 	}
 	return all, err
+}
+
+// deploymentFiles returns the paths of the files with the deployments beside a profile file.
+func deploymentFiles(config string) (paths []string, err error) {
+	if config == "-" {
+		return nil, nil
+	}
+	dir := filepath.Dir(deployedFile(config, "x"))
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), ".") && !strings.HasSuffix(e.Name(), keySuffix) {
+			paths = append(paths, filepath.Join(dir, e.Name()))
+		}
+	}
+	return paths, nil
 }
 
 // readDeployment returns the deployment in a file. The result has no config. If name is "", it
@@ -361,7 +371,7 @@ func (c *config) deployment(a *app, name string) *deployment {
 	if errors.Is(err, fs.ErrPermission) {
 		level = verbose
 	}
-	a.log.say(level, "%s: %s", name, oneLine(err.Error()))
+	a.log.say(level, "%s: %s", name, err)
 	if f, ok := errors.AsType[*failure](err); ok && f.hint != "" {
 		a.log.say(level, "hint: %s", f.hint)
 	}
@@ -393,7 +403,7 @@ func otherKnocks(ctx context.Context, a *app, p *profile.Profile, d *deployment)
 	text := ""
 	switch {
 	case err != nil:
-		text = "the deployed key cannot be read: " + oneLine(err.Error())
+		text = "the deployed key cannot be read: " + err.Error()
 	case t.Fingerprint != d.Fingerprint && len(d.profile.KeyCommand) > 0:
 		text = fmt.Sprintf("KeyCommand %s: not the key that was deployed at %s", d.profile.KeyCommand[0], utc(d.Time))
 	case t.Fingerprint != d.Fingerprint:
@@ -402,7 +412,7 @@ func otherKnocks(ctx context.Context, a *app, p *profile.Profile, d *deployment)
 		return nil, nil
 	default:
 		if _, err := d.profile.Picker(ctx); err != nil {
-			text = "the deployed profile cannot be used: " + oneLine(err.Error())
+			text = "the deployed profile cannot be used: " + err.Error()
 			break
 		}
 		a.log.say(always, "%s: the profile has changed since it was deployed at %s; trying both"+deployAdvice+"%s",

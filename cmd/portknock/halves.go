@@ -66,7 +66,6 @@ func dialer(ctx context.Context, p, deployed *profile.Profile, log *logger) (*ho
 		case proxy.Connected: // the events of dials that have lost may follow
 			d.roundTrip = e.RoundTrip
 		}
-		log.trace(e)
 	}
 	switch {
 	// With IPv4Only, the port stays closed for IPv6, but IPv6 could win the race.

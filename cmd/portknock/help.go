@@ -5,6 +5,8 @@ import (
 	"runtime"
 	"runtime/debug"
 	"strings"
+
+	"github.com/portknock/portknock/internal/typo"
 )
 
 const usage = `Usage: portknock [FLAGS] HOST PORT           knock, connect, join stdin and stdout
@@ -14,6 +16,7 @@ const usage = `Usage: portknock [FLAGS] HOST PORT           knock, connect, join
        portknock deploy [FLAGS] HOST...      set up a server over ssh, or change it
        portknock undeploy [FLAGS] HOST...    remove that from the server
        portknock emit-rules [FLAGS] HOST...  print the rules for the server
+       portknock status                      print all profiles and what is wrong with them
        portknock profile list|show           print what the profile file contains
        portknock profile import FILE         import profiles from fwknop's .fwknoprc
        portknock keygen [FILE]               make a new key (not for Scheme static)
@@ -54,7 +57,8 @@ func (*printHelp) run(_ context.Context, a *app, args []string) error {
 	}
 	r := find(strings.Join(args, " "))
 	if r == nil {
-		return usageError("there is no help for %q", strings.Join(args, " "))
+		name := strings.Join(args, " ")
+		return usageError("there is no help for %q%s", name, typo.Hint(name, names("")...))
 	}
 	text := strings.TrimSpace("Usage: portknock "+r.name+" "+r.synopsis) + "\n" + r.about + "\n"
 	for _, m := range r.members() {

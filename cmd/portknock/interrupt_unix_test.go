@@ -5,10 +5,12 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -84,5 +86,55 @@ func testInterruptEndsBlockedRead(t *testing.T, sig os.Signal) {
 				t.Errorf("exit code %d, stderr %q; want 1 and the message that portknock was interrupted", code, stderr.String())
 			}
 		})
+	}
+}
+
+// TestKeyCommandEndsWithPortknock: a KeyCommand that waits ends when a signal ends portknock,
+// together with the processes that it has started. When SIGKILL ends portknock, Linux and FreeBSD
+// kill the KeyCommand.
+func TestKeyCommandEndsWithPortknock(t *testing.T) {
+	for _, command := range []string{"sequence vps", "emit-rules vps", "knock vps", "knock --wait vps", "connect vps 22"} {
+		for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGKILL} {
+			t.Run(command+", "+sig.String(), func(t *testing.T) {
+				t.Parallel()
+				script := "cat FIFO >/dev/null; true" // cat is a process that the KeyCommand has started
+				if sig == syscall.SIGKILL {
+					if runtime.GOOS != "linux" && runtime.GOOS != "freebsd" {
+						t.Skip("this system cannot end a program with its parent")
+					}
+					script = "exec cat FIFO >/dev/null"
+				}
+				fifo, config := filepath.Join(t.TempDir(), "fifo"), filepath.Join(t.TempDir(), "config")
+				if err := unix.Mkfifo(fifo, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				text := "Host vps\n    Scheme rotating\n    KeyCommand sh -c \"" + strings.ReplaceAll(script, "FIFO", fifo) + "\"\n"
+				if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				c := exec.CommandContext(t.Context(), "portknock", append([]string{"-c", config}, strings.Fields(command)...)...)
+				c.Env = append(os.Environ(), "HOME="+t.TempDir(), "XDG_STATE_HOME="+t.TempDir())
+				if err := c.Start(); err != nil {
+					t.Fatal(err)
+				}
+				w, err := os.OpenFile(fifo, os.O_WRONLY, 0) // waits until cat reads
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer w.Close()
+				if err := c.Process.Signal(sig); err != nil {
+					t.Error(err)
+				}
+				_ = c.Wait()
+				for began := time.Now(); ; time.Sleep(10 * time.Millisecond) { // the system may end it a moment later
+					if _, err := w.WriteString("x"); errors.Is(err, syscall.EPIPE) {
+						return
+					}
+					if time.Since(began) > 10*time.Second {
+						t.Fatal("the KeyCommand still reads")
+					}
+				}
+			})
+		}
 	}
 }

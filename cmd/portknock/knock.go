@@ -28,6 +28,9 @@ func (c *knockOnly) run(ctx context.Context, a *app, args []string) error {
 	if err != nil {
 		return err
 	}
+	if c.wait {
+		a.connecting = p.Name
+	}
 	host, port := c.target(args[0], p), p.Port
 	if p.HostName == "" && c.name == "" {
 		host, port = askSSH(ctx, host, port)
@@ -50,8 +53,12 @@ func (c *knockOnly) run(ctx context.Context, a *app, args []string) error {
 		rounds = 2 // one with each profile's knocks
 	}
 	if c.wait {
+		watched := d.watch(&a.log)
 		err = d.Probe(ctx, host, cmp.Or(port, 22))
-		d.remember()
+		watched()
+		if err == nil {
+			d.remember()
+		}
 	} else {
 		err = knockOnce(ctx, d, host, rounds, &a.log)
 	}
@@ -68,7 +75,9 @@ func knockOnce(ctx context.Context, d *hostDialer, host string, rounds int, log 
 	if err != nil {
 		return err
 	}
-	d.Trace(proxy.Event{Kind: proxy.Resolved, At: time.Since(began), Addrs: addrs})
+	resolved := proxy.Event{Kind: proxy.Resolved, At: time.Since(began), Addrs: addrs}
+	d.Trace(resolved)
+	log.trace(resolved)
 	sent := map[bool]bool{} // families that have their knocks; the key is true for IPv4
 	for _, to := range addrs {
 		if sent[to.Is4()] {

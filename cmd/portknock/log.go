@@ -1,25 +1,27 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"net"
+	"io/fs"
 	"os"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
 
-	"github.com/portknock/portknock/proxy"
+	"github.com/portknock/portknock/knock/secret"
 	"github.com/spf13/pflag"
 )
 
 // The levels of messages.
 const (
 	always  = iota // printed unless -q is given
-	verbose        // printed with -v
-	secrets        // printed with -vv: the knocks that are sent
+	verbose        // printed with -v, and always in the log file
+	details        // printed with -vv, and always in the log file
+	secrets        // printed with -vv, and in the log file with -vv: the knocks that are sent
 )
 
 // logger writes lines to stderr and to a file. The file is needed because ssh with
@@ -35,24 +37,22 @@ type logger struct {
 }
 
 func (l *logger) flags(f *pflag.FlagSet) {
-	f.CountVarP(&l.level, "verbose", "v", "``print what happens; given twice, print the knocks too")
+	f.CountVarP(&l.level, "verbose", "v", "``print what happens, a line for each round; given twice, print every\nstep, and the knocks")
 	f.BoolVarP(&l.quiet, "quiet", "q", false, "print nothing, not even errors")
 	f.StringVar(&l.path, "log-file", os.Getenv("PORTKNOCK_LOG"), "write a log to the end of this `FILE`, or set PORTKNOCK_LOG=FILE")
 }
 
-// open opens the log file that the flags name, and checks the flags. A FIFO without a
-// reader is not opened: O_NONBLOCK makes that fail at once.
+// open opens the log file that the flags name, and checks the flags. A log that is not safe
+// does not stop a login.
 func (l *logger) open(ctx context.Context) error {
 	l.opened = true
 	if l.path != "" {
-		file, err := await(ctx, func() (*os.File, error) {
-			return os.OpenFile(l.path, os.O_APPEND|os.O_CREATE|os.O_WRONLY|syscall.O_NONBLOCK, 0o600)
-		})
+		file, err := await(ctx, func() (*os.File, error) { return openLog(l.path) })
 		switch {
 		case err == nil:
 			l.file = file
-		case errors.Is(err, syscall.ENXIO):
-			l.say(always, "no log is written: no program reads %s", l.path)
+		case errors.Is(err, errNoLog):
+			l.say(always, "%v", err)
 		default:
 			return usageError("cannot open the log: %w", err)
 		}
@@ -63,15 +63,47 @@ func (l *logger) open(ctx context.Context) error {
 	return nil
 }
 
-// say writes a line to the file and then to stderr, if the flags ask for its level. The
-// file gets the lines of -v even without -v. In the file, each line starts with the time.
+// errNoLog is the error for a log that exists but must not be used.
+var errNoLog = errors.New("no log is written")
+
+// openLog opens a log file. With -vv, a log has knocks, so no other user may read or replace
+// the file. openLog follows no symbolic link, because the link may lead to another user's file,
+// and does not wait for the reader of a FIFO.
+func openLog(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY|syscall.O_NONBLOCK|noFollow, 0o600)
+	if err != nil {
+		switch info, _ := os.Lstat(path); {
+		case errors.Is(err, syscall.ENXIO):
+			err = fmt.Errorf("%w: no program reads %s", errNoLog, path)
+		case info != nil && info.Mode()&fs.ModeSymlink != 0:
+			err = fmt.Errorf("%w: %s is a symbolic link; name the file itself", errNoLog, path)
+		}
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && info.Mode()&fs.ModeDevice == 0 {
+		err = cmp.Or(secret.CheckOwner(path, info), secret.CheckReaders(path, info, "a log"))
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("%w: %w", errNoLog, err)
+	}
+	return f, nil
+}
+
+// say writes a line to the file and then to stderr, if the flags ask for its level. In the
+// file, each line starts with the time.
 func (l *logger) say(level int, format string, args ...any) {
-	line := fmt.Sprintf(format, args...)
-	if l.file != nil && level <= max(l.level, verbose) {
+	line := oneLine(fmt.Sprintf(format, args...))
+	limit := l.level
+	if limit >= details { // -vv
+		limit = secrets
+	}
+	if l.file != nil && level <= max(limit, details) {
 		now := time.Now().UTC().Format("2006-01-02T15:04:05.000Z")
 		l.toFile.write(l.file, fmt.Sprintf("%s [%d] %s\n", now, os.Getpid(), strings.TrimSpace(line)))
 	}
-	if level <= l.level && (!l.quiet || l.level > 0) { // -q with -v is an error, which the user must see
+	if level <= limit && (!l.quiet || l.level > 0) { // -q with -v is an error, which the user must see
 		l.toStderr.write(os.Stderr, fmt.Sprintf("portknock: %s\n", line))
 	}
 }
@@ -122,21 +154,4 @@ func (l *logger) warn(lines []string) {
 	for _, line := range lines {
 		l.say(always, "%s", line)
 	}
-}
-
-// trace writes what the Dialer does.
-func (l *logger) trace(e proxy.Event) {
-	if op, ok := errors.AsType[*net.OpError](e.Err); ok {
-		e.Err = op.Err // the line already has the other fields of op
-	}
-	text := fmt.Sprintf("round %d: %v %v", e.Round, e.Kind, e.To)
-	switch {
-	case e.Kind == proxy.Resolved:
-		text = "resolved: " + strings.Trim(fmt.Sprint(e.Addrs), "[]")
-	case e.Err != nil:
-		text += ": " + e.Err.Error()
-	case e.From.IsValid():
-		text += " from " + e.From.String()
-	}
-	l.say(verbose, "%.1f ms: %s", float64(e.At)/float64(time.Millisecond), text)
 }

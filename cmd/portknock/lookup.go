@@ -197,16 +197,22 @@ func expiryWarning(end, now time.Time, near time.Duration, advice string) string
 	return fmt.Sprintf("the rules %s at %s%s", verb, utc(end), advice)
 }
 
-// warnOfExpiry warns if the rules of a profile expire soon or have expired. The profile
-// has the end of rules that emit-rules made, or its deployment d has the end of rules that
-// deploy made. d is nil if the profile was not deployed.
-func warnOfExpiry(a *app, p *profile.Profile, d *deployment) {
+// expiryText returns the warning for the rules of a profile that expire soon or have expired,
+// and "" for other rules. The profile has the end of rules that emit-rules made, or its
+// deployment d has the end of rules that deploy made. d is nil if the profile was
+// not deployed.
+func expiryText(p *profile.Profile, d *deployment) string {
 	near, advice := expiryNear, "; emit and load new rules, then set ValidUntil"
 	if d != nil && p.ValidUntil.Equal(d.profile.ValidUntil) {
 		near = d.near()
 		advice = deployAdvice + "--renew " + p.Name
 	}
-	if text := expiryWarning(p.ValidUntil, now(), near, advice); text != "" {
+	return expiryWarning(p.ValidUntil, now(), near, advice)
+}
+
+// warnOfExpiry warns if the rules of a profile expire soon or have expired.
+func warnOfExpiry(a *app, p *profile.Profile, d *deployment) {
+	if text := expiryText(p, d); text != "" {
 		a.log.say(always, "%s: %s", p.Name, text)
 	}
 }

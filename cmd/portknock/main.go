@@ -15,7 +15,9 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
+	"github.com/portknock/portknock/internal/typo"
 	"github.com/spf13/pflag"
 )
 
@@ -49,6 +51,7 @@ type app struct {
 	stdin, stdout *os.File
 	log           logger
 	command       string // name of the command; "" until start sets it
+	connecting    string // name of the profile to whose host the command tries to connect; "" before and after
 }
 
 // command is a command of portknock, with its flags.
@@ -102,13 +105,19 @@ func table() []row {
 		{"profile", "list|show|import [FLAGS] [HOST|FILE]", 1, math.MaxInt, profileOperandsError, nil,
 			"List the profiles, show one with its defaults, or import the profiles in the\n" +
 				".fwknoprc of fwknop's client."},
-		{"profile list", "[FLAGS]", 0, 0, profileOperandsError, &profileList{}, "List the profiles, without their secrets."},
+		{"profile list", "[FLAGS]", 0, 0, profileOperandsError, &profileList{},
+			"List the profiles with what applies to each, without their secrets. The note \"pattern\"\n" +
+				"means that the Host line names no host."},
 		{"profile show", "[FLAGS] HOST", 1, 1, profileOperandsError, &profileShow{},
 			"Print the profile of HOST, with the defaults of settings that it does not set, as a\n" +
 				"Host block. The output contains the sequence."},
 		{"profile import", "[FLAGS] FILE", 1, 1, profileOperandsError, &profileImport{},
 			"Import the profiles in the .fwknoprc of fwknop's client. Profiles go to the profile\n" +
 				"file, keys to new files beside it."},
+		{"status", "[FLAGS]", 0, 0, "status takes no operands", &printStatus{},
+			"Print all profiles, those with a problem first: the last login from this computer, the\n" +
+				"end of the server's rules, and what deploy has installed. It does not ask the servers.\n" +
+				"It runs no KeyCommand, so it does not see whether a profile with one has changed."},
 		{"keygen", "[--from MASTERKEY --host NAME] [FILE]", 0, 1, "keygen needs at most one FILE", &keygen{},
 			"Write a new key to FILE, which must not exist; without FILE, print the key. With --from,\n" +
 				"do not make a new key: derive the key of the profile NAME from the master key in\n" +
@@ -141,21 +150,49 @@ func main() {
 
 	a := &app{stdin: os.Stdin, stdout: os.Stdout}
 	ctx, cancel := context.WithCancelCause(context.Background())
-	interrupt := make(chan os.Signal, 1)
-	signal.Notify(interrupt, interrupts...)
-	go func() {
-		<-interrupt
-		cancel(errInterrupted)
-		<-interrupt // a second signal ends even a call that does not watch ctx
-		os.Exit(exitFailed)
-	}()
+	endOnSignals(cancel)
 	os.Exit(a.report(ctx, a.main(ctx, os.Args[1:])))
 }
 
 // interrupts are the signals of ^C and ^\. By default, Go prints a traceback for ^\.
 var interrupts = []os.Signal{os.Interrupt, syscall.SIGQUIT}
 
-var errInterrupted = errors.New("interrupted")
+// terminations returns the signals with which another program ends portknock. ssh sends SIGHUP
+// when its ConnectTimeout expires.
+func terminations() []os.Signal {
+	if signal.Ignored(syscall.SIGHUP) { // nohup makes the process ignore SIGHUP
+		return []os.Signal{syscall.SIGTERM}
+	}
+	return []os.Signal{syscall.SIGTERM, syscall.SIGHUP}
+}
+
+// The causes with which endOnSignals cancels a context.
+var (
+	errInterrupted = errors.New("interrupted")
+	errStopped     = errors.New("stopped by the calling program")
+)
+
+// endOnSignals cancels the context of all commands after a signal, so that a KeyCommand ends
+// too. The context keeps the first cause.
+func endOnSignals(cancel context.CancelCauseFunc) {
+	interrupted, stopped := make(chan os.Signal, 1), make(chan os.Signal, 1)
+	signal.Notify(interrupted, interrupts...)
+	signal.Notify(stopped, terminations()...)
+	go func() {
+		<-interrupted
+		cancel(errInterrupted)
+		<-interrupted // a second signal ends even a call that does not watch ctx
+		os.Exit(exitFailed)
+	}()
+	go func() {
+		<-stopped
+		cancel(errStopped)
+		// A shell that ends sends SIGHUP again at once; ignore that for a second. A later
+		// signal ends portknock even in a call that does not watch ctx.
+		time.Sleep(time.Second)
+		signal.Reset(terminations()...)
+	}()
+}
 
 // await returns what f returns. If ctx ends first, await returns the cause at once and does
 // not wait for f: f may still wait for a terminal, or for the other end of a pipe.
@@ -242,6 +279,9 @@ func (a *app) startMember(ctx context.Context, group *row, all *pflag.FlagSet, a
 	name := all.Arg(0)
 	r := find(group.name + " " + name)
 	if r == nil {
+		if guess := typo.Hint(name, names(group.name+" ")...); guess != "" {
+			return usageError("unknown command \"%s %s\"%s", group.name, name, guess)
+		}
 		return usageError("%s", group.operandsError)
 	}
 	all.Visit(func(f *pflag.Flag) {
@@ -264,17 +304,31 @@ func (a *app) startMember(ctx context.Context, group *row, all *pflag.FlagSet, a
 // unknownCommand returns the error for operands without a known command. Its hint guesses
 // what the user meant.
 func unknownCommand(operands []string) error {
-	switch {
-	case len(operands) == 0 || len(operands) == 1 && operands[0] == "":
+	if len(operands) == 0 || len(operands) == 1 && operands[0] == "" {
 		return usageError("no host given")
+	}
+	name := operands[0]
+	guess := typo.Hint(name, names("")...)
+	switch {
 	case len(operands) == 1:
-		return &failure{exitUsage, fmt.Errorf("unknown command %q; to connect to a host, add a port", operands[0]),
-			fmt.Sprintf("portknock %[1]s 22, or portknock knock %[1]s", operands[0])}
-	case len(operands) == 2:
-		return &failure{exitUsage, fmt.Errorf("unknown command %q, and %q is not a port number to connect to", operands[0], operands[1]),
+		return &failure{exitUsage, fmt.Errorf("unknown command %q%s", name, cmp.Or(guess, "; to connect to a host, add a port")),
+			fmt.Sprintf("portknock %[1]s 22, or portknock knock %[1]s", name)}
+	case len(operands) == 2 && guess == "":
+		return &failure{exitUsage, fmt.Errorf("unknown command %q, and %q is not a port number to connect to", name, operands[1]),
 			"portknock HOST PORT, or portknock help"}
 	}
-	return usageError("unknown command %q", operands[0])
+	return usageError("unknown command %q%s", name, guess)
+}
+
+// names returns the names of all commands that begin with a prefix, without the prefix: "" for
+// the commands and groups, and the name of a group and a space for the commands of the group.
+func names(prefix string) (all []string) {
+	for _, r := range table() {
+		if name, ok := strings.CutPrefix(r.name, prefix); ok && !strings.Contains(name, " ") {
+			all = append(all, name)
+		}
+	}
+	return all
 }
 
 func isNumber(s string) bool {
@@ -302,12 +356,18 @@ func (a *app) flagSet(r *row) *pflag.FlagSet {
 // do something other than the user asked for. Only --log-file may be empty, which turns the
 // log off.
 func parse(f *pflag.FlagSet, args []string) error {
-	return f.ParseAll(args, func(flag *pflag.Flag, value string) error {
+	err := f.ParseAll(args, func(flag *pflag.Flag, value string) error {
 		if value == "" && slices.Contains([]string{"string", "list"}, flag.Value.Type()) && flag.Name != "log-file" {
 			return fmt.Errorf("--%s needs a value", flag.Name)
 		}
 		return f.Set(flag.Name, value)
 	})
+	if unknown, ok := errors.AsType[*pflag.NotExistError](err); ok && unknown.GetSpecifiedShortnames() == "" {
+		var known []string
+		f.VisitAll(func(flag *pflag.Flag) { known = append(known, "--"+flag.Name) })
+		return fmt.Errorf("%w%s", err, typo.Hint("--"+unknown.GetSpecifiedName(), known...))
+	}
+	return err
 }
 
 // report writes why the command failed to stderr and the log. It returns the exit code.
@@ -315,8 +375,9 @@ func (a *app) report(ctx context.Context, err error) int {
 	if err == nil {
 		return 0
 	}
-	if ctx.Err() != nil {
-		err = context.Cause(ctx) // the cause, not an error that followed from it
+	interrupted := context.Cause(ctx) == errInterrupted
+	if interrupted {
+		err = errInterrupted // not an error that followed from it
 	}
 	if e, ok := errors.AsType[*fs.PathError](err); ok && e.Path == os.Stdout.Name() && errors.Is(e, syscall.EPIPE) {
 		return exitFailed // a reader such as head(1) has read all that it needs
@@ -330,15 +391,22 @@ func (a *app) report(ctx context.Context, err error) int {
 	if f.hint == helpHint {
 		f.hint = strings.TrimSpace(helpHint + " " + a.command)
 	}
-	a.log.say(always, "%s", oneLine(err.Error()))
+	last := lastFailure{Time: now().UTC(), Code: f.code, Text: oneLine(err.Error())}
+	a.log.say(always, "%s", last.Text)
 	for line := range strings.Lines(f.hint) {
-		a.log.say(always, "hint: %s", oneLine(line))
+		a.log.say(always, "hint: %s", line)
+		last.Hint += oneLine(line) + "\n"
+	}
+	if a.connecting != "" && !interrupted { // ^C is not a failure of the host
+		_ = last.save(a.connecting)
 	}
 	return f.code
 }
 
-// oneLine returns a text on one line. A text from another program or library can have
-// several lines.
+// oneLine returns a text on one line, without characters that change how a terminal works or
+// looks. A text from the user, another program or a library can have such characters.
 func oneLine(s string) string {
-	return strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == '\n' || r == '\r' }), " ")
+	s = strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == '\n' || r == '\r' || r == '\t' }), " ")
+	quoted := strconv.Quote(s)
+	return strings.NewReplacer(`\\`, `\`, `\"`, `"`).Replace(quoted[1 : len(quoted)-1])
 }

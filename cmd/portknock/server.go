@@ -157,9 +157,9 @@ func (f *serverFlags) summary(a *app, servers []*server, errs []error) error {
 			worst = &failure{e.code, fmt.Errorf("%s: %w", s.host, errs[i]), e.hint}
 			continue
 		}
-		a.log.say(always, "%s: %s", s.host, oneLine(errs[i].Error()))
+		a.log.say(always, "%s: %s", s.host, errs[i])
 		for line := range strings.Lines(e.hint) {
-			a.log.say(always, "%s: hint: %s", s.host, oneLine(line))
+			a.log.say(always, "%s: hint: %s", s.host, line)
 		}
 		if worst == nil || e.code > worst.code {
 			worst = &failure{code: e.code}

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -66,7 +67,7 @@ func TestHedgeFollowsLastConnection(t *testing.T) {
 func TestUnusableStateIsUnknown(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv("XDG_STATE_HOME", dir)
-	path := stateFile("vps")
+	path := stateFile("vps", stateSuffix)
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -88,8 +89,78 @@ func TestUnusableStateIsUnknown(t *testing.T) {
 	if runtime.GOOS != "windows" {
 		t.Setenv("XDG_STATE_HOME", "")
 		t.Setenv("HOME", "")
-		if got := stateFile("vps"); got != "" {
+		if got := stateFile("vps", stateSuffix); got != "" {
 			t.Errorf("without HOME, the state is in %s, want nowhere", got)
 		}
+	}
+}
+
+// TestSuccessIsRememberedOnlyIfItTellsMore: a connection writes the state only after a failure,
+// after successEvery, or if the round trip has changed. It keeps the last failure.
+func TestSuccessIsRememberedOnlyIfItTellsMore(t *testing.T) {
+	t.Setenv("XDG_STATE_HOME", t.TempDir())
+	clock := time.Date(2026, 11, 22, 7, 0, 0, 0, time.UTC)
+	defer func(before func() time.Time) { now = before }(now)
+	now = func() time.Time { return clock }
+	for i, tt := range []struct {
+		wait      time.Duration // since the previous attempt
+		fails     bool
+		roundTrip time.Duration
+		writes    bool
+		failed    bool // hasFailed after the attempt
+	}{
+		{0, false, 0, true, false},
+		{time.Second, false, 0, false, false},
+		{time.Second, true, 0, true, true},
+		{time.Second, true, 0, true, true},
+		{time.Second, false, 0, true, false},
+		{successEvery - time.Second, false, 0, false, false},
+		{time.Second, false, 0, true, false},
+		{time.Second, false, time.Millisecond, true, false},
+		{time.Second, false, time.Millisecond, false, false},
+		{-time.Hour, false, time.Millisecond, true, true}, // the clock was set back to before the failure
+	} {
+		clock = clock.Add(tt.wait)
+		before := loadState("vps")
+		failure := lastFailure{Time: clock, Code: exitClosed, Text: "vps: no answer", Hint: "a\nb\n"}
+		if tt.fails {
+			if err := failure.save("vps"); err != nil {
+				t.Fatal(err)
+			}
+		} else {
+			(&hostDialer{host: "vps", roundTrip: tt.roundTrip}).remember()
+		}
+		after := loadState("vps")
+		if wrote := after != before; wrote != tt.writes || after.hasFailed() != tt.failed {
+			t.Errorf("attempt %d: written is %v, failed is %v; want %v, %v", i, wrote, after.hasFailed(), tt.writes, tt.failed)
+		}
+		switch {
+		case tt.fails && after.LastFailure != failure:
+			t.Errorf("attempt %d: the last failure is %+v, want %+v", i, after.LastFailure, failure)
+		case !tt.fails && after.LastFailure != before.LastFailure:
+			t.Errorf("attempt %d: a success has changed the last failure to %+v", i, after.LastFailure)
+		case !tt.fails && tt.writes && !after.LastSuccess.Equal(clock):
+			t.Errorf("attempt %d: the last success was at %v, want %v", i, after.LastSuccess, clock)
+		}
+	}
+}
+
+// TestSimultaneousAttemptsKeepState: connections and failures at the same moment damage
+// nothing, and each leaves its part of the state.
+func TestSimultaneousAttemptsKeepState(t *testing.T) {
+	t.Setenv("XDG_STATE_HOME", t.TempDir())
+	var all sync.WaitGroup
+	for i := range 50 {
+		all.Go(func() { (&hostDialer{host: "vps", roundTrip: time.Duration(1+i) * time.Millisecond}).remember() })
+		all.Go(func() { _ = lastFailure{Time: now(), Code: i, Text: strings.Repeat("x", 100*i)}.save("vps") })
+		all.Go(func() {
+			if s := loadState("vps"); len(s.LastFailure.Text) != 100*s.LastFailure.Code {
+				t.Errorf("the state is damaged: %+v", s)
+			}
+		})
+	}
+	all.Wait()
+	if s := loadState("vps"); s.RoundTrip == 0 || s.LastSuccess.IsZero() || s.LastFailure.Time.IsZero() {
+		t.Errorf("the state has lost a part: %+v", s)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/portknock/portknock/internal/typo"
 	"github.com/portknock/portknock/knock"
 )
 
@@ -206,34 +207,9 @@ func unknown(name string) error {
 	if name == "" || strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsLetter(r) }) {
 		return errors.New("a line must start with a keyword, such as HostName, and a space")
 	}
-	best, least := "", 3
-	for _, k := range append([]keyword{{name: "Host"}}, keywords...) {
-		if d := distance(strings.ToLower(name), strings.ToLower(k.name)); d < least {
-			best, least = k.name, d
-		}
+	known := []string{"Host"}
+	for _, k := range keywords {
+		known = append(known, k.name)
 	}
-	if best == "" {
-		return fmt.Errorf("unknown keyword %q", name)
-	}
-	return fmt.Errorf("unknown keyword %q; did you mean %s?", name, best)
-}
-
-// distance returns the Levenshtein distance between a and b, in bytes.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost = 1 + min(diagonal, row[j], row[j+1])
-			}
-			diagonal, row[j+1] = row[j+1], cost
-		}
-	}
-	return row[len(b)]
+	return fmt.Errorf("unknown keyword %q%s", name, typo.Hint(name, known...))
 }

@@ -1,6 +1,7 @@
 package profile
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/portknock/portknock/internal/typo"
 	"github.com/portknock/portknock/knock"
 	"github.com/portknock/portknock/knock/spa"
 )
@@ -91,7 +93,8 @@ func parseScheme(s string) (string, error) {
 	for _, s := range schemes {
 		names = append(names, s.name)
 	}
-	return "", fmt.Errorf("unknown scheme %q; the schemes are %s", name, strings.Join(names, ", "))
+	hint := cmp.Or(typo.Hint(name, names...), "; the schemes are "+strings.Join(names, ", "))
+	return "", fmt.Errorf("unknown scheme %q%s", name, hint)
 }
 
 // Facts are the properties of a scheme that a caller may have to know.

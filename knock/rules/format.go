@@ -1,6 +1,7 @@
 package rules
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/portknock/portknock/internal/typo"
 	"github.com/portknock/portknock/knock"
 )
 
@@ -70,8 +72,12 @@ func (f Format) row() (format, error) {
 	if i := slices.IndexFunc(all, func(row format) bool { return row.name == f }); i >= 0 {
 		return all[i], nil
 	}
-	known := join(Formats(), ", ", func(f Format) string { return string(f) })
-	return format{}, fmt.Errorf("unknown format %q; the formats are %s", string(f), known)
+	var known []string
+	for _, row := range all {
+		known = append(known, string(row.name))
+	}
+	hint := cmp.Or(typo.Hint(string(f), known...), "; the formats are "+strings.Join(known, ", "))
+	return format{}, fmt.Errorf("unknown format %q%s", string(f), hint)
 }
 
 // document is the text that a format makes from guards, with the commands that its

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os/exec"
+	"runtime"
 	"strings"
 	"time"
 )
@@ -43,7 +44,10 @@ type Runner struct {
 // which may be the connection of ssh. When ctx ends or the time limit passes, Run kills
 // the command and all processes that the command has started. On Unix, a process that has
 // left the command's process group is not killed. On Windows, a process that has left the
-// command's job object is not killed, and the command also ends when this process ends.
+// command's job object is not killed.
+//
+// If this process is killed, Linux and FreeBSD kill the command, but not the processes that the
+// command has started. Windows kills these too.
 func (r Runner) Run(ctx context.Context, command []string, what string) ([]byte, error) {
 	id := strings.Join(command, "\x00") // no word of a command can contain a zero byte
 	if text, ok := r.Printed[id]; ok {
@@ -58,6 +62,9 @@ func (r Runner) Run(ctx context.Context, command []string, what string) ([]byte,
 
 // run is Run without Printed.
 func (r Runner) run(ctx context.Context, command []string, what string) ([]byte, error) {
+	// The system kills the command when the thread that has started it ends.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	limit := cmp.Or(r.Limit, 30*time.Second)
 	late := fmt.Errorf("did not print %s within %v", what, limit)
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, late)

@@ -11,6 +11,7 @@ import (
 // returns the function that runs the command.
 func killable(c *exec.Cmd) (run func() error) {
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	killWithParent(c.SysProcAttr)
 	c.Cancel = func() error { return syscall.Kill(-c.Process.Pid, syscall.SIGKILL) }
 	return c.Run
 }

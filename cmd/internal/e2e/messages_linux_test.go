@@ -160,7 +160,7 @@ func TestInterruptPrintsOneLine(t *testing.T) {
 	t.Parallel()
 	r := newDefaultRig(t)
 	var stderr lab.Log
-	config := r.proxyConfig(t, "portknock -v -c "+wrongKnocksProfile(t, "60s")+" %h %p")
+	config := r.proxyConfig(t, "portknock -vv -c "+wrongKnocksProfile(t, "60s")+" %h %p")
 	c := r.client.Command("ssh", "-F", config, "vps", "true")
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a shell also starts a process group
 	c.Stderr = &stderr
@@ -175,5 +175,32 @@ func TestInterruptPrintsOneLine(t *testing.T) {
 	r.awaitNoPortknock(t)
 	if !strings.HasSuffix(stderr.String(), "portknock: interrupted\n") || strings.Contains(stderr.String(), "did not open") {
 		t.Errorf("portknock prints %q, want one line: interrupted", stderr.String())
+	}
+}
+
+// TestTerminalShowsThatPortknockStillTries: after 2 s, a user at a terminal sees one line that
+// says until when portknock goes on. It does not appear with -q, or if stderr is not a terminal.
+func TestTerminalShowsThatPortknockStillTries(t *testing.T) {
+	t.Parallel()
+	lab.Require(t, "script")
+	client := lab.NewHost(t, "client")
+	profile := vpsProfile(t, "HostName 127.0.0.1", "Sequence 7001/udp 8003", "ConnectTimeout 4")
+	const line = `portknock: vps: not connected yet; still knocking until \d\d:\d\d:\d\d\r?\n`
+	for command, want := range map[string]int{
+		"script -qec 'portknock CONFIG vps 22' /dev/null":                   1,
+		"script -qec 'portknock knock --wait CONFIG vps 22' /dev/null":      1,
+		"script -qec 'portknock -q CONFIG vps 22' /dev/null":                0,
+		"script -qec 'portknock -o ConnectTimeout=1 CONFIG vps' /dev/null":  0,
+		"script -qec 'portknock CONFIG vps 22 2>&1 | cat' /dev/null":        0,
+		"portknock CONFIG vps 22":                                           0,
+		"script -qec 'exec 2>/dev/null; portknock CONFIG vps 22' /dev/null": 0,
+	} {
+		t.Run(command, func(t *testing.T) {
+			t.Parallel()
+			out, _ := client.Try("sh", "-c", strings.ReplaceAll(command, "CONFIG", "-c "+profile))
+			if got := len(regexp.MustCompile("(?m)^"+line).FindAllString(out, -1)); got != want {
+				t.Errorf("the line appears %d times, want %d: %q", got, want, out)
+			}
+		})
 	}
 }

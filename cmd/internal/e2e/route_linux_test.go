@@ -36,7 +36,7 @@ func TestConnectsAfterShortLinkOutage(t *testing.T) {
 			r.server.Shell(t, dropAllInput)
 			capture := r.server.Capture(t)
 			var out, stderr lab.Log
-			c := r.client.Command("portknock", append([]string{"-v", "-o", "ConnectTimeout=30"}, append(tt.args(r), "22")...)...)
+			c := r.client.Command("portknock", append([]string{"-vv", "-o", "ConnectTimeout=30"}, append(tt.args(r), "22")...)...)
 			c.Stdout, c.Stderr = &out, &stderr
 			in, err := c.StdinPipe() // this pipe stays open until the banner has arrived
 			if err != nil {
