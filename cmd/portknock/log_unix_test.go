@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestFullFileDelaysOneLine: while a file is full, only the first line waits. Afterwards
@@ -47,7 +49,7 @@ func TestFullFileDelaysOneLine(t *testing.T) {
 // TestFIFOWithoutReaderIsNotOpened: a log that no program reads does not stop a command.
 func TestFIFOWithoutReaderIsNotOpened(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "fifo")
-	if err := syscall.Mkfifo(path, 0o600); err != nil {
+	if err := unix.Mkfifo(path, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	l := logger{path: path, quiet: true}
