@@ -72,7 +72,7 @@ func (c *connect) run(ctx context.Context, a *app, args []string) error {
 	}
 	conn, err := d.Connect(ctx, c.target(args[0], p), port)
 	if err != nil {
-		return connectFailure(p, err)
+		return connectFailure(d, p, err)
 	}
 	unwatch()
 	if c.fdpass {
@@ -90,7 +90,7 @@ func (c *connect) run(ctx context.Context, a *app, args []string) error {
 	if errors.Is(err, context.Canceled) || errors.Is(err, syscall.EPIPE) {
 		return nil
 	}
-	return connectFailure(p, err)
+	return connectFailure(d, p, err)
 }
 
 // The causes with which watchCaller cancels a context.

@@ -277,7 +277,10 @@ cat %[1]s.out
 }
 
 // sshSettings are the settings of ssh for a host, as ssh -G prints them.
-type sshSettings struct{ hostName, port, user, proxyCommand, proxyJump string }
+type sshSettings struct {
+	hostName, port, user, proxyCommand, proxyJump  string
+	proxyUseFdpass, connectTimeout, controlPersist string
+}
 
 // readSSHSettings asks ssh for its settings.
 func (s *server) readSSHSettings(ctx context.Context) (settings sshSettings, err error) {
@@ -290,7 +293,8 @@ func (s *server) readSSHSettings(ctx context.Context) (settings sshSettings, err
 		return settings, &failure{exitNotDeployed, fmt.Errorf("ssh -G: %w: %s", err, oneLine(strings.TrimSpace(stderr.String()))), ""}
 	}
 	fields := map[string]*string{"hostname": &settings.hostName, "port": &settings.port, "user": &settings.user,
-		"proxycommand": &settings.proxyCommand, "proxyjump": &settings.proxyJump}
+		"proxycommand": &settings.proxyCommand, "proxyjump": &settings.proxyJump, "proxyusefdpass": &settings.proxyUseFdpass,
+		"connecttimeout": &settings.connectTimeout, "controlpersist": &settings.controlPersist}
 	for line := range strings.Lines(string(out)) {
 		keyword, value, _ := strings.Cut(strings.TrimRight(line, "\r\n"), " ")
 		if field := fields[keyword]; field != nil && value != "none" {
@@ -313,7 +317,13 @@ func (s *server) sshArgs(flags ...string) []string {
 // another ProxyCommand, ssh uses it. Otherwise ssh uses this program, with the profile via,
 // or with that of the server if via is "".
 func (s *server) sshCommand(via, command string) []string {
-	args := s.sshArgs("-T", "-x", "-a", "-S", "none")
+	return s.sshCommandOver([]string{"-S", "none"}, via, command)
+}
+
+// sshCommandOver is sshCommand with more flags. Without "-S none", ssh uses a connection that is
+// open already, if the user's configuration has a ControlPath.
+func (s *server) sshCommandOver(flags []string, via, command string) []string {
+	args := s.sshArgs(append([]string{"-T", "-x", "-a"}, flags...)...)
 	for _, option := range []string{"ControlMaster no", "ClearAllForwardings yes", "RemoteCommand none",
 		"PermitLocalCommand no", "ServerAliveInterval 5", "ServerAliveCountMax 6"} {
 		args = append(args, "-o", option)
