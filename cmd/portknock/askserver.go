@@ -185,6 +185,7 @@ func (s *server) askStatus(ctx context.Context, found *serverEvidence, key strin
 	if err != nil {
 		return nil, err
 	}
+	found.listening = []uint16{}
 	facts, status, installed := strings.Cut("\n"+out, "\nstatus\n")
 	for line := range strings.Lines(facts) {
 		word, value, _ := strings.Cut(strings.TrimSpace(line), " ")

@@ -123,7 +123,7 @@ func (e *evidence) targetCauses(t *target) []cause {
 	case t.noRoute:
 		return []cause{{"no-route", true, "this computer has no route to the host", noRouteHint}}
 	case t.unsent != nil:
-		return []cause{{"knocks-not-sent", true, "the knocks cannot be sent: " + oneLine(t.unsent.Error()), unsentFix(e.profile)}}
+		return append(e.toldCauses(t), cause{"knocks-not-sent", true, "the knocks cannot be sent: " + oneLine(t.unsent.Error()), unsentFix(e.profile)})
 	case t.before == portOpen && other(func(o *target) bool { return !o.noRoute && o.before != "" && o.before != portOpen }):
 		return []cause{{strings.ToLower(t.family()) + "-unguarded", true,
 			fmt.Sprintf("port %d is open without a knock%s", e.port, over),
@@ -222,7 +222,10 @@ func (e *evidence) refusedCauses(t *target, over string) (all []cause) {
 		all = append(all, cause{"sshd-elsewhere", changed, fmt.Sprintf("sshd listens on port %d, not on port %d", sshd[0], e.port),
 			fmt.Sprintf("set Port %d in ~/.ssh/config and in the profile; then run: portknock deploy %s", sshd[0], e.profile.Name)})
 	}
-	return append(all, cause{"sshd-down", changed && len(sshd) == 0, fmt.Sprintf("no program listens on port %d of the server%s", e.port, over), fix})
+	if changed && len(sshd) > 0 {
+		return all
+	}
+	return append(all, cause{"sshd-down", changed, fmt.Sprintf("no program listens on port %d of the server%s", e.port, over), fix})
 }
 
 // silentCauses returns the faults of a port that does not answer, although the knocks have left.

@@ -461,14 +461,14 @@ func (c *checkHost) describeKnocks(t *target) {
 	var parts []string
 	for _, word := range []string{"arrived", "rejected", "no sign"} {
 		if places := by[word]; len(places) > 0 {
-			parts = append(parts, fmt.Sprintf("%s: %s of %d", word, strings.Join(places, " "), len(t.knocks)))
+			parts = append(parts, word+": "+strings.Join(places, " "))
 		}
 	}
 	v := isFine
 	if len(by["arrived"]) < len(t.knocks) {
 		v = isNote
 	}
-	c.step(v, "knocks", 0, "to %v: %s", t.addr, strings.Join(parts, "; "))
+	c.step(v, "knocks", 0, "%d to %v; %s", len(t.knocks), t.addr, strings.Join(parts, "; "))
 	e := &c.found
 	switch {
 	case t.after == portOpen && t.before == portOpen:
