@@ -250,6 +250,9 @@ func (e *evidence) toldCauses(t *target) (all []cause) {
 	if s.before.Failing != "" {
 		tell("rules-failing", "the server cannot load the installed rules: "+oneLine(s.before.Failing), deploy)
 	}
+	if s.before.Rules == rulesMissing && s.before.Failing == "" {
+		tell("rules-missing", "the rules are not loaded, and another firewall of the server closes the port", deploy)
+	}
 	if s.daemonDead {
 		tell("daemon-dead", "the daemon that judges the knocks does not run on the server",
 			"on the server, load the rules again, which starts it; the system log says why it ended\n"+deploy)
@@ -268,9 +271,11 @@ func (e *evidence) toldCauses(t *target) (all []cause) {
 	}
 	stage, counts := s.stage()
 	switch admitted := s.admitted(e); {
-	case admitted && s.counted("dropped")+s.counted("let_through") == 0:
-		tell("port-filtered", fmt.Sprintf("the server admits this computer, but no connection to port %d arrives there", e.port), e.filteredFix())
-	case admitted && s.counted("let_through") > 0:
+	case admitted && s.counted("let_through") == 0:
+		// The guard may have dropped connections of others.
+		all = append(all, cause{"port-filtered", s.counted("dropped") == 0,
+			fmt.Sprintf("the server admits this computer, but no connection to port %d arrives there", e.port), e.filteredFix()})
+	case admitted:
 		tell("firewall-drops", fmt.Sprintf("the guard lets connections to port %d through, but nothing answers", e.port),
 			"look at the other firewalls of the server, such as ufw or firewalld")
 	case !admitted && counts && stage < len(t.knocks) && t.knocks[stage].arrived() && len(all) == 0:

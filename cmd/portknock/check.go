@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -70,18 +69,18 @@ func (c *checkHost) run(ctx context.Context, a *app, args []string) error {
 		return err
 	}
 	c.app, c.host = a, args[0]
-	s := &server{serverFlags: &c.serverFlags, app: a, config: &c.remote.config, host: c.host, ownConfig: c.path() != ""}
+	s := &server{serverFlags: &c.serverFlags, app: a, config: &c.remote.config, host: c.host,
+		ownConfig: c.path() != "" || len(c.remote.config.options) > 0}
 	defer s.close()
 	if err := c.readProfile(ctx, s, args); err != nil {
 		return err
 	}
 	c.checkClock()
-	host, err := c.resolve(ctx, s)
-	if err != nil {
+	if err := c.resolve(ctx, s); err != nil {
 		c.step(isFailed, "name", 0, "%s", err)
 		return connectFailure(nil, c.found.profile, err)
 	}
-	c.tryPorts(ctx, host)
+	c.tryPorts(ctx)
 	c.scan(ctx, scan)
 	c.askServer(ctx, s)
 	if err := c.knock(ctx); err != nil {
@@ -255,17 +254,13 @@ func (c *checkHost) checkClock() {
 	c.step(v, "clock", 0, "%s; %s", utc(e.at), cmp.Or(text, "whether it is synchronized is unknown"))
 }
 
-// resolve finds an address of each family, and returns the host.
-func (c *checkHost) resolve(ctx context.Context, s *server) (host string, err error) {
+// resolve finds an address of each family.
+func (c *checkHost) resolve(ctx context.Context, s *server) error {
 	e, began := &c.found, time.Now()
-	host = c.host
-	if s.ssh.hostName != "" {
-		host = s.ssh.hostName
-	}
-	host = c.target(host, e.profile)
+	host := c.target(cmp.Or(s.ssh.hostName, c.host), e.profile)
 	d, err := dialer(ctx, e.profile, nil, &c.app.log)
 	if err != nil {
-		return "", err
+		return err
 	}
 	addrs := []netip.Addr{}
 	if addr, failed := netip.ParseAddr(host); failed == nil {
@@ -277,8 +272,7 @@ func (c *checkHost) resolve(ctx context.Context, s *server) (host string, err er
 		}
 	}
 	if len(addrs) == 0 {
-		_, err = d.Addresses(ctx, host)
-		return "", cmp.Or(err, error(&proxy.ResolveError{Host: host, Err: errors.New("no address")}))
+		return &proxy.ResolveError{Host: host, Err: e.lookups[0].err}
 	}
 	text := ""
 	for _, addr := range addrs {
@@ -297,7 +291,7 @@ func (c *checkHost) resolve(ctx context.Context, s *server) (host string, err er
 		}
 	}
 	c.step(v, "name", time.Since(began), "%s: %s", host, text)
-	return host, nil
+	return nil
 }
 
 // usualPorts are ports where many servers answer.
@@ -305,7 +299,7 @@ var usualPorts = []uint16{22, 80, 443, 2222}
 
 // tryPorts finds out whether the host answers at all, and the state of the port without a
 // knock.
-func (c *checkHost) tryPorts(ctx context.Context, host string) {
+func (c *checkHost) tryPorts(ctx context.Context) {
 	e, began := &c.found, time.Now()
 	k := knocker{profile: e.profile}
 	var wait sync.WaitGroup
@@ -326,6 +320,9 @@ func (c *checkHost) tryPorts(ctx context.Context, host string) {
 		})
 	}
 	wait.Wait()
+	if ctx.Err() != nil {
+		return
+	}
 	took := time.Since(began)
 	for i := range e.targets {
 		c.describeHost(&e.targets[i], took)
@@ -393,7 +390,7 @@ func (c *checkHost) awaitExpiry(ctx context.Context) {
 	if !slices.ContainsFunc(e.targets, isOpen) || wait > longestOpening {
 		return
 	}
-	fmt.Fprintf(os.Stderr, "portknock: port %d is open; waiting %v, in case an earlier login has opened it\n", e.port, wait)
+	c.app.log.say(always, "port %d is open; waiting %v, in case an earlier login has opened it", e.port, wait)
 	select {
 	case <-time.After(wait):
 	case <-ctx.Done():
@@ -443,7 +440,7 @@ func (c *checkHost) knockAs(ctx context.Context, profile *profile.Profile, targe
 	}
 	wait.Wait()
 	p.answers.Wait()
-	return nil
+	return context.Cause(ctx)
 }
 
 // describeKnocks says what came back for the knocks, and from the port after them.

@@ -60,7 +60,8 @@ type sshEvidence struct {
 type lookup struct {
 	family string // IPv4 or IPv6
 	addrs  []netip.Addr
-	silent bool // no answer came
+	err    error // why there are no addrs; nil if there are some
+	silent bool  // no answer came
 	took   time.Duration
 }
 
@@ -146,13 +147,14 @@ func lookUpFamilies(ctx context.Context, family, host string) []lookup {
 		l := &all[i]
 		wait.Go(func() {
 			began := time.Now()
-			addrs, err := net.DefaultResolver.LookupNetIP(ctx, networks[l.family], host)
+			var addrs []netip.Addr
+			addrs, l.err = net.DefaultResolver.LookupNetIP(ctx, networks[l.family], host)
 			l.took = time.Since(began)
 			for _, a := range addrs {
 				l.addrs = append(l.addrs, a.Unmap())
 			}
-			dns, ok := errors.AsType[*net.DNSError](err)
-			l.silent = ok && dns.IsTimeout || errors.Is(err, context.DeadlineExceeded)
+			dns, ok := errors.AsType[*net.DNSError](l.err)
+			l.silent = ok && dns.IsTimeout || errors.Is(l.err, context.DeadlineExceeded)
 		})
 	}
 	wait.Wait()
@@ -262,6 +264,9 @@ type prober struct {
 // goroutines, and the pause keeps their order.
 const knockPause = 20 * time.Millisecond
 
+// maxRefusals is the number of rounds at a port that is refused before the knocks and after them.
+const maxRefusals = 4
+
 // run works through rounds until the port answers, or until the limit.
 func (p *prober) run(ctx context.Context, t *target) {
 	began := time.Now()
@@ -277,7 +282,7 @@ func (p *prober) run(ctx context.Context, t *target) {
 		case conn != nil:
 			t.banner = readBanner(conn)
 			return
-		case state == portRefused && t.before == portSilent: // the guard let the SYN through
+		case state == portRefused && (t.before == portSilent || n == maxRefusals-1): // the guard let the first one through
 			return
 		case state != portSilent:
 			time.Sleep(250 * time.Millisecond)

@@ -47,6 +47,9 @@ func (c *checkHost) scan(ctx context.Context, ranges []knock.PortRange) {
 		}
 	}
 	wait.Wait()
+	if ctx.Err() != nil {
+		return
+	}
 	for i := range e.targets {
 		t := &e.targets[i]
 		var open []uint16
