@@ -39,12 +39,15 @@ type serverStatus struct {
 	Key        string         `json:"key"`
 	ValidUntil *int64         `json:"valid_until"`
 	Counters   map[string]int `json:"counters"`
-	Admitted   []struct {
-		Address netip.Addr `json:"address"`
-		Seconds int        `json:"seconds_left"`
-	} `json:"admitted"`
+	Admitted   []admitted     `json:"admitted"`
 
 	clock clockState // whether the server's clock is synchronized
+}
+
+// admitted is an admitted address.
+type admitted struct {
+	Address netip.Addr `json:"address"`
+	Seconds int        `json:"seconds_left"`
 }
 
 // The states of rules that a status can tell.
@@ -259,8 +262,10 @@ func (c *checkHost) describeServer(took time.Duration) {
 	case s.err != nil:
 		c.step(isNote, "server", took, "cannot be asked: %s", oneLine(s.err.Error()))
 		return
+	case s.before == nil && s.guard:
+		c.step(isNote, "server", took, "rules are loaded, but none are installed for the profile %s", e.profile.Name)
 	case s.before == nil:
-		c.step(isFailed, "server", took, "no rules are installed for the profile %s", e.profile.Name)
+		c.step(isFailed, "server", took, "no rules are loaded or installed")
 	default:
 		v, text := isFine, "rules "+s.before.Rules
 		if s.before.Rules != rulesLoaded {

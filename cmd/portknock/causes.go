@@ -124,10 +124,12 @@ func (e *evidence) targetCauses(t *target) []cause {
 		return []cause{{"no-route", true, "this computer has no route to the host", noRouteHint}}
 	case t.unsent != nil:
 		return append(e.toldCauses(t), cause{"knocks-not-sent", true, "the knocks cannot be sent: " + oneLine(t.unsent.Error()), unsentFix(e.profile)})
+	case t.before == portOpen && e.admittedBefore(t):
+		return e.openCauses(t)
 	case t.before == portOpen && other(func(o *target) bool { return !o.noRoute && o.before != "" && o.before != portOpen }):
-		return []cause{{strings.ToLower(t.family()) + "-unguarded", true,
+		return []cause{{strings.ToLower(t.family()) + "-unguarded", e.expiryAwaited(),
 			fmt.Sprintf("port %d is open without a knock%s", e.port, over),
-			"load rules for both families; run: portknock deploy " + e.profile.Name}}
+			"load rules for both families; " + e.deployFix()}}
 	case t.before == portOpen:
 		return e.unguardedCauses()
 	case t.after == portOpen:
@@ -150,6 +152,9 @@ func (e *evidence) targetCauses(t *target) []cause {
 	return e.silentCauses(t)
 }
 
+// deployFix returns the command that makes the server's rules from the profile again.
+func (e *evidence) deployFix() string { return "run: portknock deploy " + e.profile.Name }
+
 // untilKnocks is the end of a sentence about a firewall that rejects connections.
 func (e *evidence) untilKnocks() string {
 	if e.profile.Scheme == "" {
@@ -167,22 +172,39 @@ func unsentFix(p *profile.Profile) string {
 	return "check the firewall, the routes and the BindAddress of this machine"
 }
 
+// expiryAwaited reports whether the openings of earlier logins have expired before the knocks.
+func (e *evidence) expiryAwaited() bool { return e.profile.OpenFor < longestOpening }
+
+// admittedBefore reports whether the server has told that an earlier login opened the port.
+func (e *evidence) admittedBefore(t *target) bool {
+	if e.server == nil || e.server.err != nil || e.server.before == nil {
+		return false
+	}
+	_, admitted := e.server.before.admits(t.from)
+	return admitted && !e.expiryAwaited()
+}
+
 // unguardedCauses returns the faults of a port that is open without a knock.
 func (e *evidence) unguardedCauses() []cause {
 	open := fmt.Sprintf("port %d is open without a knock", e.port)
-	deploy := "portknock deploy " + e.profile.Name
+	deploy := e.deployFix()
 	s := e.server
+	told := s != nil && s.err == nil
 	switch {
-	case s == nil || s.err != nil:
-		return []cause{{"no-guard", true, open, "unless the server trusts this computer, load the rules: " + deploy}}
-	case s.before == nil:
-		return []cause{{"no-guard", true, open + ": no rules are installed for this profile", deploy}}
-	case s.before.Rules == rulesMissing:
+	case told && s.before == nil && !s.guard:
+		return []cause{{"no-guard", true, open + ": no rules are loaded or installed", deploy}}
+	case told && s.before != nil && s.before.Rules == rulesMissing:
 		return []cause{{"guard-lost", true, open + ": the rules are installed, but not loaded",
-			"on the server, find out why: systemctl status portknock\nthen load them: " + deploy}}
+			"on the server, find out why: systemctl status portknock\nthen load them; " + deploy}}
+	case !e.expiryAwaited():
+		open = fmt.Sprintf("port %d is open before the knocks, perhaps by an earlier login", e.port)
 	}
-	return []cause{{"trusted", true, open + ", although the rules are loaded",
-		fmt.Sprintf("see whether the server trusts this computer: sh /etc/portknock/%s.sh status", e.profile.Name)}}
+	if told && s.before != nil {
+		return []cause{{"trusted", e.expiryAwaited(), open + textIf(e.expiryAwaited(), ", although the rules are loaded"),
+			fmt.Sprintf("see whether the server trusts this computer: sh /etc/portknock/%s.sh status", e.profile.Name)}}
+	}
+	return []cause{{"no-guard", e.expiryAwaited(), open + textIf(told && e.expiryAwaited(), ": the loaded rules do not guard it"),
+		"unless the server trusts this computer, load the rules; " + deploy}}
 }
 
 // openCauses returns the faults of a port that the knocks have opened.
@@ -220,7 +242,7 @@ func (e *evidence) refusedCauses(t *target, over string) (all []cause) {
 	}
 	if len(sshd) > 0 {
 		all = append(all, cause{"sshd-elsewhere", changed, fmt.Sprintf("sshd listens on port %d, not on port %d", sshd[0], e.port),
-			fmt.Sprintf("set Port %d in ~/.ssh/config and in the profile; then run: portknock deploy %s", sshd[0], e.profile.Name)})
+			fmt.Sprintf("set Port %d in ~/.ssh/config and in the profile; then %s", sshd[0], e.deployFix())})
 	}
 	if changed && len(sshd) > 0 {
 		return all
@@ -241,11 +263,11 @@ func (e *evidence) silentCauses(t *target) []cause {
 
 // toldCauses returns the faults that the server tells.
 func (e *evidence) toldCauses(t *target) (all []cause) {
-	s, p := e.server, e.profile
+	s := e.server
 	if s == nil || s.err != nil || s.before == nil {
 		return nil
 	}
-	deploy := "run: portknock deploy " + p.Name
+	deploy := e.deployFix()
 	tell := func(id, text, fix string) { all = append(all, cause{id, true, text, fix}) }
 	if s.before.Failing != "" {
 		tell("rules-failing", "the server cannot load the installed rules: "+oneLine(s.before.Failing), deploy)
@@ -304,7 +326,7 @@ func (e *evidence) guessedCauses(t *target) (all []cause) {
 	}
 	if e.changed && !told {
 		all = append(all, cause{"not-deployed", e.oldOpens, "the server still has the rules from before the profile changed",
-			"portknock deploy " + p.Name})
+			e.deployFix()})
 	}
 	if !p.ValidUntil.IsZero() && !e.at.Before(p.ValidUntil) && !told {
 		all = append(all, cause{"expired", true, "the server's rules have expired at " + utc(p.ValidUntil),

@@ -35,9 +35,17 @@ func answersTo(states ...portState) []knockAnswer {
 	return []knockAnswer{{knock.UDP, states[0]}, {knock.TCP, states[1]}, {knock.UDP, states[2]}}
 }
 
+// admitting returns the status of a server whose rules are loaded, and which has admitted an address.
+func admitting(addr netip.Addr) *serverStatus {
+	s := &serverStatus{Rules: rulesLoaded}
+	s.Admitted = append(s.Admitted, admitted{addr, 100})
+	return s
+}
+
 // TestCausesFollowFromEvidence: the order of the causes follows from the evidence.
 func TestCausesFollowFromEvidence(t *testing.T) {
 	static := parsedProfile(t, "Sequence 7001/udp 8003/tcp 9005/udp")
+	hours := parsedProfile(t, "Sequence 7001/udp 8003/tcp 9005/udp", "OpenFor 2h")
 	rotating := parsedProfile(t, "Scheme rotating", "KeyCommand echo key")
 	arrived := answersTo(portRefused, portRefused, portRefused)
 	noSign := answersTo(portSilent, portSilent, portSilent)
@@ -65,7 +73,10 @@ func TestCausesFollowFromEvidence(t *testing.T) {
 		"one family off":           {evidence{profile: static, targets: []target{opened, off}}, "ipv6-unreachable"},
 		"one family not opened": {evidence{profile: static, targets: []target{opened, with(silent, func(t *target) { t.addr = ipv6 })}},
 			"ipv6-not-opened"},
-		"open, and nobody was asked": {evidence{profile: static, targets: []target{with(opened, func(t *target) { t.before = portOpen })}}, "no-guard"},
+		"open, and nobody was asked":             {evidence{profile: static, targets: []target{with(opened, func(t *target) { t.before = portOpen })}}, "no-guard"},
+		"open, and this may be an earlier login": {evidence{profile: hours, targets: []target{with(opened, func(t *target) { t.before = portOpen })}}, "no-guard"},
+		"open, and this is an earlier login": {evidence{profile: hours, targets: []target{with(opened, func(t *target) { t.before, t.from = portOpen, ipv6 })},
+			server: &serverEvidence{before: admitting(ipv6)}}, ""},
 		"open in one family": {evidence{profile: static, targets: []target{opened, with(opened, func(t *target) { t.addr, t.before = ipv6, portOpen })}},
 			"ipv6-unguarded"},
 		"knocks arrive, static":   {evidence{profile: static, targets: []target{silent}}, "wrong-knocks port-filtered daemon-dead"},
@@ -109,6 +120,7 @@ func TestNoCauseContradictsEvidence(t *testing.T) {
 	profiles := []*profile.Profile{
 		parsedProfile(t, "Sequence 7001/udp 8003/tcp 9005/udp"),
 		parsedProfile(t, "Sequence 7001/udp 8003/tcp 9005/udp", "OpenPorts 2222"),
+		parsedProfile(t, "Sequence 7001/udp 8003/tcp 9005/udp", "OpenFor 2h"),
 		parsedProfile(t, "Scheme rotating", "KeyCommand echo key"),
 		parsedProfile(t, "Scheme token", "KeyCommand echo key", "ValidUntil 2001-01-01"),
 		parsedProfile(t, "Scheme fwknop", "KeyCommand echo key"),
@@ -201,6 +213,9 @@ func randomServer(r *rand.Rand, chance func(int) bool) *serverEvidence {
 	if chance(6) {
 		s.before.Failing = "no nft"
 	}
+	if chance(3) {
+		s.before.Admitted = append(s.before.Admitted, admitted{ipv4, 9})
+	}
 	s.daemonDead = chance(8)
 	if chance(2) {
 		s.after = status(1)
@@ -232,7 +247,9 @@ func contradiction(e *evidence, c cause) string {
 	}
 	switch c.ID {
 	case "no-guard", "guard-lost", "trusted":
-		return require(any(func(t *target) bool { return t.before == portOpen }), "no port is open without a knock")
+		return require(any(func(t *target) bool { return t.before == portOpen && !e.admittedBefore(t) }), "no port is open without a knock") +
+			require(!c.Certain || e.profile.OpenFor < time.Minute || s != nil && s.err == nil && (s.before == nil || s.before.Rules == rulesMissing),
+				"an earlier login may have opened the port")
 	case "ipv4-unguarded", "ipv6-unguarded":
 		return require(any(func(t *target) bool {
 			return t.before == portOpen && strings.EqualFold(t.family()+"-unguarded", c.ID)

@@ -334,6 +334,8 @@ func (c *checkHost) tryPorts(ctx context.Context) {
 		case t.noRoute:
 		case t.admitted:
 			c.step(isNote, "port", 0, "%d/tcp at %v was open until the opening of an earlier login expired", e.port, t.addr)
+		case t.before == portOpen && !e.expiryAwaited():
+			c.step(isNote, "port", 0, "%d/tcp at %v is open before the knocks, perhaps by an earlier login", e.port, t.addr)
 		case t.before == portOpen:
 			c.step(isFailed, "port", 0, "%d/tcp at %v is open without a knock", e.port, t.addr)
 		default:
@@ -378,7 +380,7 @@ func (c *checkHost) describeHost(t *target, took time.Duration) {
 	}
 }
 
-// longestOpening is the longest time that awaitExpiry waits.
+// longestOpening bounds the openings for which awaitExpiry waits.
 const longestOpening = time.Minute
 
 // awaitExpiry finds out whether a port is open without a knock, or because an earlier login has
@@ -387,7 +389,7 @@ func (c *checkHost) awaitExpiry(ctx context.Context) {
 	e := &c.found
 	isOpen := func(t target) bool { return t.before == portOpen }
 	wait := e.profile.OpenFor + time.Second
-	if !slices.ContainsFunc(e.targets, isOpen) || wait > longestOpening {
+	if !slices.ContainsFunc(e.targets, isOpen) || !e.expiryAwaited() {
 		return
 	}
 	c.app.log.say(always, "port %d is open; waiting %v, in case an earlier login has opened it", e.port, wait)

@@ -275,6 +275,7 @@ func (p *prober) run(ctx context.Context, t *target) {
 			return
 		}
 		conn, state := p.await(ctx, t)
+		p.log.say(verbose, "%v: round %d: the port is %s", t.addr, n, state)
 		if t.after == "" || state != portSilent {
 			t.after, t.round, t.took = state, n, time.Since(began)
 		}
