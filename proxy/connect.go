@@ -145,7 +145,7 @@ func (r *race) run(ctx context.Context, addrs []netip.Addr, late <-chan answer, 
 		})
 	}
 	errs := r.runTargets(ctx, addrs, port, last)
-	if isRefusal(errs[0]) {
+	if IsRefused(errs[0]) {
 		close(refused)
 	}
 	lateTargets.Wait()

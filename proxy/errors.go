@@ -68,7 +68,7 @@ type ClosedError struct {
 // newClosedError returns a ClosedError for the last answer err, which is nil if no
 // answer came.
 func newClosedError(port uint16, after time.Duration, err error) *ClosedError {
-	return &ClosedError{Port: port, After: after, Err: err, Refused: isRefusal(err), Rejected: isRejection(err)}
+	return &ClosedError{Port: port, After: after, Err: err, Refused: IsRefused(err), Rejected: IsRejected(err)}
 }
 
 func (e *ClosedError) Error() string {
@@ -114,9 +114,9 @@ func plain(err error) string {
 	return err.Error()
 }
 
-// isRefusal reports whether RST, or the ICMP message with the same meaning, answered a
+// IsRefused reports whether RST, or the ICMP message with the same meaning, answered a
 // dial.
-func isRefusal(err error) bool { return isOneOf(err, errnosRefused) }
+func IsRefused(err error) bool { return isOneOf(err, errnosRefused) }
 
 // isSilence reports whether a dial ended because no answer came. Package net ends a
 // dial at the deadline of its context, a moment before the context is done.
@@ -145,7 +145,10 @@ type rejection struct{ error }
 
 func (r *rejection) Unwrap() error { return r.error }
 
-func isRejection(err error) bool {
+// IsRejected reports whether another ICMP message answered a dial: a router or a firewall on
+// the way has rejected the connection. Only the errors of events and of a [ClosedError] are
+// rejections.
+func IsRejected(err error) bool {
 	_, ok := errors.AsType[*rejection](err)
 	return ok
 }
@@ -154,5 +157,5 @@ func isRejection(err error) bool {
 // of a rejection comes from another machine.
 func isOneOf(err error, errnos []syscall.Errno) bool {
 	is := func(errno syscall.Errno) bool { return errors.Is(err, errno) }
-	return !isRejection(err) && slices.ContainsFunc(errnos, is)
+	return !IsRejected(err) && slices.ContainsFunc(errnos, is)
 }

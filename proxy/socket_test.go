@@ -60,7 +60,7 @@ func TestDialTCPUsesSourceAddress(t *testing.T) {
 func TestDialTCPErrorKinds(t *testing.T) {
 	l, addr := listen(t)
 	l.Close()
-	if _, err := dialTCP(t.Context(), netip.Addr{}, addr); !isRefusal(err) || isPermanent(err) || IsNoRoute(err) {
+	if _, err := dialTCP(t.Context(), netip.Addr{}, addr); !IsRefused(err) || isPermanent(err) || IsNoRoute(err) {
 		t.Errorf("closed port: error %v, want only a refusal", err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)

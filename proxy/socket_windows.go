@@ -7,7 +7,8 @@ import (
 )
 
 var (
-	errnosRefused     = []syscall.Errno{windows.WSAECONNREFUSED}
+	// A UDP socket gets WSAECONNRESET for the ICMP message.
+	errnosRefused     = []syscall.Errno{windows.WSAECONNREFUSED, windows.WSAECONNRESET}
 	errnosUnreachable = []syscall.Errno{windows.WSAEHOSTUNREACH, windows.WSAENETUNREACH}
 	errnosNoRoute     = []syscall.Errno{
 		windows.WSAEHOSTUNREACH, windows.WSAENETUNREACH, windows.WSAENETDOWN, windows.WSAEADDRNOTAVAIL,

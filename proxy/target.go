@@ -278,7 +278,7 @@ func (t *target) dial(ctx context.Context, e Event, early bool) *dial {
 		case isPermanent(err), IsNoRoute(err):
 			t.fail(err, e)
 		// Without knocks nothing opens the port, so the refusal is final.
-		case t.race.dialer.Knock == nil && isRefusal(err):
+		case t.race.dialer.Knock == nil && IsRefused(err):
 			t.fail(newClosedError(t.addr.Port(), 0, err), e)
 		default:
 			t.mu.Lock()

@@ -82,7 +82,7 @@ func (c *connect) run(ctx context.Context, a *app, args []string) error {
 	conn, err := d.Connect(ctx, c.target(args[0], p), port)
 	watched()
 	if err != nil {
-		return connectFailure(p, err)
+		return connectFailure(d, p, err)
 	}
 	a.connecting = ""
 	signal.Reset(terminations()...) // from here on, they end portknock at once
@@ -101,7 +101,7 @@ func (c *connect) run(ctx context.Context, a *app, args []string) error {
 	if errors.Is(err, context.Canceled) || errors.Is(err, syscall.EPIPE) {
 		return nil
 	}
-	return connectFailure(p, err)
+	return connectFailure(d, p, err)
 }
 
 // errReaderGone is the cause with which watchReader cancels a context.

@@ -172,12 +172,15 @@ func presentRules(st *status, by string) string {
 	return text
 }
 
+// spaSkew is how old a packet may be for fwknopd.
+const spaSkew = 2 * time.Minute
+
 // checkClock refuses a server whose clock differs by more than its rules allow.
 func (s *server) checkClock() error {
 	limit := s.profile.Skew
 	switch {
-	case s.profile.Facts().SingleUse: // fwknopd
-		limit = 2 * time.Minute
+	case s.profile.Facts().SingleUse:
+		limit = spaSkew
 	case s.profile.Period == 0:
 		return nil
 	}

@@ -47,8 +47,9 @@ func guard(ctx context.Context, p *profile.Profile) (rules.Guard, error) {
 // hostDialer is a Dialer for one host. It notes how long the path to the host is.
 type hostDialer struct {
 	proxy.Dialer
-	host      string        // name of the profile
-	roundTrip time.Duration // round trip of the connection; 0 until there is one, or if it is unknown
+	host      string                   // name of the profile
+	roundTrip time.Duration            // round trip of the connection; 0 until there is one, or if it is unknown
+	answers   map[netip.Addr]portState // last answer of the port at each address that was dialed
 }
 
 // dialer returns the Dialer that a profile describes: the half for the client. If the
@@ -57,9 +58,10 @@ type hostDialer struct {
 // If deployed is not nil, the server may have the guard of that profile or of p. The Dialer
 // then sends the knocks of both in turn. Everything else is as p describes it.
 func dialer(ctx context.Context, p, deployed *profile.Profile, log *logger) (*hostDialer, error) {
-	d, k := &hostDialer{host: p.Name}, &knocker{profile: p, log: log}
+	d, k := &hostDialer{host: p.Name, answers: map[netip.Addr]portState{}}, &knocker{profile: p, log: log}
 	d.Timeout, d.Hedge = p.ConnectTimeout, rememberedHedge(p.Name)
 	d.Trace = func(e proxy.Event) {
+		d.note(e)
 		switch e.Kind {
 		case proxy.Resolved:
 			k.addTargets(e.Addrs, e.More)

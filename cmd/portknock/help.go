@@ -13,6 +13,7 @@ const usage = `Usage: portknock [FLAGS] HOST PORT           knock, connect, join
        portknock connect [FLAGS] HOST PORT   the same
        portknock knock [FLAGS] HOST [PORT]   only send the knocks
        portknock sequence [FLAGS] HOST       print what a client would send now
+       portknock check [FLAGS] HOST [PORT]   say why a login works, or where it stops
        portknock deploy [FLAGS] HOST...      set up a server over ssh, or change it
        portknock undeploy [FLAGS] HOST...    remove that from the server
        portknock emit-rules [FLAGS] HOST...  print the rules for the server

@@ -62,7 +62,7 @@ func (c *knockOnly) run(ctx context.Context, a *app, args []string) error {
 	} else {
 		err = knockOnce(ctx, d, host, rounds, &a.log)
 	}
-	return connectFailure(p, err)
+	return connectFailure(d, p, err)
 }
 
 // knockOnce sends the first rounds of knocks to the first address of each family. It cannot

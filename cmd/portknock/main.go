@@ -33,11 +33,17 @@ const (
 // failure is an error with its exit code and a hint for the user.
 type failure struct {
 	code int
-	err  error
+	err  error  // nil if the output has said what is wrong
 	hint string // what the user can do, a step on each line; "" for no hint
 }
 
-func (f *failure) Error() string { return f.err.Error() }
+func (f *failure) Error() string {
+	if f.err == nil {
+		return ""
+	}
+	return f.err.Error()
+}
+
 func (f *failure) Unwrap() error { return f.err }
 
 func usageError(format string, args ...any) error {
@@ -102,6 +108,11 @@ func table() []row {
 		{"undeploy", "[FLAGS] [USER@]HOST...", 1, math.MaxInt, "undeploy needs one HOST or more", &undeploy{},
 			"Remove from servers what deploy has installed there for the profile of each HOST. Their\n" +
 				"ports are then open. The rules of other profiles stay."},
+		{"check", "[FLAGS] HOST [PORT]", 1, 2, "check needs HOST, and PORT is optional", &checkHost{},
+			"Say step by step why a login to HOST works, or where it stops; then name the causes, the\n" +
+				"most likely one first, each with what shows or mends it. Without PORT, check the profile's\n" +
+				"Port, or the port of ssh. The exit status is 1 if there is a cause. Only -vv prints the\n" +
+				"ports of knocks."},
 		{"profile", "list|show|import [FLAGS] [HOST|FILE]", 1, math.MaxInt, profileOperandsError, nil,
 			"List the profiles, show one with its defaults, or import the profiles in the\n" +
 				".fwknoprc of fwknop's client."},
@@ -384,6 +395,9 @@ func (a *app) report(ctx context.Context, err error) int {
 	}
 	f := &failure{code: exitFailed, err: err}
 	errors.As(err, &f)
+	if f.err == nil {
+		return f.code
+	}
 	if !a.log.opened { // the flags were not read to their end, so -q does not count
 		a.log.quiet = false
 		_ = a.log.open(ctx) // report only err, not a second error

@@ -9,7 +9,6 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/portknock/portknock/knock"
@@ -34,23 +33,10 @@ const (
 	portRejected portState = "rejected"
 )
 
-// probePort sends one SYN. Its limit is shorter than the second after which the kernel repeats
-// a SYN.
+// probePort sends one SYN.
 func probePort(ctx context.Context, to netip.AddrPort) portState {
-	conn, err := (&net.Dialer{Timeout: 900 * time.Millisecond}).DialContext(ctx, "tcp", to.String())
-	switch {
-	case err == nil:
-		// A RST and not a FIN: sshd then does not log this connection.
-		_ = conn.(*net.TCPConn).SetLinger(0)
-		_ = conn.Close()
-		return portOpen
-	case errors.Is(err, syscall.ECONNREFUSED):
-		return portRefused
-	}
-	if e, ok := errors.AsType[net.Error](err); ok && e.Timeout() {
-		return portSilent
-	}
-	return portRejected
+	t := target{addr: to.Addr()}
+	return t.state(ctx, to.Port())
 }
 
 // probePorts probes a guarded TCP port once for each address family. The result is nil if this

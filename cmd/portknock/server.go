@@ -295,9 +295,10 @@ cat %[1]s.out
 
 // sshSettings are the settings of ssh for a host, as ssh -G prints them.
 type sshSettings struct {
-	hostName                string
-	port                    uint16 // 0 if ssh prints none
-	proxyCommand, proxyJump string
+	hostName                                       string
+	port                                           uint16 // 0 if ssh prints none
+	proxyCommand, proxyJump                        string
+	proxyUseFdpass, connectTimeout, controlPersist string
 }
 
 // readSSHSettings asks ssh for its settings.
@@ -310,17 +311,15 @@ func (s *server) readSSHSettings(ctx context.Context) (settings sshSettings, err
 	if err != nil {
 		return settings, &failure{exitNotDeployed, fmt.Errorf("ssh -G: %w: %s", err, oneLine(strings.TrimSpace(stderr.String()))), ""}
 	}
+	texts := map[string]*string{"hostname": &settings.hostName, "proxycommand": &settings.proxyCommand,
+		"proxyjump": &settings.proxyJump, "proxyusefdpass": &settings.proxyUseFdpass,
+		"connecttimeout": &settings.connectTimeout, "controlpersist": &settings.controlPersist}
 	for line := range strings.Lines(string(out)) {
-		switch keyword, value, _ := strings.Cut(strings.TrimRight(line, "\r\n"), " "); {
-		case value == "none":
-		case keyword == "hostname":
-			settings.hostName = value
-		case keyword == "port":
+		keyword, value, _ := strings.Cut(strings.TrimRight(line, "\r\n"), " ")
+		if keyword == "port" {
 			settings.port, _ = parsePort(value)
-		case keyword == "proxycommand":
-			settings.proxyCommand = value
-		case keyword == "proxyjump":
-			settings.proxyJump = value
+		} else if text := texts[keyword]; text != nil && value != "none" {
+			*text = value
 		}
 	}
 	return settings, nil
@@ -339,7 +338,13 @@ func (s *server) sshArgs(flags ...string) []string {
 // another ProxyCommand, ssh uses it. Otherwise ssh uses this program, with the profile via,
 // or with that of the server if via is "".
 func (s *server) sshCommand(via, command string) []string {
-	args := s.sshArgs("-T", "-x", "-a", "-S", "none")
+	return s.sshCommandOver([]string{"-S", "none"}, via, command)
+}
+
+// sshCommandOver is sshCommand with more flags. Without "-S none", ssh uses a connection that is
+// open already, if the user's configuration has a ControlPath.
+func (s *server) sshCommandOver(flags []string, via, command string) []string {
+	args := s.sshArgs(append([]string{"-T", "-x", "-a"}, flags...)...)
 	for _, option := range []string{"ControlMaster no", "ClearAllForwardings yes", "RemoteCommand none",
 		"PermitLocalCommand no", "ServerAliveInterval 5", "ServerAliveCountMax 6"} {
 		args = append(args, "-o", option)

@@ -84,7 +84,7 @@ END`)
 		without:     noRoute,
 	}, {
 		name: "no answer", addr: here, port: "1", code: exitClosed,
-		withProfile: "check that the server's rules were made from this profile\ncompare portknock sequence vps with the rules; -v shows details",
+		withProfile: "check that the server's rules were made from this profile\ncompare portknock sequence vps with the rules\nrun: portknock check vps",
 		without:     "portknock has no profile for this host, so it did not knock",
 	}} {
 		t.Run(tt.name, func(t *testing.T) {
