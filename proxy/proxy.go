@@ -57,7 +57,7 @@ import (
 // The pause between two rounds begins with the SYN behind the knocks. After round 0 it is
 // Hedge: an answer is then overdue. The mean pause after a later round is:
 //
-//	150 ms  if the round only dialed, or was the second in a row that did
+//	100 ms  if the round only dialed, or was the second in a row that did
 //	250 ms  after rounds 1, 3, 6, 9, 12 and 15: a daemon that polls may need this long
 //	500 ms  after the other rounds up to 14: more packets are lost, or nothing opens the port
 //	1 s     after round 16 and every later round
@@ -72,6 +72,9 @@ import (
 // a pause lasts at least 1.5 times as long as the last refusal took to come. A pause also
 // lasts at least as long as Hedge, if Hedge is given, because an answer may take this long.
 // Here Hedge counts as at most a quarter of Timeout, so that several rounds fit into Timeout.
+// If Hedge is not given, the pauses last at least 350 ms from the first round on that only
+// dials: the client then has a server in mind to which it must not send knocks again while
+// an answer may be on its way.
 //
 // Every round except 0 and 2 starts with an early SYN, before the knocks, from a socket
 // of its own: S2 and S5. Some servers, such as knockd and fwknopd, may open the port

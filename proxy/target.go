@@ -27,8 +27,10 @@ func (d *Dialer) pauseAfter(n, redials int) time.Duration {
 	switch {
 	case n == 0 && d.Hedge > 0:
 		return d.hedge()
-	case n == 0, redials == 1, redials == 2:
+	case n == 0:
 		return 150 * time.Millisecond
+	case redials == 1, redials == 2:
+		return 100 * time.Millisecond
 	case n >= 16:
 		return time.Second
 	case n == 1, n%3 == 0:
@@ -70,6 +72,7 @@ type target struct {
 	last    bool                    // there are more targets than slots, and this is the last target
 	knocked bool                    // the knocks of the previous round have left
 	redials int                     // number of rounds in a row that only dialed, up to the last round
+	patient bool                    // a round has only dialed: knocks that are sent again too soon do harm
 	cancel  context.CancelCauseFunc // ends the target
 	dials   sync.WaitGroup
 
@@ -128,10 +131,12 @@ func (t *target) round(ctx context.Context, n int) {
 			_ = sent.Again(ctx) // an error does not matter: the knocks have left once
 		}
 	}
-	least := t.leastPause()
-	if t.redials++; !sent.None {
+	if sent.None {
+		t.redials, t.patient = t.redials+1, true
+	} else {
 		t.redials = 0
 	}
+	least := t.leastPause()
 	pause := max(t.race.dialer.pauseAfter(n, t.redials), least)
 	if n > 0 {
 		pause = max(pause/2+t.race.dialer.randomN(pause), least)
@@ -139,12 +144,20 @@ func (t *target) round(ctx context.Context, n int) {
 	sleep(ctx, left.Add(pause))
 }
 
+// unknownAnswer is how long an answer may take on a path whose length is not known, if knocks
+// that are sent again too soon do harm. Few paths are longer.
+const unknownAnswer = 350 * time.Millisecond
+
 // leastPause returns the least pause after a round: the next answer may take as long as the
 // last refusal, or as long as Hedge says.
 func (t *target) leastPause() time.Duration {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return max(t.refusalDelay*3/2, t.race.dialer.hedge())
+	hedge := t.race.dialer.hedge()
+	if hedge == 0 && t.patient {
+		hedge = unknownAnswer
+	}
+	return max(t.refusalDelay*3/2, hedge)
 }
 
 // takeSlot waits until the target may begin round n. It returns false if ctx is done

@@ -79,35 +79,37 @@ func (f *fakeNet) rounds(d *Dialer, sent func(n int) Sent) []string {
 	return f.log
 }
 
-// TestRoundsThatOnlyDial: such a round has one SYN, and the next round follows soon.
+// TestRoundsThatOnlyDial: such a round has one SYN, and the next round follows soon. On a path
+// whose length is not known, the pauses leave time for a slow answer.
 func TestRoundsThatOnlyDial(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeNet(t, func(netip.Addr, int) (time.Duration, error) { return noAnswer, nil })
-		d := f.dialer(v4)
-		d.Timeout = time.Second
-		got := f.rounds(d, func(n int) Sent { return Sent{None: n == 1 || n == 2 || n == 4} })
-		want := []string{
-			"1ms knock #0", "1ms dial", "151ms dial", "301ms dial", "452ms knock #3", "452ms dial", "702ms dial",
-			"853ms knock #5", "853ms dial",
-		}
-		if !slices.Equal(got, want) {
-			t.Errorf("got\n%q, want\n%q", got, want)
-		}
-		if f.maxLive != 3 {
-			t.Errorf("%d sockets were live at once, want 3", f.maxLive)
-		}
-	})
-	// Perhaps the client never has knocks for an address. The pauses must then become longer.
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeNet(t, func(netip.Addr, int) (time.Duration, error) { return noAnswer, nil })
-		d := f.dialer(v4)
-		d.Timeout = 1500 * ms
-		got := f.rounds(d, func(int) Sent { return Sent{None: true} })
-		want := []string{"0s dial", "150ms dial", "300ms dial", "800ms dial", "1.05s dial"}
-		if !slices.Equal(got, want) {
-			t.Errorf("without knocks for the address, got\n%q, want\n%q", got, want)
-		}
-	})
+	some := func(n int) Sent { return Sent{None: n == 1 || n == 2 || n == 4} }
+	always := func(int) Sent { return Sent{None: true} } // the client may never have knocks for an address
+	for _, tt := range []struct {
+		name  string
+		hedge time.Duration
+		sent  func(n int) Sent
+		want  []string
+	}{
+		{"known path", 60 * ms, some, []string{
+			"1ms knock #0", "1ms dial", "61ms dial", "161ms dial", "262ms knock #3", "262ms dial", "512ms dial", "613ms knock #5", "613ms dial",
+		}},
+		{"unknown path", 0, some, []string{
+			"1ms knock #0", "1ms dial", "151ms dial", "501ms dial", "852ms knock #3", "852ms dial",
+		}},
+		{"never knocks", 60 * ms, always, []string{"0s dial", "60ms dial", "160ms dial", "660ms dial", "910ms dial"}},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			f := newFakeNet(t, func(netip.Addr, int) (time.Duration, error) { return noAnswer, nil })
+			d := f.dialer(v4)
+			d.Timeout, d.Hedge = time.Second, tt.hedge
+			if got := f.rounds(d, tt.sent); !slices.Equal(got, tt.want) {
+				t.Errorf("%s: got\n%q, want\n%q", tt.name, got, tt.want)
+			}
+			if f.maxLive != 3 {
+				t.Errorf("%s: %d sockets were live at once, want 3", tt.name, f.maxLive)
+			}
+		})
+	}
 }
 
 // TestOnlySYNOfRoundWaitsLonger: the SYN of a round that only dials is not an early SYN, which
@@ -115,16 +117,16 @@ func TestRoundsThatOnlyDial(t *testing.T) {
 func TestOnlySYNOfRoundWaitsLonger(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeNet(t, func(_ netip.Addr, n int) (time.Duration, error) {
-			if n == 1 { // the SYN of round 1, at 151 ms; the fourth SYN leaves at 452 ms
+			if n == 1 { // the SYN of round 1, at 61 ms; the fourth SYN leaves at 262 ms
 				return 400 * ms, nil
 			}
 			return noAnswer, nil
 		})
 		d := f.dialer(v4)
-		d.Timeout = time.Second
+		d.Timeout, d.Hedge = time.Second, 60*ms
 		f.rounds(d, func(n int) Sent { return Sent{None: n == 1 || n == 2} })
-		if got := time.Since(f.start); got != 551*ms {
-			t.Errorf("connected after %v, want 551ms", got)
+		if got := time.Since(f.start); got != 461*ms {
+			t.Errorf("connected after %v, want 461ms", got)
 		}
 	})
 }
