@@ -83,7 +83,7 @@ var (
 		link:        "reordered 20 %",
 		wan:         lab.WAN{Delay: oneWay, Reorder: .20, ReorderBy: 5 * time.Millisecond, Seed: 3},
 		server:      nftables,
-		contestants: []contestant{ncOpen, portknock3, portknock10, token, notNeeded(knockNC)},
+		contestants: []contestant{ncOpen, portknock3, portknock10, token, repeated3, notNeeded(knockNC)},
 	}
 	duplicated = grid{
 		link:        "duplicated 10 %",
