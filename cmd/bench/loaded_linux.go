@@ -196,8 +196,7 @@ func (r *Report) judgeLoaded() {
 		{download250, byStream, 1.05}, {download250, bySocket, 1.05},
 	} {
 		alone, ours := r.loadedBy(target.link, directly), r.loadedBy(target.link, target.carrier)
-		what := target.link.name + ", " + target.carrier.name + ": "
-		r.ratio(what+"time of a key, relative to ssh alone", target.most, ours.Echo, alone.Echo)
-		r.ratio(what+"rate of ssh alone, relative to this one", 1.03, alone.Rate, ours.Rate)
+		r.ratio(ours.Link+": time of a key, "+ours.Carrier+" relative to ssh alone", target.most, ours.Echo, alone.Echo)
+		r.ratio(ours.Link+": rate, ssh alone relative to "+ours.Carrier, 1.03, alone.Rate, ours.Rate)
 	}
 }
