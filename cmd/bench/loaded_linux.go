@@ -21,13 +21,14 @@ import (
 type loaded struct {
 	name     string
 	wan      lab.WAN
-	transfer string // shell command of the busy channel; SSH in it is replaced by ssh and its arguments
+	transfer string // shell command of the busy channel, which prints a line when the channel is busy
 	receiver func(*rig) *lab.Host
 }
 
 const (
-	uploadZeros   = "exec SSH 'cat >/dev/null' </dev/zero"
-	downloadZeros = "exec SSH 'cat /dev/zero' >/dev/null"
+	// SSH is replaced by ssh and its arguments.
+	uploadZeros   = "exec SSH 'echo; cat >/dev/null' </dev/zero"
+	downloadZeros = "SSH 'echo; cat /dev/zero' | { head -n 1; cat >/dev/null; }"
 )
 
 func clientOf(r *rig) *lab.Host { return r.client }
@@ -146,6 +147,10 @@ func (l loaded) run(t *tb, hosts *rig, config string, fill, span time.Duration) 
 	}
 	defer transfer.end()
 	defer keys.end() // before transfer.end, because ssh's master has the files of both
+	_ = transfer.out.SetReadDeadline(time.Now().Add(streamLimit))
+	if _, err := transfer.out.Read(make([]byte, 1)); err != nil {
+		return 0, 0, err
+	}
 	for filling := time.Now(); time.Since(filling) < fill; {
 		if _, err := press(); err != nil {
 			return 0, 0, err
