@@ -62,6 +62,7 @@ func sample() *Report {
 			cell("loss 5 %", "open port", "nc", 2, 80, 1000), cell("loss 5 %", "nftables", pk, 2, 90),
 		},
 		Streams: []Stream{{"nc", "down", 1, 300, 2}, {"portknock", "down", 0.3, 900, 6}},
+		Loaded:  []Loaded{{"upload at 250 kB/s", "ssh alone", 1000, 240}, {"upload at 250 kB/s", "ssh with portknock", 700, 230}},
 		Figures: []Figure{{figureCrowd, 200, "of 200"}, {figureCrowdMemory, 12.5, "MB"}},
 		Targets: []Target{{"binary, stripped", "at most 5 MB", "-", unknown}},
 		Missing: []string{"clean/fwknopd/fwknop + nc: not installed"},

@@ -21,13 +21,14 @@ import (
 type loaded struct {
 	name     string
 	wan      lab.WAN
-	transfer string // shell command of the busy channel; SSH in it is replaced by ssh and its arguments
+	transfer string // shell command of the busy channel, which prints a line when the channel is busy
 	receiver func(*rig) *lab.Host
 }
 
 const (
-	uploadZeros   = "exec SSH 'cat >/dev/null' </dev/zero"
-	downloadZeros = "exec SSH 'cat /dev/zero' >/dev/null"
+	// SSH is replaced by ssh and its arguments.
+	uploadZeros   = "exec SSH 'echo; cat >/dev/null' </dev/zero"
+	downloadZeros = "SSH 'echo; cat /dev/zero' | { head -n 1; cat >/dev/null; }"
 )
 
 func clientOf(r *rig) *lab.Host { return r.client }
@@ -146,6 +147,10 @@ func (l loaded) run(t *tb, hosts *rig, config string, fill, span time.Duration) 
 	}
 	defer transfer.end()
 	defer keys.end() // before transfer.end, because ssh's master has the files of both
+	_ = transfer.out.SetReadDeadline(time.Now().Add(streamLimit))
+	if _, err := transfer.out.Read(make([]byte, 1)); err != nil {
+		return 0, 0, err
+	}
 	for filling := time.Now(); time.Since(filling) < fill; {
 		if _, err := press(); err != nil {
 			return 0, 0, err
@@ -196,8 +201,7 @@ func (r *Report) judgeLoaded() {
 		{download250, byStream, 1.05}, {download250, bySocket, 1.05},
 	} {
 		alone, ours := r.loadedBy(target.link, directly), r.loadedBy(target.link, target.carrier)
-		what := target.link.name + ", " + target.carrier.name + ": "
-		r.ratio(what+"time of a key, relative to ssh alone", target.most, ours.Echo, alone.Echo)
-		r.ratio(what+"rate of ssh alone, relative to this one", 1.03, alone.Rate, ours.Rate)
+		r.ratio(ours.Link+": time of a key, "+ours.Carrier+" relative to ssh alone", target.most, ours.Echo, alone.Echo)
+		r.ratio(ours.Link+": rate, ssh alone relative to "+ours.Carrier, 1.03, alone.Rate, ours.Rate)
 	}
 }

@@ -250,6 +250,32 @@ func TestOnlySIGHUPAndSIGTERMEndConnection(t *testing.T) {
 	}
 }
 
+// TestSSHMasterSurvivesStop: ^Z stops the command that has started ssh's master. The other
+// sessions of the master go on.
+func TestSSHMasterSurvivesStop(t *testing.T) {
+	t.Parallel()
+	r := newDefaultRig(t)
+	socket := filepath.Join(t.TempDir(), "master")
+	c := r.client.Command("ssh", "-F", r.config, "-o", "ControlMaster=auto", "-S", socket, "-o", "ControlPersist=yes", "vps", "cat")
+	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a shell also starts a process group
+	startEcho(t, c)
+	if err := syscall.Kill(-c.Process.Pid, syscall.SIGTSTP); err != nil { // ^Z signals the whole process group
+		t.Fatal(err)
+	}
+	lab.Await(t, 10*time.Second, func() string {
+		if state := lab.ReadFile(t, fmt.Sprintf("/proc/%d/stat", c.Process.Pid)); !strings.Contains(state, ") T ") {
+			return "^Z did not stop the command: " + state
+		}
+		return ""
+	})
+	startEcho(t, r.client.Command("ssh", "-F", r.config, "-S", socket, "-o", "ProxyCommand=false", "vps", "cat"))
+	r.client.Run(t, "ssh", "-F", r.config, "-S", socket, "-O", "exit", "vps")
+	if err := syscall.Kill(-c.Process.Pid, syscall.SIGCONT); err != nil { // so that it waits for portknock
+		t.Fatal(err)
+	}
+	r.awaitNoPortknock(t)
+}
+
 // TestPortknockEndsWhenSSHIsKilled: if ssh is killed during a session, portknock ends
 // too.
 func TestPortknockEndsWhenSSHIsKilled(t *testing.T) {

@@ -23,24 +23,24 @@ import (
 
 // The phases of a login.
 const (
-	readingKey = "reading the key"
-	knocking   = "knocking"
-	connected  = "connected"
+	whileReadingKey = "reading the key"
+	whileKnocking   = "knocking"
+	whileConnected  = "connected"
 )
 
 // endings tells how a login in each phase ends after a signal. A signal that does not end
 // the login is followed by another event: by SIGTERM before the connection, by the end of
 // the server's data after it. Signal 0 is none.
 var endings = map[string]map[syscall.Signal]string{
-	readingKey: {
+	whileReadingKey: {
 		0: "exit status 3", unix.SIGHUP: "exit status 3", unix.SIGTERM: "exit status 3", unix.SIGPIPE: "exit status 3",
 		unix.SIGTSTP: "exit status 3", unix.SIGINT: "exit status 1", unix.SIGQUIT: "exit status 1",
 	},
-	knocking: {
+	whileKnocking: {
 		0: "exit status 5", unix.SIGHUP: "exit status 5", unix.SIGTERM: "exit status 5", unix.SIGPIPE: "exit status 5",
 		unix.SIGTSTP: "exit status 5", unix.SIGINT: "exit status 1", unix.SIGQUIT: "exit status 1",
 	},
-	connected: {
+	whileConnected: {
 		0: "exit status 0", unix.SIGHUP: "signal: hangup", unix.SIGTERM: "signal: terminated", unix.SIGPIPE: "exit status 0",
 		unix.SIGTSTP: "exit status 0", unix.SIGINT: "exit status 0", unix.SIGQUIT: "exit status 0",
 	},
@@ -48,23 +48,23 @@ var endings = map[string]map[syscall.Signal]string{
 
 // The states of a standard stream or of the log.
 const (
-	ordinary    = "pipe"
-	closed      = "closed"
-	null        = "/dev/null"
-	gone        = "reader gone" // the reader goes in the phase, not before
-	full        = "full"
-	nonBlocking = "non-blocking" // the file becomes non-blocking in the phase
-	diskFull    = "/dev/full"
-	file        = "file"
-	socket      = "socket pair"
-	unread      = "FIFO without a reader"
+	onPipe             = "pipe"
+	isClosed           = "closed"
+	onNull             = "/dev/null"
+	readerGoes         = "reader gone" // the reader goes in the phase, not before
+	isFull             = "full"
+	becomesNonBlocking = "non-blocking" // the file becomes non-blocking in the phase
+	onFullDisk         = "/dev/full"
+	onFile             = "file"
+	onSocket           = "socket pair"
+	onUnreadFIFO       = "FIFO without a reader"
 )
 
 var (
-	stdinStates  = []string{ordinary, closed, null, nonBlocking, file, socket}
-	stdoutStates = []string{ordinary, closed, null, gone, full, nonBlocking, diskFull, file, socket}
-	stderrStates = []string{ordinary, closed, null, gone, full, nonBlocking, diskFull, file, socket}
-	logStates    = []string{null, unread, full, diskFull, file}
+	stdinStates  = []string{onPipe, isClosed, onNull, becomesNonBlocking, onFile, onSocket}
+	stdoutStates = []string{onPipe, isClosed, onNull, readerGoes, isFull, becomesNonBlocking, onFullDisk, onFile, onSocket}
+	stderrStates = []string{onPipe, isClosed, onNull, readerGoes, isFull, becomesNonBlocking, onFullDisk, onFile, onSocket}
+	logStates    = []string{onNull, onUnreadFIFO, isFull, onFullDisk, onFile}
 )
 
 // situation is a state of each stream, a phase, and a signal that comes in this phase.
@@ -85,7 +85,7 @@ func (s situation) String() string {
 // ending tells how portknock ends.
 func (s situation) ending() string {
 	end := endings[s.phase][s.signal]
-	if s.stdout == diskFull && end == "exit status 0" {
+	if s.stdout == onFullDisk && end == "exit status 0" {
 		return "exit status 1" // the server's data cannot be written
 	}
 	return end
@@ -99,7 +99,7 @@ func (s situation) ending() string {
 func TestStatesOfStreams(t *testing.T) {
 	t.Parallel()
 	lab.Require(t, "nft", "pgrep", "ss")
-	r := &statesRig{payload: make([]byte, 100_000), key: lab.File(t, "key", windowKey)}
+	r := &statesRig{payload: make([]byte, 100_000)}
 	r.client, r.server = twoHosts(t)
 	r.silent = r.server.Source(lab.IPv4, 1).String()
 	r.server.Run(t, "nft", "add table ip silent; add chain ip silent in { type filter hook input priority 0; }; "+
@@ -107,9 +107,9 @@ func TestStatesOfStreams(t *testing.T) {
 	rand.NewChaCha8([32]byte{1}).Read(r.payload)
 
 	var all []situation
-	for _, phase := range []string{readingKey, knocking, connected} {
+	for _, phase := range []string{whileReadingKey, whileKnocking, whileConnected} {
 		for _, signal := range slices.Sorted(maps.Keys(endings[phase])) {
-			base := situation{phase, signal, ordinary, ordinary, ordinary, null}
+			base := situation{phase, signal, onPipe, onPipe, onPipe, onNull}
 			each := func(states []string, field func(*situation) *string) {
 				for _, state := range states {
 					s := base
@@ -130,7 +130,7 @@ func TestStatesOfStreams(t *testing.T) {
 	random := rand.New(rand.NewPCG(seed, 0))
 	for range 4000 {
 		pick := func(states []string) string { return states[random.IntN(len(states))] }
-		s := situation{pick([]string{readingKey, knocking, connected}), 0, pick(stdinStates), pick(stdoutStates), pick(stderrStates), pick(logStates)}
+		s := situation{pick([]string{whileReadingKey, whileKnocking, whileConnected}), 0, pick(stdinStates), pick(stdoutStates), pick(stderrStates), pick(logStates)}
 		signals := slices.Sorted(maps.Keys(endings[s.phase]))
 		s.signal = signals[random.IntN(len(signals))]
 		all = append(all, s)
@@ -171,7 +171,6 @@ func TestStatesOfStreams(t *testing.T) {
 type statesRig struct {
 	client, server *lab.Host
 	silent         string // address of the server that answers no connection
-	key            string // file of a key
 	payload        []byte // what the server sends
 }
 
@@ -207,12 +206,12 @@ func (r *statesRig) run(t *testing.T, s situation) (err error) {
 	settings := []string{"HostName " + r.server.Addr(lab.IPv4).String(), "ConnectTimeout 60",
 		fmt.Sprintf("Sequence %d/udp %[1]d/udp", knocks.LocalAddr().(*net.UDPAddr).Port)}
 	switch s.phase {
-	case readingKey:
+	case whileReadingKey:
 		if err := unix.Mkfifo(fifo, 0o600); err != nil {
 			return err
 		}
 		settings[2] = "Scheme rotating\n" + fmt.Sprintf(`KeyCommand sh -c "cat %s; true"`, fifo)
-	case knocking:
+	case whileKnocking:
 		settings[0] = "HostName " + r.silent
 	}
 	profile := filepath.Join(dir, "profile")
@@ -231,7 +230,7 @@ func (r *statesRig) run(t *testing.T, s situation) (err error) {
 	// Wait for the phase.
 	var peer *net.TCPConn
 	switch s.phase {
-	case readingKey:
+	case whileReadingKey:
 		key, err := openFIFO(fifo)
 		if err != nil {
 			return err
@@ -242,12 +241,12 @@ func (r *statesRig) run(t *testing.T, s situation) (err error) {
 			}
 			key.Close()
 		}()
-	case knocking:
+	case whileKnocking:
 		_ = knocks.SetReadDeadline(time.Now().Add(atOnce))
 		if _, _, err := knocks.ReadFrom(make([]byte, 1)); err != nil {
 			return err
 		}
-	case connected:
+	case whileConnected:
 		_ = listener.(*net.TCPListener).SetDeadline(time.Now().Add(atOnce))
 		conn, err := listener.Accept()
 		if err != nil {
@@ -278,7 +277,7 @@ func (r *statesRig) run(t *testing.T, s situation) (err error) {
 	case peer == nil && s.signal == unix.SIGTSTP:
 		_ = c.Process.Signal(unix.SIGCONT)
 		fallthrough
-	case peer == nil && survives && s.stdout != gone:
+	case peer == nil && survives && s.stdout != readerGoes:
 		_ = c.Process.Signal(unix.SIGTERM)
 	case peer != nil && !strings.HasPrefix(s.ending(), "signal"):
 		go func() {
@@ -307,7 +306,7 @@ func (r *statesRig) run(t *testing.T, s situation) (err error) {
 		return errors.New("the connection is still open")
 	}
 	switch {
-	case s.ending() != "exit status 0" || s.stdout == gone:
+	case s.ending() != "exit status 0" || s.stdout == readerGoes:
 		return nil
 	case ends.ours[1] != nil:
 		return <-output
@@ -346,11 +345,11 @@ func newStreamEnds(dir string, s situation) (*streamEnds, error) {
 		errs = append(errs, e.open(dir, n, state))
 	}
 	switch s.log {
-	case null, diskFull:
+	case onNull, onFullDisk:
 		e.log = s.log
-	case unread:
+	case onUnreadFIFO:
 		errs = append(errs, unix.Mkfifo(e.log, 0o600))
-	case full:
+	case isFull:
 		errs = append(errs, unix.Mkfifo(e.log, 0o600))
 		f, err := os.OpenFile(e.log, os.O_RDWR, 0)
 		errs = append(errs, err)
@@ -365,12 +364,12 @@ func (e *streamEnds) open(dir string, n int, state string) (err error) {
 	name := filepath.Join(dir, fmt.Sprint(n))
 	const input = "hello"
 	switch state {
-	case closed:
+	case isClosed:
 		e.redirect += fmt.Sprintf(" %d>&-", n)
-	case null:
-	case diskFull:
-		e.theirs[n], err = os.OpenFile(diskFull, os.O_WRONLY, 0)
-	case file:
+	case onNull:
+	case onFullDisk:
+		e.theirs[n], err = os.OpenFile(onFullDisk, os.O_WRONLY, 0)
+	case onFile:
 		if n == 0 {
 			e.input = input
 			if err := os.WriteFile(name, []byte(input), 0o600); err != nil {
@@ -381,7 +380,7 @@ func (e *streamEnds) open(dir string, n int, state string) (err error) {
 			e.outputFile = name
 		}
 		e.theirs[n], err = os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
-	case socket:
+	case onSocket:
 		var fds [2]int
 		fds, err = unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		e.theirs[n], e.ours[n] = os.NewFile(uintptr(fds[0]), name), os.NewFile(uintptr(fds[1]), name)
@@ -396,7 +395,7 @@ func (e *streamEnds) open(dir string, n int, state string) (err error) {
 		e.input = input
 		_, err = e.ours[0].WriteString(input)
 	}
-	if n > 0 && (state == full || state == nonBlocking) {
+	if n > 0 && (state == isFull || state == becomesNonBlocking) {
 		if size := fill(e.theirs[n]); n == 1 {
 			e.filler = size
 		}
@@ -434,7 +433,7 @@ func (e *streamEnds) give(c *lab.Cmd) {
 // started closes the ends of a command that has started.
 func (e *streamEnds) started() {
 	for n, state := range []string{e.stdin, e.stdout, e.stderr} {
-		if e.theirs[n] != nil && state != nonBlocking {
+		if e.theirs[n] != nil && state != becomesNonBlocking {
 			e.theirs[n].Close()
 		}
 	}
@@ -445,9 +444,9 @@ func (e *streamEnds) started() {
 func (e *streamEnds) change() {
 	for n, state := range []string{e.stdin, e.stdout, e.stderr} {
 		switch state {
-		case gone:
+		case readerGoes:
 			e.ours[n].Close()
-		case nonBlocking:
+		case becomesNonBlocking:
 			_ = unix.SetNonblock(int(e.theirs[n].Fd()), true)
 			e.theirs[n].Close()
 		}
@@ -462,7 +461,7 @@ func (e *streamEnds) expectOutput(payload []byte) error {
 	case e.ours[1] != nil:
 		got, err = io.ReadAll(e.ours[1])
 		got = got[min(len(got), e.filler):]
-	case e.stdout == file:
+	case e.stdout == onFile:
 		got, err = os.ReadFile(e.outputFile)
 	default:
 		return nil
@@ -475,7 +474,7 @@ func (e *streamEnds) expectOutput(payload []byte) error {
 
 // errors returns what portknock has written to its standard error.
 func (e *streamEnds) errors() string {
-	if e.stderr != ordinary && e.stderr != socket {
+	if e.stderr != onPipe && e.stderr != onSocket {
 		return ""
 	}
 	text, _ := io.ReadAll(e.ours[2])
