@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/adrg/xdg"
@@ -48,12 +49,17 @@ const (
 // stateFile returns the path of a file of a hostState. It returns "" if the user has no folder
 // for it.
 func stateFile(host, suffix string) string {
+	reload.Lock()
+	defer reload.Unlock()
 	xdg.Reload()
 	if _, err := os.UserHomeDir(); err != nil && os.Getenv("XDG_STATE_HOME") == "" || !filepath.IsAbs(xdg.StateHome) {
 		return ""
 	}
 	return filepath.Join(xdg.StateHome, "portknock", fileName(host)+suffix)
 }
+
+// reload is held while the variables of package xdg are set and read.
+var reload sync.Mutex
 
 // loadState returns the state of a host. What portknock does not know, or cannot read, is zero.
 func loadState(host string) (s hostState) {
