@@ -180,8 +180,7 @@ func (e *evidence) admittedBefore(t *target) bool {
 	if e.server == nil || e.server.err != nil || e.server.before == nil {
 		return false
 	}
-	_, admitted := e.server.before.admits(t.from)
-	return admitted && !e.expiryAwaited()
+	return e.server.before.admits(t.from) && !e.expiryAwaited()
 }
 
 // unguardedCauses returns the faults of a port that is open without a knock.
@@ -232,7 +231,7 @@ func (e *evidence) refusedCauses(t *target, over string) (all []cause) {
 	fix := fmt.Sprintf("the server answered: check that sshd listens on port %d\nif sshd listens there, a firewall rejects connections%s",
 		e.port, e.untilKnocks())
 	if s := e.server; s != nil && s.err == nil && s.listening != nil {
-		if slices.Contains(s.listening, e.port) {
+		if slices.Contains(s.listening[t.family()], e.port) {
 			return []cause{{"firewall-rejects", true,
 				fmt.Sprintf("a program listens on port %d, but a firewall rejects connections%s", e.port, over),
 				"look at the other firewalls of the server, such as ufw or firewalld"}}
@@ -415,6 +414,12 @@ func (e *evidence) clockFix() string {
 	if p.Period > 0 {
 		w := knock.WindowAt(e.at, p.Period)
 		fix += fmt.Sprintf("\nthis machine is in the window from %s until %s", utc(w.Start), utc(w.End))
+	}
+	if e.clock == clockFree {
+		fix += "\nthis machine's clock is not synchronized by a time server"
+	}
+	if e.server != nil && e.server.before != nil && e.server.before.clock == clockFree {
+		fix += "\nthe server's clock is not synchronized by a time server"
 	}
 	if !e.clocksCompared() {
 		if p.TokensPerWindow > 0 {
