@@ -341,13 +341,19 @@ func (e *evidence) guessedCauses(t *target) (all []cause) {
 		e.guessSPA(guess)
 	} else {
 		if e.clock != clockRight {
-			clock()
+			clock() // causes removes the second one
 		}
 		if e.key != "" && !told {
 			guess("other-key", "the server's rules may have another key", fmt.Sprintf("find key %s in the first lines of the server's rules", e.key))
 		}
 		clock()
-		guess("wrong-knocks", "the server may expect other knocks", "check that the server's rules were made from this profile\n"+compare)
+		text := "the server may expect other knocks"
+		if told {
+			if n, counts := e.server.stage(); counts {
+				text = fmt.Sprintf("the server recognizes %d of %d knocks, and may expect others", n, len(t.knocks))
+			}
+		}
+		guess("wrong-knocks", text, "check that the server's rules were made from this profile\n"+compare)
 	}
 	if p.TokensPerWindow > 0 && !told {
 		guess("tokens-spent", "other addresses may have used the tokens of this window", e.spentFix())

@@ -143,7 +143,8 @@ func (c *checkHost) readProfile(ctx context.Context, s *server, args []string) e
 	if err := c.describeProfile(ctx, name, time.Since(began)); err != nil {
 		return err
 	}
-	return c.readSSH(ctx, settings, sshErr)
+	c.readSSH(ctx, settings, sshErr)
+	return nil
 }
 
 // describeProfile says which profile applies, and why.
@@ -195,10 +196,10 @@ func textIf(condition bool, text string) string {
 }
 
 // readSSH stores and describes what ssh does for the host.
-func (c *checkHost) readSSH(ctx context.Context, settings sshSettings, err error) error {
+func (c *checkHost) readSSH(ctx context.Context, settings sshSettings, err error) {
 	if err != nil {
 		c.step(isNote, "ssh", 0, "cannot be asked: %s", oneLine(err.Error()))
-		return nil
+		return
 	}
 	e := &c.found
 	s := &sshEvidence{hostName: settings.hostName, direct: settings.proxyJump == ""}
@@ -240,7 +241,6 @@ func (c *checkHost) readSSH(ctx context.Context, settings sshSettings, err error
 		v = isFailed
 	}
 	c.step(v, "ssh", 0, "%s", text)
-	return nil
 }
 
 // checkClock says whether this computer's clock is right.
@@ -433,7 +433,7 @@ func (c *checkHost) knockAs(ctx context.Context, profile *profile.Profile, targe
 	if err != nil {
 		return keyFailure(profile, err)
 	}
-	p := &prober{knocker: knocker{profile: profile, picker: picker, log: &c.app.log}, port: c.found.port, limit: profile.ConnectTimeout}
+	p := &prober{picker: picker, log: &c.app.log, port: c.found.port, limit: profile.ConnectTimeout}
 	var wait sync.WaitGroup
 	for i := range targets {
 		if t := &targets[i]; !t.noRoute {

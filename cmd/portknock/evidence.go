@@ -253,11 +253,12 @@ func readBanner(conn net.Conn) string {
 // prober knocks at a target like a login, but with a socket for each knock, which sees the
 // answer.
 type prober struct {
-	knocker
+	picker  knock.Picker
+	log     *logger
 	port    uint16
-	limit   time.Duration // for all rounds
-	mu      sync.Mutex    // guards the knocks of all targets
-	answers sync.WaitGroup
+	limit   time.Duration  // for all rounds
+	answers sync.WaitGroup // rounds whose answers are not noted yet
+	mu      sync.Mutex     // guards the knocks of all targets
 }
 
 // knockPause is the shortest pause after a knock. The sockets of two knocks belong to two
@@ -304,7 +305,7 @@ func (p *prober) round(ctx context.Context, t *target, n int) error {
 		if err := p.send(ctx, &wait, &states[i], t, step); err != nil {
 			return err
 		}
-		time.Sleep(max(r.Pause, min(knockPause, p.profile.KnockTimeout/2)))
+		time.Sleep(max(r.Pause, knockPause))
 	}
 	p.answers.Go(func() {
 		wait.Wait()
