@@ -26,7 +26,7 @@ type checkHost struct {
 	outside string // ports to scan; "" for none
 
 	app   *app
-	host  string      // the host as the user gave it
+	host  string      // the host as the user gave it: NAME or USER@NAME
 	last  *deployment // what was deployed with the profile; nil if nothing
 	found evidence
 	steps []step
@@ -115,9 +115,10 @@ func (c *checkHost) readProfile(ctx context.Context, s *server, args []string) e
 	e.at = now()
 	settings, sshErr := s.readSSHSettings(ctx)
 	s.ssh = settings
-	name := cmp.Or(c.name, c.host)
+	host := profileOf(c.host)
+	name := cmp.Or(c.name, host)
 	p, last, err := c.remote.config.login(ctx, c.app, name)
-	if errors.Is(err, profile.ErrNoProfile) && c.name == "" && sshErr == nil && settings.hostName != c.host {
+	if errors.Is(err, profile.ErrNoProfile) && c.name == "" && sshErr == nil && settings.hostName != host {
 		name = settings.hostName
 		if q, l, second := c.remote.config.login(ctx, c.app, name); second == nil {
 			p, last, err = q, l, nil
@@ -257,7 +258,7 @@ func (c *checkHost) checkClock() {
 // resolve finds an address of each family.
 func (c *checkHost) resolve(ctx context.Context, s *server) error {
 	e, began := &c.found, time.Now()
-	host := c.target(cmp.Or(s.ssh.hostName, c.host), e.profile)
+	host := c.target(cmp.Or(s.ssh.hostName, profileOf(c.host)), e.profile)
 	d, err := dialer(ctx, e.profile, nil, &c.app.log)
 	if err != nil {
 		return err
