@@ -141,7 +141,7 @@ func (e *evidence) targetCauses(t *target) []cause {
 			"the host may be off or in another network, or a firewall rejects connections" + e.untilKnocks()}}
 	case t.after == "":
 		return nil
-	case other((*target).opened) && t.others != nil && !t.alive():
+	case other((*target).opened) && t.quiet():
 		return []cause{{strings.ToLower(t.family()) + "-unreachable", false, "the host does not answer" + over,
 			fmt.Sprintf("repair %s, or remove its address from the host's name\nor set AddressFamily in the profile to the other family", t.family())}}
 	case other((*target).opened):
@@ -316,10 +316,10 @@ func (e *evidence) guessedCauses(t *target) (all []cause) {
 	guessUDP := func() {
 		guess("udp-filtered", "something on the way drops the UDP knocks", "allow the UDP knocks in the firewall of the network or of the hosting provider")
 	}
-	if udpLost && t.refuses() {
+	if udpLost && t.has(portRefused) {
 		guessUDP()
 	}
-	if t.others != nil && !t.alive() && !told {
+	if t.quiet() && !told {
 		guess("host-off", "nothing at the host answers: it is off, or cannot be reached, or drops every packet",
 			"check that the host runs and that its address is right: "+t.addr.String())
 	}
@@ -360,6 +360,10 @@ func (e *evidence) guessedCauses(t *target) (all []cause) {
 	}
 	if slices.ContainsFunc(t.knocks, knockAnswer.arrived) && (!told || e.server.admitted(e)) {
 		guess("port-filtered", fmt.Sprintf("something on the way may drop connections to port %d", e.port), e.filteredFix())
+	}
+	if i := slices.IndexFunc(t.knocks, func(k knockAnswer) bool { return k.state == portRejected }); i >= 0 && !told {
+		guess("knocks-rejected", fmt.Sprintf("a firewall on the way may reject knock %d of %d", i+1, len(t.knocks)),
+			"allow the knocks in the firewall of the network or of the hosting provider")
 	}
 	if p.Period == 0 && !p.Facts().SingleUse && !told {
 		guess("daemon-dead", "if the server uses knockd, it may not run", "on the server: systemctl status knockd")

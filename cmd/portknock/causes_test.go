@@ -185,7 +185,7 @@ func TestNoCauseContradictsEvidence(t *testing.T) {
 	}
 	for _, id := range strings.Fields("no-guard guard-lost ipv6-unguarded wrong-knocks other-key clock clock-behind clock-ahead expired daemon-dead " +
 		"spa-refused tokens-spent port-filtered udp-filtered sshd-down sshd-elsewhere host-off ipv6-unreachable trusted firewall-rejects " +
-		"firewall-drops rules-failing rules-missing rejected no-route port-not-guarded not-deployed ipv4-not-opened") {
+		"firewall-drops rules-failing rules-missing rejected no-route port-not-guarded not-deployed ipv4-not-opened knocks-rejected") {
 		if !reached[id] {
 			t.Errorf("no evidence has the cause %s", id)
 		}
@@ -261,7 +261,9 @@ func contradiction(e *evidence, c cause) string {
 			return t.before == portOpen && strings.EqualFold(t.family()+"-unguarded", c.ID)
 		}), "this family is not open")
 	case "ipv4-unreachable", "ipv6-unreachable":
-		return require(any(func(t *target) bool { return !t.alive() && strings.EqualFold(t.family()+"-unreachable", c.ID) }), "this family answers")
+		return require(any(func(t *target) bool {
+			return !t.has(portOpen, portRefused, portRejected) && strings.EqualFold(t.family()+"-unreachable", c.ID)
+		}), "this family answers")
 	case "ipv4-not-opened", "ipv6-not-opened":
 		return require(any(isSilent) && any((*target).opened), "both families do the same")
 	case "sshd-down", "sshd-elsewhere", "firewall-rejects":
@@ -277,7 +279,7 @@ func contradiction(e *evidence, c cause) string {
 	}
 	switch c.ID {
 	case "host-off":
-		return require(any(func(t *target) bool { return !t.alive() }) && !told, "the host answers")
+		return require(any(func(t *target) bool { return !t.has(portOpen, portRefused, portRejected) }) && !told, "the host answers")
 	case "udp-filtered":
 		return require(any(func(t *target) bool { return !t.knocks[0].arrived() && !t.knocks[2].arrived() }), "a UDP knock has arrived")
 	case "other-key":
