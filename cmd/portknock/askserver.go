@@ -24,9 +24,11 @@ type serverEvidence struct {
 	after     *serverStatus // status after the knocks; nil if it was not asked
 
 	offset, within time.Duration // server's clock minus this computer's clock, and its largest error; both 0 if unknown
-	listening      []uint16      // TCP ports where programs listen; nil if unknown
-	sshd           []uint16      // those of sshd; nil if unknown
-	daemonDead     bool          // the profile needs knockd or fwknopd, which does not run
+	// listening maps IPv4 and IPv6 to the TCP ports where programs listen, not only for the server
+	// itself. It is nil if unknown.
+	listening  map[string][]uint16
+	sshd       []uint16 // ports in listening that belong to sshd; nil if unknown
+	daemonDead bool     // the profile needs knockd or fwknopd, which does not run
 }
 
 // serverStatus is what the status of a script tells about one profile.
@@ -77,14 +79,9 @@ func parseStatus(text []byte, name, key string) (*serverStatus, error) {
 	return nil, fmt.Errorf("the status does not contain the profile %s", name)
 }
 
-// admits reports whether an address is admitted, and for how much longer.
-func (s *serverStatus) admits(addr netip.Addr) (left time.Duration, ok bool) {
-	for _, a := range s.Admitted {
-		if a.Address == addr {
-			return time.Duration(a.Seconds) * time.Second, true
-		}
-	}
-	return 0, false
+// admits reports whether an address is admitted.
+func (s *serverStatus) admits(addr netip.Addr) bool {
+	return slices.ContainsFunc(s.Admitted, func(a admitted) bool { return a.Address == addr })
 }
 
 // counted returns how much a counter has grown while portknock knocked. It returns 0 if there
@@ -114,10 +111,7 @@ func (s *serverEvidence) admitted(e *evidence) bool {
 	if counts && n == len(e.knocks()) || s.counted("tokens_spent") > 0 {
 		return true
 	}
-	return s.after != nil && slices.ContainsFunc(e.targets, func(t target) bool {
-		_, admitted := s.after.admits(t.from)
-		return admitted
-	})
+	return s.after != nil && slices.ContainsFunc(e.targets, func(t target) bool { return s.after.admits(t.from) })
 }
 
 // askScript prints lines, each a word and a value, and in the end the status of the script of
@@ -133,8 +127,14 @@ done
 if nft list table inet portknock >/dev/null 2>&1 || iptables -w -t mangle -S PORTKNOCK >/dev/null 2>&1; then
 	echo 'guard yes'
 fi
-cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | awk '$4 == "0A" { sub(/.*:/, "", $2); print "listens " $2 }'
-ss -Hltnp 2>/dev/null | sed -n '/"sshd"/s/^[^ ]* *[^ ]* *[^ ]* *[^ ]*:\([0-9]*\) .*/sshd \1/p'
+# The second field is an address in hexadecimal, and a port. A socket for IPv6 most often serves IPv4
+# too. Programs on loopback addresses do not count: sshd forwards connections there.
+awk '$4 == "0A" {
+	split($2, local, ":")
+	if (local[1] !~ /7F$/ && local[1] != "00000000000000000000000001000000")
+		print "listens", local[2], (length(local[1]) == 8 ? "IPv4" : "both")
+}' /proc/net/tcp /proc/net/tcp6 2>/dev/null
+ss -Hltnp 2>/dev/null | sed -n '/ 127[.]\|\[::1\]:/d; /"sshd"/s/^[^ ]* *[^ ]* *[^ ]* *[^ ]*:\([0-9]*\) .*/sshd \1/p'
 if [ "$script" ]; then
 	part=$(basename "$script" .sh)
 	daemon=$(sed -n 's/^format=knockd$/knockd/p; s/^format=fwknop$/fwknopd/p' "$script")
@@ -188,7 +188,7 @@ func (s *server) askStatus(ctx context.Context, found *serverEvidence, key strin
 	if err != nil {
 		return nil, err
 	}
-	found.listening = []uint16{}
+	found.listening = map[string][]uint16{}
 	facts, status, installed := strings.Cut("\n"+out, "\nstatus\n")
 	for line := range strings.Lines(facts) {
 		word, value, _ := strings.Cut(strings.TrimSpace(line), " ")
@@ -196,8 +196,12 @@ func (s *server) askStatus(ctx context.Context, found *serverEvidence, key strin
 		case "guard":
 			found.guard = true
 		case "listens":
-			if port, err := strconv.ParseUint(value, 16, 16); err == nil {
-				found.listening = append(found.listening, uint16(port))
+			text, family, _ := strings.Cut(value, " ")
+			port, err := strconv.ParseUint(text, 16, 16)
+			for _, f := range []string{"IPv4", "IPv6"} {
+				if err == nil && (family == f || family == "both") {
+					found.listening[f] = append(found.listening[f], uint16(port))
+				}
 			}
 		case "sshd":
 			if port, err := strconv.ParseUint(value, 10, 16); err == nil {

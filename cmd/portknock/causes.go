@@ -141,7 +141,7 @@ func (e *evidence) targetCauses(t *target) []cause {
 			"the host may be off or in another network, or a firewall rejects connections" + e.untilKnocks()}}
 	case t.after == "":
 		return nil
-	case other((*target).opened) && t.others != nil && !t.alive():
+	case other((*target).opened) && t.quiet():
 		return []cause{{strings.ToLower(t.family()) + "-unreachable", false, "the host does not answer" + over,
 			fmt.Sprintf("repair %s, or remove its address from the host's name\nor set AddressFamily in the profile to the other family", t.family())}}
 	case other((*target).opened):
@@ -180,8 +180,7 @@ func (e *evidence) admittedBefore(t *target) bool {
 	if e.server == nil || e.server.err != nil || e.server.before == nil {
 		return false
 	}
-	_, admitted := e.server.before.admits(t.from)
-	return admitted && !e.expiryAwaited()
+	return e.server.before.admits(t.from) && !e.expiryAwaited()
 }
 
 // unguardedCauses returns the faults of a port that is open without a knock.
@@ -232,7 +231,7 @@ func (e *evidence) refusedCauses(t *target, over string) (all []cause) {
 	fix := fmt.Sprintf("the server answered: check that sshd listens on port %d\nif sshd listens there, a firewall rejects connections%s",
 		e.port, e.untilKnocks())
 	if s := e.server; s != nil && s.err == nil && s.listening != nil {
-		if slices.Contains(s.listening, e.port) {
+		if slices.Contains(s.listening[t.family()], e.port) {
 			return []cause{{"firewall-rejects", true,
 				fmt.Sprintf("a program listens on port %d, but a firewall rejects connections%s", e.port, over),
 				"look at the other firewalls of the server, such as ufw or firewalld"}}
@@ -317,10 +316,10 @@ func (e *evidence) guessedCauses(t *target) (all []cause) {
 	guessUDP := func() {
 		guess("udp-filtered", "something on the way drops the UDP knocks", "allow the UDP knocks in the firewall of the network or of the hosting provider")
 	}
-	if udpLost && t.refuses() {
+	if udpLost && t.has(portRefused) {
 		guessUDP()
 	}
-	if t.others != nil && !t.alive() && !told {
+	if t.quiet() && !told {
 		guess("host-off", "nothing at the host answers: it is off, or cannot be reached, or drops every packet",
 			"check that the host runs and that its address is right: "+t.addr.String())
 	}
@@ -342,19 +341,29 @@ func (e *evidence) guessedCauses(t *target) (all []cause) {
 		e.guessSPA(guess)
 	} else {
 		if e.clock != clockRight {
-			clock()
+			clock() // causes removes the second one
 		}
 		if e.key != "" && !told {
 			guess("other-key", "the server's rules may have another key", fmt.Sprintf("find key %s in the first lines of the server's rules", e.key))
 		}
 		clock()
-		guess("wrong-knocks", "the server may expect other knocks", "check that the server's rules were made from this profile\n"+compare)
+		text := "the server may expect other knocks"
+		if told {
+			if n, counts := e.server.stage(); counts {
+				text = fmt.Sprintf("the server recognizes %d of %d knocks, and may expect others", n, len(t.knocks))
+			}
+		}
+		guess("wrong-knocks", text, "check that the server's rules were made from this profile\n"+compare)
 	}
 	if p.TokensPerWindow > 0 && !told {
 		guess("tokens-spent", "other addresses may have used the tokens of this window", e.spentFix())
 	}
 	if slices.ContainsFunc(t.knocks, knockAnswer.arrived) && (!told || e.server.admitted(e)) {
 		guess("port-filtered", fmt.Sprintf("something on the way may drop connections to port %d", e.port), e.filteredFix())
+	}
+	if i := slices.IndexFunc(t.knocks, func(k knockAnswer) bool { return k.state == portRejected }); i >= 0 && !told {
+		guess("knocks-rejected", fmt.Sprintf("a firewall on the way may reject knock %d of %d", i+1, len(t.knocks)),
+			"allow the knocks in the firewall of the network or of the hosting provider")
 	}
 	if p.Period == 0 && !p.Facts().SingleUse && !told {
 		guess("daemon-dead", "if the server uses knockd, it may not run", "on the server: systemctl status knockd")
@@ -415,6 +424,12 @@ func (e *evidence) clockFix() string {
 	if p.Period > 0 {
 		w := knock.WindowAt(e.at, p.Period)
 		fix += fmt.Sprintf("\nthis machine is in the window from %s until %s", utc(w.Start), utc(w.End))
+	}
+	if e.clock == clockFree {
+		fix += "\nthis machine's clock is not synchronized by a time server"
+	}
+	if e.server != nil && e.server.before != nil && e.server.before.clock == clockFree {
+		fix += "\nthe server's clock is not synchronized by a time server"
 	}
 	if !e.clocksCompared() {
 		if p.TokensPerWindow > 0 {

@@ -26,7 +26,7 @@ type checkHost struct {
 	outside string // ports to scan; "" for none
 
 	app   *app
-	host  string      // the host as the user gave it
+	host  string      // the host as the user gave it: NAME or USER@NAME
 	last  *deployment // what was deployed with the profile; nil if nothing
 	found evidence
 	steps []step
@@ -115,9 +115,10 @@ func (c *checkHost) readProfile(ctx context.Context, s *server, args []string) e
 	e.at = now()
 	settings, sshErr := s.readSSHSettings(ctx)
 	s.ssh = settings
-	name := cmp.Or(c.name, c.host)
+	host := profileOf(c.host)
+	name := cmp.Or(c.name, host)
 	p, last, err := c.remote.config.login(ctx, c.app, name)
-	if errors.Is(err, profile.ErrNoProfile) && c.name == "" && sshErr == nil && settings.hostName != c.host {
+	if errors.Is(err, profile.ErrNoProfile) && c.name == "" && sshErr == nil && settings.hostName != host {
 		name = settings.hostName
 		if q, l, second := c.remote.config.login(ctx, c.app, name); second == nil {
 			p, last, err = q, l, nil
@@ -140,7 +141,8 @@ func (c *checkHost) readProfile(ctx context.Context, s *server, args []string) e
 	if err := c.describeProfile(ctx, name, half, time.Since(began)); err != nil {
 		return err
 	}
-	return c.readSSH(ctx, settings, sshErr)
+	c.readSSH(ctx, settings, sshErr)
+	return nil
 }
 
 // describeProfile says which profile applies, and why.
@@ -192,10 +194,10 @@ func textIf(condition bool, text string) string {
 }
 
 // readSSH stores and describes what ssh does for the host.
-func (c *checkHost) readSSH(ctx context.Context, settings sshSettings, err error) error {
+func (c *checkHost) readSSH(ctx context.Context, settings sshSettings, err error) {
 	if err != nil {
 		c.step(isNote, "ssh", 0, "cannot be asked: %s", oneLine(err.Error()))
-		return nil
+		return
 	}
 	e := &c.found
 	s := &sshEvidence{hostName: settings.hostName, direct: settings.proxyJump == ""}
@@ -237,7 +239,6 @@ func (c *checkHost) readSSH(ctx context.Context, settings sshSettings, err error
 		v = isFailed
 	}
 	c.step(v, "ssh", 0, "%s", text)
-	return nil
 }
 
 // checkClock says whether this computer's clock is right.
@@ -254,7 +255,7 @@ func (c *checkHost) checkClock() {
 // resolve finds an address of each family.
 func (c *checkHost) resolve(ctx context.Context, s *server) error {
 	e, began := &c.found, time.Now()
-	host := c.target(cmp.Or(s.ssh.hostName, c.host), e.profile)
+	host := c.target(cmp.Or(s.ssh.hostName, profileOf(c.host)), e.profile)
 	d, err := dialer(ctx, e.profile, nil, &c.app.log)
 	if err != nil {
 		return err
@@ -430,7 +431,7 @@ func (c *checkHost) knockAs(ctx context.Context, profile *profile.Profile, targe
 	if err != nil {
 		return keyFailure(profile, err)
 	}
-	p := &prober{knocker: knocker{profile: profile, picker: picker, log: &c.app.log}, port: c.found.port, limit: profile.ConnectTimeout}
+	p := &prober{picker: picker, log: &c.app.log, port: c.found.port, limit: profile.ConnectTimeout}
 	var wait sync.WaitGroup
 	for i := range targets {
 		if t := &targets[i]; !t.noRoute {

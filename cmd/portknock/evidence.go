@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -88,12 +89,9 @@ type knockAnswer struct {
 	state     portState
 }
 
-// arrived reports whether the knock has reached the host.
-func (k knockAnswer) arrived() bool { return answers(k.state) }
-
-// answers reports whether a state proves that the host has answered. A router can also reject
-// packets for a host that is off.
-func answers(s portState) bool { return s == portOpen || s == portRefused }
+// arrived reports whether the knock has reached the host. A rejected knock may not have: a router
+// can reject packets for a host that is off.
+func (k knockAnswer) arrived() bool { return k.state == portOpen || k.state == portRefused }
 
 // family returns the name of the target's family.
 func (t *target) family() string { return familyOf(t.addr) }
@@ -105,26 +103,19 @@ func familyOf(addr netip.Addr) string {
 	return "IPv6"
 }
 
-// alive reports whether the host has answered any packet.
-func (t *target) alive() bool {
-	for _, s := range t.others {
-		if answers(s) {
-			return true
-		}
-	}
-	return answers(t.before) || answers(t.after) || slices.ContainsFunc(t.knocks, knockAnswer.arrived)
+// has reports whether any packet has an answer of these kinds.
+func (t *target) has(kinds ...portState) bool {
+	is := func(s portState) bool { return slices.Contains(kinds, s) }
+	return is(t.before) || is(t.after) || slices.ContainsFunc(slices.Collect(maps.Values(t.others)), is) ||
+		slices.ContainsFunc(t.knocks, func(k knockAnswer) bool { return is(k.state) })
 }
 
-// refuses reports whether the host rejects packets to closed ports. Then it usually also
-// answers knocks.
-func (t *target) refuses() bool {
-	for _, s := range t.others {
-		if s == portRefused {
-			return true
-		}
-	}
-	return slices.ContainsFunc(t.knocks, func(k knockAnswer) bool { return k.state == portRefused })
-}
+// alive reports whether the host has answered any packet.
+func (t *target) alive() bool { return t.has(portOpen, portRefused) }
+
+// quiet reports whether many packets have left, and nobody has answered any of them. A firewall
+// that rejects all ports but one is an answer too.
+func (t *target) quiet() bool { return t.others != nil && !t.has(portOpen, portRefused, portRejected) }
 
 // opened reports whether the port is open after the knocks, and was closed before.
 func (t *target) opened() bool { return t.after == portOpen && t.before != portOpen }
@@ -253,11 +244,12 @@ func readBanner(conn net.Conn) string {
 // prober knocks at a target like a login, but with a socket for each knock, which sees the
 // answer.
 type prober struct {
-	knocker
+	picker  knock.Picker
+	log     *logger
 	port    uint16
-	limit   time.Duration // for all rounds
-	mu      sync.Mutex    // guards the knocks of all targets
-	answers sync.WaitGroup
+	limit   time.Duration  // for all rounds
+	answers sync.WaitGroup // rounds whose answers are not noted yet
+	mu      sync.Mutex     // guards the knocks of all targets
 }
 
 // knockPause is the shortest pause after a knock. The sockets of two knocks belong to two
@@ -304,7 +296,7 @@ func (p *prober) round(ctx context.Context, t *target, n int) error {
 		if err := p.send(ctx, &wait, &states[i], t, step); err != nil {
 			return err
 		}
-		time.Sleep(max(r.Pause, min(knockPause, p.profile.KnockTimeout/2)))
+		time.Sleep(max(r.Pause, knockPause))
 	}
 	p.answers.Go(func() {
 		wait.Wait()

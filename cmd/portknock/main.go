@@ -108,7 +108,7 @@ func table() []row {
 		{"undeploy", "[FLAGS] [USER@]HOST...", 1, math.MaxInt, "undeploy needs one HOST or more", &undeploy{},
 			"Remove from servers what deploy has installed there for the profile of each HOST. Their\n" +
 				"ports are then open. The rules of other profiles stay."},
-		{"check", "[FLAGS] HOST [PORT]", 1, 2, "check needs HOST, and PORT is optional", &checkHost{},
+		{"check", "[FLAGS] [USER@]HOST [PORT]", 1, 2, "check needs HOST, and PORT is optional", &checkHost{},
 			"Say step by step why a login to HOST works, or where it stops; then name the causes, the\n" +
 				"most likely one first, each with what shows or mends it. Without PORT, check the profile's\n" +
 				"Port, or the port of ssh. The exit status is 1 if there is a cause. Only -vv prints the\n" +

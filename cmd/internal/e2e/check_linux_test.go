@@ -382,6 +382,18 @@ func TestCheckAgainstHandmadeKnockd(t *testing.T) {
 	}
 }
 
+// TestCheckNoticesMissingDeploy: if the profile has changed since it was deployed, check finds out
+// that the server still has the rules from before.
+func TestCheckNoticesMissingDeploy(t *testing.T) {
+	t.Parallel()
+	r := &faultRig{rig: newDeployRig(t, threeKnocks, "OpenFor 1", "ConnectTimeout 2")}
+	r.deploy(t, 0, nil)
+	lab.EditFile(t, r.profile, threeKnocks, "Sequence 7011/udp 8013/tcp 9015/udp")
+	if got := r.check(t); len(got.Causes) == 0 || got.Causes[0].ID != "not-deployed" || !got.Causes[0].Certain {
+		t.Errorf("check finds\n%v", got)
+	}
+}
+
 // TestCheckScansFromOutside: --outside names the open ports, and the one where sshd answers.
 func TestCheckScansFromOutside(t *testing.T) {
 	t.Parallel()

@@ -43,7 +43,7 @@ func TestReasonIsPrintedWhenCallerGivesUp(t *testing.T) {
 		settings: []string{"HostName " + addr, "Sequence 7001/udp 8003"},
 		await:    func(t *testing.T, c *caller) { c.log.Await(t, "round 0: dialing", 1) },
 		code:     exitClosed,
-		stderr:   `portknock: vps: port 22 did not open within [0-9.]+m?s: no answer\n(portknock: hint: .*\n){2}`,
+		stderr:   `portknock: vps: port 22 did not open within [0-9.]+m?s: no answer\n(portknock: hint: .*\n){3}`,
 	}, {
 		name:     "resolving",
 		settings: []string{"HostName LABEL.example", "Sequence 7001/udp 8003"},
