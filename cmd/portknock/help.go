@@ -6,7 +6,7 @@ import (
 	"runtime/debug"
 	"strings"
 
-	"github.com/portknock/portknock/internal/typo"
+	"github.com/portknock/portknock/knock/typo"
 )
 
 const usage = `Usage: portknock [FLAGS] HOST PORT           knock, connect, join stdin and stdout

@@ -17,7 +17,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/portknock/portknock/internal/typo"
+	"github.com/portknock/portknock/knock/typo"
 	"github.com/spf13/pflag"
 )
 

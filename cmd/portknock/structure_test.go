@@ -54,11 +54,11 @@ func TestPackagesImportOnlyAllowedPackages(t *testing.T) {
 		"proxy":          nil,
 		"knock/spa":      {"knock"},
 		"knock/secret":   nil,
-		"internal/typo":  nil,
-		"knock/profile":  {"internal/typo", "knock", "knock/spa", "knock/secret"},
+		"knock/typo":     nil,
+		"knock/profile":  {"knock/typo", "knock", "knock/spa", "knock/secret"},
 		"knock/importer": {"knock/profile"},
-		"knock/rules":    {"internal/typo", "knock", "knock/spa"},
-		"cmd/portknock":  {"internal/typo", "knock", "knock/importer", "knock/profile", "knock/rules", "knock/secret", "knock/spa", "proxy"},
+		"knock/rules":    {"knock/typo", "knock", "knock/spa"},
+		"cmd/portknock":  {"knock/typo", "knock", "knock/importer", "knock/profile", "knock/rules", "knock/secret", "knock/spa", "proxy"},
 	}
 	for dir, mayImport := range allowed {
 		for _, imported := range imports(t, filepath.Join("..", "..", filepath.FromSlash(dir))) {

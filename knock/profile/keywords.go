@@ -10,8 +10,8 @@ import (
 	"time"
 	"unicode"
 
-	"github.com/portknock/portknock/internal/typo"
 	"github.com/portknock/portknock/knock"
+	"github.com/portknock/portknock/knock/typo"
 )
 
 // keyword describes one keyword of the profile file: how to read, check and write its

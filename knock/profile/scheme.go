@@ -9,9 +9,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/portknock/portknock/internal/typo"
 	"github.com/portknock/portknock/knock"
 	"github.com/portknock/portknock/knock/spa"
+	"github.com/portknock/portknock/knock/typo"
 )
 
 // scheme is a row in the table of schemes. It contains what distinguishes one scheme

@@ -10,8 +10,8 @@ import (
 	"time"
 	"unicode"
 
-	"github.com/portknock/portknock/internal/typo"
 	"github.com/portknock/portknock/knock"
+	"github.com/portknock/portknock/knock/typo"
 )
 
 // Format is the name of a firewall or daemon that this package writes rules for. A
