@@ -66,14 +66,14 @@ type Picker interface {
 //
 // # Repeat
 //
-// With Repeat, a round sends its knocks as [Round.Repeat] says. Rounds 2, 5, 8 and so on send
-// each knock only once. Repeat may be wrong for the server: knockd 0.8 opens nothing to
-// repeated knocks. The client then connects some rounds later.
+// With Repeat, two of three rounds send their knocks as [Round.Repeat] says. Rounds 2, 5, 8 and
+// so on send each knock once: Repeat may be wrong for the server, because knockd 0.8 opens
+// nothing to repeated knocks. The client then connects some rounds later.
 //
 // # Redial
 //
-// With Redial, the client supposes that the server reacts to each knock, as knockd does.
-// Then knocks that are sent again can do harm:
+// Redial is for a Schedule with a single sequence. The client then supposes that the server
+// reacts to each knock, as knockd does. Knocks that are sent again can do harm there:
 //
 //   - If the sequence A B C arrives twice, knockd runs its command twice, and may leave a
 //     second rule in the firewall that nothing removes.
@@ -81,12 +81,15 @@ type Picker interface {
 //     default file of knockd has such a sequence, which closes the port. The next A only
 //     ends that attempt, so that A B C fails in each later round too.
 //
-// So the client first only dials in rounds 1 and 2, because perhaps only a SYN was lost. The
-// later rounds send, and only dial, in turn. The knocks are A A B C twice, then A B C, and
-// so on. The first A ends an attempt at another sequence, and the second A begins this one.
-// If the server has opened the port already, A A B C does not open it again: the second A
-// ends the attempt that the first A has begun. The same holds for a server on which no
-// attempt is open. There only A B C opens the port.
+// So round 0 sends A B C, and rounds 1 and 2 only dial, because perhaps only a SYN was lost. From
+// round 3 on, the odd rounds send A A B C, A A B C, A B C, and so on, and the even rounds
+// only dial. What A A B C does depends on the server:
+//
+//   - It has begun another sequence: the first A ends that attempt, and A B C opens the port.
+//   - It has opened the port already: the second A ends the attempt that the first A has begun,
+//     so that the command does not run twice.
+//   - It waits for a first knock: the second A ends the attempt too, and the port stays closed.
+//     The later A B C opens it.
 //
 // Among the rounds that send knocks, every other one is slow. A B C and A A B C thus leave in
 // fast and in slow rounds.
@@ -95,13 +98,13 @@ type Client struct {
 	Skew         time.Duration // largest difference between the clocks of server and client
 	KnockDelay   time.Duration // pause after each knock in fast rounds, and the shortest pause of slow rounds
 	KnockTimeout time.Duration // how long the server waits for the next knock; 0 sets no limit to the pause
-	Repeat       bool          // send each knock several times; the section Repeat says how
-	Redial       bool          // send knocks again only after dials; the section Redial says how; not with Repeat
+	Repeat       bool          // send each knock several times, as the section Repeat describes
+	Redial       bool          // dial before knocks are sent again, as the section Redial describes; not with Repeat
 
 	// Targets are all addresses to which the client sends tokens, in any order. It may be
 	// empty if there is only one. Only the Schedule [Token] needs Targets. A Dialer of
 	// package proxy reports the addresses of a name as the event Resolved. If there are more
-	// Targets than tokens, the client only dials some of them.
+	// Targets than tokens, some get no token: the client dials them without knocks.
 	Targets []netip.Addr
 }
 

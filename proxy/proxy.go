@@ -55,42 +55,43 @@ import (
 //	S6                                                       ----->
 //
 // The pause between two rounds begins with the SYN behind the knocks. After round 0 it is
-// Hedge: an answer is then overdue. The mean pause after a later round is:
+// Hedge: the answer to the SYN is then overdue. If Hedge is not given, it is 150 ms. The mean
+// pause after a later round is that of the first line which fits:
 //
-//	100 ms  if the round only dialed, or was the second in a row that did
+//	100 ms  after a round that only dials, and after a second one in a row
 //	250 ms  after rounds 1, 3, 6, 9, 12 and 15: a daemon that polls may need this long
 //	500 ms  after the other rounds up to 14: more packets are lost, or nothing opens the port
 //	1 s     after round 16 and every later round
 //
-// The diagram shows the mean pauses for a Hedge of 150 ms. Each pause after round 0 is
-// random: it lasts 0.5 to 1.5 times as long as its mean. Two clients of one address that
+// The diagram shows the mean pauses without Hedge. The pauses after round 1 and later are
+// random: each lasts 0.5 to 1.5 times as long as its mean. Two clients of one address that
 // start at the same moment may send knocks of different profiles. The knocks of each client
 // are then wrong knocks for the other one. If all pauses were fixed, the two clients would
 // undo each other's knocks in every round.
 //
-// A refusal means "not yet". It also tells how long an answer takes. From then on
-// a pause lasts at least 1.5 times as long as the last refusal took to come. A pause also
-// lasts at least as long as Hedge, if Hedge is given, because an answer may take this long.
-// Here Hedge counts as at most a quarter of Timeout, so that several rounds fit into Timeout.
-// If Hedge is not given, the pauses last at least 350 ms from the first round on that only
-// dials: the client then has a server in mind to which it must not send knocks again while
-// an answer may be on its way.
+// Every pause has a lower limit, because the next knocks should not leave while an answer is on
+// its way. The limit is the largest of these times:
+//
+//   - 1.5 times as long as the last refusal took to come. A refusal means "not yet".
+//   - Hedge, or a quarter of Timeout if that is less: several rounds must fit into Timeout.
+//   - 350 ms, if Hedge is not given and a round has only dialed. The caller then takes care not
+//     to send knocks again too soon.
 //
 // Every round except 0 and 2 starts with an early SYN, before the knocks, from a socket
 // of its own: S2 and S5. Some servers, such as knockd and fwknopd, may open the port
 // only after the SYN behind the knocks was dropped. The kernel would repeat that SYN
 // after a full second. An early SYN finds such a port open sooner, because it does not
 // wait until the new knocks have left. Round 2 has no early SYN, because it follows only
-// 250 ms after round 1. One more socket would also make the Dialer give up S1 at 400 ms,
-// and an answer to S1 that takes longer, such as 600 ms, would be lost. A round has no
-// early SYN either if the previous round has not sent knocks, or if there are no knocks.
+// 250 ms after round 1. An early SYN in round 2 would also make the Dialer give up S1 at
+// 400 ms, and an answer to S1 that takes longer, such as 600 ms, would be lost. A round also
+// has no early SYN if the round before has not sent knocks, or if Knock is nil.
 //
-// A round can leave its knocks out, as [Sent] says. It then has one SYN, early or not.
+// Knock can leave out the knocks of a round ([Sent]). Such a round has only one SYN.
 //
-// A round can also send its knocks once more, [AgainAfter] after the SYN. Packets that are
-// lost together, as on a radio link, are then not all copies of a knock. There is no other
-// SYN: most often only knocks are lost, and the SYN of the next round follows soon. Some
-// firewalls refuse an address that sends many SYNs.
+// Knock can also ask to send the knocks of a round once more, 15 ms after the SYN (AgainAfter).
+// A path such as a radio link may lose all packets for some milliseconds. One copy of each
+// knock then still arrives. No other SYN follows: the SYN of the next round comes soon, and
+// some firewalls refuse an address that sends many SYNs.
 //
 // At most three sockets of a target wait at the same time. Before a fourth SYN leaves,
 // the Dialer gives up the socket of an early SYN of a previous round. If no such socket

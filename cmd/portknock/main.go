@@ -109,16 +109,16 @@ func table() []row {
 			"Remove from servers what deploy has installed there for the profile of each HOST. Their\n" +
 				"ports are then open. The rules of other profiles stay."},
 		{"check", "[FLAGS] [USER@]HOST [PORT]", 1, 2, "check needs HOST, and PORT is optional", &checkHost{},
-			"Say step by step why a login to HOST works, or where it stops; then name the causes, the\n" +
-				"most likely one first, each with what shows or mends it. Without PORT, check the profile's\n" +
-				"Port, or the port of ssh. The exit status is 1 if there is a cause. Only -vv prints the\n" +
-				"ports of knocks."},
+			"Say step by step why a login to HOST works, or where it stops. Then name the causes, the\n" +
+				"most likely one first, each with a command or a step that confirms or mends it. Without\n" +
+				"PORT, use the Port of the profile, or the port of ssh. The exit status is 1 if there is a\n" +
+				"cause. Only -vv prints the ports of knocks."},
 		{"profile", "list|show|import [FLAGS] [HOST|FILE]", 1, math.MaxInt, profileOperandsError, nil,
 			"List the profiles, show one with its defaults, or import the profiles in the\n" +
 				".fwknoprc of fwknop's client."},
 		{"profile list", "[FLAGS]", 0, 0, profileOperandsError, &profileList{},
-			"List the profiles with what applies to each, without their secrets. The note \"pattern\"\n" +
-				"means that the Host line names no host."},
+			"List the profiles with what applies to each, without their secrets. A note tells if ssh's\n" +
+				"%h does not find a profile. The note \"pattern\" means that the Host line has only patterns."},
 		{"profile show", "[FLAGS] HOST", 1, 1, profileOperandsError, &profileShow{},
 			"Print the profile of HOST, with the defaults of settings that it does not set, as a\n" +
 				"Host block. The output contains the sequence."},
@@ -126,9 +126,10 @@ func table() []row {
 			"Import the profiles in the .fwknoprc of fwknop's client. Profiles go to the profile\n" +
 				"file, keys to new files beside it."},
 		{"status", "[FLAGS]", 0, 0, "status takes no operands", &printStatus{},
-			"Print all profiles, those with a problem first: the last login from this computer, the\n" +
-				"end of the server's rules, and what deploy has installed. It does not ask the servers.\n" +
-				"It runs no KeyCommand, so it does not see whether a profile with one has changed."},
+			"Print all profiles, those with a problem first: the last login or failure, when the server's\n" +
+				"rules expire, and what deploy has installed. All of this is what this computer remembers:\n" +
+				"status does not ask the servers. It runs no KeyCommand, so it does not see whether the key\n" +
+				"of a KeyCommand has changed."},
 		{"keygen", "[--from MASTERKEY --host NAME] [FILE]", 0, 1, "keygen needs at most one FILE", &keygen{},
 			"Write a new key to FILE, which must not exist; without FILE, print the key. With --from,\n" +
 				"do not make a new key: derive the key of the profile NAME from the master key in\n" +
