@@ -141,6 +141,9 @@ func (t *target) round(ctx context.Context, n int) {
 	if n > 0 {
 		pause = max(pause/2+t.race.dialer.randomN(pause), least)
 	}
+	if t.patient && t.race.dialer.hedge() == 0 {
+		pause = max(pause, unknownAnswer+t.race.dialer.randomN(40*time.Millisecond))
+	}
 	sleep(ctx, left.Add(pause))
 }
 
@@ -153,11 +156,7 @@ const unknownAnswer = 350 * time.Millisecond
 func (t *target) leastPause() time.Duration {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	hedge := t.race.dialer.hedge()
-	if hedge == 0 && t.patient {
-		hedge = unknownAnswer
-	}
-	return max(t.refusalDelay*3/2, hedge)
+	return max(t.refusalDelay*3/2, t.race.dialer.hedge())
 }
 
 // takeSlot waits until the target may begin round n. It returns false if ctx is done

@@ -94,7 +94,7 @@ func TestRoundsThatOnlyDial(t *testing.T) {
 			"1ms knock #0", "1ms dial", "61ms dial", "161ms dial", "262ms knock #3", "262ms dial", "512ms dial", "613ms knock #5", "613ms dial",
 		}},
 		{"unknown path", 0, some, []string{
-			"1ms knock #0", "1ms dial", "151ms dial", "501ms dial", "852ms knock #3", "852ms dial",
+			"1ms knock #0", "1ms dial", "151ms dial", "521ms dial", "892ms knock #3", "892ms dial",
 		}},
 		{"never knocks", 60 * ms, always, []string{"0s dial", "60ms dial", "160ms dial", "660ms dial", "910ms dial"}},
 	} {
