@@ -12,7 +12,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/portknock/portknock/knock"
 	"github.com/portknock/portknock/knock/profile"
 	"github.com/portknock/portknock/proxy"
 	"github.com/spf13/pflag"
@@ -345,13 +344,10 @@ func (c *checkHost) tryPorts(ctx context.Context) {
 	}
 }
 
-// otherPorts returns the ports to find out whether the host answers. They are neither the port
-// to check nor knocks of a static sequence.
+// otherPorts returns the ports to find out whether the host answers.
 func (c *checkHost) otherPorts() (ports []uint16) {
 	for _, port := range usualPorts {
-		step := knock.Step{Transport: knock.TCP, Port: port}
-		inUse := slices.ContainsFunc(c.found.profile.Sequence, func(s knock.Step) bool { return s.Port == port })
-		if port != c.found.port && !inUse && !containsPort(c.found.profile.OpenPorts, step.Port) {
+		if port != c.found.port && !containsPort(c.found.profile.OpenPorts, port) {
 			ports = append(ports, port)
 		}
 	}
@@ -511,18 +507,20 @@ func (c *checkHost) conclude() error {
 	return &failure{code: exitFailed} // the output has said why
 }
 
+// causeText returns the lines about a cause. The number i is its place in the list, from 0.
+func causeText(i int, c cause) string {
+	word := "perhaps"
+	if c.Certain {
+		word = "cause"
+	}
+	return fmt.Sprintf("%s %d: %s (%s)\n   %s\n", word, i+1, c.Text, c.ID, strings.ReplaceAll(c.Fix, "\n", "\n   "))
+}
+
 // printCauses prints the causes, with what shows or mends them below each.
 func (c *checkHost) printCauses(all []cause) error {
 	var b strings.Builder
 	for i, f := range all {
-		word := "cause"
-		if !f.Certain {
-			word = "perhaps"
-		}
-		fmt.Fprintf(&b, "\n%s %d: %s (%s)\n", word, i+1, f.Text, f.ID)
-		for line := range strings.Lines(f.Fix) {
-			fmt.Fprintf(&b, "   %s\n", strings.TrimRight(line, "\n"))
-		}
+		b.WriteString("\n" + causeText(i, f))
 	}
 	switch {
 	case len(all) == 0:
