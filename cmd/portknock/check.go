@@ -176,14 +176,14 @@ func (c *checkHost) describeProfile(ctx context.Context, name string, took time.
 			v = isFailed
 		}
 	}
+	c.step(v, "knocks", 0, "%s", text)
 	if last := c.last; last != nil {
 		last.profile.Runner = p.Runner
 		same, err := sameKnocks(ctx, p, last.profile)
 		if e.changed = err == nil && !same; e.changed {
-			v, text = isFailed, text+", changed since it was deployed at "+utc(last.Time)
+			c.step(isFailed, "knocks", 0, "the profile has changed since it was deployed at %s", utc(last.Time))
 		}
 	}
-	c.step(v, "knocks", 0, "%s", text)
 	return nil
 }
 
@@ -228,19 +228,19 @@ func (c *checkHost) readSSH(ctx context.Context, settings sshSettings, err error
 	case !s.portknock:
 		v, text = isNote, "connects without portknock"
 	}
-	if s.port != e.port {
-		v, text = isNote, text+fmt.Sprintf("; its port is %d, and not %d", s.port, e.port)
-	}
-	if limit := s.connectTimeout; s.portknock && limit > 0 && limit < e.profile.ConnectTimeout {
-		v, text = isNote, text+fmt.Sprintf("; gives up after %v, before portknock (%v)", limit, e.profile.ConnectTimeout)
-	}
-	if settings.controlPersist != "" && settings.controlPersist != "no" {
-		v, text = isNote, text+"; ControlPersist hides errors"
-	}
 	if len(e.localCauses()) > 0 {
 		v = isFailed
 	}
 	c.step(v, "ssh", 0, "%s", text)
+	if s.port != e.port {
+		c.step(isNote, "ssh", 0, "connects to port %d, and not to port %d", s.port, e.port)
+	}
+	if limit := s.connectTimeout; s.portknock && limit > 0 && limit < e.profile.ConnectTimeout {
+		c.step(isNote, "ssh", 0, "gives up after %v, before portknock (%v)", limit, e.profile.ConnectTimeout)
+	}
+	if settings.controlPersist != "" && settings.controlPersist != "no" {
+		c.step(isNote, "ssh", 0, "ControlPersist hides the errors of portknock")
+	}
 }
 
 // checkClock says whether this computer's clock is right.
