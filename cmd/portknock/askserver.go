@@ -249,13 +249,16 @@ func (c *checkHost) askServerAgain(ctx context.Context, s *server) {
 	if e.server.after == nil {
 		return
 	}
-	text := ""
+	var counts []string
 	for _, name := range slices.Sorted(maps.Keys(e.server.after.Counters)) {
-		if n := e.server.counted(name); n > 0 {
-			text += fmt.Sprintf("%s%s %d", textIf(text != "", ", "), strings.ReplaceAll(name, "_", " "), n)
+		if n := e.server.counted(name); n > 0 && !strings.HasPrefix(name, "stage") {
+			counts = append(counts, fmt.Sprintf("%s %d", strings.ReplaceAll(name, "_", " "), n))
 		}
 	}
-	c.step(isFine, "counted", time.Since(began), "by the server meanwhile: %s", cmp.Or(text, "nothing"))
+	if n, known := e.server.stage(); known {
+		c.step(isFine, "counted", 0, "the server recognized %d of %d knocks", n, len(e.knocks()))
+	}
+	c.step(isFine, "counted", time.Since(began), "by the server meanwhile: %s", cmp.Or(strings.Join(counts, ", "), "nothing"))
 }
 
 // describeServer says what the server has told.

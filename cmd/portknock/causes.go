@@ -233,7 +233,7 @@ func (e *evidence) refusedCauses(t *target, over string) (all []cause) {
 	if s := e.server; s != nil && s.err == nil && s.listening != nil {
 		if slices.Contains(s.listening[t.family()], e.port) {
 			return []cause{{"firewall-rejects", true,
-				fmt.Sprintf("a program listens on port %d, but a firewall rejects connections%s", e.port, over),
+				fmt.Sprintf("a firewall of the server rejects connections to port %d%s", e.port, over),
 				"look at the other firewalls of the server, such as ufw or firewalld"}}
 		}
 		changed, sshd = true, s.sshd
@@ -272,7 +272,7 @@ func (e *evidence) toldCauses(t *target) (all []cause) {
 		tell("rules-failing", "the server cannot load the installed rules: "+oneLine(s.before.Failing), deploy)
 	}
 	if s.before.Rules == rulesMissing && s.before.Failing == "" {
-		tell("rules-missing", "the rules are not loaded, and another firewall of the server closes the port", deploy)
+		tell("rules-missing", "the rules are not loaded, and another firewall closes the port", deploy)
 	}
 	if s.daemonDead {
 		tell("daemon-dead", "the daemon that judges the knocks does not run on the server",
@@ -282,7 +282,7 @@ func (e *evidence) toldCauses(t *target) (all []cause) {
 		tell("expired", fmt.Sprintf("the server's rules have expired at %s", utc(time.Unix(*end, 0))), deploy)
 	}
 	if e.keysDiffer() {
-		tell("other-key", fmt.Sprintf("the server's rules have the key %s, the profile has %s", s.before.Key, e.key), deploy)
+		tell("other-key", fmt.Sprintf("the server has the key %s, and the profile has %s", s.before.Key, e.key), deploy)
 	}
 	if id, text := e.clockFault(); id != "" {
 		tell(id, text, e.clockFix())
@@ -295,7 +295,7 @@ func (e *evidence) toldCauses(t *target) (all []cause) {
 	case admitted && s.counted("let_through") == 0:
 		// The guard may have dropped connections of others.
 		all = append(all, cause{"port-filtered", s.counted("dropped") == 0,
-			fmt.Sprintf("the server admits this computer, but no connection to port %d arrives there", e.port), e.filteredFix()})
+			fmt.Sprintf("the server admits this computer, but no connection to port %d arrives", e.port), e.filteredFix()})
 	case admitted:
 		tell("firewall-drops", fmt.Sprintf("the guard lets connections to port %d through, but nothing answers", e.port),
 			"look at the other firewalls of the server, such as ufw or firewalld")
@@ -320,7 +320,7 @@ func (e *evidence) guessedCauses(t *target) (all []cause) {
 		guessUDP()
 	}
 	if t.quiet() && !told {
-		guess("host-off", "nothing at the host answers: it is off, or cannot be reached, or drops every packet",
+		guess("host-off", "nothing at the host answers: it is off, unreachable, or drops everything",
 			"check that the host runs and that its address is right: "+t.addr.String())
 	}
 	if e.changed && !told {

@@ -12,7 +12,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/portknock/portknock/knock"
 	"github.com/portknock/portknock/knock/profile"
 	"github.com/portknock/portknock/proxy"
 	"github.com/spf13/pflag"
@@ -174,14 +173,14 @@ func (c *checkHost) describeProfile(ctx context.Context, name string, half profi
 			v = isFailed
 		}
 	}
+	c.step(v, "knocks", 0, "%s", text)
 	if last := c.last; last != nil {
 		last.profile.Runner = p.Runner
 		deployed, err := last.profile.Server(ctx)
 		if e.changed = err == nil && !sameKnocks(p, last.profile, half, deployed); e.changed {
-			v, text = isFailed, text+", changed since it was deployed at "+utc(last.Time)
+			c.step(isFailed, "knocks", 0, "the profile has changed since it was deployed at %s", utc(last.Time))
 		}
 	}
-	c.step(v, "knocks", 0, "%s", text)
 	return nil
 }
 
@@ -226,19 +225,19 @@ func (c *checkHost) readSSH(ctx context.Context, settings sshSettings, err error
 	case !s.portknock:
 		v, text = isNote, "connects without portknock"
 	}
-	if s.port != e.port {
-		v, text = isNote, text+fmt.Sprintf("; its port is %d, and not %d", s.port, e.port)
-	}
-	if limit := s.connectTimeout; s.portknock && limit > 0 && limit < e.profile.ConnectTimeout {
-		v, text = isNote, text+fmt.Sprintf("; gives up after %v, before portknock (%v)", limit, e.profile.ConnectTimeout)
-	}
-	if settings.controlPersist != "" && settings.controlPersist != "no" {
-		v, text = isNote, text+"; ControlPersist hides errors"
-	}
 	if len(e.localCauses()) > 0 {
 		v = isFailed
 	}
 	c.step(v, "ssh", 0, "%s", text)
+	if s.port != e.port {
+		c.step(isNote, "ssh", 0, "connects to port %d, and not to port %d", s.port, e.port)
+	}
+	if limit := s.connectTimeout; s.portknock && limit > 0 && limit < e.profile.ConnectTimeout {
+		c.step(isNote, "ssh", 0, "gives up after %v, before portknock (%v)", limit, e.profile.ConnectTimeout)
+	}
+	if settings.controlPersist != "" && settings.controlPersist != "no" {
+		c.step(isNote, "ssh", 0, "ControlPersist hides the errors of portknock")
+	}
 }
 
 // checkClock says whether this computer's clock is right.
@@ -342,13 +341,10 @@ func (c *checkHost) tryPorts(ctx context.Context) {
 	}
 }
 
-// otherPorts returns the ports to find out whether the host answers. They are neither the port
-// to check nor knocks of a static sequence.
+// otherPorts returns the ports to find out whether the host answers.
 func (c *checkHost) otherPorts() (ports []uint16) {
 	for _, port := range usualPorts {
-		step := knock.Step{Transport: knock.TCP, Port: port}
-		inUse := slices.ContainsFunc(c.found.profile.Sequence, func(s knock.Step) bool { return s.Port == port })
-		if port != c.found.port && !inUse && !containsPort(c.found.profile.OpenPorts, step.Port) {
+		if port != c.found.port && !containsPort(c.found.profile.OpenPorts, port) {
 			ports = append(ports, port)
 		}
 	}
@@ -508,18 +504,20 @@ func (c *checkHost) conclude() error {
 	return &failure{code: exitFailed} // the output has said why
 }
 
+// causeText returns the lines about a cause. The number i is its place in the list, from 0.
+func causeText(i int, c cause) string {
+	word := "perhaps"
+	if c.Certain {
+		word = "cause"
+	}
+	return fmt.Sprintf("%s %d: %s (%s)\n   %s\n", word, i+1, c.Text, c.ID, strings.ReplaceAll(c.Fix, "\n", "\n   "))
+}
+
 // printCauses prints the causes, with what shows or mends them below each.
 func (c *checkHost) printCauses(all []cause) error {
 	var b strings.Builder
 	for i, f := range all {
-		word := "cause"
-		if !f.Certain {
-			word = "perhaps"
-		}
-		fmt.Fprintf(&b, "\n%s %d: %s (%s)\n", word, i+1, f.Text, f.ID)
-		for line := range strings.Lines(f.Fix) {
-			fmt.Fprintf(&b, "   %s\n", strings.TrimRight(line, "\n"))
-		}
+		b.WriteString("\n" + causeText(i, f))
 	}
 	switch {
 	case len(all) == 0:
