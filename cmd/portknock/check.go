@@ -74,6 +74,7 @@ func (c *checkHost) run(ctx context.Context, a *app, args []string) error {
 	if err := c.readProfile(ctx, s, args); err != nil {
 		return err
 	}
+	c.recallFailure()
 	c.checkClock()
 	if err := c.resolve(ctx, s); err != nil {
 		c.step(isFailed, "name", 0, "%s", err)
@@ -237,6 +238,14 @@ func (c *checkHost) readSSH(ctx context.Context, settings sshSettings, err error
 	}
 	if settings.controlPersist != "" && settings.controlPersist != "no" {
 		c.step(isNote, "ssh", 0, "ControlPersist hides the errors of portknock")
+	}
+}
+
+// recallFailure says why the last login has failed, if it has: ssh may have hidden that.
+func (c *checkHost) recallFailure() {
+	name := c.found.profile.Name
+	if s := loadState(name); s.hasFailed() {
+		c.step(isNote, "last", 0, "the login at %s failed: %s", utc(s.LastFailure.Time), strings.TrimPrefix(s.LastFailure.Text, name+": "))
 	}
 }
 
