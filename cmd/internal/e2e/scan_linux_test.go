@@ -103,8 +103,8 @@ var nmapScans = []nmapScan{
 
 // allScans means that TestScansLearnNothing runs with each scan in each form, and with and
 // without NAT, that TestRepeatedKnocks runs with each firewall and option, that
-// TestCheckNamesFaults has each fault, and that tests on links with random losses run more
-// often. This takes minutes.
+// TestCheckNamesFaults has each fault, that tests on links with random losses run more often,
+// and that eachOf leaves out nothing. This takes minutes.
 var allScans = os.Getenv("PORTKNOCK_LAB_SCANS") == "all"
 
 // scans returns the scans for a family: as they are, in fragments, and among packets from
