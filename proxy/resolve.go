@@ -204,7 +204,7 @@ func askGetent(ctx context.Context, host string) (addrs []netip.Addr) {
 	return addrs
 }
 
-// resolvConf returns the text of resolv.conf, or "" if there is none. Its defaults then apply.
+// resolvConf returns the text of resolv.conf, or "" if the file is missing. Its defaults then apply.
 func resolvConf() string {
 	text, _ := os.ReadFile("/etc/resolv.conf")
 	return string(text)

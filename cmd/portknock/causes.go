@@ -88,7 +88,7 @@ func (e *evidence) localCauses() (all []cause) {
 			all = append(all, cause{"ssh-fdpass", true, "ProxyUseFdpass yes and the flag -F of the ProxyCommand must go together",
 				"in ~/.ssh/config, use ProxyUseFdpass yes with ProxyCommand portknock -F %h %p, or neither"})
 		case s.portknock && s.noProfile:
-			all = append(all, cause{"ssh-profile", true, fmt.Sprintf("ssh passes on the host %s, for which there is no profile", s.hostName),
+			all = append(all, cause{"ssh-profile", true, fmt.Sprintf("ssh passes on the host %s, which has no profile", s.hostName),
 				"in ~/.ssh/config, use ProxyCommand portknock --profile %n %h %p"})
 		case s.direct && !s.portknock:
 			all = append(all, cause{"ssh-without-portknock", true, "ssh does not start portknock for this host",
@@ -252,7 +252,7 @@ func (e *evidence) refusedCauses(t *target, over string) (all []cause) {
 // silentCauses returns the faults of a port that does not answer, although the knocks have left.
 func (e *evidence) silentCauses(t *target) []cause {
 	if e.profile.Scheme == "" {
-		return []cause{{"no-profile", true, "there is no profile for this host", "portknock has no profile for this host, so it did not knock"}}
+		return []cause{{"no-profile", true, "this host has no profile", "portknock has no profile for this host, so it did not knock"}}
 	}
 	if all := e.toldCauses(t); len(all) > 0 {
 		return all

@@ -361,7 +361,7 @@ func (p *prober) send(ctx context.Context, wait *sync.WaitGroup, state *portStat
 		})
 		select {
 		case <-begun:
-		case <-ended: // there is no socket
+		case <-ended: // without a socket
 		}
 		return nil
 	}

@@ -46,7 +46,7 @@ const (
 	onlySettings  note = "settings only"         // the same, but gives hosts no Sequence or Scheme
 	withoutScheme note = "no Sequence or Scheme" // the file names the host, but the host has no profile
 	notByHostName note = "not found by %h"       // the HostName leads to another profile, or to none
-	onlyByName    note = "%h must be its name"   // there is no HostName
+	onlyByName    note = "%h must be its name"   // the profile has no HostName
 )
 
 // noteHelp explains the notes about %h.

@@ -50,8 +50,8 @@ const (
 // urgency has the problems, the most urgent first.
 var urgency = []problemID{problemExpired, problemFailed, problemUnreadable, problemChanged, problemExpiring, problemRemoved}
 
-// rank returns the urgency of a profile's first problem. It is the least urgent if there is no
-// problem.
+// rank returns the urgency of a profile's first problem. Without a problem, it is the least urgent
+// rank.
 func (s *profileStatus) rank() int {
 	if len(s.Problems) == 0 {
 		return len(urgency)

@@ -18,7 +18,7 @@ import (
 // file, the error matches [fs.ErrNotExist], and the path is that of the user's own file.
 //
 // Outside Windows, if HOME is not an absolute path, the home folder is that of the user's
-// entry in /etc/passwd, as for ssh. If there is no such entry, and XDG_CONFIG_HOME is not an
+// entry in /etc/passwd, as for ssh. If that is missing, and XDG_CONFIG_HOME is not an
 // absolute path either, Find searches only the folders of the system. If these do not have
 // the file, the path is "". Find reads the environment each time.
 func Find() (string, error) { return find(passwdHome) }
@@ -75,8 +75,8 @@ func homeDir() string {
 	return passwdHome()
 }
 
-// passwdHome returns the home folder of the user's passwd entry, or "" if there is no such
-// entry or its home folder is not an absolute path. A program without cgo reads only
+// passwdHome returns the home folder of the user's passwd entry, or "" if the user
+// has no entry, or if its home folder is not an absolute path. A program without cgo reads only
 // /etc/passwd.
 func passwdHome() string {
 	u, err := user.LookupId(strconv.Itoa(os.Getuid()))

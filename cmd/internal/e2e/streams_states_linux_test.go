@@ -331,7 +331,7 @@ type streamEnds struct {
 	log      string      // path of the log
 	input    string      // what portknock can read from its standard input
 	theirs   [3]*os.File // what portknock gets as its standard streams, nil for /dev/null
-	ours     [3]*os.File // the other ends, nil if there is none
+	ours     [3]*os.File // the other ends; nil for a file without one
 	files    []*os.File  // other files that stay open
 	filler   int         // number of bytes that fill the standard output
 
