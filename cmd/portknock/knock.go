@@ -84,12 +84,15 @@ func knockOnce(ctx context.Context, d *hostDialer, host string, rounds int, log 
 			continue
 		}
 		from, failed := d.Source(to)
+		var s proxy.Sent
 		for n := 0; n < rounds && failed == nil; n++ {
-			var s proxy.Sent
 			if s, failed = d.Knock(ctx, from, to, n); s.Again != nil && failed == nil {
 				time.Sleep(proxy.AgainAfter)
 				failed = s.Again(ctx)
 			}
+		}
+		if s.None { // the tokens are for other addresses
+			continue
 		}
 		if failed != nil {
 			err = &proxy.KnockError{To: to, Err: failed}
