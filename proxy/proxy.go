@@ -75,7 +75,7 @@ import (
 //   - 1.5 times as long as the last refusal took to come. A refusal means "not yet".
 //   - Hedge, or a quarter of Timeout if that is less: several rounds must fit into Timeout.
 //   - 350 to 390 ms, if Hedge is not given and a round has only dialed. The caller then takes
-//     care not to send knocks again too soon.
+//     care not to send knocks again too soon. Up to round 7, the pause is not longer either.
 //
 // Every round except 0 and 2 starts with an early SYN, before the knocks, from a socket
 // of its own: S2 and S5. Some servers, such as knockd and fwknopd, may open the port

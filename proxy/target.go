@@ -141,8 +141,8 @@ func (t *target) round(ctx context.Context, n int) {
 	if n > 0 {
 		pause = max(pause/2+t.race.dialer.randomN(pause), least)
 	}
-	if t.patient && t.race.dialer.hedge() == 0 {
-		pause = max(pause, unknownAnswer+t.race.dialer.randomN(40*time.Millisecond))
+	if t.patient && t.race.dialer.hedge() == 0 && n < 8 {
+		pause = max(least, unknownAnswer+t.race.dialer.randomN(40*time.Millisecond))
 	}
 	sleep(ctx, left.Add(pause))
 }

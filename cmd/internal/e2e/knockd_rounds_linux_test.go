@@ -320,7 +320,7 @@ func TestConnectsToKnockdAfterLostPacket(t *testing.T) {
 					k.client.Run(t, "nft", fmt.Sprintf("add table ip lost; add chain ip lost out { type filter hook output priority 0; };"+
 						"add rule ip lost out tcp dport %d quota until 61 bytes counter drop", lost)) // a SYN has 60 bytes
 					from := k.freshAddr()
-					k.expectConnect(t, 3*time.Second, from)
+					k.expectConnect(t, 5*time.Second, from) // 2.5 s on an idle machine
 					if rules := k.client.Run(t, "nft", "list table ip lost"); !strings.Contains(rules, "counter packets 1 ") {
 						t.Errorf("not exactly one packet was lost:\n%s", rules)
 					}
