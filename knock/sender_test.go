@@ -16,19 +16,26 @@ import (
 
 var loopback = netip.MustParseAddr("127.0.0.1")
 
-// TestSendReachesListeners tests what every system can show without a packet capture. A
-// capture in the lab proves which packets are sent, and in which order.
-func TestSendReachesListeners(t *testing.T) {
+// listeners returns a UDP and a TCP listener on loopback, which end with the test.
+func listeners(t *testing.T) (*net.UDPConn, *net.TCPListener) {
+	t.Helper()
 	udp, err := net.ListenUDP("udp4", &net.UDPAddr{IP: loopback.AsSlice()})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer udp.Close()
-	tcp, err := net.Listen("tcp4", "127.0.0.1:0")
+	t.Cleanup(func() { udp.Close() })
+	tcp, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: loopback.AsSlice()})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer tcp.Close()
+	t.Cleanup(func() { tcp.Close() })
+	return udp, tcp
+}
+
+// TestSendReachesListeners tests what every system can show without a packet capture. A
+// capture in the lab proves which packets are sent, and in which order.
+func TestSendReachesListeners(t *testing.T) {
+	udp, tcp := listeners(t)
 	seq := Sequence{
 		{Transport: UDP, Port: port(udp.LocalAddr())},
 		{Transport: TCP, Port: port(tcp.Addr())},
@@ -46,7 +53,7 @@ func TestSendReachesListeners(t *testing.T) {
 			t.Fatalf("got the datagram %q from %v, error %v; want %q", buf[:n], sender, err, want)
 		}
 	}
-	tcp.(*net.TCPListener).SetDeadline(time.Now().Add(5 * time.Second))
+	tcp.SetDeadline(time.Now().Add(5 * time.Second))
 	conn, err := tcp.Accept()
 	if err != nil {
 		t.Fatal(err)
@@ -57,16 +64,7 @@ func TestSendReachesListeners(t *testing.T) {
 // TestRepeatSendsEachKnockTwice: the second copy follows the first without the pause, and a
 // Stream is not repeated.
 func TestRepeatSendsEachKnockTwice(t *testing.T) {
-	udp, err := net.ListenUDP("udp4", &net.UDPAddr{IP: loopback.AsSlice()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer udp.Close()
-	tcp, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer tcp.Close()
+	udp, tcp := listeners(t)
 	knock := func(payload string) Step {
 		return Step{Transport: UDP, Port: port(udp.LocalAddr()), Payload: []byte(payload)}
 	}
@@ -92,11 +90,11 @@ func TestRepeatSendsEachKnockTwice(t *testing.T) {
 	for _, want := range []string{"a", "a", "b", "b"} {
 		read(want)
 	}
-	tcp.(*net.TCPListener).SetDeadline(time.Now().Add(5 * time.Second))
+	tcp.SetDeadline(time.Now().Add(5 * time.Second))
 	if _, err := tcp.Accept(); err != nil {
 		t.Fatal(err)
 	}
-	tcp.(*net.TCPListener).SetDeadline(time.Now())
+	tcp.SetDeadline(time.Now())
 	if _, err := tcp.Accept(); err == nil {
 		t.Error("Send has repeated a Stream")
 	}

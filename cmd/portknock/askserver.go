@@ -60,20 +60,17 @@ const (
 
 // parseStatus reads the output of the status of a script. The script may have several profiles.
 func parseStatus(text []byte, name, key string) (*serverStatus, error) {
-	var all struct {
-		Clock    clockState      `json:"clock_synchronized"`
-		Profiles []*serverStatus `json:"profiles"`
-	}
+	var all status
 	if err := json.Unmarshal(text, &all); err != nil {
 		return nil, fmt.Errorf("unexpected status of the script: %w", err)
 	}
-	for _, matches := range []func(s *serverStatus) bool{
-		func(s *serverStatus) bool { return s != nil && strings.EqualFold(s.Name, name) },
-		func(s *serverStatus) bool { return s != nil && key != "" && s.Key == key },
+	for _, matches := range []func(s serverStatus) bool{
+		func(s serverStatus) bool { return strings.EqualFold(s.Name, name) },
+		func(s serverStatus) bool { return key != "" && s.Key == key },
 	} {
 		if i := slices.IndexFunc(all.Profiles, matches); i >= 0 {
 			all.Profiles[i].clock = all.Clock
-			return all.Profiles[i], nil
+			return &all.Profiles[i], nil
 		}
 	}
 	return nil, fmt.Errorf("the status does not contain the profile %s", name)
@@ -184,7 +181,7 @@ func (s *server) askAgain(ctx context.Context, found *serverEvidence, key string
 // installed. It fills the other fields of found.
 func (s *server) askStatus(ctx context.Context, found *serverEvidence, key string) (*serverStatus, error) {
 	fingerprint := cmp.Or(key, "none")
-	out, err := s.channel.run(ctx, verbLimit, fmt.Sprintf(askScript, posixWord(s.profile.Name), fingerprint))
+	out, err := s.channel.run(ctx, verbLimit, fmt.Sprintf(askScript, serverWord(s.profile.Name), fingerprint))
 	if err != nil {
 		return nil, err
 	}
@@ -204,8 +201,8 @@ func (s *server) askStatus(ctx context.Context, found *serverEvidence, key strin
 				}
 			}
 		case "sshd":
-			if port, err := strconv.ParseUint(value, 10, 16); err == nil {
-				found.sshd = append(found.sshd, uint16(port))
+			if port, err := parsePort(value); err == nil {
+				found.sshd = append(found.sshd, port)
 			}
 		case "daemon":
 			found.daemonDead = true
@@ -216,9 +213,6 @@ func (s *server) askStatus(ctx context.Context, found *serverEvidence, key strin
 	}
 	return parseStatus([]byte(status), s.profile.Name, key)
 }
-
-// posixWord quotes a word for the shell of a server.
-func posixWord(s string) string { return `'` + strings.ReplaceAll(s, `'`, `'\''`) + `'` }
 
 // askServer collects what the server tells before the knocks, if a flag asks for that.
 func (c *checkHost) askServer(ctx context.Context, s *server) {

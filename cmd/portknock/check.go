@@ -25,8 +25,9 @@ type checkHost struct {
 	outside string // ports to scan; "" for none
 
 	app   *app
-	host  string      // the host as the user gave it: NAME or USER@NAME
-	last  *deployment // what was deployed with the profile; nil if nothing
+	host  string        // the host as the user gave it: NAME or USER@NAME
+	file  *profile.File // the profile file; nil if it is standard input
+	last  *deployment   // what was deployed with the profile; nil if nothing
 	found evidence
 	steps []step
 }
@@ -150,11 +151,11 @@ func (c *checkHost) describeProfile(ctx context.Context, name string, half profi
 	e, p := &c.found, c.found.profile
 	v, why := isFine, ""
 	if c.path() != "-" {
-		file, err := c.remote.config.file(ctx, c.app)
-		if err != nil {
+		var err error
+		if c.file, err = c.remote.config.file(ctx, c.app); err != nil {
 			return err
 		}
-		o, _ := file.Origin(name)
+		o, _ := c.file.Origin(name)
 		why = fmt.Sprintf("%s:%d: Host %s", c.path(), o.Line, o.Patterns)
 		if o.Line == 0 {
 			why = c.path() + ": the settings above the first Host line"
@@ -212,11 +213,9 @@ func (c *checkHost) readSSH(ctx context.Context, settings sshSettings, err error
 	s.portknock = settings.proxyCommand != "" && (&server{ssh: settings}).direct()
 	s.direct = s.direct && (s.portknock || settings.proxyCommand == "")
 	s.wantsSocket, s.passesSocket = settings.proxyUseFdpass == "yes", has("-F", "--fdpass")
-	if s.portknock && c.path() != "-" && !has("--profile", "--optional") {
-		if file, err := c.remote.config.file(ctx, c.app); err == nil {
-			_, err = file.Lookup(s.hostName)
-			s.noProfile = errors.Is(err, profile.ErrNoProfile)
-		}
+	if s.portknock && c.file != nil && !has("--profile", "--optional") {
+		_, err := c.file.Lookup(s.hostName)
+		s.noProfile = errors.Is(err, profile.ErrNoProfile)
 	}
 	e.ssh = s
 	v, text := isFine, "starts portknock"

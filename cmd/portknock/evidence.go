@@ -61,7 +61,7 @@ type sshEvidence struct {
 type lookup struct {
 	family string // IPv4 or IPv6
 	addrs  []netip.Addr
-	err    error // why there are no addrs; nil if there are some
+	err    error // why addrs is empty; otherwise nil
 	silent bool  // no answer came
 	took   time.Duration
 }
@@ -126,10 +126,9 @@ const answerLimit = 900 * time.Millisecond
 
 // lookUpFamilies returns the addresses of a name, with one lookup for each family that the dialer uses.
 func lookUpFamilies(ctx context.Context, family, host string) []lookup {
-	all := []lookup{{family: "IPv4"}, {family: "IPv6"}}
 	networks := map[string]string{"IPv4": "ip4", "IPv6": "ip6"}
-	all = slices.DeleteFunc(all, func(l lookup) bool {
-		return strings.HasPrefix(family, "ip") && family != "ip" && networks[l.family] != family
+	all := slices.DeleteFunc([]lookup{{family: "IPv4"}, {family: "IPv6"}}, func(l lookup) bool {
+		return family != "" && networks[l.family] != family
 	})
 	ctx, cancel := context.WithTimeout(ctx, lookupLimit)
 	defer cancel()
@@ -335,7 +334,7 @@ func (p *prober) send(ctx context.Context, wait *sync.WaitGroup, state *portStat
 			}
 		}
 		if err != nil {
-			return withoutPort(err)
+			return withoutAddress(err)
 		}
 		wait.Go(func() {
 			defer conn.Close()
@@ -369,14 +368,6 @@ func (p *prober) send(ctx context.Context, wait *sync.WaitGroup, state *portStat
 	*state = stateOf(err)
 	if *state == portSilent {
 		return nil
-	}
-	return err
-}
-
-// withoutPort removes the address of a knock from an error.
-func withoutPort(err error) error {
-	if op, ok := errors.AsType[*net.OpError](err); ok {
-		return op.Err
 	}
 	return err
 }

@@ -121,7 +121,7 @@ fi`)
 		return err
 	}
 	s.result.ID = st.ID
-	s.present, s.foreign = st.Profiles[0].Rules != "not loaded", st.Profiles[0].Rules == "other" || st.Profiles[0].Installed == "other"
+	s.present, s.foreign = st.Profiles[0].Rules != rulesMissing, st.Profiles[0].Rules == "other" || st.Profiles[0].Installed == "other"
 	s.admitsOthers = s.admitsOthers || len(st.Others) > 0
 	f := &s.facts
 	s.say("server    %s: %s", s.host, f.system)

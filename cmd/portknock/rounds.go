@@ -85,7 +85,7 @@ func (r *rounds) add(e proxy.Event) {
 	switch answer := fmt.Sprintf("%v after %s", e.Kind, milliseconds(e.At-now.began)); {
 	case e.Kind == proxy.Lost: // no answer
 	case e.Err != nil:
-		now.answers = append(now.answers, answer+": "+strings.TrimPrefix(plainError(e.Err), "connect: "))
+		now.answers = append(now.answers, answer+": "+strings.TrimPrefix(withoutAddress(e.Err).Error(), "connect: "))
 	case e.Kind == proxy.Connected:
 		now.answers = append(now.answers, answer)
 	case e.Kind == proxy.Dialing:
@@ -118,19 +118,20 @@ func (l *logger) trace(e proxy.Event) {
 	case e.Kind == proxy.Resolved:
 		level, text = verbose, "resolved: "+strings.Trim(fmt.Sprint(e.Addrs), "[]")
 	case e.Err != nil:
-		text += ": " + plainError(e.Err)
+		text += ": " + withoutAddress(e.Err).Error()
 	case e.From.IsValid():
 		text += " from " + e.From.String()
 	}
 	l.say(level, "%s: %s", milliseconds(e.At), text)
 }
 
-// plainError returns the text of an error without what the other fields of an event say.
-func plainError(err error) string {
+// withoutAddress removes the description of an operation from an error of package net. It has
+// the address, which the line has already, or which is a knock.
+func withoutAddress(err error) error {
 	if op, ok := errors.AsType[*net.OpError](err); ok {
-		err = op.Err
+		return op.Err
 	}
-	return err.Error()
+	return err
 }
 
 func milliseconds(d time.Duration) string {

@@ -434,18 +434,13 @@ func madeBy() string {
 
 // status is what the verb status --json of a script prints.
 type status struct {
-	ID       string `json:"id"`
-	Format   string `json:"format"`
-	MadeBy   string `json:"made_by"`
-	Left     *int   `json:"trial_seconds_left"`
-	Profiles []struct {
-		Name      string         `json:"name"`
-		Rules     string         `json:"rules"`
-		Installed string         `json:"installed"`
-		Failing   string         `json:"failing"`
-		Counters  map[string]int `json:"counters"`
-	} `json:"profiles"`
-	Others []string `json:"other_profiles"`
+	ID       string         `json:"id"`
+	Format   string         `json:"format"`
+	MadeBy   string         `json:"made_by"`
+	Left     *int           `json:"trial_seconds_left"`
+	Clock    clockState     `json:"clock_synchronized"`
+	Profiles []serverStatus `json:"profiles"`
+	Others   []string       `json:"other_profiles"`
 }
 
 // readStatus asks a script on the server for its status.
