@@ -21,7 +21,7 @@ func readTopic(t *testing.T, path string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return strings.ReplaceAll(string(text), "\r\n", "\n")
+	return string(text)
 }
 
 // TestReferenceHasAllKeywords: the help describes each keyword once, with the default and the
