@@ -24,6 +24,9 @@ import (
 
 const watchdog = 2 * time.Minute
 
+// insideName is the name under which the demo starts itself in a private network.
+const insideName = "portknock-demo-network"
+
 const introduction = `The demo builds portknock, and logs in with ssh to a server whose port is closed to everyone
 else. All of this stays on this computer, needs no root and leaves nothing behind.
 `

@@ -17,22 +17,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// insideName is the name under which the demo starts itself in a private network.
-const insideName = "portknock-demo-network"
-
 // exitUnavailable is the exit code of the inner process if this system cannot run the real
 // firewall. Its stderr then has the reason.
 const exitUnavailable = 3
 
 // playGuard plays the story with the real firewall, in a process with a network of its own.
-// Without a user namespace only root may have such a network, but root can then use all
-// files of this machine.
 func (d *demo) playGuard(ctx context.Context) error {
-	err := d.playInside(ctx, &syscall.SysProcAttr{})
-	if _, failed := errors.AsType[unavailable](err); failed && ctx.Err() == nil {
-		err = d.playInside(ctx, newUser())
+	if os.Geteuid() == 0 {
+		// Without a user namespace, root can use all files of this machine.
+		err := d.playInside(ctx, &syscall.SysProcAttr{})
+		if _, failed := errors.AsType[unavailable](err); !failed || ctx.Err() != nil {
+			return err
+		}
 	}
-	return err
+	return d.playInside(ctx, newUser())
 }
 
 // newUser returns the attributes of a process that is root in a user namespace of its own.
@@ -62,7 +60,7 @@ func (d *demo) playInside(ctx context.Context, attr *syscall.SysProcAttr) error 
 		if e := syscall.Errno(0); errors.As(err, &e) {
 			err = e // without the path of the program, which did not fail
 		}
-		return unavailable(fmt.Sprintf("it does not allow a private network (%v)", err))
+		return noNetwork(err)
 	}
 	err = cmd.Wait()
 	switch reason := stderr.String(); {
@@ -72,6 +70,11 @@ func (d *demo) playInside(ctx context.Context, attr *syscall.SysProcAttr) error 
 		return errors.New(reason)
 	}
 	return err
+}
+
+// noNetwork returns the error for a system that does not allow a step of the network's setup.
+func noNetwork(err error) error {
+	return unavailable(fmt.Sprintf("it does not allow a private network (%v)", err))
 }
 
 // mainInside is the main function of the inner process.

@@ -4,9 +4,7 @@ package main
 
 import "context"
 
-// insideName is not the name of any program.
-const insideName = "\x00"
-
+// mainInside is never called, because this system has no inner process.
 func mainInside(context.Context) {}
 
 func (d *demo) playGuard(context.Context) error {

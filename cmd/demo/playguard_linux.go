@@ -34,16 +34,16 @@ func (d *demo) guardStory(ctx context.Context) error {
 
 	you, err := newHost("you", youAddr)
 	if err != nil {
-		return unavailable(err.Error())
+		return noNetwork(err)
 	}
 	attacker, err := newHost("attacker", attackerAddr)
 	if err != nil {
-		return unavailable(err.Error())
+		return noNetwork(err)
 	}
 	service := netip.AddrPortFrom(serverAddr, 22)
 	listener, err := net.Listen("tcp", service.String())
 	if err != nil {
-		return unavailable(err.Error())
+		return noNetwork(err)
 	}
 	defer listener.Close()
 	sequence := randomSequence()
@@ -59,6 +59,11 @@ func (d *demo) guardStory(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	st.began = time.Now()
+	found, err := attacker.scan(ctx) // fails if this system does not allow raw sockets
+	if err != nil {
+		return noNetwork(err)
+	}
 	fmt.Fprintf(d.out, `
 Three hosts in a private network on this computer:
 
@@ -69,26 +74,24 @@ Three hosts in a private network on this computer:
 %v`, st.paint("you", "you     "), youAddr, st.paint("attacker", "attacker"), attackerAddr,
 		st.paint("server", "server  "), serverAddr, l)
 
-	st.began = time.Now()
 	st.chapter("1. A server without a guard")
-	if s, err := st.scan(ctx, attacker); err != nil {
-		return err
-	} else if len(s.open) == 0 {
+	st.tellScan(found)
+	if len(found.open) == 0 {
 		return errors.New("the attacker did not find the SSH server")
 	}
-
 	st.chapter("2. The server loads portknock's rules into the kernel's firewall")
 	if err := g.run(ctx, "load"); err != nil {
 		return err
 	}
 	st.tell("server", "loads the rules that `portknock emit-rules --policy drop demo` prints, with %s:", g.program)
 	fmt.Fprint(d.out, "\n", indent(g.excerpt(sequence)), "\n")
-	if s, err := st.scan(ctx, attacker); err != nil {
+	if found, err = attacker.scan(ctx); err != nil {
 		return err
-	} else if len(s.open)+s.closed > 0 {
+	}
+	st.tellScan(found)
+	if found.answers() > 0 {
 		return errors.New("the attacker's scan got answers in spite of the rules")
 	}
-
 	st.chapter("3. The right knocks in a wrong order open nothing")
 	wrong := knock.Sequence{sequence[1], sequence[0], sequence[2]}
 	attacker.do(func() { err = knock.Sender{}.Send(ctx, serverAddr, wrong, time.Millisecond) })
@@ -145,18 +148,19 @@ func randomSequence() knock.Sequence {
 	}
 }
 
-// scan scans the server from a host and prints what the scan has found.
-func (s *story) scan(ctx context.Context, h *host) (result scan, err error) {
+// scan scans the server from the host.
+func (h *host) scan(ctx context.Context) (result scan, err error) {
 	h.do(func() { result, err = scanPorts(ctx, h.addr, serverAddr) })
-	if err != nil {
-		return result, err
-	}
+	return result, err
+}
+
+// tellScan prints what a scan has found.
+func (s *story) tellScan(result scan) {
 	found := "no port answers"
-	if len(result.open)+result.closed > 0 {
+	if result.answers() > 0 {
 		found = fmt.Sprintf("%d closed, open: %v", result.closed, strings.Trim(fmt.Sprint(result.open), "[]"))
 	}
 	s.tell("attacker", "scans all %d TCP ports: %s", allPorts, found)
-	return result, nil
 }
 
 // tryPort connects to the service without knocks, and returns the answer.

@@ -15,6 +15,9 @@ type scan struct {
 	closed int // number of ports that have rejected the SYN
 }
 
+// answers returns how many ports have answered.
+func (s scan) answers() int { return len(s.open) + s.closed }
+
 const allPorts = 65535
 
 // Offsets and flags in a TCP header.
@@ -75,9 +78,9 @@ func scanPorts(ctx context.Context, from, to netip.Addr) (s scan, err error) {
 				return s, err
 			}
 		}
-		for len(s.open)+s.closed < allPorts {
+		for s.answers() < allPorts {
 			patience := 200 // milliseconds without an answer
-			if len(s.open)+s.closed > 0 {
+			if s.answers() > 0 {
 				patience = 2000 // the other answers may be late
 			}
 			n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, patience)
