@@ -154,15 +154,15 @@ type writerFunc func(string)
 func (f writerFunc) Write(b []byte) (int, error) { f(string(b)); return len(b), nil }
 
 func TestInterruptedGateDemoCleansUp(t *testing.T) {
-	withoutFirewall(t)
-	testInterrupts(t, "Building", "starts", "opens for", "Hello", "still open")
+	testInterrupts(t, withoutFirewall, "Building", "starts", "opens for", "Hello", "still open")
 }
 
 // testInterrupts interrupts the demo when it prints one of the texts. The demo must return the
 // cause and leave no file behind.
-func testInterrupts(t *testing.T, texts ...string) {
+func testInterrupts(t *testing.T, prepare func(*testing.T), texts ...string) {
 	for _, text := range texts {
 		t.Run(text, func(t *testing.T) {
+			prepare(t)
 			tempFolder(t)
 			ctx, cancel := context.WithCancelCause(t.Context())
 			defer cancel(nil)

@@ -85,8 +85,7 @@ func TestGuardDemoWithSSH(t *testing.T)      { testGuardDemo(t, workingSSH(t), "
 func TestGuardDemoWithGoClient(t *testing.T) { testGuardDemo(t, "", "go") }
 
 func TestInterruptedGuardDemoCleansUp(t *testing.T) {
-	withFirewall(t)
-	testInterrupts(t, "Three hosts", "knocks at", "Hello")
+	testInterrupts(t, withFirewall, "Three hosts", "knocks at", "Hello")
 }
 
 // output is what a process prints.
@@ -114,8 +113,10 @@ func mainProcess(t *testing.T, dir, text string) (cmd *exec.Cmd, out output, std
 	out = output{bufio.NewReader(pipe), pipe}
 	for {
 		line, err := out.ReadString('\n')
-		if strings.Contains(line, "cannot show") {
-			missing(t, line)
+		if _, reason, found := strings.Cut(line, "cannot show "); found {
+			out.Close() // the demo then ends and cleans up
+			_ = cmd.Wait()
+			missing(t, reason)
 		}
 		if strings.Contains(line, text) {
 			return cmd, out, stderr
