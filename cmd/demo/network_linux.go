@@ -72,9 +72,9 @@ func (d *demo) playInside(ctx context.Context, attr *syscall.SysProcAttr) error 
 	return err
 }
 
-// noNetwork returns the error for a system that does not allow a step of the network's setup.
+// noNetwork returns the error for a system on which a step of the network's setup failed.
 func noNetwork(err error) error {
-	return unavailable(fmt.Sprintf("it does not allow a private network (%v)", err))
+	return unavailable(fmt.Sprintf("it cannot make a private network (%v)", err))
 }
 
 // mainInside is the main function of the inner process.

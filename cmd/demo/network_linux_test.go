@@ -180,7 +180,7 @@ func mainAfter(t *testing.T, commands string) string {
 // TestDemoFallsBackToGate runs the demo where the kernel refuses new network namespaces.
 func TestDemoFallsBackToGate(t *testing.T) {
 	out := mainAfter(t, "echo 0 >/proc/sys/user/max_net_namespaces")
-	const reason = "\nThis computer cannot show the real firewall: it does not allow a private network (no space left on device).\n"
+	const reason = "\nThis computer cannot show the real firewall: it cannot make a private network (no space left on device).\n"
 	if !strings.Contains(out, reason+gateIntroduction) {
 		t.Errorf("the demo does not give the reason %q:\n%s", reason, out)
 	}

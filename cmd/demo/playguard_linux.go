@@ -12,7 +12,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-
 	"strings"
 	"sync"
 	"time"
@@ -79,6 +78,7 @@ Three hosts in a private network on this computer:
 	if len(found.open) == 0 {
 		return errors.New("the attacker did not find the SSH server")
 	}
+
 	st.chapter("2. The server loads portknock's rules into the kernel's firewall")
 	if err := g.run(ctx, "load"); err != nil {
 		return err
@@ -92,6 +92,7 @@ Three hosts in a private network on this computer:
 	if found.answers() > 0 {
 		return errors.New("the attacker's scan got answers in spite of the rules")
 	}
+
 	st.chapter("3. The right knocks in a wrong order open nothing")
 	wrong := knock.Sequence{sequence[1], sequence[0], sequence[2]}
 	attacker.do(func() { err = knock.Sender{}.Send(ctx, serverAddr, wrong, time.Millisecond) })

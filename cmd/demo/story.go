@@ -41,7 +41,7 @@ const (
 type story struct {
 	out    io.Writer
 	color  bool
-	began  time.Time
+	began  time.Time // set when the first chapter begins
 	events chan event
 
 	open  bool // the service's port is open; only the gate reports it
@@ -50,7 +50,7 @@ type story struct {
 }
 
 func newStory(out io.Writer) *story {
-	return &story{out: out, color: isColorTerminal(out), began: time.Now(), events: make(chan event, 16)}
+	return &story{out: out, color: isColorTerminal(out), events: make(chan event, 16)}
 }
 
 // isColorTerminal reports whether out is a terminal that shows colors, and the user wants
