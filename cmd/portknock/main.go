@@ -81,7 +81,7 @@ type row struct {
 	about         string  // description for the help
 }
 
-const profileOperandsError = "profile needs list, show HOST or import FILE"
+const profileOperandsError = "profile needs list, show HOST, add NAME or import FILE"
 
 // table returns all commands, with their flags unset. The struct of each command is in
 // another file.
@@ -113,15 +113,18 @@ func table() []row {
 				"most likely one first, each with a command or a step that confirms or mends it. Without\n" +
 				"PORT, use the Port of the profile, or the port of ssh. The exit status is 1 if there is a\n" +
 				"cause. Only -vv prints the ports of knocks."},
-		{"profile", "list|show|import [FLAGS] [HOST|FILE]", 1, math.MaxInt, profileOperandsError, nil,
-			"List the profiles, show one with its defaults, or import the profiles in the\n" +
-				".fwknoprc of fwknop's client."},
+		{"profile", "list|show|add|import [FLAGS] [HOST|NAME|FILE]", 1, math.MaxInt, profileOperandsError, nil,
+			"List the profiles, show one with its defaults, add one with new secrets, or import the\n" +
+				"profiles in the .fwknoprc of fwknop's client."},
 		{"profile list", "[FLAGS]", 0, 0, profileOperandsError, &profileList{},
 			"List the profiles with what applies to each, without their secrets. A note tells if ssh's\n" +
 				"%h does not find a profile. The note \"pattern\" means that the Host line has only patterns."},
 		{"profile show", "[FLAGS] HOST", 1, 1, profileOperandsError, &profileShow{},
 			"Print the profile of HOST, with the defaults of settings that it does not set, as a\n" +
 				"Host block. The output contains the sequence."},
+		{"profile add", "[FLAGS] NAME", 1, 1, profileOperandsError, &profileAdd{},
+			"Add a profile with new secrets to the profile file: random knocks, or a key in a new file.\n" +
+				"-o adds a setting to the profile. The server gets its rules from: portknock deploy NAME."},
 		{"profile import", "[FLAGS] FILE", 1, 1, profileOperandsError, &profileImport{},
 			"Import the profiles in the .fwknoprc of fwknop's client. Profiles go to the profile\n" +
 				"file, keys to new files beside it."},

@@ -29,7 +29,7 @@ func TestInsertKeepsTextAndPrecedesDefaults(t *testing.T) {
 	} {
 		text, err := Insert("config", []byte(old), []byte(block))
 		if want == "" {
-			if err == nil || err.Error() != "config:4: SPAPort also applies to the imported host h; limit it to the hosts that need it" {
+			if err == nil || err.Error() != "config:4: SPAPort also applies to the new host h; add !h to its Host line" {
 				t.Errorf("%q: got %v, want an error about SPAPort", old, err)
 			}
 			continue
@@ -41,17 +41,17 @@ func TestInsertKeepsTextAndPrecedesDefaults(t *testing.T) {
 }
 
 func TestInsertReportsConflicts(t *testing.T) {
-	const alsoApplies = " also applies to the imported host h; limit it to the hosts that need it"
+	const alsoApplies = " also applies to the new host h; "
 	const oneBlock = "Host h\n    HostName 192.0.2.1\n    Scheme fwknop\n    KeyFile h.key\n"
 	blocks := oneBlock + "\n" + strings.ReplaceAll(oneBlock, "Host h\n", "Host 203.0.113.7\n")
 	for old, want := range map[string]string{
 		"Nonsense 1\n": `config:1: unknown keyword "Nonsense"`,
 		"Host x H\n":   "config:1: a Host line already names h",
-		"Host vps\n    HostName 203.0.113.7\n" + sequenceLine: "config: host 203.0.113.7 already has a profile: vps",
-		"Host ?\n" + sequenceLine:                             "config: a setting in this file overrides Scheme of the imported host h",
-		"HostName elsewhere\n":                                "config:1: HostName" + alsoApplies,
-		"Host ?\n    KeyCommand pass x\n":                     "config: a setting in this file overrides KeyFile of the imported host h",
-		"Host *\n    HMACKeyFile k\n":                         "config:2: HMACKeyFile" + alsoApplies,
+		"Host vps\n    HostName 203.0.113.7\n" + sequenceLine: "config:1: host 203.0.113.7 already has a profile: vps",
+		"Host ?\n" + sequenceLine:                             "config:2: Sequence" + alsoApplies + "add !h to its Host line",
+		"HostName elsewhere\n":                                "config:1: HostName" + alsoApplies + "move it below a Host line",
+		"Host ?\n    KeyCommand pass x\n":                     "config:2: KeyCommand" + alsoApplies + "add !h to its Host line",
+		"Host *\n    HMACKeyFile k\n":                         "config:2: HMACKeyFile" + alsoApplies + "add !h to its Host line",
 		"Host *\n    AddressFamily inet6\n":                   "config:2: AddressFamily: fwknopd opens ports for IPv4 only",
 	} {
 		if text, err := Insert("config", []byte(old), []byte(blocks)); err == nil || err.Error() != want {
@@ -59,9 +59,9 @@ func TestInsertReportsConflicts(t *testing.T) {
 		}
 	}
 	for blocks, want := range map[string]string{
-		oneBlock + oneBlock:                        "config: host h is imported more than once",
-		"Host *\n    Port 22\n":                    "config: the block to import for * must name exactly one host",
-		"Host a b\n" + sequenceLine:                "config: the block to import for a must name exactly one host",
+		oneBlock + oneBlock:                        "config: host h is added more than once",
+		"Host *\n    Port 22\n":                    "config: the new block for * must name exactly one host",
+		"Host a b\n" + sequenceLine:                "config: the new block for a must name exactly one host",
 		"Port 22\n" + oneBlock:                     "config:1: a setting precedes the first Host line",
 		"Host a\n    Sequence 22\n" + sequenceLine: "config:3: Sequence is set twice; line 2 sets it already",
 	} {
@@ -76,7 +76,7 @@ func TestInsertReportsConflicts(t *testing.T) {
 // number after those of the old file.
 func TestInsertErrorsHaveLinesOfOldFile(t *testing.T) {
 	for old, want := range map[string]string{
-		"Host *\n    Port 22\n    SPAUser bob\n": "config:3: SPAUser also applies to the imported host h; limit it to the hosts that need it",
+		"Host *\n    Port 22\n    SPAUser bob\n": "config:3: SPAUser also applies to the new host h; add !h to its Host line",
 		"Host *\n    SPAProtocol http\n":         "config:7: SPAPort: random is only possible with SPAProtocol udp",
 	} {
 		block, err := Block("h", []Setting{mustSetting(t, "KeyFile", "k"), mustSetting(t, "SPAPort", "random"), mustSetting(t, "Scheme", "fwknop")})
