@@ -76,14 +76,14 @@ func (c *profileAdd) run(ctx context.Context, a *app, args []string) error {
 	if err := c.askSSH(ctx, name, &r); err != nil {
 		return err
 	}
-	err := c.change(func(old profileText) ([]byte, []importer.Key, error) {
+	err := c.change(func(old profileText) (edited, error) {
 		block, keys, err := c.block(name, old)
 		if err != nil {
-			return nil, nil, err
+			return edited{}, err
 		}
 		r.addKeys(old.path, keys)
 		text, err := profile.Insert(old.path, old.text, block)
-		return text, keys, err
+		return edited{text, keys}, profileFailure(err, profile.ErrExists, existsHint)
 	})
 	if err != nil {
 		return err
@@ -138,15 +138,22 @@ func (c *profileAdd) block(name string, old profileText) ([]byte, []importer.Key
 	return block, keys, err
 }
 
+// existsHint is what a user can do if a profile exists already.
+const existsHint = "to change it: portknock profile edit; for new secrets: portknock profile rotate"
+
 // checkAddress returns an error if another profile of the file has the HostName of the new one:
 // ssh passes its HostName, so portknock would find only the first of the two profiles.
 func (c *profileAdd) checkAddress(old profileText, draft *profile.Profile) error {
-	for _, e := range old.file.Entries() {
+	file, err := old.parse()
+	if err != nil {
+		return err
+	}
+	for _, e := range file.Entries() {
 		for _, pattern := range e.Patterns {
 			if !isName(pattern) || draft.HostName == "" {
 				continue
 			}
-			p, err := old.file.Lookup(pattern)
+			p, err := file.Lookup(pattern)
 			if err == nil && (strings.EqualFold(p.HostName, draft.HostName) || strings.EqualFold(pattern, draft.HostName)) {
 				return &failure{exitProfile, fmt.Errorf("%s:%d: host %s already has a profile: %s", old.path, e.Line, draft.HostName, p.Name),
 					existsHint}

@@ -19,59 +19,50 @@ import (
 // profileText is the profile file while a command changes it.
 type profileText struct {
 	path string
-	text []byte        // "" if the file does not exist
-	info fs.FileInfo   // nil if the file does not exist
-	file *profile.File // what text means
+	text []byte      // "" if the file does not exist
+	info fs.FileInfo // nil if the file does not exist
 }
 
-// change replaces the profile file by the text that edit returns. Before that, it writes the keys
-// that edit returns to new files beside the profile file. If anything fails, it removes these
-// files, and the profile file stays as it was. If the process is killed, the profile file is the
-// old one or the new one, with all its keys. Only one process at a time changes the file.
-func (c *config) change(edit func(profileText) (text []byte, keys []importer.Key, err error)) error {
+// parse returns what the text means.
+func (t profileText) parse() (*profile.File, error) { return profile.Check(t.path, t.text, t.info) }
+
+// edited is what a function for [config.change] returns.
+type edited struct {
+	text []byte         // new text of the profile file
+	keys []importer.Key // keys for new files beside the profile file
+}
+
+// change replaces the profile file by the text that edit returns. Before that, it writes the
+// keys that edit returns. If anything fails, it removes the files of these keys, and the profile
+// file stays as it was. If the process is killed, the profile file is the old one or the new
+// one, with all its keys. Only one process at a time changes the file.
+func (c *config) change(edit func(profileText) (edited, error)) error {
 	path, err := c.changeable()
 	if err != nil {
 		return err
 	}
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return notChanged(path, err)
 	}
 	ran := false
-	err = locked(dir, func() error {
+	err = locked(filepath.Dir(path), func() error {
 		ran = true
 		removeOldTemporary(path)
 		old, err := readProfiles(path)
 		if err != nil {
 			return err
 		}
-		text, keys, err := edit(old)
+		new, err := edit(old)
 		if err == nil {
-			_, err = profile.Check(path, text, old.info)
+			_, err = profile.Check(path, new.text, old.info)
 		}
 		if f, ok := errors.AsType[*failure](err); ok {
 			return f
 		}
 		if err != nil {
-			return profileFailure(err, profile.ErrExists, existsHint)
+			return &failure{code: exitProfile, err: err}
 		}
-		var made []string
-		for _, k := range keys {
-			file := filepath.Join(dir, k.File)
-			if err = createSecret(file, k.Text); err != nil {
-				break
-			}
-			made = append(made, file)
-		}
-		if err == nil {
-			err = secret.Replace(path, text, old.info)
-		}
-		if err != nil {
-			for _, file := range made {
-				os.Remove(file)
-			}
-		}
-		return err
+		return new.write(old)
 	})
 	if err != nil && !ran {
 		return notChanged(path, err)
@@ -80,8 +71,25 @@ func (c *config) change(edit func(profileText) (text []byte, keys []importer.Key
 	return err
 }
 
-// existsHint is what a user can do if a new profile exists already.
-const existsHint = "to change it: portknock profile edit; for new secrets: portknock profile rotate"
+// write writes the keys and then the text.
+func (e edited) write(old profileText) (err error) {
+	var made []string
+	defer func() {
+		for _, file := range made {
+			if err != nil {
+				os.Remove(file)
+			}
+		}
+	}()
+	for _, k := range e.keys {
+		file := filepath.Join(filepath.Dir(old.path), k.File)
+		if err := createSecret(file, k.Text); err != nil {
+			return err
+		}
+		made = append(made, file)
+	}
+	return secret.Replace(old.path, e.text, old.info)
+}
 
 // changeable returns the path of the profile file, which may not exist yet. It returns an error
 // if the profile file is not one that a command can change.
@@ -115,20 +123,16 @@ func notChanged(path string, err error) error {
 }
 
 // readProfiles reads the profile file. The file may be missing.
-func readProfiles(path string) (old profileText, err error) {
-	old.path = path
-	old.info, err = os.Stat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		old.file, err = profile.Check(path, nil, nil)
-		return old, err
-	}
+func readProfiles(path string) (t profileText, err error) {
+	t.path = path
+	t.info, err = os.Stat(path)
 	if err == nil {
-		old.file, err = profile.Load(path)
+		t.text, err = os.ReadFile(path)
 	}
-	if err == nil {
-		old.text, err = os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return t, &failure{code: exitProfile, err: err}
 	}
-	return old, profileFailure(err, fs.ErrNotExist, "")
+	return t, nil
 }
 
 // temporaryAge is how old the temporary file of a process that was killed must be. A younger one

@@ -34,13 +34,13 @@ func (c *profileImport) run(ctx context.Context, a *app, args []string) error {
 		return &failure{code: exitProfile, err: err}
 	}
 	options := c.pathFlag()
-	err = c.change(func(old profileText) ([]byte, []importer.Key, error) {
+	err = c.change(func(old profileText) (edited, error) {
 		var blocks [][]byte
 		for _, i := range imports {
 			blocks = append(blocks, i.Block)
 		}
 		text, err := profile.Insert(old.path, old.text, bytes.Join(blocks, []byte("\n")))
-		return text, keysOf(imports), err
+		return edited{text, keysOf(imports)}, err
 	})
 	if err != nil {
 		return err

@@ -92,17 +92,20 @@ var errNoPorts = errors.New("OpenPorts and IgnorePorts leave too few ports for t
 
 // drawStep returns a knock to a random port that is not taken.
 func (p *Profile) drawStep(transport knock.Transport, taken []uint16) (knock.Step, error) {
-	size := big.NewInt(int64(drawnPorts.Last) - int64(drawnPorts.First) + 1)
-	for range 10_000 {
-		n, err := rand.Int(rand.Reader, size)
-		if err != nil {
-			return knock.Step{}, err
-		}
-		step := knock.Step{Transport: transport, Port: drawnPorts.First + uint16(n.Int64())}
+	var free []knock.Step
+	for port := int(drawnPorts.First); port <= int(drawnPorts.Last); port++ {
+		step := knock.Step{Transport: transport, Port: uint16(port)}
 		contains := func(r knock.PortRange) bool { return r.Contains(step) }
 		if !slices.Contains(taken, step.Port) && !slices.ContainsFunc(p.OpenPorts, contains) && !slices.ContainsFunc(p.IgnorePorts, contains) {
-			return step, nil
+			free = append(free, step)
 		}
 	}
-	return knock.Step{}, errNoPorts
+	if len(free) == 0 {
+		return knock.Step{}, errNoPorts
+	}
+	n, err := rand.Int(rand.Reader, big.NewInt(int64(len(free))))
+	if err != nil {
+		return knock.Step{}, err
+	}
+	return free[n.Int64()], nil
 }

@@ -166,9 +166,9 @@ func (f *File) checkUnchanged(more *File, b *block) error {
 	return nil
 }
 
-// Remove returns the text of a profile file without a host. Path is the file's path, and
-// data is the file's text. If the host is the Name of a profile, Remove also removes the
-// other names of this profile.
+// Remove returns the text of a profile file without a host, which may be a pattern of a Host
+// line. Path is the file's path, and data is the file's text. If the host is the Name of a
+// profile, Remove also removes the other names of this profile.
 //
 // A Host block for no other host disappears, together with the comment directly above it
 // and the indented comment directly below it. If an empty line follows, it disappears too;
@@ -191,9 +191,10 @@ func Remove(path string, data []byte, host string) ([]byte, error) {
 		last := true   // no other host is left
 		for i, p := range b.patterns {
 			switch {
-			case p.literal() && slices.Contains(names, p.text):
+			case p.not:
+			case slices.Contains(names, p.text):
 				gone = append(gone, i)
-			case !p.not:
+			default:
 				last = false
 			}
 		}
@@ -214,7 +215,7 @@ func Remove(path string, data []byte, host string) ([]byte, error) {
 	}
 	text := []byte(mark + strings.Join(lines, ""))
 	if _, err := parse(path, filepath.Dir(path), text); err != nil {
-		return nil, fmt.Errorf("after the removal: %w", err)
+		return nil, err
 	}
 	return text, nil
 }
@@ -294,7 +295,7 @@ func Change(path string, data []byte, name string, changed []Setting) ([]byte, e
 		b := blocks[slices.IndexFunc(blocks, func(b *block) bool { return slices.Contains(b.settings, old) })]
 		for _, pattern := range b.patterns {
 			if !pattern.not && (pattern.wild || f.profileName(pattern.text, f.matching(pattern.text, nil)) != p.Name) {
-				return nil, fault(path, old.line, "%s: this line is not only for %s; put a %[1]s for %[2]s into a Host block of its own above",
+				return nil, fault(path, old.line, "%s: not only for %s; give %[2]s a %[1]s in a block of its own above",
 					c.Keyword, p.Name)
 			}
 		}

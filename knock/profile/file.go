@@ -126,6 +126,11 @@ func Load(path string) (*File, error) {
 // Info describes the file now, and is nil if the file does not exist. Check does not read the
 // file.
 func Check(path string, data []byte, info fs.FileInfo) (*File, error) {
+	if info != nil {
+		if err := secret.CheckOwner(path, info); err != nil {
+			return nil, err
+		}
+	}
 	dir, err := filepath.Abs(filepath.Dir(path))
 	if err != nil {
 		return nil, err
