@@ -83,7 +83,9 @@ func (e edited) write(old profileText) (err error) {
 	}()
 	for _, k := range e.keys {
 		file := filepath.Join(filepath.Dir(old.path), k.File)
-		if err := createSecret(file, k.Text); err != nil {
+		if err := createSecret(file, k.Text); errors.Is(err, fs.ErrExist) {
+			return &failure{exitUsage, err, "if no profile uses this file, remove it, then run the same command again"}
+		} else if err != nil {
 			return err
 		}
 		made = append(made, file)
