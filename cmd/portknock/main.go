@@ -147,7 +147,8 @@ func table() []row {
 				"do not make a new key: derive the key of the profile NAME from the master key in\n" +
 				"MASTERKEY, as DeriveHostKey does. The server of that profile needs only this key."},
 		{"version", "", 0, 0, "version takes no operands", &printVersion{}, "Print the version."},
-		{"help", "[COMMAND]", 0, math.MaxInt, "", &printHelp{}, "Print how to use portknock or one of its commands."},
+		{"help", "[COMMAND|TOPIC]", 0, math.MaxInt, "", &printHelp{},
+			"Print the help of a command or a topic. Without an operand, list all commands and topics."},
 	}
 }
 
