@@ -17,6 +17,7 @@ const usage = `Usage: portknock [FLAGS] HOST PORT           knock, connect, join
        portknock deploy [FLAGS] HOST...      set up a server over ssh, or change it
        portknock undeploy [FLAGS] HOST...    remove that from the server
        portknock emit-rules [FLAGS] HOST...  print the rules for the server
+       portknock ssh-config [NAME...]        print the lines for ~/.ssh/config
        portknock status                      print all profiles and what is wrong with them
        portknock profile list|show           print what the profile file contains
        portknock profile import FILE         import profiles from fwknop's .fwknoprc

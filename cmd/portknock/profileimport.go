@@ -52,7 +52,10 @@ func (c *profileImport) run(ctx context.Context, a *app, args []string) error {
 	if err != nil {
 		return err
 	}
-	return a.print("%s", done)
+	if err := a.print("%s", done); err != nil {
+		return err
+	}
+	return refreshSSHConfig(ctx, a, path)
 }
 
 // insertImports returns the text of the profile file at path with imports inserted, and the
