@@ -234,17 +234,18 @@ func (c *sshConfig) installAll(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	included, already := withInclude(string(text), dir)
+	includes := newSSHIncludes(dir)
+	included, already := includes.insert(string(text))
 	switch {
 	case already:
 		return a.print("%-9s %s includes this file already\n", "include", main)
 	case !c.include:
-		return a.print("%-9s add this as the first line of %s: %s\n", "include", main, includeLine)
+		return a.print("%-9s add this as the first line of %s: %s\n", "include", main, includes.line())
 	}
 	if err := secret.Replace(main, []byte(included), info); err != nil {
 		return err
 	}
-	return a.print("%-9s added to %s as its first line: %s\n", "include", main, includeLine)
+	return a.print("%-9s added to %s as its first line: %s\n", "include", main, includes.line())
 }
 
 // write writes the file with the lines of all profiles, and reports whether it has changed. Another
@@ -320,17 +321,41 @@ func refreshSSHConfig(ctx context.Context, a *app, path string) error {
 	return a.print("%-9s %s\n", "updated", file)
 }
 
-// includeLine includes the file in ssh's configuration. ssh takes the path as relative to its folder.
-const includeLine = "Include " + installedName
+// sshIncludes says how ssh's configuration includes the installed file.
+type sshIncludes struct {
+	file string // path of the installed file
+	base string // folder of relative paths in an Include
+}
 
-// withInclude returns ssh's configuration with the includeLine as its first line, and whether text
-// includes the file for all hosts already. An Include below a Host or Match line does not count. dir is
-// the folder of text.
-func withInclude(text, dir string) (included string, already bool) {
+// newSSHIncludes returns the sshIncludes for the folder of ssh's configuration. Although ssh ignores
+// HOME when it looks for its configuration, an Include without an absolute path is relative to the
+// folder .ssh in HOME.
+func newSSHIncludes(dir string) sshIncludes {
+	i := sshIncludes{file: filepath.Join(dir, installedName), base: dir}
+	if home := os.Getenv("HOME"); runtime.GOOS != "windows" && filepath.IsAbs(home) {
+		i.base = filepath.Join(home, ".ssh")
+	}
+	return i
+}
+
+// line returns the line that includes the file.
+func (i sshIncludes) line() string {
+	switch {
+	case filepath.Dir(i.file) == i.base:
+		return "Include " + installedName
+	case strings.ContainsAny(i.file, " \t"):
+		return `Include "` + i.file + `"`
+	}
+	return "Include " + i.file
+}
+
+// insert returns ssh's configuration with the line as its first one, and whether text includes the file
+// for all hosts already. An Include below a Host or Match line does not count.
+func (i sshIncludes) insert(text string) (included string, already bool) {
 	const bom = "\ufeff"
 	text, hasBOM := strings.CutPrefix(text, bom)
 	for line := range strings.Lines(text) {
-		words := strings.FieldsFunc(line, func(r rune) bool { return strings.ContainsRune(" \t\r\n\f=\"", r) })
+		words := sshWords(line)
 		if len(words) == 0 {
 			continue
 		}
@@ -338,7 +363,7 @@ func withInclude(text, dir string) (included string, already bool) {
 		if keyword == "host" || keyword == "match" {
 			break
 		}
-		if keyword == "include" && slices.ContainsFunc(words[1:], func(w string) bool { return isInstalled(w, dir) }) {
+		if keyword == "include" && slices.ContainsFunc(words[1:], i.matches) {
 			return "", true
 		}
 	}
@@ -346,22 +371,41 @@ func withInclude(text, dir string) (included string, already bool) {
 	if first, _, _ := strings.Cut(text, "\n"); strings.HasSuffix(first, "\r") {
 		newline = "\r\n"
 	}
-	text = includeLine + newline + text
+	text = i.line() + newline + text
 	if hasBOM {
 		text = bom + text
 	}
 	return text, false
 }
 
-// isInstalled reports whether a word of an Include in the folder dir means the installed file.
-func isInstalled(word, dir string) bool {
+// matches reports whether a word of an Include matches the file.
+func (i sshIncludes) matches(word string) bool {
 	if rest, ok := strings.CutPrefix(word, "~"); ok {
-		word = filepath.Join(filepath.Dir(dir), rest)
+		word = filepath.Join(filepath.Dir(i.base), rest)
 	} else if !filepath.IsAbs(word) {
-		word = filepath.Join(dir, word)
+		word = filepath.Join(i.base, word)
 	}
-	ok, err := filepath.Match(word, filepath.Join(dir, installedName))
+	ok, err := filepath.Match(word, i.file)
 	return ok && err == nil
+}
+
+// sshWords returns the words of a line of ssh's configuration, without quotes.
+func sshWords(line string) (words []string) {
+	const blanks = " \t\r\n\f="
+	for line = strings.TrimLeft(line, blanks); line != ""; line = strings.TrimLeft(line, blanks) {
+		end := blanks
+		if line[0] == '"' {
+			line, end = line[1:], `"`
+		}
+		word := line
+		if i := strings.IndexAny(line, end); i >= 0 {
+			word, line = line[:i], line[i+1:]
+		} else {
+			line = ""
+		}
+		words = append(words, word)
+	}
+	return words
 }
 
 // readIfExists reads a file. If the file does not exist, text and info are nil.

@@ -8,10 +8,11 @@ import (
 	"testing"
 )
 
-// TestWithInclude: the Include becomes the first line, once, and all other bytes stay. An Include
+// TestIncludeIsFirstAndOnce: the Include becomes the first line, once, and all other bytes stay. An Include
 // that does not apply to all hosts does not count.
-func TestWithInclude(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), ".ssh")
+func TestIncludeIsFirstAndOnce(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "my home", ".ssh")
+	i := sshIncludes{filepath.Join(dir, "portknock.conf"), dir}
 	for _, tt := range []struct{ text, first string }{
 		{"", "Include portknock.conf\n"},
 		{"Host a\n  User b\n", "Include portknock.conf\n"},
@@ -24,11 +25,11 @@ func TestWithInclude(t *testing.T) {
 		{"Include other.conf portknock.conf.d/*\n", "Include portknock.conf\n"},
 		{"Include \n", "Include portknock.conf\n"},
 	} {
-		got, already := withInclude(tt.text, dir)
+		got, already := i.insert(tt.text)
 		if want := tt.first + strings.TrimPrefix(tt.text, "\ufeff"); already || got != want {
 			t.Errorf("%q becomes %q (already there: %v), want %q", tt.text, got, already, want)
 		}
-		if _, already := withInclude(got, dir); !already {
+		if _, already := i.insert(got); !already {
 			t.Errorf("%q: the second time, the Include is not found", got)
 		}
 	}
@@ -37,11 +38,20 @@ func TestWithInclude(t *testing.T) {
 		"# comment\n\n\tinclude=\"portknock.conf\"\r\n",
 		"INCLUDE other.conf ~/.ssh/portknock.conf",
 		"Include *.conf\nHost a\n",
-		"Include " + filepath.ToSlash(filepath.Join(dir, "portknock.conf")) + "\n",
+		"Include x \"" + filepath.Join(dir, "portknock.conf") + "\"\n",
 	} {
-		if _, already := withInclude(text, dir); !already {
+		if _, already := i.insert(text); !already {
 			t.Errorf("%q: the Include is not found", text)
 		}
+	}
+	// HOME may differ from the home folder of the user's passwd entry.
+	i.base = filepath.Join(t.TempDir(), ".ssh")
+	got, already := i.insert("Include portknock.conf\n")
+	if want := "Include \"" + i.file + "\"\nInclude portknock.conf\n"; already || got != want {
+		t.Errorf("with another HOME, the configuration becomes %q (already there: %v), want %q", got, already, want)
+	}
+	if _, already := i.insert(got); !already {
+		t.Errorf("%q: the second time, the Include is not found", got)
 	}
 }
 

@@ -22,6 +22,7 @@
 //	crowd           many clients, and floods of forged packets
 //	traffic         packets for services and for other hosts
 //	deploy          deploy and undeploy on hosts that do not boot
+//	sshconfig       the lines for ~/.ssh/config, and the file with them
 //	deployed        a profile that has changed since it was deployed
 //	rotating        rotating sequences, with the kernel's clock
 //	token           tokens
