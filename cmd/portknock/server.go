@@ -412,9 +412,9 @@ func (s *server) sayNext() {
 	switch {
 	case s.ssh.proxyCommand != "" || s.ssh.proxyJump != "": // ssh knows how to reach the server
 	case s.sshConfig != "":
-		s.say("next      portknock ssh-config%s %s >>%s", s.configFlag(), localWord(s.profile.Name), localWord(s.sshConfig))
+		s.say("next      portknock %sssh-config %s >>%s", s.configFlag(), localWord(s.profile.Name), localWord(s.sshConfig))
 	default:
-		s.say("next      portknock ssh-config --install --include%s", s.configFlag())
+		s.say("next      portknock %sssh-config --install --include", s.configFlag())
 	}
 	s.say("next      %s", login+localWord(s.host))
 }
@@ -424,7 +424,7 @@ func (s *server) configFlag() string {
 	if usual, _ := profile.Find(); usual == s.config.path {
 		return ""
 	}
-	return " -c " + localWord(s.config.path)
+	return s.config.pathFlag()
 }
 
 // profileOf returns the name of a server without the user.

@@ -47,7 +47,11 @@ func (c *sshConfig) run(ctx context.Context, a *app, names []string) error {
 		return usageError("-F cannot be used: ssh for Windows cannot take a connected socket")
 	}
 	if c.install {
-		return c.installAll(ctx, a)
+		var r report
+		if err := c.installAll(ctx, a, &r); err != nil {
+			return err
+		}
+		return r.print(a)
 	}
 	command, err := c.proxyCommand()
 	if err != nil {
@@ -216,41 +220,47 @@ func sshFolder() (string, error) {
 }
 
 // installAll writes the file with the lines of all profiles, and includes it in ssh's configuration or
-// says how.
-func (c *sshConfig) installAll(ctx context.Context, a *app) error {
+// says how. It adds to the report what it has done.
+func (c *sshConfig) installAll(ctx context.Context, a *app, r *report) error {
 	dir, err := sshFolder()
 	if err != nil {
 		return err
 	}
-	file, main := filepath.Join(dir, installedName), filepath.Join(dir, "config")
-	changed, err := c.write(ctx, a, file)
+	includes := newSSHIncludes(dir)
+	changed, err := c.write(ctx, a, includes.file)
 	if err != nil {
 		return err
 	}
-	if err := a.print("%-9s %s\n", map[bool]string{true: "wrote", false: "unchanged"}[changed], file); err != nil {
-		return err
+	verb := "unchanged"
+	if changed {
+		verb = "wrote"
 	}
+	r.add(verb, "%s", includes.file)
+	main := filepath.Join(dir, "config")
 	text, info, err := readIfExists(main)
 	if err != nil {
 		return err
 	}
-	includes := newSSHIncludes(dir)
 	included, already := includes.insert(string(text))
 	switch {
 	case already:
-		return a.print("%-9s %s includes this file already\n", "include", main)
+		r.add("include", "%s includes this file already", main)
+		return nil
 	case !c.include:
-		return a.print("%-9s add this as the first line of %s: %s\n", "include", main, includes.line())
+		r.add("include", "add this as the first line of %s: %s", main, includes.line())
+		return nil
 	}
 	if err := secret.Replace(main, []byte(included), info); err != nil {
 		return err
 	}
-	return a.print("%-9s added to %s as its first line: %s\n", "include", main, includes.line())
+	r.add("include", "added to %s as its first line: %s", main, includes.line())
+	return nil
 }
 
 // write writes the file with the lines of all profiles, and reports whether it has changed. Another
 // process may change the profiles meanwhile, so write reads them again until the file has them.
 func (c *sshConfig) write(ctx context.Context, a *app, file string) (changed bool, err error) {
+	// Afterwards, find sets the path.
 	header := c.header()
 	command, err := c.proxyCommand()
 	if err != nil {
@@ -262,23 +272,9 @@ func (c *sshConfig) write(ctx context.Context, a *app, file string) (changed boo
 			return changed, err
 		}
 		text := header + "\n# portknock replaces this file when it changes a profile.\n\n" + lines
-		old, _, err := readIfExists(file)
-		if err != nil || string(old) == text {
+		old, err := c.checkInstalled(file)
+		if err != nil || old == text {
 			return changed, err
-		}
-		path, err := filepath.Abs(c.path)
-		if err != nil {
-			return changed, err
-		}
-		first, _, _ := strings.Cut(string(old), "\n")
-		switch {
-		case old == nil || installedBy(first, path) != nil:
-		case strings.HasPrefix(first, headerStart):
-			return changed, &failure{exitFailed, fmt.Errorf("%s has the hosts of another profile file; its first line tells which", file),
-				"to have the hosts of this profile file there instead, remove the file first\nfor both, include the output of portknock ssh-config in ~/.ssh/config"}
-		default:
-			return changed, &failure{exitFailed, fmt.Errorf("%s: portknock has not written this file", file),
-				"rename it, or add the output of portknock ssh-config to ~/.ssh/config yourself"}
 		}
 		if err := os.Mkdir(filepath.Dir(file), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 			return changed, err
@@ -291,34 +287,67 @@ func (c *sshConfig) write(ctx context.Context, a *app, file string) (changed boo
 	return changed, fmt.Errorf("%s: other programs change it all the time", file)
 }
 
-// refreshSSHConfig updates the file that ssh-config --install has written for the profile file at path.
-// Without such a file it does nothing.
-func refreshSSHConfig(ctx context.Context, a *app, path string) error {
+// checkInstalled returns the text of the installed file, "" if there is none. It returns an error if
+// somebody else has written the file, or portknock for another profile file.
+func (c *sshConfig) checkInstalled(file string) (text string, err error) {
+	old, _, err := readIfExists(file)
+	if old == nil || err != nil {
+		return "", err
+	}
+	path, _ := c.find() // the profile file may not exist yet
+	if path, err = filepath.Abs(path); err != nil {
+		return "", err
+	}
+	first, _, _ := strings.Cut(string(old), "\n")
+	switch {
+	case installedBy(first, path) != nil:
+		return string(old), nil
+	case strings.HasPrefix(first, headerStart):
+		return "", &failure{exitFailed, fmt.Errorf("%s has the hosts of another profile file; its first line tells which", file),
+			"to have the hosts of this profile file there instead, remove the file first\n" +
+				"for both, add the output of portknock ssh-config to ~/.ssh/config yourself"}
+	}
+	return "", &failure{exitFailed, fmt.Errorf("%s: portknock has not written this file", file),
+		"rename it, or add the output of portknock ssh-config to ~/.ssh/config yourself"}
+}
+
+// checkInstall returns the error that installAll would return before it has written anything.
+func (c *sshConfig) checkInstall() error {
+	dir, err := sshFolder()
+	if err == nil {
+		_, err = (&sshConfig{config: c.config}).checkInstalled(filepath.Join(dir, installedName))
+	}
+	return err
+}
+
+// refreshSSHConfig updates the file that ssh-config --install has written for the profile file at path,
+// and adds that to the report. Without such a file it does nothing. If it fails, it only warns, because
+// the profiles are changed already.
+func refreshSSHConfig(ctx context.Context, a *app, path string, r *report) {
 	dir, err := sshFolder()
 	if err != nil {
-		return nil
+		return
 	}
 	file := filepath.Join(dir, installedName)
 	text, _, err := readIfExists(file)
 	if err == nil {
 		path, err = filepath.Abs(path)
 	}
-	if err != nil {
-		return err
+	changed := false
+	if first, _, _ := strings.Cut(string(text), "\n"); err == nil {
+		c := installedBy(first, path)
+		if c == nil {
+			return
+		}
+		changed, err = c.write(ctx, a, file)
 	}
-	first, _, _ := strings.Cut(string(text), "\n")
-	c := installedBy(first, path)
-	if c == nil {
-		return nil
+	switch {
+	case err != nil:
+		a.log.say(always, "%s is not updated: %v", file, err)
+		a.log.say(always, "hint: mend this, then run: portknock ssh-config --install")
+	case changed:
+		r.add("updated", "%s", file)
 	}
-	changed, err := c.write(ctx, a, file)
-	if err != nil {
-		return &failure{exitFailed, fmt.Errorf("the profiles are changed, but not %s: %w", file, err), "mend this, then run: portknock ssh-config --install"}
-	}
-	if !changed {
-		return nil
-	}
-	return a.print("%-9s %s\n", "updated", file)
 }
 
 // sshIncludes says how ssh's configuration includes the installed file.

@@ -255,7 +255,7 @@ func TestDeployNamesNextCommands(t *testing.T) {
 		return next
 	}
 	next := deploy("root@vps")
-	if want := []string{"portknock ssh-config --install --include -c " + r.profile, "ssh root@vps"}; fmt.Sprint(next) != fmt.Sprint(want) {
+	if want := []string{"portknock -c " + r.profile + " ssh-config --install --include", "ssh root@vps"}; fmt.Sprint(next) != fmt.Sprint(want) {
 		t.Fatalf("deploy names the commands %q, want %q", next, want)
 	}
 	r.client.Shell(t, next[0])
@@ -266,4 +266,62 @@ func TestDeployNamesNextCommands(t *testing.T) {
 	if next = deploy("vps"); fmt.Sprint(next) != "[ssh vps]" {
 		t.Errorf("the second deploy names the commands %q, want only ssh vps", next)
 	}
+}
+
+// TestProfileAddInstallsSSHConfig: three commands lead to a login through a guard, and each names the
+// next one. Later changes of the profiles update ssh's lines.
+func TestProfileAddInstallsSSHConfig(t *testing.T) {
+	t.Parallel()
+	r := newDeployRig(t, threeKnocks)
+	newHome(t, r.server)
+	home := newHome(t, r.client)
+	if err := os.Mkdir(filepath.Join(home, ".ssh"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, filepath.Join(home, ".ssh", "config"), lab.ReadFile(t, r.sshd.ClientConfig(t)))
+	installed := filepath.Join(home, ".ssh", "portknock.conf")
+	portknock := func(args ...string) (out string, err error) {
+		t.Helper()
+		b, err := r.client.Command("env", append([]string{"-u", "XDG_CONFIG_HOME", "HOME=" + home, "portknock"}, args...)...).CombinedOutput()
+		return string(b), err
+	}
+	do := func(want string, args ...string) {
+		t.Helper()
+		if out, err := portknock(args...); err != nil || !strings.HasSuffix(out, want) {
+			t.Fatalf("portknock %q: %v, want %q at the end of\n%s", args, err, want, out)
+		}
+	}
+	// If the lines cannot be installed, nothing is done.
+	writeFile(t, installed, "Host mine\n")
+	out, err := portknock("profile", "add", "--ssh-config", "--host", r.addr().String(), "vps")
+	lab.ExpectEnd(t, err, out, 1, "portknock has not written this file")
+	if out, err := portknock("profile", "list"); err == nil {
+		t.Errorf("there is a profile file:\n%s", out)
+	}
+	if err := os.Remove(installed); err != nil {
+		t.Fatal(err)
+	}
+
+	do("next      portknock deploy vps\n", "profile", "add", "--ssh-config", "--host", r.addr().String(), "vps")
+	do("next      ssh vps\n", "deploy", "vps")
+	if out, err := r.client.Try("env", "-u", "XDG_CONFIG_HOME", "HOME="+home, "ssh", "vps", "echo in"); err != nil || out != "in\n" {
+		t.Errorf("ssh vps: %v\n%s", err, out)
+	}
+	r.expect(t, r.attacker, lab.Dropped)
+
+	has := func(name string, want bool) {
+		t.Helper()
+		if text := lab.ReadFile(t, installed); strings.Contains(text, "\nHost "+name+"\n") != want {
+			t.Errorf("the file has the host %s: %v, want %v\n%s", name, !want, want, text)
+		}
+	}
+	do("updated   "+installed+"\nnext      portknock deploy web\n", "profile", "add", "--host", "192.0.2.77", "web")
+	has("web", true)
+	do("updated   "+installed+"\n", "profile", "remove", "web")
+	has("web", false)
+	out, err = r.client.Try("env", "-u", "XDG_CONFIG_HOME", "HOME="+home, "EDITOR=sed -i 's/^Host vps$/Host vps box/'", "portknock", "profile", "edit")
+	if err != nil || !strings.Contains(out, "updated   "+installed+"\n") {
+		t.Errorf("profile edit: %v\n%s", err, out)
+	}
+	has("vps box", true)
 }
