@@ -91,7 +91,7 @@ func table() []row {
 			"Knock, connect, and join stdin and stdout to the connection."},
 		{"knock", "[FLAGS] HOST [PORT]", 1, 2, "knock needs HOST, and PORT is optional", &knockOnly{},
 			"Send the knocks. With --wait, keep knocking until PORT answers (default: the\n" +
-				"profile's Port, or 22)."},
+				"profile's Port, or 22). On a terminal, say how many knocks have left, and to where."},
 		{"sequence", "[FLAGS] HOST", 1, 1, "sequence needs one HOST", &sequence{},
 			"Print the sequence that a client would send now, and until when it is valid. For Skew\n" +
 				"after the start of a window, also print the sequence of the previous window: a client\n" +

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -238,33 +239,46 @@ func TestSSHConfigInstallsAtOnce(t *testing.T) {
 // names only the login. HOME is not the home folder where ssh has its configuration.
 func TestDeployNamesNextCommands(t *testing.T) {
 	t.Parallel()
-	r := newDeployRig(t, threeKnocks)
-	newHome(t, r.server)
-	home := newHome(t, r.client)
-	if err := os.Mkdir(filepath.Join(home, ".ssh"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	writeFile(t, filepath.Join(home, ".ssh", "config"), lab.ReadFile(t, r.sshd.ClientConfig(t)))
-	deploy := func(args ...string) (next []string) {
-		t.Helper()
-		for line := range strings.Lines(r.client.Run(t, "portknock", append([]string{"deploy", "-c", r.profile}, args...)...)) {
-			if command, ok := strings.CutPrefix(line, "next      "); ok {
-				next = append(next, strings.TrimSpace(command))
+	for _, ownFile := range []bool{false, true} {
+		t.Run(fmt.Sprintf("--ssh-config=%v", ownFile), func(t *testing.T) {
+			t.Parallel()
+			r := newDeployRig(t, threeKnocks)
+			newHome(t, r.server)
+			home := newHome(t, r.client)
+			if err := os.Mkdir(filepath.Join(home, ".ssh"), 0o700); err != nil {
+				t.Fatal(err)
 			}
-		}
-		return next
-	}
-	next := deploy("root@vps")
-	if want := []string{"portknock -c " + r.profile + " ssh-config --install --include", "ssh root@vps"}; fmt.Sprint(next) != fmt.Sprint(want) {
-		t.Fatalf("deploy names the commands %q, want %q", next, want)
-	}
-	r.client.Shell(t, next[0])
-	if got, err := r.client.Try("sh", "-c", next[1]+" echo in"); !strings.HasSuffix(got, "in\n") {
-		t.Errorf("%s: %v\n%s", next[1], err, got)
-	}
-	r.expect(t, r.attacker, lab.Dropped)
-	if next = deploy("vps"); fmt.Sprint(next) != "[ssh vps]" {
-		t.Errorf("the second deploy names the commands %q, want only ssh vps", next)
+			file := filepath.Join(home, ".ssh", "config")
+			install, ssh := "ssh-config --install --include", "ssh "
+			flags := []string{"deploy", "-c", r.profile}
+			if ownFile {
+				file = filepath.Join(home, "my config")
+				install, ssh = "ssh-config vps >>'"+file+"'", "ssh -F '"+file+"' "
+				flags = append(flags, "--ssh-config", file)
+			}
+			writeFile(t, file, lab.ReadFile(t, r.sshd.ClientConfig(t)))
+			deploy := func(host string) (next []string) {
+				t.Helper()
+				for line := range strings.Lines(r.client.Run(t, "portknock", append(flags, host)...)) {
+					if command, ok := strings.CutPrefix(line, "next      "); ok {
+						next = append(next, strings.TrimSpace(command))
+					}
+				}
+				return next
+			}
+			next := deploy("root@vps")
+			if want := []string{"portknock -c " + r.profile + " " + install, ssh + "root@vps"}; !slices.Equal(next, want) {
+				t.Fatalf("deploy names the commands %q, want %q", next, want)
+			}
+			r.client.Shell(t, next[0])
+			if got, err := r.client.Try("sh", "-c", next[1]+" echo in"); err != nil || got != "in\n" {
+				t.Errorf("%s: %v\n%s", next[1], err, got)
+			}
+			r.expect(t, r.attacker, lab.Dropped)
+			if next = deploy("vps"); !slices.Equal(next, []string{ssh + "vps"}) {
+				t.Errorf("the second deploy names the commands %q, want only %svps", next, ssh)
+			}
+		})
 	}
 }
 
