@@ -114,8 +114,8 @@ func table() []row {
 				"PORT, use the Port of the profile, or the port of ssh. The exit status is 1 if there is a\n" +
 				"cause. Only -vv prints the ports of knocks."},
 		{"profile", "list|show|import [FLAGS] [HOST|FILE]", 1, math.MaxInt, profileOperandsError, nil,
-			"List the profiles, show one with its defaults, or import the profiles in the\n" +
-				".fwknoprc of fwknop's client."},
+			"List the profiles, show one with its defaults, or import profiles from the file of\n" +
+				"another program: .fwknoprc, knockd.conf or portknocker.ini."},
 		{"profile list", "[FLAGS]", 0, 0, profileOperandsError, &profileList{},
 			"List the profiles with what applies to each, without their secrets. A note tells if ssh's\n" +
 				"%h does not find a profile. The note \"pattern\" means that the Host line has only patterns."},
@@ -123,8 +123,9 @@ func table() []row {
 			"Print the profile of HOST, with the defaults of settings that it does not set, as a\n" +
 				"Host block. The output contains the sequence."},
 		{"profile import", "[FLAGS] FILE", 1, 1, profileOperandsError, &profileImport{},
-			"Import the profiles in the .fwknoprc of fwknop's client. Profiles go to the profile\n" +
-				"file, keys to new files beside it."},
+			"Import the profiles in the .fwknoprc of fwknop's client, the sections in the knockd.conf of\n" +
+				"a server, or the profiles in the portknocker.ini of python_port_knocker. Profiles go to the\n" +
+				"profile file, keys to new files beside it. For a knockd.conf, add --host ADDRESS."},
 		{"status", "[FLAGS]", 0, 0, "status takes no operands", &printStatus{},
 			"Print all profiles, those with a problem first: the last login or failure, when the server's\n" +
 				"rules expire, and what deploy has installed. All of this is what this computer remembers:\n" +
