@@ -18,6 +18,10 @@ const usage = `Usage: portknock [FLAGS] HOST PORT           knock, connect, join
        portknock undeploy [FLAGS] HOST...    remove that from the server
        portknock emit-rules [FLAGS] HOST...  print the rules for the server
        portknock status                      print all profiles and what is wrong with them
+       portknock profile add NAME            add a profile with new secrets
+       portknock profile rotate NAME         draw new secrets for a profile
+       portknock profile edit                edit the profile file, with a check
+       portknock profile remove NAME         remove a profile
        portknock profile list|show           print what the profile file contains
        portknock profile import FILE         import profiles from fwknop's .fwknoprc
        portknock keygen [FILE]               make a new key (not for Scheme static)

@@ -81,7 +81,7 @@ type row struct {
 	about         string  // description for the help
 }
 
-const profileOperandsError = "profile needs list, show HOST or import FILE"
+const profileOperandsError = "profile needs list, show HOST, add|remove|rotate NAME, edit or import FILE"
 
 // table returns all commands, with their flags unset. The struct of each command is in
 // another file.
@@ -113,15 +113,27 @@ func table() []row {
 				"most likely one first, each with a command or a step that confirms or mends it. Without\n" +
 				"PORT, use the Port of the profile, or the port of ssh. The exit status is 1 if there is a\n" +
 				"cause. Only -vv prints the ports of knocks."},
-		{"profile", "list|show|import [FLAGS] [HOST|FILE]", 1, math.MaxInt, profileOperandsError, nil,
-			"List the profiles, show one with its defaults, or import profiles from the file of\n" +
-				"another program: .fwknoprc, knockd.conf or portknocker.ini."},
+		{"profile", "list|show|add|edit|remove|rotate|import [FLAGS] [NAME|FILE]", 1, math.MaxInt, profileOperandsError, nil,
+			"Print the profiles, or change the profile file. A change keeps comments and order. It is\n" +
+				"made completely or not at all, also if portknock is killed, and if several run at once."},
 		{"profile list", "[FLAGS]", 0, 0, profileOperandsError, &profileList{},
 			"List the profiles with what applies to each, without their secrets. A note tells if ssh's\n" +
 				"%h does not find a profile. The note \"pattern\" means that the Host line has only patterns."},
 		{"profile show", "[FLAGS] HOST", 1, 1, profileOperandsError, &profileShow{},
 			"Print the profile of HOST, with the defaults of settings that it does not set, as a\n" +
 				"Host block. The output contains the sequence."},
+		{"profile add", "[FLAGS] NAME", 1, 1, profileOperandsError, &profileAdd{},
+			"Add a profile with new secrets to the profile file: random knocks, or a key in a new file.\n" +
+				"-o adds a setting to the profile. The server gets its rules from: portknock deploy NAME."},
+		{"profile edit", "[FLAGS]", 0, 0, profileOperandsError, &profileEdit{},
+			"Edit a copy of the profile file with $VISUAL, $EDITOR or vi, check the copy, and only then\n" +
+				"replace the profile file."},
+		{"profile remove", "[FLAGS] NAME", 1, 1, profileOperandsError, &profileRemove{},
+			"Remove the profile from the profile file, with the comment directly above it. Key files\n" +
+				"stay. A name that is not the first of its profile is only removed from the Host line."},
+		{"profile rotate", "[FLAGS] NAME", 1, 1, profileOperandsError, &profileRotate{},
+			"Draw new secrets for a profile that is deployed: other knocks, or a key in a new file. Until\n" +
+				"the server has them from portknock deploy NAME, a login tries the old and the new ones."},
 		{"profile import", "[FLAGS] FILE", 1, 1, profileOperandsError, &profileImport{},
 			"Import the profiles in the .fwknoprc of fwknop's client, the sections in the knockd.conf of\n" +
 				"a server, or the profiles in the portknocker.ini of python_port_knocker. Profiles go to the\n" +

@@ -5,16 +5,11 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/portknock/portknock/knock/importer"
 	"github.com/portknock/portknock/knock/profile"
-	"github.com/portknock/portknock/knock/secret"
 	"github.com/portknock/portknock/knock/typo"
 	"github.com/spf13/pflag"
 )
@@ -49,8 +44,8 @@ func (c *profileImport) check() error {
 }
 
 func (c *profileImport) run(ctx context.Context, a *app, args []string) error {
-	if c.path == "-" {
-		return usageError("profile import writes to the profile file, so -c - cannot be used")
+	if _, err := c.changeable(); err != nil {
+		return err
 	}
 	foreign, err := await(ctx, func() ([]byte, error) { return a.readInput(args[0]) })
 	if err != nil {
@@ -60,19 +55,29 @@ func (c *profileImport) run(ctx context.Context, a *app, args []string) error {
 	if err != nil {
 		return err
 	}
-	path, err := c.find()
-	if path == "" { // an error with a path only means that the file does not exist yet
-		return &failure{code: exitProfile, err: err}
-	}
-	text, info, err := insertImports(path, imports)
-	if err != nil {
-		return &failure{code: exitProfile, err: err}
-	}
-	done, err := writeImports(path, text, info, imports)
+	options := c.pathFlag()
+	err = c.change(func(old profileText) (edited, error) {
+		var blocks [][]byte
+		for _, i := range imports {
+			blocks = append(blocks, i.Block)
+		}
+		text, err := profile.Insert(old.path, old.text, bytes.Join(blocks, []byte("\n")))
+		return edited{text, keysOf(imports)}, err
+	})
 	if err != nil {
 		return err
 	}
-	return a.print("%s", done)
+	var r report
+	r.addKeys(c.path, keysOf(imports))
+	for _, i := range imports {
+		r.add("added", "Host %s to %s", i.Name, c.path)
+	}
+	if len(imports) == 1 {
+		r.add("next", "portknock %scheck %s", options, imports[0].Name)
+	} else {
+		r.add("next", "portknock %sprofile list", options)
+	}
+	return r.print(a)
 }
 
 // convert returns the profiles in the text of a file, and prints warnings about it.
@@ -98,65 +103,10 @@ func (c *profileImport) convert(a *app, file string, data []byte) ([]importer.Im
 	return imports, nil
 }
 
-// insertImports returns the text of the profile file at path with imports inserted, and the
-// file's info before the import. info is nil if the file does not exist yet.
-func insertImports(path string, imports []importer.Import) (text []byte, info fs.FileInfo, err error) {
-	info, err = os.Stat(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		err = nil
-	case err == nil && !info.Mode().IsRegular():
-		err = fmt.Errorf("%s: not a regular file", path)
-	case err == nil:
-		if _, err = profile.Load(path); err == nil {
-			text, err = os.ReadFile(path)
-		}
-	}
-	if err != nil {
-		return nil, nil, err
-	}
-	var blocks [][]byte
+// keysOf returns the keys of all imports.
+func keysOf(imports []importer.Import) (all []importer.Key) {
 	for _, i := range imports {
-		blocks = append(blocks, i.Block)
+		all = append(all, i.Keys...)
 	}
-	text, err = profile.Insert(path, text, bytes.Join(blocks, []byte("\n")))
-	return text, info, err
-}
-
-// writeImports writes the keys of imports to files beside the profile file at path, and then
-// writes text to the profile file. It returns a line for each thing that it has done. If
-// anything fails, it removes all files and folders that it has made, and the profile file
-// stays as it was.
-func writeImports(path string, text []byte, info fs.FileInfo, imports []importer.Import) (done string, err error) {
-	var made []string // folders and files that were made, in this order
-	defer func() {
-		for _, m := range slices.Backward(made) {
-			if err != nil {
-				os.Remove(m)
-			}
-		}
-	}()
-	dir := filepath.Dir(path)
-	for d := dir; d != filepath.Dir(d); d = filepath.Dir(d) {
-		if _, err := os.Stat(d); err == nil {
-			break
-		}
-		made = slices.Insert(made, 0, d)
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return "", err
-	}
-	added := ""
-	for _, i := range imports {
-		for _, k := range i.Keys {
-			file := filepath.Join(dir, k.File)
-			if err := createSecret(file, k.Text); err != nil {
-				return "", err
-			}
-			made = append(made, file)
-			done += "wrote " + file + "\n"
-		}
-		added += "added Host " + i.Name + " to " + path + "\n"
-	}
-	return done + added, secret.Replace(path, text, info)
+	return all
 }
