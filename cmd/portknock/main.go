@@ -137,7 +137,8 @@ func table() []row {
 		{"profile import", "[FLAGS] FILE", 1, 1, profileOperandsError, &profileImport{},
 			"Import the profiles in the .fwknoprc of fwknop's client, the sections in the knockd.conf of\n" +
 				"a server, or the profiles in the portknocker.ini of python_port_knocker. Profiles go to the\n" +
-				"profile file, keys to new files beside it. For a knockd.conf, add --host ADDRESS."},
+				"profile file, keys to new files beside it. For a knockd.conf, add --host ADDRESS. -o adds a\n" +
+				"setting to the profiles, instead of the same setting from FILE."},
 		{"status", "[FLAGS]", 0, 0, "status takes no operands", &printStatus{},
 			"Print all profiles, those with a problem first: the last login or failure, when the server's\n" +
 				"rules expire, and what deploy has installed. All of this is what this computer remembers:\n" +

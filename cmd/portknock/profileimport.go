@@ -29,17 +29,19 @@ func (c *profileImport) flags(a *app, f *pflag.FlagSet) {
 	f.StringVar(&c.chosen.Host, "host", "", "`ADDRESS` of the server, which a knockd.conf does not contain")
 }
 
-// check checks the flags.
+// check checks the flags. The settings of -o go into the profiles.
 func (c *profileImport) check() error {
 	if c.from != "" && !slices.Contains(importer.Programs(), c.from) {
 		guess := cmp.Or(typo.Hint(c.from, importer.Programs()...), "; expected "+strings.Join(importer.Programs(), ", "))
 		return usageError("--from: unknown program %q%s", c.from, guess)
 	}
-	for flag, host := range map[string]string{"--as": c.chosen.Name, "--host": c.chosen.Host} {
-		if err := profile.CheckHost(host); host != "" && err != nil {
-			return usageError("%s: %w", flag, err)
-		}
+	if err := profile.CheckHost(c.chosen.Name); c.chosen.Name != "" && err != nil {
+		return usageError("--as: %w", err)
 	}
+	if err := cmp.Or(checkAddress(c.chosen.Host), c.config.check()); err != nil {
+		return err
+	}
+	c.chosen.Settings = c.settings
 	return nil
 }
 

@@ -40,28 +40,32 @@ type Options struct {
 	Section string // the only section to convert, in fwknop's words a stanza; "" for all sections
 	Name    string // name of the profile, or the first of a knockd.conf; "" for a name from the file or the Host
 	Host    string // address of the server, for a file that does not contain it; "" for other files
+
+	// Settings are more settings for each profile. They replace those from the file, and the
+	// first of each keyword counts.
+	Settings []profile.Setting
 }
 
 var (
 	// ErrUnclear means that a file is not clearly the file of one program.
-	ErrUnclear = errors.New("not clear which program the file belongs to")
+	ErrUnclear = errors.New("unknown kind of file")
 	// ErrNoHost means that a file does not contain the address of the server, and Options
 	// do not either.
 	ErrNoHost = errors.New("the file does not contain the address of the server")
 )
 
-// program is a program whose files can be converted.
-type program struct {
-	name    string                 // name of the program
-	file    string                 // usual name of its file
+// programFile is a file of a program that can be converted.
+type programFile struct {
+	program string                 // name of the program
+	name    string                 // usual name of the file
 	isLine  func(line string) bool // reports whether the program, and no other one, knows the first word of a line
 	local   bool                   // the file is the server's own, and does not contain the server's address
 	convert func(f *source, data []byte, o Options) ([]Import, error)
 }
 
-// programs returns all programs.
-func programs() []program {
-	return []program{
+// programs returns the files of all programs.
+func programs() []programFile {
+	return []programFile{
 		{"fwknop", ".fwknoprc", isFwknopLine, false, convertFwknop},
 		{"knockd", "knockd.conf", isKnockdLine, true, convertKnockd},
 		{"portknocker", "portknocker.ini", isPortknockerLine, false, convertPortknocker},
@@ -73,7 +77,7 @@ func programs() []program {
 // for the portknocker.ini of dbolivar's python_port_knocker.
 func Programs() (names []string) {
 	for _, p := range programs() {
-		names = append(names, p.name)
+		names = append(names, p.program)
 	}
 	return names
 }
@@ -82,7 +86,7 @@ func Programs() (names []string) {
 func fileNames() string {
 	var names []string
 	for _, p := range programs() {
-		names = append(names, p.file)
+		names = append(names, p.name)
 	}
 	last := len(names) - 1
 	return strings.Join(names[:last], ", ") + " or " + names[last]
@@ -97,13 +101,13 @@ func Recognize(file string, data []byte) (program string, err error) {
 	for line := range strings.Lines(string(data)) {
 		n++
 		for _, p := range programs() {
-			if p.name == program || !p.isLine(strings.TrimSpace(line)) {
+			if p.program == program || !p.isLine(strings.TrimSpace(line)) {
 				continue
 			}
 			if program != "" {
-				return "", fmt.Errorf("%s:%d: %w: this line is for %s, and line %d for %s", file, n, ErrUnclear, p.name, first, program)
+				return "", fmt.Errorf("%s:%d: %w: this line is for %s, but line %d for %s", file, n, ErrUnclear, p.program, first, program)
 			}
-			program, first = p.name, n
+			program, first = p.program, n
 		}
 	}
 	if program == "" {
@@ -123,26 +127,25 @@ func Recognize(file string, data []byte) (program string, err error) {
 // contain any part of a key or a sequence. Convert may return warnings together with an
 // error.
 func Convert(program, file string, data []byte, o Options) (imports []Import, warnings []string, err error) {
-	for _, p := range programs() {
-		switch f := newSource(file); {
-		case p.name != program:
-			continue
-		case !p.local && o.Host != "":
-			return nil, nil, fmt.Errorf("%s: a %s contains the addresses of its servers, so no other can be given", file, p.file)
-		case p.local && o.Host == "":
-			return nil, nil, fmt.Errorf("%s: %w", file, ErrNoHost)
-		default:
-			imports, err = p.convert(f, data, o)
-			if len(imports) > 1 && imports[1].Name == o.Name {
-				err = fmt.Errorf("%s: %d profiles cannot all have the name %s; choose one of them by its name in the file", file, len(imports), o.Name)
-			}
-			if err != nil {
-				imports = nil
-			}
-			return imports, f.warnings, err
-		}
+	all := programs()
+	i := slices.IndexFunc(all, func(p programFile) bool { return p.program == program })
+	switch {
+	case i < 0:
+		return nil, nil, fmt.Errorf("unknown program %q; the programs are %s", program, strings.Join(Programs(), ", "))
+	case !all[i].local && o.Host != "":
+		return nil, nil, fmt.Errorf("%s: a %s contains the addresses of its servers, so no other can be given", file, all[i].name)
+	case all[i].local && o.Host == "":
+		return nil, nil, fmt.Errorf("%s: %w", file, ErrNoHost)
 	}
-	return nil, nil, fmt.Errorf("unknown program %q; the programs are %s", program, strings.Join(Programs(), ", "))
+	f := &source{name: file, named: make(map[string]*section), settings: o.Settings}
+	imports, err = all[i].convert(f, data, o)
+	if err == nil && len(imports) > 1 && imports[1].Name == o.Name {
+		err = fmt.Errorf("%s: %d profiles cannot all have the name %s; choose one by its name in the file", file, len(imports), o.Name)
+	}
+	if err != nil {
+		imports = nil
+	}
+	return imports, f.warnings, err
 }
 
 // maxFile is the size limit of a file, in bytes.
@@ -153,10 +156,9 @@ type source struct {
 	name     string
 	sections []*section
 	named    map[string]*section // sections by name
+	settings []profile.Setting   // settings for each profile, from [Options]
 	warnings []string
 }
-
-func newSource(name string) *source { return &source{name: name, named: make(map[string]*section)} }
 
 // section is a line [NAME] and the lines below it. Only the first error of a section
 // counts: after the error, no call has an effect. The error matters only if the section is
@@ -340,8 +342,14 @@ func (s *section) addSequence(from value, words []string, cut func(word string) 
 // other.
 func (s *section) finish() {
 	if s.err == nil {
+		var settings []profile.Setting
+		for _, candidate := range slices.Concat(s.file.settings, s.settings) {
+			if !slices.ContainsFunc(settings, func(have profile.Setting) bool { return have.Keyword == candidate.Keyword }) {
+				settings = append(settings, candidate)
+			}
+		}
 		var err error
-		s.result.Block, err = profile.Block(s.result.Name, s.settings)
+		s.result.Block, err = profile.Block(s.result.Name, settings)
 		s.leaveOut(err != nil, value{}, "%w", err)
 	}
 }

@@ -41,15 +41,15 @@ func TestRecognize(t *testing.T) {
 		"portknocker":                {"[DEFAULT]\ninterval: 500\n", "portknocker"},
 		"portknocker in upper case":  {"[a]\n  IPADDR=192.0.2.1\r\n", "portknocker"},
 		"one good line":              {"[vps]\nSPA_SERVER=192.0.2.1\nKEY x\n", "fwknop"},
-		"empty":                      {"", "f: not clear"},
-		"titles only":                {"[vps]\n[options]\n", "f: not clear"},
-		"a profile file":             {"Host vps\n    HostName 192.0.2.1\n    Sequence 7000 8000\n", "f: not clear"},
-		"access.conf of fwknopd":     {"SOURCE ANY\n", "f: not clear"},
-		"/etc/default/knockd":        {"START_KNOCKD=1\nKNOCKD_OPTS=\"-i eth1\"\n", "f: not clear"},
+		"empty":                      {"", "f: unknown kind"},
+		"titles only":                {"[vps]\n[options]\n", "f: unknown kind"},
+		"a profile file":             {"Host vps\n    HostName 192.0.2.1\n    Sequence 7000 8000\n", "f: unknown kind"},
+		"access.conf of fwknopd":     {"SOURCE ANY\n", "f: unknown kind"},
+		"/etc/default/knockd":        {"START_KNOCKD=1\nKNOCKD_OPTS=\"-i eth1\"\n", "f: unknown kind"},
 		"another INI file":           {"[Unit]\nDescription = x\nports=\n", "portknocker"},
-		"lines of two programs":      {"[a]\nipaddr = 192.0.2.1\nports = 1:TCP\nsequence = 7000\n", "f:4: not clear"},
-		"binary":                     {"\x7fELF\x00\x01", "f: not clear"},
-		"fwknop variable with equal": {"[a]\nKEY = x\n", "f: not clear"},
+		"lines of two programs":      {"[a]\nipaddr = 192.0.2.1\nports = 1:TCP\nsequence = 7000\n", "f:4: unknown kind"},
+		"binary":                     {"\x7fELF\x00\x01", "f: unknown kind"},
+		"fwknop variable with equal": {"[a]\nKEY = x\n", "f: unknown kind"},
 	} {
 		got, err := Recognize("f", []byte(tt.file))
 		if errors.Is(err, ErrUnclear) {
@@ -63,8 +63,8 @@ func TestRecognize(t *testing.T) {
 
 func TestRecognizeNamesFilesAndLines(t *testing.T) {
 	for file, want := range map[string]string{
-		"":                               "f: not clear which program the file belongs to; expected a .fwknoprc, knockd.conf or portknocker.ini",
-		"ports = 1\n\nsequence = 7000\n": "f:3: not clear which program the file belongs to: this line is for knockd, and line 1 for portknocker",
+		"":                               "f: unknown kind of file; expected a .fwknoprc, knockd.conf or portknocker.ini",
+		"ports = 1\n\nsequence = 7000\n": "f:3: unknown kind of file: this line is for knockd, but line 1 for portknocker",
 	} {
 		if _, err := Recognize("f", []byte(file)); err == nil || err.Error() != want {
 			t.Errorf("got %v, want %s", err, want)
@@ -84,7 +84,7 @@ func TestConvertChecksOptions(t *testing.T) {
 		{"fwknop", plain, Options{Host: "x"}, "f: a .fwknoprc contains the addresses of its servers, so no other can be given"},
 		{"portknocker", homeINI, Options{Host: "x"}, "f: a portknocker.ini contains the addresses of its servers, so no other can be given"},
 		{"portknocker", homeINI + "[b]\nipaddr=192.0.2.2\ninterval=1\nports=1:tcp\n", Options{Name: "x"},
-			"f: 2 profiles cannot all have the name x; choose one of them by its name in the file"},
+			"f: 2 profiles cannot all have the name x; choose one by its name in the file"},
 	} {
 		imports, _, err := Convert(tt.program, "f", []byte(tt.file), tt.options)
 		if err == nil || err.Error() != tt.want || imports != nil {

@@ -145,10 +145,10 @@ func (s *section) command() value {
 // warnAboutClosing warns about a section that closes what one of the chosen sections opens.
 // leftOut means that the section is not chosen only because it closes ports.
 func (s *section) warnAboutClosing(chosen []*section, effects map[*section]effect, leftOut bool) {
-	s.warn(leftOut, value{}, "is not imported, because it only closes ports; to import it, give its name")
+	s.warn(leftOut, value{}, "only closes ports, so it is not imported; to import it, give its name")
 	for _, other := range chosen {
 		s.warn(overlap(effects[other].opened, effects[s].closed) && overlap(s.knockWords(), other.knockWords()), s.values["sequence"],
-			"shares knocks with [%s], so a login takes seconds longer if a knock is lost; give [%s] other ports", other.name, s.name)
+			"shares knocks with [%s], so a lost knock delays a login; give it other ports", other.name)
 	}
 }
 
@@ -166,7 +166,7 @@ func overlap(a, b []string) bool {
 func (s *section) convertKnockd(e effect) {
 	sequence, command := s.values["sequence"], s.command()
 	once := s.values["one_time_sequences"]
-	s.leaveOut(once.line > 0, once, "each of its sequences opens the port only once, and portknock does not support that")
+	s.leaveOut(once.line > 0, once, "sequences that serve only once are not supported")
 	s.leaveOut(command.text == "", value{}, "it has no start_command")
 	s.refuse(sequence.line == 0, value{variable: "[" + s.name + "]", line: s.line}, "knockd does not start without a sequence in this section")
 	words := strings.Split(sequence.text, ",")
@@ -176,7 +176,7 @@ func (s *section) convertKnockd(e effect) {
 	s.addSequence(sequence, words, knockdKnock().FindStringSubmatch)
 	s.checkFlags(slices.ContainsFunc(words, func(w string) bool { return !strings.HasSuffix(strings.ToLower(w), "udp") }))
 	target := s.values["target"]
-	s.warn(target.line > 0, target, "knockd counts only knocks that arrive at %s; check that the profile's HostName leads there", target.text)
+	s.warn(target.line > 0, target, "knockd counts only knocks that arrive at %s; check the HostName", target.text)
 	s.addTimes(len(words), e)
 	s.addPorts(command, e)
 	// knockd opens nothing to knocks that arrive twice.
@@ -194,7 +194,7 @@ func (s *section) checkFlags(hasTCP bool) {
 		name, not := strings.CutPrefix(flag, "!")
 		s.refuse(!slices.Contains([]string{"fin", "syn", "rst", "psh", "ack", "urg"}, name), flags,
 			"knockd does not know the flag %q; expected flags such as syn,!ack without spaces", flag)
-		s.leaveOut(hasTCP && (name == "syn") == not, flags, "a TCP knock of portknock is a SYN, which does not match tcpflags %s", flags.text)
+		s.leaveOut(hasTCP && (name == "syn") == not, flags, "a TCP knock is a SYN, which does not match tcpflags %s", flags.text)
 	}
 }
 
@@ -208,11 +208,11 @@ func (s *section) addTimes(knocks int, e effect) {
 	between = min(max(between.Truncate(time.Second), minTime), maxKnockTimeout)
 	s.set(seqTimeout, "KnockTimeout", durationWord(between))
 	s.warn(seqTimeout.line > 0 && knocks > 1, seqTimeout,
-		"seq_timeout %s, from the first knock to the last, becomes KnockTimeout %v, from knock to knock", seqTimeout.text, between)
+		"seq_timeout becomes KnockTimeout %v, because knockd counts from the first knock", between)
 
 	stop := cmp.Or(s.values["stop_command"], s.values["stop_command_6"])
 	if stop.text == "" {
-		s.warn(e.stays, s.command(), "each login adds a rule that stays, because there is no stop_command; add stop_command and cmd_timeout")
+		s.warn(e.stays, s.command(), "each login adds a rule that stays; add stop_command and cmd_timeout")
 		return
 	}
 	open := s.seconds("cmd_timeout", defaultCmdTimeout)
@@ -236,7 +236,7 @@ func (s *section) seconds(directive string, byDefault int) time.Duration {
 // addPorts adds the settings for the ports that the command opens. Port is the first TCP port.
 func (s *section) addPorts(command value, e effect) {
 	if len(e.opened) == 0 {
-		s.warn(!e.onlyCloses(), command, "no port found in the command, so the profile has no Port; portknock then takes 22/tcp for the guarded port")
+		s.warn(!e.onlyCloses(), command, "no port found in the command; without a Port, the guarded port is 22/tcp")
 		return
 	}
 	s.warn(len(e.opened) > 1, command, "the command opens several ports: %s", strings.Join(e.opened, " "))

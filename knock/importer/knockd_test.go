@@ -81,19 +81,19 @@ const ownKnockd = `# a comment
 `
 
 const (
-	stayWarning = "each login adds a rule that stays, because there is no stop_command; add stop_command and cmd_timeout\n"
-	timeWarning = ", from the first knock to the last, becomes KnockTimeout "
-	noPort      = "no port found in the command, so the profile has no Port; portknock then takes 22/tcp for the guarded port\n"
+	stayWarning = "each login adds a rule that stays; add stop_command and cmd_timeout\n"
+	timeWarning = "seq_timeout becomes KnockTimeout "
+	noPort      = "no port found in the command; without a Port, the guarded port is 22/tcp\n"
 	noSection   = "f: the file has no section that can be imported\n"
 )
 
 func TestKnockdReadsRealFiles(t *testing.T) {
 	openSSH := "    HostName 192.0.2.1\n    Port 22\n    Sequence 7000/tcp 8000/tcp 9000/tcp\n    KnockTimeout 2s\n    Repeat 1\n"
-	openSSHWarnings := "f:6: [openSSH] seq_timeout 5" + timeWarning + "2s, from knock to knock\nf:7: [openSSH] " + stayWarning
+	openSSHWarnings := "f:6: [openSSH] " + timeWarning + "2s, because knockd counts from the first knock\nf:7: [openSSH] " + stayWarning
 	openHTTPS := "    HostName 192.0.2.1\n    Port 443\n    Sequence 12345/tcp 54321/tcp 24680/tcp 13579/tcp\n    KnockTimeout 1s\n    Repeat 1\n"
-	openHTTPSWarnings := "f:18: [openHTTPS] seq_timeout 5" + timeWarning + "1s, from knock to knock\nf:19: [openHTTPS] " + stayWarning
-	sharesKnocks := "f:11: [closeSSH] shares knocks with [openSSH], so a login takes seconds longer if a knock is lost; give [closeSSH] other ports\n"
-	onlyCloses := "f:10: [closeSSH] is not imported, because it only closes ports; to import it, give its name\n"
+	openHTTPSWarnings := "f:18: [openHTTPS] " + timeWarning + "1s, because knockd counts from the first knock\nf:19: [openHTTPS] " + stayWarning
+	sharesKnocks := "f:11: [closeSSH] shares knocks with [openSSH], so a lost knock delays a login; give it other ports\n"
+	onlyCloses := "f:10: [closeSSH] only closes ports, so it is not imported; to import it, give its name\n"
 	sameHost := "f:16: [openHTTPS] has the same host as profile vps, which ssh's %h finds; to use it, name profile vps-openHTTPS\n"
 	for name, tt := range map[string]struct {
 		file    string
@@ -108,18 +108,18 @@ func TestKnockdReadsRealFiles(t *testing.T) {
 			"Host web\n" + openHTTPS + openHTTPSWarnings},
 		"section that closes": {debianKnockd, Options{Host: "192.0.2.1", Section: "closeSSH"},
 			"Host 192.0.2.1-closeSSH\n    HostName 192.0.2.1\n    Sequence 9000/tcp 8000/tcp 7000/tcp\n    KnockTimeout 2s\n    Repeat 1\n" +
-				"f:12: [closeSSH] seq_timeout 5" + timeWarning + "2s, from knock to knock\n"},
+				"f:12: [closeSSH] " + timeWarning + "2s, because knockd counts from the first knock\n"},
 		"no such section": {debianKnockd, Options{Host: "192.0.2.1", Section: "openssh"}, "f: the file has no section \"openssh\"\n"},
 		"options":         {debianKnockd, Options{Host: "192.0.2.1", Section: "options"}, "f: the file has no section \"options\"\n"},
 		"UDP": {udpKnockd, Options{Host: "vps.example"},
 			"Host vps.example\n    HostName vps.example\n    Port 22\n    Sequence 1111/udp 2222/udp\n    OpenFor 600s\n    KnockTimeout 4s\n    Repeat 1\n" +
-				"f:7: [SSH] seq_timeout 5" + timeWarning + "4s, from knock to knock\n"},
+				"f:7: [SSH] " + timeWarning + "4s, because knockd counts from the first knock\n"},
 		"manual": {manualKnockd, Options{Host: "vps"}, noSection +
-			"f:7: [opencloseSSH] is left out: a TCP knock of portknock is a SYN, which does not match tcpflags syn,ack\n" +
-			"f:13: [opencloseSMTP] is left out: each of its sequences opens the port only once, and portknock does not support that\n"},
+			"f:7: [opencloseSSH] is left out: a TCP knock is a SYN, which does not match tcpflags syn,ack\n" +
+			"f:13: [opencloseSMTP] is left out: sequences that serve only once are not supported\n"},
 		"our own": {ownKnockd, Options{Host: "vps"},
 			"Host vps\n    HostName vps\n    Sequence 7001/udp 8003/tcp\n    KnockTimeout 4s\n    Repeat 1\n" +
-				"f:6: [vps] seq_timeout 5" + timeWarning + "4s, from knock to knock\nf:8: [vps] " + noPort +
+				"f:6: [vps] " + timeWarning + "4s, because knockd counts from the first knock\nf:8: [vps] " + noPort +
 				"f:10: [vps_trap] is left out: it has no start_command\n"},
 		"Windows line ends": {strings.ReplaceAll(udpKnockd, "\n", "\r\n"), Options{Host: "vps", Section: "SSH"},
 			strings.ReplaceAll(converted("knockd", udpKnockd, Options{Host: "vps"}), "\r", "")},
@@ -128,68 +128,68 @@ func TestKnockdReadsRealFiles(t *testing.T) {
 	}
 }
 
-// doorConf is the shortest section that can be imported. Lines that a test adds begin at line 4.
+// shortConf is the shortest section that can be imported. Lines that a test adds begin at line 4.
 const (
-	doorConf  = "[door]\nsequence = 7000,8001:udp\nstart_command = ufw allow from %IP% to any port 22 proto tcp\n"
-	doorBlock = "Host h\n    HostName h\n    Port 22\n    Sequence 7000/tcp 8001/udp\n"
-	doorRest  = "    KnockTimeout 24s\n    Repeat 1\n"
-	doorWarn  = "f:3: [door] " + stayWarning
+	shortConf  = "[short]\nsequence = 7000,8001:udp\nstart_command = ufw allow from %IP% to any port 22 proto tcp\n"
+	shortBlock = "Host h\n    HostName h\n    Port 22\n    Sequence 7000/tcp 8001/udp\n"
+	shortRest  = "    KnockTimeout 24s\n    Repeat 1\n"
+	shortWarn  = "f:3: [short] " + stayWarning
 )
 
 func TestKnockdDirectives(t *testing.T) {
-	door := func(sequence string) string { return strings.Replace(doorConf, "7000,8001:udp", sequence, 1) }
+	sequence := func(knocks string) string { return strings.Replace(shortConf, "7000,8001:udp", knocks, 1) }
 	const stop = "stop_command = ufw delete allow from %IP% to any port 22 proto tcp\n"
-	timeout := func(given, between string) string {
-		return doorBlock + "    KnockTimeout " + between + "\n    Repeat 1\n" +
-			"f:4: [door] seq_timeout " + given + timeWarning + between + ", from knock to knock\n" + doorWarn
+	timeout := func(between string) string {
+		return shortBlock + "    KnockTimeout " + between + "\n    Repeat 1\n" +
+			"f:4: [short] " + timeWarning + between + ", because knockd counts from the first knock\n" + shortWarn
 	}
 	for file, want := range map[string]string{
-		doorConf:               doorBlock + doorRest + doorWarn,
-		door("7000, 8001:udp"): doorBlock + doorRest + doorWarn,
-		door("7000 : TCP , 8001 : UDP") + "# tcpflags = x\n#\n": doorBlock + doorRest + doorWarn,
-		doorConf + "SEQ_TIMEOUT=10":                             timeout("10", "9s"),
-		doorConf + "Timeout = 2":                                timeout("2", "1s"),
-		doorConf + "timeout = 1":                                timeout("1", "1s"),
-		doorConf + "timeout = 86400":                            strings.ReplaceAll(timeout("86400", "300s"), "becomes KnockTimeout 300s", "becomes KnockTimeout 5m0s"),
-		doorConf + "timeout = 0":                                noSection + "f:4: [door] is left out: no sequence can be complete within seq_timeout 0\n",
-		doorConf + "timeout = 5s":                               "f:4: seq_timeout: \"5s\" is not a plain number of seconds such as 5\n",
-		doorConf + stop:                                         doorBlock + "    OpenFor 10s\n" + doorRest,
-		doorConf + stop + "cmd_timeout = 3600":                  doorBlock + "    OpenFor 3600s\n" + doorRest,
-		doorConf + stop + "cmd_timeout = 0":                     doorBlock + "    OpenFor 1s\n" + doorRest + "f:5: [door] cmd_timeout 0 becomes OpenFor 1s\n",
-		doorConf + stop + "cmd_timeout = 100000":                doorBlock + "    OpenFor 86400s\n" + doorRest + "f:5: [door] cmd_timeout 100000 becomes OpenFor 86400s\n",
-		doorConf + stop + "cmd_timeout = ten":                   "f:5: cmd_timeout: \"ten\" is not a plain number of seconds such as 5\n",
-		doorConf + "cmd_timeout = 10\n":                         doorBlock + doorRest + doorWarn,
-		doorConf + "tcpflags = SYN,!ACK\n":                      doorBlock + doorRest + doorWarn,
-		doorConf + "tcpflags = fin\n":                           noSection + "f:4: [door] is left out: a TCP knock of portknock is a SYN, which does not match tcpflags fin\n",
-		doorConf + "tcpflags = !syn\n":                          noSection + "f:4: [door] is left out: a TCP knock of portknock is a SYN, which does not match tcpflags !syn\n",
-		doorConf + "tcpflags = syn, ack\n":                      "f:4: tcpflags: knockd does not know the flag \" ack\"; expected flags such as syn,!ack without spaces\n",
-		door("1:udp") + "tcpflags = fin\n": "Host h\n    HostName h\n    Port 22\n    Sequence 1/udp\n    KnockTimeout 24s\n    Repeat 1\n" +
-			doorWarn,
-		doorConf + "target = 10.0.0.5\n": doorBlock + doorRest +
-			"f:4: [door] knockd counts only knocks that arrive at 10.0.0.5; check that the profile's HostName leads there\n" + doorWarn,
-		doorConf + "start_command_6 =\nusesyslog\n": doorBlock + doorRest + doorWarn,
-		door("22,80"):                                         noSection + doorWarn + "f:1: [door] is left out: Sequence: knock 1 of 2 goes to a guarded port (one of the OpenPorts)\n",
-		door("0"):                                             "f:2: sequence: knock 1 of 1 is not a port from 1 to 65535\n",
-		door("7000,65536"):                                    "f:2: sequence: knock 2 of 2 is not a port from 1 to 65535\n",
-		door("7000,,8000"):                                    "f:2: sequence: knock 2 of 3 is not a port and a protocol, such as 7000:tcp\n",
-		door("7000 8000"):                                     "f:2: sequence: knock 1 of 1 is not a port and a protocol, such as 7000:tcp\n",
-		door("7000:icmp"):                                     "f:2: sequence: knock 1 of 1 is not a port and a protocol, such as 7000:tcp\n",
-		door(strings.Repeat("1,", 32) + "1"):                  "f:2: sequence: 33 knocks are too many; at most 32 are allowed\n",
-		doorConf + "sequence = 1\n":                           "f:4: sequence: line 2 sets it already; keep one of them\n",
-		doorConf + "command = x\n":                            "f:4: start_command: line 3 sets it already; keep one of them\n",
-		doorConf + "; x\n":                                    "f:4: knockd does not start with this line; expected a directive such as sequence = VALUE\n",
-		doorConf + "sequense = 1\n":                           "f:4: knockd does not start with this line; expected a directive such as sequence = VALUE\n",
-		doorConf + "logfile = /x\n":                           "f:4: knockd does not start with this line; expected a directive such as sequence = VALUE\n",
-		doorConf + "[options]\nsequence = 1\n":                "f:5: knockd does not start with this line; expected a directive such as usesyslog = VALUE\n",
-		doorConf + "[x]\nstart_command = y\n":                 "f:4: [x]: knockd does not start without a sequence in this section\n" + doorWarn,
-		doorConf + "[]\n":                                     "f:4: write the first line of a section as [NAME]\n",
-		doorConf + "[x] y\n":                                  "f:4: write the first line of a section as [NAME]\n",
-		doorConf + "[door]\n":                                 "f:4: section [door] appears twice; move its lines into the section at line 1\n",
-		"sequence = 1\n" + doorConf:                           "f:1: expected [NAME] before the first line\n",
-		doorConf + "#" + strings.Repeat("x", 4095) + "\n":     "f:4: longer than 4095 bytes, and knockd reads the rest as another line; shorten it\n",
-		doorConf + "#" + strings.Repeat("x", 4094) + "\n":     doorBlock + doorRest + doorWarn,
-		"[options]\nusesyslog\n":                              noSection,
-		doorConf + "[a b]\nsequence = 1\nstart_command = x\n": doorBlock + doorRest + doorWarn + "f:4: [a b] is left out: \"h-a b\" is not a host name\n",
+		shortConf:                  shortBlock + shortRest + shortWarn,
+		sequence("7000, 8001:udp"): shortBlock + shortRest + shortWarn,
+		sequence("7000 : TCP , 8001 : UDP") + "# tcpflags = x\n#\n": shortBlock + shortRest + shortWarn,
+		shortConf + "SEQ_TIMEOUT=10":                                timeout("9s"),
+		shortConf + "Timeout = 2":                                   timeout("1s"),
+		shortConf + "timeout = 1":                                   timeout("1s"),
+		shortConf + "timeout = 86400":                               strings.ReplaceAll(timeout("300s"), timeWarning+"300s", timeWarning+"5m0s"),
+		shortConf + "timeout = 0":                                   noSection + "f:4: [short] is left out: no sequence can be complete within seq_timeout 0\n",
+		shortConf + "timeout = 5s":                                  "f:4: seq_timeout: \"5s\" is not a plain number of seconds such as 5\n",
+		shortConf + stop:                                            shortBlock + "    OpenFor 10s\n" + shortRest,
+		shortConf + stop + "cmd_timeout = 3600":                     shortBlock + "    OpenFor 3600s\n" + shortRest,
+		shortConf + stop + "cmd_timeout = 0":                        shortBlock + "    OpenFor 1s\n" + shortRest + "f:5: [short] cmd_timeout 0 becomes OpenFor 1s\n",
+		shortConf + stop + "cmd_timeout = 100000":                   shortBlock + "    OpenFor 86400s\n" + shortRest + "f:5: [short] cmd_timeout 100000 becomes OpenFor 86400s\n",
+		shortConf + stop + "cmd_timeout = ten":                      "f:5: cmd_timeout: \"ten\" is not a plain number of seconds such as 5\n",
+		shortConf + "cmd_timeout = 10\n":                            shortBlock + shortRest + shortWarn,
+		shortConf + "tcpflags = SYN,!ACK\n":                         shortBlock + shortRest + shortWarn,
+		shortConf + "tcpflags = fin\n":                              noSection + "f:4: [short] is left out: a TCP knock is a SYN, which does not match tcpflags fin\n",
+		shortConf + "tcpflags = !syn\n":                             noSection + "f:4: [short] is left out: a TCP knock is a SYN, which does not match tcpflags !syn\n",
+		shortConf + "tcpflags = syn, ack\n":                         "f:4: tcpflags: knockd does not know the flag \" ack\"; expected flags such as syn,!ack without spaces\n",
+		sequence("1:udp") + "tcpflags = fin\n": "Host h\n    HostName h\n    Port 22\n    Sequence 1/udp\n    KnockTimeout 24s\n    Repeat 1\n" +
+			shortWarn,
+		shortConf + "target = 10.0.0.5\n": shortBlock + shortRest +
+			"f:4: [short] knockd counts only knocks that arrive at 10.0.0.5; check the HostName\n" + shortWarn,
+		shortConf + "start_command_6 =\nusesyslog\n": shortBlock + shortRest + shortWarn,
+		sequence("22,80"):                                      noSection + shortWarn + "f:1: [short] is left out: Sequence: knock 1 of 2 goes to a guarded port (one of the OpenPorts)\n",
+		sequence("0"):                                          "f:2: sequence: knock 1 of 1 is not a port from 1 to 65535\n",
+		sequence("7000,65536"):                                 "f:2: sequence: knock 2 of 2 is not a port from 1 to 65535\n",
+		sequence("7000,,8000"):                                 "f:2: sequence: knock 2 of 3 is not a port and a protocol, such as 7000:tcp\n",
+		sequence("7000 8000"):                                  "f:2: sequence: knock 1 of 1 is not a port and a protocol, such as 7000:tcp\n",
+		sequence("7000:icmp"):                                  "f:2: sequence: knock 1 of 1 is not a port and a protocol, such as 7000:tcp\n",
+		sequence(strings.Repeat("1,", 32) + "1"):               "f:2: sequence: 33 knocks are too many; at most 32 are allowed\n",
+		shortConf + "sequence = 1\n":                           "f:4: sequence: line 2 sets it already; keep one of them\n",
+		shortConf + "command = x\n":                            "f:4: start_command: line 3 sets it already; keep one of them\n",
+		shortConf + "; x\n":                                    "f:4: knockd does not start with this line; expected a directive such as sequence = VALUE\n",
+		shortConf + "sequense = 1\n":                           "f:4: knockd does not start with this line; expected a directive such as sequence = VALUE\n",
+		shortConf + "logfile = /x\n":                           "f:4: knockd does not start with this line; expected a directive such as sequence = VALUE\n",
+		shortConf + "[options]\nsequence = 1\n":                "f:5: knockd does not start with this line; expected a directive such as usesyslog = VALUE\n",
+		shortConf + "[x]\nstart_command = y\n":                 "f:4: [x]: knockd does not start without a sequence in this section\n" + shortWarn,
+		shortConf + "[]\n":                                     "f:4: write the first line of a section as [NAME]\n",
+		shortConf + "[x] y\n":                                  "f:4: write the first line of a section as [NAME]\n",
+		shortConf + "[short]\n":                                "f:4: section [short] appears twice; move its lines into the section at line 1\n",
+		"sequence = 1\n" + shortConf:                           "f:1: expected [NAME] before the first line\n",
+		shortConf + "#" + strings.Repeat("x", 4095) + "\n":     "f:4: longer than 4095 bytes, and knockd reads the rest as another line; shorten it\n",
+		shortConf + "#" + strings.Repeat("x", 4094) + "\n":     shortBlock + shortRest + shortWarn,
+		"[options]\nusesyslog\n":                               noSection,
+		shortConf + "[a b]\nsequence = 1\nstart_command = x\n": shortBlock + shortRest + shortWarn + "f:4: [a b] is left out: \"h-a b\" is not a host name\n",
 	} {
 		expectConverted(t, "knockd", file, Options{Host: "h"}, want)
 	}
@@ -236,7 +236,7 @@ func TestKnockdPorts(t *testing.T) {
 		"ufw allow OpenSSH":                                 "none",
 		"knock_helper_ipt.sh --append -f %IP% --dstport 25": "Port 25",
 	} {
-		file := "[door]\nsequence = 7000,8001:udp\nstart_command = " + command + "\nstop_command = x\n"
+		file := "[short]\nsequence = 7000,8001:udp\nstart_command = " + command + "\nstop_command = x\n"
 		imports, warnings, err := Convert("knockd", "f", []byte(file), Options{Host: "h"})
 		if err != nil {
 			t.Errorf("%s: %v", command, err)
@@ -249,7 +249,7 @@ func TestKnockdPorts(t *testing.T) {
 			}
 		}
 		for _, w := range warnings {
-			w = strings.TrimPrefix(w, "f:3: [door] ")
+			w = strings.TrimPrefix(w, "f:3: [short] ")
 			if w+"\n" == noPort {
 				w = "none"
 			}
@@ -284,20 +284,20 @@ func TestKnockdSectionsThatClose(t *testing.T) {
 			t.Errorf("%s: %+v, want only closes %t", command, e, closes)
 		}
 	}
-	both := strings.Replace(doorConf, "door", "close", 1)
+	both := strings.Replace(shortConf, "short", "close", 1)
 	both = strings.Replace(both, "allow", "delete allow", 1)
-	both = strings.Replace(both, "7000,8001:udp", "9000,8000", 1) + doorConf
-	expectConverted(t, "knockd", both, Options{Host: "h"}, doorBlock+doorRest+
-		"f:6: [door] "+stayWarning+"f:1: [close] is not imported, because it only closes ports; to import it, give its name\n")
+	both = strings.Replace(both, "7000,8001:udp", "9000,8000", 1) + shortConf
+	expectConverted(t, "knockd", both, Options{Host: "h"}, shortBlock+shortRest+
+		"f:6: [short] "+stayWarning+"f:1: [close] only closes ports, so it is not imported; to import it, give its name\n")
 }
 
 // TestKnockdNames: the profile that opens 22/tcp gets the plain name.
 func TestKnockdNames(t *testing.T) {
-	other := strings.NewReplacer("door", "web", "port 22", "port 80", "7000", "1").Replace(doorConf)
+	other := strings.NewReplacer("short", "web", "port 22", "port 80", "7000", "1").Replace(shortConf)
 	for file, want := range map[string]string{
-		doorConf + other: "h h-web",
-		other + doorConf: "h h-web",
-		other:            "h",
+		shortConf + other: "h h-web",
+		other + shortConf: "h h-web",
+		other:             "h",
 	} {
 		imports, _, err := Convert("knockd", "f", []byte(file), Options{Host: "h"})
 		var names []string
@@ -314,7 +314,7 @@ func TestKnockdNames(t *testing.T) {
 // it, because errors end up in logs.
 func TestImportErrorsDoNotQuoteSequences(t *testing.T) {
 	for program, file := range map[string]string{
-		"knockd":      strings.Replace(doorConf, "7000", "43210x", 1),
+		"knockd":      strings.Replace(shortConf, "7000", "43210x", 1),
 		"portknocker": strings.Replace(homeINI, "111:TCP", "43210:TPC", 1),
 	} {
 		o := Options{}
@@ -328,7 +328,7 @@ func TestImportErrorsDoNotQuoteSequences(t *testing.T) {
 }
 
 func FuzzKnockd(f *testing.F) {
-	for _, file := range []string{debianKnockd, udpKnockd, manualKnockd, ownKnockd, doorConf} {
+	for _, file := range []string{debianKnockd, udpKnockd, manualKnockd, ownKnockd, shortConf} {
 		f.Add([]byte(file))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {

@@ -136,7 +136,7 @@ func (s *section) convertPortknocker(defaults *section, name string) {
 // addDelay adds the settings for the pause after each knock. portknocker also waits after the
 // last knock, as portknock does.
 func (s *section) addDelay(interval value, delay time.Duration, knocks int) {
-	s.warn(delay > maxDelay, interval, "is longer than the longest KnockDelay; KnockDelay becomes %v", maxDelay)
+	s.warn(delay > maxDelay, interval, "interval is longer than KnockDelay may be, which becomes %v", maxDelay)
 	delay = min(delay, maxDelay)
 	total := delay * time.Duration(knocks)
 	s.set(interval, "KnockDelay", durationWord(delay))
@@ -148,7 +148,7 @@ func (s *section) addDelay(interval value, delay time.Duration, knocks int) {
 	if 2*total > profile.DefaultConnectTimeout {
 		s.set(interval, "ConnectTimeout", durationWord(profile.DefaultConnectTimeout+2*total))
 	}
-	s.warn(true, interval, "becomes KnockDelay: each login waits %v; most servers also work without KnockDelay", total)
+	s.warn(true, interval, "interval becomes KnockDelay; each login waits %v, which most servers do not need", total)
 }
 
 // durationWord writes a duration as a profile reads it.

@@ -11,7 +11,7 @@ const homeINI = "[home]\nipaddr = 192.0.2.1\ninterval = 500\nports = 111:TCP 222
 // homeBlock is the Host block that homeINI becomes, and homeWarning its warning.
 const (
 	homeBlock   = "Host home\n    HostName 192.0.2.1\n    Sequence 111/tcp 222/udp 333/tcp\n    KnockDelay 500ms\n"
-	homeWarning = "f:3: [home] becomes KnockDelay: each login waits 1.5s; most servers also work without KnockDelay\n"
+	homeWarning = "f:3: [home] interval becomes KnockDelay; each login waits 1.5s, which most servers do not need\n"
 )
 
 func TestPortknockerReadsConfigparserFiles(t *testing.T) {
@@ -38,7 +38,7 @@ func TestPortknockerReadsConfigparserFiles(t *testing.T) {
 func TestPortknockerTimes(t *testing.T) {
 	const place = "f:3: [home] "
 	waits := func(total string) string {
-		return place + "becomes KnockDelay: each login waits " + total + "; most servers also work without KnockDelay\n"
+		return place + "interval becomes KnockDelay; each login waits " + total + ", which most servers do not need\n"
 	}
 	for interval, want := range map[string]string{
 		"0.0001": "    KnockDelay 1us\n" + waits("3µs"),
@@ -46,7 +46,7 @@ func TestPortknockerTimes(t *testing.T) {
 		"1500":   "    KnockDelay 1500ms\n    KnockTimeout 3s\n" + waits("4.5s"),
 		"2000":   "    KnockDelay 2s\n    ConnectTimeout 21s\n    KnockTimeout 4s\n" + waits("6s"),
 		"60000": "    KnockDelay 10s\n    ConnectTimeout 69s\n    KnockTimeout 20s\n" +
-			place + "is longer than the longest KnockDelay; KnockDelay becomes 10s\n" + waits("30s"),
+			place + "interval is longer than KnockDelay may be, which becomes 10s\n" + waits("30s"),
 	} {
 		block, _, _ := strings.Cut(homeBlock, "    KnockDelay")
 		expectConverted(t, "portknocker", strings.Replace(homeINI, "500", interval, 1), Options{}, block+want)
