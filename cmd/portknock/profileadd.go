@@ -28,7 +28,7 @@ func (c *profileAdd) flags(a *app, f *pflag.FlagSet) {
 
 // check adds the settings of --host and --scheme to those of -o.
 func (c *profileAdd) check() error {
-	if err := checkAddress(c.host); err != nil {
+	if err := checkHostFlag(c.host); err != nil {
 		return err
 	}
 	if c.host != "" {
@@ -52,8 +52,8 @@ func (c *profileAdd) check() error {
 	return nil
 }
 
-// checkAddress checks the value of --host, which may be "".
-func checkAddress(address string) error {
+// checkHostFlag checks the value of --host, which may be "".
+func checkHostFlag(address string) error {
 	if user, host, ok := strings.Cut(address, "@"); ok {
 		return &failure{exitUsage, fmt.Errorf("--host %q: the address must not have a user", address),
 			fmt.Sprintf("--host %s; the user goes to ~/.ssh/config: User %s", host, user)}

@@ -38,7 +38,7 @@ func (c *profileImport) check() error {
 	if err := profile.CheckHost(c.chosen.Name); c.chosen.Name != "" && err != nil {
 		return usageError("--as: %w", err)
 	}
-	if err := cmp.Or(checkAddress(c.chosen.Host), c.config.check()); err != nil {
+	if err := cmp.Or(checkHostFlag(c.chosen.Host), c.config.check()); err != nil {
 		return err
 	}
 	c.chosen.Settings = c.settings
@@ -64,7 +64,8 @@ func (c *profileImport) run(ctx context.Context, a *app, args []string) error {
 			blocks = append(blocks, i.Block)
 		}
 		text, err := profile.Insert(old.path, old.text, bytes.Join(blocks, []byte("\n")))
-		return edited{text, keysOf(imports)}, err
+		const hint = "for another name: -n NAME --as NEWNAME; to replace the old profile: portknock profile remove"
+		return edited{text, keysOf(imports)}, profileFailure(err, profile.ErrExists, hint)
 	})
 	if err != nil {
 		return err

@@ -51,7 +51,7 @@ func cutKnockdLine(line string) (v value, hasValue bool) {
 // its sequence. The ports come from the command that the section runs.
 //
 // A section that only closes ports, such as [closeSSH] in Debian's file, is converted only if
-// it is chosen by name. The section that opens 22/tcp, or else the first one, gets the name in
+// it is chosen by name. The profile that opens 22/tcp, or else the first one, gets the name in
 // o, or that of the host. The other names are this name, a hyphen and the name of the section.
 //
 // knockd does not start if any line is wrong, so an error in any section matters.
@@ -80,14 +80,16 @@ func convertKnockd(f *source, data []byte, o Options) ([]Import, error) {
 	if i := slices.IndexFunc(chosen, func(s *section) bool { return slices.Contains(effects[s].opened, "22/tcp") }); i > 0 {
 		chosen = slices.Concat(chosen[i:i+1], chosen[:i], chosen[i+1:])
 	}
+	taken := false // whether a profile has the name that is not followed by that of a section
 	imports, err := f.convertAll("section", chosen, func(s *section) {
-		s.setHostName(value{}, "host", o.Host)
-		if name := cmp.Or(o.Name, o.Host); s == chosen[0] && (o.Name != "" || !effects[s].onlyCloses()) {
-			s.setName(name)
-		} else {
-			s.setName(name + "-" + s.name)
+		name, plain := cmp.Or(o.Name, o.Host), !taken && (o.Name != "" || !effects[s].onlyCloses())
+		if !plain {
+			name += "-" + s.name
 		}
+		s.setHostName(value{}, "host", o.Host)
+		s.setName(name)
 		s.convertKnockd(effects[s])
+		taken = taken || plain && s.err == nil
 	})
 	for _, s := range closing {
 		s.warnAboutClosing(chosen, effects, o.Section == "")

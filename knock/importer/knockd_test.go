@@ -297,7 +297,10 @@ func TestKnockdNames(t *testing.T) {
 	for file, want := range map[string]string{
 		shortConf + other: "h h-web",
 		other + shortConf: "h h-web",
-		other:             "h",
+		"[once]\none_time_sequences = /x\ncommand = x\n" + other + shortConf: "h h-web",
+		"[once]\none_time_sequences = /x\ncommand = x\n" + other:             "h",
+		shortConf + "tcpflags = fin\n" + other:                               "h",
+		other:                                                                "h",
 	} {
 		imports, _, err := Convert("knockd", "f", []byte(file), Options{Host: "h"})
 		var names []string
