@@ -135,8 +135,10 @@ func table() []row {
 			"Draw new secrets for a profile that is deployed: other knocks, or a key in a new file. Until\n" +
 				"the server has them from portknock deploy NAME, a login tries the old and the new ones."},
 		{"profile import", "[FLAGS] FILE", 1, 1, profileOperandsError, &profileImport{},
-			"Import the profiles in the .fwknoprc of fwknop's client. Profiles go to the profile\n" +
-				"file, keys to new files beside it."},
+			"Import the profiles in the .fwknoprc of fwknop's client, the sections in the knockd.conf of\n" +
+				"a server, or the profiles in the portknocker.ini of python_port_knocker. Profiles go to the\n" +
+				"profile file, keys to new files beside it. For a knockd.conf, add --host ADDRESS. -o adds a\n" +
+				"setting to the profiles, instead of the same setting from FILE."},
 		{"ssh-config", "[FLAGS] [NAME...]", 0, math.MaxInt, "", &sshConfig{},
 			"Print the lines for ~/.ssh/config with which ssh starts portknock: for each NAME, or for all\n" +
 				"profiles and patterns. With --install --include, ssh uses portknock for all profiles from now\n" +

@@ -31,15 +31,8 @@ func (c *profileAdd) flags(a *app, f *pflag.FlagSet) {
 
 // check adds the settings of --host and --scheme to those of -o.
 func (c *profileAdd) check() error {
-	if user, host, ok := strings.Cut(c.host, "@"); ok {
-		return &failure{exitUsage, fmt.Errorf("--host %q: the address must not have a user", c.host),
-			fmt.Sprintf("--host %s; the user goes to ~/.ssh/config: User %s", host, user)}
-	}
-	if i := strings.LastIndex(c.host, ":"); i >= 0 {
-		if _, err := netip.ParseAddr(c.host); err != nil {
-			return &failure{exitUsage, fmt.Errorf("--host %q is not a host name or an address", c.host),
-				"without a port: --host " + c.host[:i] + " -o Port=" + c.host[i+1:]}
-		}
+	if err := checkHostFlag(c.host); err != nil {
+		return err
 	}
 	if c.host != "" {
 		if err := c.set("--host", "HostName "+escapeHost(c.host)); err != nil {
@@ -58,6 +51,24 @@ func (c *profileAdd) check() error {
 		if slices.ContainsFunc(c.settings[:i], func(t profile.Setting) bool { return t.Keyword == s.Keyword }) {
 			return usageError("%s is given twice", s.Keyword)
 		}
+	}
+	return nil
+}
+
+// checkHostFlag checks the value of --host, which may be "".
+func checkHostFlag(address string) error {
+	if user, host, ok := strings.Cut(address, "@"); ok {
+		return &failure{exitUsage, fmt.Errorf("--host %q: the address must not have a user", address),
+			fmt.Sprintf("--host %s; the user goes to ~/.ssh/config: User %s", host, user)}
+	}
+	if i := strings.LastIndex(address, ":"); i >= 0 {
+		if _, err := netip.ParseAddr(address); err != nil {
+			return &failure{exitUsage, fmt.Errorf("--host %q is not a host name or an address", address),
+				"without a port: --host " + address[:i] + " -o Port=" + address[i+1:]}
+		}
+	}
+	if err := profile.CheckHost(address); address != "" && err != nil {
+		return usageError("--host: %w", err)
 	}
 	return nil
 }
