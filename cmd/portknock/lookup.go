@@ -28,8 +28,13 @@ type config struct {
 }
 
 func (c *config) flags(a *app, f *pflag.FlagSet) {
-	f.StringVarP(&c.path, "config", "c", "", "the profile `FILE`; - is standard input")
+	c.fileFlags(a, f)
 	f.StringArrayVarP(&c.options, "option", "o", nil, "a setting that overrides the file: `KEYWORD=VALUE`")
+}
+
+// fileFlags has the flags of a command that needs only the profile file.
+func (c *config) fileFlags(a *app, f *pflag.FlagSet) {
+	f.StringVarP(&c.path, "config", "c", "", "the profile `FILE`; - is standard input")
 	a.log.flags(f)
 }
 
