@@ -82,7 +82,7 @@ func (c *profileAdd) run(ctx context.Context, a *app, args []string) error {
 		}
 	}
 	var r report
-	if err := c.askSSH(ctx, name, &r); err != nil {
+	if err := c.takeFromSSH(ctx, name, &r); err != nil {
 		return err
 	}
 	err := c.change(func(old profileText) (edited, error) {
@@ -107,9 +107,9 @@ func (c *profileAdd) run(ctx context.Context, a *app, args []string) error {
 	return cmp.Or(err, r.print(a))
 }
 
-// askSSH adds the HostName and the Port that ssh's configuration has for a name, unless the user
+// takeFromSSH adds the HostName and the Port that ssh's configuration has for a name, unless the user
 // has given them.
-func (c *profileAdd) askSSH(ctx context.Context, name string, r *report) error {
+func (c *profileAdd) takeFromSSH(ctx context.Context, name string, r *report) error {
 	has := func(keyword string) bool {
 		return slices.ContainsFunc(c.settings, func(s profile.Setting) bool { return s.Keyword == keyword })
 	}

@@ -43,7 +43,7 @@ func (c *profileRemove) run(ctx context.Context, a *app, args []string) error {
 		}
 		removed = p
 		if d, err := loadDeployment(old.path, p.Name); (d != nil || err != nil) && !c.force {
-			return edited{}, &failure{exitProfile, fmt.Errorf("%s: the profile is deployed, and its server would need it for a login", p.Name),
+			return edited{}, &failure{exitProfile, fmt.Errorf("%s: the profile is deployed, and undeploy needs it to log in to the server", p.Name),
 				fmt.Sprintf("run first: portknock %sundeploy %s\nif the server no longer exists, add --force", options, p.Name)}
 		}
 		return edited{text: text}, nil

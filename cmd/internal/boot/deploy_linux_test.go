@@ -571,7 +571,7 @@ func TestDeployBesideFirewalls(t *testing.T) {
 	}
 }
 
-// TestDeployFormats: a deploy, a login, a change and undeploy work with each format.
+// TestDeployFormats: a deploy, a login, changes and undeploy work with each format.
 func TestDeployFormats(t *testing.T) {
 	t.Parallel()
 	spa := func() string {
@@ -603,6 +603,10 @@ func TestDeployFormats(t *testing.T) {
 				s.run(t, 0, []string{"proved    a new login"}, "deploy", append(args, "vps")...)
 				s.expect(t, c.format+" changed", lab.Dropped)
 				s.expectLogin(t, c.format+" changed", "root")
+				s.client.Run(t, "portknock", "profile", "rotate", "-c", s.profile, "vps")
+				s.expectLogin(t, c.format+" with a rotated profile", "root")
+				s.run(t, 0, []string{"proved    a new login"}, "deploy", append(args, "vps")...)
+				s.expectLogin(t, c.format+" rotated", "root")
 				if c == iptables { // a deploy without --format keeps iptables
 					s.run(t, 0, []string{"format iptables"}, "deploy", "--dry-run", "vps")
 					s.run(t, 6, []string{"rules in both firewalls would admit nobody", "use --format iptables"}, "deploy", "--format", "nftables", "vps")
