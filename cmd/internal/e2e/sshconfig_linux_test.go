@@ -263,8 +263,8 @@ func TestDeployNamesNextCommands(t *testing.T) {
 		t.Errorf("%s: %v\n%s", next[1], err, got)
 	}
 	r.expect(t, r.attacker, lab.Dropped)
-	if next = deploy("vps"); fmt.Sprint(next) != "[ssh vps]" {
-		t.Errorf("the second deploy names the commands %q, want only ssh vps", next)
+	if next = deploy("vps"); fmt.Sprint(next) != "[ssh root@vps]" {
+		t.Errorf("the second deploy names the commands %q, want only ssh root@vps", next)
 	}
 }
 
