@@ -419,6 +419,7 @@ func (d *deploy) finish(s *server) error {
 		return &failure{exitFailed, fmt.Errorf("deployed, but not recorded: %w", err), "mend this, then run: portknock deploy " + s.host}
 	}
 	s.say("deployed  %s", s.profile.Name)
+	s.sayNext()
 	return nil
 }
 

@@ -84,7 +84,7 @@ func (c *config) file(ctx context.Context, a *app) (*profile.File, error) {
 			return profile.Parse(path, text)
 		})
 	}
-	return file, profileFailure(err, fs.ErrNotExist, "portknock help shows how to write one")
+	return file, profileFailure(err, fs.ErrNotExist, "make a profile: portknock profile add NAME")
 }
 
 // profileFailure returns the failure to find or read a profile. The failure has the hint

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -18,25 +19,20 @@ import (
 type profileAdd struct {
 	config
 	host, scheme string
+	sshConfig    bool // also install the lines for ssh
 }
 
 func (c *profileAdd) flags(a *app, f *pflag.FlagSet) {
 	c.config.flags(a, f)
 	f.StringVar(&c.host, "host", "", "the server's `ADDRESS`, a name or an IP address; by default, what ssh's\nconfiguration has for NAME")
 	f.StringVar(&c.scheme, "scheme", "", "the `SCHEME`: static (the default), rotating, token, md5-hourly or\nfwknop")
+	f.BoolVar(&c.sshConfig, "ssh-config", false, "make ssh use portknock for all profiles, as portknock ssh-config\n--install --include does")
 }
 
 // check adds the settings of --host and --scheme to those of -o.
 func (c *profileAdd) check() error {
-	if user, host, ok := strings.Cut(c.host, "@"); ok {
-		return &failure{exitUsage, fmt.Errorf("--host %q: the address must not have a user", c.host),
-			fmt.Sprintf("--host %s; the user goes to ~/.ssh/config: User %s", host, user)}
-	}
-	if i := strings.LastIndex(c.host, ":"); i >= 0 {
-		if _, err := netip.ParseAddr(c.host); err != nil {
-			return &failure{exitUsage, fmt.Errorf("--host %q is not a host name or an address", c.host),
-				"without a port: --host " + c.host[:i] + " -o Port=" + c.host[i+1:]}
-		}
+	if err := checkHostFlag(c.host); err != nil {
+		return err
 	}
 	if c.host != "" {
 		if err := c.set("--host", "HostName "+escapeHost(c.host)); err != nil {
@@ -59,6 +55,24 @@ func (c *profileAdd) check() error {
 	return nil
 }
 
+// checkHostFlag checks the value of --host, which may be "".
+func checkHostFlag(address string) error {
+	if user, host, ok := strings.Cut(address, "@"); ok {
+		return &failure{exitUsage, fmt.Errorf("--host %q: the address must not have a user", address),
+			fmt.Sprintf("--host %s; the user goes to ~/.ssh/config: User %s", host, user)}
+	}
+	if i := strings.LastIndex(address, ":"); i >= 0 {
+		if _, err := netip.ParseAddr(address); err != nil {
+			return &failure{exitUsage, fmt.Errorf("--host %q is not a host name or an address", address),
+				"without a port: --host " + address[:i] + " -o Port=" + address[i+1:]}
+		}
+	}
+	if err := profile.CheckHost(address); address != "" && err != nil {
+		return usageError("--host: %w", err)
+	}
+	return nil
+}
+
 // escapeHost returns a host as the value of a HostName, in which "%h" means another host.
 func escapeHost(host string) string { return strings.ReplaceAll(host, "%", "%%") }
 
@@ -72,6 +86,12 @@ func (c *profileAdd) run(ctx context.Context, a *app, args []string) error {
 		return usageError("profile add: %w", err)
 	}
 	options := c.pathFlag()
+	lines := &sshConfig{config: config{path: c.path}, include: true}
+	if c.sshConfig {
+		if err := lines.checkInstall(); err != nil {
+			return err
+		}
+	}
 	var r report
 	if err := c.takeFromSSH(ctx, name, &r); err != nil {
 		return err
@@ -89,8 +109,13 @@ func (c *profileAdd) run(ctx context.Context, a *app, args []string) error {
 		return err
 	}
 	r.add("added", "Host %s to %s", name, c.path)
+	if c.sshConfig {
+		err = lines.installAll(ctx, a, &r)
+	} else {
+		refreshSSHConfig(ctx, a, c.path, &r)
+	}
 	r.add("next", "portknock %sdeploy %s", options, name)
-	return r.print(a)
+	return cmp.Or(err, r.print(a))
 }
 
 // takeFromSSH adds the HostName and the Port that ssh's configuration has for a name, unless the user

@@ -63,6 +63,7 @@ func (c *profileEdit) run(ctx context.Context, a *app, _ []string) error {
 		return r.print(a)
 	}
 	r.add("changed", "%s", path)
+	refreshSSHConfig(ctx, a, path, &r)
 	if err := c.addProblems(ctx, &r, file, options); err != nil {
 		return err
 	}

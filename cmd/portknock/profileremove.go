@@ -20,7 +20,7 @@ func (c *profileRemove) flags(a *app, f *pflag.FlagSet) {
 	f.BoolVar(&c.force, "force", false, "also if the profile is deployed; forget what the server has")
 }
 
-func (c *profileRemove) run(_ context.Context, a *app, args []string) error {
+func (c *profileRemove) run(ctx context.Context, a *app, args []string) error {
 	name, options := args[0], c.pathFlag()
 	var r report
 	var removed *profile.Profile // nil if only another name of a profile is removed
@@ -63,5 +63,6 @@ func (c *profileRemove) run(_ context.Context, a *app, args []string) error {
 			}
 		}
 	}
+	refreshSSHConfig(ctx, a, c.path, &r)
 	return r.print(a)
 }

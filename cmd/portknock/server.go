@@ -361,8 +361,12 @@ func (s *server) direct() bool {
 	if s.ssh.proxyJump != "" {
 		return false
 	}
-	program, _, _ := strings.Cut(strings.TrimPrefix(s.ssh.proxyCommand, "exec "), " ")
-	base := strings.TrimSuffix(filepath.Base(strings.Trim(program, `"'`)), ".exe")
+	program, end := strings.TrimPrefix(s.ssh.proxyCommand, "exec "), " "
+	if strings.HasPrefix(program, `"`) || strings.HasPrefix(program, "'") { // the path may have spaces
+		program, end = program[1:], program[:1]
+	}
+	program, _, _ = strings.Cut(program, end)
+	base := strings.TrimSuffix(filepath.Base(program), ".exe")
 	return s.ssh.proxyCommand == "" || base == "portknock"
 }
 
@@ -382,15 +386,45 @@ func (s *server) proxyCommand(via string) string {
 	for _, o := range s.config.options {
 		words = append(words, "-o", o)
 	}
-	words = append(words, "--profile", cmp.Or(via, s.profile.Name), "--")
-	for i, w := range words {
-		words[i] = strings.ReplaceAll(localWord(w), "%", "%%")
-	}
+	command := proxyWords(append(words, "--profile", cmp.Or(via, s.profile.Name), "--")...)
 	host := "%h"
 	if address := s.address(); address != s.ssh.hostName {
-		host = strings.ReplaceAll(localWord(address), "%", "%%")
+		host = proxyWords(address)
 	}
-	return strings.Join(append(words, host, "%p"), " ")
+	return command + " " + host + " %p"
+}
+
+// proxyWords quotes words for a ProxyCommand.
+func proxyWords(words ...string) string {
+	quoted := make([]string, len(words))
+	for i, w := range words {
+		quoted[i] = strings.ReplaceAll(localWord(w), "%", "%%")
+	}
+	return strings.Join(quoted, " ")
+}
+
+// sayNext says how to log in to the server.
+func (s *server) sayNext() {
+	login := "ssh "
+	if s.sshConfig != "" {
+		login += "-F " + localWord(s.sshConfig) + " "
+	}
+	switch {
+	case s.ssh.proxyCommand != "" || s.ssh.proxyJump != "": // ssh knows how to reach the server
+	case s.sshConfig != "":
+		s.say("next      portknock %sssh-config %s >>%s", s.configFlag(), localWord(s.profile.Name), localWord(s.sshConfig))
+	default:
+		s.say("next      portknock %sssh-config --install --include", s.configFlag())
+	}
+	s.say("next      %s", login+localWord(s.host))
+}
+
+// configFlag returns the flag -c for other commands, "" if they find the profile file without it.
+func (s *server) configFlag() string {
+	if usual, _ := profile.Find(); usual == s.config.path {
+		return ""
+	}
+	return s.config.pathFlag()
 }
 
 // profileOf returns the name of a server without the user.
