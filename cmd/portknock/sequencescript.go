@@ -43,7 +43,7 @@ func (c *sequence) printScript(ctx context.Context, a *app, p *profile.Profile, 
 	}
 	s := knockScript{name: p.Name, host: host, port: cmp.Or(port, 22), openFor: p.OpenFor, until: window.End, knocks: round.Send}
 	// The pauses together are shorter than the time in which knockd accepts a sequence.
-	s.pause = max(100*time.Millisecond, min(500*time.Millisecond, p.KnockTimeout/time.Duration(len(s.knocks)+1)))
+	s.pause = max(100*time.Millisecond, min(700*time.Millisecond, p.KnockTimeout/time.Duration(len(s.knocks)+1)))
 	return a.print("%s", s)
 }
 

@@ -34,7 +34,6 @@ func writeFile(t testing.TB, path, text string) {
 func TestSSHConfigLogsIn(t *testing.T) {
 	t.Parallel()
 	r := newDefaultRig(t)
-	newHome(t, r.server) // a login shell of the machine that runs the tests may take long
 	addr := r.addr().String()
 	dir := filepath.Join(t.TempDir(), `it's 100% "my" $folder`)
 	if err := os.Mkdir(dir, 0o700); err != nil {
@@ -106,7 +105,6 @@ func TestSSHConfigNamesProgram(t *testing.T) {
 func TestSSHConfigInstall(t *testing.T) {
 	t.Parallel()
 	r := newDefaultRig(t)
-	newHome(t, r.server)
 	home := newHome(t, r.client)
 	folder, main, installed := filepath.Join(home, ".ssh"), filepath.Join(home, ".ssh", "config"), filepath.Join(home, ".ssh", "portknock.conf")
 	run := func(code int, texts []string, args ...string) string {
@@ -243,7 +241,6 @@ func TestDeployNamesNextCommands(t *testing.T) {
 		t.Run(fmt.Sprintf("--ssh-config=%v", ownFile), func(t *testing.T) {
 			t.Parallel()
 			r := newDeployRig(t, threeKnocks)
-			newHome(t, r.server)
 			home := newHome(t, r.client)
 			if err := os.Mkdir(filepath.Join(home, ".ssh"), 0o700); err != nil {
 				t.Fatal(err)
@@ -287,7 +284,6 @@ func TestDeployNamesNextCommands(t *testing.T) {
 func TestProfileAddInstallsSSHConfig(t *testing.T) {
 	t.Parallel()
 	r := newDeployRig(t, threeKnocks)
-	newHome(t, r.server)
 	home := newHome(t, r.client)
 	if err := os.Mkdir(filepath.Join(home, ".ssh"), 0o700); err != nil {
 		t.Fatal(err)
