@@ -68,6 +68,7 @@ func (d *deploy) run(ctx context.Context, a *app, hosts []string) error {
 	if err := d.complete(); err != nil {
 		return err
 	}
+	hosts = d.withUsers(hosts)
 	settings := map[string]*deploy{} // by host
 	var err error
 	if d.renew {

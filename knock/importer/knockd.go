@@ -9,13 +9,16 @@ import (
 	"time"
 )
 
-// The directives of knockd 0.8, in lower case. Values of aliases map to the usual name.
+// The directives of knockd 0.8, in lower case. knockdAliases maps other names to these.
 var (
-	knockdOptions    = []string{"usesyslog", "logfile", "pidfile", "interface"}
+	knockdOptions    = []string{"logfile", "pidfile", "interface"}
 	knockdDirectives = []string{"sequence", "one_time_sequences", "seq_timeout", "tcpflags", "target",
 		"start_command", "start_command_6", "cmd_timeout", "stop_command", "stop_command_6"}
 	knockdAliases = map[string]string{"timeout": "seq_timeout", "command": "start_command", "command_6": "start_command_6"}
 )
+
+// useSyslog is the only directive without a value.
+const useSyslog = "usesyslog"
 
 // The limits are those of knockd 0.8.
 const (
@@ -36,8 +39,10 @@ var knockdKnock = lazy(`(?i)^([0-9]+)(?: *: *(tcp|udp))?$`)
 // isKnockdLine reports whether a line is one of knockd's directives.
 func isKnockdLine(line string) bool {
 	v, hasValue := cutKnockdLine(line)
-	known := slices.Contains(knockdOptions, v.variable) || slices.Contains(knockdDirectives, v.variable)
-	return known && (hasValue || v.variable == "usesyslog")
+	if !hasValue {
+		return v.variable == useSyslog
+	}
+	return slices.Contains(knockdOptions, v.variable) || slices.Contains(knockdDirectives, v.variable)
 }
 
 // cutKnockdLine splits "NAME = TEXT". The case of NAME does not matter.
@@ -127,7 +132,7 @@ func (s *section) addKnockdLine(line string, n int) {
 		allowed = knockdOptions
 	}
 	switch {
-	case v.variable == "usesyslog": // allowed everywhere, with or without a value
+	case v.variable == useSyslog && !hasValue: // allowed in every section
 	case !hasValue || !slices.Contains(allowed, v.variable):
 		s.err = cmp.Or(s.err, s.file.fault(n, "knockd does not start with this line; expected a directive such as %s = VALUE", allowed[0]))
 	default:

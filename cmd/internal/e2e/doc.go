@@ -39,6 +39,7 @@
 //	fwknop_import   profile import from fwknop
 //	wire            the packets that the client sends
 //	programs        scp, git and other programs that use ssh
+//	mosh            mosh through a guard of its UDP ports
 //	tools           programs that connect without portknock, after knock or a script of sequence
 //	messages        errors, hints and exit codes
 //	signals         a calling program that gives up, and missing readers

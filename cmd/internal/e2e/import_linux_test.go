@@ -110,3 +110,70 @@ func TestImportedSectionsOfDebian(t *testing.T) {
 	r.client.Run(t, "portknock", "knock", "-c", r.profile, r.addr().String()+"-closeSSH")
 	r.awaitPort(t, time.Minute, r.client, 22, lab.Dropped)
 }
+
+// TestImportReadsKnockdConfLikeKnockd: the importer and knockd read a knockd.conf alike. The
+// importer accepts no file that knockd refuses, and finds the sequence that knockd finds.
+func TestImportReadsKnockdConfLikeKnockd(t *testing.T) {
+	t.Parallel()
+	lab.Require(t, "knockd", "stdbuf")
+	const section = "[a]\nstart_command = ufw allow 22/tcp\n"
+	for name, tt := range map[string]struct {
+		file    string
+		refused bool // whether knockd does not start with the file
+	}{
+		"plain":               {file: section + "sequence = 7000,8000:udp,9000:tcp\n"},
+		"blanks and case":     {file: " \t[a] \nCommand = x\r\n\tSEQUENCE=7000 , 8000 : UDP,07001\r\n"},
+		"comments":            {file: "#[x]\n" + section + "  # sequence = 1\nsequence = 7000\n"},
+		"options":             {file: "[options]\nUseSyslog\nlogfile = /dev/null\n" + section + "sequence = 7000\nusesyslog\n"},
+		"OPTIONS":             {file: "[OPTIONS]\ncommand = x\nsequence = 7000\n"},
+		"blanks in the name":  {file: "[ a ]\ncommand = x = y\nsequence = 7000\n"},
+		"aliases":             {file: "[a]\ncommand = x\ncommand_6 =\ntimeout = 5\nsequence = 7000\ncmd_timeout = 5\n"},
+		"flags":               {file: section + "sequence = 7000\ntcpflags = SYN,!ack\n"},
+		"longest line":        {file: section + "#" + strings.Repeat("x", 4094) + "\nsequence = 7000\n"},
+		"too long line":       {file: section + "#" + strings.Repeat("x", 4095) + "\nsequence = 7000\n", refused: true},
+		"no section":          {file: "sequence = 7000\n" + section, refused: true},
+		"byte order mark":     {file: "\ufeff" + section + "sequence = 7000\n", refused: true},
+		"text after the name": {file: "[a] x\ncommand = x\nsequence = 7000\n", refused: true},
+		"no name":             {file: "[]\ncommand = x\nsequence = 7000\n", refused: true},
+		"no sequence":         {file: section, refused: true},
+		"protocol":            {file: section + "sequence = 7000:icmp\n", refused: true},
+		"large port":          {file: section + "sequence = 65536\n", refused: true},
+		"many knocks":         {file: section + "sequence = 1" + strings.Repeat(",1", 32) + "\n", refused: true},
+		"unknown directive":   {file: section + "sequence = 7000\nsequense = 1\n", refused: true},
+		"blank in directive":  {file: section + "seq uence = 7000\n", refused: true},
+		"comment by ;":        {file: section + "sequence = 7000\n; x\n", refused: true},
+		"UseSyslog = yes":     {file: section + "sequence = 7000\nusesyslog = yes\n", refused: true},
+		"option in a section": {file: section + "sequence = 7000\nlogfile = /dev/null\n", refused: true},
+		"sequence in options": {file: "[options]\nsequence = 7000\n" + section, refused: true},
+		"flags with blanks":   {file: section + "sequence = 7000\ntcpflags = syn, ack\n", refused: true},
+		"empty flags":         {file: section + "sequence = 7000\ntcpflags =\n", refused: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h, dir := lab.NewHost(t, "server"), t.TempDir()
+			conf, config := lab.File(t, "knockd.conf", tt.file), filepath.Join(dir, "config")
+			d := h.Daemon(t, "stdbuf", "-oL", "knockd", "-i", "lo", "-v", "-D", "-c", conf, "-p", filepath.Join(dir, "pid"), "-g", filepath.Join(dir, "log"))
+			end := "listening on lo"
+			if tt.refused {
+				end = "usage:"
+			}
+			d.Log.Await(t, end, 1)
+			output, err := h.Try("portknock", "profile", "import", "-c", config, "--from", "knockd", "--host", "vps", conf)
+			if tt.refused {
+				if err == nil {
+					t.Errorf("knockd refuses the file, but the importer accepts it:\n%s", lab.ReadFile(t, config))
+				}
+				return
+			}
+			if err != nil {
+				t.Fatalf("%v\n%s", err, output)
+			}
+			_, rest, _ := strings.Cut(d.Log.String(), ": sequence: ")
+			want, _, _ := strings.Cut(rest, "\n")
+			got := strings.NewReplacer("/", ":", " ", ",").Replace(profileOf(t, config, "vps").Sequence.String())
+			if got != want {
+				t.Errorf("knockd has the sequence %s, the imported profile %s", want, got)
+			}
+		})
+	}
+}

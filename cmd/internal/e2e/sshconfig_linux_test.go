@@ -275,8 +275,8 @@ func TestDeployNamesNextCommands(t *testing.T) {
 				t.Errorf("%s: %v\n%s", next[1], err, got)
 			}
 			r.expect(t, r.attacker, lab.Dropped)
-			if next = deploy("vps"); !slices.Equal(next, []string{ssh + "vps"}) {
-				t.Errorf("the second deploy names the commands %q, want only %svps", next, ssh)
+			if next = deploy("vps"); !slices.Equal(next, []string{ssh + "root@vps"}) {
+				t.Errorf("the second deploy names the commands %q, want only %sroot@vps", next, ssh)
 			}
 		})
 	}
