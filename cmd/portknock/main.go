@@ -81,7 +81,7 @@ type row struct {
 	about         string  // description for the help
 }
 
-const profileOperandsError = "profile needs list, show HOST or import FILE"
+const profileOperandsError = "profile needs list, show HOST, add|remove|rotate NAME, edit or import FILE"
 
 // table returns all commands, with their flags unset. The struct of each command is in
 // another file.
@@ -91,11 +91,11 @@ func table() []row {
 			"Knock, connect, and join stdin and stdout to the connection."},
 		{"knock", "[FLAGS] HOST [PORT]", 1, 2, "knock needs HOST, and PORT is optional", &knockOnly{},
 			"Send the knocks. With --wait, keep knocking until PORT answers (default: the\n" +
-				"profile's Port, or 22)."},
+				"profile's Port, or 22). On a terminal, say how many knocks have left, and to where."},
 		{"sequence", "[FLAGS] HOST", 1, 1, "sequence needs one HOST", &sequence{},
 			"Print the sequence that a client would send now, and until when it is valid. For Skew\n" +
 				"after the start of a window, also print the sequence of the previous window: a client\n" +
-				"sends it in every second round."},
+				"sends it in every second round. With --as sh, print a script that sends the knocks."},
 		{"emit-rules", "[FLAGS] HOST...", 1, math.MaxInt, "emit-rules needs one HOST or more", &emitRules{},
 			"Print the server's firewall rules for these profiles. For knockd and fwknop, print the\n" +
 				"daemon's configuration. The comment above it has commands to test, load and unload\n" +
@@ -113,18 +113,36 @@ func table() []row {
 				"most likely one first, each with a command or a step that confirms or mends it. Without\n" +
 				"PORT, use the Port of the profile, or the port of ssh. The exit status is 1 if there is a\n" +
 				"cause. Only -vv prints the ports of knocks."},
-		{"profile", "list|show|import [FLAGS] [HOST|FILE]", 1, math.MaxInt, profileOperandsError, nil,
-			"List the profiles, show one with its defaults, or import the profiles in the\n" +
-				".fwknoprc of fwknop's client."},
+		{"profile", "list|show|add|edit|remove|rotate|import [FLAGS] [NAME|FILE]", 1, math.MaxInt, profileOperandsError, nil,
+			"Print the profiles, or change the profile file. A change keeps comments and order. It is\n" +
+				"made completely or not at all, also if portknock is killed, and if several run at once."},
 		{"profile list", "[FLAGS]", 0, 0, profileOperandsError, &profileList{},
 			"List the profiles with what applies to each, without their secrets. A note tells if ssh's\n" +
 				"%h does not find a profile. The note \"pattern\" means that the Host line has only patterns."},
 		{"profile show", "[FLAGS] HOST", 1, 1, profileOperandsError, &profileShow{},
 			"Print the profile of HOST, with the defaults of settings that it does not set, as a\n" +
 				"Host block. The output contains the sequence."},
+		{"profile add", "[FLAGS] NAME", 1, 1, profileOperandsError, &profileAdd{},
+			"Add a profile with new secrets to the profile file: random knocks, or a key in a new file.\n" +
+				"-o adds a setting to the profile. The server gets its rules from: portknock deploy NAME."},
+		{"profile edit", "[FLAGS]", 0, 0, profileOperandsError, &profileEdit{},
+			"Edit a copy of the profile file with $VISUAL, $EDITOR or vi, check the copy, and only then\n" +
+				"replace the profile file."},
+		{"profile remove", "[FLAGS] NAME", 1, 1, profileOperandsError, &profileRemove{},
+			"Remove the profile from the profile file, with the comment directly above it. Key files\n" +
+				"stay. A name that is not the first of its profile is only removed from the Host line."},
+		{"profile rotate", "[FLAGS] NAME", 1, 1, profileOperandsError, &profileRotate{},
+			"Draw new secrets for a profile that is deployed: other knocks, or a key in a new file. Until\n" +
+				"the server has them from portknock deploy NAME, a login tries the old and the new ones."},
 		{"profile import", "[FLAGS] FILE", 1, 1, profileOperandsError, &profileImport{},
-			"Import the profiles in the .fwknoprc of fwknop's client. Profiles go to the profile\n" +
-				"file, keys to new files beside it."},
+			"Import the profiles in the .fwknoprc of fwknop's client, the sections in the knockd.conf of\n" +
+				"a server, or the profiles in the portknocker.ini of python_port_knocker. Profiles go to the\n" +
+				"profile file, keys to new files beside it. For a knockd.conf, add --host ADDRESS. -o adds a\n" +
+				"setting to the profiles, instead of the same setting from FILE."},
+		{"ssh-config", "[FLAGS] [NAME...]", 0, math.MaxInt, "", &sshConfig{},
+			"Print the lines for ~/.ssh/config with which ssh starts portknock: for each NAME, or for all\n" +
+				"profiles and patterns. With --install --include, ssh uses portknock for all profiles from now\n" +
+				"on. ssh takes its first setting of each kind, so the lines come first in ~/.ssh/config."},
 		{"status", "[FLAGS]", 0, 0, "status takes no operands", &printStatus{},
 			"Print all profiles, those with a problem first: the last login or failure, when the server's\n" +
 				"rules expire, and what deploy has installed. All of this is what this computer remembers:\n" +
@@ -135,7 +153,8 @@ func table() []row {
 				"do not make a new key: derive the key of the profile NAME from the master key in\n" +
 				"MASTERKEY, as DeriveHostKey does. The server of that profile needs only this key."},
 		{"version", "", 0, 0, "version takes no operands", &printVersion{}, "Print the version."},
-		{"help", "[COMMAND]", 0, math.MaxInt, "", &printHelp{}, "Print how to use portknock or one of its commands."},
+		{"help", "[COMMAND|TOPIC]", 0, math.MaxInt, "", &printHelp{},
+			"Print the help of a command or a topic. Without an operand, list all commands and topics."},
 	}
 }
 

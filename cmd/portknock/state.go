@@ -72,6 +72,15 @@ func loadState(host string) (s hostState) {
 	return s
 }
 
+// forgetState removes the state of a host.
+func forgetState(host string) {
+	for _, suffix := range []string{stateSuffix, failureSuffix} {
+		if path := stateFile(host, suffix); path != "" {
+			os.Remove(path)
+		}
+	}
+}
+
 // readState reads one file of a hostState into the value that v points to.
 func readState(path string, v any) bool {
 	// Reading a pipe could block, and a login must not wait for the state.

@@ -4,14 +4,11 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/base64"
-	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"regexp"
 	"slices"
 	"strings"
-	"sync"
 	"unicode"
 
 	"github.com/portknock/portknock/knock/profile"
@@ -20,8 +17,7 @@ import (
 // The limits are in bytes. They and the rest of this file follow what the client of
 // fwknop 2.6.10 does with its .fwknoprc, because its manual differs.
 const (
-	maxFile      = 4 << 20 // the importer's own limit, not fwknop's
-	maxLine      = 1022    // fwknop reads the rest of a longer line as another line
+	maxLine      = 1022 // fwknop reads the rest of a longer line as another line
 	maxUser      = 29
 	maxKey       = 32
 	maxLegacyKey = 16
@@ -79,183 +75,73 @@ var (
 	notInFileName   = lazy(`[^\pL\p{Nd}._-]`) // some systems refuse ":" or "%"
 )
 
-// lazy returns a function that compiles an expression at its first call. A login starts
-// the command, which links this package, but does not import anything.
-func lazy(expr string) func() *regexp.Regexp {
-	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(expr) })
+// isFwknopLine reports whether a line sets one of fwknop's variables.
+func isFwknopLine(line string) bool {
+	words := strings.Fields(line)
+	return len(words) > 1 && kinds[strings.TrimSuffix(words[0], ":")] != nil && words[1][0] != '='
 }
 
-// rcFile is a .fwknoprc.
-type rcFile struct {
-	name     string
-	stanzas  []*stanza
-	named    map[string]*stanza // stanzas by name, in lower case
-	warnings []string
-}
-
-// stanza is a line [NAME] and the lines below it. Only the first error of a stanza
-// counts: after the error, no call has an effect. As with fwknop, the error matters only
-// if the stanza is imported.
-type stanza struct {
-	file     *rcFile
-	name     string
-	line     int
-	values   map[string]value
-	settings []profile.Setting
-	result   Import
-	err      error
-}
-
-// value is a line that sets a variable.
-type value struct {
-	variable string
-	text     string
-	line     int // 0 if the stanza does not have the variable
-}
-
-// errLeftOut means that a stanza cannot become a profile. A warning says why.
-var errLeftOut = errors.New("left out")
-
-// Fwknop converts the .fwknoprc of fwknop's client. It converts the stanza stanzaName,
-// or all stanzas if stanzaName is "". The stanza [default] applies to all others.
-// Fwknop converts [default] itself only if it is chosen by name or is the only stanza.
-// The profile of [default] gets the name of its server.
+// convertFwknop converts the .fwknoprc of fwknop's client. It accepts the form that fwknop
+// itself saves: comments, [NAME], and one variable with its value on each line. For example,
+// "SPA_SERVER_PORT 62201x" is an error, because it is not a plain number.
 //
-// Fwknop accepts the form that fwknop itself saves: comments, [NAME], and one variable
-// with its value on each line. It returns an error for a line that fwknop reads
-// differently from how it looks, and for a value that no setting accepts. For example,
-// "SPA_SERVER_PORT 62201x" is an error, because it is not a plain number. Fwknop
-// checks the variables of [default] and of the stanzas that it converts.
-//
-// A stanza may be correct but have no equivalent profile. Fwknop leaves out such a stanza,
-// with a warning: for example a stanza with "USE_GPG Y", because portknock does not
-// support GnuPG. If no stanza remains, Fwknop returns an error.
-//
-// Warnings and errors begin with "FILE:LINE: ", or "FILE: " without a line, and never
-// contain any part of a key. Fwknop may return warnings together with an error.
-func Fwknop(file string, data []byte, stanzaName string) (imports []Import, warnings []string, err error) {
-	r := &rcFile{name: file, named: make(map[string]*stanza)}
-	if err = r.read(data); err == nil {
-		imports, err = r.convertStanzas(stanzaName)
+// The stanza [default] applies to all others. convertFwknop converts [default] itself only
+// if it is chosen by name or is the only stanza. The profile of [default] gets the name of
+// its server. As with fwknop, an error in a stanza that is not converted does not matter,
+// except in [default].
+func convertFwknop(f *source, data []byte, o Options) ([]Import, error) {
+	if err := readFwknop(f, data); err != nil {
+		return nil, err
 	}
-	return imports, r.warnings, err
-}
-
-// fault returns an error for a line.
-func (r *rcFile) fault(line int, format string, args ...any) error {
-	return fmt.Errorf("%s:%d: %w", r.name, line, fmt.Errorf(format, args...))
-}
-
-// read divides a file into stanzas.
-func (r *rcFile) read(data []byte) error {
-	if len(data) > maxFile {
-		return fmt.Errorf("%s: the file is larger than %d bytes", r.name, maxFile)
-	}
-	n := 0
-	for line := range strings.Lines(string(data)) {
-		line = strings.TrimSuffix(strings.TrimSuffix(line, "\n"), "\r")
-		n++
-		control := strings.IndexFunc(line, func(c rune) bool { return c < ' ' && c != '\t' })
-		switch {
-		case len(line) > maxLine:
-			return r.fault(n, "longer than %d bytes, and fwknop reads the rest as another line; shorten it", maxLine)
-		case control >= 0:
-			return r.fault(n, "remove the control character %U", line[control])
-		case line == "" || line[0] == '#' || line[0] == ';':
-		case strings.HasPrefix(strings.TrimLeft(line, " \t"), "["):
-			if err := r.beginStanza(line, n); err != nil {
-				return err
-			}
-		case len(r.stanzas) == 0:
-			return r.fault(n, "fwknop ignores a line before the first stanza; move it below [default]")
-		default:
-			r.stanzas[len(r.stanzas)-1].addLine(line, n)
-		}
-	}
-	return nil
-}
-
-// beginStanza adds the stanza that a line begins.
-func (r *rcFile) beginStanza(line string, n int) error {
-	title := strings.TrimRight(trailingComment().ReplaceAllLiteralString(line, ""), " \t")
-	name := strings.Trim(title, "[] \t")
-	notAllowed := func(c rune) bool { return c == '[' || c == ']' || !unicode.IsPrint(c) }
-	switch first := r.named[strings.ToLower(name)]; {
-	case name == "" || title != "["+name+"]" || strings.ContainsFunc(name, notAllowed):
-		return r.fault(n, "write the first line of a stanza as [NAME]")
-	case first != nil:
-		return r.fault(n, "stanza %s appears twice; move its lines into the stanza at line %d", title, first.line)
-	}
-	s := &stanza{file: r, name: name, line: n, values: make(map[string]value)}
-	r.named[strings.ToLower(name)] = s
-	r.stanzas = append(r.stanzas, s)
-	return nil
-}
-
-// convertStanzas converts the stanza with the name, or all stanzas if the name is "".
-func (r *rcFile) convertStanzas(name string) (imports []Import, err error) {
-	chosen, defaults := r.stanzas, cmp.Or(r.named["default"], new(stanza))
-	switch asked := r.named[strings.ToLower(name)]; {
+	chosen, defaults := f.sections, cmp.Or(f.named["default"], new(section))
+	switch asked := f.named[strings.ToLower(o.Section)]; {
 	case defaults.err != nil:
 		return nil, defaults.err
-	case name != "" && asked == nil:
-		return nil, fmt.Errorf("%s: the file has no stanza %q", r.name, name)
-	case name != "":
-		chosen = []*stanza{asked}
+	case o.Section != "" && asked == nil:
+		return nil, fmt.Errorf("%s: the file has no stanza %q", f.name, o.Section)
+	case o.Section != "":
+		chosen = []*section{asked}
 	case len(chosen) > 1:
-		chosen = slices.DeleteFunc(slices.Clone(chosen), func(s *stanza) bool { return s == defaults })
+		chosen = slices.DeleteFunc(slices.Clone(chosen), func(s *section) bool { return s == defaults })
 		server, ok := defaults.values["SPA_SERVER"]
 		defaults.warn(ok, server, "applies to the other stanzas and is not imported; to import it, give its name")
 	}
-	found := map[string]string{} // name of the first profile for each server
-	for _, s := range chosen {
+	return f.convertAll("stanza", chosen, func(s *section) {
 		s.inherit(defaults)
-		if s.convert(); s.err == errLeftOut {
-			continue
+		s.convertStanza(o.Name)
+	})
+}
+
+// readFwknop divides a file into stanzas.
+func readFwknop(f *source, data []byte) error {
+	return f.readLines(data, "fwknop", maxLine, func(line string, n int) error {
+		switch {
+		case line == "" || line[0] == '#' || line[0] == ';':
+		case strings.HasPrefix(strings.TrimLeft(line, " \t"), "["):
+			return beginStanza(f, line, n)
+		case f.last() == nil:
+			return f.fault(n, "fwknop ignores a line before the first stanza; move it below [default]")
+		default:
+			f.last().addFwknopLine(line, n)
 		}
-		if s.err != nil {
-			return nil, s.err
-		}
-		server := s.lower("SPA_SERVER")
-		first := cmp.Or(found[server], s.result.Name)
-		s.warn(first != s.result.Name, value{},
-			"has the same SPA_SERVER as profile %s, which ssh's %%h finds; to use it, name profile %s", first, s.name)
-		found[server] = first
-		imports = append(imports, s.result)
-	}
-	if len(imports) == 0 {
-		return nil, fmt.Errorf("%s: the file has no stanza that can be imported", r.name)
-	}
-	return imports, nil
+		return nil
+	})
 }
 
-// warn adds a warning if due is true. The warning is about a value, or about the whole
-// stanza if from is the zero value.
-func (s *stanza) warn(due bool, from value, format string, args ...any) {
-	if due && s.err == nil {
-		warning := s.file.fault(cmp.Or(from.line, s.line), "[%s] %w", s.name, fmt.Errorf(format, args...))
-		s.file.warnings = append(s.file.warnings, warning.Error())
+// beginStanza adds the stanza that a line begins.
+func beginStanza(f *source, line string, n int) error {
+	title := strings.TrimRight(trailingComment().ReplaceAllLiteralString(line, ""), " \t")
+	name := strings.Trim(title, "[] \t")
+	notAllowed := func(c rune) bool { return c == '[' || c == ']' || !unicode.IsPrint(c) }
+	if name == "" || title != "["+name+"]" || strings.ContainsFunc(name, notAllowed) {
+		return f.fault(n, "write the first line of a stanza as [NAME]")
 	}
+	return f.begin("stanza", name, strings.ToLower(name), n)
 }
 
-// leaveOut is like warn, and also leaves out the stanza if due is true.
-func (s *stanza) leaveOut(due bool, from value, format string, args ...any) {
-	s.warn(due, from, "is left out: "+format, args...)
-	if due && s.err == nil {
-		s.err = errLeftOut
-	}
-}
-
-// refuse sets the stanza's error, about a value, if due is true.
-func (s *stanza) refuse(due bool, from value, format string, args ...any) {
-	if due && s.err == nil {
-		s.err = s.file.fault(from.line, from.variable+": "+format, args...)
-	}
-}
-
-// addLine reads a line of a stanza, below [NAME]. Its errors never quote the whole line,
+// addFwknopLine reads a line of a stanza, below [NAME]. Its errors never quote the whole line,
 // because the line may contain a key.
-func (s *stanza) addLine(line string, n int) {
+func (s *section) addFwknopLine(line string, n int) {
 	words := plainLine().FindStringSubmatch(trailingComment().ReplaceAllLiteralString(line, ""))
 	if words == nil {
 		s.err = cmp.Or(s.err, s.file.fault(n,
@@ -265,19 +151,17 @@ func (s *stanza) addLine(line string, n int) {
 	v := value{words[1], words[2], n}
 	known := kinds[v.variable]
 	k := cmp.Or(known, word) // an unknown variable is refused before its kind matters
-	first, twice := s.values[v.variable]
 	s.refuse(known == nil, v, "fwknop does not know this variable")
 	s.refuse(strings.ContainsAny(v.text, "#;"), v, "fwknop ends a value at # or ; (put a space before a comment, or use base64)")
 	s.refuse(strings.ContainsAny(v.text[:1], "=:"), v, "remove the %q; fwknop reads it as a part of the value", v.text[:1])
 	s.refuse(k.pattern != nil && !k.pattern().MatchString(v.text), v, "%q is not %s", v.text, k.expected)
-	s.refuse(twice, v, "line %d sets it already; keep one of them", first.line)
-	s.values[v.variable] = v
+	s.add(v)
 }
 
 // inherit copies the values of [default] that the stanza does not have. For some
 // variables, fwknop keeps a part of the value of [default] although the stanza sets the
 // variable again. inherit refuses these stanzas.
-func (s *stanza) inherit(defaults *stanza) {
+func (s *section) inherit(defaults *section) {
 	for _, fromDefault := range defaults.sorted() {
 		v, has := s.values[fromDefault.variable]
 		if !has {
@@ -295,58 +179,38 @@ func (s *stanza) inherit(defaults *stanza) {
 	}
 }
 
-// sorted returns the values in the order of the file.
-func (s *stanza) sorted() []value {
-	return slices.SortedFunc(maps.Values(s.values), func(a, b value) int { return a.line - b.line })
-}
-
 // lower returns the text of a variable in lower case. It returns "" if the stanza does
 // not have the variable.
-func (s *stanza) lower(variable string) string { return strings.ToLower(s.values[variable].text) }
+func (s *section) lower(variable string) string { return strings.ToLower(s.values[variable].text) }
 
 // isYes reports whether the text of a variable is Y or y.
-func (s *stanza) isYes(variable string) bool { return s.lower(variable) == "y" }
+func (s *section) isYes(variable string) bool { return s.lower(variable) == "y" }
 
-// set adds the setting that a value becomes. It refuses a text with a double quote,
-// because a profile file would drop the quotes.
-func (s *stanza) set(from value, keyword, text string) {
-	s.refuse(strings.Contains(text, `"`), from, "%q cannot be written into a profile", from.text)
-	if s.err == nil {
-		var setting profile.Setting
-		source := fmt.Sprintf("%s:%d: %s", s.file.name, from.line, from.variable)
-		setting, s.err = profile.ParseSetting(source, keyword+" "+text)
-		s.settings = append(s.settings, setting)
-	}
-}
-
-// convert makes the stanza's Import.
-func (s *stanza) convert() {
+// convertStanza makes the stanza's Import. The profile gets the name, or that of the stanza if
+// name is "".
+func (s *section) convertStanza(name string) {
 	v, proto := s.values, s.lower("SPA_SERVER_PROTO")
 	server := v["SPA_SERVER"]
 	s.leaveOut(s.isYes("USE_GPG"), v["USE_GPG"], "GnuPG is not supported")
 	s.leaveOut(s.lower("ENCRYPTION_MODE") == "asymmetric", v["ENCRYPTION_MODE"], "GnuPG is not supported")
 	s.leaveOut(proto == "icmp" || proto == "tcpraw", v["SPA_SERVER_PROTO"], "%s needs root and is not supported", proto)
 	s.leaveOut(server.text == "", value{}, "it has no SPA_SERVER")
-	s.set(server, "HostName", strings.ReplaceAll(server.text, "%", "%%"))
+	s.setHostName(server, "SPA_SERVER", server.text)
 	s.set(value{}, "Scheme", "fwknop")
-	if s.result.Name = s.name; strings.EqualFold(s.name, "default") {
-		s.result.Name = server.text
+	if name == "" && strings.EqualFold(s.name, "default") {
+		name = server.text
 	}
-	err := profile.CheckHost(s.result.Name)
-	s.leaveOut(err != nil, value{}, "%w", err)
+	s.setName(name, s.name)
 	s.addOpenPorts()
 	s.addKeys()
 	s.addAllowIP()
 	s.addOtherVariables()
-	if s.err == nil {
-		s.result.Block, err = profile.Block(s.result.Name, s.settings)
-		s.leaveOut(err != nil, value{}, "%w", err)
-	}
+	s.finish()
 }
 
 // addOpenPorts adds the settings for the ports to open and for the forwarding of a
 // port. A NAT_PORT replaces the port of ACCESS.
-func (s *stanza) addOpenPorts() {
+func (s *section) addOpenPorts() {
 	access, natPort := s.values["ACCESS"], s.values["NAT_PORT"]
 	s.warn(access.text == "", access, "has no ACCESS (fwknop reads it from its command line); OpenPorts becomes 22/tcp")
 	access.text = cmp.Or(access.text, "tcp/22")
@@ -376,7 +240,7 @@ func (s *stanza) addOpenPorts() {
 }
 
 // addKeys adds the key and the HMAC key.
-func (s *stanza) addKeys() {
+func (s *section) addKeys() {
 	from, key := s.key("KEY", maxKey, "KeyFile", ".key")
 	legacy, useHMAC := s.lower("ENCRYPTION_MODE") == "legacy", s.values["USE_HMAC"]
 	s.refuse(legacy && len(key) > maxLegacyKey, from, tooLong, maxLegacyKey, len(key))
@@ -396,7 +260,7 @@ const tooLong = "fwknop allows at most %d bytes in a key; this one has %d"
 // key returns the key of a variable, or of the same variable in base64. It also returns
 // the value that has the key. It adds the setting for the key, and a key file that
 // stands beside the profile file and has the name of the profile.
-func (s *stanza) key(variable string, most int, keyword, suffix string) (from value, key []byte) {
+func (s *section) key(variable string, most int, keyword, suffix string) (from value, key []byte) {
 	plain, coded := s.values[variable], s.values[variable+"_BASE64"]
 	from = cmp.Or(coded, plain)
 	if from.line == 0 {
@@ -420,7 +284,7 @@ func (s *stanza) key(variable string, most int, keyword, suffix string) (from va
 }
 
 // addAllowIP adds the setting for the address to open the ports for.
-func (s *stanza) addAllowIP() {
+func (s *section) addAllowIP() {
 	allowIP, url := s.values["ALLOW_IP"], s.values["RESOLVE_URL"]
 	resolve := s.isYes("RESOLVE_IP_HTTPS") || s.isYes("RESOLVE_IP_HTTP")
 	switch text := strings.ToLower(allowIP.text); {
@@ -447,7 +311,7 @@ func (s *stanza) addAllowIP() {
 
 // addOtherVariables adds the settings for values that stay unchanged. It warns about
 // variables without a matching setting.
-func (s *stanza) addOtherVariables() {
+func (s *section) addOtherVariables() {
 	if random := s.values["RAND_PORT"]; s.isYes("RAND_PORT") {
 		s.values["SPA_SERVER_PORT"] = value{"SPA_SERVER_PORT", "random", random.line}
 	}

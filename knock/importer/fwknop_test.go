@@ -29,7 +29,7 @@ func plainWithout(variable string) string {
 // first line of the outcome has the different lines of the block and the different
 // keys, or the error. Each warning follows on its own line.
 func outcome(file string) string {
-	imports, warnings, err := Fwknop("rc", []byte(file), "h")
+	imports, warnings, err := Convert("fwknop", "rc", []byte(file), Options{Section: "h"})
 	var words []string
 	for _, i := range imports {
 		for line := range strings.Lines(string(i.Block)) {
@@ -50,7 +50,7 @@ func outcome(file string) string {
 }
 
 func TestFwknopReadsPlainForm(t *testing.T) {
-	imports, warnings, err := Fwknop("rc", []byte(plain), "")
+	imports, warnings, err := Convert("fwknop", "rc", []byte(plain), Options{})
 	if err != nil || len(imports) != 1 || warnings != nil || string(imports[0].Block) != plainBlock || imports[0].Name != "h" {
 		t.Errorf("plain: imports %+v, warnings %q, error %v", imports, warnings, err)
 	}
@@ -125,7 +125,7 @@ func TestFwknopRefusesMisleadingLines(t *testing.T) {
 		},
 		"byte order mark before first stanza": {
 			file: "\ufeff[x]\n" + plain,
-			want: "rc:1: fwknop ignores a line before the first stanza; move it below [default]",
+			want: "rc:1: remove the control character U+FEFF",
 		},
 		"stanza twice": {
 			file: plain + "[x]\n[H]\n",
@@ -634,7 +634,7 @@ func TestFwknopChoosesStanzas(t *testing.T) {
 			want: "2001:db8::1",
 		},
 	} {
-		imports, warned, err := Fwknop("rc", []byte(tt.file), tt.stanza)
+		imports, warned, err := Convert("fwknop", "rc", []byte(tt.file), Options{Section: tt.stanza})
 		var names []string
 		for _, i := range imports {
 			names = append(names, i.Name)
@@ -656,7 +656,7 @@ func TestFwknopReadsLargeFileInLinearTime(t *testing.T) {
 	for i := range n {
 		fmt.Fprintf(&file, "[%d]\n", i)
 	}
-	_, warned, err := Fwknop("rc", []byte(file.String()), "")
+	_, warned, err := Convert("fwknop", "rc", []byte(file.String()), Options{})
 	if err == nil || len(warned) != n {
 		t.Errorf("%d warnings and error %v, want 100000 warnings and an error", len(warned), err)
 	}
@@ -669,7 +669,7 @@ func TestDifferentNamesGetDifferentKeyFiles(t *testing.T) {
 		"VPS-1.example": "vps-1.example.key", "büro": "büro.key", "дом": "дом.key",
 		"a@b": "a_40b.key", "a:b": "a_3ab.key", "2001:db8::1": "2001_3adb8_3a_3a1.key",
 	} {
-		imports, _, err := Fwknop("rc", []byte("["+name+"]\n"+body), "")
+		imports, _, err := Convert("fwknop", "rc", []byte("["+name+"]\n"+body), Options{})
 		if err != nil || imports[0].Keys[0].File != want {
 			t.Errorf("%s: imports %v, error %v, want key file %s", name, imports, err, want)
 		}
@@ -681,7 +681,7 @@ func TestProfileReadsImportedKey(t *testing.T) {
 	for line, want := range map[string]string{
 		"KEY abc": "abc", "KEY base64:x": "base64:x", "KEY portknock-key-1:x": "portknock-key-1:x", "KEY_BASE64 AP8K": "\x00\xff\n",
 	} {
-		imports, _, err := Fwknop("rc", []byte(plainWithout("KEY")+line+"\n"), "")
+		imports, _, err := Convert("fwknop", "rc", []byte(plainWithout("KEY")+line+"\n"), Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -717,7 +717,7 @@ func FuzzFwknop(f *testing.F) {
 	f.Add([]byte(plain + "SPA_SERVER_PROTO tcp\nRAND_PORT Y\n"))
 	f.Add([]byte("[::1%a]\nSPA_SERVER %h\nKEY_BASE64 AAAA=\n[%h]\nSPA_SERVER a\xff\nKEY x"))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		imports, _, err := Fwknop("rc", data, "")
+		imports, _, err := Convert("fwknop", "rc", data, Options{})
 		if err != nil {
 			if !strings.HasPrefix(err.Error(), "rc:") {
 				t.Fatalf("the error does not begin with the file: %v", err)

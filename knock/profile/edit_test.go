@@ -29,7 +29,7 @@ func TestInsertKeepsTextAndPrecedesDefaults(t *testing.T) {
 	} {
 		text, err := Insert("config", []byte(old), []byte(block))
 		if want == "" {
-			if err == nil || err.Error() != "config:4: SPAPort also applies to the imported host h; limit it to the hosts that need it" {
+			if err == nil || err.Error() != "config:4: SPAPort also applies to the new host h; add !h to its Host line" {
 				t.Errorf("%q: got %v, want an error about SPAPort", old, err)
 			}
 			continue
@@ -41,17 +41,17 @@ func TestInsertKeepsTextAndPrecedesDefaults(t *testing.T) {
 }
 
 func TestInsertReportsConflicts(t *testing.T) {
-	const alsoApplies = " also applies to the imported host h; limit it to the hosts that need it"
+	const alsoApplies = " also applies to the new host h; "
 	const oneBlock = "Host h\n    HostName 192.0.2.1\n    Scheme fwknop\n    KeyFile h.key\n"
 	blocks := oneBlock + "\n" + strings.ReplaceAll(oneBlock, "Host h\n", "Host 203.0.113.7\n")
 	for old, want := range map[string]string{
 		"Nonsense 1\n": `config:1: unknown keyword "Nonsense"`,
 		"Host x H\n":   "config:1: a Host line already names h",
-		"Host vps\n    HostName 203.0.113.7\n" + sequenceLine: "config: host 203.0.113.7 already has a profile: vps",
-		"Host ?\n" + sequenceLine:                             "config: a setting in this file overrides Scheme of the imported host h",
-		"HostName elsewhere\n":                                "config:1: HostName" + alsoApplies,
-		"Host ?\n    KeyCommand pass x\n":                     "config: a setting in this file overrides KeyFile of the imported host h",
-		"Host *\n    HMACKeyFile k\n":                         "config:2: HMACKeyFile" + alsoApplies,
+		"Host vps\n    HostName 203.0.113.7\n" + sequenceLine: "config:1: host 203.0.113.7 already has a profile: vps",
+		"Host ?\n" + sequenceLine:                             "config:2: Sequence" + alsoApplies + "add !h to its Host line",
+		"HostName elsewhere\n":                                "config:1: HostName" + alsoApplies + "move it below a Host line",
+		"Host ?\n    KeyCommand pass x\n":                     "config:2: KeyCommand" + alsoApplies + "add !h to its Host line",
+		"Host *\n    HMACKeyFile k\n":                         "config:2: HMACKeyFile" + alsoApplies + "add !h to its Host line",
 		"Host *\n    AddressFamily inet6\n":                   "config:2: AddressFamily: fwknopd opens ports for IPv4 only",
 	} {
 		if text, err := Insert("config", []byte(old), []byte(blocks)); err == nil || err.Error() != want {
@@ -59,9 +59,9 @@ func TestInsertReportsConflicts(t *testing.T) {
 		}
 	}
 	for blocks, want := range map[string]string{
-		oneBlock + oneBlock:                        "config: host h is imported more than once",
-		"Host *\n    Port 22\n":                    "config: the block to import for * must name exactly one host",
-		"Host a b\n" + sequenceLine:                "config: the block to import for a must name exactly one host",
+		oneBlock + oneBlock:                        "config: host h is added more than once",
+		"Host *\n    Port 22\n":                    "config: the new block for * must name exactly one host",
+		"Host a b\n" + sequenceLine:                "config: the new block for a must name exactly one host",
 		"Port 22\n" + oneBlock:                     "config:1: a setting precedes the first Host line",
 		"Host a\n    Sequence 22\n" + sequenceLine: "config:3: Sequence is set twice; line 2 sets it already",
 	} {
@@ -76,7 +76,7 @@ func TestInsertReportsConflicts(t *testing.T) {
 // number after those of the old file.
 func TestInsertErrorsHaveLinesOfOldFile(t *testing.T) {
 	for old, want := range map[string]string{
-		"Host *\n    Port 22\n    SPAUser bob\n": "config:3: SPAUser also applies to the imported host h; limit it to the hosts that need it",
+		"Host *\n    Port 22\n    SPAUser bob\n": "config:3: SPAUser also applies to the new host h; add !h to its Host line",
 		"Host *\n    SPAProtocol http\n":         "config:7: SPAPort: random is only possible with SPAProtocol udp",
 	} {
 		block, err := Block("h", []Setting{mustSetting(t, "KeyFile", "k"), mustSetting(t, "SPAPort", "random"), mustSetting(t, "Scheme", "fwknop")})
@@ -125,5 +125,82 @@ func TestBlockSortsAndChecksSettings(t *testing.T) {
 		if s, err := ParseSetting("here", text); err == nil {
 			t.Errorf("%q: got %+v, want an error", text, s)
 		}
+	}
+}
+
+// TestRemoveKeepsAllOtherText: Remove takes away a block with its comments and one empty line, or
+// only names. Nothing else changes.
+func TestRemoveKeepsAllOtherText(t *testing.T) {
+	const seq = "    Sequence 7001 8003 9005\n"
+	for old, want := range map[string]string{
+		"Host h\n" + seq:                         "",
+		"\ufeffHost h\n" + seq:                   "\ufeff",
+		"\ufeff# x\r\nHost h\r\n" + seq + "\r\n": "\ufeff",
+		"# mine\n\n# of h\n#too\nHost h\n" + seq + "    # old: 1 2\n\t#\n# next\nHost b\n" + seq: "# mine\n\n# next\nHost b\n" + seq,
+		"Host a\n" + seq + "\nHost H\n" + seq:                                                    "Host a\n" + seq,
+		"Host a\n" + seq + "\nHost h\n" + seq + "\n\nHost b\n" + seq:                             "Host a\n" + seq + "\n\nHost b\n" + seq,
+		"Host a\n  # not of h\nHost h\nPort 22\n\n" + seq + "Host b\n" + seq:                     "Host a\n  # not of h\nHost b\n" + seq,
+		"Port 22\n  # of h\n  Host = h # x\n" + seq + "\n    # free\n":                           "Port 22\n    # free\n",
+		"Host h !h* !b\n" + seq + "Host *\n" + seq:                                               "Host *\n" + seq,
+		// Names on a line. The name of a profile takes along its other names.
+		"Host  a  h\t b # h\r\n" + seq:                           "Host  a\t b # h\r\n" + seq,
+		"\tHost=\"h\" a*\n" + seq:                                "\tHost=a*\n" + seq,
+		"Host h 192.0.2.1 \"b\"  # x\n" + seq:                    "Host \"b\"  # x\n" + seq,
+		"Host b h\n" + seq + "    HostName 192.0.2.1\n":          "Host b\n" + seq + "    HostName 192.0.2.1\n",
+		"Host h b\n" + seq + "    HostName 192.0.2.1\n":          "",
+		"Host h\nPort 22\n\nHost a h\n" + seq + "Host h\n" + seq: "Host a\n" + seq,
+	} {
+		text, err := Remove("config", []byte(old), "h")
+		if err != nil || string(text) != want {
+			t.Errorf("%q:\ngot  %q, %v\nwant %q", old, text, err, want)
+		}
+	}
+	for old, want := range map[string]string{
+		"Nonsense 1\n":              `config:1: unknown keyword "Nonsense"`,
+		"Host *\n" + seq:            "no profile: no Host line in config names h",
+		"Host a\n" + "HostName h\n": "no profile: no Host line in config names h",
+		"Host h x\nScheme token\nKeyFile /k\nHost h\nPort 22\nHost b\nPort 2\n": "",
+		"Host h x\nScheme token\nHost h\nKeyFile /k\nHost x\nKeyFile /k\n":      "",
+	} {
+		if text, err := Remove("config", []byte(old), "h"); (err == nil) != (want == "") || err != nil && err.Error() != want {
+			t.Errorf("%q:\ngot  %q, %v\nwant %s", old, text, err, want)
+		}
+	}
+}
+
+// TestChangeReplacesOnlyTheValue: Change keeps the rest of the line and all other lines. A line
+// that is not only for the profile is an error.
+func TestChangeReplacesOnlyTheValue(t *testing.T) {
+	for old, want := range map[string]string{
+		"Host h\n\tsequence =  7001  8003 # x\n":                          "Host h\n\tsequence =  1 2 3 # x\n",
+		"\ufeffHost h\r\nSequence=\"7001 8003\"\r\n":                      "\ufeffHost h\r\nSequence=1 2 3\r\n",
+		"Host h 192.0.2.1 !a\n  Sequence 7001/udp":                        "Host h 192.0.2.1 !a\n  Sequence 1 2 3",
+		"Host h b\nHostName x\nSequence 7001\nHost b":                     "Host h b\nHostName x\nSequence 1 2 3\nHost b",
+		"Host h\nPort 22\nHost h\nSequence 7001\nHost *\nSequence 8003\n": "Host h\nPort 22\nHost h\nSequence 1 2 3\nHost *\nSequence 8003\n",
+	} {
+		text, err := Change("config", []byte(old), "h", []Setting{{Keyword: "Sequence", Value: "1 2 3"}})
+		if err != nil || string(text) != want {
+			t.Errorf("%q:\ngot  %q, %v\nwant %q", old, text, err, want)
+		}
+	}
+	const notOnly = ": not only for h; give h a "
+	for old, want := range map[string]string{
+		"Host h b\nSequence 7001\n":                              "config:2: Sequence" + notOnly + "Sequence in a block of its own above",
+		"Host h\nPort 22\nHost *\nSequence 7001\n":               "config:4: Sequence" + notOnly + "Sequence in a block of its own above",
+		"Sequence 7001\nHost h\n":                                "config:1: Sequence" + notOnly + "Sequence in a block of its own above",
+		"Host h\nScheme token\nKeyFile /k\n":                     "config: no block for h sets Sequence",
+		"Host b\nSequence 7001\n":                                `no profile for "h" in config`,
+		"Host h\nSequence 7001\nOpenPorts 2\n":                   "config:2: Sequence: knock 2 of 3 goes to a guarded port (one of the OpenPorts)",
+		"Host h\nSequence 7001\nHost h*\nOpenPorts 5\nOpenFor x": `config:5: OpenFor: "x" is not a time such as 10, 250ms or 1h30m`,
+	} {
+		text, err := Change("config", []byte(old), "h", []Setting{{Keyword: "Sequence", Value: "1 2 3"}})
+		if err == nil || err.Error() != want {
+			t.Errorf("%q:\ngot  %q, %v\nwant %s", old, text, err, want)
+		}
+	}
+	text, err := Change("config", []byte("Host h\nScheme fwknop\nKeyFile a # x\nHMACKeyFile b\n"), "h",
+		[]Setting{{Keyword: "KeyFile", Value: "c d"}, {Keyword: "HMACKeyFile", Value: "e"}})
+	if want := "Host h\nScheme fwknop\nKeyFile \"c d\" # x\nHMACKeyFile e\n"; err != nil || string(text) != want {
+		t.Errorf("got %q, %v; want %q", text, err, want)
 	}
 }

@@ -40,7 +40,7 @@ type block struct {
 
 // Setting is a keyword and its value.
 type Setting struct {
-	Keyword string // keyword as the README spells it, such as HostName
+	Keyword string // keyword with its usual capitals, such as HostName
 	Value   string // value with one space between words; quotes are removed, except from a command
 	line    int    // line number in the file; 0 if the setting is not from a file
 	source  string // source for errors if the setting is not from a file, such as an option; else ""
@@ -113,13 +113,45 @@ func Load(path string) (*File, error) {
 		return nil, err
 	}
 	f, err := parse(path, dir, data)
-	if err == nil && regular && slices.ContainsFunc(f.blocks, func(b *block) bool { return b.settings.has("Sequence") }) {
-		err = secret.CheckReaders(path, info, "a Sequence")
+	if err == nil && regular {
+		err = f.checkReaders(path, info)
 	}
 	if err != nil {
 		return nil, err
 	}
 	return f, nil
+}
+
+// Check reads a text that is meant for the profile file at path, and makes the checks of [Load].
+// Info describes the file now, and is nil if the file does not exist. Check does not read the
+// file.
+func Check(path string, data []byte, info fs.FileInfo) (*File, error) {
+	if info != nil {
+		if err := secret.CheckOwner(path, info); err != nil {
+			return nil, err
+		}
+	}
+	dir, err := filepath.Abs(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	f, err := parse(path, dir, data)
+	if err == nil && info != nil {
+		err = f.checkReaders(path, info)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
+// checkReaders returns an error if f contains a Sequence and other users can read the file at
+// path.
+func (f *File) checkReaders(path string, info fs.FileInfo) error {
+	if !slices.ContainsFunc(f.blocks, func(b *block) bool { return b.settings.has("Sequence") }) {
+		return nil
+	}
+	return secret.CheckReaders(path, info, "a Sequence")
 }
 
 // Parse reads the text of a profile file. Errors start with its name, as "NAME:LINE: ".

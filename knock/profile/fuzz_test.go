@@ -3,6 +3,7 @@ package profile
 import (
 	"bytes"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -77,4 +78,95 @@ func FuzzParseSetting(f *testing.F) {
 			t.Fatalf("%q: ParseSetting returned %+v, but checkAgain returned %+v, %v", s, first, again, err)
 		}
 	})
+}
+
+// FuzzEdit: an edit keeps all text that it is not about, and leaves a file that can be read. No
+// other profile changes. Remove takes away what Insert has added.
+func FuzzEdit(f *testing.F) {
+	f.Add([]byte(staticFile), "vps")
+	f.Add([]byte("\ufeff# x\r\nHost \"a\" b*\tc # y\r\n\tSequence = 7000,8000:udp # x\r\n\r\n# z\nHost * !a\nPort 22"), "a")
+	f.Add([]byte("# all\nHost a 192.0.2.1\n  HostName ::1\n  # z\n\nHost b a\nSequence=\"1 5\"\n"), "a")
+	f.Add([]byte("Host a\nScheme rotating\nKeyFile /a\nHost a b\nHost c\nSequence 1\n"), "A")
+	f.Fuzz(func(t *testing.T, data []byte, host string) {
+		old, err := Parse("file", data)
+		if err != nil {
+			return
+		}
+		if text, err := Remove("file", data, host); err == nil {
+			gone := old.namesOf(host)
+			checkOthers(t, old, text, func(name string) bool { return slices.Contains(gone, name) })
+			rest := lines(data)
+			for _, line := range lines(text) { // each line is one of the old lines, or a Host line with fewer names
+				i := slices.IndexFunc(rest, func(l string) bool { return l == line || len(l) > len(line) && isSubsequence(line, l) })
+				if i < 0 {
+					t.Fatalf("%q is a new line\n%q\n%q", line, data, text)
+				}
+				rest = rest[i+1:]
+			}
+		}
+		if p, err := old.Lookup(host); err == nil && len(p.Sequence) > 0 {
+			const drawn = "50001/udp 40002/tcp"
+			if text, err := Change("file", data, p.Name, []Setting{{Keyword: "Sequence", Value: drawn}}); err == nil {
+				file := checkOthers(t, old, text, func(name string) bool {
+					q, err := old.Lookup(name)
+					return err == nil && q.Name == p.Name
+				})
+				if q, err := file.Lookup(p.Name); err != nil || q.Sequence.String() != drawn {
+					t.Fatalf("got %v, %v\n%s", q, err, text)
+				}
+				before, after := lines(data), lines(text)
+				for i := range before {
+					if before[i] != after[i] && !strings.Contains(after[i], drawn) || len(before) != len(after) {
+						t.Fatalf("%q became %q", before[i], after[i])
+					}
+				}
+			}
+		}
+		if text, err := Insert("file", data, []byte("Host new.example\n    Sequence 50001 40002\n")); err == nil {
+			text, err = Remove("file", text, "new.example")
+			if notBlank := func(b []byte) []string {
+				return slices.DeleteFunc(lines(b), func(l string) bool { return strings.TrimSpace(l) == "" })
+			}; err != nil || !slices.Equal(notBlank(text), notBlank(data)) {
+				t.Fatalf("got %q, %v\nwant %q", text, err, data)
+			}
+		}
+	})
+}
+
+// lines returns the lines of a text without their ends.
+func lines(text []byte) []string {
+	return strings.Split(strings.ReplaceAll(string(text), "\r\n", "\n"), "\n")
+}
+
+// isSubsequence reports whether all bytes of a are in b, in the same order.
+func isSubsequence(a, b string) bool {
+	for i := range len(b) {
+		if a != "" && a[0] == b[i] {
+			a = a[1:]
+		}
+	}
+	return a == ""
+}
+
+// checkOthers checks that a text is a file that has the same profiles as old for all names, except
+// those that may change.
+func checkOthers(t *testing.T, old *File, text []byte, mayChange func(name string) bool) *File {
+	t.Helper()
+	file, err := Parse("file", text)
+	if err != nil {
+		t.Fatalf("%v\n%q", err, text)
+	}
+	for _, b := range old.blocks {
+		for _, name := range b.literals() {
+			if mayChange(name) || !gather(old.matching(name, nil)).defineKnocks() {
+				continue
+			}
+			p, err := old.Lookup(name)
+			q, err2 := file.Lookup(name)
+			if err != nil || err2 != nil || !reflect.DeepEqual(p, q) {
+				t.Fatalf("%s: %v became %v\n%q", name, p, q, text)
+			}
+		}
+	}
+	return file
 }

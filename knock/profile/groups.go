@@ -212,7 +212,7 @@ var drawSettings = &group{
 	},
 	defaults: func(p *Profile, _ settings) {
 		if p.PortRange.First == 0 {
-			p.PortRange.First, p.PortRange.Last = 20000, 59999
+			p.PortRange.First, p.PortRange.Last = drawnPorts.First, drawnPorts.Last
 		}
 		setDefault(&p.Knocks, 5)
 	},

@@ -38,7 +38,17 @@ func Create(path string, text []byte) error {
 		os.Remove(path)
 		return notWritten(path, err)
 	}
+	syncFolder(path)
 	return nil
+}
+
+// syncFolder makes the name of a file last through a loss of power: a server may already have the
+// rules for a new key when the power fails. Some systems cannot do this, so an error has no effect.
+func syncFolder(path string) {
+	if dir, err := os.Open(filepath.Dir(path)); err == nil {
+		_ = dir.Sync()
+		dir.Close()
+	}
 }
 
 // notWritten returns the error for a file that could not be written. It leaves out the
@@ -96,6 +106,7 @@ func Replace(path string, text []byte, like fs.FileInfo) error {
 		os.Remove(f.Name())
 		return notWritten(path, err)
 	}
+	syncFolder(target)
 	return nil
 }
 

@@ -19,8 +19,8 @@ func fwknopClient(h *lab.Host, home string, args ...string) (string, error) {
 	return h.Try("env", append([]string{"HOME=" + home, "fwknop"}, args...)...)
 }
 
-// requestOf returns the request that a profile sends to fwknopd.
-func requestOf(t testing.TB, config, host string) *spa.Request {
+// profileOf returns the profile of a host in a profile file.
+func profileOf(t testing.TB, config, host string) *profile.Profile {
 	t.Helper()
 	file, err := profile.Load(config)
 	if err != nil {
@@ -30,7 +30,13 @@ func requestOf(t testing.TB, config, host string) *spa.Request {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := p.Picker(t.Context())
+	return p
+}
+
+// requestOf returns the request that a profile sends to fwknopd.
+func requestOf(t testing.TB, config, host string) *spa.Request {
+	t.Helper()
+	s, err := profileOf(t, config, host).Picker(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -96,6 +96,9 @@ func (h *Host) SSHD(t TB, ports []uint16, options ...string) *SSHD {
 	return s
 }
 
+// Key returns the path of the private key of root.
+func (s *SSHD) Key() string { return s.key }
+
 // ClientConfig writes a file for ssh -F, and returns its path. With the file, ssh logs in
 // to this server under any name. lines come first in the file: HostName, ProxyCommand, a
 // Host block.
