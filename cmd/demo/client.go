@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -16,7 +17,85 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+	"golang.org/x/crypto/ssh/knownhosts"
 )
+
+// login is one login with ssh through portknock, and the SSH server that it reaches.
+type login struct {
+	*demo
+	actor   string                // the program that logs in: ssh, or go for Go's SSH client
+	start   func(*exec.Cmd) error // starts a program on the client
+	service netip.AddrPort        // address and port of the server
+	profile string
+	server  *sshServer
+	finish  func()            // makes the server send the farewell and end the session
+	config  *ssh.ClientConfig // for Go's SSH client
+}
+
+// newLogin makes keys and writes the client's files.
+func (d *demo) newLogin(ctx context.Context, service netip.AddrPort, profile string, start func(*exec.Cmd) error) (*login, error) {
+	clientKey, client, err := newKey()
+	if err != nil {
+		return nil, err
+	}
+	_, host, err := newKey()
+	if err != nil {
+		return nil, err
+	}
+	block, err := ssh.MarshalPrivateKey(clientKey, "portknock demo")
+	if err != nil {
+		return nil, err
+	}
+	for name, text := range map[string]string{
+		"config":      profile,
+		"ssh_config":  sshConfig(d.portknock, service),
+		"known_hosts": knownhosts.Line([]string{service.String()}, host.PublicKey()) + "\n",
+		"key":         string(pem.EncodeToMemory(block)),
+	} {
+		if err := os.WriteFile(filepath.Join(d.dir, name), []byte(text), 0o600); err != nil {
+			return nil, err
+		}
+	}
+	finish := make(chan struct{})
+	l := &login{
+		demo: d, actor: "ssh", start: start, service: service, profile: profile,
+		server: newSSHServer(host, client.PublicKey(), finish),
+		finish: func() { close(finish) },
+		config: &ssh.ClientConfig{
+			User:            "demo",
+			Auth:            []ssh.AuthMethod{ssh.PublicKeys(client)},
+			HostKeyCallback: ssh.FixedHostKey(host.PublicKey()),
+		},
+	}
+	// ssh does not work for a user without an entry in the password file, which is common
+	// in containers.
+	if d.ssh == "" || l.sshCommand(ctx, "-G", "demo").Run() != nil {
+		l.actor = "go"
+	}
+	return l, nil
+}
+
+// String returns what a user writes for this login.
+func (l *login) String() string {
+	text := "The profile, for the client and the server:\n\n" + indent(l.profile) +
+		"\nThe line in ~/.ssh/config:\n\n    ProxyCommand portknock %h %p\n"
+	if l.actor == "go" {
+		text += "\nThis computer has no working ssh, so the demo uses Go's SSH client (go) instead.\n"
+	}
+	return text
+}
+
+// run logs in, runs a command on the server, and reports each line that the server sends. When
+// run returns, all programs that it has started have ended.
+func (l *login) run(ctx context.Context, st *story) {
+	out := &lines{pass: func(s string) { st.report(ctx, event{kind: said, actor: l.actor, text: s}) }}
+	connect := l.runSSH
+	if l.actor == "go" {
+		connect = l.runGoSSH
+	}
+	err := connect(ctx, "hello", out)
+	st.report(ctx, event{kind: ended, actor: l.actor, text: "exit status 0", err: err})
+}
 
 // sshConfig returns a configuration for ssh -F, which replaces the user's ~/.ssh/config. It
 // has the lines that a user would write there, and options that keep the agent and the
@@ -51,12 +130,10 @@ func quote(path string) string {
 	return `"` + strings.NewReplacer(`"`, `\"`, `\`, `\\`, "$", `\$`, "`", "\\`").Replace(path) + `"`
 }
 
-// sshCommand returns a command that runs ssh in dir.
-func sshCommand(ctx context.Context, path, dir string, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, path, append([]string{"-F", "ssh_config"}, args...)...)
-	cmd.Dir = dir
+// sshCommand returns a command that runs ssh in l.dir.
+func (l *login) sshCommand(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := l.command(ctx, l.ssh, append([]string{"-F", "ssh_config"}, args...)...)
 	cmd.WaitDelay = 10 * time.Second
-	cmd.Env = append(os.Environ(), stateIn(dir))
 	if runtime.GOOS != "windows" {
 		// ssh runs ProxyCommand with the user's shell, which may be nologin.
 		cmd.Env = append(cmd.Env, "SHELL=/bin/sh")
@@ -64,30 +141,22 @@ func sshCommand(ctx context.Context, path, dir string, args ...string) *exec.Cmd
 	return cmd
 }
 
-// stateIn returns the environment variable that makes portknock keep its state in dir, and not
-// in the user's home directory.
-func stateIn(dir string) string { return "XDG_STATE_HOME=" + dir }
-
-// sshWorks reports whether ssh is installed and works. ssh does not work for a user
-// without an entry in the password file, which is common in containers.
-func sshWorks(ctx context.Context, path, dir string) bool {
-	return path != "" && sshCommand(ctx, path, dir, "-G", "demo").Run() == nil
-}
-
-// runSSH runs a command on the server with this machine's ssh. When runSSH returns, ssh
-// and portknock have ended.
-func runSSH(ctx context.Context, path, dir, command string, out io.Writer) error {
-	cmd := sshCommand(ctx, path, dir, "demo", command)
+// runSSH runs a command on the server with this machine's ssh.
+func (l *login) runSSH(ctx context.Context, command string, out io.Writer) error {
+	cmd := l.sshCommand(ctx, "demo", command)
 	var stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = out, &stderr
-	return explain("ssh", cmd.Run(), &stderr)
+	err := l.start(cmd)
+	if err == nil {
+		err = cmd.Wait()
+	}
+	return explain("ssh", err, &stderr)
 }
 
 // runGoSSH runs a command on the server with Go's SSH client instead of ssh. As in runSSH,
 // portknock makes the connection; the client uses portknock's standard input and output.
-func runGoSSH(ctx context.Context, portknock, dir, command string, service netip.AddrPort, config *ssh.ClientConfig, out io.Writer) error {
-	cmd := exec.CommandContext(ctx, portknock, "-c", "config", service.Addr().String(), fmt.Sprint(service.Port()))
-	cmd.Dir, cmd.Env = dir, append(os.Environ(), stateIn(dir))
+func (l *login) runGoSSH(ctx context.Context, command string, out io.Writer) error {
+	cmd := l.command(ctx, l.portknock, "-c", "config", l.service.Addr().String(), fmt.Sprint(l.service.Port()))
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	stdin, err := cmd.StdinPipe()
@@ -98,7 +167,7 @@ func runGoSSH(ctx context.Context, portknock, dir, command string, service netip
 	if err != nil {
 		return err
 	}
-	if err := cmd.Start(); err != nil {
+	if err := l.start(cmd); err != nil {
 		return err
 	}
 	clientEnd, portknockEnd := net.Pipe()
@@ -112,7 +181,7 @@ func runGoSSH(ctx context.Context, portknock, dir, command string, service netip
 		defer portknockEnd.Close()
 		io.Copy(portknockEnd, stdout)
 	}()
-	err = session(clientEnd, command, config, out)
+	err = session(clientEnd, command, l.config, out)
 	clientEnd.Close()
 	<-received
 	if wait := cmd.Wait(); wait != nil && err != nil {

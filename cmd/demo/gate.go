@@ -25,6 +25,18 @@ type gate struct {
 	knocks     chan arrival   // knocks at all ports
 }
 
+const (
+	gateOpenFor = 2 * time.Second // duration of an opening
+
+	// knockDelay is longer than the default. The gate receives UDP and TCP knocks on
+	// different sockets. On a busy machine, with the default pause, the gate could
+	// receive two knocks in the wrong order.
+	knockDelay = 20 * time.Millisecond
+)
+
+// after is the clock that ends openings. Tests replace it.
+var after = time.After
+
 // knockPort is a port to knock at.
 type knockPort struct {
 	step  knock.Step

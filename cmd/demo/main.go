@@ -1,7 +1,11 @@
-// Command demo shows what portknock does. It uses only this machine and loopback, needs no
-// privileges, and leaves nothing behind. It runs a gate, which stands in for a server's
-// firewall, an SSH server, the portknock command built from this module, and ssh. If ssh
-// is not installed or does not work, Go's SSH client replaces it.
+// Command demo shows what portknock does. It uses only this machine, needs no privileges,
+// and leaves nothing behind. It builds the portknock command from this module and logs in
+// with ssh to an SSH server of its own.
+//
+// On Linux, the client, an attacker and the server are hosts of a private network, and the
+// kernel's firewall has the rules that portknock makes. On a system that cannot do this, a
+// gate stands in for the firewall, on loopback. If ssh is not installed or does not work,
+// Go's SSH client replaces it.
 package main
 
 import (
@@ -18,29 +22,37 @@ import (
 	"time"
 )
 
-const (
-	openFor  = 2 * time.Second
-	watchdog = 2 * time.Minute
+const watchdog = 2 * time.Minute
 
-	// knockDelay is longer than the default. The gate receives UDP and TCP knocks on
-	// different sockets. On a busy machine, with the default pause, the gate could
-	// receive two knocks in the wrong order.
-	knockDelay = 20 * time.Millisecond
-)
+// insideName is the name under which the demo starts itself in a private network.
+const insideName = "portknock-demo-network"
 
-// after is the clock that ends openings. Tests replace it.
-var after = time.After
+const introduction = `The demo builds portknock, and logs in with ssh to a server whose port is closed to everyone
+else. All of this stays on this computer, needs no root and leaves nothing behind.
+`
+
+const quickStart = `
+The demo has ended and leaves nothing behind. For your own server, install portknock with
+"go install ./cmd/portknock" and run:
+
+    portknock profile add --ssh-config --host ADDRESS vps
+    portknock deploy vps
+    ssh vps
+`
 
 func main() {
 	// SIGPIPE is included so that `demo | head` cleans up too.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
+	defer stop()
+	if os.Args[0] == insideName {
+		mainInside(ctx)
+		return
+	}
 	path, err := exec.LookPath("ssh")
 	if err != nil {
 		path = ""
 	}
-	err = run(ctx, os.Stdout, path)
-	stop()
-	if err != nil {
+	if err := run(ctx, os.Stdout, path); err != nil {
 		fmt.Fprintf(os.Stderr, "demo: %s\n", oneLine(err.Error()))
 		os.Exit(1)
 	}
@@ -51,6 +63,7 @@ func main() {
 func run(ctx context.Context, out io.Writer, sshPath string) (err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, watchdog, fmt.Errorf("not done after %v", watchdog))
 	defer cancel()
+	fmt.Fprint(out, introduction, "\n")
 	dir, err := os.MkdirTemp("", "portknock-demo-")
 	if err != nil {
 		return err
@@ -70,26 +83,11 @@ func run(ctx context.Context, out io.Writer, sshPath string) (err error) {
 	if err := d.build(ctx); err != nil {
 		return err
 	}
-	for range 3 {
-		if err = d.play(ctx); !errors.Is(err, errPortTaken) {
-			break
-		}
-		fmt.Fprintf(out, "\nAnother program has just taken that port. The demo starts again with another port.\n")
+	if err := d.play(ctx); err != nil {
+		return err
 	}
-	return err
-}
-
-// remove deletes the folder. It tries several times, because Windows keeps a program's
-// file for a moment after the program has ended.
-func remove(dir string) error {
-	var err error
-	for range 20 {
-		if err = os.RemoveAll(dir); err == nil {
-			break
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
-	return err
+	fmt.Fprint(out, quickStart)
+	return nil
 }
 
 // demo has the state of one run.
@@ -98,6 +96,31 @@ type demo struct {
 	dir       string // folder of all files of this run
 	ssh       string // path of ssh, "" if ssh is not installed
 	portknock string // path of the portknock command that build makes
+}
+
+// unavailable is the reason why this system cannot run the real firewall.
+type unavailable string
+
+func (u unavailable) Error() string { return string(u) }
+
+// playGuard plays the story with the real firewall. Tests replace it.
+var playGuard = (*demo).playGuard
+
+// play prints the story with the real firewall, or else with the gate.
+func (d *demo) play(ctx context.Context) error {
+	err := playGuard(d, ctx)
+	reason, ok := errors.AsType[unavailable](err)
+	if !ok || ctx.Err() != nil {
+		return err
+	}
+	fmt.Fprintf(d.out, "\nThis computer cannot show the real firewall: %s.\n%s", oneLine(string(reason)), gateIntroduction)
+	for range 3 {
+		if err = d.playGate(ctx); !errors.Is(err, errPortTaken) {
+			break
+		}
+		fmt.Fprintf(d.out, "\nAnother program has just taken that port. The demo starts again with another port.\n")
+	}
+	return err
 }
 
 // build builds the portknock command at d.portknock.
@@ -119,4 +142,25 @@ func (d *demo) build(ctx context.Context) error {
 	}
 	fmt.Fprintf(d.out, "%.1f s\n", time.Since(began).Seconds())
 	return nil
+}
+
+// command returns a command that starts in d.dir. portknock then keeps its state there, and
+// not in the user's home directory.
+func (d *demo) command(ctx context.Context, path string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.Dir, cmd.Env = d.dir, append(os.Environ(), "XDG_STATE_HOME="+d.dir)
+	return cmd
+}
+
+// remove deletes the folder. It tries several times, because Windows keeps a program's
+// file for a moment after the program has ended.
+func remove(dir string) error {
+	var err error
+	for range 20 {
+		if err = os.RemoveAll(dir); err == nil {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	return err
 }

@@ -89,10 +89,12 @@ func (e *evidence) localCauses() (all []cause) {
 				"in ~/.ssh/config, use ProxyUseFdpass yes with ProxyCommand portknock -F %h %p, or neither"})
 		case s.portknock && s.noProfile:
 			all = append(all, cause{"ssh-profile", true, fmt.Sprintf("ssh passes on the host %s, which has no profile", s.hostName),
-				"in ~/.ssh/config, use ProxyCommand portknock --profile %n %h %p"})
+				"in ~/.ssh/config, use ProxyCommand portknock --profile %n %h %p\n" +
+					"or run portknock ssh-config --install --include"})
 		case s.direct && !s.portknock:
 			all = append(all, cause{"ssh-without-portknock", true, "ssh does not start portknock for this host",
-				"in ~/.ssh/config, add ProxyCommand portknock %h %p"})
+				"run portknock ssh-config --install --include\n" +
+					"or add to ~/.ssh/config the lines that portknock ssh-config prints"})
 		}
 	}
 	if text := openPortsWarning(e.profile, e.port); text != "" {

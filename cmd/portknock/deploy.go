@@ -68,6 +68,7 @@ func (d *deploy) run(ctx context.Context, a *app, hosts []string) error {
 	if err := d.complete(); err != nil {
 		return err
 	}
+	hosts = d.withUsers(hosts)
 	settings := map[string]*deploy{} // by host
 	var err error
 	if d.renew {
@@ -419,6 +420,7 @@ func (d *deploy) finish(s *server) error {
 		return &failure{exitFailed, fmt.Errorf("deployed, but not recorded: %w", err), "mend this, then run: portknock deploy " + s.host}
 	}
 	s.say("deployed  %s", s.profile.Name)
+	s.sayNext()
 	return nil
 }
 

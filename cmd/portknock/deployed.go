@@ -310,8 +310,9 @@ func removeLeftovers(config, name string) {
 	}
 }
 
-// lockPatience is how long locked waits for other processes. They need milliseconds.
-const lockPatience = 10 * time.Second
+// lockPatience is how long locked waits for other processes. They need milliseconds, or seconds if
+// many of them wait for a slow disk.
+const lockPatience = time.Minute
 
 // locked calls write while this process holds the lock of a folder. The system releases the
 // lock when the process ends, even if it is killed.

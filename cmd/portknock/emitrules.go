@@ -116,6 +116,9 @@ func (c *emitRules) printValidUntil(a *app, guards []rules.Guard, o rules.Option
 // same hosts.
 func (c *emitRules) refreshCommand(hosts []string) (func(horizon string) []string, error) {
 	program, err := programPath()
+	if err == nil && strings.ContainsAny(program, "$\"'\\") {
+		err = fmt.Errorf("%s: systemd cannot run a program with this name", program)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -149,9 +152,6 @@ func programPath() (string, error) {
 	}
 	if err != nil {
 		path, err = os.Executable()
-	}
-	if err == nil && strings.ContainsAny(path, "$\"'\\") {
-		err = fmt.Errorf("%s: systemd cannot run a program with this name", path)
 	}
 	return path, err
 }

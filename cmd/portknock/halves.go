@@ -50,6 +50,7 @@ type hostDialer struct {
 	host      string                   // name of the profile
 	roundTrip time.Duration            // round trip of the connection; 0 until there is one, or if it is unknown
 	answers   map[netip.Addr]portState // last answer of the port at each address that was dialed
+	knocker   *knocker                 // sends the knocks; it has sent none if the profile has no Scheme
 }
 
 // dialer returns the Dialer that a profile describes: the half for the client. If the
@@ -58,7 +59,8 @@ type hostDialer struct {
 // If deployed is not nil, the server may have the guard of that profile or of p. The Dialer
 // then sends the knocks of both in turn. Everything else is as p describes it.
 func dialer(ctx context.Context, p, deployed *profile.Profile, log *logger) (*hostDialer, error) {
-	d, k := &hostDialer{host: p.Name, answers: map[netip.Addr]portState{}}, &knocker{profile: p, log: log}
+	k := &knocker{profile: p, log: log, sent: map[netip.Addr]int{}}
+	d := &hostDialer{host: p.Name, answers: map[netip.Addr]portState{}, knocker: k}
 	d.Timeout, d.Hedge = p.ConnectTimeout, rememberedHedge(p.Name)
 	d.Trace = func(e proxy.Event) {
 		d.note(e)
@@ -139,7 +141,8 @@ type knocker struct {
 
 	mu      sync.Mutex // guards the fields below
 	picker  knock.Picker
-	targets []netip.Addr // addresses of the server that this machine has a route to
+	sent    map[netip.Addr]int // knocks that have left to each address
+	targets []netip.Addr       // addresses of the server that this machine has a route to
 
 	// failed has the last round to each destination whose knocks could not be sent. It is
 	// nil if the Picker is not alternating.
@@ -219,12 +222,18 @@ func (k *knocker) knock(ctx context.Context, from, to netip.Addr, round int) (se
 	case len(r.Send) == 0:
 		return proxy.Sent{None: true}, nil
 	}
+	times, number := "", len(r.Send)
 	send := func(ctx context.Context) error {
-		return knock.Sender{From: from, Repeat: r.Repeat}.Send(ctx, to, r.Send, r.Pause)
+		err := knock.Sender{From: from, Repeat: r.Repeat}.Send(ctx, to, r.Send, r.Pause)
+		if err == nil {
+			k.mu.Lock()
+			defer k.mu.Unlock()
+			k.sent[to] += number
+		}
+		return err
 	}
-	times := ""
 	if r.Repeat {
-		times = ", each twice"
+		times, number = ", each twice", 2*number
 		sent.Again = func(ctx context.Context) error {
 			k.log.say(secrets, "%v: the knocks of round %d once more", to, round)
 			return send(ctx)

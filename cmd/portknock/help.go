@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"embed"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -10,60 +11,103 @@ import (
 )
 
 const usage = `Usage: portknock [FLAGS] HOST PORT           knock, connect, join stdin and stdout
-       portknock connect [FLAGS] HOST PORT   the same
-       portknock knock [FLAGS] HOST [PORT]   only send the knocks
-       portknock sequence [FLAGS] HOST       print what a client would send now
-       portknock check [FLAGS] HOST [PORT]   say why a login works, or where it stops
-       portknock deploy [FLAGS] HOST...      set up a server over ssh, or change it
-       portknock undeploy [FLAGS] HOST...    remove that from the server
-       portknock emit-rules [FLAGS] HOST...  print the rules for the server
-       portknock status                      print all profiles and what is wrong with them
-       portknock profile add NAME            add a profile with new secrets
-       portknock profile rotate NAME         draw new secrets for a profile
-       portknock profile edit                edit the profile file, with a check
-       portknock profile remove NAME         remove a profile
-       portknock profile list|show           print what the profile file contains
-       portknock profile import FILE         import profiles from fwknop's .fwknoprc
-       portknock keygen [FILE]               make a new key (not for Scheme static)
-       portknock version | help [COMMAND]
+
+From nothing to a login:
+  portknock profile add --ssh-config --host 203.0.113.7 vps
+  portknock deploy vps
+  ssh vps
+
+Profiles and keys, on this computer:
+  profile add NAME       make a profile with random knocks, or with a key
+  profile edit | remove NAME | rotate NAME
+                         change the file; remove a profile; replace its knocks or key
+  profile list | show NAME
+                         print what the profile file contains
+  profile import FILE    import profiles from the file of another program
+  ssh-config [NAME...]   print the lines for ~/.ssh/config
+  keygen [FILE]          make a new key (not for Scheme static)
+  status                 print all profiles and what is wrong with them
+
+Servers:
+  deploy HOST...         set up a server over ssh, or change it
+  undeploy HOST...       remove that from the server
+  emit-rules HOST...     print the rules for the server
+
+Connections:
+  connect HOST PORT      the same as portknock HOST PORT
+  check HOST [PORT]      say why a login works, or where it stops
+  knock HOST [PORT]      only send the knocks
+  sequence HOST          print what a client would send now
+
+  version | help [COMMAND|TOPIC]
+
+Topics ("portknock help TOPIC"):
+  config                 the profile file, with all keywords
+  schemes                what is sent: static, rotating, token, md5-hourly, fwknop
+  server                 deploy, the server's rules and how to change them, firewalls
+  ssh                    ~/.ssh/config, jump hosts, mosh, programs other than ssh
+  trouble                a login fails: check, logs, exit status
 
 Common flags ("portknock help COMMAND" lists those of a command):
-  -c, --config FILE         the profile file; - is standard input
+  -c, --config FILE      the profile file; - is standard input
   -o, --option KEYWORD=VALUE
-                            a setting that overrides the file
-      --profile NAME        use the profile NAME, not the one that matches HOST
-  -4, -6                    IPv4 only, IPv6 only
-  -F, --fdpass              pass the connected socket to ssh and exit, for
-                            ProxyUseFdpass yes
-  -v, -vv                   print what happens; -vv also prints the knocks
-  -q, --quiet               print nothing, not even errors
-      --log-file FILE       write a log to the end of FILE (or set PORTKNOCK_LOG=FILE)
+                         a setting that overrides the file
+      --profile NAME     use the profile NAME, not the one that matches HOST
+  -4, -6                 IPv4 only, IPv6 only
+  -F, --fdpass           pass the connected socket to ssh and exit, for
+                         ProxyUseFdpass yes
+  -v, -vv                print what happens; -vv also prints the knocks
+  -q, --quiet            print nothing, not even errors
+      --log-file FILE    write a log to the end of FILE (or set PORTKNOCK_LOG=FILE)
 
 Exit status: 0 done, 1 connecting or writing failed, 2 wrong usage, 3 the profile or the
 key is missing or wrong, 4 the knocks could not be sent, 5 the port did not open in time,
 6 not deployed: the server has the rules from before, 7 nobody knows which rules the
-server has.
+server has.`
 
-Example, in ~/.ssh/config:
-  Host vps
-      HostName 203.0.113.7
-      ProxyCommand portknock %h %p
-and in ~/.config/portknock/config (mode 0600):
-  Host vps
-      HostName 203.0.113.7
-      Sequence 41380/udp 5917/tcp 23046/udp`
+// topicFiles has the text of each topic of the help. A text has one form, so that it can also
+// become a manual page. See TestTopicsHaveOneForm.
+//
+//go:embed help/*.txt
+var topicFiles embed.FS
 
-// printHelp is the command that prints the usage text, or the help of one command.
+// topic returns the text of a topic, or "" if there is no such topic.
+func topic(name string) string {
+	text, _ := topicFiles.ReadFile("help/" + name + ".txt")
+	return string(text)
+}
+
+// topics returns the names of all topics.
+func topics() (names []string) {
+	files, _ := topicFiles.ReadDir("help")
+	for _, f := range files {
+		names = append(names, strings.TrimSuffix(f.Name(), ".txt"))
+	}
+	return names
+}
+
+// topicOf has the topic that tells more about a command or a group.
+var topicOf = map[string]string{
+	"connect": "ssh", "knock": "ssh", "ssh-config": "ssh",
+	"profile": "config", "sequence": "schemes", "keygen": "schemes",
+	"deploy": "server", "undeploy": "server", "emit-rules": "server",
+	"check": "trouble", "status": "trouble",
+}
+
+// printHelp is the command that prints the usage text, or the help of one command or topic.
 type printHelp struct{ noFlags }
 
 func (*printHelp) run(_ context.Context, a *app, args []string) error {
 	if len(args) == 0 {
 		return a.print("%s\n", usage)
 	}
-	r := find(strings.Join(args, " "))
-	if r == nil {
-		name := strings.Join(args, " ")
-		return usageError("there is no help for %q%s", name, typo.Hint(name, names("")...))
+	name := strings.Join(args, " ")
+	r := find(name)
+	switch {
+	case r == nil && topic(name) != "":
+		return a.print("%s", topic(name))
+	case r == nil:
+		return usageError("there is no help for %q%s", name, typo.Hint(name, append(names(""), topics()...)...))
 	}
 	text := strings.TrimSpace("Usage: portknock "+r.name+" "+r.synopsis) + "\n" + r.about + "\n"
 	for _, m := range r.members() {
@@ -71,6 +115,10 @@ func (*printHelp) run(_ context.Context, a *app, args []string) error {
 	}
 	if flags := a.flagSet(r).FlagUsages(); flags != "" && r.command != nil {
 		text += "\n" + flags
+	}
+	group, _, _ := strings.Cut(r.name, " ")
+	if more := topicOf[group]; more != "" {
+		text += "\nMore: portknock help " + more + "\n"
 	}
 	return a.print("%s", text)
 }

@@ -3,8 +3,12 @@ package main
 import (
 	"cmp"
 	"context"
+	"fmt"
+	"maps"
 	"net/netip"
+	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 
@@ -62,7 +66,23 @@ func (c *knockOnly) run(ctx context.Context, a *app, args []string) error {
 	} else {
 		err = knockOnce(ctx, d, host, rounds, &a.log)
 	}
+	if err == nil && isTerminal(os.Stderr) {
+		a.log.say(always, "%s%s", d.knocker, textIf(c.wait, "; the port answers"))
+	}
 	return connectFailure(d, p, err)
+}
+
+// String says how many knocks have left, and to which addresses. It does not name their ports, which
+// are secret.
+func (k *knocker) String() string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var parts []string
+	for _, to := range slices.SortedFunc(maps.Keys(k.sent), netip.Addr.Compare) {
+		n := k.sent[to]
+		parts = append(parts, fmt.Sprintf("%d knock%s to %v", n, textIf(n != 1, "s"), to))
+	}
+	return "sent " + strings.Join(parts, " and ")
 }
 
 // knockOnce sends the first rounds of knocks to the first address of each family. It cannot

@@ -84,7 +84,7 @@ func (c *config) file(ctx context.Context, a *app) (*profile.File, error) {
 			return profile.Parse(path, text)
 		})
 	}
-	return file, profileFailure(err, fs.ErrNotExist, "portknock help shows how to write one")
+	return file, profileFailure(err, fs.ErrNotExist, "make a profile: portknock profile add NAME")
 }
 
 // profileFailure returns the failure to find or read a profile. The failure has the hint
@@ -109,7 +109,7 @@ func (c *config) profiles(ctx context.Context, a *app, hosts ...string) (file *p
 	for _, host := range hosts {
 		p, err := file.Lookup(host, c.settings...)
 		if err != nil {
-			return nil, nil, profileFailure(err, profile.ErrNoProfile, "portknock profile list shows all profiles")
+			return nil, nil, profileFailure(err, profile.ErrNoProfile, "portknock profile list shows all profiles; to add one: portknock profile add NAME")
 		}
 		p.Runner = runner
 		all = append(all, p)

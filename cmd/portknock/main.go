@@ -91,11 +91,11 @@ func table() []row {
 			"Knock, connect, and join stdin and stdout to the connection."},
 		{"knock", "[FLAGS] HOST [PORT]", 1, 2, "knock needs HOST, and PORT is optional", &knockOnly{},
 			"Send the knocks. With --wait, keep knocking until PORT answers (default: the\n" +
-				"profile's Port, or 22)."},
+				"profile's Port, or 22). On a terminal, say how many knocks have left, and to where."},
 		{"sequence", "[FLAGS] HOST", 1, 1, "sequence needs one HOST", &sequence{},
 			"Print the sequence that a client would send now, and until when it is valid. For Skew\n" +
 				"after the start of a window, also print the sequence of the previous window: a client\n" +
-				"sends it in every second round."},
+				"sends it in every second round. With --as sh, print a script that sends the knocks."},
 		{"emit-rules", "[FLAGS] HOST...", 1, math.MaxInt, "emit-rules needs one HOST or more", &emitRules{},
 			"Print the server's firewall rules for these profiles. For knockd and fwknop, print the\n" +
 				"daemon's configuration. The comment above it has commands to test, load and unload\n" +
@@ -139,6 +139,10 @@ func table() []row {
 				"a server, or the profiles in the portknocker.ini of python_port_knocker. Profiles go to the\n" +
 				"profile file, keys to new files beside it. For a knockd.conf, add --host ADDRESS. -o adds a\n" +
 				"setting to the profiles, instead of the same setting from FILE."},
+		{"ssh-config", "[FLAGS] [NAME...]", 0, math.MaxInt, "", &sshConfig{},
+			"Print the lines for ~/.ssh/config with which ssh starts portknock: for each NAME, or for all\n" +
+				"profiles and patterns. With --install --include, ssh uses portknock for all profiles from now\n" +
+				"on. ssh takes its first setting of each kind, so the lines come first in ~/.ssh/config."},
 		{"status", "[FLAGS]", 0, 0, "status takes no operands", &printStatus{},
 			"Print all profiles, those with a problem first: the last login or failure, when the server's\n" +
 				"rules expire, and what deploy has installed. All of this is what this computer remembers:\n" +
@@ -149,7 +153,8 @@ func table() []row {
 				"do not make a new key: derive the key of the profile NAME from the master key in\n" +
 				"MASTERKEY, as DeriveHostKey does. The server of that profile needs only this key."},
 		{"version", "", 0, 0, "version takes no operands", &printVersion{}, "Print the version."},
-		{"help", "[COMMAND]", 0, math.MaxInt, "", &printHelp{}, "Print how to use portknock or one of its commands."},
+		{"help", "[COMMAND|TOPIC]", 0, math.MaxInt, "", &printHelp{},
+			"Print the help of a command or a topic. Without an operand, list all commands and topics."},
 	}
 }
 

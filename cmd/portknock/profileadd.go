@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -18,12 +19,14 @@ import (
 type profileAdd struct {
 	config
 	host, scheme string
+	sshConfig    bool // also install the lines for ssh
 }
 
 func (c *profileAdd) flags(a *app, f *pflag.FlagSet) {
 	c.config.flags(a, f)
 	f.StringVar(&c.host, "host", "", "the server's `ADDRESS`, a name or an IP address; by default, what ssh's\nconfiguration has for NAME")
 	f.StringVar(&c.scheme, "scheme", "", "the `SCHEME`: static (the default), rotating, token, md5-hourly or\nfwknop")
+	f.BoolVar(&c.sshConfig, "ssh-config", false, "make ssh use portknock for all profiles, as portknock ssh-config\n--install --include does")
 }
 
 // check adds the settings of --host and --scheme to those of -o.
@@ -83,8 +86,14 @@ func (c *profileAdd) run(ctx context.Context, a *app, args []string) error {
 		return usageError("profile add: %w", err)
 	}
 	options := c.pathFlag()
+	lines := &sshConfig{config: config{path: c.path}, include: true}
+	if c.sshConfig {
+		if err := lines.checkInstall(); err != nil {
+			return err
+		}
+	}
 	var r report
-	if err := c.askSSH(ctx, name, &r); err != nil {
+	if err := c.takeFromSSH(ctx, name, &r); err != nil {
 		return err
 	}
 	err := c.change(func(old profileText) (edited, error) {
@@ -100,13 +109,18 @@ func (c *profileAdd) run(ctx context.Context, a *app, args []string) error {
 		return err
 	}
 	r.add("added", "Host %s to %s", name, c.path)
+	if c.sshConfig {
+		err = lines.installAll(ctx, a, &r)
+	} else {
+		refreshSSHConfig(ctx, a, c.path, &r)
+	}
 	r.add("next", "portknock %sdeploy %s", options, name)
-	return r.print(a)
+	return cmp.Or(err, r.print(a))
 }
 
-// askSSH adds the HostName and the Port that ssh's configuration has for a name, unless the user
+// takeFromSSH adds the HostName and the Port that ssh's configuration has for a name, unless the user
 // has given them.
-func (c *profileAdd) askSSH(ctx context.Context, name string, r *report) error {
+func (c *profileAdd) takeFromSSH(ctx context.Context, name string, r *report) error {
 	has := func(keyword string) bool {
 		return slices.ContainsFunc(c.settings, func(s profile.Setting) bool { return s.Keyword == keyword })
 	}

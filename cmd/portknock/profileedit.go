@@ -42,7 +42,7 @@ func (c *profileEdit) run(ctx context.Context, a *app, _ []string) error {
 	}
 	draft := path + ".edit-" + strings.ToLower(rand.Text()[:8])
 	if err := secret.Create(draft, old.text); err != nil {
-		return notChanged(path, err)
+		return &failure{exitFailed, err, folderHint}
 	}
 	text, file, err := editDraft(ctx, a, draft, old)
 	if err == nil && text != nil {
@@ -63,6 +63,7 @@ func (c *profileEdit) run(ctx context.Context, a *app, _ []string) error {
 		return r.print(a)
 	}
 	r.add("changed", "%s", path)
+	refreshSSHConfig(ctx, a, path, &r)
 	if err := c.addProblems(ctx, &r, file, options); err != nil {
 		return err
 	}

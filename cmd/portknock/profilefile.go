@@ -44,9 +44,9 @@ func (c *config) change(edit func(profileText) (edited, error)) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return notChanged(path, err)
 	}
-	ran := false
+	isLocked := false
 	err = locked(filepath.Dir(path), func() error {
-		ran = true
+		isLocked = true
 		removeOldTemporary(path)
 		old, err := readProfiles(path)
 		if err != nil {
@@ -64,7 +64,7 @@ func (c *config) change(edit func(profileText) (edited, error)) error {
 		}
 		return new.write(old)
 	})
-	if err != nil && !ran {
+	if _, ok := errors.AsType[*fs.PathError](err); ok && !isLocked {
 		return notChanged(path, err)
 	}
 	c.path = path
@@ -83,7 +83,9 @@ func (e edited) write(old profileText) (err error) {
 	}()
 	for _, k := range e.keys {
 		file := filepath.Join(filepath.Dir(old.path), k.File)
-		if err := createSecret(file, k.Text); err != nil {
+		if err := createSecret(file, k.Text); errors.Is(err, fs.ErrExist) {
+			return &failure{exitUsage, err, "if no profile uses this file, remove it, then run the same command again"}
+		} else if err != nil {
 			return err
 		}
 		made = append(made, file)
@@ -118,9 +120,10 @@ func (c *config) pathFlag() string {
 
 // notChanged returns the failure for a folder in which no file can be written.
 func notChanged(path string, err error) error {
-	return &failure{exitFailed, fmt.Errorf("cannot change %s: %w", path, err),
-		"portknock must be able to create files in this folder; or name another file with -c"}
+	return &failure{exitFailed, fmt.Errorf("cannot change %s: %w", path, err), folderHint}
 }
+
+const folderHint = "portknock must be able to create files in this folder; or name another file with -c"
 
 // readProfiles reads the profile file. The file may be missing.
 func readProfiles(path string) (t profileText, err error) {

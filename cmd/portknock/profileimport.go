@@ -75,6 +75,7 @@ func (c *profileImport) run(ctx context.Context, a *app, args []string) error {
 	for _, i := range imports {
 		r.add("added", "Host %s to %s", i.Name, c.path)
 	}
+	refreshSSHConfig(ctx, a, c.path, &r)
 	if len(imports) == 1 {
 		r.add("next", "portknock %scheck %s", options, imports[0].Name)
 	} else {

@@ -52,7 +52,7 @@ const (
 // noteHelp explains the notes about %h.
 const noteHelp = `
 ssh passes its HostName as %h. If that does not find the profile, set the HostName in the
-profile, or use: ProxyCommand portknock --profile %n %h %p
+profile, or use the lines that portknock ssh-config prints.
 `
 
 // isName reports whether a pattern of a Host line is the name of one host.

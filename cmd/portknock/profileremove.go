@@ -20,7 +20,7 @@ func (c *profileRemove) flags(a *app, f *pflag.FlagSet) {
 	f.BoolVar(&c.force, "force", false, "also if the profile is deployed; forget what the server has")
 }
 
-func (c *profileRemove) run(_ context.Context, a *app, args []string) error {
+func (c *profileRemove) run(ctx context.Context, a *app, args []string) error {
 	name, options := args[0], c.pathFlag()
 	var r report
 	var removed *profile.Profile // nil if only another name of a profile is removed
@@ -43,7 +43,7 @@ func (c *profileRemove) run(_ context.Context, a *app, args []string) error {
 		}
 		removed = p
 		if d, err := loadDeployment(old.path, p.Name); (d != nil || err != nil) && !c.force {
-			return edited{}, &failure{exitProfile, fmt.Errorf("%s: the profile is deployed, and its server would need it for a login", p.Name),
+			return edited{}, &failure{exitProfile, fmt.Errorf("%s: the profile is deployed, and undeploy needs it to log in to the server", p.Name),
 				fmt.Sprintf("run first: portknock %sundeploy %s\nif the server no longer exists, add --force", options, p.Name)}
 		}
 		return edited{text: text}, nil
@@ -63,5 +63,6 @@ func (c *profileRemove) run(_ context.Context, a *app, args []string) error {
 			}
 		}
 	}
+	refreshSSHConfig(ctx, a, c.path, &r)
 	return r.print(a)
 }

@@ -18,6 +18,7 @@ type sequence struct {
 	startTime string // value of --at; "" for now
 	windows   int    // value of --windows; 0 if the flag is not given
 	json      bool
+	as        string // value of --as; "" for the sequence itself
 }
 
 func (c *sequence) flags(a *app, f *pflag.FlagSet) {
@@ -30,6 +31,7 @@ func (c *sequence) flags(a *app, f *pflag.FlagSet) {
 		return nil
 	})
 	f.BoolVar(&c.json, "json", false, "print JSON; with --windows, a list")
+	f.StringVar(&c.as, "as", "", "print a script in the `LANGUAGE` sh, which sends these knocks from a\ncomputer without portknock; keep it secret")
 }
 
 const maxWindows = 100_000 // limit of --windows: more than 11 years of windows of an hour
@@ -64,6 +66,12 @@ func packet(s knock.Sequence) string {
 
 // run prints the sequence of a host. The sequence is secret, but the user asks for it here.
 func (c *sequence) run(ctx context.Context, a *app, args []string) error {
+	switch {
+	case c.as != "" && c.as != "sh":
+		return usageError("--as %q: the only language is sh", c.as)
+	case c.as != "" && (c.json || c.windows > 0):
+		return usageError("--as cannot be used with --json or --windows")
+	}
 	t := now()
 	if c.startTime != "" {
 		var err error
@@ -74,6 +82,9 @@ func (c *sequence) run(ctx context.Context, a *app, args []string) error {
 	p, err := c.profile(ctx, a, args[0])
 	if err != nil {
 		return err
+	}
+	if c.as != "" {
+		return c.printScript(ctx, a, p, t)
 	}
 	picker, err := p.Picker(ctx)
 	if err != nil {

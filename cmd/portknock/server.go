@@ -204,8 +204,7 @@ func (s *server) open(ctx context.Context, wait int) (err error) {
 	// ^C also goes to ssh. The shell on the server then ends the trial.
 	s.channel, err = openChannel(context.WithoutCancel(ctx), s.sshCommand(s.via, "exec sh"), os.Stderr)
 	if err != nil {
-		return &failure{exitNotDeployed, fmt.Errorf("no shell on the server: %w", err),
-			fmt.Sprintf("check that this works: ssh %s true", s.host)}
+		return &failure{exitNotDeployed, fmt.Errorf("no shell on the server: %w", err), s.loginHint()}
 	}
 	err = s.channel.becomeRoot(ctx, func(ctx context.Context) (string, error) {
 		return askPassword(ctx, fmt.Sprintf("Password of sudo on %s: ", s.host))
@@ -223,6 +222,18 @@ func (s *server) open(ctx context.Context, wait int) (err error) {
 		go s.channel.repeat("touch /run/portknock/deploy.lock 2>/dev/null\n")
 	}
 	return err
+}
+
+// loginHint says what to do if ssh does not log in.
+func (s *server) loginHint() string {
+	login, other := s.host, ""
+	if address := s.address(); address != s.ssh.hostName { // ssh alone does not know the address
+		login = strings.TrimSuffix(s.host, profileOf(s.host)) + address
+	}
+	if s.ssh.user != "" && profileOf(s.host) == s.host {
+		other = fmt.Sprintf("\nssh logs in as %s; for another user, write USER@%s", s.ssh.user, s.host)
+	}
+	return "check that this works: ssh " + login + " true" + other
 }
 
 // lockScript returns the first commands for the shell on the server. Another run must not change
@@ -295,7 +306,7 @@ cat %[1]s.out
 
 // sshSettings are the settings of ssh for a host, as ssh -G prints them.
 type sshSettings struct {
-	hostName                                       string
+	hostName, user                                 string
 	port                                           uint16 // 0 if ssh prints none
 	proxyCommand, proxyJump                        string
 	proxyUseFdpass, connectTimeout, controlPersist string
@@ -311,7 +322,7 @@ func (s *server) readSSHSettings(ctx context.Context) (settings sshSettings, err
 	if err != nil {
 		return settings, &failure{exitNotDeployed, fmt.Errorf("ssh -G: %w: %s", err, oneLine(strings.TrimSpace(stderr.String()))), ""}
 	}
-	texts := map[string]*string{"hostname": &settings.hostName, "proxycommand": &settings.proxyCommand,
+	texts := map[string]*string{"hostname": &settings.hostName, "user": &settings.user, "proxycommand": &settings.proxyCommand,
 		"proxyjump": &settings.proxyJump, "proxyusefdpass": &settings.proxyUseFdpass,
 		"connecttimeout": &settings.connectTimeout, "controlpersist": &settings.controlPersist}
 	for line := range strings.Lines(string(out)) {
@@ -349,6 +360,9 @@ func (s *server) sshCommandOver(flags []string, via, command string) []string {
 		"PermitLocalCommand no", "ServerAliveInterval 5", "ServerAliveCountMax 6"} {
 		args = append(args, "-o", option)
 	}
+	if address := s.address(); address != s.ssh.hostName { // known_hosts may have the key of this address
+		args = append(args, "-o", "HostName "+strings.ReplaceAll(address, "%", "%%"))
+	}
 	if s.direct() && (s.ssh.proxyCommand == "" || via != "" || s.ownConfig) {
 		args = append(args, "-o", "ProxyUseFdpass no", "-o", "ProxyCommand "+s.proxyCommand(via))
 	}
@@ -361,8 +375,12 @@ func (s *server) direct() bool {
 	if s.ssh.proxyJump != "" {
 		return false
 	}
-	program, _, _ := strings.Cut(strings.TrimPrefix(s.ssh.proxyCommand, "exec "), " ")
-	base := strings.TrimSuffix(filepath.Base(strings.Trim(program, `"'`)), ".exe")
+	program, end := strings.TrimPrefix(s.ssh.proxyCommand, "exec "), " "
+	if strings.HasPrefix(program, `"`) || strings.HasPrefix(program, "'") { // the path may have spaces
+		program, end = program[1:], program[:1]
+	}
+	program, _, _ = strings.Cut(program, end)
+	base := strings.TrimSuffix(filepath.Base(program), ".exe")
 	return s.ssh.proxyCommand == "" || base == "portknock"
 }
 
@@ -382,23 +400,66 @@ func (s *server) proxyCommand(via string) string {
 	for _, o := range s.config.options {
 		words = append(words, "-o", o)
 	}
-	words = append(words, "--profile", cmp.Or(via, s.profile.Name), "--")
+	return proxyWords(append(words, "--profile", cmp.Or(via, s.profile.Name), "--")...) + " %h %p"
+}
+
+// proxyWords quotes words for a ProxyCommand.
+func proxyWords(words ...string) string {
+	quoted := make([]string, len(words))
 	for i, w := range words {
-		words[i] = strings.ReplaceAll(localWord(w), "%", "%%")
+		quoted[i] = strings.ReplaceAll(localWord(w), "%", "%%")
 	}
-	host := "%h"
-	if address := s.address(); address != s.ssh.hostName {
-		host = strings.ReplaceAll(localWord(address), "%", "%%")
+	return strings.Join(quoted, " ")
+}
+
+// sayNext says how to log in to the server.
+func (s *server) sayNext() {
+	login := "ssh "
+	if s.sshConfig != "" {
+		login += "-F " + localWord(s.sshConfig) + " "
 	}
-	return strings.Join(append(words, host, "%p"), " ")
+	switch {
+	case s.ssh.proxyCommand != "" || s.ssh.proxyJump != "": // ssh knows how to reach the server
+	case s.sshConfig != "":
+		s.say("next      portknock %sssh-config %s >>%s", s.configFlag(), localWord(s.profile.Name), localWord(s.sshConfig))
+	default:
+		s.say("next      portknock %sssh-config --install --include", s.configFlag())
+	}
+	s.say("next      %s", login+localWord(s.host))
+}
+
+// configFlag returns the flag -c for other commands, "" if they find the profile file without it.
+func (s *server) configFlag() string {
+	if usual, _ := profile.Find(); usual == s.config.path {
+		return ""
+	}
+	return s.config.pathFlag()
 }
 
 // profileOf returns the name of a server without the user.
 func profileOf(host string) string { return host[strings.LastIndex(host, "@")+1:] }
 
+// withUsers adds the user of the last deploy to each host without a user. It does not keep the path
+// that it finds.
+func (c config) withUsers(hosts []string) []string {
+	path, err := c.find()
+	if err != nil {
+		return hosts // reading the profiles returns the same error
+	}
+	hosts = slices.Clone(hosts)
+	for i, host := range hosts {
+		// A deployment that cannot be read has no user. The login warns of it.
+		if last, _ := loadDeployment(path, host); last != nil && profileOf(last.Server) == host {
+			hosts[i] = last.Server
+		}
+	}
+	return hosts
+}
+
 // address returns the host at which the server's ports are, as seen from this computer.
 func (s *server) address() string {
-	if s.ssh.hostName == profileOf(s.host) && s.profile.HostName != "" {
+	// ssh prints a name that its configuration does not change in lower case.
+	if strings.EqualFold(s.ssh.hostName, profileOf(s.host)) && s.profile.HostName != "" {
 		return s.profile.HostName
 	}
 	return s.ssh.hostName

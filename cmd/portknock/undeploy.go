@@ -24,7 +24,7 @@ func (u *undeploy) flags(a *app, f *pflag.FlagSet) {
 }
 
 func (u *undeploy) run(ctx context.Context, a *app, hosts []string) error {
-	return u.each(ctx, a, &u.config, hosts, 1, u.upload, u.remove)
+	return u.each(ctx, a, &u.config, u.withUsers(hosts), 1, u.upload, u.remove)
 }
 
 // upload puts a script on the server that knows the profile's name in the firewall. Its rules

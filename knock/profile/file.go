@@ -40,7 +40,7 @@ type block struct {
 
 // Setting is a keyword and its value.
 type Setting struct {
-	Keyword string // keyword as the README spells it, such as HostName
+	Keyword string // keyword with its usual capitals, such as HostName
 	Value   string // value with one space between words; quotes are removed, except from a command
 	line    int    // line number in the file; 0 if the setting is not from a file
 	source  string // source for errors if the setting is not from a file, such as an option; else ""

@@ -1,7 +1,6 @@
 package boot
 
 import (
-	"bytes"
 	"cmp"
 	"crypto/rand"
 	"encoding/json"
@@ -12,13 +11,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/portknock/portknock/cmd/internal/lab"
 	"github.com/portknock/portknock/knock"
-	"golang.org/x/sys/unix"
 )
 
 // site is a machine with sshd, a client that deploys to it, and a stranger, who never knocks.
@@ -129,53 +126,6 @@ func (s *site) expectLogin(t *testing.T, when, user string) {
 	if err != nil || !strings.Contains(out, "in\n") {
 		t.Errorf("%s: ssh of %s: %v\n%s", when, user, err, out)
 	}
-}
-
-// terminal runs a command at a terminal of its own. It types a line after each prompt that ends
-// with a colon and a space. It returns all that the command prints.
-func terminal(t *testing.T, c *lab.Cmd, lines ...string) (out string, err error) {
-	t.Helper()
-	user, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer user.Close()
-	if err := unix.IoctlSetPointerInt(int(user.Fd()), unix.TIOCSPTLCK, 0); err != nil {
-		t.Fatal(err)
-	}
-	number, err := unix.IoctlGetInt(int(user.Fd()), unix.TIOCGPTN)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tty, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.Stdin, c.Stdout, c.Stderr = tty, tty, tty
-	err = c.Start()
-	_ = tty.Close()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var all bytes.Buffer
-	var reader sync.WaitGroup
-	reader.Go(func() {
-		buf := make([]byte, 4096)
-		for {
-			n, err := user.Read(buf)
-			all.Write(buf[:n])
-			if err != nil { // the last process has closed the terminal
-				return
-			}
-			if len(lines) > 0 && bytes.HasSuffix(all.Bytes(), []byte(": ")) {
-				_, _ = io.WriteString(user, lines[0]+"\n")
-				lines = lines[1:]
-			}
-		}
-	})
-	err = c.Wait()
-	reader.Wait()
-	return all.String(), err
 }
 
 // atTerminal runs a command of portknock at a terminal, and types lines.
@@ -571,7 +521,7 @@ func TestDeployBesideFirewalls(t *testing.T) {
 	}
 }
 
-// TestDeployFormats: a deploy, a login, a change and undeploy work with each format.
+// TestDeployFormats: a deploy, a login, changes and undeploy work with each format.
 func TestDeployFormats(t *testing.T) {
 	t.Parallel()
 	spa := func() string {
@@ -603,6 +553,10 @@ func TestDeployFormats(t *testing.T) {
 				s.run(t, 0, []string{"proved    a new login"}, "deploy", append(args, "vps")...)
 				s.expect(t, c.format+" changed", lab.Dropped)
 				s.expectLogin(t, c.format+" changed", "root")
+				s.client.Run(t, "portknock", "profile", "rotate", "-c", s.profile, "vps")
+				s.expectLogin(t, c.format+" with a rotated profile", "root")
+				s.run(t, 0, []string{"proved    a new login"}, "deploy", append(args, "vps")...)
+				s.expectLogin(t, c.format+" rotated", "root")
 				if c == iptables { // a deploy without --format keeps iptables
 					s.run(t, 0, []string{"format iptables"}, "deploy", "--dry-run", "vps")
 					s.run(t, 6, []string{"rules in both firewalls would admit nobody", "use --format iptables"}, "deploy", "--format", "nftables", "vps")

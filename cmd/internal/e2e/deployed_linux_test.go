@@ -133,3 +133,60 @@ func TestLoginAfterAChangeBetweenStaticAndFwknop(t *testing.T) {
 		})
 	}
 }
+
+// TestLoginAfterARotation: after portknock profile rotate, a login works with a server that still
+// has the old rules, and with one that has the new ones.
+func TestLoginAfterARotation(t *testing.T) {
+	t.Parallel()
+	windows, schedule := rotating(t, periodWithNowAt(t, middle), time.Minute)
+	for name, tt := range map[string]struct {
+		settings    []string
+		fingerprint string
+	}{
+		"a sequence": {[]string{threeKnocks}, ""},
+		"a key":      {windows, schedule.Key.Fingerprint()},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newGuardedRig(t, nftables, lab.IPv4, tt.settings...)
+			r.writeDeployed(t, tt.fingerprint, tt.settings...)
+			before, err := os.ReadFile(r.profile)
+			if err != nil {
+				t.Fatal(err)
+			}
+			out := r.client.Run(t, "portknock", "profile", "rotate", "-c", r.profile, "vps")
+			if after, err := os.ReadFile(r.profile); err != nil || string(after) == string(before) ||
+				!strings.HasSuffix(out, "\nnext      portknock -c "+r.profile+" deploy vps\n") {
+				t.Fatalf("the profile is %s, error %v, output\n%s", after, err, out)
+			}
+			r.login(t)
+			r.runHeaderLine(t, "unload")
+			r.emitRules(t)
+			r.runHeaderLine(t, "load")
+			r.login(t)
+		})
+	}
+}
+
+// TestProfileChangesOnAFullDisk: if the disk is full, the profile file and its folder stay as they
+// were, also if the key could still be written.
+func TestProfileChangesOnAFullDisk(t *testing.T) {
+	t.Parallel()
+	client := lab.NewHost(t, "client")
+	for _, free := range []string{"0", "1"} { // pages
+		dir := t.TempDir()
+		out, err := client.Try("sh", "-c", `mount -t tmpfs -o size=64k none "$1" && cd "$1" && umask 77 || exit
+(echo Host vps; echo Sequence 7001 8003 9005; yes '# text' | head -c 10000) >config
+touch .lock
+cp config ../before
+dd if=/dev/zero of=fill bs=4k 2>&1
+truncate -s "-$((4096 * $2))" fill
+portknock profile add -c config new --host 192.0.2.1 --scheme token && echo added
+EDITOR='echo >>' portknock profile edit -c config && echo edited
+cmp config ../before && ls -A`, "sh", dir, free)
+		if strings.Count(out, "portknock: cannot ") != 2 || strings.Contains(out, "ed\n") || !strings.HasSuffix(out, "\n.lock\nconfig\nfill\n") {
+			t.Errorf("%s free pages: %v\n%s", free, err, out)
+		}
+		t.Log(out)
+	}
+}

@@ -22,6 +22,7 @@
 //	crowd           many clients, and floods of forged packets
 //	traffic         packets for services and for other hosts
 //	deploy          deploy and undeploy on hosts that do not boot
+//	sshconfig       the lines for ~/.ssh/config, and the file with them
 //	deployed        a profile that has changed since it was deployed
 //	rotating        rotating sequences, with the kernel's clock
 //	token           tokens
@@ -38,6 +39,8 @@
 //	fwknop_import   profile import from fwknop
 //	wire            the packets that the client sends
 //	programs        scp, git and other programs that use ssh
+//	mosh            mosh through a guard of its UDP ports
+//	tools           programs that connect without portknock, after knock or a script of sequence
 //	messages        errors, hints and exit codes
 //	signals         a calling program that gives up, and missing readers
 //	stream          the connection that portknock copies

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -102,6 +103,12 @@ func runHeaderLine(t testing.TB, h *lab.Host, rules, name string) string {
 func tryHeaderLine(t testing.TB, h *lab.Host, rules, name string) (string, error) {
 	t.Helper()
 	return h.Try("sh", "-c", lab.RulesLine(t, rules, name))
+}
+
+// hasNumber reports whether a text contains one of these numbers. A longer number, such as that
+// of a temporary folder, may contain their digits by chance.
+func hasNumber(text string, numbers ...string) bool {
+	return regexp.MustCompile(`\b(` + strings.Join(numbers, "|") + `)\b`).MatchString(text)
 }
 
 // rig is a server with a firewall, a client and an attacker.

@@ -84,7 +84,9 @@ func (h *Host) SSHD(t TB, ports []uint16, options ...string) *SSHD {
 	for _, p := range ports {
 		lines = append(lines, fmt.Sprintf("Port %d", p))
 	}
-	lines = append(lines, "HostKey "+file("host"), "AuthorizedKeysFile "+file("user.pub"), "PidFile none",
+	// bash reads ~/.bashrc for the commands of ssh if SHLVL is not set. What root has there may be
+	// slow or take a lock, which remains if the host ends meanwhile.
+	lines = append(lines, "SetEnv SHLVL=1", "HostKey "+file("host"), "AuthorizedKeysFile "+file("user.pub"), "PidFile none",
 		"PermitRootLogin prohibit-password", "StrictModes no", "UsePAM no", "UseDNS no", "PrintMotd no",
 		"MaxStartups 1000", "LogLevel VERBOSE", "Subsystem sftp internal-sftp")
 	sshd, err := lookPath(h.path, "sshd") // sshd must be run by its absolute path
@@ -93,6 +95,9 @@ func (h *Host) SSHD(t TB, ports []uint16, options ...string) *SSHD {
 	s.Log.Await(t, "Server listening on ", len(ports)*len(Families))
 	return s
 }
+
+// Key returns the path of the private key of root.
+func (s *SSHD) Key() string { return s.key }
 
 // ClientConfig writes a file for ssh -F, and returns its path. With the file, ssh logs in
 // to this server under any name. lines come first in the file: HostName, ProxyCommand, a
