@@ -159,9 +159,11 @@ func (s *section) warnAboutClosing(chosen []*section, effects map[*section]effec
 	}
 }
 
-// knockWords returns the knocks of the sequence, in no exact form.
+// knockWords returns the knocks of the sequence, such as "7000" or "7000:udp". It does not check
+// them.
 func (s *section) knockWords() []string {
-	return strings.Split(strings.ReplaceAll(strings.ToLower(s.values["sequence"].text), " ", ""), ",")
+	text := strings.NewReplacer(" ", "", "\t", "", ":tcp", "").Replace(strings.ToLower(s.values["sequence"].text))
+	return strings.Split(text, ",")
 }
 
 // overlap reports whether a word is in both lists.

@@ -286,11 +286,15 @@ func TestKnockdSectionsThatClose(t *testing.T) {
 			t.Errorf("%s: %+v, want only closes %t", command, e, closes)
 		}
 	}
+	const onlyCloses = "f:1: [close] only closes ports, so it is not imported; to import it, give its name\n"
 	both := strings.Replace(shortConf, "short", "close", 1)
 	both = strings.Replace(both, "allow", "delete allow", 1)
 	both = strings.Replace(both, "7000,8001:udp", "9000,8000", 1) + shortConf
 	expectConverted(t, "knockd", both, Options{Host: "h"}, shortBlock+shortRest+
-		"f:6: [short] "+stayWarning+"f:1: [close] only closes ports, so it is not imported; to import it, give its name\n")
+		"f:6: [short] "+stayWarning+onlyCloses)
+	shared := strings.Replace(both, "9000,8000", "9000 , 7000:TCP", 1)
+	expectConverted(t, "knockd", shared, Options{Host: "h"}, shortBlock+shortRest+
+		"f:6: [short] "+stayWarning+onlyCloses+"f:2: [close] shares knocks with [short], so a lost knock delays a login; give it other ports\n")
 }
 
 // TestKnockdNames: the profile that opens 22/tcp gets the plain name.
