@@ -3,6 +3,7 @@ package importer
 import (
 	"cmp"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -185,6 +186,8 @@ func (s *section) convertKnockd(e effect) {
 	s.addSequence(sequence, words, knockdKnock().FindStringSubmatch)
 	s.checkFlags(slices.ContainsFunc(words, func(w string) bool { return !strings.HasSuffix(strings.ToLower(w), "udp") }))
 	target := s.values["target"]
+	_, err := netip.ParseAddr(target.text)
+	s.refuse(target.line > 0 && err != nil, target, "%q is not an IP address", target.text)
 	s.warn(target.line > 0, target, "knockd counts only knocks that arrive at %s; check the HostName", target.text)
 	s.addTimes(len(words), e)
 	s.addPorts(command, e)

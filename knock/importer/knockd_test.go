@@ -167,7 +167,8 @@ func TestKnockdDirectives(t *testing.T) {
 			shortWarn,
 		shortConf + "target = 10.0.0.5\n": shortBlock + shortRest +
 			"f:4: [short] knockd counts only knocks that arrive at 10.0.0.5; check the HostName\n" + shortWarn,
-		shortConf + "start_command_6 =\nusesyslog\n": shortBlock + shortRest + shortWarn,
+		shortConf + "target = vps\n":                           "f:4: target: \"vps\" is not an IP address\n",
+		shortConf + "start_command_6 =\nusesyslog\n":           shortBlock + shortRest + shortWarn,
 		sequence("22,80"):                                      noSection + shortWarn + "f:1: [short] is left out: Sequence: knock 1 of 2 goes to a guarded port (one of the OpenPorts)\n",
 		sequence("0"):                                          "f:2: sequence: knock 1 of 1 is not a port from 1 to 65535\n",
 		sequence("7000,65536"):                                 "f:2: sequence: knock 2 of 2 is not a port from 1 to 65535\n",
