@@ -152,9 +152,6 @@ func (c *profileAdd) block(name string, old profileText) ([]byte, []importer.Key
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := c.checkAddress(old, draft); err != nil {
-		return nil, nil, err
-	}
 	secrets, keys, err := newSecrets(old.path, draft, draft.Secrets())
 	if err != nil {
 		return nil, nil, err
