@@ -97,7 +97,7 @@ func (c *profileAdd) run(ctx context.Context, a *app, args []string) error {
 		return err
 	}
 	err := c.change(func(old profileText) (edited, error) {
-		block, keys, err := c.block(name, old)
+		block, keys, err := c.block(name, old, &r)
 		if err != nil {
 			return edited{}, err
 		}
@@ -147,13 +147,17 @@ func (c *profileAdd) takeFromSSH(ctx context.Context, name string, r *report) er
 }
 
 // block returns the new Host block, and its keys.
-func (c *profileAdd) block(name string, old profileText) ([]byte, []importer.Key, error) {
+func (c *profileAdd) block(name string, old profileText, r *report) ([]byte, []importer.Key, error) {
+	file, err := old.parse()
+	if err != nil {
+		return nil, nil, err
+	}
 	draft, err := profile.Draft(name, c.settings)
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := c.checkAddress(old, draft); err != nil {
-		return nil, nil, err
+	if p, err := file.Lookup(draft.HostName); err == nil && draft.HostName != "" {
+		r.add("note", "ssh's %%h finds only profile %s at %s; use the ProxyCommand of portknock ssh-config", p.Name, draft.HostName)
 	}
 	secrets, keys, err := newSecrets(old.path, draft, draft.Secrets())
 	if err != nil {
@@ -165,25 +169,3 @@ func (c *profileAdd) block(name string, old profileText) ([]byte, []importer.Key
 
 // existsHint is what a user can do if a profile exists already.
 const existsHint = "to change it: portknock profile edit; for new secrets: portknock profile rotate"
-
-// checkAddress returns an error if another profile of the file has the HostName of the new one:
-// ssh passes its HostName, so portknock would find only the first of the two profiles.
-func (c *profileAdd) checkAddress(old profileText, draft *profile.Profile) error {
-	file, err := old.parse()
-	if err != nil {
-		return err
-	}
-	for _, e := range file.Entries() {
-		for _, pattern := range e.Patterns {
-			if !isName(pattern) || draft.HostName == "" {
-				continue
-			}
-			p, err := file.Lookup(pattern)
-			if err == nil && (strings.EqualFold(p.HostName, draft.HostName) || strings.EqualFold(pattern, draft.HostName)) {
-				return &failure{exitProfile, fmt.Errorf("%s:%d: host %s already has a profile: %s", old.path, e.Line, draft.HostName, p.Name),
-					existsHint}
-			}
-		}
-	}
-	return nil
-}

@@ -92,7 +92,7 @@ func editDraft(ctx context.Context, a *app, draft string, old profileText) (text
 			return nil, nil, err
 		}
 		a.log.say(always, "%v", err)
-		fmt.Fprint(os.Stderr, "e: edit again; q: quit without changes [e] ")
+		fmt.Fprintf(os.Stderr, "e: edit again; q: quit without changes; ^C: quit, and keep %s [e] ", draft)
 		answer, readErr := answers.ReadString('\n')
 		switch {
 		case readErr != nil:

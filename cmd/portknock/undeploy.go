@@ -3,9 +3,11 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
+	"github.com/portknock/portknock/knock/profile"
 	"github.com/portknock/portknock/knock/rules"
 	"github.com/spf13/pflag"
 )
@@ -14,7 +16,8 @@ import (
 type undeploy struct {
 	config
 	serverFlags
-	format string
+	format   string
+	recorded string // path of the profile file that has the deployments beside it
 }
 
 func (u *undeploy) flags(a *app, f *pflag.FlagSet) {
@@ -24,6 +27,15 @@ func (u *undeploy) flags(a *app, f *pflag.FlagSet) {
 }
 
 func (u *undeploy) run(ctx context.Context, a *app, hosts []string) error {
+	search := u.config // a copy, because each treats a path as one that the user has given
+	_, _, err := search.profiles(ctx, a, profileOf(hosts[0]))
+	u.recorded = search.path
+	if len(hosts) == 1 && errors.Is(err, profile.ErrNoProfile) {
+		// The user has removed the profile from the profile file. The deployment is a profile file too.
+		if d := search.deployment(a, profileOf(hosts[0])); d != nil {
+			u.path = deployedFile(search.path, d.profile.Name)
+		}
+	}
 	return u.each(ctx, a, &u.config, u.withUsers(hosts), 1, u.upload, u.remove)
 }
 
@@ -62,7 +74,7 @@ func (u *undeploy) remove(ctx context.Context, s *server) error {
 	}
 	s.result.Result = isRemoved
 	s.say("removed   %s; its ports are open, unless another profile or firewall closes them", s.profile.Name)
-	return removeDeployment(u.path, s.profile.Name)
+	return removeDeployment(u.recorded, s.profile.Name)
 }
 
 // The results of undeploy, besides isUnknown.

@@ -3,6 +3,7 @@ package importer
 import (
 	"cmp"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -159,9 +160,11 @@ func (s *section) warnAboutClosing(chosen []*section, effects map[*section]effec
 	}
 }
 
-// knockWords returns the knocks of the sequence, in no exact form.
+// knockWords returns the knocks of the sequence, such as "7000" or "7000:udp". It does not check
+// them.
 func (s *section) knockWords() []string {
-	return strings.Split(strings.ReplaceAll(strings.ToLower(s.values["sequence"].text), " ", ""), ",")
+	text := strings.NewReplacer(" ", "", "\t", "", ":tcp", "").Replace(strings.ToLower(s.values["sequence"].text))
+	return strings.Split(text, ",")
 }
 
 // overlap reports whether a word is in both lists.
@@ -183,6 +186,8 @@ func (s *section) convertKnockd(e effect) {
 	s.addSequence(sequence, words, knockdKnock().FindStringSubmatch)
 	s.checkFlags(slices.ContainsFunc(words, func(w string) bool { return !strings.HasSuffix(strings.ToLower(w), "udp") }))
 	target := s.values["target"]
+	_, err := netip.ParseAddr(target.text)
+	s.refuse(target.line > 0 && err != nil, target, "%q is not an IP address", target.text)
 	s.warn(target.line > 0, target, "knockd counts only knocks that arrive at %s; check the HostName", target.text)
 	s.addTimes(len(words), e)
 	s.addPorts(command, e)

@@ -212,6 +212,12 @@ func (e *effect) addUfw(words []string) {
 	if i := slices.Index(words, "comment"); i >= 0 {
 		words = words[:i]
 	}
+	verb := func(word string) bool {
+		return slices.Contains([]string{"allow", "limit", "deny", "reject", "delete"}, word)
+	}
+	if !slices.ContainsFunc(words, verb) {
+		return
+	}
 	adds, accepts, to, protocol, ports := true, true, false, "", ""
 	for i, word := range words {
 		next := ""

@@ -167,7 +167,8 @@ func TestKnockdDirectives(t *testing.T) {
 			shortWarn,
 		shortConf + "target = 10.0.0.5\n": shortBlock + shortRest +
 			"f:4: [short] knockd counts only knocks that arrive at 10.0.0.5; check the HostName\n" + shortWarn,
-		shortConf + "start_command_6 =\nusesyslog\n": shortBlock + shortRest + shortWarn,
+		shortConf + "target = vps\n":                           "f:4: target: \"vps\" is not an IP address\n",
+		shortConf + "start_command_6 =\nusesyslog\n":           shortBlock + shortRest + shortWarn,
 		sequence("22,80"):                                      noSection + shortWarn + "f:1: [short] is left out: Sequence: knock 1 of 2 goes to a guarded port (one of the OpenPorts)\n",
 		sequence("0"):                                          "f:2: sequence: knock 1 of 1 is not a port from 1 to 65535\n",
 		sequence("7000,65536"):                                 "f:2: sequence: knock 2 of 2 is not a port from 1 to 65535\n",
@@ -281,15 +282,20 @@ func TestKnockdSectionsThatClose(t *testing.T) {
 		"iptables -D I -p tcp --dport 22 -j DROP; ufw delete allow 22/tcp":                   false,
 		"nft delete element inet f c { %IP% }; nft add element inet f c { %IP% timeout 1m }": false,
 	} {
-		if e := commandEffect(command); e.onlyCloses() != closes {
+		e := commandEffect(command)
+		if e.onlyCloses() != closes || !closes && e.opens != strings.Contains(command, ";") {
 			t.Errorf("%s: %+v, want only closes %t", command, e, closes)
 		}
 	}
+	const onlyCloses = "f:1: [close] only closes ports, so it is not imported; to import it, give its name\n"
 	both := strings.Replace(shortConf, "short", "close", 1)
 	both = strings.Replace(both, "allow", "delete allow", 1)
 	both = strings.Replace(both, "7000,8001:udp", "9000,8000", 1) + shortConf
 	expectConverted(t, "knockd", both, Options{Host: "h"}, shortBlock+shortRest+
-		"f:6: [short] "+stayWarning+"f:1: [close] only closes ports, so it is not imported; to import it, give its name\n")
+		"f:6: [short] "+stayWarning+onlyCloses)
+	shared := strings.Replace(both, "9000,8000", "9000 , 7000:TCP", 1)
+	expectConverted(t, "knockd", shared, Options{Host: "h"}, shortBlock+shortRest+
+		"f:6: [short] "+stayWarning+onlyCloses+"f:2: [close] shares knocks with [short], so a lost knock delays a login; give it other ports\n")
 }
 
 // TestKnockdNames: the profile that opens 22/tcp gets the plain name.

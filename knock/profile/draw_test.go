@@ -29,8 +29,8 @@ func draft(t *testing.T, settings ...string) *Profile {
 	return p
 }
 
-// TestDrawnSequencesAreFreeOfOtherPorts: a drawn sequence has different ports, none of which has
-// another use, and no scan of all ports in order sends it.
+// TestDrawnSequencesAreFreeOfOtherPorts: a drawn sequence has different ports without another
+// use, and no scan of all ports in order sends it.
 func TestDrawnSequencesAreFreeOfOtherPorts(t *testing.T) {
 	seen := map[string]bool{}
 	for _, settings := range [][]string{

@@ -191,7 +191,7 @@ func Remove(path string, data []byte, host string) ([]byte, error) {
 		last := true   // no other host is left
 		for i, p := range b.patterns {
 			switch {
-			case p.not:
+			case p.not || b.line == 0: // line 0: settings above the first Host line
 			case slices.Contains(names, p.text):
 				gone = append(gone, i)
 			default:

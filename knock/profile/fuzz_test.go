@@ -86,6 +86,7 @@ func FuzzEdit(f *testing.F) {
 	f.Add([]byte(staticFile), "vps")
 	f.Add([]byte("\ufeff# x\r\nHost \"a\" b*\tc # y\r\n\tSequence = 7000,8000:udp # x\r\n\r\n# z\nHost * !a\nPort 22"), "a")
 	f.Add([]byte("# all\nHost a 192.0.2.1\n  HostName ::1\n  # z\n\nHost b a\nSequence=\"1 5\"\n"), "a")
+	f.Add([]byte("Port 22\nHost *\nPort 23\n"), "*")
 	f.Add([]byte("Host a\nScheme rotating\nKeyFile /a\nHost a b\nHost c\nSequence 1\n"), "A")
 	f.Fuzz(func(t *testing.T, data []byte, host string) {
 		old, err := Parse("file", data)
@@ -96,7 +97,7 @@ func FuzzEdit(f *testing.F) {
 			gone := old.namesOf(host)
 			checkOthers(t, old, text, func(name string) bool { return slices.Contains(gone, name) })
 			rest := lines(data)
-			for _, line := range lines(text) { // each line is one of the old lines, or a Host line with fewer names
+			for _, line := range lines(text) { // each line was there before, or is a Host line with fewer names
 				i := slices.IndexFunc(rest, func(l string) bool { return l == line || len(l) > len(line) && isSubsequence(line, l) })
 				if i < 0 {
 					t.Fatalf("%q is a new line\n%q\n%q", line, data, text)
@@ -134,8 +135,11 @@ func FuzzEdit(f *testing.F) {
 }
 
 // lines returns the lines of a text without their ends.
-func lines(text []byte) []string {
-	return strings.Split(strings.ReplaceAll(string(text), "\r\n", "\n"), "\n")
+func lines(text []byte) (all []string) {
+	for line := range strings.SplitSeq(string(text), "\n") {
+		all = append(all, strings.TrimSuffix(line, "\r"))
+	}
+	return all
 }
 
 // isSubsequence reports whether all bytes of a are in b, in the same order.

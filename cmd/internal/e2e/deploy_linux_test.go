@@ -274,6 +274,10 @@ func TestDeployFollowsEditsOfTheProfile(t *testing.T) {
 		r.login(t)
 		r.expect(t, r.attacker, lab.Dropped)
 	}
+	// undeploy also works if the profile file no longer has the profile.
+	if err := os.WriteFile(r.profile, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	r.client.Run(t, "portknock", "undeploy", "-c", r.profile, "--ssh-config", r.config, "vps")
 	r.expect(t, r.attacker, lab.Open)
 	r.expectRuleset(t, before)

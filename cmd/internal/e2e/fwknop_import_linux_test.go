@@ -146,7 +146,7 @@ func TestImportedStanzaOpensServer(t *testing.T) {
 }
 
 // TestImportKeepsGroupAndMode: after an import, the profile file has the same group and
-// mode. The key files are the only new files in its folder.
+// mode. The key files and a lock are the only new files in its folder.
 func TestImportKeepsGroupAndMode(t *testing.T) {
 	t.Parallel()
 	lab.Require(t)
@@ -172,7 +172,11 @@ func TestImportKeepsGroupAndMode(t *testing.T) {
 		t.Errorf("the profile file has group %d, mode %o, want 65534 and 644", st.Gid, info.Mode().Perm())
 	}
 	entries, err := os.ReadDir(dir)
-	if err != nil || len(entries) != 4 {
-		t.Errorf("the folder contains %v, %v; want the profile file, the imported file and two key files", entries, err)
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	if got := strings.Join(names, " "); err != nil || got != ".lock config h.hmac h.key rc" {
+		t.Errorf("the folder contains %s, %v; want the profile file, its lock, the imported file and two key files", got, err)
 	}
 }
