@@ -83,6 +83,13 @@ func TestFwknopHeaderLoadsAndReplacesRules(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			r := newGuardedRig(t, fwknopd, lab.IPv4, fwknopSettings(t, more...)...)
+			// fwknopd starts its TCP server as another process, which may listen later.
+			awaitServer := func(want lab.State) {
+				if name == "tcp" {
+					r.awaitPort(t, time.Minute, r.client, 62201, want)
+				}
+			}
+			awaitServer(lab.Open)
 			r.login(t)
 			if out := r.server.Run(t, "nft", "list", "set", "inet", "portknock", "open4_vps"); !strings.Contains(out, r.client.Addr(lab.IPv4).String()) {
 				t.Errorf("the set of admitted addresses is\n%s", out)
@@ -94,9 +101,12 @@ func TestFwknopHeaderLoadsAndReplacesRules(t *testing.T) {
 			// The new rules are in the same file, so the same command loads them.
 			emitRules(t, r.server, r.firewall, r.profile, "--output", r.rules)
 			r.runHeaderLine(t, "load")
+			awaitServer(lab.Open)
 			r.knockAndWait(t, r.attacker)
 			r.runHeaderLine(t, "unload")
+			awaitServer(lab.Refused)
 			r.runHeaderLine(t, "load")
+			awaitServer(lab.Open)
 			r.expect(t, r.client, lab.Dropped)
 			if out, err := r.client.Try("portknock", "-c", old, "-o", "ConnectTimeout=1", "vps", "22"); err == nil {
 				t.Errorf("the old keys still open port 22: %s", out)

@@ -63,8 +63,11 @@ func TestRefreshLosesNoClientAtWindowEnd(t *testing.T) {
 			into = time.Duration(time.Now().UnixNano()) % period
 		}
 		end := time.Now().Truncate(period).Add(period)
-		printed, _, _ := strings.Cut(r.client.Run(t, "portknock", "sequence", "-c", r.profile, "vps"), "  (")
-		old := sequence(printed)
+		current := func() knock.Sequence {
+			printed, _, _ := strings.Cut(r.client.Run(t, "portknock", "sequence", "-c", r.profile, "vps"), "  (")
+			return sequence(printed)
+		}
+		old := current()
 		if err := refresh(); err != nil {
 			t.Fatal(err)
 		}
@@ -79,30 +82,47 @@ func TestRefreshLosesNoClientAtWindowEnd(t *testing.T) {
 		r.expect(t, r.client, lab.Dropped)
 		r.knockAndWait(t, r.client)
 
+		// knockd reloads in its signal handler. It can hang if the signal comes while it handles a
+		// packet, so clients of knockd do not knock during a refresh.
+		var handling sync.Mutex
+		exclusively := func(do func()) {
+			if f.Async {
+				handling.Lock()
+				defer handling.Unlock()
+			}
+			do()
+		}
+		knockers := 0
+		awaitHandled := func() { // knockd handles packets in order
+			if f.Async {
+				marker := r.attacker.Source(family, uint16(2000+knockers))
+				r.attacker.KnockFrom(t, marker, r.addr(), current()[0])
+				daemon.Log.Await(t, marker.String()+": vps", 1)
+			}
+		}
+		awaitHandled()
 		var keeper sync.WaitGroup
 		stop := end.Add(skew + time.Second)
 		runs := 1
 		keeper.Go(func() {
 			for ; time.Now().Before(stop); runs++ {
-				if err := refresh(); err != nil {
+				var err error
+				if exclusively(func() { err = refresh() }); err != nil {
 					t.Error(err)
 					return
 				}
-				pause := 500 * time.Millisecond // the timer runs the service less often
-				if f.Async {
-					// knockd reloads in its signal handler. It can hang if a signal comes while
-					// it handles a packet.
-					pause = 2 * time.Second
-				}
-				time.Sleep(pause)
+				time.Sleep(500 * time.Millisecond) // the timer runs the service less often
 			}
 		})
-		knockers := 0
-		for ; time.Now().Before(stop); knockers++ {
+		for time.Now().Before(stop) {
+			knockers++
 			args := append(byAddress(uint16(1000+knockers)), "-o", "ConnectTimeout=5", "vps")
-			if out, err := r.attacker.Try("portknock", append([]string{"knock", "--wait", "-c", r.profile}, args...)...); err != nil {
-				t.Errorf("knocker %d, %v after the window's end, is not let through: %v %s", knockers, time.Since(end), err, out)
-			}
+			exclusively(func() {
+				if out, err := r.attacker.Try("portknock", append([]string{"knock", "--wait", "-c", r.profile}, args...)...); err != nil {
+					t.Errorf("knocker %d, %v after the window's end, is not let through: %v %s", knockers, time.Since(end), err, out)
+				}
+				awaitHandled()
+			})
 			time.Sleep(100 * time.Millisecond) // xt_recent remembers 100 addresses, which include the admitted client
 		}
 		keeper.Wait()

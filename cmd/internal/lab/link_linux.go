@@ -92,6 +92,9 @@ func Link(t TB, hosts ...*Host) {
 	if t.Failed() {
 		t.FailNow()
 	}
+	for _, h := range hosts {
+		h.awaitAddress(t)
+	}
 	for _, h := range hosts[1:] {
 		h.awaitCarrier(t)
 	}
@@ -147,6 +150,19 @@ func (h *Host) ip(t TB, batch string) {
 	if err != nil {
 		t.Errorf("%s: ip: %v\n%s%s", h.Name, err, out.bytes(), batch)
 	}
+}
+
+// awaitAddress waits until the host accepts packets to its IPv6 address. The kernel adds the
+// route for them in a work queue, a moment after the address.
+func (h *Host) awaitAddress(t TB) {
+	t.Helper()
+	route := fmt.Sprintf("%x 80 ", h.Addr(IPv6).AsSlice()) // 80 is the length of the prefix
+	Await(t, limit, func() string {
+		if !strings.Contains(ReadFile(t, fmt.Sprintf("/proc/%d/net/ipv6_route", h.pid)), route) {
+			return h.Name + " does not accept packets to its IPv6 address"
+		}
+		return ""
+	})
 }
 
 // awaitCarrier waits until packets pass between the host and its first peer.

@@ -43,6 +43,9 @@ func LinkWAN(t TB, client, server *Host, w WAN) {
 	if t.Failed() {
 		t.FailNow()
 	}
+	for _, h := range hosts {
+		h.awaitAddress(t)
+	}
 }
 
 // tap creates a host's eth0 as a TAP device. The device's frames are read from and
