@@ -158,7 +158,7 @@ func TestSSHConfigInstall(t *testing.T) {
 		}
 		mode(dotfile, 0o644)
 		if info, err := os.Lstat(main); err != nil || info.Mode()&os.ModeSymlink == 0 {
-			t.Errorf("%s is no symbolic link any more", main)
+			t.Errorf("%s is not a symbolic link any more", main)
 		}
 	}
 	run(0, []string{"includes this file already"}, "--install")
