@@ -360,6 +360,14 @@ func (c *config) login(ctx context.Context, a *app, host string) (*profile.Profi
 // deployAdvice is in warnings of connect, before the name of a profile.
 const deployAdvice = "; run: portknock deploy "
 
+// removedProfile returns the deployment of a host that the profile file does not have any more, or nil.
+func (c *config) removedProfile(ctx context.Context, a *app, host string) *deployment {
+	if _, _, err := c.profiles(ctx, a, host); !errors.Is(err, profile.ErrNoProfile) {
+		return nil
+	}
+	return c.deployment(a, host)
+}
+
 // deployment returns the deployment of a profile that c has found, or nil. It warns if the
 // deployment cannot be used. If the user may not read the deployment at all, it belongs to another
 // user, and the warning appears only with -v.

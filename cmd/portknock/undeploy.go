@@ -3,11 +3,9 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
-	"github.com/portknock/portknock/knock/profile"
 	"github.com/portknock/portknock/knock/rules"
 	"github.com/spf13/pflag"
 )
@@ -27,16 +25,14 @@ func (u *undeploy) flags(a *app, f *pflag.FlagSet) {
 }
 
 func (u *undeploy) run(ctx context.Context, a *app, hosts []string) error {
+	hosts = u.withUsers(hosts)
 	search := u.config // a copy, because each treats a path as one that the user has given
-	_, _, err := search.profiles(ctx, a, profileOf(hosts[0]))
+	d := search.removedProfile(ctx, a, profileOf(hosts[0]))
 	u.recorded = search.path
-	if len(hosts) == 1 && errors.Is(err, profile.ErrNoProfile) {
-		// The user has removed the profile from the profile file. The deployment is a profile file too.
-		if d := search.deployment(a, profileOf(hosts[0])); d != nil {
-			u.path = deployedFile(search.path, d.profile.Name)
-		}
+	if len(hosts) == 1 && d != nil {
+		u.path = deployedFile(search.path, d.profile.Name) // a deployment is a profile file too
 	}
-	return u.each(ctx, a, &u.config, u.withUsers(hosts), 1, u.upload, u.remove)
+	return u.each(ctx, a, &u.config, hosts, 1, u.upload, u.remove)
 }
 
 // upload puts a script on the server that knows the profile's name in the firewall. Its rules
