@@ -99,6 +99,9 @@ func profileFailure(err, missing error, hint string) error {
 	return &failure{code: exitProfile, err: err}
 }
 
+// hasNoProfile reports whether an error means that the profile file has no profile for a host.
+func hasNoProfile(err error) bool { return errors.Is(err, profile.ErrNoProfile) }
+
 // profiles returns the profiles of hosts, and the file that contains these profiles.
 func (c *config) profiles(ctx context.Context, a *app, hosts ...string) (file *profile.File, all []*profile.Profile, err error) {
 	if file, err = c.file(ctx, a); err != nil {

@@ -3,11 +3,9 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
-	"github.com/portknock/portknock/knock/profile"
 	"github.com/portknock/portknock/knock/rules"
 	"github.com/spf13/pflag"
 )
@@ -30,7 +28,7 @@ func (u *undeploy) run(ctx context.Context, a *app, hosts []string) error {
 	search := u.config // a copy, because each treats a path as one that the user has given
 	_, _, err := search.profiles(ctx, a, profileOf(hosts[0]))
 	u.recorded = search.path
-	if len(hosts) == 1 && errors.Is(err, profile.ErrNoProfile) {
+	if len(hosts) == 1 && hasNoProfile(err) {
 		// The user has removed the profile from the profile file. The deployment is a profile file too.
 		if d := search.deployment(a, profileOf(hosts[0])); d != nil {
 			u.path = deployedFile(search.path, d.profile.Name)
