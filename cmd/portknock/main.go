@@ -133,7 +133,8 @@ func table() []row {
 				"stay. A name that is not the first of its profile is only removed from the Host line."},
 		{"profile rotate", "[FLAGS] NAME", 1, 1, profileOperandsError, &profileRotate{},
 			"Draw new secrets for a profile that is deployed: other knocks, or a key in a new file. Until\n" +
-				"the server has them from portknock deploy NAME, a login tries the old and the new ones."},
+				"the server has them from portknock deploy NAME, a login tries the old and the new ones. With\n" +
+				"--scheme, the profile changes to another scheme, and gets the secrets of that scheme."},
 		{"profile import", "[FLAGS] FILE", 1, 1, profileOperandsError, &profileImport{},
 			"Import the profiles in the .fwknoprc of fwknop's client, the sections in the knockd.conf of\n" +
 				"a server, or the profiles in the portknocker.ini of python_port_knocker. Profiles go to the\n" +

@@ -23,7 +23,7 @@ func TestErrorsEscapeWhatATerminalObeys(t *testing.T) {
 			"-o Scheme=BAD vps 22", "-c CONFIG BAD 22", "-c CONFIG --profile BAD vps 22", "--log-file BAD/x vps 22",
 			"knock -c CONFIG BAD", "sequence -c CONFIG --at BAD vps", "emit-rules -c CONFIG --format BAD vps", "deploy -c CONFIG BAD",
 			"help BAD", "profile BAD", "profile show -c CONFIG BAD", "profile import BAD", "profile add -c CONFIG BAD", "profile add -c CONFIG new --host BAD",
-			"profile add -c CONFIG new --scheme BAD", "profile remove -c CONFIG BAD", "profile rotate -c CONFIG BAD", "profile edit BAD", "keygen --from BAD --host vps", "status BAD", "version BAD",
+			"profile add -c CONFIG new --scheme BAD", "profile remove -c CONFIG BAD", "profile rotate -c CONFIG BAD", "profile rotate -c CONFIG --scheme BAD vps", "profile edit BAD", "keygen --from BAD --host vps", "status BAD", "version BAD",
 		} {
 			var args []string
 			for _, word := range strings.Fields(command) {

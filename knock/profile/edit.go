@@ -269,54 +269,6 @@ func (f *File) extent(number int, lines []string) (start, end int) {
 	return start, end
 }
 
-// Change returns the text of a profile file with other values for settings of one profile. Path
-// is the file's path, data is the file's text, and name is the Name of the profile. Change
-// replaces only the values, in the lines that set them now. All other text stays unchanged.
-//
-// A setting must be in a Host block that is only for this profile. Otherwise Change returns an
-// error, because a new value would also change other profiles. Errors start with "PATH:LINE: ",
-// or with "PATH: " if they are not about one line. Change neither reads nor writes a file.
-func Change(path string, data []byte, name string, changed []Setting) ([]byte, error) {
-	f, err := parse(path, filepath.Dir(path), data)
-	if err != nil {
-		return nil, err
-	}
-	p, err := f.Lookup(name)
-	if err != nil {
-		return nil, err
-	}
-	blocks := f.matching(p.Name, nil)
-	mark, lines := splitLines(data)
-	for _, c := range changed {
-		old, ok := gather(blocks).get(c.Keyword)
-		if !ok {
-			return nil, fmt.Errorf("%s: no block for %s sets %s", path, p.Name, c.Keyword)
-		}
-		b := blocks[slices.IndexFunc(blocks, func(b *block) bool { return slices.Contains(b.settings, old) })]
-		for _, pattern := range b.patterns {
-			if !pattern.not && (pattern.wild || f.profileName(pattern.text, f.matching(pattern.text, nil)) != p.Name) {
-				return nil, fault(path, old.line, "%s: not only for %s; give %[2]s a %[1]s in a block of its own above",
-					c.Keyword, p.Name)
-			}
-		}
-		line := lines[old.line-1]
-		words, err := wordsIn(line)
-		if err != nil {
-			return nil, fault(path, old.line, "%s: %w", c.Keyword, err)
-		}
-		value := c.Value
-		if !keywordNamed(c.Keyword).list {
-			value = quoteWord(value)
-		}
-		lines[old.line-1] = line[:words[0].start] + value + line[words[len(words)-1].end:]
-	}
-	text := []byte(mark + strings.Join(lines, ""))
-	if f, err = parse(path, filepath.Dir(path), text); err == nil {
-		_, err = f.Lookup(name)
-	}
-	return text, err
-}
-
 // splitLines returns the lines of a text with their ends, and the byte order mark before them.
 func splitLines(data []byte) (mark string, lines []string) {
 	text := strings.TrimPrefix(string(data), bom)

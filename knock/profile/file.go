@@ -46,6 +46,14 @@ type Setting struct {
 	source  string // source for errors if the setting is not from a file, such as an option; else ""
 }
 
+// written returns the value as a line of the file has it.
+func (s Setting) written() string {
+	if keywordNamed(s.Keyword).list {
+		return s.Value
+	}
+	return quoteWord(s.Value)
+}
+
 // settings is a list of settings. No keyword occurs twice in it.
 type settings []Setting
 

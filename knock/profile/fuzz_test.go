@@ -2,6 +2,7 @@ package profile
 
 import (
 	"bytes"
+	"fmt"
 	"reflect"
 	"slices"
 	"strings"
@@ -88,6 +89,8 @@ func FuzzEdit(f *testing.F) {
 	f.Add([]byte("# all\nHost a 192.0.2.1\n  HostName ::1\n  # z\n\nHost b a\nSequence=\"1 5\"\n"), "a")
 	f.Add([]byte("Port 22\nHost *\nPort 23\n"), "*")
 	f.Add([]byte("Host a\nScheme rotating\nKeyFile /a\nHost a b\nHost c\nSequence 1\n"), "A")
+	f.Add([]byte("Host a\r\n\tScheme fwknop\r\n\tHMACKeyFile /m # x\r\n\tKeyFile /k\r\n\tRepeat 2\r\nHost *\nScheme token\nKeyCommand k"), "a")
+	f.Add([]byte("Host a\nKeyFile /k\nHost a\nScheme rotating\n\nHost b\nSequence 1 5\n OpenPorts 2-3"), "b")
 	f.Fuzz(func(t *testing.T, data []byte, host string) {
 		old, err := Parse("file", data)
 		if err != nil {
@@ -105,22 +108,14 @@ func FuzzEdit(f *testing.F) {
 				rest = rest[i+1:]
 			}
 		}
-		if p, err := old.Lookup(host); err == nil && len(p.Sequence) > 0 {
-			const drawn = "50001/udp 40002/tcp"
-			if text, err := Change("file", data, p.Name, []Setting{{Keyword: "Sequence", Value: drawn}}); err == nil {
-				file := checkOthers(t, old, text, func(name string) bool {
-					q, err := old.Lookup(name)
-					return err == nil && q.Name == p.Name
-				})
-				if q, err := file.Lookup(p.Name); err != nil || q.Sequence.String() != drawn {
-					t.Fatalf("got %v, %v\n%s", q, err, text)
-				}
-				before, after := lines(data), lines(text)
-				for i := range before {
-					if before[i] != after[i] && !strings.Contains(after[i], drawn) || len(before) != len(after) {
-						t.Fatalf("%q became %q", before[i], after[i])
-					}
-				}
+		if p, err := old.Lookup(host); err == nil {
+			for _, settings := range [][]Setting{
+				{{Keyword: "Sequence", Value: "50001/udp 40002/tcp"}},
+				{{Keyword: "Scheme", Value: "static"}, {Keyword: "Sequence", Value: "50001/udp 40002/tcp"}},
+				{{Keyword: "Scheme", Value: "token"}, {Keyword: "KeyFile", Value: "/drawn"}},
+				{{Keyword: "Scheme", Value: "fwknop"}, {Keyword: "KeyFile", Value: "/drawn"}, {Keyword: "HMACKeyFile", Value: "/the hmac"}},
+			} {
+				checkChange(t, old, data, p, settings)
 			}
 		}
 		if text, err := Insert("file", data, []byte("Host new.example\n    Sequence 50001 40002\n")); err == nil {
@@ -132,6 +127,44 @@ func FuzzEdit(f *testing.F) {
 			}
 		}
 	})
+}
+
+// checkChange checks a change of settings of the profile p. It does not count as a failure if
+// Change returns an error, but the error must name a line of the old text.
+func checkChange(t *testing.T, old *File, data []byte, p *Profile, changed settings) {
+	text, err := Change("file", data, p.Name, changed)
+	if err != nil {
+		var line int
+		if _, scanErr := fmt.Sscanf(err.Error(), "file:%d: ", &line); line > len(lines(data)) || scanErr != nil && !strings.HasPrefix(err.Error(), "file: no block for ") {
+			t.Fatalf("%v\n%q", err, data)
+		}
+		return
+	}
+	file := checkOthers(t, old, text, func(name string) bool {
+		q, err := old.Lookup(name)
+		return err == nil && q.Name == p.Name
+	})
+	q, err := file.Lookup(p.Name)
+	if err != nil {
+		t.Fatalf("%v\n%q", err, text)
+	}
+	for _, c := range changed {
+		if k := keywordNamed(c.Keyword); k.get(q) != c.Value {
+			t.Fatalf("%s is %q, want %q\n%q", c.Keyword, k.get(q), c.Value, text)
+		}
+	}
+	// All other lines stay, in their order.
+	rest := lines(data)
+	for _, line := range lines(text) {
+		if i := slices.Index(rest, line); i >= 0 {
+			rest = rest[i+1:]
+		} else if line != "" && !slices.ContainsFunc(changed, func(c Setting) bool { return strings.Contains(line, c.written()) }) {
+			t.Fatalf("%q is a new line\n%q\n%q", line, data, text)
+		}
+	}
+	if gone := len(lines(data)) - len(lines(text)); gone > len(p.Secrets()) {
+		t.Fatalf("%d lines are gone\n%q\n%q", gone, data, text)
+	}
 }
 
 // lines returns the lines of a text without their ends.

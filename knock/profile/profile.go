@@ -149,11 +149,7 @@ func (p *Profile) WriteTo(w io.Writer) (int64, error) {
 func writeBlock(b *bytes.Buffer, name string, settings []Setting) {
 	fmt.Fprintf(b, "Host %s\n", name)
 	for _, s := range settings {
-		v := s.Value
-		if !keywordNamed(s.Keyword).list {
-			v = quoteWord(v)
-		}
-		fmt.Fprintf(b, "    %s %s\n", s.Keyword, v)
+		fmt.Fprintf(b, "    %s %s\n", s.Keyword, s.written())
 	}
 }
 
