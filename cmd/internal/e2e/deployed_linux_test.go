@@ -168,6 +168,31 @@ func TestLoginAfterARotation(t *testing.T) {
 	}
 }
 
+// TestLoginAfterAChangeOfScheme: the scheme of a deployed profile changes from static to token and
+// back. A login works before each deploy and after it.
+func TestLoginAfterAChangeOfScheme(t *testing.T) {
+	t.Parallel()
+	r := newDeployRig(t, threeKnocks, "OpenFor 2")
+	login := func() {
+		t.Helper()
+		r.awaitPort(t, time.Minute, r.client, lab.GuardedPort, lab.Dropped) // the opening of the last login is over
+		r.login(t)
+	}
+	r.deploy(t, 0, []string{"proved    a new login"})
+	for _, scheme := range []string{"token", "static"} {
+		out := r.client.Run(t, "portknock", "profile", "rotate", "--scheme", scheme, "-c", r.profile, "vps")
+		if !strings.Contains(out, " to "+scheme+" in "+r.profile+"\n") || !strings.HasSuffix(out, "\nnext      portknock -c "+r.profile+" deploy vps\n") {
+			t.Errorf("profile rotate prints\n%s", out)
+		}
+		login()
+		r.deploy(t, 0, []string{"proved    a new login"})
+		login()
+		if out := r.client.Run(t, "portknock", "profile", "list", "-c", r.profile); !strings.Contains(out, scheme) {
+			t.Errorf("want scheme %s:\n%s", scheme, out)
+		}
+	}
+}
+
 // TestProfileChangesOnAFullDisk: if the disk is full, the profile file and its folder stay as they
 // were, also if the key could still be written.
 func TestProfileChangesOnAFullDisk(t *testing.T) {
