@@ -179,13 +179,17 @@ func TestLoginAfterAChangeOfScheme(t *testing.T) {
 		r.login(t)
 	}
 	r.deploy(t, 0, []string{"proved    a new login"})
-	for _, scheme := range []string{"token", "static"} {
+	for _, change := range []struct {
+		scheme string
+		flags  []string // of deploy
+	}{{"token", []string{"--horizon", "1d"}}, {"static", nil}} {
+		scheme := change.scheme
 		out := r.client.Run(t, "portknock", "profile", "rotate", "--scheme", scheme, "-c", r.profile, "vps")
 		if !strings.Contains(out, " to "+scheme+" in "+r.profile+"\n") || !strings.HasSuffix(out, "\nnext      portknock -c "+r.profile+" deploy vps\n") {
 			t.Errorf("profile rotate prints\n%s", out)
 		}
 		login()
-		r.deploy(t, 0, []string{"proved    a new login"})
+		r.deploy(t, 0, []string{"proved    a new login"}, change.flags...)
 		login()
 		if out := r.client.Run(t, "portknock", "profile", "list", "-c", r.profile); !strings.Contains(out, scheme) {
 			t.Errorf("want scheme %s:\n%s", scheme, out)
