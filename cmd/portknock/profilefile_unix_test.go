@@ -73,6 +73,7 @@ func TestKilledChangesOfTheProfileFile(t *testing.T) {
 			block(`Host new\n    HostName 192\.0\.2\.1\n    Scheme rotating\n    KeyFile new(-\d+)?\.key\n`)},
 		"edit":   {"edit", old, quoted + "# edited\n"},
 		"rotate": {"rotate --force vps", old, strings.NewReplacer(`vps\.key`, `vps-\d+\.key`, `vps\.hmac`, `vps-\d+\.hmac`).Replace(quoted)},
+		"scheme": {"rotate --force --scheme token vps", old, strings.NewReplacer(`fwknop`, `token`, `vps\.key`, `vps-\d+\.key`, "    HMACKeyFile vps\\.hmac\n", "").Replace(quoted)},
 		"remove": {"remove web", web + old, quoted},
 		"import": {"import RC", old, block(`Host imported\n    HostName 192\.0\.2\.1\n    Scheme fwknop\n(    \w+ \S+\n)*`)},
 	} {
