@@ -475,7 +475,7 @@ func (c *checkHost) describeKnocks(t *target) {
 	case t.after == portOpen && t.before == portOpen:
 		c.step(isNote, "opened", 0, "%d/tcp at %v was open before", e.port, t.addr)
 	case t.after == portOpen:
-		c.step(isFine, "opened", t.took, "%d/tcp at %v, in round %d", e.port, t.addr, t.round)
+		c.step(isFine, "opened", t.took, "%d/tcp at %v, in round %d", e.port, t.addr, t.round+1)
 	default:
 		c.step(isFailed, "opened", t.took, "%d/tcp at %v after the knocks: %s", e.port, t.addr, cmp.Or(t.after, portSilent))
 	}

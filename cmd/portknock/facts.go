@@ -159,11 +159,15 @@ func presentRules(st *status, by string) string {
 	p := st.Profiles[0]
 	text := map[string]string{"as loaded": "the same rules for ", "other": "other rules for ",
 		"changed": "rules that have changed since they were loaded, for "}[p.Rules]
-	if text == "" {
+	loaded := text != ""
+	if !loaded {
 		text = "no rules for "
 	}
 	text += p.Name
-	if by != "" {
+	switch {
+	case by != "" && !loaded:
+		text += " in force; those that a boot would load were installed by " + by
+	case by != "":
 		text += ", installed by " + by
 	}
 	if len(st.Others) > 0 {

@@ -187,7 +187,7 @@ func (f *serverFlags) summary(a *app, servers []*server, errs []error) error {
 
 // say prints a line about the progress.
 func (s *server) say(format string, args ...any) {
-	if s.json {
+	if s.json || s.app.log.quiet {
 		return
 	}
 	line := fmt.Sprintf(format, args...)

@@ -31,3 +31,18 @@ func TestWordsForServerArePOSIX(t *testing.T) {
 		}
 	}
 }
+
+// TestPresentRulesSayWhatIsInForce: rules that are only installed are not in force.
+func TestPresentRulesSayWhatIsInForce(t *testing.T) {
+	for _, tt := range []struct{ rules, by, want string }{
+		{"", "", "no rules for vps"},
+		{"", "alice@client", "no rules for vps in force; those that a boot would load were installed by alice@client"},
+		{"other", "alice@client", "other rules for vps, installed by alice@client"},
+		{"as loaded", "", "the same rules for vps"},
+	} {
+		st := &status{Profiles: []serverStatus{{Name: "vps", Rules: tt.rules}}}
+		if got := presentRules(st, tt.by); got != tt.want {
+			t.Errorf("rules %q installed by %q: %q, want %q", tt.rules, tt.by, got, tt.want)
+		}
+	}
+}

@@ -128,16 +128,23 @@ func (c *sshConfig) lines(ctx context.Context, a *app, command string, names []s
 		case !slices.ContainsFunc(l.Patterns, func(p string) bool { return strings.Trim(p, "*") != "" }):
 			blocks = append(blocks, "# Host * is left out: with it, ssh would start portknock for every host.\n")
 		default:
-			blocks = append(blocks, c.block(l, command))
+			blocks = append(blocks, c.block(file, l, command))
 		}
 	}
 	return strings.Join(blocks, "\n"), nil
 }
 
-// block returns the Host block for a profile or for the patterns of a Host line.
-func (c *sshConfig) block(l *listed, command string) string {
+// block returns the Host block for a profile or for the patterns of a Host line. A profile that is
+// found by its HostName also gets that name, because users and scripts know servers by their address.
+func (c *sshConfig) block(file *profile.File, l *listed, command string) string {
+	patterns := l.Patterns
+	if named, err := file.Lookup(patterns[0]); err == nil && l.Note != onlyPattern && l.HostName != "" {
+		if found, err := file.Lookup(l.HostName); err == nil && found.Name == named.Name {
+			patterns = append(slices.Clip(patterns), l.HostName)
+		}
+	}
 	var hosts []string
-	for _, p := range l.Patterns {
+	for _, p := range patterns {
 		for _, h := range []string{p, strings.ToLower(p)} { // ssh compares case, and portknock prints names in lower case
 			if !slices.Contains(hosts, h) {
 				hosts = append(hosts, h)

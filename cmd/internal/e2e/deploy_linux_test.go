@@ -76,6 +76,10 @@ func TestDeployGuardsServer(t *testing.T) {
 		t.Errorf("deploy --json prints %s, %v", out, err)
 	}
 
+	if out = r.deploy(t, 0, nil, "-q"); out != "" {
+		t.Errorf("deploy -q prints %s", out)
+	}
+
 	r.client.Run(t, "portknock", "undeploy", "-c", r.profile, "--ssh-config", r.config, "vps")
 	r.expect(t, r.attacker, lab.Open)
 	r.expectRuleset(t, before)

@@ -317,6 +317,10 @@ func TestProfileAddInstallsSSHConfig(t *testing.T) {
 	if out, err := r.client.Try("env", "-u", "XDG_CONFIG_HOME", "HOME="+home, "ssh", "vps", "echo in"); err != nil || out != "in\n" {
 		t.Errorf("ssh vps: %v\n%s", err, out)
 	}
+	// A server is also known by its address.
+	if out := r.client.Run(t, "env", "HOME="+home, "ssh", "-G", r.addr().String()); !strings.Contains(out, "portknock --profile %n %h %p\n") {
+		t.Errorf("ssh -G %v prints\n%s", r.addr(), out)
+	}
 	r.expect(t, r.attacker, lab.Dropped)
 
 	has := func(name string, want bool) {
@@ -326,12 +330,12 @@ func TestProfileAddInstallsSSHConfig(t *testing.T) {
 		}
 	}
 	do("updated   "+installed+"\nnext      portknock deploy web\n", "profile", "add", "--host", "192.0.2.77", "web")
-	has("web", true)
+	has("web 192.0.2.77", true)
 	do("updated   "+installed+"\n", "profile", "remove", "web")
-	has("web", false)
+	has("web 192.0.2.77", false)
 	out, err = r.client.Try("env", "-u", "XDG_CONFIG_HOME", "HOME="+home, "EDITOR=sed -i 's/^Host vps$/Host vps box/'", "portknock", "profile", "edit")
 	if err != nil || !strings.Contains(out, "updated   "+installed+"\n") {
 		t.Errorf("profile edit: %v\n%s", err, out)
 	}
-	has("vps box", true)
+	has("vps box "+r.addr().String(), true)
 }
