@@ -535,7 +535,7 @@ func (c *checkHost) printCauses(all []cause) error {
 		last = fmt.Sprintf("if you can still log in: portknock check --server %s\n", c.host)
 	}
 	if c.isLockedOut() {
-		last += fmt.Sprintf("if you cannot log in, run at the provider's console: sh %[1]s status\n"+
+		last += fmt.Sprintf("if you cannot log in, run as root at the provider's console: sh %[1]s status\n"+
 			"to open the port from the console: sh %[1]s unload\n", installedScript(c.found.profile.Name))
 	}
 	if last != "" {

@@ -406,7 +406,7 @@ func TestCheckLeadsLockedOutUsersToTheConsole(t *testing.T) {
 	r := newDeployRig(t, threeKnocks, "OpenFor 1", "ConnectTimeout 2")
 	r.deploy(t, 0, nil)
 	r.drop(t, "udp dport 7001")
-	const console = "if you cannot log in, run at the provider's console: sh /etc/portknock/vps.sh status\n" +
+	const console = "if you cannot log in, run as root at the provider's console: sh /etc/portknock/vps.sh status\n" +
 		"to open the port from the console: sh /etc/portknock/vps.sh unload\n"
 	check := func(args ...string) string {
 		t.Helper()
