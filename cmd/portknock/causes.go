@@ -202,7 +202,7 @@ func (e *evidence) unguardedCauses() []cause {
 	}
 	if told && s.before != nil {
 		return []cause{{"trusted", e.expiryAwaited(), open + textIf(e.expiryAwaited(), ", although the rules are loaded"),
-			fmt.Sprintf("see whether the server trusts this computer: sh /etc/portknock/%s.sh status", e.profile.Name)}}
+			"see whether the server trusts this computer: sh " + installedScript(e.profile.Name) + " status"}}
 	}
 	return []cause{{"no-guard", e.expiryAwaited(), open + textIf(told && e.expiryAwaited(), ": the loaded rules do not guard it"),
 		"unless the server trusts this computer, load the rules; " + deploy}}

@@ -361,3 +361,15 @@ func FuzzParseStatus(f *testing.F) {
 		}
 	})
 }
+
+// TestCauseNamesInstalledScript: a cause names the script on the server also if the name of the
+// profile is not the name of the file.
+func TestCauseNamesInstalledScript(t *testing.T) {
+	p := parsedProfile(t, "Sequence 7001/udp 8003/tcp 9005/udp")
+	p.Name = "my-vps"
+	all := causes(&evidence{profile: p, port: 22, targets: []target{{addr: ipv4, before: portOpen, after: portOpen}},
+		server: &serverEvidence{before: admitting(ipv4)}})
+	if len(all) != 1 || all[0].ID != "trusted" || !strings.HasSuffix(all[0].Fix, ": sh /etc/portknock/my_vp_8ab147.sh status") {
+		t.Errorf("the causes are %+v", all)
+	}
+}

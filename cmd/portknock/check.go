@@ -527,11 +527,29 @@ func (c *checkHost) printCauses(all []cause) error {
 	for i, f := range all {
 		b.WriteString("\n" + causeText(i, f))
 	}
+	last := ""
 	switch {
 	case len(all) == 0:
-		fmt.Fprintf(&b, "\nall is well: port %d opens after the knocks, and only then\n", c.found.port)
+		last = fmt.Sprintf("all is well: port %d opens after the knocks, and only then\n", c.found.port)
 	case !all[0].Certain && c.server == "":
-		fmt.Fprintf(&b, "\nif you can still log in: portknock check --server %s\n", c.host)
+		last = fmt.Sprintf("if you can still log in: portknock check --server %s\n", c.host)
+	}
+	if c.isLockedOut() {
+		last += fmt.Sprintf("if you cannot log in, run as root at the provider's console: sh %[1]s status\n"+
+			"to open the port from the console: sh %[1]s unload\n", installedScript(c.found.profile.Name))
+	}
+	if last != "" {
+		b.WriteString("\n" + last)
 	}
 	return c.app.print("%s", b.String())
+}
+
+// isLockedOut reports whether the server has rules that this computer has deployed, and neither
+// opens the port nor can be asked.
+func (c *checkHost) isLockedOut() bool {
+	e := &c.found
+	has := func(state portState) bool {
+		return slices.ContainsFunc(e.targets, func(t target) bool { return t.after == state })
+	}
+	return c.last != nil && (e.server == nil || e.server.err != nil) && has(portSilent) && !has(portOpen) && !e.oldOpens
 }

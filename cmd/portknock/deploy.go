@@ -204,7 +204,7 @@ func (d *deploy) prepare(ctx context.Context, s *server) error {
 		return err
 	}
 	s.app.log.warn(warnings)
-	s.fingerprint, s.admitsOthers = guards[0].Fingerprint, len(o.Trust) > 0
+	s.fingerprint, s.knockPorts, s.admitsOthers = guards[0].Fingerprint, guards[0].KnockPorts, len(o.Trust) > 0
 	if len(d.recorded) > 0 {
 		s.say("flags     %s", strings.Join(d.recorded, " "))
 	}
@@ -221,7 +221,23 @@ func (d *deploy) checkOwner(s *server) error {
 		return nil
 	}
 	return &failure{exitNotDeployed, fmt.Errorf("the server has other rules for a profile %s, and this computer has not deployed them", s.profile.Name),
-		"if they are yours, add --replace; if they are a colleague's, rename your profile"}
+		fmt.Sprintf("if they are yours, run: %s\nif they are a colleague's, rename your profile", d.replaceCommand(s))}
+}
+
+// replaceCommand returns the command that deploys the same rules to a server with --replace.
+func (d *deploy) replaceCommand(s *server) string {
+	words := append([]string{"--replace"}, d.recorded...)
+	if d.format != "" {
+		words = append(words, "--format", d.format)
+	}
+	if s.sshConfig != "" {
+		words = append(words, "--ssh-config", s.sshConfig)
+	}
+	command := "portknock " + s.configFlag() + "deploy"
+	for _, w := range append(words, s.host) {
+		command += " " + localWord(w)
+	}
+	return command
 }
 
 // uploadScript puts the script on the server. It takes the first format whose rules the server
@@ -341,7 +357,7 @@ func (d *deploy) change(ctx context.Context, s *server) error {
 	if d.unproved {
 		verb = "install --force"
 	}
-	s.say("install   the rules, which will also be loaded at each boot")
+	s.say("install   %s, which loads the rules at each boot", rules.InstalledScript(s.profile.Name))
 	s.result.Result = isUnknown
 	if _, err = s.verb(context.WithoutCancel(ctx), verb); err != nil {
 		return d.settle(ctx, s, err)
@@ -359,7 +375,11 @@ func (s *server) cancel(ctx context.Context, err error) error {
 	} else {
 		f.hint = fmt.Sprintf("the rules from before are in force at %s at the latest", clockTime(s.trialEnds))
 	}
-	if why := reasons(err); why != "" {
+	why := reasons(err)
+	if inner, ok := errors.AsType[*failure](err); ok {
+		why = inner.hint
+	}
+	if why != "" {
 		f.hint = why + "\n" + f.hint
 	}
 	if s.ssh.proxyJump != "" {

@@ -44,6 +44,9 @@ func guard(ctx context.Context, p *profile.Profile) (rules.Guard, error) {
 	}, nil
 }
 
+// installedScript returns the path at which deploy installs the script of a profile on the server.
+func installedScript(name string) string { return rules.InstalledScript(name) }
+
 // hostDialer is a Dialer for one host. It notes how long the path to the host is.
 type hostDialer struct {
 	proxy.Dialer

@@ -40,7 +40,7 @@ func (c *profileEdit) run(ctx context.Context, a *app, _ []string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return notChanged(path, err)
 	}
-	draft := path + ".edit-" + strings.ToLower(rand.Text()[:8])
+	draft := path + draftMark + strings.ToLower(rand.Text()[:draftID])
 	if err := secret.Create(draft, old.text); err != nil {
 		return &failure{exitFailed, err, folderHint}
 	}
@@ -68,6 +68,19 @@ func (c *profileEdit) run(ctx context.Context, a *app, _ []string) error {
 		return err
 	}
 	return r.print(a)
+}
+
+// The name of a draft is that of the profile file, draftMark and as many random characters as
+// draftID says.
+const (
+	draftMark = ".edit-"
+	draftID   = 8
+)
+
+// isDraftOf reports whether a file has the name of a draft of the profile file.
+func isDraftOf(name, file string) bool {
+	id, ok := strings.CutPrefix(name, file+draftMark)
+	return ok && len(id) == draftID && strings.Trim(id, "abcdefghijklmnopqrstuvwxyz234567") == ""
 }
 
 // editDraft lets the user edit the draft until it has no errors. It returns nil if the user wants
@@ -127,7 +140,7 @@ func keepDraft(draft string, old profileText, err error) error {
 	}
 	f := &failure{code: exitFailed, err: err}
 	errors.As(err, &f)
-	hint := "your changes are only in " + draft
+	hint := "your changes are only in " + draft + "\na later change of the profile file removes this copy after one day"
 	return &failure{f.code, err, strings.TrimPrefix(f.hint+"\n"+hint, "\n")}
 }
 

@@ -47,7 +47,7 @@ func (c *config) change(edit func(profileText) (edited, error)) error {
 	isLocked := false
 	err = locked(filepath.Dir(path), func() error {
 		isLocked = true
-		removeOldTemporary(path)
+		removeOldFiles(path)
 		old, err := readProfiles(path)
 		if err != nil {
 			return err
@@ -142,16 +142,26 @@ func readProfiles(path string) (t profileText, err error) {
 // may belong to another portknock that writes another file in this folder.
 const temporaryAge = time.Minute
 
-// removeOldTemporary removes what processes that were killed have left beside a file.
-func removeOldTemporary(path string) {
+// draftAge is how old the copy of a refused profile edit must be. Until then, the user may want
+// the changes in it. After that, it is only a further file with secrets.
+const draftAge = 24 * time.Hour
+
+// removeOldFiles removes the copies that profile edit has left beside a file, and what processes
+// that were killed have left.
+func removeOldFiles(path string) {
+	removeOlder(filepath.Dir(path), draftAge, func(name string) bool { return isDraftOf(name, filepath.Base(path)) })
 	if target, err := filepath.EvalSymlinks(path); err == nil {
 		path = target
 	}
-	entries, _ := os.ReadDir(filepath.Dir(path))
+	removeOlder(filepath.Dir(path), temporaryAge, func(name string) bool { return strings.HasPrefix(name, ".portknock-") })
+}
+
+// removeOlder removes the regular files of a folder that match and are older than age.
+func removeOlder(dir string, age time.Duration, match func(name string) bool) {
+	entries, _ := os.ReadDir(dir)
 	for _, e := range entries {
-		info, err := e.Info()
-		if strings.HasPrefix(e.Name(), ".portknock-") && err == nil && time.Since(info.ModTime()) > temporaryAge {
-			os.Remove(filepath.Join(filepath.Dir(path), e.Name()))
+		if info, err := e.Info(); err == nil && info.Mode().IsRegular() && time.Since(info.ModTime()) > age && match(e.Name()) {
+			os.Remove(filepath.Join(dir, e.Name()))
 		}
 	}
 }

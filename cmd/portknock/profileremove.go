@@ -66,3 +66,12 @@ func (c *profileRemove) run(ctx context.Context, a *app, args []string) error {
 	refreshSSHConfig(ctx, a, c.path, &r)
 	return r.print(a)
 }
+
+// canRemove reports whether the profile file at path has a profile that profile remove accepts.
+func canRemove(path, name string) bool {
+	old, err := readProfiles(path)
+	if err == nil {
+		_, err = profile.Remove(path, old.text, name)
+	}
+	return err == nil
+}

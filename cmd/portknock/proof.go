@@ -131,11 +131,48 @@ func (s *server) proveLogin(ctx context.Context) error {
 		if err == nil {
 			err = errors.New("the login shell does not run echo")
 		}
-		return fmt.Errorf("a new login through the new rules fails: %s", oneLine(strings.TrimSpace(stderr.String())+" ("+err.Error()+")"))
+		return s.loginFailure(stderr.String(), err)
 	}
 	s.result.Login = proved
 	s.say("proved    a new login works with the new knocks")
 	return nil
+}
+
+// loginFailure returns why a login through the new rules has failed. The text printed is what ssh
+// and its ProxyCommand have written to stderr.
+func (s *server) loginFailure(printed string, err error) error {
+	why, hint, isOwn := "", "", false
+	for line := range strings.Lines(printed) {
+		line = strings.TrimSpace(line)
+		own, ok := strings.CutPrefix(line, "portknock: ")
+		step, isHint := strings.CutPrefix(own, "hint: ")
+		switch {
+		case line == "" || strings.Contains(line, deployAdvice): // a warning about the rules before the trial
+		case ok && isHint:
+			hint = strings.TrimPrefix(hint+"\n"+step, "\n")
+		case ok:
+			why, isOwn = strings.TrimPrefix(own, s.profile.Name+": "), true
+		case !isOwn: // the last line of ssh names its error
+			why = line
+		}
+	}
+	if !isOwn {
+		why = strings.TrimSpace(why + " (" + err.Error() + ")")
+	}
+	return s.notProved("a new login through the new rules fails: "+oneLine(why), hint)
+}
+
+// notProved returns the failure of a proof. If the port stays silent, the hint is about other
+// firewalls, because the rules were made from the profile a moment ago.
+func (s *server) notProved(why, hint string) error {
+	if strings.HasSuffix(why, ": no answer") {
+		ports := "portknock " + s.configFlag() + "sequence " + localWord(s.profile.Name)
+		if len(s.knockPorts) > 0 { // the ports of a sequence change
+			ports = portList(s.knockPorts)
+		}
+		hint = "if a firewall is in front of the server, it must let these ports through: " + ports
+	}
+	return &failure{exitNotDeployed, errors.New(why), hint}
 }
 
 // proveConnection checks that a guarded port opens after the knocks. It is for profiles that do
@@ -152,7 +189,7 @@ func (s *server) proveConnection(ctx context.Context) error {
 	}
 	conn, err := d.Connect(ctx, s.address(), port)
 	if err != nil {
-		return fmt.Errorf("port %d does not open after the knocks: %w", port, err)
+		return s.notProved(fmt.Sprintf("port %d does not open after the knocks: %v", port, err), "")
 	}
 	_ = conn.Close()
 	s.result.Login = proved

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/portknock/portknock/knock"
 	"github.com/portknock/portknock/knock/profile"
 	"github.com/spf13/pflag"
 )
@@ -59,9 +60,10 @@ type server struct {
 	// the new knocks: another profile, or a trusted source.
 	admitsOthers bool
 
-	validUntil  time.Time // when the new rules expire; zero if they do not
-	fingerprint string    // fingerprint of the key of the new rules
-	trialEnds   time.Time // when the trial ends at the latest
+	validUntil  time.Time         // when the new rules expire; zero if they do not
+	fingerprint string            // fingerprint of the key of the new rules
+	knockPorts  []knock.PortRange // ports of all knocks; nil if a sequence does not change, or is one port
+	trialEnds   time.Time         // when the trial ends at the latest
 	result      result
 }
 

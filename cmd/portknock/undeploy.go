@@ -70,7 +70,13 @@ func (u *undeploy) remove(ctx context.Context, s *server) error {
 	}
 	s.result.Result = isRemoved
 	s.say("removed   %s; its ports are open, unless another profile or firewall closes them", s.profile.Name)
-	return removeDeployment(u.recorded, s.profile.Name)
+	if err := removeDeployment(u.recorded, s.profile.Name); err != nil {
+		return err
+	}
+	if canRemove(u.recorded, s.profile.Name) {
+		s.say("next      portknock %sprofile remove %s, if you do not need the profile any more", s.configFlag(), localWord(s.profile.Name))
+	}
+	return nil
 }
 
 // The results of undeploy, besides isUnknown.

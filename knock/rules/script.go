@@ -235,3 +235,6 @@ func (f format) refreshTimes(guards []Guard, o Options) (every, horizon time.Dur
 func formatSpan(d time.Duration) string {
 	return strings.NewReplacer("h0m0s", "h", "m0s", "m").Replace(d.String())
 }
+
+// InstalledScript returns the path of the installed script of a profile.
+func InstalledScript(name string) string { return "/etc/portknock/" + firewallName(name) + ".sh" }

@@ -3,6 +3,7 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -131,7 +132,7 @@ func (r *faultRig) check(t testing.TB, flags ...string) (c checkup) {
 }
 
 // drop makes the server lose packets before its guard sees them, as a firewall upstream does.
-func (r *faultRig) drop(t testing.TB, match string) {
+func (r *rig) drop(t testing.TB, match string) {
 	t.Helper()
 	r.server.Run(t, "nft", `add table inet upstream; add chain inet upstream in { type filter hook prerouting priority -400; };
 		add rule inet upstream in `+match+` drop`)
@@ -394,6 +395,39 @@ func TestCheckNoticesMissingDeploy(t *testing.T) {
 	lab.EditFile(t, r.profile, threeKnocks, "Sequence 7011/udp 8013/tcp 9015/udp")
 	if got := r.check(t); len(got.Causes) == 0 || got.Causes[0].ID != "not-deployed" || !got.Causes[0].Certain {
 		t.Errorf("check finds\n%v", got)
+	}
+}
+
+// TestCheckLeadsLockedOutUsersToTheConsole: if the port of a deployed server stays silent, check
+// names the script to run at the provider's console. It does not if this computer has not deployed
+// the rules.
+func TestCheckLeadsLockedOutUsersToTheConsole(t *testing.T) {
+	t.Parallel()
+	r := newDeployRig(t, threeKnocks, "OpenFor 1", "ConnectTimeout 2")
+	r.deploy(t, 0, nil)
+	r.drop(t, "udp dport 7001")
+	const console = "if you cannot log in, run as root at the provider's console: sh /etc/portknock/vps.sh status\n" +
+		"to open the port from the console: sh /etc/portknock/vps.sh unload\n"
+	check := func(args ...string) string {
+		t.Helper()
+		command := append([]string{"check", "-c", r.profile, "--ssh-config", r.config}, args...)
+		stdout, stderr, code := portknock(r.client, append(command, "vps")...)
+		if code != exitFailed || !strings.Contains(stdout, "after the knocks: silent") {
+			t.Errorf("check %q: exit code %d\n%s%s", args, code, stdout, stderr)
+		}
+		return stdout
+	}
+	if out := check(); !strings.HasSuffix(out, "\n\nif you can still log in: portknock check --server vps\n"+console) {
+		t.Errorf("check does not end with the way to the console:\n%s", out)
+	}
+	if out := check("--server"); !strings.HasSuffix(out, "\n\n"+console) {
+		t.Errorf("check --server, which cannot log in, does not end with the way to the console:\n%s", out)
+	}
+	if err := os.RemoveAll(filepath.Join(filepath.Dir(r.profile), "deployed")); err != nil {
+		t.Fatal(err)
+	}
+	if out := check(); strings.Contains(out, "console:") {
+		t.Errorf("check names a script that this computer has not installed:\n%s", out)
 	}
 }
 

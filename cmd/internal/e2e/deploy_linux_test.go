@@ -282,9 +282,12 @@ func TestDeployFollowsEditsOfTheProfile(t *testing.T) {
 	if err := os.WriteFile(r.profile, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	r.client.Run(t, "portknock", "undeploy", "-c", r.profile, "--ssh-config", r.config, "vps")
+	out := r.client.Run(t, "portknock", "undeploy", "-c", r.profile, "--ssh-config", r.config, "vps")
 	r.expect(t, r.attacker, lab.Open)
 	r.expectRuleset(t, before)
+	if strings.Contains(out, "profile remove") {
+		t.Errorf("undeploy names a profile that the profile file does not have:\n%s", out)
+	}
 	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(r.profile), "deployed", "vps*")); len(left) > 0 {
 		t.Errorf("undeploy leaves %v", left)
 	}
@@ -405,4 +408,76 @@ func TestDeployDoesNotReplaceRulesOfOthers(t *testing.T) {
 	use(again, 0, "deployed  vps")
 	use(mine, 0, "deployed  vps", "--replace")
 	r.login(t)
+}
+
+// TestDeployBehindAnotherFirewall: if a firewall in front of the server drops the knocks, deploy
+// says in one line that the port stays silent, and which ports that firewall must let through.
+func TestDeployBehindAnotherFirewall(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		settings []string
+		ports    string // CONFIG stands for the path of the profile file
+	}{
+		"static":                        {[]string{threeKnocks}, "portknock -c CONFIG sequence vps"},
+		"rotating":                      {[]string{"Scheme rotating", keyFileSetting(t), "PortRange 20000-29999"}, "20000-29999/udp"},
+		"another port than that of ssh": {[]string{threeKnocks, "OpenPorts 222"}, "portknock -c CONFIG sequence vps"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newDeployRig(t, append(tt.settings, "ConnectTimeout 2")...)
+			r.drop(t, "meta l4proto { tcp, udp } th dport 1024-65535")
+			out := r.deploy(t, 6, nil)
+			_, failed, _ := strings.Cut(out, "portknock: vps: not deployed: ")
+			reason, hints, _ := strings.Cut(failed, "\n")
+			if !strings.HasSuffix(reason, ": no answer") || strings.Contains(reason, "portknock") || len(reason) > 120 {
+				t.Errorf("the reason is %q", reason)
+			}
+			if want := "portknock: hint: if a firewall is in front of the server, it must let these ports through: " +
+				strings.ReplaceAll(tt.ports, "CONFIG", r.profile) + "\nportknock: hint: the rules from before are in force\n"; hints != want {
+				t.Errorf("the hints are\n%s\nwant\n%s", hints, want)
+			}
+			r.expect(t, r.attacker, lab.Open)
+		})
+	}
+}
+
+// TestDeployAfterALostRecord: each output names what is needed next, also for a profile whose script
+// has another name on the server: the script, which the console needs; the whole command that
+// replaces rules that this computer does not know; and the command that may follow undeploy.
+func TestDeployAfterALostRecord(t *testing.T) {
+	t.Parallel()
+	r := newDeployRig(t, threeKnocks)
+	lab.EditFile(t, r.profile, "Host vps", "Host my-vps")
+	r.config = r.proxyConfig(t, "portknock -c "+r.profile+" --profile my-vps %h %p")
+	lab.EditFile(t, r.config, "Host vps", "Host vps my-vps")
+	flags := "-c " + r.profile + " --ssh-config " + r.config
+	out := r.client.Shell(t, "portknock deploy "+flags+" my-vps 2>&1")
+	script := regexp.MustCompile(`(?m)^install   (/etc/portknock/\S+\.sh), which loads the rules at each boot$`).FindStringSubmatch(out)
+	if script == nil {
+		t.Fatalf("deploy does not name the installed script:\n%s", out)
+	}
+	r.expect(t, r.attacker, lab.Dropped)
+	if err := os.RemoveAll(filepath.Join(filepath.Dir(r.profile), "deployed")); err != nil {
+		t.Fatal(err)
+	}
+	r.server.Run(t, "sh", script[1], "unload")
+	r.expect(t, r.attacker, lab.Open)
+
+	lab.EditFile(t, r.profile, threeKnocks, otherKnocks)
+	out = r.client.Shell(t, "portknock deploy "+flags+" --policy drop --format nftables my-vps 2>&1 || echo exit code $?")
+	replace := regexp.MustCompile(`\nportknock: hint: if they are yours, run: (portknock .*)\nportknock: hint: if they are a colleague's, .*\nexit code 6\n`).FindStringSubmatch(out)
+	if replace == nil {
+		t.Fatalf("deploy does not name the command that replaces the rules:\n%s", out)
+	}
+	out = r.client.Shell(t, replace[1]+" 2>&1")
+	if !strings.Contains(out, "flags     --policy drop\n") || !strings.Contains(out, "deployed  my-vps\n") {
+		t.Errorf("%s prints\n%s", replace[1], out)
+	}
+	r.expect(t, r.attacker, lab.Dropped)
+
+	out = r.client.Shell(t, "portknock undeploy "+flags+" my-vps")
+	if !strings.HasSuffix(out, "\nnext      portknock -c "+r.profile+" profile remove my-vps, if you do not need the profile any more\n") {
+		t.Errorf("undeploy does not name the next command:\n%s", out)
+	}
+	r.expect(t, r.attacker, lab.Open)
 }
