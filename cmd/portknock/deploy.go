@@ -233,6 +233,9 @@ func (d *deploy) replaceCommand(s *server) string {
 	if s.sshConfig != "" {
 		words = append(words, "--ssh-config", s.sshConfig)
 	}
+	if s.via != "" {
+		words = append(words, "--via", s.via)
+	}
 	command := "portknock " + s.configFlag() + "deploy"
 	for _, w := range append(words, s.host) {
 		command += " " + localWord(w)
